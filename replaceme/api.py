@@ -1,0 +1,98 @@
+"""`replaceme.prune`: a model and some text in, a shorter checkpoint out, in one process and without Snakemake.
+
+The same functions as the steps, called one after another: tokens -> distances or candidates -> cut -> gram -> fit ->
+fold.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from replaceme.checkpoints import identity, read_config, resolve
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig, validated
+from replaceme.errors import ReplaceMeError
+
+
+def prune(
+    source: str | Path,
+    calibration: CalibrationConfig | None = None,
+    *,
+    out: str | Path,
+    texts: Iterable[str] | str | Path | None = None,
+    blocks: int | None = None,
+    ratio: float | None = None,
+    cut: CutConfig | None = None,
+    fit: FitConfig | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
+
+    `source` is a folder or a Hub id. Calibration text: `texts`, an iterable of strings or the path of a .txt, .jsonl or
+    .parquet file, or a whole `calibration` section. Size: `blocks`, `ratio` (of the parameters), or a `cut` section.
+    `fit` defaults to least squares. Returns the provenance record that is also written to `out`/replaceme.json.
+    Raises ReplaceMeError on bad input, before any forward pass where possible.
+    """
+    from replaceme.models import family_of, load_base_model, load_tokenizer, pick_device, pick_dtype, require_foldable
+    from replaceme.steps.common import calibration_of
+    from replaceme.steps.merge import write_pruned
+
+    calibration, texts = _calibration(calibration, texts)
+    cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
+    fit = fit or FitConfig()
+    record = resolve(str(source))
+    config = read_config(record["folder"])
+    if fit.transform != "identity":
+        require_foldable(config, str(source))
+    tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
+    device = pick_device(device)
+    model = load_base_model(record["folder"], pick_dtype(calibration.dtype, device, config), device)
+    family = family_of(config, str(source))
+    chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
+    transform = _fit(model, family, tokens, record, chosen, fit, calibration.batch_size)
+    origin = {**calibration_of(record, {"sha256": tokens.digest()}), "calibration": metadata}
+    return write_pruned(record, {**chosen, "model_sha256": identity(record)}, transform, out, origin)
+
+
+def _calibration(
+    calibration: CalibrationConfig | None, texts: Iterable[str] | str | Path | None
+) -> tuple[CalibrationConfig, list[str] | None]:
+    """The calibration section, and the texts where they were given as strings."""
+    if (calibration is None) == (texts is None):
+        raise ReplaceMeError("prune: give either texts or calibration")
+    if calibration is not None:
+        return calibration, None
+    if isinstance(texts, str | Path):
+        return CalibrationConfig(dataset=str(texts)), None
+    texts = list(texts)
+    return CalibrationConfig(dataset="texts given", samples=max(1, len(texts))), texts
+
+
+def _tokens(calibration: CalibrationConfig, texts: list[str] | None, tokenizer: Any):
+    from replaceme.data import calibrate, tokens_from_texts
+
+    if texts is None:
+        return calibrate(calibration, tokenizer)
+    return tokens_from_texts(texts, tokenizer, calibration.samples, calibration.tokens), {"dataset": "texts given"}
+
+
+def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> dict[str, Any]:
+    from replaceme.cuts import choose, measure_candidates, resolve_blocks
+    from replaceme.distances import measure
+
+    distances = candidates = None
+    if cut.post_fit:
+        subset = tokens.first(cut.samples)
+        candidates = measure_candidates(model, family, subset, resolve_blocks(cut, record), batch_size)
+    elif cut.start is None:
+        distances = measure(model, family, tokens, batch_size)
+    return choose(cut, record, distances, candidates)
+
+
+def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, batch_size: int):
+    from replaceme.fitting import fit_section
+    from replaceme.gather import gather_cut
+
+    statistics = None
+    if fit.transform != "identity":
+        statistics = gather_cut(model, family, tokens, (chosen["start"], chosen["end"]), batch_size)
+    return fit_section(fit, statistics, record["hidden_size"])

@@ -1,0 +1,134 @@
+"""Forward passes that keep only the tensors asked for and stop after the last block needed.
+
+Hooks on the blocks of a base model (no head, no logits) collect `hidden_states[k]`, the output of block k before any
+final norm, and `mlp_output[k]`, what its MLP adds to the residual stream. Values on masked positions are meaningless
+and are never read.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from replaceme.data import Tokens
+from replaceme.errors import ReplaceMeError
+from replaceme.models import Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass
+class Activations:
+    """Tensors of one batch, [samples, tokens, hidden] each, and its mask [samples, tokens]."""
+
+    mask: "torch.Tensor"
+    hidden_states: dict[int, "torch.Tensor"] = field(default_factory=dict)
+    mlp_output: dict[int, "torch.Tensor"] = field(default_factory=dict)
+
+    def target(self, start: int, end: int) -> "torch.Tensor":
+        """R = hidden_states[end-1] - hidden_states[start-1] + M, in float32 or wider (eq. 6: L_{i+n} - Y_i)."""
+        wide = [_widened(x) for x in (self.hidden_states[end - 1], self.hidden_states[start - 1])]
+        return wide[0] - wide[1] + _widened(self.mlp_output[start - 1])
+
+
+def _widened(x: "torch.Tensor") -> "torch.Tensor":
+    return x if x.element_size() >= 4 else x.float()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The block numbers whose hidden states and MLP outputs are to be kept."""
+
+    hidden_states: frozenset[int]
+    mlp_output: frozenset[int] = frozenset()
+
+    @classmethod
+    def of_cut(cls, start: int, end: int) -> "Wanted":
+        """What the statistics of the cut [start, end) need."""
+        return cls(frozenset({start - 1, end - 1}), frozenset({start - 1}))
+
+    @property
+    def last(self) -> int:
+        """The last block that has to run."""
+        return max(self.hidden_states | self.mlp_output)
+
+
+class _LastBlockReached(Exception):
+    """Raised by a hook to leave the forward pass early."""
+
+
+def capture(model: "nn.Module", family: Family, batches: Iterable[Tokens], wanted: Wanted) -> Iterator[Activations]:
+    """Run batches through a base model and yield what was asked for; raises ReplaceMeError on NaN or infinity."""
+    for batch in batches:
+        activations = _forward(model, family, batch, wanted)
+        if not _finite(activations):
+            raise ReplaceMeError(_name_the_block(model, family, batch, wanted.last))
+        yield activations
+
+
+def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) -> Activations:
+    import torch
+
+    batch = _trimmed(batch)
+    device = next(model.parameters()).device
+    kept = Activations(batch.mask.to(device))
+    blocks = family.block_modules(model)
+
+    def keep(store: dict, block: int):
+        def hook(module, inputs, output):
+            store[block] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def leave(module, inputs, output):
+        raise _LastBlockReached
+
+    with ExitStack() as hooks, torch.inference_mode():
+        for block in wanted.mlp_output:
+            hook = family.mlp_module(blocks[block]).register_forward_hook(keep(kept.mlp_output, block))
+            hooks.callback(hook.remove)
+        for block in wanted.hidden_states:
+            hooks.callback(blocks[block].register_forward_hook(keep(kept.hidden_states, block)).remove)
+        hooks.callback(blocks[wanted.last].register_forward_hook(leave).remove)
+        # positions count real tokens only, so that padding on the left moves nothing
+        positions = (kept.mask.long().cumsum(1) - 1).clamp(min=0)
+        with suppress(_LastBlockReached):
+            model(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=kept.mask.long(),
+                position_ids=positions,
+                use_cache=False,
+            )
+    return kept
+
+
+def _trimmed(batch: Tokens) -> Tokens:
+    """The batch without the columns in which every sequence is padded."""
+    used = batch.mask.any(0).nonzero()
+    if len(used) == 0:
+        raise ReplaceMeError("calibration: a batch holds padding only; remove empty texts")
+    columns = slice(int(used[0]), int(used[-1]) + 1)
+    return Tokens(batch.input_ids[:, columns], batch.mask[:, columns])
+
+
+def _finite(activations: Activations) -> bool:
+    import torch
+
+    tensors = [*activations.hidden_states.values(), *activations.mlp_output.values()]
+    return all(bool(torch.isfinite(tensor[activations.mask]).all()) for tensor in tensors)
+
+
+def _name_the_block(model: "nn.Module", family: Family, batch: Tokens, last: int) -> str:
+    """Run the batch again with every block watched, and say where NaN or infinity first appears."""
+    import torch
+
+    activations = _forward(model, family, batch, Wanted(frozenset(range(last + 1))))
+    for block in range(last + 1):
+        if not torch.isfinite(activations.hidden_states[block][activations.mask]).all():
+            return (
+                f"calibration: NaN or infinity in the output of block {block} ({next(model.parameters()).dtype}); "
+                "check the checkpoint's weights, or set `dtype: float32`"
+            )
+    return "calibration: NaN or infinity in an MLP output; check the checkpoint's weights, or set `dtype: float32`"

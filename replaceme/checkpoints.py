@@ -1,0 +1,204 @@
+"""Where a model comes from, and what its folder holds, read from safetensors headers alone (no weights loaded).
+
+`resolve` turns a local folder or a Hub id into a record (model.json): the folder, the commit, the SHA-256 of every
+file, and the sizes on which cuts are decided. All later steps start from that record.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from replaceme.errors import ReplaceMeError
+from replaceme.files import read_json, sha256
+from replaceme.models import Family, family_of
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
+COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "generation_config.json", "chat_template*", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with config.json and safetensors shards; `tensors` maps a tensor's name to its shard and shape."""
+
+    folder: Path
+    config: dict[str, Any]
+    family: Family
+    tensors: dict[str, tuple[str, tuple[int, ...], str]]
+
+    @property
+    def num_blocks(self) -> int:
+        """L, the number of blocks."""
+        return self.config["num_hidden_layers"]
+
+    @property
+    def hidden_size(self) -> int:
+        """d, the width of the residual stream."""
+        return self.config["hidden_size"]
+
+    @property
+    def shards(self) -> list[str]:
+        """File names of the shards, in order."""
+        return sorted({shard for shard, _, _ in self.tensors.values()})
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored parameters."""
+        return sum(prod(shape) for _, shape, _ in self.tensors.values())
+
+    def block_parameters(self) -> list[int]:
+        """Number of parameters of each block, in order."""
+        counts = [0] * self.num_blocks
+        for name, (_, shape, _) in self.tensors.items():
+            block = self.family.block_of(name)
+            if block is not None:
+                counts[block] += prod(shape)
+        return counts
+
+    def companions(self) -> Iterator[Path]:
+        """Files other than weights and config that belong to the model: tokenizer, generation config, licence."""
+        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
+        yield from sorted(found)
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint's config and headers; raises ReplaceMeError when a file is missing, truncated or foreign."""
+    folder = Path(folder)
+    config = read_config(folder)
+    family = family_of(config, str(folder))
+    tensors = dict(_headers(folder))
+    checkpoint = Checkpoint(folder, config, family, tensors)
+    _check_names(checkpoint)
+    return checkpoint
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a local model folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ReplaceMeError(f"{folder}: no such folder; give a folder with config.json and .safetensors files")
+    if not (folder / "config.json").is_file():
+        raise ReplaceMeError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ReplaceMeError(f"{folder}/config.json: no `model_type`; this is not a transformers config")
+    return config
+
+
+def shard_names(folder: Path) -> list[str]:
+    """File names of a checkpoint's shards, from the index or the single file; raises ReplaceMeError when none."""
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map", {})
+        names = sorted(set(weight_map.values()))
+        for name in names:
+            if Path(name).name != name:
+                raise ReplaceMeError(
+                    f"{folder / INDEX}: shard {name!r} lies outside the folder; do not trust this file"
+                )
+        return names
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    others = sorted(path.name for path in folder.glob("*.bin"))
+    hint = f" (found {others[0]}: pickles are not read; convert it to safetensors)" if others else ""
+    raise ReplaceMeError(f"{folder}: no {SINGLE} and no {INDEX}{hint}")
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], str]]]:
+    from safetensors import SafetensorError, safe_open
+
+    for shard in shard_names(folder):
+        path = folder / shard
+        if not path.is_file():
+            raise ReplaceMeError(f"{path}: missing shard; download or copy the checkpoint again")
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    view = file.get_slice(name)
+                    yield name, (shard, tuple(view.get_shape()), view.get_dtype())
+        except SafetensorError as error:
+            raise ReplaceMeError(f"{path}: truncated or corrupted ({error}); download or copy it again") from error
+
+
+def _check_names(checkpoint: Checkpoint) -> None:
+    blocks = {checkpoint.family.block_of(name) for name in checkpoint.tensors} - {None}
+    expected = set(range(checkpoint.num_blocks))
+    if blocks != expected:
+        prefix = checkpoint.family.blocks
+        raise ReplaceMeError(
+            f"{checkpoint.folder}: config.json says {len(expected)} blocks, the tensors named {prefix}.* hold "
+            f"{len(blocks)}; config and weights are not of the same model"
+        )
+
+
+def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
+    """The record of a model: source, commit, folder, file hashes and sizes (hidden_size d, num_blocks L, parameters).
+
+    A Hub id is downloaded (safetensors, config and tokenizer only); without network, what the cache holds is used.
+    """
+    folder, commit = _locate(source, revision)
+    checkpoint = open_checkpoint(folder)
+    names = ["config.json", *checkpoint.shards, *(path.name for path in checkpoint.companions())]
+    names += [INDEX] if (folder / INDEX).is_file() else []
+    return {
+        "source": source,
+        "revision": commit,
+        "folder": str(folder),
+        "architecture": (checkpoint.config.get("architectures") or [checkpoint.config["model_type"]])[0],
+        "model_type": checkpoint.config["model_type"],
+        "num_blocks": checkpoint.num_blocks,
+        "hidden_size": checkpoint.hidden_size,
+        "parameters": checkpoint.parameters,
+        "block_parameters": checkpoint.block_parameters(),
+        "files": {name: sha256(folder / name) for name in sorted(names)},
+    }
+
+
+def is_local(source: str) -> bool:
+    """Whether a source names a folder rather than a Hub id: it exists, or is spelt like a path."""
+    return Path(source).exists() or source.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(source)
+
+
+def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
+    if is_local(source):
+        if revision is not None:
+            raise ReplaceMeError(f"{source}: a local folder has no revision; drop it")
+        return Path(source).expanduser(), None
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
+    try:
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub raises many types: offline, missing, gated, time-out
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ReplaceMeError(
+            f"{source}: neither a local folder nor reachable on the Hub ({reason}); check the id, the revision and "
+            "the network, or give a folder"
+        ) from error
+    return folder, folder.name
+
+
+def load_record(path: str | Path) -> dict[str, Any]:
+    """A model.json written by the `model` step, or the record of a folder or Hub id given directly."""
+    path = Path(path)
+    if path.suffix == ".json" and path.is_file():
+        record = read_json(path)
+        if "folder" not in record:
+            raise ReplaceMeError(f"{path}: not a model record; make it with `replaceme model`")
+        return record
+    return resolve(str(path))
+
+
+def identity(record: dict[str, Any]) -> str:
+    """One hash for a model: SHA-256 over the names and hashes of its files."""
+    import hashlib
+
+    return hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()

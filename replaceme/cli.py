@@ -1,0 +1,71 @@
+"""The command line: `replaceme STEP ...`, one subcommand per step of the workflow.
+
+A step's module is imported only when it is asked for, so that `--help` is instant. Errors that users can mend are one
+line on stderr and exit code 1.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from replaceme import __version__
+from replaceme.errors import ReplaceMeError
+from replaceme.steps import STEPS
+
+DESCRIPTION = "Shorten transformer models without training: replace a run of blocks by one folded linear map."
+EPILOG = "`replaceme STEP --help` lists a step's options. The whole workflow: `snakemake --cores all`."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one step; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not sys.flags.interactive:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    try:
+        step = _asked_for(argv)
+        _set_environment(online=step is not None and importlib.import_module(f"replaceme.steps.{step}").ONLINE)
+        args = _parser(step).parse_args(argv)
+        args.run(args)
+    except ReplaceMeError as error:
+        print("\n".join(f"replaceme: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("replaceme: interrupted; nothing half-written was left", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _asked_for(argv: list[str]) -> str | None:
+    return next((word for word in argv[:1] if word in STEPS), None)
+
+
+def _set_environment(online: bool) -> None:
+    """Keep the hub libraries from trying the network in steps that never need it, and from reporting usage at all."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not online:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+
+def _parser(step: str | None) -> argparse.ArgumentParser:
+    """The parser with all subcommands; options only for the one asked for."""
+    parser = argparse.ArgumentParser(prog="replaceme", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"replaceme {__version__}")
+    subparsers = parser.add_subparsers(title="steps", metavar="STEP", required=True)
+    for name in STEPS:
+        if step is None or name == step:
+            module = importlib.import_module(f"replaceme.steps.{name}")
+            sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+            module.arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""The schema of config.yaml: every key, its type, range, unit and default, in one place.
+
+The same models validate the workflow's config (all errors at once, one line each, before any job starts), give the
+command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from replaceme.errors import ReplaceMeError
+
+# names become folders under results/: one plain path component, never a hidden or a parent folder
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+RESERVED = {"calibrations": {"baseline"}, "models": {"benchmarks", "logs", "published", "tables"}}
+Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+POST_FIT_METRICS = ("residual", "cosine_after_fit")
+
+
+class Strict(BaseModel):
+    """A section of the config that refuses unknown keys and cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Strict):
+    """A model to shorten."""
+
+    source: str = Field(description="Folder of a safetensors checkpoint, or a Hub id (`owner/name`).")
+    revision: str | None = Field(None, description="Hub revision: commit, tag or branch; recorded as a commit.")
+
+
+class CalibrationConfig(Strict):
+    """The text on which hidden states are observed."""
+
+    dataset: str = Field(
+        description="`micro` (the embedded generator), a .txt, .jsonl or .parquet file, or a Hub dataset id."
+    )
+    name: str | None = Field(None, description="Hub dataset configuration, such as `sample-10BT`.")
+    revision: str | None = Field(None, description="Hub dataset revision.")
+    split: str = Field("train", description="Hub dataset split.")
+    column: str = Field("text", description="Column that holds the text.")
+    conversations: str | None = Field(
+        None, description="Column that holds conversations; they go through the model's chat template."
+    )
+    samples: int = Field(128, ge=1, description="Number of token sequences.")
+    tokens: int = Field(1024, ge=2, description="Length of a sequence, in tokens; longer ones are truncated.")
+    pack: bool | None = Field(
+        None,
+        description="Join documents into full sequences instead of padding each; default: only for `micro` and .txt.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the generator or of the shuffle.")
+    shards: int = Field(1, ge=1, le=10_000, description="Jobs over which Gram accumulation is spread.")
+    batch_size: int = Field(8, ge=1, description="Sequences per forward pass.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = Field(
+        "auto", description="Type of the forward pass; auto: the checkpoint's on a GPU, float32 on a CPU."
+    )
+
+
+class CutConfig(Strict):
+    """Which run of blocks goes."""
+
+    blocks: int | None = Field(None, ge=1, description="Number of blocks to remove.")
+    ratio: float | None = Field(
+        None, gt=0, lt=1, description="Share of the parameters to remove, resolved to the nearest number of blocks."
+    )
+    start: int | None = Field(
+        None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
+    )
+    metric: Literal["cosine", "angular", "residual", "cosine_after_fit"] = Field(
+        "cosine_after_fit",
+        description="What the choice minimises: a distance between hidden states (cosine, angular: the paper), or what "
+        "is left after the least-squares fit of every candidate (residual, cosine_after_fit).",
+    )
+    position: Literal["all", "last"] = Field(
+        "all", description="Tokens over which a distance is averaged: all unmasked ones, or the last of each sequence."
+    )
+    samples: int | None = Field(
+        64, ge=1, description="Calibration sequences used by the post-fit metrics; null: all of them."
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "CutConfig":
+        if (self.blocks is None) == (self.ratio is None):
+            raise ValueError("give either blocks or ratio")
+        if self.start is not None and self.start < 1:
+            raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
+        if self.metric in POST_FIT_METRICS and self.position != "all":
+            raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
+        return self
+
+    @property
+    def post_fit(self) -> bool:
+        """Whether the choice needs the fits of all candidates, rather than distances."""
+        return self.start is None and self.metric in POST_FIT_METRICS
+
+    @property
+    def size(self) -> str:
+        """The size as a path component: `6-blocks` or `0.25-ratio`."""
+        return f"{self.blocks}-blocks" if self.blocks is not None else f"{self.ratio}-ratio"
+
+
+class FitConfig(Strict):
+    """How the transform T is found."""
+
+    transform: Literal["full", "identity"] = Field(
+        "full", description="Structure of T: full, or identity (blocks are dropped, nothing is fitted: UIDL)."
+    )
+    objective: Literal["l2"] = Field("l2", description="What the fit minimises: l2 is least squares (eq. 6).")
+    ridge: float = Field(0.0, ge=0, description="Absolute value added to the diagonal of the Gram (eq. 9).")
+    ridge_relative: float = Field(0.0, ge=0, description="The same in units of the Gram's mean diagonal.")
+
+    @model_validator(mode="after")
+    def _identity_has_no_ridge(self) -> "FitConfig":
+        if self.transform == "identity" and (self.ridge or self.ridge_relative):
+            raise ValueError("transform identity fits nothing; drop the ridge")
+        return self
+
+
+class TaskConfig(Strict):
+    """How one lm-eval task is run."""
+
+    fewshot: int | None = Field(None, ge=0, description="Number of examples in the prompt; null: the task's own.")
+    metric: str | None = Field(None, description="Metric of the table; null: acc_norm where the task has it, else acc.")
+    in_average: bool = Field(True, description="Whether the task counts in the average accuracy.")
+
+
+class EvaluationConfig(Strict):
+    """Benchmarks, run by lm-eval."""
+
+    tasks: dict[Name, TaskConfig] = Field(min_length=1, description="lm-eval tasks by name, with options.")
+    include: str | None = Field(None, description="Folder of task YAMLs of your own.")
+    perplexity: str | None = Field(None, description="Task that gives the perplexity column.")
+    batch_size: int = Field(16, ge=1, description="Requests per forward pass.")
+    limit: int | None = Field(None, ge=1, description="First items of each task only; null: all of them.")
+    seed: int = Field(1234, ge=0, description="Seed of the few-shot examples.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of the forward pass; auto: the checkpoint's on a GPU, float32 on a CPU."
+    )
+
+    @model_validator(mode="after")
+    def _perplexity_is_a_task(self) -> "EvaluationConfig":
+        if self.perplexity is not None and self.perplexity not in self.tasks:
+            raise ValueError(f"perplexity names {self.perplexity!r}, which is not among its tasks")
+        return self
+
+
+class SpeedConfig(Strict):
+    """How latency and throughput are measured."""
+
+    prompt_tokens: int = Field(256, ge=1, description="Length of the prompt, in tokens.")
+    new_tokens: int = Field(32, ge=1, description="Tokens generated one by one after it.")
+    batch_size: int = Field(1, ge=1, description="Sequences in flight.")
+    repeats: int = Field(5, ge=1, description="Timed runs, of which the median counts.")
+    warmup: int = Field(2, ge=0, description="Runs before the timed ones.")
+
+
+class TableConfig(Strict):
+    """A result table: the baselines of its models, and every combination of the rest."""
+
+    models: list[str] = Field(min_length=1, description="Names under `models`.")
+    calibrations: list[str] = Field(min_length=1, description="Names under `calibrations`.")
+    cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
+    fits: list[str] = Field(min_length=1, description="Names under `fits`.")
+    evaluation: str = Field(description="Name under `evaluations`.")
+    caption: str = Field("", description="A sentence above the table.")
+
+
+class Config(Strict):
+    """The whole of config.yaml."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors are computed.")
+    models: dict[Name, ModelConfig] = Field(min_length=1, description="Models by name.")
+    calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
+    cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
+    fits: dict[Name, FitConfig] = Field(min_length=1, description="Fits by name.")
+    evaluations: dict[Name, EvaluationConfig] = Field(min_length=1, description="Evaluations by name.")
+    speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
+    tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
+
+
+SECTIONS = {"models": "models", "calibrations": "calibrations", "cuts": "cuts", "fits": "fits"}
+
+
+def parse(raw: Any, origin: str = "config.yaml") -> Config:
+    """Validate a config; raises ReplaceMeError with every error on a line of its own (`file: key: what; remedy`)."""
+    if not isinstance(raw, dict):
+        raise ReplaceMeError(f"{origin}: expected a mapping of sections, found {type(raw).__name__}")
+    return validated(Config, raw, origin, extra_checks=_dangling_and_reserved)
+
+
+def validated(schema: type[Strict], raw: Any, origin: str, extra_checks=lambda config: []) -> Any:
+    """An instance of `schema` from plain data, or a ReplaceMeError that lists all that is wrong with it."""
+    try:
+        config = schema.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{origin}: {_explain(schema, item)}" for item in error.errors()]
+        raise ReplaceMeError("\n".join(lines)) from None
+    lines = [f"{origin}: {line}" for line in extra_checks(config)]
+    if lines:
+        raise ReplaceMeError("\n".join(lines))
+    return config
+
+
+def _explain(schema: type[BaseModel], item: dict) -> str:
+    path = [part for part in item["loc"] if part != "[key]"]
+    where = ".".join(str(part) for part in path) or "top level"
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(schema, path[:-1])
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{where}: missing; {_description_at(schema, path)}"
+    if item["type"] == "string_pattern_mismatch":
+        return f"{where}: not a usable name; use letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+    message = item["msg"].removeprefix("Value error, ")
+    shown = "" if item["type"] == "value_error" else f" (found {item['input']!r})"
+    return f"{where}: {message}{shown}"
+
+
+def _schema_at(schema: type[BaseModel], path: list) -> type[BaseModel] | None:
+    """The model that describes `path`, following fields and the values of named mappings."""
+    current: Any = schema
+    for part in path:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        else:
+            arguments = get_args(current)
+            current = arguments[-1] if arguments else None
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _fields_at(schema: type[BaseModel], path: list) -> list[str]:
+    found = _schema_at(schema, path)
+    return list(found.model_fields) if found else []
+
+
+def _description_at(schema: type[BaseModel], path: list) -> str:
+    parent = _schema_at(schema, path[:-1])
+    field: FieldInfo | None = parent.model_fields.get(str(path[-1])) if parent else None
+    return field.description or "" if field else ""
+
+
+def _dangling_and_reserved(config: Config) -> list[str]:
+    lines = []
+    for section, names in RESERVED.items():
+        lines += [
+            f"{section}.{name}: this name is reserved; choose another" for name in names & set(getattr(config, section))
+        ]
+    for table_name, table in config.tables.items():
+        for section in SECTIONS:
+            lines += _dangling(f"tables.{table_name}.{section}", getattr(table, section), getattr(config, section))
+        lines += _dangling(f"tables.{table_name}.evaluation", [table.evaluation], config.evaluations)
+    return lines
+
+
+def _dangling(where: str, names: list[str], defined: dict) -> list[str]:
+    section = where.rsplit(".", 1)[-1]
+    section = "evaluations" if section == "evaluation" else section
+    lines = [
+        f"{where}: {name!r} is not defined under {section}; defined: {', '.join(defined)}"
+        for name in names
+        if name not in defined
+    ]
+    return lines + [f"{where}: {name!r} is listed twice" for name in {n for n in names if names.count(n) > 1}]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as Snakemake reads it, but a key given twice is an error instead of the last one winning."""
+
+
+def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults` may be overridden
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            origin = key_node.start_mark.name
+            raise ReplaceMeError(
+                f"{origin}: line {line}: key {key!r} again, first on line {seen[key]}; keep one of them"
+            )
+        seen[key] = line
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read YAML without duplicate keys; raises ReplaceMeError naming the file and line."""
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return yaml.load(stream, Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ReplaceMeError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ReplaceMeError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ReplaceMeError(f"{path}: {line}not valid YAML ({getattr(error, 'problem', None) or error})") from None
+
+
+def load(path: str | Path) -> Config:
+    """Read and validate a config file."""
+    return parse(read_yaml(path), str(path))

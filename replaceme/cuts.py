@@ -1,0 +1,153 @@
+"""The choice of the cut: which run of n blocks goes, by distance (the paper) or by what is left after the fit.
+
+Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
+
+- cosine, angular: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4).
+- residual: 1 - R^2 of the least-squares fit, sum |M T - R|^2 / sum |R|^2, from the statistics alone.
+- cosine_after_fit: mean over tokens of 1 - cos(Y + M T, hidden_states[end-1]), Y = hidden_states[start-1] - M, with the
+  T of that candidate: a second pass over the same tokens.
+
+The statistics of all candidates come from one pass. Memory: L - n pairs of float64 [d, d].
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from replaceme.capture import Activations, Wanted, capture
+from replaceme.config import CutConfig
+from replaceme.data import Tokens
+from replaceme.errors import ReplaceMeError
+from replaceme.gather import gather
+from replaceme.models import Family
+from replaceme.progress import progress
+from replaceme.transforms import fit_least_squares
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
+    """All candidate cuts [start, end) of `blocks` blocks; raises ReplaceMeError when none leaves a carrier."""
+    if not 1 <= blocks < num_blocks:
+        raise ReplaceMeError(
+            f"cut: cannot remove {blocks} of {num_blocks} blocks: block 0 must stay as the carrier; "
+            f"remove at most {num_blocks - 1}"
+        )
+    return [(start, start + blocks) for start in range(1, num_blocks - blocks + 1)]
+
+
+def resolve_blocks(cut: CutConfig, record: dict[str, Any]) -> int:
+    """The number of blocks to remove: `blocks`, or the one whose share of the parameters is nearest to `ratio`."""
+    if cut.blocks is not None:
+        return cut.blocks
+    mean = sum(record["block_parameters"]) / record["num_blocks"]
+    wanted = cut.ratio * record["parameters"] / mean
+    if wanted > record["num_blocks"] - 0.5:
+        most = mean * (record["num_blocks"] - 1) / record["parameters"]
+        raise ReplaceMeError(f"cut: ratio {cut.ratio} is out of reach; all blocks but one are {most:.3f} of the model")
+    return max(1, round(wanted))
+
+
+def measure_candidates(
+    model: "nn.Module", family: Family, tokens: Tokens, blocks: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """Post-fit metrics of every candidate: start, end, residual, residual_identity, cosine, cosine_after_fit."""
+    candidates = spans(len(family.block_modules(model)), blocks)
+    batches = tokens.batches(batch_size)
+    every = frozenset(range(candidates[-1][1]))
+    wanted = Wanted(every, frozenset(start - 1 for start, _ in candidates))
+
+    def passes(description: str):
+        return capture(model, family, progress(batches, description, unit="batch"), wanted)
+
+    statistics = gather(passes("statistics of all cuts"), candidates)
+    fits = [fit_least_squares(one) for one in statistics]
+    after = _mean_cosine_distances(passes("cosine after fit"), candidates, [one.matrix for one in fits])
+    return [
+        {
+            "start": start,
+            "end": end,
+            "residual": one.report["residual"],
+            "residual_identity": one.report["residual_identity"],
+            "cosine_after_fit": fitted,
+            "cosine": dropped,
+        }
+        for (start, end), one, (fitted, dropped) in zip(candidates, fits, after, strict=True)
+    ]
+
+
+def _mean_cosine_distances(
+    passes, candidates: list[tuple[int, int]], transforms: list["torch.Tensor"]
+) -> list[tuple[float, float]]:
+    """For each candidate the mean distance to the target state of Y + M T, and of the carrier's state as it is."""
+    totals = [[0.0, 0.0] for _ in candidates]
+    tokens = 0
+    for activations in passes:
+        tokens += int(activations.mask.sum())
+        for total, (start, end), transform in zip(totals, candidates, transforms, strict=True):
+            fitted, dropped = _cosine_distance_sums(activations, start, end, transform)
+            total[0] += fitted
+            total[1] += dropped
+    return [(fitted / tokens, dropped / tokens) for fitted, dropped in totals]
+
+
+def _cosine_distance_sums(
+    activations: Activations, start: int, end: int, transform: "torch.Tensor"
+) -> tuple[float, float]:
+    from torch.nn.functional import cosine_similarity
+
+    mask = activations.mask
+    state, goal, mlp_output = (
+        x[mask].double()
+        for x in (
+            activations.hidden_states[start - 1],
+            activations.hidden_states[end - 1],
+            activations.mlp_output[start - 1],
+        )
+    )
+    predicted = state + mlp_output @ transform.to(state.device) - mlp_output
+    return (
+        float((1 - cosine_similarity(predicted, goal, dim=-1)).sum()),
+        float((1 - cosine_similarity(state, goal, dim=-1)).sum()),
+    )
+
+
+def choose(
+    cut: CutConfig,
+    record: dict[str, Any],
+    distances: dict[str, "torch.Tensor"] | None = None,
+    candidates: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The contents of cut.json: the chosen [start, end), its carrier, the metric, and every candidate with its value.
+
+    `distances` are needed for the metrics cosine and angular, `candidates` for the post-fit ones, neither for a cut
+    placed by hand.
+    """
+    blocks = resolve_blocks(cut, record)
+    possible = spans(record["num_blocks"], blocks)
+    if cut.start is not None:
+        if (cut.start, cut.start + blocks) not in possible:
+            raise ReplaceMeError(
+                f"cut: start {cut.start} with {blocks} blocks does not fit; start lies between 1 and {possible[-1][0]}"
+            )
+        metric, position, listed, start = "given", None, [], cut.start
+    else:
+        metric, position = cut.metric, cut.position
+        listed = candidates if cut.post_fit else _by_distance(distances[f"{metric}_{position}"], possible, metric)
+        if [(one["start"], one["end"]) for one in listed] != possible:
+            raise ReplaceMeError(f"cut: the candidates measured are not those of {blocks} blocks; measure them again")
+        start = min(listed, key=lambda one: (one[metric], one["start"]))["start"]
+    return {
+        "start": start,
+        "end": start + blocks,
+        "blocks": blocks,
+        "carrier": start - 1,
+        "num_blocks": record["num_blocks"],
+        "metric": metric,
+        "position": position,
+        "candidates": listed,
+    }
+
+
+def _by_distance(matrix: "torch.Tensor", possible: list[tuple[int, int]], metric: str) -> list[dict[str, Any]]:
+    return [{"start": start, "end": end, metric: float(matrix[start - 1, end - 1])} for start, end in possible]

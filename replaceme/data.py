@@ -1,0 +1,223 @@
+"""Calibration text -> token ids and mask, deterministic in (source, seed), saved with hashes of what it holds.
+
+Sources: `micro` (the embedded generator), local .txt, .jsonl and .parquet files, and Hub datasets (streamed). Two ways
+to make sequences: `pack` joins documents and cuts full sequences; otherwise each document is one sequence, truncated or
+right-padded, and the padding is masked in every later step.
+"""
+
+import hashlib
+import itertools
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.config import CalibrationConfig
+from replaceme.errors import ReplaceMeError
+from replaceme.files import load_tensors, save_tensors, sha256
+from replaceme.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+SHUFFLE_BUFFER = 10_000  # records held while shuffling a stream
+ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Calibration sequences: `input_ids` int64 and `mask` bool (true on real tokens), both [samples, tokens]."""
+
+    input_ids: "torch.Tensor"
+    mask: "torch.Tensor"
+
+    @property
+    def count(self) -> int:
+        """Number of unmasked tokens."""
+        return int(self.mask.sum())
+
+    def first(self, samples: int | None) -> "Tokens":
+        """The first `samples` sequences (all of them for None)."""
+        return Tokens(self.input_ids[:samples], self.mask[:samples])
+
+    def digest(self) -> str:
+        """SHA-256 of ids and mask."""
+        content = self.input_ids.numpy().tobytes() + self.mask.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()
+
+    def batches(self, batch_size: int, shard: int = 0, shards: int = 1) -> "list[Tokens]":
+        """Batches in order; shard k of `shards` gets a contiguous, near-equal part of them."""
+        starts = range(0, len(self.input_ids), batch_size)
+        mine = starts[shard * len(starts) // shards : (shard + 1) * len(starts) // shards]
+        return [Tokens(self.input_ids[k : k + batch_size], self.mask[k : k + batch_size]) for k in mine]
+
+    def save(self, path: str | Path, metadata: dict[str, Any]) -> None:
+        """Write ids and mask with their hash and count."""
+        tensors = {"input_ids": self.input_ids, "attention_mask": self.mask}
+        save_tensors(path, tensors, {**metadata, "sha256": self.digest(), "unmasked_tokens": self.count})
+
+
+def load_tokens(path: str | Path) -> tuple[Tokens, dict[str, Any]]:
+    """Read what `Tokens.save` wrote and check its hash."""
+    tensors, metadata = load_tensors(path)
+    if not {"input_ids", "attention_mask"} <= tensors.keys():
+        raise ReplaceMeError(f"{path}: not a token file; make it with `replaceme tokens`")
+    tokens = Tokens(tensors["input_ids"], tensors["attention_mask"])
+    if tokens.digest() != metadata.get("sha256"):
+        raise ReplaceMeError(f"{path}: content does not match its hash; delete it and run again")
+    return tokens, metadata
+
+
+def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[str, Any]]:
+    """Tokens of a calibration and the record of where they came from; raises ReplaceMeError when there is no text."""
+    source = describe(config)
+    documents = read_documents(config, tokenizer)
+    # a chat template has already written the special tokens
+    encoded = encode(documents, tokenizer, special_tokens=config.conversations is None)
+    pack = packs(config)
+    if pack:
+        rows = packed(encoded, config, tokenizer)
+    else:
+        rows = (ids[: config.tokens] for ids in encoded if ids)
+    tokens = stack(progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"), tokenizer)
+    if len(tokens.input_ids) < config.samples:
+        log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), config.samples)
+    return tokens, {**config.model_dump(include=set(TOKEN_FIELDS)), "pack": pack, **source}
+
+
+TOKEN_FIELDS = (
+    "dataset", "name", "revision", "split", "column", "conversations", "samples", "tokens", "pack", "seed",
+)  # fmt: skip
+
+
+def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None, length: int) -> Tokens:
+    """Tokens of given texts, one sequence each, truncated to `length`."""
+    rows = (ids[:length] for ids in encode(texts, tokenizer) if ids)
+    return stack(itertools.islice(rows, samples), tokenizer)
+
+
+def packs(config: CalibrationConfig) -> bool:
+    """Whether documents are joined: as configured, else for the generator and for plain text."""
+    return config.pack if config.pack is not None else config.dataset == "micro" or config.dataset.endswith(".txt")
+
+
+def is_local(dataset: str) -> bool:
+    """Whether a dataset is a file rather than `micro` or a Hub id."""
+    return dataset != "micro" and (Path(dataset).suffix in READERS or Path(dataset).exists())
+
+
+def check_source(config: CalibrationConfig) -> None:
+    """Raise ReplaceMeError when a local calibration file is missing or of an unknown kind."""
+    path = Path(config.dataset)
+    if not is_local(config.dataset):
+        return
+    if not path.is_file():
+        raise ReplaceMeError(f"{path}: no such file; `dataset` is micro, a .txt, .jsonl or .parquet file, or a Hub id")
+    if path.suffix not in READERS:
+        raise ReplaceMeError(f"{path}: unknown kind of file; use one of {', '.join(READERS)}")
+
+
+def describe(config: CalibrationConfig) -> dict[str, Any]:
+    """What identifies the source beyond its name: the hash of a local file."""
+    check_source(config)
+    return {"file_sha256": sha256(config.dataset)} if is_local(config.dataset) else {}
+
+
+def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
+    """Documents of a source, in an order fixed by the seed (a .txt file is one document)."""
+    if config.dataset == "micro":
+        from replaceme.micro.world import documents
+
+        return documents(config.seed)
+    if config.dataset.endswith(".txt"):
+        try:
+            return iter([Path(config.dataset).read_text(encoding="utf-8")])
+        except UnicodeDecodeError as error:
+            raise ReplaceMeError(f"{config.dataset}: not UTF-8 text (byte {error.start})") from error
+    return (_text(record, config, tokenizer) for record in _records(config))
+
+
+def _records(config: CalibrationConfig) -> Iterator[dict]:
+    from datasets import load_dataset
+
+    suffix = Path(config.dataset).suffix
+    try:
+        if is_local(config.dataset):
+            stream = load_dataset(READERS[suffix], data_files=config.dataset, split="train", streaming=True)
+        else:
+            stream = load_dataset(
+                config.dataset, config.name, revision=config.revision, split=config.split, streaming=True
+            )
+        yield from stream.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER)
+    except ReplaceMeError:
+        raise
+    except Exception as error:  # datasets and the hub raise many types: offline, missing, broken files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ReplaceMeError(f"{config.dataset}: cannot read the dataset ({reason})") from error
+
+
+def _text(record: dict, config: CalibrationConfig, tokenizer: Any) -> str:
+    column = config.conversations or config.column
+    if column not in record:
+        raise ReplaceMeError(f"{config.dataset}: no column {column!r}; its columns: {', '.join(record)}")
+    if config.conversations is None:
+        return str(record[column] or "")
+    if not tokenizer.chat_template:
+        raise ReplaceMeError(
+            f"{config.dataset}: conversations need a chat template, and the model's tokenizer has none"
+        )
+    messages = [_message(turn, config.dataset) for turn in record[column]]
+    return tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def _message(turn: dict, dataset: str) -> dict[str, str]:
+    """One turn in the chat template's form, from {role, content} or the {from, value} of ShareGPT-like sets."""
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if role not in ROLES or content is None:
+        raise ReplaceMeError(f"{dataset}: a turn needs role/content or from/value, found {sorted(turn)} ({role!r})")
+    return {"role": ROLES[role], "content": content}
+
+
+def encode(documents: Iterable[str], tokenizer: Any, special_tokens: bool = True) -> Iterator[list[int]]:
+    """Token ids of each non-empty document."""
+    for document in documents:
+        if document.strip():
+            yield tokenizer(document, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+
+
+def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: Any) -> Iterator[list[int]]:
+    """Full sequences of `tokens` ids from joined documents, each document closed by the end-of-sequence token.
+
+    A stream is cut as it comes; a .txt file, one document, is cut into windows that the seed puts in random order.
+    """
+    closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = itertools.chain.from_iterable(document + closing for document in encoded)
+    rows = iter(lambda: list(itertools.islice(ids, config.tokens)), [])
+    if config.dataset.endswith(".txt"):
+        windows = list(rows)
+        if len(windows) > 1 and len(windows[-1]) < config.tokens:
+            windows.pop()
+        random.Random(config.seed).shuffle(windows)
+        return iter(windows)
+    return rows
+
+
+def stack(rows: Iterable[list[int]], tokenizer: Any) -> Tokens:
+    """Right-pad sequences to the longest and mask the padding; raises ReplaceMeError when there are none."""
+    import torch
+
+    rows = list(rows)
+    if not rows:
+        raise ReplaceMeError("calibration: no text left after dropping empty documents; check dataset and column")
+    width = max(map(len, rows))
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    input_ids = torch.full((len(rows), width), padding, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for k, ids in enumerate(rows):
+        input_ids[k, : len(ids)] = torch.tensor(ids)
+        mask[k, : len(ids)] = True
+    return Tokens(input_ids, mask)

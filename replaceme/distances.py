@@ -1,0 +1,86 @@
+"""Distances between the hidden states of all pairs of blocks, in one pass over the calibration tokens.
+
+cosine: mean over tokens of 1 - cos(h_i, h_j); angular: mean of arccos(cos) / pi. Each over all unmasked tokens
+(`all`) and over the last unmasked token of each sequence (`last`). h_k = hidden_states[k], before any final norm.
+Eq. 4 and Fig. 7 of the paper; its authors' code uses angular, last.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replaceme.capture import Activations, Wanted, capture
+from replaceme.data import Tokens
+from replaceme.errors import ReplaceMeError
+from replaceme.files import load_tensors, save_tensors, write_text
+from replaceme.models import Family
+from replaceme.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+METRICS = ("cosine", "angular")
+POSITIONS = ("all", "last")
+CHUNK = 4096  # tokens whose [tokens, L, d] slab is held in float64 at once
+
+
+def measure(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> dict[str, "torch.Tensor"]:
+    """Matrices `<metric>_<position>`, float64 [L, L], entry (i, j) the mean distance of hidden_states[i] and [j]."""
+    import torch
+
+    num_blocks = len(family.block_modules(model))
+    batches = progress(tokens.batches(batch_size), "distances", unit="batch")
+    sums = {f"{m}_{p}": torch.zeros(num_blocks, num_blocks, dtype=torch.float64) for m in METRICS for p in POSITIONS}
+    counts = dict.fromkeys(POSITIONS, 0)
+    for activations in capture(model, family, batches, Wanted(frozenset(range(num_blocks)))):
+        for position, keep in (("all", activations.mask), ("last", last_tokens(activations.mask))):
+            counts[position] += int(keep.sum())
+            for metric, total in _sums(activations, keep).items():
+                sums[f"{metric}_{position}"] += total
+    return {name: total / counts[name.split("_")[1]] for name, total in sums.items()}
+
+
+def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
+    """Mask [samples, tokens] that is true on the last unmasked token of each sequence alone."""
+    following = mask.long().flip(1).cumsum(1).flip(1)
+    return mask & (following == 1)
+
+
+def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """Sums over the kept tokens of both distances, float64 [L, L]."""
+    import torch
+
+    num_blocks = len(activations.hidden_states)
+    slab = torch.stack([activations.hidden_states[k][keep] for k in range(num_blocks)], dim=1)
+    total = {m: torch.zeros(num_blocks, num_blocks, dtype=torch.float64) for m in METRICS}
+    for part in slab.split(max(1, CHUNK)):
+        unit = torch.nn.functional.normalize(part.double(), dim=-1)
+        cosine = (unit @ unit.mT).clamp(-1, 1)
+        cosine.diagonal(dim1=1, dim2=2).fill_(1)  # a state is at distance 0 from itself, exactly
+        total["cosine"] += (1 - cosine).sum(0).cpu()
+        total["angular"] += (cosine.arccos() / torch.pi).sum(0).cpu()
+    return total
+
+
+def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) -> None:
+    """Write the matrices as safetensors, and as one long csv beside it."""
+    path = Path(path)
+    save_tensors(path, matrices, metadata)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["i", "j", *matrices])
+    num_blocks = len(next(iter(matrices.values())))
+    for i in range(num_blocks):
+        for j in range(num_blocks):
+            writer.writerow([i, j, *(repr(float(matrix[i, j])) for matrix in matrices.values())])
+    write_text(path.with_suffix(".csv"), text.getvalue())
+
+
+def load(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict]:
+    """Read what `save` wrote."""
+    matrices, metadata = load_tensors(path)
+    if not {f"{m}_{p}" for m in METRICS for p in POSITIONS} <= matrices.keys():
+        raise ReplaceMeError(f"{path}: not a distance file; make it with `replaceme distances`")
+    return matrices, metadata

@@ -1,0 +1,226 @@
+"""Figures from result files: distance heat maps, the candidates of a cut, quality over compression.
+
+Drawn without a display; the same input gives the same bytes. Colours can be told apart by colour-blind readers, and
+never carry a meaning alone.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.errors import ReplaceMeError
+from replaceme.files import read_json, replacing
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": True,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "replaceme",
+}
+NAMES = {
+    "cosine": "cosine distance (1 − cos)",
+    "angular": "angular distance (arccos(cos) / π)",
+    "residual": "residual of the fit (share of energy)",
+    "residual_identity": "residual of the identity (share of energy)",
+    "cosine_after_fit": "cosine distance after the fit (1 − cos)",
+}
+PLACES = {"all": "all tokens", "last": "last token"}
+
+
+@contextlib.contextmanager
+def _figure(out: str | Path, width: float, height: float, title: str) -> Iterator["Figure"]:
+    """A figure in this module's style, saved atomically to `out` (.svg or .png) at the end of the block."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    kind = Path(out).suffix.removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise ReplaceMeError(f"{out}: figures are written as .svg or .png")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        if title:
+            figure.suptitle(title)
+        yield figure
+        with replacing(out) as temporary:
+            figure.savefig(temporary, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+
+
+def draw_distances(distances_path: str | Path, out: str | Path, title: str = "") -> None:
+    """Heat maps of the [L, L] distances between hidden states: cosine and angular, over all and over last tokens."""
+    from replaceme.distances import load
+
+    matrices, _ = load(distances_path)
+    with _figure(out, 9, 7.6, title) as figure:
+        for axes, name in zip(
+            figure.subplots(2, 2).flat, ("cosine_all", "cosine_last", "angular_all", "angular_last"), strict=True
+        ):
+            metric, position = name.split("_")
+            matrix = matrices[name].double().numpy()
+            image = axes.imshow(matrix, cmap="viridis", vmin=0, interpolation="nearest")
+            axes.set_title(f"{metric}, {PLACES[position]}")
+            axes.set_xlabel("after block j")
+            axes.set_ylabel("after block i")
+            axes.grid(False)
+            _whole_numbers(axes)
+            figure.colorbar(image, ax=axes, shrink=0.9, label=NAMES[metric])
+
+
+def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
+    """The metric of every candidate cut over its first block, the choice marked; other metrics measured below it."""
+    cut = read_json(cut_json)
+    candidates, metric = cut["candidates"], cut["metric"]
+    others = [name for name in NAMES if name != metric and candidates and name in candidates[0]]
+    with _figure(out, 7, 5.6 if others else 3.4, title) as figure:
+        panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
+        size = f"{cut['blocks']} block{'s' if cut['blocks'] != 1 else ''}"
+        place = f", {PLACES[cut['position']]}" if metric in ("cosine", "angular") else ""
+        panels[0].set_title(f"Removing {size}: [{cut['start']}, {cut['end']}) of {cut['num_blocks']}{place}")
+        panels[-1].set_xlabel("first block removed")
+        if not candidates:
+            panels[0].text(
+                0.5, 0.5, "placed by hand, no candidates measured", ha="center", transform=panels[0].transAxes
+            )
+            panels[0].set_yticks([])
+            panels[0].set_xlim(0, cut["num_blocks"])
+            panels[0].axvspan(cut["start"], cut["end"], color=COLORS[1], alpha=0.2)
+            return
+        _draw_choice(panels[0], cut)
+        for index, name in enumerate(others):
+            _line(panels[1], candidates, name, COLORS[2 + index], MARKERS[2 + index])
+        if others:
+            panels[1].axvline(cut["start"], color=COLORS[1], linewidth=1, linestyle=DASHES[1])
+            panels[1].set_ylabel("other measures (no unit)")
+            panels[1].legend(fontsize=8)
+            values = [one[name] for one in candidates for name in others]
+            if min(values) > 0 and max(values) > 100 * min(values):
+                panels[1].set_yscale("log")
+        _whole_numbers(panels[-1], y=False)
+
+
+def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
+    metric = cut["metric"]
+    chosen = next(one for one in cut["candidates"] if one["start"] == cut["start"])
+    _line(axes, cut["candidates"], metric, COLORS[0], "o")
+    axes.axvline(cut["start"], color=COLORS[1], linewidth=1, linestyle=DASHES[1])
+    label = f"chosen: start {cut['start']}, {chosen[metric]:.4g}"
+    axes.plot([cut["start"]], [chosen[metric]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
+    axes.set_ylabel(NAMES.get(metric, metric).replace(" (", "\n("))
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+
+
+def _line(axes: "Axes", candidates: list[dict[str, Any]], name: str, color: str, marker: str) -> None:
+    starts = [one["start"] for one in candidates]
+    values = [one[name] for one in candidates]
+    axes.plot(starts, values, color=color, marker=marker, markersize=4, linewidth=1.3, label=NAMES.get(name, name))
+
+
+def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
+    """Average accuracy and perplexity over compression, from a table's csv: a line per fit and way of choosing cuts.
+
+    Error bars are one standard error; dashed grey lines are the unpruned model.
+    """
+    import pandas
+
+    if not Path(csv).is_file():
+        raise ReplaceMeError(f"{csv}: no such file; make the table first")
+    frame = pandas.read_csv(csv)
+    models = list(dict.fromkeys(frame["model"]))
+    with _figure(out, 9.5, 3.9 * len(models), title) as figure:
+        grid = figure.subplots(len(models), 2, squeeze=False)
+        labelled = {}
+        for (left, right), model in zip(grid, models, strict=True):
+            rows = frame[frame["model"] == model]
+            _draw_measure(left, rows, "average", 100)
+            _draw_measure(right, rows, "perplexity", 1)
+            left.set_title(model)
+            left.set_ylabel("average accuracy (%)")
+            right.set_ylabel("perplexity (log scale)")
+            if rows["perplexity"].notna().any():
+                _log_scale(right)
+            labelled |= {label: handle for handle, label in zip(*left.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(len(labelled), 5) or 1, fontsize=8
+        )
+
+
+def _draw_measure(axes: "Axes", rows: "pandas.DataFrame", name: str, scale: float) -> None:
+    axes.set_xlabel("parameters removed (%)")
+    if rows[name].isna().all():
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+        axes.set_xlim(0, 1)
+        return
+    baseline = rows[rows["fit"] == "baseline"]
+    for _, row in baseline.iterrows():
+        axes.axhline(scale * row[name], color="#555555", linestyle=DASHES[1], linewidth=1.2, label="unpruned")
+    pruned = rows[rows["fit"] != "baseline"].copy()
+    pruned["chosen"] = _chosen(pruned)
+    fits = list(dict.fromkeys(pruned["fit"]))
+    ways = list(dict.fromkeys(pruned["chosen"]))
+    for (fit, way), line in pruned.groupby(["fit", "chosen"], sort=False):
+        ordered = line.sort_values("compression", kind="stable")
+        axes.errorbar(
+            100 * ordered["compression"],
+            scale * ordered[name],
+            yerr=scale * ordered[f"{name}_stderr"].fillna(0),
+            color=COLORS[fits.index(fit) % len(COLORS)],
+            marker=MARKERS[fits.index(fit) % len(MARKERS)],
+            linestyle=DASHES[ways.index(way) % len(DASHES)],
+            markerfacecolor=None if ways.index(way) == 0 else "white",
+            markersize=5,
+            capsize=2.5,
+            linewidth=1.4,
+            label=f"{fit}, {way}" if len(ways) > 1 else fit,
+        )
+    axes.set_xlim(left=0)
+
+
+def _chosen(rows: "pandas.DataFrame") -> "pandas.Series":
+    """How each row's cut was chosen, with what tells the rows apart: metric, position and calibration."""
+    way = rows["metric"].fillna("given").astype(str)
+    if rows["position"].nunique() > 1:
+        way = way + rows["position"].map(lambda place: f", {PLACES[place]}" if place in PLACES else "")
+    if rows["calibration"].nunique() > 1:
+        way = way + rows["calibration"].map(lambda name: f" ({name})")
+    return way
+
+
+def _log_scale(axes: "Axes") -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten where it spans less than three."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    wide = high / low > 1000
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    if not wide:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _whole_numbers(axes: "Axes", y: bool = True) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=13))
+    if y:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=13))

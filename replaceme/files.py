@@ -1,0 +1,143 @@
+"""Reading and writing results so that a crash at any moment leaves nothing half-written.
+
+Every output goes to a sibling temporary path, is synced, and is renamed into place; a reader therefore sees the old
+file, the new file or none. Tensors are safetensors, everything else is JSON or text.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.errors import ReplaceMeError
+
+if TYPE_CHECKING:
+    import torch
+
+TEMPORARY = ".tmp-"
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        _sync(temporary)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        temporary.replace(path)
+        _sync_one(path.parent)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise _cannot_write(path, error) from error
+    finally:
+        _remove(temporary)
+
+
+def _cannot_write(path: Path, error: Exception) -> ReplaceMeError:
+    return ReplaceMeError(f"{path}: cannot write ({error}); free some space or fix the permissions, then run again")
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        for child in path.iterdir():
+            _sync(child)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given, floats with all their digits, no NaN or infinity."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; raises ReplaceMeError when the file is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReplaceMeError(f"{path}: no such file; run the step that makes it first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ReplaceMeError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, Any]) -> None:
+    """Save tensors and JSON-able metadata as one safetensors file, atomically."""
+    # the stamp is one JSON string: safetensors writes several metadata keys in no fixed order, and the same inputs
+    # must give the same bytes
+    with replacing(path) as temporary:
+        write_safetensors(temporary, tensors, {"replaceme": json.dumps(metadata)})
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: dict[str, str]) -> None:
+    """Write one safetensors file in place (call it inside `replacing`); a full disk is a ReplaceMeError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata=metadata)
+        path.chmod(0o644)  # safetensors makes files that nobody else can read
+    except SafetensorError as error:  # its own type for what is an OSError elsewhere
+        raise _cannot_write(path, error) from error
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
+    """Load what `save_tensors` wrote, as (tensors, metadata); raises ReplaceMeError when missing or corrupted."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise ReplaceMeError(f"{path}: no such file; run the step that makes it first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            stamp = (file.metadata() or {}).get("replaceme")
+            if stamp is None:
+                raise ReplaceMeError(f"{path}: not written by replaceme; delete it and run the step that makes it")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(stamp)  # noqa: SIM118
+    except SafetensorError as error:
+        raise ReplaceMeError(f"{path}: corrupted safetensors file ({error}); delete it and run again") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sweep_temporaries(folder: str | Path) -> list[Path]:
+    """Remove what killed jobs left behind under `folder` and return the paths removed."""
+    stale = sorted(path for path in Path(folder).rglob(f"{TEMPORARY}*"))
+    for path in stale:
+        _remove(path)
+    return stale

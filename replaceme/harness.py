@@ -1,0 +1,242 @@
+"""lm-eval's side of an evaluation: find tasks by name, load them (local YAMLs without network), run the model on them.
+
+Tasks of the user's own are YAML files in an `include` folder; in them a relative path of `data_files` means relative
+to the YAML's folder. A group or tag of lm-eval stands for the pool of its tasks.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.errors import ReplaceMeError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# builders of `datasets` that read plain files
+FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+Tasks = dict[str, list["Task"]]
+Include = Path | str | Sequence[Path | str] | None
+
+
+@contextlib.contextmanager
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Drop lm-eval's log records below `level` inside the block."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _one_bar() -> Iterator[None]:
+    """One progress bar on stderr, with the pace of `replaceme.progress`, for the many of lm-eval and datasets."""
+    import datasets
+    import lm_eval.api.task
+    import lm_eval.models.huggingface
+
+    enabled = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    bars = lm_eval.models.huggingface.tqdm, lm_eval.api.task.tqdm
+    pace = functools.partial(bars[0], mininterval=0.2 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+    lm_eval.models.huggingface.tqdm, lm_eval.api.task.tqdm = pace, functools.partial(bars[1], disable=True)
+    try:
+        yield
+    finally:
+        lm_eval.models.huggingface.tqdm, lm_eval.api.task.tqdm = bars
+        if enabled:
+            datasets.enable_progress_bars()
+
+
+def _folders(include: Include) -> list[Path]:
+    return [Path(folder) for folder in ([include] if isinstance(include, str | Path) else include or [])]
+
+
+def find_tasks(names: Sequence[str], include: Include) -> "TaskManager":
+    """An index in which every name is known; lm-eval's own tasks (10 s to index) are read only when one is asked for.
+
+    Raises ReplaceMeError for an unknown name, with the closest ones, and for a missing include folder.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folders = _folders(include)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ReplaceMeError(f"{folder}: no such folder of evaluation tasks (`include`)")
+    paths: list[str | Path] = list(folders)
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if any(_leaves(manager, name) is None for name in names):
+        manager = TaskManager(include_path=paths)
+    for name in names:
+        if _leaves(manager, name) is None:
+            raise ReplaceMeError(_unknown(name, folders, manager.all_tasks))
+    return manager
+
+
+def _leaves(manager: "TaskManager", name: str) -> list[str] | None:
+    """Names of the tasks for which a task, group or tag stands; None when it or a member is unknown."""
+    entry = manager.task_index.get(name)
+    if entry is None:
+        return None
+    config = entry.cfg or {}
+    if entry.kind.name == "TAG":
+        members = sorted(entry.tags)
+    elif entry.kind.name == "GROUP":
+        items = config.get("task") or []
+        members = [item if isinstance(item, str) else item.get("task") or item.get("group") for item in items]
+    else:
+        return [name]
+    parts = [_leaves(manager, member) if isinstance(member, str) else None for member in members]
+    return None if None in parts else [leaf for part in parts for leaf in part or []]
+
+
+def _unknown(name: str, folders: Sequence[Path], known: Sequence[str]) -> str:
+    import yaml
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            return f"evaluation task {name!r} not found, and {path} cannot be read ({str(error).splitlines()[0]})"
+    where = ", ".join(str(folder) for folder in folders) or "none given"
+    close = get_close_matches(name, known, n=3)
+    hint = f"; close: {', '.join(close)}" if close else ""
+    return f"unknown evaluation task {name!r}: neither in the include folder ({where}) nor in lm-eval{hint}"
+
+
+def all_local(manager: "TaskManager", names: Sequence[str]) -> bool:
+    """Whether no task among `names` needs the network."""
+    return all(_is_local(manager, leaf) for name in names for leaf in _leaves(manager, name) or [])
+
+
+def _is_local(manager: "TaskManager", leaf: str) -> bool:
+    entry = manager.task_index[leaf]
+    config = entry.cfg or {}
+    path = str(config.get("dataset_path"))
+    if path in FILE_FORMATS:
+        return "://" not in str((config.get("dataset_kwargs") or {}).get("data_files"))
+    return Path(path).is_dir() or bool(entry.yaml_path and (entry.yaml_path.parent / path).is_dir())
+
+
+def load_tasks(
+    manager: "TaskManager", fewshot: Mapping[str, int | None], include: Include, cache: str | Path, seed: int
+) -> Tasks:
+    """Load tasks with their data; keys of `fewshot` are the names, values the examples in context (None: the task's).
+
+    Arrow copies of local data files go to `cache`, not to the user's home.
+    """
+    folders = [folder.resolve() for folder in _folders(include)]
+    for leaf in {leaf for name in fewshot for leaf in _leaves(manager, name) or []}:
+        entry = manager.task_index[leaf]
+        if entry.yaml_path and any(entry.yaml_path.resolve().is_relative_to(folder) for folder in folders):
+            _anchor(entry, leaf, str(cache))
+    tasks: Tasks = {}
+    for name, shots in fewshot.items():
+        tasks[name] = _load(manager, name)
+        for task in tasks[name]:
+            if shots is not None or task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=shots or 0)
+            task.set_fewshot_seed(seed=seed)
+    _check_distinct(tasks)
+    return tasks
+
+
+def _load(manager: "TaskManager", name: str) -> list["Task"]:
+    try:
+        with _one_bar():
+            return list(manager.load([name])["tasks"].values())
+    except ReplaceMeError:
+        raise
+    except Exception as error:  # a hub, a file or a YAML: each raises types of its own
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ReplaceMeError(
+            f"evaluation task {name!r} cannot be loaded ({type(error).__name__}: {reason}); check its YAML and data, "
+            "and the network if its data lie on the Hub"
+        ) from error
+
+
+def _check_distinct(tasks: Tasks) -> None:
+    owner: dict[str, str] = {}
+    for name, members in tasks.items():
+        for task in members:
+            if task.task_name in owner:
+                raise ReplaceMeError(
+                    f"evaluation task {task.task_name!r} is asked for twice, by {owner[task.task_name]!r} and {name!r}"
+                )
+            owner[task.task_name] = name
+
+
+def _anchor(entry: Any, name: str, cache: str) -> None:
+    """Replace an index entry by its parsed config with the data paths made absolute."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    folder = entry.yaml_path.parent
+    try:
+        config = load_yaml(entry.yaml_path, resolve_func=True)
+    except Exception as error:  # a !function of the user's may fail in any way
+        raise ReplaceMeError(f"{entry.yaml_path}: cannot be read ({str(error).splitlines()[0]})") from error
+    kwargs = dict(config.get("dataset_kwargs") or {})
+    if config.get("dataset_path") in FILE_FORMATS:
+        if "data_files" in kwargs:
+            kwargs["data_files"] = _absolute(kwargs["data_files"], folder, name)
+        kwargs.setdefault("cache_dir", cache)
+        config["dataset_kwargs"] = kwargs
+    elif isinstance(config.get("dataset_path"), str) and (folder / config["dataset_path"]).is_dir():
+        config["dataset_path"] = str((folder / config["dataset_path"]).resolve())
+    entry.yaml_path, entry.cfg = None, config
+
+
+def _absolute(files: Any, folder: Path, task: str) -> Any:
+    """Data files as absolute paths: as they are, else under the YAML's folder, else under the working directory."""
+    if isinstance(files, Mapping):
+        return {split: _absolute(value, folder, task) for split, value in files.items()}
+    if not isinstance(files, str):
+        return [_absolute(value, folder, task) for value in files]
+    if "://" in files:
+        return files
+    for base in (folder, Path.cwd()):
+        if (base / files).exists() or any(base.glob(files) if not Path(files).is_absolute() else ()):
+            return str(base.resolve() / files)
+    raise ReplaceMeError(f"evaluation task {task!r}: data file {files} exists neither in {folder} nor where you are")
+
+
+def language_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> Any:
+    """lm-eval's wrapper of a loaded model."""
+    with quiet(logging.ERROR):  # it warns that a loaded model ignores its own loading options
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+
+
+def run(lm: Any, tasks: Tasks, limit: int | None) -> dict[str, list[dict[str, Any]]]:
+    """Every item of every task as lm-eval scored it, by the task's own name; no aggregation, no bootstrap.
+
+    Raises ReplaceMeError when a log-likelihood is not finite: lm-eval would count such an item as an answer.
+    """
+    from lm_eval.evaluator import evaluate
+
+    flat = {task.task_name: task for members in tasks.values() for task in members}
+    with _one_bar():
+        answer = evaluate(lm=lm, task_dict={"tasks": flat}, limit=limit, bootstrap_iters=0, log_samples=True)
+    for name, samples in answer["samples"].items():
+        for sample in samples:
+            for response in sample["filtered_resps"]:
+                score = response[0] if isinstance(response, tuple | list) else response
+                if isinstance(score, float) and not math.isfinite(score):
+                    raise ReplaceMeError(
+                        f"evaluation task {name!r}, item {sample['doc_id']}: the model's log-likelihood is {score}; "
+                        "its weights or its dtype are broken"
+                    )
+    return answer["samples"]

@@ -1,0 +1,59 @@
+"""Load a whole causal language model for measuring it: local files only, complete, no code of the checkpoint's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replaceme.checkpoints import open_checkpoint
+from replaceme.errors import ReplaceMeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_causal_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
+    """The model of a checkpoint folder with its head, in inference mode.
+
+    Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
+    model (transformers would initialise them at random and only warn).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    open_checkpoint(folder)
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        model = model.to(device)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ReplaceMeError(f"{folder}: transformers cannot load it ({reason})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+    _check_complete(folder, loading)
+    return model.eval().requires_grad_(False)
+
+
+def _check_complete(folder: str | Path, loading: dict) -> None:
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ReplaceMeError(
+            f"{folder}: incomplete checkpoint, {len(missing)} tensors missing, the first is {missing[0]}; "
+            "make or download it again"
+        )
+    mismatched = sorted(str(entry[0]) for entry in loading["mismatched_keys"])
+    if mismatched:
+        raise ReplaceMeError(f"{folder}: tensor {mismatched[0]} has another shape than config.json says")

@@ -1,0 +1,63 @@
+"""What a number was measured with: package versions and hardware, and nothing that identifies a person or a host."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("replaceme", "torch", "transformers", "lm_eval", "datasets", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages on which results depend; read from metadata, nothing is imported."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware(ask_gpu: bool = False) -> dict[str, Any]:
+    """CPU model, usable cores, memory in bytes, GPU names and driver.
+
+    GPUs are looked for when torch is imported already, or when `ask_gpu` is true (which imports it).
+    """
+    import psutil
+
+    found: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [],
+        "gpu_driver": None,
+    }
+    if ask_gpu or "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+            found["gpu_driver"] = _driver()
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer[0] if answer else None

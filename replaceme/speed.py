@@ -1,0 +1,125 @@
+"""Size and speed of a model folder on the machine at hand: parameters, bytes, prefill and decode rates, peak memory.
+
+One repeat is a forward pass over random tokens that fills the cache (prefill) and greedy steps of one token each that
+use it (decode). Rates are medians over the repeats, with the interquartile range.
+"""
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.errors import ReplaceMeError
+from replaceme.provenance import hardware, versions
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class _Workload:
+    prompt: "torch.Tensor"  # token ids [batch, prompt]
+    new_tokens: int
+    synchronize: Callable[[], None]
+    last_only: dict[str, int]  # asks for the logits of the last position alone, where the architecture can
+
+
+def speed(
+    model_folder: str | Path,
+    *,
+    device: str,
+    dtype: str,
+    prompt_tokens: int = 256,
+    new_tokens: int = 32,
+    batch_size: int = 1,
+    repeats: int = 5,
+    warmup: int = 2,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a checkpoint folder and return a JSON-able record; rates in tokens per second, memory in bytes.
+
+    `peak_memory_bytes` is what CUDA allocated at most (weights included) or, on a CPU, the peak resident memory of
+    the process. Raises ReplaceMeError for a broken folder or a sequence longer than the model's.
+    """
+    import torch
+
+    from replaceme.loading import load_causal_model
+
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    model = load_causal_model(model_folder, dtype, device)
+    _check_length(model, model_folder, prompt_tokens + new_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randint(model.config.vocab_size, (batch_size, prompt_tokens), generator=generator).to(device)
+    can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
+    load = _Workload(
+        prompt,
+        new_tokens,
+        (lambda: torch.cuda.synchronize(device)) if on_gpu else (lambda: None),
+        {"logits_to_keep": 1} if can_slice else {},
+    )
+    with torch.inference_mode():
+        times = [_repeat(model, load) for _ in range(warmup + repeats)][warmup:]
+    return {
+        "model": str(model_folder),
+        "parameters": model.num_parameters(),
+        "non_embedding_parameters": model.num_parameters() - _embedding_parameters(model),
+        "file_bytes": sum(path.stat().st_size for path in Path(model_folder).glob("*.safetensors")),
+        "prefill_tokens_per_s": _rates([batch_size * prompt_tokens / prefill for prefill, _ in times]),
+        "decode_tokens_per_s": _rates([batch_size * new_tokens / decode for _, decode in times]),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else _peak_resident(),
+        "device": device,
+        "dtype": dtype,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "batch_size": batch_size,
+        "repeats": repeats,
+        "warmup": warmup,
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _check_length(model: "PreTrainedModel", folder: str | Path, length: int) -> None:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise ReplaceMeError(f"{folder}: prompt and new tokens are {length} together, the model takes {longest}")
+
+
+def _repeat(model: "PreTrainedModel", load: _Workload) -> tuple[float, float]:
+    """Seconds of one prefill and of the decoding steps after it."""
+    load.synchronize()
+    start = time.perf_counter()
+    output = model(load.prompt, use_cache=True, **load.last_only)
+    load.synchronize()
+    filled = time.perf_counter()
+    for _ in range(load.new_tokens):
+        token = output.logits[:, -1:].argmax(dim=-1)
+        output = model(token, past_key_values=output.past_key_values, use_cache=True, **load.last_only)
+    load.synchronize()
+    return filled - start, time.perf_counter() - filled
+
+
+def _rates(values: list[float]) -> dict[str, float]:
+    import numpy
+
+    low, middle, high = numpy.quantile(values, (0.25, 0.5, 0.75))
+    return {"median": float(middle), "interquartile_range": float(high - low)}
+
+
+def _embedding_parameters(model: "PreTrainedModel") -> int:
+    """Parameters of the token embedding and of the head; a head tied to the embedding counts once."""
+    tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    return sum(table.numel() for table in tables.values())
+
+
+def _peak_resident() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,28 @@
+"""check: validate a config file, or write the documentation of its keys."""
+
+import argparse
+from pathlib import Path
+
+from replaceme.config import load
+from replaceme.files import write_text
+from replaceme.preflight import check_models
+from replaceme.schema_docs import render
+
+HELP = "Check a config file without running anything, or write docs/config.md."
+ONLINE = False
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    parser.add_argument("config", nargs="?", default="config.yaml", help="config file. Default: config.yaml.")
+    parser.add_argument("--docs", type=Path, metavar="PATH", help="write the documentation of all keys there instead")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, or document."""
+    if args.docs is not None:
+        write_text(args.docs, render())
+        return
+    config = load(args.config)
+    check_models(config, args.config)
+    print(f"{args.config}: fine ({len(config.models)} models, {len(config.tables)} tables)")

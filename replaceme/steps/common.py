@@ -1,0 +1,77 @@
+"""Arguments and loading that several steps share."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.checkpoints import identity, load_record, read_config
+from replaceme.errors import ReplaceMeError
+from replaceme.fold import check_merged
+from replaceme.models import Family, family_of, load_base_model, pick_device, pick_dtype
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
+
+
+def model_argument(parser: argparse.ArgumentParser) -> None:
+    """The positional MODEL."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def out_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """The required --out."""
+    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help=what)
+
+
+def compute_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to compute: --device and --threads."""
+    group = parser.add_argument_group("where to compute")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: the GPU if any.")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit torch's threads; the same number gives the same bits on the same machine."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise ReplaceMeError(f"options: --threads {threads}: must be at least 1")
+        torch.set_num_threads(threads)
+
+
+def load_blocks(record: dict[str, Any], args: argparse.Namespace) -> "tuple[nn.Module, Family]":
+    """The base model of a record on the chosen device, and its family."""
+    set_threads(args.threads)
+    config = read_config(record["folder"])
+    device = pick_device(args.device)
+    dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
+    return load_base_model(record["folder"], dtype, device), family_of(config, record["folder"])
+
+
+def calibration_of(record: dict[str, Any], tokens_metadata: dict[str, Any]) -> dict[str, Any]:
+    """What ties statistics to their origin: hashes of the model and of the calibration tokens."""
+    return {"model_sha256": identity(record), "tokens_sha256": tokens_metadata["sha256"]}
+
+
+def same_model(record: dict[str, Any], metadata: dict[str, Any], path: str | Path) -> None:
+    """Raise ReplaceMeError when a file was made from another model."""
+    if metadata.get("model_sha256") not in (None, identity(record)):
+        raise ReplaceMeError(f"{path}: made from another model than {record['source']}; make it again")
+
+
+def load_model(args: argparse.Namespace) -> dict[str, Any]:
+    """The record of the positional MODEL."""
+    return load_record(args.model)
+
+
+def weights_folder(model: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model to measure and its config; a merged model is checked against its own list of files."""
+    folder = Path(model)
+    if not (folder / "replaceme.json").is_file():
+        folder = Path(load_record(model)["folder"])
+    else:
+        check_merged(folder)
+    return folder, read_config(folder)

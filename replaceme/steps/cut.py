@@ -1,0 +1,47 @@
+"""cut: choose which run of blocks goes."""
+
+import argparse
+import logging
+
+from replaceme.checkpoints import identity
+from replaceme.config import CutConfig
+from replaceme.cuts import choose
+from replaceme.distances import load
+from replaceme.errors import ReplaceMeError
+from replaceme.files import read_json, write_json
+from replaceme.options import add_options, from_options
+from replaceme.steps.common import load_model, model_argument, out_argument, same_model
+
+HELP = "Choose the cut by the configured metric and list every candidate (cut.json)."
+ONLINE = False
+log = logging.getLogger(__name__)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    model_argument(parser)
+    parser.add_argument("--distances", metavar="FILE", help="distance file, for the metrics cosine and angular")
+    parser.add_argument("--candidates", metavar="FILE", help="candidates file, for residual and cosine_after_fit")
+    out_argument(parser, "where cut.json goes")
+    add_options(parser, CutConfig)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write cut.json."""
+    record = load_model(args)
+    cut = from_options(args, CutConfig)
+    distances = candidates = None
+    if cut.post_fit:
+        if args.candidates is None:
+            raise ReplaceMeError(f"options: metric {cut.metric} needs --candidates, made by `replaceme candidates`")
+        measured = read_json(args.candidates)
+        same_model(record, measured, args.candidates)
+        candidates = measured["candidates"]
+    elif cut.start is None:
+        if args.distances is None:
+            raise ReplaceMeError(f"options: metric {cut.metric} needs --distances, made by `replaceme distances`")
+        distances, metadata = load(args.distances)
+        same_model(record, metadata, args.distances)
+    chosen = choose(cut, record, distances, candidates)
+    write_json(args.out, {**chosen, "model_sha256": identity(record)})
+    log.info("cut [%d, %d) of %d blocks by %s", chosen["start"], chosen["end"], record["num_blocks"], chosen["metric"])

@@ -1,0 +1,48 @@
+"""fit: find the transform T of a cut."""
+
+import argparse
+import logging
+
+from replaceme.checkpoints import identity
+from replaceme.config import FitConfig
+from replaceme.errors import ReplaceMeError
+from replaceme.files import read_json, write_json
+from replaceme.fitting import fit_section
+from replaceme.options import add_options, from_options
+from replaceme.statistics import Statistics
+from replaceme.steps.common import load_model, model_argument, out_argument, same_model
+
+HELP = "Find the transform of a cut from its statistics (transform.safetensors and fit.json)."
+ONLINE = False
+log = logging.getLogger(__name__)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    model_argument(parser)
+    parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
+    parser.add_argument("--statistics", metavar="FILE", help="sum of the statistics; not needed for identity")
+    out_argument(parser, "folder for transform.safetensors and fit.json")
+    add_options(parser, FitConfig)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the transform and its report."""
+    record = load_model(args)
+    config = from_options(args, FitConfig)
+    cut = read_json(args.cut)
+    same_model(record, cut, args.cut)
+    origin = {"model_sha256": identity(record), "start": cut["start"], "end": cut["end"]}
+    statistics = None
+    if args.statistics is not None:
+        statistics, metadata = Statistics.load(args.statistics)
+        same_model(record, metadata, args.statistics)
+        if (metadata["start"], metadata["end"]) != (cut["start"], cut["end"]):
+            raise ReplaceMeError(f"{args.statistics}: of another cut than {args.cut}; make it again")
+        origin["tokens_sha256"] = metadata["tokens_sha256"]
+    elif config.transform != "identity":
+        raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
+    found = fit_section(config, statistics, record["hidden_size"])
+    found.save(args.out / "transform.safetensors", origin)
+    write_json(args.out / "fit.json", {**config.model_dump(), **found.report, **origin})
+    log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in found.report.items()))

@@ -1,0 +1,22 @@
+"""model: find a model, check it, and record what it is."""
+
+import argparse
+
+from replaceme.checkpoints import resolve
+from replaceme.files import write_json
+from replaceme.steps.common import out_argument
+
+HELP = "Resolve a local folder or a Hub id; record commit, file hashes and sizes in model.json."
+ONLINE = True
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    parser.add_argument("source", metavar="SOURCE", help="folder of a safetensors checkpoint, or a Hub id")
+    parser.add_argument("--revision", help="Hub commit, tag or branch")
+    out_argument(parser, "where model.json goes")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write model.json."""
+    write_json(args.out, resolve(args.source, args.revision))

@@ -1,0 +1,34 @@
+"""prune: all steps from a model and text to a shorter checkpoint, in one process."""
+
+import argparse
+import json
+
+from replaceme.api import prune
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.options import add_options, from_options
+from replaceme.steps.common import compute_arguments, out_argument, set_threads
+
+HELP = "Shorten a model in one go: calibrate, choose the cut, fit, fold and save."
+ONLINE = True
+CALIBRATION = (
+    "dataset", "name", "split", "column", "conversations", "samples", "tokens", "pack", "seed", "batch_size", "dtype",
+)  # fmt: skip
+CUT = ("blocks", "ratio", "start", "metric", "position")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    parser.add_argument("source", metavar="SOURCE", help="folder of a safetensors checkpoint, or a Hub id")
+    out_argument(parser, "folder of the new checkpoint")
+    add_options(parser, CalibrationConfig, CALIBRATION)
+    add_options(parser, CutConfig, CUT)
+    add_options(parser, FitConfig)
+    compute_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the checkpoint and print what was done."""
+    set_threads(args.threads)
+    sections = [from_options(args, schema) for schema in (CalibrationConfig, CutConfig, FitConfig)]
+    provenance = prune(args.source, sections[0], cut=sections[1], fit=sections[2], out=args.out, device=args.device)
+    print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))

@@ -1,0 +1,32 @@
+"""speed: size, throughput and memory of one model."""
+
+import argparse
+
+from replaceme.config import EvaluationConfig, SpeedConfig
+from replaceme.files import write_json
+from replaceme.models import pick_device, pick_dtype
+from replaceme.options import add_options, from_options
+from replaceme.speed import speed
+from replaceme.steps.common import compute_arguments, model_argument, out_argument, set_threads, weights_folder
+
+HELP = "Measure parameters, file size, prefill and decode tokens/s and peak memory (speed.json)."
+ONLINE = False
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    model_argument(parser)
+    out_argument(parser, "where the results go (.json)")
+    add_options(parser, SpeedConfig)
+    add_options(parser, EvaluationConfig, ("dtype",))
+    compute_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the results."""
+    config = from_options(args, SpeedConfig)
+    set_threads(args.threads)
+    folder, model_config = weights_folder(args.model)
+    device = pick_device(args.device)
+    dtype = pick_dtype(getattr(args, "dtype", "auto"), device, model_config)
+    write_json(args.out, speed(folder, device=device, dtype=dtype, **config.model_dump()))

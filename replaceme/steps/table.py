@@ -1,0 +1,30 @@
+"""table: one result table out of many evaluations."""
+
+import argparse
+from pathlib import Path
+
+from replaceme.steps.common import out_argument
+
+HELP = "Collect evaluations and speeds into a table (.csv, .md, .html, .tex)."
+ONLINE = False
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    parser.add_argument(
+        "rows", nargs="*", type=Path, metavar="FOLDER", help="results/<model>/<calibration>/<cut>/<fit>"
+    )
+    parser.add_argument(
+        "--baseline", action="append", type=Path, default=[], metavar="FOLDER", help="results/<model>/baseline"
+    )
+    parser.add_argument("--evaluation", required=True, help="name of the evaluation to show")
+    parser.add_argument("--caption", default="", help="sentence above the table")
+    out_argument(parser, "path of the table without its ending")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the table in all formats."""
+    from replaceme.render import write
+    from replaceme.tables import collect
+
+    write(collect(args.rows, args.baseline, args.evaluation), args.out, args.caption)

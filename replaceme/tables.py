@@ -1,0 +1,188 @@
+"""One table from the results on disk: a row per pruned model, baselines first, paired differences to dropping blocks.
+
+Reads what the steps wrote (evaluation, speed, cut, fit) and computes nothing that is not defined in `uncertainty`. What
+was not measured is missing in the table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme import uncertainty
+from replaceme.errors import ReplaceMeError
+from replaceme.files import read_json
+
+if TYPE_CHECKING:
+    import pandas
+
+KEYS = ("model", "calibration", "cut", "fit", "removed", "span", "metric", "position", "compression")
+# depend on the machine or on the time; everything left of them is the same in every run
+COST = ("parameters", "file_bytes", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the steps left about one model: `names` are model, calibration, cut and fit."""
+
+    folder: Path
+    names: tuple[str, str | None, str | None, str]
+    evaluation: Mapping[str, Any]
+    speed: Mapping[str, Any]
+    cut: Mapping[str, Any]
+    fit: Mapping[str, Any]
+
+    @property
+    def is_identity(self) -> bool:
+        return self.fit.get("transform") == "identity"
+
+
+def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) -> "pandas.DataFrame":
+    """One row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures, COST.
+
+    `rows` are folders <model>/<calibration>/<cut>/<fit>, `baselines` folders <model>/baseline; `evaluation` names a
+    file in their `evaluation` folder. Accuracies are fractions, `rp` and only it is in percent. `*_vs_identity` are
+    paired over items with the identity fit of the same cut. Raises ReplaceMeError naming a missing file or baseline.
+    """
+    import pandas
+
+    references = {Path(folder).parent.name: _baseline(Path(folder), evaluation) for folder in baselines}
+    results = [_row(Path(folder), evaluation) for folder in rows]
+    for result in results:
+        if result.names[0] not in references:
+            raise ReplaceMeError(
+                f"{result.folder}: no baseline of model {result.names[0]!r} among {sorted(references)}"
+            )
+    identities = {result.names[:3]: result for result in results if result.is_identity}
+    records = []
+    for model, reference in references.items():
+        records.append(_record(reference, reference, None))
+        for result in results:
+            if result.names[0] == model:
+                identity = identities.get(result.names[:3])
+                records.append(_record(result, reference, None if identity is result else identity))
+    everything = [*references.values(), *results]
+    columns = _columns(everything)
+    frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
+    frame.attrs["tasks"] = _task_notes(everything)
+    return frame
+
+
+def _baseline(folder: Path, evaluation: str) -> _Result:
+    parts = (_read(folder, f"evaluation/{evaluation}.json"), _read(folder, "speed.json"))
+    return _Result(folder, (folder.parent.name, None, None, "baseline"), *parts, {}, {})
+
+
+def _row(folder: Path, evaluation: str) -> _Result:
+    if len(folder.parts) < 4:
+        raise ReplaceMeError(f"{folder}: a row is a folder <model>/<calibration>/<cut>/<fit>")
+    model, calibration, cut, fit = folder.parts[-4:]
+    return _Result(
+        folder,
+        (model, calibration, cut, fit),
+        _read(folder, f"evaluation/{evaluation}.json"),
+        _read(folder, "speed.json"),
+        _read(folder.parent, "cut.json"),
+        _read(folder, "fit.json"),
+    )
+
+
+def _read(folder: Path, name: str) -> Mapping[str, Any]:
+    if not (folder / name).is_file():
+        raise ReplaceMeError(f"{folder}: {name} is missing; run the steps that make it before the table")
+    return read_json(folder / name)
+
+
+def _columns(results: Sequence[_Result]) -> list[str]:
+    tasks = list(dict.fromkeys(name for result in results for name in _accuracies(result)))
+    measures = [
+        *tasks_and_errors(tasks),
+        "average",
+        "average_stderr",
+        "rp",
+        "perplexity",
+        "perplexity_stderr",
+        "residual",
+        "average_vs_identity",
+        "average_vs_identity_stderr",
+        "log_perplexity_vs_identity",
+        "log_perplexity_vs_identity_stderr",
+    ]
+    return [*KEYS, *measures, *COST]
+
+
+def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
+    """The columns of tasks: each name, then its standard error."""
+    return [column for task in tasks for column in (task, f"{task}_stderr")]
+
+
+def task_columns(columns: Sequence[str]) -> list[str]:
+    """The names of the tasks in a table's columns, which lie between `compression` and `average`."""
+    names = list(columns)
+    return names[names.index("compression") + 1 : names.index("average") : 2]
+
+
+def _accuracies(result: _Result) -> dict[str, Mapping[str, Any]]:
+    """Tasks whose metric is not a perplexity; that one has a column of its own."""
+    tasks = result.evaluation["tasks"].items()
+    return {name: task for name, task in tasks if "perplexity" not in task["metric"]}
+
+
+def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
+    """How each task was scored, as text: metric, examples in context, items, version."""
+    notes: dict[str, str] = {}
+    for result in results:
+        for name, task in _accuracies(result).items():
+            version = f", v{task['version']}" if task["version"] is not None else ""
+            outside = "" if task["in_average"] else ", not in the average"
+            notes.setdefault(name, f"{task['metric']}, {task['fewshot']}-shot, n = {task['n']}{version}{outside}")
+    return notes
+
+
+def _record(result: _Result, reference: _Result, identity: _Result | None) -> dict[str, Any]:
+    cut, speed = result.cut, result.speed
+    record = dict(zip(KEYS, result.names, strict=False))
+    record["removed"] = cut.get("blocks", 0)
+    record["span"] = f"[{cut['start']}, {cut['end']})" if cut else None
+    record["metric"], record["position"] = cut.get("metric"), cut.get("position")
+    record["compression"] = 1 - speed["parameters"] / reference.speed["parameters"]
+    for name, task in _accuracies(result).items():
+        record[name], record[f"{name}_stderr"] = task["value"], task["stderr"]
+    average, perplexity = result.evaluation["average"], result.evaluation["perplexity"]
+    if average is not None:
+        record["average"], record["average_stderr"] = average["value"], average["stderr"]
+        record["rp"] = 100 * average["value"] / reference.evaluation["average"]["value"]
+    if perplexity is not None:
+        record["perplexity"], record["perplexity_stderr"] = perplexity["value"], perplexity["stderr"]
+    record["residual"] = result.fit.get("residual")
+    if identity is not None:
+        record |= _differences(result, identity)
+    record |= {name: speed[name] for name in ("parameters", "file_bytes", "peak_memory_bytes")}
+    record |= {name: speed[name]["median"] for name in ("prefill_tokens_per_s", "decode_tokens_per_s")}
+    return record
+
+
+def _differences(result: _Result, identity: _Result) -> dict[str, float | None]:
+    """Average and log perplexity minus those of the identity fit, paired over items."""
+    found: dict[str, float | None] = {}
+    ours, theirs = result.evaluation, identity.evaluation
+    counted = [name for name, task in ours["tasks"].items() if task["in_average"]]
+    for name in counted:
+        _check_same(result, identity, ours["tasks"][name], theirs["tasks"].get(name), name)
+    pairs = [(ours["tasks"][name]["items"], theirs["tasks"][name]["items"]) for name in counted]
+    if pairs and all(isinstance(items[0], float) for items, _ in pairs):
+        estimate = uncertainty.average([uncertainty.paired_mean(*pair) for pair in pairs])
+        found["average_vs_identity"], found["average_vs_identity_stderr"] = estimate
+    if ours["perplexity"] is not None:
+        ppl, other = ours["perplexity"], theirs["perplexity"]
+        _check_same(result, identity, ppl, other, "perplexity")
+        estimate = uncertainty.paired_log_perplexity(ppl["items"], other["items"])
+        found["log_perplexity_vs_identity"], found["log_perplexity_vs_identity_stderr"] = estimate
+    return found
+
+
+def _check_same(result: _Result, identity: _Result, ours: Mapping, theirs: Mapping | None, name: str) -> None:
+    if theirs is None or ours["documents"] != theirs["documents"] or ours["metric"] != theirs["metric"]:
+        raise ReplaceMeError(
+            f"{result.folder} and {identity.folder}: {name} was evaluated on different items; evaluate both again"
+        )

@@ -1,0 +1,67 @@
+rule model:
+    """Find a model, check it, and record its commit, file hashes and sizes."""
+    input:
+        model_files,
+    output:
+        "results/{model}/model.json",
+    log:
+        "results/logs/{model}/model.log",
+    benchmark:
+        "results/benchmarks/{model}/model.tsv"
+    params:
+        source=lambda wildcards: CONFIG.models[wildcards.model].source,
+        revision=lambda wildcards: to_flags(
+            CONFIG.models[wildcards.model], ("revision",)
+        ),
+        code=code_of("model"),
+    message:
+        "model {wildcards.model}: {params.source}"
+    shell:
+        "replaceme model {params.source:q} {params.revision} --out {output:q} 2> {log:q}"
+
+
+rule tokens:
+    """Calibration text to token ids and mask."""
+    input:
+        model="results/{model}/model.json",
+        source=calibration_files,
+    output:
+        "results/{model}/{calibration}/tokens.safetensors",
+    log:
+        "results/logs/{model}/{calibration}/tokens.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/tokens.tsv"
+    params:
+        options=lambda wildcards: to_flags(
+            CONFIG.calibrations[wildcards.calibration], TOKEN_FIELDS
+        ),
+        code=code_of("tokens"),
+    message:
+        "tokens of {wildcards.calibration} for {wildcards.model}"
+    shell:
+        "replaceme tokens {input.model:q} {params.options} --out {output:q} 2> {log:q}"
+
+
+rule distances:
+    """Distances between the hidden states of all pairs of blocks."""
+    input:
+        model="results/{model}/model.json",
+        tokens="results/{model}/{calibration}/tokens.safetensors",
+    output:
+        matrices="results/{model}/{calibration}/distances.safetensors",
+        csv="results/{model}/{calibration}/distances.csv",
+    log:
+        "results/logs/{model}/{calibration}/distances.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/distances.tsv"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        options=forward_options,
+        code=code_of("distances"),
+    message:
+        "distances of {wildcards.model} on {wildcards.calibration}"
+    shell:
+        "python -m replaceme.gpu {resources.gpu} -- replaceme distances {input.model:q} {input.tokens:q}"
+        " {params.options} --threads {threads} --out {output.matrices:q} 2> {log:q}"

@@ -1,0 +1,225 @@
+"""The validated config, and the functions with which rules find their inputs and options."""
+
+import re
+import shlex
+
+from replaceme.checkpoints import is_local, shard_names
+from replaceme.config import parse as parse_config
+from replaceme.config import read_yaml
+from replaceme.data import TOKEN_FIELDS
+from replaceme.errors import ReplaceMeError
+from replaceme.files import sweep_temporaries
+from replaceme.fingerprint import fingerprint
+from replaceme.gpu import visible
+from replaceme.options import to_flags
+from replaceme.preflight import check_models
+from snakemake.exceptions import WorkflowError
+
+
+def validated_config():
+    """The config as typed sections; every error in it stops the workflow before any job, one line each."""
+    try:
+        for path in workflow.configfiles:
+            read_yaml(
+                path
+            )  # Snakemake has read it too, but lets a key given twice pass
+        checked = parse_config(config, " + ".join(map(str, workflow.configfiles)) or "config")
+        if workflow.is_main_process:
+            check_models(checked, "config", headers=False)
+        return checked
+    except ReplaceMeError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CONFIG = validated_config()
+GPU = int(CONFIG.device != "cpu" and len(visible()) > 0)
+
+# without this limit `gpu: 1` would limit nothing; clusters count their own devices
+if (
+    workflow.is_main_process
+    and workflow.resource_settings.nodes is None
+    and "gpu" not in workflow.global_resources
+):
+    workflow.register_resource("gpu", len(visible()))
+
+
+def any_of(names):
+    """A wildcard constraint that admits exactly the configured names."""
+    return "|".join(re.escape(name) for name in names)
+
+
+wildcard_constraints:
+    model=any_of(CONFIG.models),
+    calibration=any_of(CONFIG.calibrations),
+    cut=any_of(CONFIG.cuts),
+    fit=any_of(CONFIG.fits),
+    evaluation=any_of(CONFIG.evaluations),
+    table=any_of(CONFIG.tables),
+    shard=r"\d+",
+    shards=r"\d+",
+
+
+def code_of(step):
+    """A parameter that changes when the code of a step does, comments and docstrings aside."""
+    return fingerprint(f"replaceme.steps.{step}")
+
+
+def model_files(wildcards):
+    """The files of a local model, whose change reruns everything; none for a Hub id, whose revision is a parameter."""
+    source = CONFIG.models[wildcards.model].source
+    if not is_local(source):
+        return []
+    return [Path(source) / name for name in ("config.json", *shard_names(Path(source)))]
+
+
+def calibration_files(wildcards):
+    """The local file from which a calibration is read, if it is one."""
+    dataset = CONFIG.calibrations[wildcards.calibration].dataset
+    return [dataset] if Path(dataset).is_file() else []
+
+
+def forward_options(wildcards):
+    """Options of the forward passes of a calibration."""
+    section = CONFIG.calibrations[wildcards.calibration]
+    return f"{to_flags(section, ('batch_size', 'dtype'))} --device {CONFIG.device}"
+
+
+def evidence_options(inputs):
+    """`--name file` for the optional inputs of a job."""
+    names = ("distances", "candidates", "statistics")
+    return " ".join(
+        f"--{name} {shlex.quote(str(inputs[name]))}"
+        for name in names
+        if name in inputs.keys()
+    )
+
+
+def candidates_file(wildcards):
+    """The shared file of post-fit metrics that a cut is chosen from."""
+    cut = CONFIG.cuts[wildcards.cut]
+    return f"results/{wildcards.model}/{wildcards.calibration}/candidates/{cut.size}-{cut.samples or 'all'}-samples.json"
+
+
+def cut_evidence(wildcards):
+    """What a cut is chosen from: candidates for a post-fit metric, distances for the paper's, nothing by hand."""
+    cut = CONFIG.cuts[wildcards.cut]
+    if cut.post_fit:
+        return {"candidates": candidates_file(wildcards)}
+    if cut.start is not None:
+        return {}
+    return {
+        "distances": f"results/{wildcards.model}/{wildcards.calibration}/distances.safetensors"
+    }
+
+
+def candidate_options(wildcards):
+    """Options of a candidates file, from any cut that uses it (they agree in size and samples)."""
+    wanted = wildcards.candidates
+    cut = next(
+        c
+        for c in CONFIG.cuts.values()
+        if f"{c.size}-{c.samples or 'all'}-samples" == wanted
+    )
+    return to_flags(cut, ("blocks", "ratio", "samples"))
+
+
+def statistics_file(wildcards):
+    """The summed statistics that a fit needs; none for the identity."""
+    if CONFIG.fits[wildcards.fit].transform == "identity":
+        return {}
+    shards = CONFIG.calibrations[wildcards.calibration].shards
+    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}"
+    return {"statistics": f"{folder}/gram/sum-of-{shards}.safetensors"}
+
+
+def evaluation_options(name):
+    """Options of an evaluation."""
+    section = CONFIG.evaluations[name]
+    tasks = {
+        task: options.model_dump_json(exclude_defaults=True)
+        for task, options in section.tasks.items()
+    }
+    flags = [
+        f"--task {shlex.quote(f'{task}={options}')}" for task, options in tasks.items()
+    ]
+    return " ".join(
+        [
+            *flags,
+            to_flags(
+                section,
+                ("include", "perplexity", "batch_size", "limit", "seed", "dtype"),
+            ),
+        ]
+    )
+
+
+def evaluation_files(name):
+    """The task files of the user's own: YAMLs and the data beside them."""
+    folder = CONFIG.evaluations[name].include
+    if folder is None:
+        return []
+    return sorted(
+        path
+        for path in Path(folder).rglob("*")
+        if path.suffix in {".yaml", ".jsonl", ".json", ".parquet"}
+    )
+
+
+def table_rows(table):
+    """The folders that make up a table, without the baselines."""
+    section = CONFIG.tables[table]
+    return expand(
+        "results/{model}/{calibration}/{cut}/{fit}",
+        model=section.models,
+        calibration=section.calibrations,
+        cut=section.cuts,
+        fit=section.fits,
+    )
+
+
+def table_baselines(table):
+    """The baseline folders of a table."""
+    return [f"results/{model}/baseline" for model in CONFIG.tables[table].models]
+
+
+def table_inputs(wildcards):
+    """Everything that a table shows."""
+    evaluation = CONFIG.tables[wildcards.table].evaluation
+    rows, baselines = table_rows(wildcards.table), table_baselines(wildcards.table)
+    return {
+        "evaluations": [
+            f"{folder}/evaluation/{evaluation}.json" for folder in baselines + rows
+        ],
+        "speeds": [f"{folder}/speed.json" for folder in baselines + rows],
+        "fits": [f"{folder}/fit.json" for folder in rows],
+        "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
+    }
+
+
+def table_options(wildcards):
+    """Options of a table."""
+    section = CONFIG.tables[wildcards.table]
+    baselines = " ".join(
+        f"--baseline {folder}" for folder in table_baselines(wildcards.table)
+    )
+    rows = " ".join(table_rows(wildcards.table))
+    return f"{rows} {baselines} --evaluation {section.evaluation} --caption {shlex.quote(section.caption)}"
+
+
+def table_files():
+    """All tables, in all formats."""
+    return expand(
+        "results/tables/{table}.{kind}",
+        table=CONFIG.tables,
+        kind=["csv", "md", "html", "tex", "svg"],
+    )
+
+
+def figure_files():
+    """The distances of every model and calibration, and the choice of every cut, that a table uses."""
+    rows = [Path(row) for table in CONFIG.tables for row in table_rows(table)]
+    chosen = {row.parent for row in rows if CONFIG.cuts[row.parent.name].start is None}
+    return sorted(
+        {f"{row.parents[1]}/distances.svg" for row in rows}
+        | {f"{folder}/cut.svg" for folder in chosen}
+    )

@@ -1,0 +1,69 @@
+rule gram:
+    """Statistics of a cut over one shard of the calibration tokens."""
+    input:
+        model="results/{model}/model.json",
+        tokens="results/{model}/{calibration}/tokens.safetensors",
+        cut="results/{model}/{calibration}/{cut}/cut.json",
+    output:
+        "results/{model}/{calibration}/{cut}/gram/{shard}-of-{shards}.safetensors",
+    log:
+        "results/logs/{model}/{calibration}/{cut}/gram/{shard}-of-{shards}.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/gram/{shard}-of-{shards}.tsv"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        options=forward_options,
+        code=code_of("gram"),
+    message:
+        "gram of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}: shard {wildcards.shard} of {wildcards.shards}"
+    shell:
+        "python -m replaceme.gpu {resources.gpu} -- replaceme gram {input.model:q} {input.tokens:q} {input.cut:q}"
+        " --shard {wildcards.shard} --shards {wildcards.shards} {params.options} --threads {threads}"
+        " --out {output:q} 2> {log:q}"
+
+
+rule sum:
+    """The statistics of all shards of a cut, added."""
+    input:
+        lambda wildcards: expand(
+            "results/{{model}}/{{calibration}}/{{cut}}/gram/{shard}-of-{{shards}}.safetensors",
+            shard=range(int(wildcards.shards)),
+        ),
+    output:
+        "results/{model}/{calibration}/{cut}/gram/sum-of-{shards}.safetensors",
+    log:
+        "results/logs/{model}/{calibration}/{cut}/gram/sum-of-{shards}.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/gram/sum-of-{shards}.tsv"
+    params:
+        code=code_of("sum"),
+    message:
+        "sum of {wildcards.shards} shards of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
+    shell:
+        "replaceme sum {input:q} --out {output:q} 2> {log:q}"
+
+
+rule transform:
+    """The linear map that replaces the removed blocks."""
+    input:
+        unpack(statistics_file),
+        model="results/{model}/model.json",
+        cut="results/{model}/{calibration}/{cut}/cut.json",
+    output:
+        transform="results/{model}/{calibration}/{cut}/{fit}/transform.safetensors",
+        report="results/{model}/{calibration}/{cut}/{fit}/fit.json",
+    log:
+        "results/logs/{model}/{calibration}/{cut}/{fit}/fit.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/fit.tsv"
+    params:
+        evidence=lambda wildcards, input: evidence_options(input),
+        options=lambda wildcards: to_flags(CONFIG.fits[wildcards.fit]),
+        folder=lambda wildcards, output: Path(output.report).parent,
+        code=code_of("fit"),
+    message:
+        "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
+    shell:
+        "replaceme fit {input.model:q} {input.cut:q} {params.evidence} {params.options} --out {params.folder:q} 2> {log:q}"

@@ -1,0 +1,21 @@
+rule merge:
+    """The shortened checkpoint, with the transform folded in."""
+    input:
+        model="results/{model}/model.json",
+        cut="results/{model}/{calibration}/{cut}/cut.json",
+        transform="results/{model}/{calibration}/{cut}/{fit}/transform.safetensors",
+    output:
+        config="results/{model}/{calibration}/{cut}/{fit}/model/config.json",
+        card="results/{model}/{calibration}/{cut}/{fit}/model/README.md",
+        record="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
+    log:
+        "results/logs/{model}/{calibration}/{cut}/{fit}/merge.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/merge.tsv"
+    params:
+        folder=lambda wildcards, output: Path(output.record).parent,
+        code=code_of("merge"),
+    message:
+        "merge {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
+    shell:
+        "replaceme merge {input.model:q} {input.cut:q} {input.transform:q} --out {params.folder:q} 2> {log:q}"

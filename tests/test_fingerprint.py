@@ -1,0 +1,166 @@
+"""The code hash changes with what a step runs, wherever it is imported, and with nothing else."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from replaceme.fingerprint import fingerprint
+
+ROOT = Path(__file__).parents[1]
+
+FILES = {
+    "replaceme/__init__.py": '''
+        """Package."""
+        __version__ = "1"
+        def __getattr__(name):
+            from replaceme.api import prune
+            return prune
+    ''',
+    "replaceme/api.py": "from replaceme import everything\ndef prune(): pass\n",
+    "replaceme/everything.py": "x = 1\n",
+    "replaceme/step.py": '''
+        """A step."""
+        from typing import TYPE_CHECKING
+
+        from replaceme import __version__
+        from . import relative
+        from replaceme.kernels import gram
+
+        if TYPE_CHECKING:
+            from replaceme.typed import Thing
+
+        def run(thing: "Thing"):
+            """Run it."""
+            import replaceme.lazy as lazy
+            return lazy, gram, relative, __version__
+    ''',
+    "replaceme/relative.py": "from .sub.deep import y\n",
+    "replaceme/typed.py": "class Thing: pass\n",
+    "replaceme/lazy.py": "z = 3\n",
+    "replaceme/unrelated.py": "u = 4\n",
+    "replaceme/sub/__init__.py": "",
+    "replaceme/sub/deep.py": "from ..below import b\ny = 2\n",
+    "replaceme/below.py": "b = 5\n",
+    "kernels/__init__.py": "from replaceme.kernels.gram import gram\n",
+    "kernels/gram.py": "def gram(): return 1\n",
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return tmp_path
+
+
+def of(tree, *modules):
+    fingerprint.cache_clear()
+    return fingerprint(*(modules or ("replaceme.step",)), folder=tree / "replaceme")
+
+
+def edit(tree, name, old, new):
+    path = tree / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("replaceme/step.py", "return lazy,", "return 0,"),
+        ("replaceme/__init__.py", '= "1"', '= "2"'),
+        ("replaceme/relative.py", "import y", "import y as q"),
+        ("replaceme/sub/deep.py", "y = 2", "y = 3"),
+        ("replaceme/sub/__init__.py", "", "s = 1\n"),
+        ("replaceme/below.py", "b = 5", "b = 6"),
+        ("replaceme/typed.py", "pass", "a = 1"),
+        ("replaceme/lazy.py", "z = 3", "z = 4"),
+        ("kernels/gram.py", "return 1", "return 2"),
+        ("kernels/__init__.py", "import gram", "import gram as g"),
+    ],
+    ids=lambda value: value if "/" in value else "",
+)
+def test_changes_with_code(tree, name, old, new):
+    before = of(tree)
+    edit(tree, name, old, new) if old else (tree / name).write_text(new)
+    assert of(tree) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("replaceme/step.py", '"""A step."""', '"""Another\n\ntext."""\n# and a comment'),
+        ("replaceme/step.py", '"""Run it."""', '"""Runs."""'),
+        ("replaceme/step.py", "return lazy, gram", "return  lazy,  gram"),
+        ("replaceme/typed.py", "class Thing: pass", 'class Thing:\n    """Documented."""'),
+        ("replaceme/unrelated.py", "u = 4", "u = 5"),
+        ("replaceme/everything.py", "x = 1", "x = 2"),
+        ("replaceme/api.py", "pass", "return 1"),
+    ],
+    ids=lambda value: value if value.startswith("replaceme/") else "",
+)
+def test_stays_with_comments_docstrings_and_unrelated_code(tree, name, old, new):
+    before = of(tree)
+    edit(tree, name, old, new)
+    assert of(tree) == before
+
+
+@pytest.mark.parametrize("line", ["from replaceme import prune", "import replaceme", "from replaceme import api"])
+def test_what_a_package_offers_lazily_counts_when_it_is_used(tree, line):
+    (tree / "replaceme/step.py").write_text(line + "\n")
+    before = of(tree)
+    edit(tree, "replaceme/everything.py", "x = 1", "x = 2")
+    assert of(tree) != before
+
+
+def test_kernels_inside_an_installed_package(tree):
+    before = of(tree)
+    shutil.move(tree / "kernels", tree / "replaceme" / "kernels")
+    assert of(tree) == before
+    edit(tree, "replaceme/kernels/gram.py", "return 1", "return 2")
+    assert of(tree) != before
+
+
+def test_several_modules_and_unknown_ones(tree):
+    assert (
+        len({of(tree, "replaceme.step"), of(tree, "replaceme.lazy"), of(tree, "replaceme.step", "replaceme.api")}) == 3
+    )
+    assert of(tree, "replaceme.step", "replaceme.api") == of(tree, "replaceme.api", "replaceme.step")
+    for unknown in ("replaceme.no_such", "torch"):
+        with pytest.raises(ModuleNotFoundError, match=unknown):
+            of(tree, unknown)
+
+
+def test_import_cycles_end(tree):
+    (tree / "replaceme/lazy.py").write_text("import replaceme.step\n")
+    assert len(of(tree)) == 12
+
+
+def test_the_packages_own_code(tmp_path):
+    for folder in ("replaceme", "kernels"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    before = of(tmp_path, "replaceme.statistics")
+    assert before == of(ROOT, "replaceme.statistics")
+    with (tmp_path / "kernels" / "gram.py").open("a") as file:
+        file.write("\n# a comment\n")
+    assert of(tmp_path, "replaceme.statistics") == before
+    with (tmp_path / "kernels" / "gram.py").open("a") as file:
+        file.write("\nEXTRA = 1\n")
+    assert of(tmp_path, "replaceme.statistics") != before
+
+
+def test_is_the_same_in_every_process_and_imports_no_torch():
+    code = "import sys; from replaceme.fingerprint import fingerprint as f; print(f('replaceme.statistics'))"
+    code += "; assert 'torch' not in sys.modules"
+    found = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"
+    }
+    fingerprint.cache_clear()
+    assert found == {fingerprint("replaceme.statistics") + "\n"}
