@@ -32,7 +32,8 @@ def prune(
     `fit` defaults to least squares. Returns the provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible.
     """
-    from replaceme.models import family_of, load_base_model, load_tokenizer, pick_device, pick_dtype, require_foldable
+    from replaceme.loading import load_base_model, load_tokenizer
+    from replaceme.models import family_of, pick_device, pick_dtype, require_foldable
     from replaceme.steps.common import calibration_of
     from replaceme.steps.merge import write_pruned
 

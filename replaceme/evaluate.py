@@ -91,8 +91,7 @@ def evaluate(
 
 
 def _language_model(folder: str | Path, dtype: str, device: str, batch_size: int) -> Any:
-    from replaceme.loading import load_causal_model
-    from replaceme.models import load_tokenizer
+    from replaceme.loading import load_causal_model, load_tokenizer
 
     return harness.language_model(load_causal_model(folder, dtype, device), load_tokenizer(folder), batch_size)
 

@@ -1,7 +1,7 @@
-"""Load a whole causal language model for measuring it: local files only, complete, no code of the checkpoint's own."""
+"""Load models and tokenizers: local files only, complete, no code of the checkpoint's own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import open_checkpoint
 from replaceme.errors import ReplaceMeError
@@ -11,13 +11,35 @@ if TYPE_CHECKING:
 
 
 def load_causal_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
-    """The model of a checkpoint folder with its head, in inference mode.
+    """The model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, folder, dtype, device)
+
+
+def load_base_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
+    """The blocks of a checkpoint folder without its head, in inference mode.
 
     Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
     model (transformers would initialise them at random and only warn).
     """
+    from transformers import AutoModel
+
+    return _load(AutoModel, folder, dtype, device)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer that lies beside a checkpoint."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ReplaceMeError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+
+
+def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     open_checkpoint(folder)
@@ -27,7 +49,7 @@ def load_causal_model(folder: str | Path, dtype: str, device: str) -> "PreTraine
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = auto_class.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,

@@ -94,7 +94,13 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
     sizes += [Column("ratio %", "compression", "percent", 100, meaning="share of the parameters removed")]
     tasks = task_columns(list(frame.columns))
     shortened = _shortened(tasks)
-    accuracy = [Column(shortened[task], task, "percent", 100, "max", task) for task in tasks]
+    perplexities = frame.attrs.get("perplexities", ())
+    accuracy = [
+        Column(f"{shortened[task]} ppl", task, "significant", 1, "min", task)
+        if task in perplexities
+        else Column(shortened[task], task, "percent", 100, "max", task)
+        for task in tasks
+    ]
     return [
         _part("Summary", [*names, *sizes, *SUMMARY], frame),
         _part("Tasks, %", [*names, *accuracy], frame),

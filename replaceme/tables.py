@@ -65,6 +65,8 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) ->
     columns = _columns(everything)
     frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
     frame.attrs["tasks"] = _task_notes(everything)
+    own = [_own_columns(result) for result in everything]
+    frame.attrs["perplexities"] = sorted({name for tasks in own for name in tasks if _is_perplexity(tasks[name])})
     return frame
 
 
@@ -94,7 +96,7 @@ def _read(folder: Path, name: str) -> Mapping[str, Any]:
 
 
 def _columns(results: Sequence[_Result]) -> list[str]:
-    tasks = list(dict.fromkeys(name for result in results for name in _accuracies(result)))
+    tasks = list(dict.fromkeys(name for result in results for name in _own_columns(result)))
     measures = [
         *tasks_and_errors(tasks),
         "average",
@@ -122,17 +124,22 @@ def task_columns(columns: Sequence[str]) -> list[str]:
     return names[names.index("compression") + 1 : names.index("average") : 2]
 
 
-def _accuracies(result: _Result) -> dict[str, Mapping[str, Any]]:
-    """Tasks whose metric is not a perplexity; that one has a column of its own."""
+def _own_columns(result: _Result) -> dict[str, Mapping[str, Any]]:
+    """Tasks with a column under their own name: all but the perplexity that has the column `perplexity`."""
+    main = (result.evaluation["perplexity"] or {}).get("task")
     tasks = result.evaluation["tasks"].items()
-    return {name: task for name, task in tasks if "perplexity" not in task["metric"]}
+    return {name: task for name, task in tasks if name != main or not _is_perplexity(task)}
+
+
+def _is_perplexity(task: Mapping[str, Any]) -> bool:
+    return "perplexity" in task["metric"]
 
 
 def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
     """How each task was scored, as text: metric, examples in context, items, version."""
     notes: dict[str, str] = {}
     for result in results:
-        for name, task in _accuracies(result).items():
+        for name, task in _own_columns(result).items():
             version = f", v{task['version']}" if task["version"] is not None else ""
             outside = "" if task["in_average"] else ", not in the average"
             notes.setdefault(name, f"{task['metric']}, {task['fewshot']}-shot, n = {task['n']}{version}{outside}")
@@ -146,7 +153,7 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     record["span"] = f"[{cut['start']}, {cut['end']})" if cut else None
     record["metric"], record["position"] = cut.get("metric"), cut.get("position")
     record["compression"] = 1 - speed["parameters"] / reference.speed["parameters"]
-    for name, task in _accuracies(result).items():
+    for name, task in _own_columns(result).items():
         record[name], record[f"{name}_stderr"] = task["value"], task["stderr"]
     average, perplexity = result.evaluation["average"], result.evaluation["perplexity"]
     if average is not None:

@@ -248,3 +248,17 @@ def test_latex_escaping(results, tmp_path):
     for block in re.findall(r"\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL):
         rows = [line for line in block.splitlines() if line.endswith(r"\\")]
         assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows}) == 1
+
+
+def test_a_second_perplexity_has_a_column_of_its_own(results, tmp_path):
+    rows, baselines = results
+    for folder in [*rows, *baselines]:
+        path = folder / "evaluation/micro.json"
+        record = json.loads(path.read_text())
+        scored = task(GOOD, metric="word_perplexity", in_average=False)
+        record["tasks"]["micro_text"] = scored | {"value": 33.125, "stderr": 2.0}
+        put(path, record)
+    frame = tables.collect(rows, baselines, "micro")
+    assert frame["micro_text"].tolist() == [33.125] * 3
+    path = next(path for path in render.write(frame, tmp_path / "t", "") if path.suffix == ".md")
+    assert "text ppl" in path.read_text() and "33.1 ± 2.0" in path.read_text(), "shown as it is, not in percent"

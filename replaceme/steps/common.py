@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from replaceme.checkpoints import identity, load_record, read_config
 from replaceme.errors import ReplaceMeError
 from replaceme.fold import check_merged
-from replaceme.models import Family, family_of, load_base_model, pick_device, pick_dtype
+from replaceme.loading import load_base_model
+from replaceme.models import Family, family_of, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     from torch import nn

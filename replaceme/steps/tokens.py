@@ -5,7 +5,7 @@ import logging
 
 from replaceme.config import CalibrationConfig
 from replaceme.data import TOKEN_FIELDS, calibrate
-from replaceme.models import load_tokenizer
+from replaceme.loading import load_tokenizer
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, model_argument, out_argument
 

@@ -1,0 +1,41 @@
+# Two commands: `make run` (config.yaml to tables) and `make test`. Both set up .venv by themselves.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+READY := $(VENV)/.ready
+
+.PHONY: run test lint install gpu-test docs clean
+
+run: $(READY)
+	snakemake --cores all
+	snakemake --report results/report.html --quiet all
+	@cat results/tables/*.md
+	@echo "Report: $(CURDIR)/results/report.html"
+
+test: lint
+	pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	ruff format --check .
+	ruff check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+gpu-test: $(READY)
+	pytest -m gpu
+
+docs: $(READY)
+	replaceme check --docs docs/config.md
+
+install: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	git clean -fdXq results .snakemake
