@@ -32,15 +32,20 @@ def prune(
     `fit` defaults to least squares. Returns the provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible.
     """
+    from replaceme.cuts import resolve_blocks, spans
+    from replaceme.fold import check_out
     from replaceme.loading import load_base_model, load_tokenizer
     from replaceme.models import family_of, pick_device, pick_dtype, require_foldable
-    from replaceme.steps.common import calibration_of
     from replaceme.steps.merge import write_pruned
 
     calibration, texts = _calibration(calibration, texts)
+    if cut is not None and (blocks is not None or ratio is not None):
+        raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     fit = fit or FitConfig()
     record = resolve(str(source))
+    check_out(record["folder"], out)
+    spans(record["num_blocks"], resolve_blocks(cut, record))
     config = read_config(record["folder"])
     if fit.transform != "identity":
         require_foldable(config, str(source))
@@ -50,7 +55,7 @@ def prune(
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     transform = _fit(model, family, tokens, record, chosen, fit, calibration.batch_size)
-    origin = {**calibration_of(record, {"sha256": tokens.digest()}), "calibration": metadata}
+    origin = {"model_sha256": identity(record), "tokens_sha256": tokens.digest(), "calibration": metadata}
     return write_pruned(record, {**chosen, "model_sha256": identity(record)}, transform, out, origin)
 
 

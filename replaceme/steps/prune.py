@@ -29,6 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint and print what was done."""
     set_threads(args.threads)
-    sections = [from_options(args, schema) for schema in (CalibrationConfig, CutConfig, FitConfig)]
-    provenance = prune(args.source, sections[0], cut=sections[1], fit=sections[2], out=args.out, device=args.device)
+    calibration = from_options(args, CalibrationConfig, CALIBRATION)
+    cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
+    fit = from_options(args, FitConfig)
+    provenance = prune(args.source, calibration, cut=cut, fit=fit, out=args.out, device=args.device)
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
