@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: run test lint install gpu-test docs clean
+.PHONY: run publish test lint install gpu-test docs clean
 
 run: $(READY)
 	snakemake --cores all
@@ -39,3 +39,6 @@ $(READY): requirements.txt pyproject.toml
 
 clean:
 	git clean -fdXq results .snakemake
+
+publish: run
+	replaceme publish results --out results/published --command "make run" --readme README.md

@@ -96,8 +96,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def shard_names(folder: Path) -> list[str]:
     """File names of a checkpoint's shards, from the index or the single file; raises ReplaceMeError when none."""
+    if (folder / SINGLE).is_file():  # before an index, as transformers does
+        return [SINGLE]
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
+        index = read_json(folder / INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ReplaceMeError(f"{folder / INDEX}: no `weight_map` of tensors to shards; download or copy it again")
         names = sorted(set(weight_map.values()))
         for name in names:
             if Path(name).name != name:
@@ -105,8 +110,6 @@ def shard_names(folder: Path) -> list[str]:
                     f"{folder / INDEX}: shard {name!r} lies outside the folder; do not trust this file"
                 )
         return names
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
     others = sorted(path.name for path in folder.glob("*.bin"))
     hint = f" (found {others[0]}: pickles are not read; convert it to safetensors)" if others else ""
     raise ReplaceMeError(f"{folder}: no {SINGLE} and no {INDEX}{hint}")

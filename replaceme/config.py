@@ -6,6 +6,7 @@ command line its options, and are the source of docs/config.md. Nothing here imp
 
 import difflib
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,7 +18,12 @@ from replaceme.errors import ReplaceMeError
 
 # names become folders under results/: one plain path component, never a hidden or a parent folder
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-RESERVED = {"calibrations": {"baseline"}, "models": {"benchmarks", "logs", "published", "tables"}}
+RESERVED = {
+    "models": {"benchmarks", "logs", "published", "tables"},
+    "calibrations": {"baseline"},
+    "cuts": {"candidates"},
+    "fits": {"gram"},
+}
 Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 POST_FIT_METRICS = ("residual", "cosine_after_fit")
 
@@ -25,7 +31,7 @@ POST_FIT_METRICS = ("residual", "cosine_after_fit")
 class Strict(BaseModel):
     """A section of the config that refuses unknown keys and cannot change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Strict):
@@ -184,7 +190,14 @@ class Config(Strict):
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
 
 
-SECTIONS = {"models": "models", "calibrations": "calibrations", "cuts": "cuts", "fits": "fits"}
+# the keys of a table that hold names, and the sections that define those
+REFERENCES = {
+    "models": "models",
+    "calibrations": "calibrations",
+    "cuts": "cuts",
+    "fits": "fits",
+    "evaluation": "evaluations",
+}
 
 
 def parse(raw: Any, origin: str = "config.yaml") -> Config:
@@ -194,22 +207,22 @@ def parse(raw: Any, origin: str = "config.yaml") -> Config:
     return validated(Config, raw, origin, extra_checks=_dangling_and_reserved)
 
 
-def validated(schema: type[Strict], raw: Any, origin: str, extra_checks=lambda config: []) -> Any:
+def validated(schema: type[Strict], raw: Any, origin: str, extra_checks=lambda raw: []) -> Any:
     """An instance of `schema` from plain data, or a ReplaceMeError that lists all that is wrong with it."""
+    config, lines = None, []
     try:
         config = schema.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{origin}: {_explain(schema, item)}" for item in error.errors()]
-        raise ReplaceMeError("\n".join(lines)) from None
-    lines = [f"{origin}: {line}" for line in extra_checks(config)]
+        lines = [_explain(schema, item) for item in error.errors()]
+    lines += extra_checks(raw)
     if lines:
-        raise ReplaceMeError("\n".join(lines))
+        raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
     return config
 
 
 def _explain(schema: type[BaseModel], item: dict) -> str:
     path = [part for part in item["loc"] if part != "[key]"]
-    where = ".".join(str(part) for part in path) or "top level"
+    where = ".".join(_printable(part) for part in path) or "top level"
     if item["type"] == "extra_forbidden":
         known = _fields_at(schema, path[:-1])
         close = difflib.get_close_matches(str(path[-1]), known, n=1)
@@ -220,8 +233,22 @@ def _explain(schema: type[BaseModel], item: dict) -> str:
     if item["type"] == "string_pattern_mismatch":
         return f"{where}: not a usable name; use letters, digits, '.', '_' and '-', beginning with a letter or a digit"
     message = item["msg"].removeprefix("Value error, ")
-    shown = "" if item["type"] == "value_error" else f" (found {item['input']!r})"
-    return f"{where}: {message}{shown}"
+    shown = "" if item["type"] == "value_error" else f" (found {_shortened(item['input'])})"
+    return f"{where}: {_printable(message)}{shown}"
+
+
+def _printable(text: Any) -> str:
+    """Text on one line, whatever a key holds."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
+
+
+def _shortened(value: Any) -> str:
+    """A value as Python writes it, cut to what fits in an error line."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _schema_at(schema: type[BaseModel], path: list) -> type[BaseModel] | None:
@@ -248,28 +275,35 @@ def _description_at(schema: type[BaseModel], path: list) -> str:
     return field.description or "" if field else ""
 
 
-def _dangling_and_reserved(config: Config) -> list[str]:
+def _dangling_and_reserved(raw: dict) -> list[str]:
+    """Reserved names, and names in tables that nothing defines; on plain data, so that it adds to the other errors."""
     lines = []
     for section, names in RESERVED.items():
         lines += [
-            f"{section}.{name}: this name is reserved; choose another" for name in names & set(getattr(config, section))
+            f"{section}.{name}: this name is reserved; choose another"
+            for name in _section(raw, section)
+            if name in names
         ]
-    for table_name, table in config.tables.items():
-        for section in SECTIONS:
-            lines += _dangling(f"tables.{table_name}.{section}", getattr(table, section), getattr(config, section))
-        lines += _dangling(f"tables.{table_name}.evaluation", [table.evaluation], config.evaluations)
+    for table_name in _section(raw, "tables"):
+        table = _section(raw["tables"], table_name)
+        for key, section in REFERENCES.items():
+            names = [table.get(key)] if key == "evaluation" else table.get(key)
+            if isinstance(names, list):
+                given = [name for name in names if isinstance(name, str)]
+                lines += _dangling(f"tables.{_printable(table_name)}.{key}", given, section, _section(raw, section))
     return lines
 
 
-def _dangling(where: str, names: list[str], defined: dict) -> list[str]:
-    section = where.rsplit(".", 1)[-1]
-    section = "evaluations" if section == "evaluation" else section
+def _section(raw: dict, name: Any) -> dict:
+    return raw[name] if isinstance(raw.get(name), dict) else {}
+
+
+def _dangling(where: str, names: list[str], section: str, defined: dict) -> list[str]:
+    known = ", ".join(_printable(name) for name in defined) or "none"
     lines = [
-        f"{where}: {name!r} is not defined under {section}; defined: {', '.join(defined)}"
-        for name in names
-        if name not in defined
+        f"{where}: {name!r} is not defined under {section}; defined: {known}" for name in names if name not in defined
     ]
-    return lines + [f"{where}: {name!r} is listed twice" for name in {n for n in names if names.count(n) > 1}]
+    return lines + [f"{where}: {name!r} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -283,6 +317,8 @@ def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict:
             continue
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a list or mapping as a key", key_node.start_mark)
         if key in seen:
             origin = key_node.start_mark.name
             raise ReplaceMeError(
@@ -306,10 +342,23 @@ def read_yaml(path: str | Path) -> Any:
         raise ReplaceMeError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ReplaceMeError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ReplaceMeError(f"{path}: cannot read ({error.strerror})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ReplaceMeError(f"{path}: {line}not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        reason = getattr(error, "problem", None) or str(error)
+        raise ReplaceMeError(f"{path}: {line}not valid YAML ({_printable(reason)})") from None
+    except RecursionError:
+        raise ReplaceMeError(f"{path}: not valid YAML (nested too deeply)") from None
+    except (
+        ValueError,
+        OverflowError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:  # scalars such as 2001-99-99, !!int x
+        raise ReplaceMeError(f"{path}: not valid YAML ({_printable(error)})") from None
 
 
 def load(path: str | Path) -> Config:

@@ -170,12 +170,20 @@ def _text(record: dict, config: CalibrationConfig, tokenizer: Any) -> str:
         raise ReplaceMeError(
             f"{config.dataset}: conversations need a chat template, and the model's tokenizer has none"
         )
-    messages = [_message(turn, config.dataset) for turn in record[column]]
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+    turns = record[column] or []
+    if not isinstance(turns, list):
+        raise ReplaceMeError(f"{config.dataset}: column {column!r} holds {type(turns).__name__}, not a list of turns")
+    messages = [_message(turn, config.dataset) for turn in turns]
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False) if messages else ""
+    except Exception as error:  # templates raise jinja2's errors, on roles that do not alternate for instance
+        raise ReplaceMeError(f"{config.dataset}: the model's chat template refuses a conversation ({error})") from error
 
 
-def _message(turn: dict, dataset: str) -> dict[str, str]:
+def _message(turn: Any, dataset: str) -> dict[str, str]:
     """One turn in the chat template's form, from {role, content} or the {from, value} of ShareGPT-like sets."""
+    if not isinstance(turn, dict):
+        raise ReplaceMeError(f"{dataset}: a turn needs role/content or from/value, found {type(turn).__name__}")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if role not in ROLES or content is None:
         raise ReplaceMeError(f"{dataset}: a turn needs role/content or from/value, found {sorted(turn)} ({role!r})")

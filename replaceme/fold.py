@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import INDEX, SINGLE, Checkpoint, open_checkpoint
+from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, replacing, sha256, write_safetensors
+from replaceme.files import TEMPORARY, read_json, replacing, sha256, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, pruned_config, require_foldable
 from replaceme.progress import progress
 
@@ -38,6 +38,7 @@ def merge(
     replaceme.json with the SHA-256 of every file; `card` is the model card (README.md). Raises ReplaceMeError when
     the architecture cannot carry T or the cut and T do not belong to this model.
     """
+    check_out(source, out)
     checkpoint = open_checkpoint(source)
     _check(checkpoint, cut, transform)
     with replacing(out) as folder:
@@ -54,6 +55,24 @@ def merge(
         (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def check_out(source: str | Path, out: str | Path) -> None:
+    """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
+
+    The folder is replaced as a whole, so neither the source nor somebody's own files may be in it.
+    """
+    out = Path(out)
+    if Path(source).resolve().is_relative_to(out.resolve()):
+        raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
+    if not out.is_dir() or (out / "replaceme.json").is_file():
+        return
+    ours = {path for pattern in ("*.safetensors", INDEX, "README.md", *COMPANIONS) for path in out.glob(pattern)}
+    foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
+    if foreign:
+        raise ReplaceMeError(
+            f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
+        )
+
+
 def check_merged(folder: str | Path) -> dict[str, Any]:
     """The provenance record of a merged folder; raises ReplaceMeError when one of its files is missing."""
     folder = Path(folder)
@@ -66,9 +85,11 @@ def check_merged(folder: str | Path) -> dict[str, Any]:
 
 def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json with the per-block lists spelt out that transformers derives from a pattern of block numbers."""
+    config = dict(checkpoint.config)
+    if not checkpoint.family.derived_lists:
+        return config
     from transformers import AutoConfig
 
-    config = dict(checkpoint.config)
     loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     for key in PER_BLOCK_LISTS:
         derived = getattr(loaded, key, None)

@@ -23,13 +23,15 @@ class Family:
 
     `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` is the
     linear weight [hidden, intermediate] that T multiplies, or None where T cannot reach it, with the reason in
-    `why_no_fold`.
+    `why_no_fold`. `derived_lists` says that transformers derives per-block lists from a pattern of block numbers when
+    config.json does not spell them out.
     """
 
     blocks: str = "model.layers"
     mlp_output: str = "mlp"
     fold: str | None = "mlp.down_proj.weight"
     why_no_fold: str = ""
+    derived_lists: bool = False
 
     def block_of(self, tensor_name: str) -> int | None:
         """The number of the block to which a tensor belongs, or None."""
@@ -51,16 +53,18 @@ class Family:
 
 
 SEQUENTIAL = Family()
+QWEN = Family(derived_lists=True)
 SANDWICH = Family(
     mlp_output="post_feedforward_layernorm",
     fold=None,
     why_no_fold="its blocks normalise the MLP's output (post_feedforward_layernorm), and T cannot pass a norm",
+    derived_lists=True,
 )
 FAMILIES = {
     "llama": SEQUENTIAL,
     "mistral": SEQUENTIAL,
-    "qwen2": SEQUENTIAL,
-    "qwen3": SEQUENTIAL,
+    "qwen2": QWEN,
+    "qwen3": QWEN,
     "gemma": SEQUENTIAL,
     "gemma2": SANDWICH,
     "gemma3_text": SANDWICH,
@@ -79,6 +83,9 @@ def family_of(config: dict[str, Any], where: str) -> Family:
         raise ReplaceMeError(f"{where}: the checkpoint wants to run its own code (auto_map); this is not allowed")
     if config.get("quantization_config"):
         raise ReplaceMeError(f"{where}: quantised weights cannot be folded; give the full-precision checkpoint")
+    for key in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(config.get(key), int) or config[key] < 1:
+            raise ReplaceMeError(f"{where}: config.json gives no usable `{key}` (found {config.get(key)!r})")
     return FAMILIES[model_type]
 
 

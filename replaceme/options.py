@@ -5,6 +5,8 @@ import shlex
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from replaceme.config import Strict, validated
 
 
@@ -22,13 +24,14 @@ def add_options(parser: argparse.ArgumentParser, schema: type[Strict], only: tup
             required=required,
             default=argparse.SUPPRESS,
             help=(field.description + default).replace("%", "%%"),
-            **_kind(field.annotation),
+            **_kind(field),
         )
 
 
-def from_options(args: argparse.Namespace, schema: type[Strict]) -> Any:
-    """The section that the given options describe, validated as config.yaml is."""
-    given = {name: value for name, value in vars(args).items() if name in schema.model_fields}
+def from_options(args: argparse.Namespace, schema: type[Strict], only: tuple[str, ...] = ()) -> Any:
+    """The section that the given options (or `only` some of them) describe, validated as config.yaml is."""
+    names = set(only or schema.model_fields)
+    given = {name: value for name, value in vars(args).items() if name in names}
     return validated(schema, given, "options")
 
 
@@ -43,14 +46,14 @@ def to_flags(section: Strict, only: tuple[str, ...] = ()) -> str:
         if isinstance(value, bool):
             flags.append(option if value else option.replace("--", "--no-", 1))
         else:
-            flags += [option, "none" if value is None else str(value)]
+            flags.append(f"{option}={'none' if value is None else value}")  # joined: a value may begin with a dash
     return shlex.join(flags)
 
 
-def _kind(annotation: Any) -> dict[str, Any]:
-    """argparse's arguments for a field's type."""
-    options = [kind for kind in _alternatives(annotation) if kind is not type(None)]
-    optional = type(None) in _alternatives(annotation)
+def _kind(field: FieldInfo) -> dict[str, Any]:
+    """argparse's arguments for a field's type; `none` is spelt out only where null is not the default."""
+    options = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
+    optional = type(None) in _alternatives(field.annotation) and field.default is not None
     kind = options[0]
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}

@@ -63,4 +63,6 @@ def _type(annotation: Any) -> str:
 def _value(default: Any) -> str:
     if isinstance(default, BaseModel):
         return "see below"
-    return {None: "null", True: "true", False: "false", "": '""'}.get(default, str(default))
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    return str(default) or '""'

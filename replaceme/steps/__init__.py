@@ -20,5 +20,6 @@ STEPS = (
     "table",
     "figure",
     "prune",
+    "publish",
     "check",
 )

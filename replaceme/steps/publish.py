@@ -1,0 +1,51 @@
+"""publish: keep a copy of record of a run's tables and figures, with the command and machine that made them."""
+
+import argparse
+import re
+from pathlib import Path
+
+from replaceme.errors import ReplaceMeError
+from replaceme.files import replacing, write_json, write_text
+from replaceme.provenance import hardware, versions
+from replaceme.steps.common import out_argument
+
+HELP = "Copy the tables and figures of a finished run to a folder of record."
+ONLINE = False
+KINDS = (".csv", ".md", ".html", ".tex", ".svg")
+BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of a finished run")
+    parser.add_argument("--command", required=True, help="command that made it")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="markdown file whose table blocks are renewed")
+    out_argument(parser, "folder of record")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Copy, record, and renew the tables shown in a README."""
+    files = sorted(path for path in args.results.rglob("*") if path.suffix in KINDS and _is_result(path, args))
+    if not any(path.parent.name == "tables" for path in files):
+        raise ReplaceMeError(f"{args.results}: no tables; finish `snakemake --cores all` first")
+    for path in files:
+        with replacing(args.out / path.relative_to(args.results)) as copy:
+            copy.write_bytes(path.read_bytes())
+    write_json(
+        args.out / "record.json",
+        {"command": args.command, "hardware": hardware(ask_gpu=True), "versions": versions()},
+    )
+    if args.readme is not None:
+        text = args.readme.read_text(encoding="utf-8")
+        write_text(args.readme, BLOCK.sub(lambda match: _block(match, args.results), text))
+
+
+def _is_result(path: Path, args: argparse.Namespace) -> bool:
+    """Tables and figures only, neither earlier copies of record nor model cards nor the report."""
+    inside = path.relative_to(args.results).parts
+    return inside[0] != args.out.name and "model" not in inside[:-1] and len(inside) > 1
+
+
+def _block(match: re.Match, results: Path) -> str:
+    table = (results / "tables" / f"{match['name']}.md").read_text(encoding="utf-8")
+    return f"{match[1]}\n{table}\n{match[3]}"

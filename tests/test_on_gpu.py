@@ -1,0 +1,60 @@
+"""The pipeline on a CUDA device: the same statistics as on the CPU, the same bits twice, a checkpoint at the end."""
+
+import pytest
+import torch
+
+from replaceme.api import prune
+from replaceme.config import CalibrationConfig, CutConfig
+from replaceme.distances import measure
+from replaceme.files import sha256
+from replaceme.gather import gather_cut
+from replaceme.loading import load_base_model
+from replaceme.models import SEQUENTIAL
+
+pytestmark = pytest.mark.gpu
+CUT = (2, 4)
+
+
+def gathered(folder, tokens, dtype, device):
+    return gather_cut(load_base_model(folder, dtype, device), SEQUENTIAL, tokens, CUT, batch_size=4)
+
+
+def relative(found, exact):
+    return float((found.cpu() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 5e-2)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_statistics_agree_with_float64_on_the_cpu(llama, make_tokens, side, dtype, bound):
+    tokens = make_tokens(side=side)
+    exact, found = gathered(llama, tokens, "float64", "cpu"), gathered(llama, tokens, dtype, "cuda")
+    assert found.tokens == exact.tokens
+    assert relative(found.gram, exact.gram) < bound
+    assert relative(found.cross, exact.cross) < bound
+
+
+def test_two_runs_give_the_same_bits(llama, make_tokens):
+    first, second = (gathered(llama, make_tokens(), "bfloat16", "cuda") for _ in range(2))
+    assert torch.equal(first.gram, second.gram) and torch.equal(first.cross, second.cross)
+
+
+def test_distances_agree_with_the_cpu(llama, make_tokens):
+    tokens = make_tokens()
+    exact = measure(load_base_model(llama, "float64", "cpu"), SEQUENTIAL, tokens, 4)
+    found = measure(load_base_model(llama, "float32", "cuda"), SEQUENTIAL, tokens, 4)
+    for name, matrix in exact.items():
+        torch.testing.assert_close(found[name].cpu(), matrix, atol=1e-4, rtol=0)
+
+
+def test_prune_ends_with_the_same_checkpoint_twice(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    calibration = CalibrationConfig(dataset="micro", samples=32, tokens=128, seed=5)
+    hashes = []
+    for name in ("one", "two"):
+        record = prune("resources/micro", calibration, cut=CutConfig(blocks=6), out=tmp_path / name, device="cuda")
+        assert record["fit"]["residual"] < record["fit"]["residual_identity"]
+        hashes.append(sha256(tmp_path / name / "model.safetensors"))
+    assert hashes[0] == hashes[1]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one").cuda()
+    assert torch.isfinite(model(torch.arange(4, 60, device="cuda")[None]).logits).all()
