@@ -110,7 +110,7 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
         if others:
             panels[1].axvline(cut["start"], color=COLORS[1], linewidth=1, linestyle=DASHES[1])
             panels[1].set_ylabel("other measures (no unit)")
-            panels[1].legend(fontsize=8)
+            _legend_outside(panels[1])
             values = [one[name] for one in candidates for name in others]
             if min(values) > 0 and max(values) > 100 * min(values):
                 panels[1].set_yscale("log")
@@ -126,7 +126,12 @@ def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
     axes.plot([cut["start"]], [chosen[metric]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
     axes.set_ylabel(NAMES.get(metric, metric).replace(" (", "\n("))
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    _legend_outside(axes)
+
+
+def _legend_outside(axes: "Axes") -> None:
+    """A legend to the right of the axes, where it hides no data."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _line(axes: "Axes", candidates: list[dict[str, Any]], name: str, color: str, marker: str) -> None:

@@ -32,10 +32,10 @@ def gather(passes: Iterable[Activations], cuts: Sequence[tuple[int, int]]) -> li
 def gather_cut(
     model: "nn.Module", family: Family, tokens: Tokens, cut: tuple[int, int], batch_size: int, shard=0, shards=1
 ) -> Statistics:
-    """Statistics of one cut over one shard of the batches."""
+    """Statistics of one cut over one shard of the batches, on the CPU, where they are added up and solved."""
     batches = tokens.batches(batch_size, shard, shards)
     if not batches:
         have = len(tokens.batches(batch_size))
         raise ReplaceMeError(f"gram: {shards} shards for {have} batches leave shard {shard} empty; lower `shards`")
     passes = capture(model, family, progress(batches, "gram", unit="batch"), Wanted.of_cut(*cut))
-    return gather(passes, [cut])[0]
+    return gather(passes, [cut])[0].to("cpu")

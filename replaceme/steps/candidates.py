@@ -6,7 +6,8 @@ from replaceme.config import CutConfig
 from replaceme.cuts import measure_candidates, resolve_blocks
 from replaceme.files import write_json
 from replaceme.options import add_options, from_options
-from replaceme.steps.common import forward_arguments, load_forward, load_model, out_argument
+from replaceme.steps.common import load_model, out_argument
+from replaceme.steps.forward import forward_arguments, load_forward
 
 HELP = "Fit every candidate cut of one size on a token subset and measure what is left (candidates.json)."
 ONLINE = False

@@ -1,21 +1,12 @@
 """Arguments and loading that several steps share."""
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from replaceme.checkpoints import identity, load_record, read_config
-from replaceme.config import CalibrationConfig
-from replaceme.data import Tokens, load_tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.fold import check_merged
-from replaceme.loading import load_base_model
-from replaceme.models import Family, family_of, pick_device, pick_dtype
-from replaceme.options import add_options
-
-if TYPE_CHECKING:
-    from torch import nn
 
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 
@@ -35,39 +26,6 @@ def compute_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where to compute")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: the GPU if any.")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
-
-
-def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
-    """MODEL, TOKENS, the options of a forward pass (and `more` of the calibration's), and where to compute."""
-    model_argument(parser)
-    parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step")
-    add_options(parser, CalibrationConfig, ("batch_size", "dtype", *more))
-    compute_arguments(parser)
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What a forward pass over calibration tokens needs; `origin` holds the hashes of model and tokens."""
-
-    record: dict[str, Any]
-    tokens: Tokens
-    origin: dict[str, Any]
-    model: "nn.Module"
-    family: Family
-    batch_size: int
-
-
-def load_forward(args: argparse.Namespace, record: dict[str, Any]) -> Forward:
-    """Load what `forward_arguments` names, the model by its record."""
-    tokens, metadata = load_tokens(args.tokens_file)
-    set_threads(args.threads)
-    config = read_config(record["folder"])
-    device = pick_device(args.device)
-    dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
-    model = load_base_model(record["folder"], dtype, device)
-    batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
-    origin = {"model_sha256": identity(record), "tokens_sha256": metadata["sha256"]}
-    return Forward(record, tokens, origin, model, family_of(config, record["folder"]), batch_size)
 
 
 def set_threads(threads: int | None) -> None:

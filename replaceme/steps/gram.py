@@ -6,7 +6,8 @@ from replaceme.checkpoints import read_config
 from replaceme.files import read_json
 from replaceme.gather import gather_cut
 from replaceme.models import require_foldable
-from replaceme.steps.common import forward_arguments, load_forward, load_model, out_argument, same_model
+from replaceme.steps.common import load_model, out_argument, same_model
+from replaceme.steps.forward import forward_arguments, load_forward
 
 HELP = "Accumulate the Gram and cross matrices of a cut over one shard of the calibration tokens."
 ONLINE = False

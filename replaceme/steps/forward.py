@@ -1,0 +1,49 @@
+"""What the steps with forward passes over calibration tokens share: their arguments, and loading."""
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from replaceme.checkpoints import identity, read_config
+from replaceme.config import CalibrationConfig
+from replaceme.data import Tokens, load_tokens
+from replaceme.loading import load_base_model
+from replaceme.models import Family, family_of, pick_device, pick_dtype
+from replaceme.options import add_options
+from replaceme.steps.common import compute_arguments, model_argument, set_threads
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
+    """MODEL, TOKENS, the options of a forward pass (and `more` of the calibration's), and where to compute."""
+    model_argument(parser)
+    parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step")
+    add_options(parser, CalibrationConfig, ("batch_size", "dtype", *more))
+    compute_arguments(parser)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass over calibration tokens needs; `origin` holds the hashes of model and tokens."""
+
+    record: dict[str, Any]
+    tokens: Tokens
+    origin: dict[str, Any]
+    model: "nn.Module"
+    family: Family
+    batch_size: int
+
+
+def load_forward(args: argparse.Namespace, record: dict[str, Any]) -> Forward:
+    """Load what `forward_arguments` names, the model by its record."""
+    tokens, metadata = load_tokens(args.tokens_file)
+    set_threads(args.threads)
+    config = read_config(record["folder"])
+    device = pick_device(args.device)
+    dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
+    model = load_base_model(record["folder"], dtype, device)
+    batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
+    origin = {"model_sha256": identity(record), "tokens_sha256": metadata["sha256"]}
+    return Forward(record, tokens, origin, model, family_of(config, record["folder"]), batch_size)
