@@ -1,0 +1,1 @@
+"""The embedded model: its corpus, its tasks, its tokenizer and its training, all made by the code of this folder."""
