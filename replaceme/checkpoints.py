@@ -64,10 +64,9 @@ class Checkpoint:
                 counts[block] += prod(shape)
         return counts
 
-    def companions(self) -> Iterator[Path]:
-        """Files other than weights and config that belong to the model: tokenizer, generation config, licence."""
-        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
-        yield from sorted(found)
+    def companions(self) -> list[Path]:
+        """Files other than weights and config that belong to the model."""
+        return companions(self.folder)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -115,6 +114,19 @@ def shard_names(folder: Path) -> list[str]:
     raise ReplaceMeError(f"{folder}: no {SINGLE} and no {INDEX}{hint}")
 
 
+def local_files(source: str) -> list[Path]:
+    """All files of a local model that its record hashes; raises ReplaceMeError when config or weights are missing."""
+    folder = local_folder(source)
+    read_config(folder)
+    index = [INDEX] if (folder / INDEX).is_file() else []
+    return [folder / name for name in ("config.json", *index, *shard_names(folder))] + companions(folder)
+
+
+def companions(folder: Path) -> list[Path]:
+    """Files other than weights and config that belong to a model: tokenizer, generation config, licence."""
+    return sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()})
+
+
 def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], str]]]:
     from safetensors import SafetensorError, safe_open
 
@@ -123,7 +135,7 @@ def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], st
         if not path.is_file():
             raise ReplaceMeError(f"{path}: missing shard; download or copy the checkpoint again")
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="np") as file:  # headers only: torch is not needed
                 for name in file.keys():  # noqa: SIM118
                     view = file.get_slice(name)
                     yield name, (shard, tuple(view.get_shape()), view.get_dtype())
@@ -165,6 +177,11 @@ def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
     }
 
 
+def local_folder(source: str) -> Path:
+    """The folder that a local source names."""
+    return Path(source).expanduser()
+
+
 def is_local(source: str) -> bool:
     """Whether a source names a folder rather than a Hub id: it exists, or is spelt like a path."""
     return Path(source).exists() or source.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(source)
@@ -174,7 +191,7 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     if is_local(source):
         if revision is not None:
             raise ReplaceMeError(f"{source}: a local folder has no revision; drop it")
-        return Path(source).expanduser(), None
+        return local_folder(source), None
     from huggingface_hub import snapshot_download
 
     patterns = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
@@ -198,6 +215,16 @@ def load_record(path: str | Path) -> dict[str, Any]:
             raise ReplaceMeError(f"{path}: not a model record; make it with `replaceme model`")
         return record
     return resolve(str(path))
+
+
+def check_merged(folder: str | Path) -> dict[str, Any]:
+    """The provenance record of a merged folder; raises ReplaceMeError when one of its files is missing."""
+    folder = Path(folder)
+    record = read_json(folder / "replaceme.json")
+    for name in record["files"]:
+        if not (folder / name).is_file():
+            raise ReplaceMeError(f"{folder / name}: missing; delete {folder} and merge again")
+    return record
 
 
 def identity(record: dict[str, Any]) -> str:

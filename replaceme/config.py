@@ -288,7 +288,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():
             names = [table.get(key)] if key == "evaluation" else table.get(key)
-            if isinstance(names, list):
+            if isinstance(names, list) and _section(raw, section):  # a missing section is an error of its own
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{_printable(table_name)}.{key}", given, section, _section(raw, section))
     return lines
@@ -299,7 +299,7 @@ def _section(raw: dict, name: Any) -> dict:
 
 
 def _dangling(where: str, names: list[str], section: str, defined: dict) -> list[str]:
-    known = ", ".join(_printable(name) for name in defined) or "none"
+    known = ", ".join(_printable(name) for name in defined)
     lines = [
         f"{where}: {name!r} is not defined under {section}; defined: {known}" for name in names if name not in defined
     ]

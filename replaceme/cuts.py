@@ -12,18 +12,17 @@ The statistics of all candidates come from one pass. Memory: L - n pairs of floa
 
 from typing import TYPE_CHECKING, Any
 
-from replaceme.capture import Activations, Wanted, capture
 from replaceme.config import CutConfig
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.gather import gather
 from replaceme.models import Family
 from replaceme.progress import progress
-from replaceme.transforms import fit_least_squares
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from replaceme.capture import Activations
 
 
 def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
@@ -52,6 +51,10 @@ def measure_candidates(
     model: "nn.Module", family: Family, tokens: Tokens, blocks: int, batch_size: int
 ) -> list[dict[str, Any]]:
     """Post-fit metrics of every candidate: start, end, residual, residual_identity, cosine, cosine_after_fit."""
+    from replaceme.capture import Wanted, capture
+    from replaceme.gather import gather
+    from replaceme.transforms import fit_least_squares
+
     candidates = spans(len(family.block_modules(model)), blocks)
     batches = tokens.batches(batch_size)
     every = frozenset(range(candidates[-1][1]))
@@ -92,7 +95,7 @@ def _mean_cosine_distances(
 
 
 def _cosine_distance_sums(
-    activations: Activations, start: int, end: int, transform: "torch.Tensor"
+    activations: "Activations", start: int, end: int, transform: "torch.Tensor"
 ) -> tuple[float, float]:
     from torch.nn.functional import cosine_similarity
 

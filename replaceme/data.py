@@ -45,8 +45,9 @@ class Tokens:
         return Tokens(self.input_ids[:samples], self.mask[:samples])
 
     def digest(self) -> str:
-        """SHA-256 of ids and mask."""
-        content = self.input_ids.numpy().tobytes() + self.mask.numpy().tobytes()
+        """SHA-256 of ids, mask and their shape."""
+        shape = f"{list(self.input_ids.shape)}".encode()
+        content = shape + self.input_ids.numpy().tobytes() + self.mask.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()
 
     def batches(self, batch_size: int, shard: int = 0, shards: int = 1) -> "list[Tokens]":
@@ -144,10 +145,13 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
 def _records(config: CalibrationConfig) -> Iterator[dict]:
     from datasets import load_dataset
 
+    from replaceme.offline import offline
+
     suffix = Path(config.dataset).suffix
     try:
         if is_local(config.dataset):
-            stream = load_dataset(READERS[suffix], data_files=config.dataset, split="train", streaming=True)
+            with offline():  # it would report even the reading of a local file
+                stream = load_dataset(READERS[suffix], data_files=config.dataset, split="train", streaming=True)
         else:
             stream = load_dataset(
                 config.dataset, config.name, revision=config.revision, split=config.split, streaming=True

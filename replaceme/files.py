@@ -49,7 +49,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _cannot_write(path: Path, error: Exception) -> ReplaceMeError:
-    return ReplaceMeError(f"{path}: cannot write ({error}); free some space or fix the permissions, then run again")
+    # a file inside a temporary folder is known to the user by its final path
+    final = (p.removeprefix(TEMPORARY).rpartition("-")[0] if p.startswith(TEMPORARY) else p for p in path.parts)
+    return ReplaceMeError(
+        f"{Path(*final)}: cannot write ({error}); free some space or fix the permissions, then run again"
+    )
 
 
 def _sync(path: Path) -> None:
@@ -68,10 +72,11 @@ def _sync_one(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the error that led here says more
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, read_json, replacing, sha256, write_safetensors
+from replaceme.files import TEMPORARY, replacing, sha256, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, pruned_config, require_foldable
 from replaceme.progress import progress
 
@@ -71,16 +71,6 @@ def check_out(source: str | Path, out: str | Path) -> None:
         raise ReplaceMeError(
             f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
         )
-
-
-def check_merged(folder: str | Path) -> dict[str, Any]:
-    """The provenance record of a merged folder; raises ReplaceMeError when one of its files is missing."""
-    folder = Path(folder)
-    record = read_json(folder / "replaceme.json")
-    for name in record["files"]:
-        if not (folder / name).is_file():
-            raise ReplaceMeError(f"{folder / name}: missing; delete {folder} and merge again")
-    return record
 
 
 def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,24 +1,16 @@
 """One optimiser step of the embedded model's training, as fast as one GPU allows and plain on a CPU."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM
 
 
-class StepOptions(Protocol):
-    """What a step needs to know of a recipe."""
-
-    batch: int
-    sequence: int
-    weight_decay: float
-
-
 class Step:
     """One optimiser step on a batch of rows; on a GPU compiled per block and replayed as one CUDA graph."""
 
-    def __init__(self, model: "LlamaForCausalLM", options: StepOptions) -> None:
+    def __init__(self, model: "LlamaForCausalLM", batch: int, sequence: int, weight_decay: float) -> None:
         import torch
 
         self.model, self.device = model, model.device
@@ -26,12 +18,12 @@ class Step:
         matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
         gains = [parameter for parameter in model.parameters() if parameter.dim() != 2]
         self.rate = torch.zeros((), device=self.device)
-        groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": gains, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=self.rate, betas=(0.9, 0.95), fused=on_gpu or None, capturable=on_gpu
         )
-        self.rows = torch.zeros(options.batch, options.sequence + 1, dtype=torch.long, device=self.device)
-        positions = torch.arange(options.sequence, device=self.device)[None]
+        self.rows = torch.zeros(batch, sequence + 1, dtype=torch.long, device=self.device)
+        positions = torch.arange(sequence, device=self.device)[None]
         self.position_embeddings = model.model.rotary_emb(model.model.embed_tokens.weight[:1], positions)
         self.block, self.head = (torch.compile(_block), torch.compile(_head)) if on_gpu else (_block, _head)
         self.loss = torch.zeros((), device=self.device)

@@ -86,7 +86,7 @@ def run_phase(model: "LlamaForCausalLM", rows: "torch.Tensor", recipe: Recipe, p
     """Train `model` in place on rows [n, sequence + 1] of ids in shuffled order; returns the mean loss of the end."""
     import torch
 
-    step = optimise.Step(model, recipe)
+    step = optimise.Step(model, recipe.batch, recipe.sequence, recipe.weight_decay)
     order = torch.Generator().manual_seed(recipe.seed)
     batches: list[torch.Tensor] = []
     losses = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from replaceme.config import load
 from replaceme.files import write_text
-from replaceme.preflight import check_models
+from replaceme.preflight import check_inputs
 from replaceme.schema_docs import render
 
 HELP = "Check a config file without running anything, or write docs/config.md."
@@ -24,5 +24,5 @@ def run(args: argparse.Namespace) -> None:
         write_text(args.docs, render())
         return
     config = load(args.config)
-    check_models(config, args.config)
+    check_inputs(config, args.config)
     print(f"{args.config}: fine ({len(config.models)} models, {len(config.tables)} tables)")

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from replaceme.checkpoints import identity, load_record, read_config
+from replaceme.checkpoints import check_merged, identity, load_record, read_config
 from replaceme.errors import ReplaceMeError
-from replaceme.fold import check_merged
 
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 

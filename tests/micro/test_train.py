@@ -79,10 +79,11 @@ def test_growth_refuses_bad_factors(factors):
 def test_step_computes_the_models_own_loss():
     recipe = replace(TINY, growth=(1, 1))
     model = train.initial_model(recipe, 60)
+    step = optimise.Step(model, recipe.batch, recipe.sequence, recipe.weight_decay)
     rows = torch.randint(4, 60, (recipe.batch, recipe.sequence + 1))
     expected = model(input_ids=rows[:, :-1]).logits
     expected = torch.nn.functional.cross_entropy(expected.flatten(0, 1), rows[:, 1:].flatten())
-    assert optimise.Step(model, recipe)(rows, 0.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert step(rows, 0.0).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_rates():
@@ -95,8 +96,8 @@ def test_corpus_does_not_depend_on_processes(monkeypatch):
     monkeypatch.setattr(corpus, "SHARD_TOKENS", 700)
     words = tokenizer.vocabulary()
     one = corpus.training_tokens(words, 2000, seed=3, processes=1)
-    two = corpus.training_tokens(words, 1500, seed=3, processes=1)
-    assert len(one) == 2000 and (one[:1400] == two[:1400]).all()
+    two = corpus.training_tokens(words, 2000, seed=3, processes=2)
+    assert len(one) == 2000 and (one == two).all()
     assert one[0] == tokenizer.START
 
 

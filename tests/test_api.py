@@ -1,0 +1,154 @@
+"""`replaceme.prune` from end to end."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import replaceme
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+
+
+def reload(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    ids = AutoTokenizer.from_pretrained(folder)("w1 w2 w3", return_tensors="pt")["input_ids"]
+    assert torch.isfinite(model(ids).logits).all()
+    return model
+
+
+@pytest.mark.parametrize(
+    "size", [{"blocks": 2}, {"ratio": 0.25}, {"cut": CutConfig(blocks=2, metric="cosine")}], ids=str
+)
+def test_prune(llama, texts, tmp_path, size):
+    record = replaceme.prune(llama, texts=texts, **size, out=tmp_path / "out", device="cpu")
+    assert len(reload(tmp_path / "out").model.layers) == 4
+    assert record["cut"]["blocks"] == 2 and record["cut"]["num_blocks"] == 6
+    assert 0 < record["fit"]["residual"] < record["fit"]["residual_identity"]
+    saved = json.loads((tmp_path / "out" / "replaceme.json").read_text())
+    assert {key: saved[key] for key in record} == record
+    assert saved["source"]["files"] == replaceme.checkpoints.resolve(str(llama))["files"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    start = record["cut"]["start"]
+    assert f"blocks {start} to {start + 1} (of 0 .. 5)" in card and f"folded into block {start - 1}" in card
+
+
+def test_the_fit_is_least_squares_on_the_given_texts(llama, texts, tokenizer, tmp_path, brute_rows):
+    """Independent of the package: rows by plain transformers, lstsq, and the fold by hand."""
+    from replaceme.data import tokens_from_texts
+
+    cut = CutConfig(blocks=2, start=3)
+    replaceme.prune(llama, texts=texts, cut=cut, out=tmp_path / "out", device="cpu")
+    hidden, outputs, _ = brute_rows(llama, tokens_from_texts(texts, tokenizer, None, 1024), "float32")
+    best = torch.linalg.lstsq(outputs[2], hidden[4] - hidden[2] + outputs[2]).solution
+    name = "model.layers.2.mlp.down_proj.weight"
+    before, after = (load_file(folder / "model.safetensors")[name].double() for folder in (llama, tmp_path / "out"))
+    assert (after - best.T @ before).norm() <= 1e-5 * after.norm()
+
+
+def test_fitting_beats_dropping_on_the_texts(llama, texts, tokenizer, tmp_path):
+    """The logits of the pruned model come closer to the original's with the fit than without."""
+    from replaceme.loading import load_causal_model
+
+    cut = CutConfig(blocks=1, start=5)
+    for name in ("full", "identity"):
+        replaceme.prune(llama, texts=texts, cut=cut, fit=FitConfig(transform=name), out=tmp_path / name, device="cpu")
+    original, *pruned = (
+        load_causal_model(f, "float32", "cpu") for f in (llama, tmp_path / "full", tmp_path / "identity")
+    )
+    ids = [tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    fitted, dropped = (sum(float((m(x).logits - original(x).logits).norm()) for x in ids) for m in pruned)
+    assert fitted < 0.95 * dropped
+
+
+def test_identity_changes_no_tensor(gemma, texts, tmp_path):
+    record = replaceme.prune(gemma, texts=texts, blocks=2, fit=FitConfig(transform="identity"), out=tmp_path / "out")
+    assert record["fit"]["solver"] == "identity"
+    before, after = (load_file(folder / "model.safetensors") for folder in (gemma, tmp_path / "out"))
+    for name, tensor in after.items():
+        parts = name.split(".")
+        if parts[1] == "layers" and int(parts[2]) >= record["cut"]["start"]:
+            parts[2] = str(int(parts[2]) + 2)
+        assert torch.equal(tensor, before[".".join(parts)])
+    assert "nothing was put in their place (UIDL)" in (tmp_path / "out" / "README.md").read_text()
+    reload(tmp_path / "out")
+
+
+def test_two_runs_give_the_same_bytes(sharded, texts, tmp_path):
+    for name in ("one", "two"):
+        replaceme.prune(sharded, texts=texts, blocks=2, out=tmp_path / name, device="cpu")
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) > 5 and files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+
+
+@pytest.mark.parametrize("as_path", [str, lambda path: path], ids=["str", "Path"])
+def test_texts_from_a_file(llama, texts, tmp_path, as_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    record = replaceme.prune(llama, texts=as_path(path), blocks=2, out=tmp_path / "out", device="cpu")
+    assert record["origin"]["calibration"]["dataset"] == str(path)
+    assert record["origin"]["calibration"]["file_sha256"]
+
+
+def test_a_calibration_section(llama, tmp_path):
+    section = CalibrationConfig(dataset="micro", samples=8, tokens=32)
+    record = replaceme.prune(llama, section, blocks=1, out=tmp_path / "out", device="cpu")
+    assert record["origin"]["calibration"]["dataset"] == "micro" and record["fit"]["tokens"] == 8 * 32
+
+
+def test_an_iterator_of_texts(llama, texts, tmp_path):
+    record = replaceme.prune(llama, texts=iter(texts), blocks=1, out=tmp_path / "out", device="cpu")
+    assert record["fit"]["tokens"] == sum(len(text.split()) for text in texts)
+
+
+BAD = {
+    "no text": ({"texts": None, "blocks": 2}, "give either texts or calibration"),
+    "text twice": (
+        {"calibration": CalibrationConfig(dataset="micro"), "blocks": 2},
+        "give either texts or calibration",
+    ),
+    "empty texts": ({"texts": ["", " "], "blocks": 2}, "no text left"),
+    "no texts": ({"texts": [], "blocks": 2}, "no text left"),
+    "no size": ({}, "give either blocks or ratio"),
+    "two sizes": ({"blocks": 2, "ratio": 0.5}, "give either blocks or ratio"),
+    "cut and blocks": ({"blocks": 2, "cut": CutConfig(blocks=3)}, "give either a cut section or blocks or ratio"),
+    "too many blocks": ({"blocks": 6}, "cannot remove 6 of 6 blocks"),
+    "ratio out of reach": ({"ratio": 0.99}, "ratio 0.99 is out of reach"),
+    "a missing file": ({"texts": "none.txt", "blocks": 2}, "none.txt: no such file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_refused_before_any_forward_pass(llama, texts, tmp_path, refuses, monkeypatch, case):
+    def forward(*_, **__):
+        pytest.fail("a forward pass ran")
+
+    monkeypatch.setattr("replaceme.capture._forward", forward)
+    options, message = BAD[case]
+    with refuses(message):
+        replaceme.prune(llama, **{"texts": texts, "out": tmp_path / "out", **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebody_elses_folder_is_refused_before_any_work(llama, texts, tmp_path, refuses, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    monkeypatch.setattr("replaceme.loading.load_tokenizer", lambda *_: pytest.fail("work was done"))
+    with refuses("is not empty (it holds thesis.txt)"):
+        replaceme.prune(llama, texts=texts, blocks=2, out=tmp_path)
+    with refuses("holds the source model"):
+        replaceme.prune(llama, texts=texts, blocks=2, out=llama)
+
+
+def test_a_fit_that_cannot_be_folded_is_refused_at_once(gemma, texts, tmp_path, refuses, monkeypatch):
+    monkeypatch.setattr("replaceme.loading.load_base_model", lambda *_: pytest.fail("the model was loaded"))
+    with refuses("a fitted transform cannot be folded"):
+        replaceme.prune(gemma, texts=texts, blocks=2, out=tmp_path / "out")
+
+
+def test_unknown_attributes():
+    with pytest.raises(AttributeError, match="no attribute 'prume'"):
+        _ = replaceme.prume

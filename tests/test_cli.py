@@ -1,0 +1,181 @@
+"""The command line: exit codes, one line for each error, and a whole run step by step."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from replaceme import __version__
+from replaceme.cli import main
+from replaceme.steps import STEPS
+
+
+def fails(capsys, *words, lines=1):
+    """Run a step that must fail with exit code 1, and return what it printed on stderr."""
+    assert main([str(word) for word in words]) == 1
+    shown = capsys.readouterr().err.splitlines()
+    errors = [line for line in shown if line.startswith("replaceme: error: ")]
+    assert len(errors) == lines and not any("Traceback" in line for line in shown), shown
+    return "\n".join(errors)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"replaceme {__version__}\n"
+
+
+def test_help_lists_every_step(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert left.value.code == 0 and all(f"    {step}" in shown for step in STEPS)
+
+
+@pytest.mark.parametrize("words", [["prume"], [], ["cut"], ["tokens", "x", "--colour", "red"]], ids=" ".join)
+def test_wrong_usage(capsys, words):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2 and "usage: replaceme" in capsys.readouterr().err
+
+
+def test_importing_the_package_loads_no_model_library():
+    code = (
+        "import sys, replaceme, replaceme.config, replaceme.options, replaceme.checkpoints, replaceme.models,"
+        " replaceme.preflight, replaceme.cuts, replaceme.data, replaceme.cli\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'lm_eval') if name in sys.modules])\n"
+        "print(callable(replaceme.prune))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\nTrue\n" and done.stderr == ""
+
+
+def test_a_process_ends_with_one_line_and_code_1(tmp_path):
+    command = [sys.executable, "-m", "replaceme.cli", "check", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"replaceme: error: {tmp_path / 'none.yaml'}: no such file\n"
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("replaceme.steps.check.run", interrupt)
+    assert main(["check"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, make_llama, texts):
+    """All steps on a tiny model, as the workflow runs them; the folder of results."""
+    folder, model = tmp_path_factory.mktemp("run"), make_llama()
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sizes = ["--blocks", "2"]
+
+    def step(*words):
+        assert main([str(word) for word in words]) == 0, words
+
+    step("model", model, "--out", folder / "model.json")
+    record, cut = folder / "model.json", folder / "cut.json"
+    step("tokens", record, "--dataset", folder / "text.jsonl", "--samples", 40, "--out", folder / "tokens.safetensors")
+    tokens = folder / "tokens.safetensors"
+    step("distances", record, tokens, "--out", folder / "distances.safetensors")
+    step("candidates", record, tokens, *sizes, "--out", folder / "candidates.json")
+    step("cut", record, *sizes, "--candidates", folder / "candidates.json", "--out", cut)
+    shards = [folder / f"gram-{shard}.safetensors" for shard in range(3)]
+    for shard, path in enumerate(shards):
+        step("gram", record, tokens, cut, "--shard", shard, "--shards", 3, "--batch-size", 4, "--out", path)
+    step("sum", *shards, "--out", folder / "sum.safetensors")
+    step("fit", record, cut, "--statistics", folder / "sum.safetensors", "--out", folder / "ls")
+    step("merge", record, cut, folder / "ls" / "transform.safetensors", "--out", folder / "ls" / "model")
+    return folder
+
+
+def test_all_steps_make_a_model_that_loads(run):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(run / "ls" / "model")
+    assert len(model.model.layers) == 4
+    fit, cut = (json.loads((run / name).read_text()) for name in ("ls/fit.json", "cut.json"))
+    best = min(cut["candidates"], key=lambda one: one["cosine_after_fit"])
+    assert (cut["start"], cut["end"]) == (best["start"], best["end"])
+    assert 0 < fit["residual"] < fit["residual_identity"] and fit["tokens"] > 200
+    record = json.loads((run / "ls" / "model" / "replaceme.json").read_text())
+    assert record["fit"]["residual"] == fit["residual"] and record["cut"]["start"] == cut["start"]
+    assert record["origin"]["tokens_sha256"] == fit["tokens_sha256"]
+
+
+def test_the_papers_metric_by_steps(run, tmp_path):
+    words = ["--blocks", "2", "--metric", "angular", "--position", "last", "--out", tmp_path / "cut.json"]
+    assert main(["cut", *map(str, [run / "model.json", "--distances", run / "distances.safetensors", *words])]) == 0
+    assert json.loads((tmp_path / "cut.json").read_text())["metric"] == "angular"
+
+
+def test_evidence_that_is_missing(run, capsys, tmp_path):
+    cut = ["cut", run / "model.json", "--blocks", 2, "--out", tmp_path / "x"]
+    assert "needs --candidates" in fails(capsys, *cut)
+    assert "needs --distances" in fails(capsys, *cut, "--metric", "cosine")
+    assert "needs --statistics" in fails(capsys, "fit", run / "model.json", run / "cut.json", "--out", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_that_do_not_belong_together(run, capsys, tmp_path):
+    shards = [run / f"gram-{shard}.safetensors" for shard in range(3)]
+    out = ["--out", tmp_path / "x"]
+    assert "shards [0, 1] given, 0 .. 2 needed" in fails(capsys, "sum", *shards[:2], *out)
+    assert "shards [0, 1, 1] given" in fails(capsys, "sum", shards[0], shards[1], shards[1], *out)
+    other = ["gram", run / "model.json", run / "tokens.safetensors", run / "cut.json", "--batch-size", 4]
+    assert main([str(w) for w in [*other, "--shards", 4, "--shard", 2, "--out", tmp_path / "g"]]) == 0
+    assert "of another model, calibration, cut or number of shards" in fails(
+        capsys, "sum", *shards[:2], tmp_path / "g", *out
+    )
+
+
+def test_files_of_another_model_are_refused(run, capsys, tmp_path, make_llama):
+    other = make_llama(seed=1)
+    candidates = ["--candidates", run / "candidates.json"]
+    line = fails(capsys, "cut", other, "--blocks", 2, *candidates, "--out", tmp_path / "x")
+    assert "candidates.json: made from another model" in line
+    transform = run / "ls" / "transform.safetensors"
+    assert "another model" in fails(capsys, "merge", other, run / "cut.json", transform, "--out", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_transform_of_another_cut_is_refused(run, capsys, tmp_path):
+    assert (
+        main([str(w) for w in ["cut", run / "model.json", "--blocks", 1, "--start", 5, "--out", tmp_path / "c"]]) == 0
+    )
+    transform = run / "ls" / "transform.safetensors"
+    words = ["merge", run / "model.json", tmp_path / "c", transform, "--out", tmp_path / "x"]
+    assert "fitted for another cut" in fails(capsys, *words)
+
+
+def test_fewer_tokens_than_channels_are_a_warning_with_numbers(run, tmp_path, caplog):
+    words = ["tokens", run / "model.json", "--dataset", run / "text.jsonl", "--samples", 1, "--tokens", 5]
+    assert main([str(w) for w in [*words, "--out", tmp_path / "t.safetensors"]]) == 0
+    assert "unmasked tokens for a hidden size of 16" in caplog.text
+
+
+def test_check_lists_every_mistake(capsys, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("device: gpu\nmodles: {}\n")
+    shown = fails(capsys, "check", path, lines=8)
+    assert "modles: unknown key" in shown and "device: Input should be 'auto'" in shown
+
+
+def test_threads_must_be_positive(run, capsys, tmp_path):
+    words = ["distances", run / "model.json", run / "tokens.safetensors", "--threads", 0, "--out", tmp_path / "x"]
+    assert "--threads 0: must be at least 1" in fails(capsys, *words)
+
+
+def test_prune_in_one_go_gives_the_same_weights_as_the_steps(run, tmp_path, capsys):
+    model = json.loads((run / "model.json").read_text())["folder"]
+    words = ["prune", model, "--dataset", run / "text.jsonl", "--samples", 40, "--blocks", 2, "--batch-size", 4]
+    assert main([str(w) for w in [*words, "--device", "cpu", "--out", tmp_path / "out"]]) == 0
+    from safetensors.torch import load_file
+
+    one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", run / "ls" / "model"))
+    assert one.keys() == two.keys()
+    assert all((one[name] - two[name]).abs().max() <= 1e-5 * two[name].abs().max() for name in one)

@@ -1,0 +1,259 @@
+"""Every mistake in a config is one line with its key path; nothing that is YAML can crash the reader."""
+
+import copy
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from replaceme.config import Config, CutConfig, load, parse, read_yaml, validated
+from replaceme.errors import ReplaceMeError
+
+GOOD = {
+    "models": {"tiny": {"source": "models/tiny"}},
+    "calibrations": {"c4": {"dataset": "allenai/c4", "samples": 16, "tokens": 32}},
+    "cuts": {"n4": {"blocks": 4}, "quarter": {"ratio": 0.25, "metric": "cosine", "position": "last"}},
+    "fits": {"uidl": {"transform": "identity"}, "ls": {"objective": "l2"}},
+    "evaluations": {"quick": {"tasks": {"piqa": {"fewshot": 0}}}},
+    "tables": {
+        "main": {
+            "models": ["tiny"], "calibrations": ["c4"], "cuts": ["n4", "quarter"], "fits": ["uidl", "ls"],
+            "evaluation": "quick",
+        }
+    },
+}  # fmt: skip
+
+
+def changed(path, value):
+    """GOOD with the value at a dotted path replaced; `...` deletes."""
+    config = copy.deepcopy(GOOD)
+    *parents, last = path.split("/")
+    place = config
+    for part in parents:
+        place = place.setdefault(part, {})
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return config
+
+
+def test_a_good_config():
+    config = parse(GOOD)
+    assert config.cuts["n4"].metric == "cosine_after_fit" and config.cuts["n4"].post_fit
+    assert not config.cuts["quarter"].post_fit
+    assert (config.cuts["n4"].size, config.cuts["quarter"].size) == ("4-blocks", "0.25-ratio")
+    assert config.tables["main"].cuts == ["n4", "quarter"]
+    assert parse(config.model_dump()) == config
+
+
+def test_the_shipped_config_is_good():
+    from pathlib import Path
+
+    assert isinstance(load(Path(__file__).parents[1] / "config.yaml"), Config)
+
+
+def test_sections_cannot_change():
+    with pytest.raises(Exception, match="frozen"):
+        parse(GOOD).device = "cpu"
+
+
+BAD = {
+    "unknown key": (("cuts/n4/bloks", 3), "cuts.n4.bloks: unknown key; did you mean 'blocks'?"),
+    "unknown key, nothing close": (("fits/ls/zzz", 3), "fits.ls.zzz: unknown key; known keys: transform, objective"),
+    "unknown section": (("modles", {}), "modles: unknown key; did you mean 'models'?"),
+    "unknown key in a task": (("evaluations/quick/tasks/piqa/shots", 1), "evaluations.quick.tasks.piqa.shots: unknown"),
+    "unknown key in speed": (("speed/repeat", 1), "speed.repeat: unknown key; did you mean 'repeats'?"),
+    "missing section": (("fits", ...), "fits: missing; Fits by name."),
+    "missing key": (("models/tiny/source", ...), "models.tiny.source: missing; Folder of a safetensors checkpoint"),
+    "empty section": (("models", {}), "models: Dictionary should have at least 1 item"),
+    "section without content": (("models/tiny", None), "models.tiny: "),
+    "no tasks": (("evaluations/quick/tasks", {}), "evaluations.quick.tasks: "),
+    "below range": (("calibrations/c4/samples", 0), "calibrations.c4.samples: Input should be greater than or"),
+    "above range": (("calibrations/c4/shards", 10_001), "calibrations.c4.shards: Input should be less than or"),
+    "one token": (("calibrations/c4/tokens", 1), "calibrations.c4.tokens: "),
+    "ratio 0": (("cuts/quarter/ratio", 0.0), "cuts.quarter.ratio: Input should be greater than 0 (found 0.0)"),
+    "ratio 1": (("cuts/quarter/ratio", 1), "cuts.quarter.ratio: Input should be less than 1"),
+    "negative ridge": (("fits/ls/ridge", -1.0), "fits.ls.ridge: Input should be greater than or equal to 0"),
+    "infinite ridge": (("fits/ls/ridge", float("inf")), "fits.ls.ridge: Input should be a finite number"),
+    "ridge not a number": (("fits/ls/ridge_relative", float("nan")), "fits.ls.ridge_relative: "),
+    "text for a number": (("calibrations/c4/samples", "many"), "calibrations.c4.samples: Input should be a valid int"),
+    "number in quotes": (("calibrations/c4/samples", "16"), "calibrations.c4.samples: Input should be a valid int"),
+    "yes for a number": (("cuts/n4/blocks", True), "cuts.n4.blocks: Input should be a valid integer (found True)"),
+    "fraction": (("cuts/n4/blocks", 2.5), "cuts.n4.blocks: Input should be a valid integer"),
+    "number for text": (("models/tiny/revision", 1234567), "models.tiny.revision: Input should be a valid string"),
+    "unknown choice": (("cuts/n4/metric", "cosin"), "cuts.n4.metric: Input should be 'cosine', 'angular'"),
+    "unknown objective": (("fits/ls/objective", "l1"), "fits.ls.objective: Input should be 'l2' (found 'l1')"),
+    "unknown device": (("device", "gpu"), "device: Input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
+    "blocks and ratio": (("cuts/n4/ratio", 0.5), "cuts.n4: give either blocks or ratio"),
+    "neither": (("cuts/n4/blocks", None), "cuts.n4: give either blocks or ratio"),
+    "start 0": (("cuts/n4/start", 0), "cuts.n4: start 0 leaves no carrier: block 0 stays, so start at 1 or later"),
+    "start -1": (("cuts/n4/start", -1), "cuts.n4: start -1 leaves no carrier"),
+    "post-fit at the last token": (("cuts/n4/position", "last"), "cuts.n4: metric cosine_after_fit averages over all"),
+    "identity with a ridge": (("fits/uidl/ridge", 1.0), "fits.uidl: transform identity fits nothing; drop the ridge"),
+    "perplexity of no task": (("evaluations/quick/perplexity", "lambada"), "perplexity names 'lambada', which is not"),
+    "dangling model": (("tables/main/models", ["tiny", "big"]), "'big' is not defined under models; defined: tiny"),
+    "dangling cut": (("tables/main/cuts", ["n5"]), "tables.main.cuts: 'n5' is not defined under cuts; defined: n4, qu"),
+    "dangling evaluation": (("tables/main/evaluation", "slow"), "tables.main.evaluation: 'slow' is not defined under "
+                            "evaluations; defined: quick"),
+    "listed twice": (("tables/main/fits", ["ls", "ls"]), "tables.main.fits: 'ls' is listed twice"),
+    "empty list": (("tables/main/fits", []), "tables.main.fits: List should have at least 1 item"),
+    "reserved model": (("models/tables", {"source": "x"}), "models.tables: this name is reserved; choose another"),
+    "reserved calibration": (("calibrations/baseline", {"dataset": "micro"}), "calibrations.baseline: this name is"),
+    "reserved cut": (("cuts/candidates", {"blocks": 1}), "cuts.candidates: this name is reserved"),
+    "reserved fit": (("fits/gram", {}), "fits.gram: this name is reserved"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_one_line_for_each_mistake(case, refuses):
+    (path, value), message = BAD[case]
+    with refuses("my.yaml: ", message):
+        parse(changed(path, value), "my.yaml")
+
+
+@pytest.mark.parametrize("name", ["a:b", "..", ".", "../up", ".hidden", "", "a b", "-x", "a\\b", "a\n", "é", 4, None])
+@pytest.mark.parametrize("section", ["models", "cuts", "tables"])
+def test_names_are_plain_folder_names(section, name, refuses):
+    config = changed("device", "cpu")
+    config[section] = {**config[section], name: next(iter(config[section].values()))}
+    with refuses(f"my.yaml: {section}."):
+        parse(config, "my.yaml")
+
+
+def test_slashes_in_names():
+    config = changed("device", "cpu")
+    config["fits"]["a/b"] = {}
+    with pytest.raises(ReplaceMeError, match=r"fits\.a/b: not a usable name"):
+        parse(config)
+
+
+def test_all_mistakes_are_reported_at_once(refuses):
+    config = changed("cuts/n4/bloks", 3)
+    config["calibrations"]["c4"]["samples"] = 0
+    config["tables"]["main"]["fits"] = ["ls", "cosine"]
+    config["models"]["logs"] = {"source": "x"}
+    with refuses(
+        "x: cuts.n4.bloks: unknown key", "x: calibrations.c4.samples: ", "x: tables.main.fits: 'cosine' is not defined",
+        "x: models.logs: this name is reserved", lines=4,
+    ):  # fmt: skip
+        parse(config, "x")
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_a_config_is_a_mapping(raw, refuses):
+    with refuses("expected a mapping of sections"):
+        parse(raw)
+
+
+def test_one_section(refuses):
+    assert validated(CutConfig, {"blocks": 2}, "here").blocks == 2
+    with refuses("here: top level: give either blocks or ratio"):
+        validated(CutConfig, {}, "here")
+
+
+# ---- reading
+
+
+def written(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_yaml_is_read_as_usual(tmp_path):
+    text = "base: &b {x: 1, y: 2}\nmore: {<<: *b, x: 3}\nlist: [1, 0.5, true, null]\n"
+    assert read_yaml(written(tmp_path, text)) == yaml.safe_load(text)
+    assert load(written(tmp_path, yaml.safe_dump(GOOD))) == parse(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "first", "again"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "a", 1, 3),
+        ("cuts:\n  n4: {blocks: 4}\n  n6: {blocks: 6}\n  n4: {blocks: 5}\n", "n4", 2, 4),
+        ("a: {x: 1,\n  x: 2}\n", "x", 1, 2),
+        ("1: a\n1: b\n", 1, 1, 2),
+    ],
+)
+def test_a_key_given_twice_names_both_lines(tmp_path, refuses, text, key, first, again):
+    with refuses("config.yaml: ", f"line {again}: key {key!r} again, first on line {first}"):
+        read_yaml(written(tmp_path, text))
+
+
+UNREADABLE = {
+    "not YAML": ("a: [1\nb: 2", "line 2: not valid YAML"),
+    "tab": ("a:\n\t- 1", "line 2: not valid YAML"),
+    "not UTF-8": (b"a: \xff", "not UTF-8 text (invalid start byte at byte 3)"),
+    "control character": (b"a: \x00", "not valid YAML"),
+    "list as a key": ("? [1, 2]\n: x", "line 1: not valid YAML (a list or mapping as a key)"),
+    "no such date": ("a: 2001-99-99", "not valid YAML"),
+    "tagged number": ("a: !!int x", "not valid YAML"),
+    "python object": ("a: !!python/object:os.system {}", "not valid YAML"),
+    "huge number": ("a: " + "9" * 5000, "not valid YAML"),
+    "nested without end": ("[" * 5000, "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_unreadable_files(tmp_path, refuses, case):
+    content, message = UNREADABLE[case]
+    with refuses(str(tmp_path / "config.yaml"), message):
+        read_yaml(written(tmp_path, content))
+
+
+def test_missing_file_and_folder(tmp_path, refuses):
+    with refuses("no such file"):
+        read_yaml(tmp_path / "none.yaml")
+    with refuses("cannot read (Is a directory)"):
+        read_yaml(tmp_path)
+
+
+# ---- anything at all
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+KEYS = st.sampled_from([*sorted(Config.model_fields), "tasks", "blocks", "source", "main", "n4"]) | SCALARS
+ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+PATHS = [
+    "models", "models/tiny", "models/tiny/source", "calibrations/c4", "calibrations/c4/samples", "calibrations/c4/pack",
+    "cuts/n4", "cuts/n4/blocks", "fits/ls", "fits/ls/ridge", "evaluations/quick/tasks", "evaluations/quick/perplexity",
+    "tables", "tables/main", "tables/main/cuts", "tables/main/evaluation", "speed", "device", "speed/repeats",
+]  # fmt: skip
+
+
+def accepts_or_refuses(raw):
+    try:
+        assert isinstance(parse(raw, "x"), Config)
+    except ReplaceMeError as error:
+        assert all(line.startswith("x: ") for line in str(error).split("\n")), str(error)
+
+
+@given(ANYTHING)
+@example({"a\nb": 1})
+@example({"models": 1 << 20_000})
+@settings(max_examples=150, deadline=None)
+def test_parse_never_crashes(raw):
+    accepts_or_refuses(raw)
+
+
+@given(st.sampled_from(PATHS), ANYTHING)
+@settings(max_examples=300, deadline=None)
+def test_parse_never_crashes_near_a_good_config(path, value):
+    accepts_or_refuses(changed(path, value))
+
+
+@given(st.binary(max_size=60) | st.text("{}[]:,-?&*!|>'\"%@`#\n\t ab01=<~.e\\x", max_size=40).map(str.encode))
+@example(b"&a [*a]")
+@example(b"? {a: 1}\n: 2")
+@example(b"=: 1")
+@example(b"<<: 1")
+@example(b"a: !!binary \xc3\xa9")
+@example(b"a: !!timestamp x")
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_read_yaml_never_crashes(tmp_path, content):
+    path = written(tmp_path, content)
+    try:
+        accepts_or_refuses(read_yaml(path))
+    except ReplaceMeError as error:
+        assert str(error).startswith(str(path)) and len(str(error).split("\n")) == 1

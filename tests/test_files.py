@@ -1,0 +1,205 @@
+"""A write either happens or leaves no trace; a full disk is one line."""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from replaceme.files import (
+    TEMPORARY,
+    load_tensors,
+    read_json,
+    replacing,
+    save_tensors,
+    sha256,
+    sweep_temporaries,
+    write_json,
+    write_safetensors,
+    write_text,
+)
+
+
+class Stop(Exception):
+    pass
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A folder with an old file and an old folder."""
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inner").write_text("old")
+    return tmp_path
+
+
+def test_files_and_folders_are_replaced_whole(old):
+    with replacing(old / "file") as temporary:
+        temporary.write_text("new")
+        assert (old / "file").read_text() == "old", "readers see the old file until the end"
+    with replacing(old / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "other").write_text("new")
+        assert (old / "folder" / "inner").read_text() == "old"
+    assert (old / "file").read_text() == (old / "folder" / "other").read_text() == "new"
+    assert listing(old) == ["file", "folder", "folder/other"]
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["file", "folder", "new"])
+def test_an_exception_leaves_the_old_and_no_temporaries(old, name, error):
+    before = listing(old)
+    with pytest.raises(error), replacing(old / name) as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("half")
+        raise error
+    assert listing(old) == before and (old / "file").read_text() == "old"
+
+
+def test_parents_are_made_and_everything_is_synced(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()) or sync(fd))
+    with replacing(tmp_path / "a" / "b") as temporary:
+        temporary.mkdir()
+        (temporary / "x").write_text("x")
+    assert [path.name.split("-")[0] for path in synced] == ["x", ".tmp", "a"]
+    assert listing(tmp_path) == ["a", "a/b", "a/b/x"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(old, refuses):
+    """/dev/full fails as a full disk does, and the link that leads to it lies where the temporary file would."""
+    before = listing(old)
+    for name in ("file", "new"):
+        with refuses(str(old / name), "No space left on device", "free some space"), replacing(old / name) as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_text("new")
+    assert listing(old) == before and (old / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES])
+def test_failing_writes_of_every_kind(old, refuses, monkeypatch, code):
+    import torch
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    before = listing(old)
+    for write in (
+        lambda: write_text(old / "file", "new"),
+        lambda: write_json(old / "new.json", {}),
+        lambda: save_tensors(old / "new.safetensors", {"x": torch.ones(2)}, {}),
+    ):
+        with refuses(os.strerror(code), "cannot write"):
+            write()
+    assert listing(old) == before and (old / "file").read_text() == "old"
+
+
+def test_safetensors_on_a_full_disk(old, refuses):
+    """A real limit on the size of files, in a child process: safetensors reports it with a type of its own."""
+    import subprocess
+    import sys
+
+    code = f"""
+import resource, signal, torch
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from replaceme.errors import ReplaceMeError
+from replaceme.files import save_tensors
+try:
+    save_tensors({str(old / "file")!r}, {{"x": torch.zeros(10_000)}}, {{}})
+except ReplaceMeError as error:
+    print(error)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "cannot write" in shown.stdout and "too large" in shown.stdout, shown.stdout + shown.stderr
+    assert listing(old) == ["file", "folder", "folder/inner"] and (old / "file").read_text() == "old"
+
+
+def test_places_where_nothing_can_be_written(old, refuses):
+    for path in (old / "file" / "below", old / "file" / "far" / "below", old / ("x" * 300)):
+        with refuses("cannot write"):
+            write_text(path, "new")
+    with refuses("cannot write"), replacing(old / "file") as temporary:
+        temporary.mkdir()
+    assert listing(old) == ["file", "folder", "folder/inner"] and (old / "file").read_text() == "old"
+
+
+def test_other_errors_of_the_system_pass(old):
+    with pytest.raises(FileNotFoundError), replacing(old / "file"):
+        Path(old / "nothing").read_text()
+
+
+def test_sweep_removes_what_killed_jobs_left(old):
+    (old / f"{TEMPORARY}file-1").write_text("half")
+    nested = old / "folder" / f"{TEMPORARY}model-2"
+    (nested / f"{TEMPORARY}inner").mkdir(parents=True)
+    removed = sweep_temporaries(old)
+    assert {path.name for path in removed} >= {f"{TEMPORARY}file-1", f"{TEMPORARY}model-2"}
+    assert listing(old) == ["file", "folder", "folder/inner"]
+    assert sweep_temporaries(old) == []
+
+
+# ---- content
+
+
+def test_json_is_read_back(tmp_path, refuses):
+    value = {"b": 0.1 + 0.2, "a": [None, True, "é"]}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert list(json.loads((tmp_path / "x.json").read_text())) == ["b", "a"]
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"x": float("nan")})
+    assert read_json(tmp_path / "x.json") == value
+    with refuses("no such file"):
+        read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"nonsense"], ids=repr)
+def test_broken_json(tmp_path, refuses, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with refuses(str(tmp_path / "x.json"), "not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_tensors_are_read_back_and_written_alike(tmp_path):
+    import torch
+
+    tensors = {"b": torch.arange(12).view(3, 4).T, "a": torch.tensor(1.5, dtype=torch.float64), "e": torch.ones(0, 3)}
+    metadata = {"z": 1, "a": {"x": [1.5, None]}}
+    for name in ("one", "two"):
+        save_tensors(tmp_path / name, tensors, metadata)
+    loaded, stamp = load_tensors(tmp_path / "one")
+    assert stamp == metadata and loaded.keys() == tensors.keys()
+    assert all(
+        torch.equal(loaded[name], tensors[name]) and loaded[name].dtype == tensors[name].dtype for name in tensors
+    )
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o644
+
+
+def test_broken_tensor_files(tmp_path, refuses):
+    import torch
+
+    path = tmp_path / "x.safetensors"
+    with refuses("no such file"):
+        load_tensors(path)
+    save_tensors(path, {"x": torch.ones(100)}, {})
+    path.write_bytes(path.read_bytes()[:-1])
+    with refuses("corrupted safetensors file"):
+        load_tensors(path)
+    write_safetensors(path, {"x": torch.ones(2)}, {"format": "pt"})
+    with refuses("not written by replaceme"):
+        load_tensors(path)
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

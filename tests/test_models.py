@@ -1,0 +1,83 @@
+"""Where architectures keep their parts, and how their configs shrink."""
+
+import pytest
+
+from replaceme.models import FAMILIES, family_of, pick_device, pick_dtype, pruned_config, require_foldable
+
+LLAMA = {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 16}
+
+
+def test_block_numbers_and_names():
+    family = FAMILIES["llama"]
+    assert family.block_of("model.layers.12.mlp.down_proj.weight") == 12
+    assert family.block_of("model.norm.weight") is None
+    assert family.block_of("other.model.layers.1.x") is None
+    assert family.renamed("model.layers.12.mlp.layers.3.weight", 4) == "model.layers.4.mlp.layers.3.weight"
+
+
+@pytest.mark.parametrize("source", ["llama", "gemma"])
+def test_parts_are_found_in_loaded_models(source, request, blocks_of):
+    model, family = blocks_of(request.getfixturevalue(source))
+    assert len(family.block_modules(model)) == 6
+    name = type(family.mlp_module(family.block_modules(model)[0])).__name__
+    assert name == {"llama": "LlamaMLP", "gemma": "Gemma3RMSNorm"}[source]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_has_its_parts_in_transformers(model_type):
+    """Built on the meta device from a config of two blocks: the paths of the entry exist."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 20, "head_dim": 8}
+    config = AutoConfig.for_model(model_type, **sizes, num_attention_heads=2, num_key_value_heads=1, pad_token_id=0)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    family = FAMILIES[model_type]
+    blocks = family.block_modules(model)
+    assert len(blocks) == 2
+    family.mlp_module(blocks[0])
+    if family.fold is not None:
+        assert blocks[0].get_parameter(family.fold).shape == (16, 24)
+    else:
+        assert family.why_no_fold
+
+
+def test_foldable(refuses):
+    require_foldable(LLAMA, "m")
+    with refuses("m: model_type 'gemma2'", "post_feedforward_layernorm", "transform: identity"):
+        require_foldable({**LLAMA, "model_type": "gemma2"}, "m")
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma3", "", None])
+def test_unsupported(refuses, model_type):
+    with refuses(f"model_type {model_type!r} is not supported", "llama", "FAMILIES"):
+        family_of({"model_type": model_type}, "m")
+
+
+@pytest.mark.parametrize("key", ["layer_types", "no_rope_layers", "mlp_layer_types"])
+def test_per_block_lists_lose_the_removed_blocks(key):
+    config = {**LLAMA, key: list("abcdef"), "rope_theta": 1.0}
+    assert pruned_config(config, 2, 4) == {**config, "num_hidden_layers": 4, key: list("abef")}
+    assert config["num_hidden_layers"] == 6, "the given config is left alone"
+
+
+def test_a_per_block_list_of_another_length_is_refused(refuses):
+    with refuses("layer_types has 5 entries for 6 blocks"):
+        pruned_config({**LLAMA, "layer_types": list("abcde")}, 2, 4)
+
+
+def test_device_and_dtype(refuses, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == "cpu"
+    with refuses("device: cuda", "auto"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("cuda") == "cuda"
+    assert pick_dtype("auto", "cuda", {"dtype": "bfloat16"}) == "bfloat16"
+    assert pick_dtype("auto", "cuda", {"torch_dtype": "float16"}) == "float16"
+    assert pick_dtype("auto", "cuda", {}) == "float32"
+    assert pick_dtype("auto", "cpu", {"dtype": "bfloat16"}) == "float32"
+    assert pick_dtype("bfloat16", "cpu", {}) == "bfloat16"

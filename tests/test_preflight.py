@@ -1,0 +1,95 @@
+"""What local models and files cannot do is found before any job starts, every problem on its own line."""
+
+import copy
+import json
+import shutil
+
+import pytest
+
+from replaceme.config import parse
+from replaceme.preflight import check_inputs
+
+TABLE = {"models": ["a"], "calibrations": ["micro"], "cuts": ["n2"], "fits": ["uidl", "ls"], "evaluation": "quick"}
+BASE = {
+    "models": {"a": {"source": "unset"}},
+    "calibrations": {"micro": {"dataset": "micro"}},
+    "cuts": {"n2": {"blocks": 2}, "n9": {"blocks": 9}, "late": {"blocks": 3, "start": 4}, "most": {"ratio": 0.95}},
+    "fits": {"uidl": {"transform": "identity"}, "ls": {}},
+    "evaluations": {"quick": {"tasks": {"piqa": {}}}},
+    "tables": {"main": TABLE},
+}
+
+
+def config(source, table=None, **sections):
+    raw = copy.deepcopy(BASE)
+    raw["models"]["a"]["source"] = str(source)
+    raw["tables"]["main"].update(table or {})
+    for section, entries in sections.items():
+        raw[section].update(entries)
+    return parse(raw)
+
+
+def test_a_good_config(llama, sharded):
+    check_inputs(config(llama), "x")
+    check_inputs(config(sharded), "x")
+
+
+def test_hub_models_are_not_looked_at():
+    check_inputs(config("owner/name"), "x")
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ("n9", "cannot remove 9 of 6 blocks"),
+        ("late", "start 4 must lie between 1 and 3"),
+        ("most", "ratio 0.95 is out of reach"),
+    ],
+)
+def test_cuts_that_do_not_fit(llama, refuses, cut, message):
+    with refuses(f"x: cuts.{cut} on models.a: ", message):
+        check_inputs(config(llama, {"cuts": ["n2", cut]}), "x")
+
+
+def test_what_no_table_uses_is_not_looked_at(llama):
+    check_inputs(config(llama, models={"unused": {"source": "./none"}}), "x")
+
+
+def test_a_fit_that_cannot_be_folded(gemma, refuses):
+    with refuses("x: fits.ls on models.a: ", "cannot be folded", "transform: identity"):
+        check_inputs(config(gemma), "x")
+    check_inputs(config(gemma, {"fits": ["uidl"]}), "x")
+
+
+def test_missing_and_broken_models(tmp_path, llama, sharded, refuses):
+    with refuses("x: models.a: none: no such folder"):
+        check_inputs(config("./none"), "x")
+    broken = shutil.copytree(sharded, tmp_path / "broken")
+    next(broken.glob("*.safetensors")).unlink()
+    with refuses("x: models.a: ", "missing shard"):
+        check_inputs(config(broken), "x")
+    with refuses("x: models.a: ", "a local folder has no revision"):
+        check_inputs(config(llama, models={"a": {"source": str(llama), "revision": "main"}}), "x")
+
+
+def test_missing_calibration_files(llama, refuses, tmp_path):
+    calibrations = {"mine": {"dataset": str(tmp_path / "none.jsonl")}, "odd": {"dataset": str(tmp_path)}}
+    with refuses("x: calibrations.mine: ", "none.jsonl: no such file"):
+        check_inputs(config(llama, {"calibrations": ["mine"]}, calibrations=calibrations), "x")
+    with refuses("x: calibrations.odd: "):
+        check_inputs(config(llama, {"calibrations": ["odd"]}, calibrations=calibrations), "x")
+
+
+def test_every_problem_has_a_line(tmp_path, refuses, gemma):
+    truncated = shutil.copytree(gemma, tmp_path / "truncated")
+    (truncated / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    section = config(
+        gemma,
+        {"models": ["a", "b"], "calibrations": ["mine"], "cuts": ["n9", "late"]},
+        models={"b": {"source": str(truncated)}},
+        calibrations={"mine": {"dataset": "none.txt"}},
+    )
+    with refuses(
+        "cuts.n9 on models.a", "cuts.late on models.a", "fits.ls on models.a", "models.b: ", "none.txt", lines=5
+    ):
+        check_inputs(section, "x")
