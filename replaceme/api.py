@@ -18,6 +18,7 @@ def prune(
     calibration: CalibrationConfig | None = None,
     *,
     out: str | Path,
+    revision: str | None = None,
     texts: Iterable[str] | str | Path | None = None,
     blocks: int | None = None,
     ratio: float | None = None,
@@ -27,23 +28,22 @@ def prune(
 ) -> dict[str, Any]:
     """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
 
-    `source` is a folder or a Hub id. Calibration text: `texts`, an iterable of strings or the path of a .txt, .jsonl or
-    .parquet file, or a whole `calibration` section. Size: `blocks`, `ratio` (of the parameters), or a `cut` section.
+    `source` is a folder, or a Hub id with a `revision`. Calibration text: `texts`, an iterable of strings or the path
+    of a .txt, .jsonl or .parquet file, or a whole `calibration` section. Size: `blocks`, `ratio` (of the parameters), or a `cut` section.
     `fit` defaults to least squares. Returns the provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible.
     """
     from replaceme.cuts import resolve_blocks, spans
-    from replaceme.fold import check_out
+    from replaceme.fold import check_out, write_pruned
     from replaceme.loading import load_base_model, load_tokenizer
     from replaceme.models import family_of, pick_device, pick_dtype, require_foldable
-    from replaceme.steps.merge import write_pruned
 
     calibration, texts = _calibration(calibration, texts)
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     fit = fit or FitConfig()
-    record = resolve(str(source))
+    record = resolve(str(source), revision)
     check_out(record["folder"], out)
     spans(record["num_blocks"], resolve_blocks(cut, record))
     config = read_config(record["folder"])

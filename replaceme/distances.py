@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 METRICS = ("cosine", "angular")
 POSITIONS = ("all", "last")
-CHUNK = 4096  # tokens whose [tokens, L, d] slab is held in float64 at once
+SLAB = 2**28  # bytes of a float64 [tokens, L, d] slab held at once
 
 
 def measure(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> dict[str, "torch.Tensor"]:
@@ -55,7 +55,7 @@ def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Te
     num_blocks = len(activations.hidden_states)
     slab = torch.stack([activations.hidden_states[k][keep] for k in range(num_blocks)], dim=1)
     total = {m: torch.zeros(num_blocks, num_blocks, dtype=torch.float64) for m in METRICS}
-    for part in slab.split(max(1, CHUNK)):
+    for part in slab.split(max(1, SLAB // (8 * num_blocks * slab.shape[-1]))):
         unit = torch.nn.functional.normalize(part.double(), dim=-1)
         cosine = (unit @ unit.mT).clamp(-1, 1)
         cosine.diagonal(dim1=1, dim2=2).fill_(1)  # a state is at distance 0 from itself, exactly

@@ -9,19 +9,42 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.card import model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
 from replaceme.files import TEMPORARY, replacing, sha256, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, pruned_config, require_foldable
 from replaceme.progress import progress
+from replaceme.provenance import versions
 
 if TYPE_CHECKING:
     import torch
+
+    from replaceme.transforms import Transform
 
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
     """T^T W in float64, in W's type; weight [hidden, intermediate], transform [hidden, hidden]."""
     return (transform.double().T @ weight.double()).to(weight.dtype)
+
+
+def write_pruned(
+    record: dict[str, Any], cut: dict[str, Any], transform: "Transform", out: str | Path, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the pruned checkpoint of a model record with its model card; returns what goes into replaceme.json.
+
+    `origin` holds the hashes of what the transform was fitted on. Errors as in `merge`.
+    """
+    provenance = {
+        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
+        "cut": {key: value for key, value in cut.items() if key != "candidates"},
+        "fit": transform.report,
+        "origin": origin,
+        "versions": versions(),
+    }
+    matrix = None if transform.report["solver"] == "identity" else transform.matrix
+    merge(record["folder"], cut, matrix, out, provenance, model_card(provenance))
+    return provenance
 
 
 def merge(

@@ -28,11 +28,11 @@ def brute_force(hidden, ends):
     return found
 
 
-@pytest.mark.parametrize("chunk", [4096, 7], ids=["one chunk", "chunks of 7"])
+@pytest.mark.parametrize("tokens_at_once", [4096, 7], ids=["one chunk", "chunks of 7"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("source", ["llama", "gemma"])
-def test_equals_the_definition(source, request, side, chunk, make_tokens, blocks_of, brute_rows, monkeypatch):
-    monkeypatch.setattr(distances, "CHUNK", chunk)
+def test_equals_the_definition(source, request, side, tokens_at_once, make_tokens, blocks_of, brute_rows, monkeypatch):
+    monkeypatch.setattr(distances, "SLAB", tokens_at_once * 8 * 6 * 16)
     folder, tokens = request.getfixturevalue(source), make_tokens(samples=6, side=side)
     found = measure(*blocks_of(folder, "float64"), tokens, batch_size=4)
     hidden, _, ends = brute_rows(folder, tokens)

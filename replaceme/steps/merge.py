@@ -2,11 +2,9 @@
 
 import argparse
 
-from replaceme.card import model_card
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
-from replaceme.fold import merge
-from replaceme.provenance import versions
+from replaceme.fold import write_pruned
 from replaceme.steps.common import load_model, model_argument, out_argument, same_model
 from replaceme.transforms import Transform
 
@@ -32,17 +30,3 @@ def run(args: argparse.Namespace) -> None:
     if (origin.get("start", cut["start"]), origin.get("end", cut["end"])) != (cut["start"], cut["end"]):
         raise ReplaceMeError(f"{args.transform}: fitted for another cut than {args.cut}; fit it again")
     write_pruned(record, cut, transform, args.out, origin)
-
-
-def write_pruned(record: dict, cut: dict, transform: Transform, out, origin: dict) -> dict:
-    """Write the checkpoint with its provenance and model card; returns the provenance."""
-    provenance = {
-        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
-        "cut": {key: value for key, value in cut.items() if key != "candidates"},
-        "fit": transform.report,
-        "origin": origin,
-        "versions": versions(),
-    }
-    matrix = None if transform.report["solver"] == "identity" else transform.matrix
-    merge(record["folder"], cut, matrix, out, provenance, model_card(provenance))
-    return provenance

@@ -19,6 +19,7 @@ CUT = ("blocks", "ratio", "start", "metric", "position")
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     parser.add_argument("source", metavar="SOURCE", help="folder of a safetensors checkpoint, or a Hub id")
+    parser.add_argument("--revision", help="Hub commit, tag or branch")
     out_argument(parser, "folder of the new checkpoint")
     add_options(parser, CalibrationConfig, CALIBRATION)
     add_options(parser, CutConfig, CUT)
@@ -32,5 +33,7 @@ def run(args: argparse.Namespace) -> None:
     calibration = from_options(args, CalibrationConfig, CALIBRATION)
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
     fit = from_options(args, FitConfig)
-    provenance = prune(args.source, calibration, cut=cut, fit=fit, out=args.out, device=args.device)
+    provenance = prune(
+        args.source, calibration, cut=cut, fit=fit, out=args.out, revision=args.revision, device=args.device
+    )
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
