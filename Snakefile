@@ -4,10 +4,8 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-
-if (
-    not config
-):  # a file given with --configfile replaces config.yaml instead of being merged into it
+# a file given with --configfile replaces config.yaml, where Snakemake would merge the two
+if not workflow.overwrite_configfiles:
 
     configfile: "config.yaml"
 

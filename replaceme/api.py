@@ -29,8 +29,9 @@ def prune(
     """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
 
     `source` is a folder, or a Hub id with a `revision`. Calibration text: `texts`, an iterable of strings or the path
-    of a .txt, .jsonl or .parquet file, or a whole `calibration` section. Size: `blocks`, `ratio` (of the parameters), or a `cut` section.
-    `fit` defaults to least squares. Returns the provenance record that is also written to `out`/replaceme.json.
+    of a .txt, .jsonl or .parquet file, or a whole `calibration` section. Size: `blocks`, `ratio` (of the parameters),
+    or a `cut` section. `fit` defaults to least squares. Returns the provenance record that is also written to
+    `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible.
     """
     from replaceme.cuts import resolve_blocks, spans

@@ -1,9 +1,13 @@
 """The validated config, and the functions with which rules find their inputs and options."""
 
+import os
 import re
 import shlex
+import sys
 
-from replaceme.checkpoints import is_local, shard_names
+import yaml
+
+from replaceme.checkpoints import is_local, local_files
 from replaceme.config import parse as parse_config
 from replaceme.config import read_yaml
 from replaceme.data import TOKEN_FIELDS
@@ -12,40 +16,70 @@ from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.options import to_flags
-from replaceme.preflight import check_models
+from replaceme.preflight import check_inputs
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
+
+# jobs find `python` and `replaceme` of this environment even where it was not activated
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+)
+
+
+SCALAR = re.compile(r"[-+.\w]+")  # what may be a number, a boolean or null
+
+
+def typed(value):
+    """A value given with `--config`, whose nested numbers Snakemake leaves as text, with the types of YAML."""
+    if isinstance(value, dict):
+        return {key: typed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [typed(inner) for inner in value]
+    return (
+        yaml.safe_load(value)
+        if isinstance(value, str) and SCALAR.fullmatch(value)
+        else value
+    )
 
 
 def validated_config():
     """The config as typed sections; every error in it stops the workflow before any job, one line each."""
     try:
+        # Snakemake has read them too, but lets a key given twice pass
         for path in workflow.configfiles:
-            read_yaml(
-                path
-            )  # Snakemake has read it too, but lets a key given twice pass
-        checked = parse_config(config, " + ".join(map(str, workflow.configfiles)) or "config")
+            read_yaml(path)
+        origin = " + ".join(map(str, workflow.configfiles)) or "config"
+        update_config(config, typed(workflow.config_settings.config))
+        checked = parse_config(config, origin)
         if workflow.is_main_process:
-            check_models(checked, "config", headers=False)
+            check_inputs(checked, origin)
         return checked
     except ReplaceMeError as error:
         raise WorkflowError(str(error)) from None
 
 
 CONFIG = validated_config()
-GPU = int(CONFIG.device != "cpu" and len(visible()) > 0)
+LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
+GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
+TASK_FILES = {".yaml", ".py", ".jsonl", ".json", ".csv", ".txt", ".parquet", ".arrow"}
 
 # without this limit `gpu: 1` would limit nothing; clusters count their own devices
-if (
-    workflow.is_main_process
-    and workflow.resource_settings.nodes is None
-    and "gpu" not in workflow.global_resources
-):
+if LOCAL and "gpu" not in workflow.global_resources:
+    if GPU > len(visible()):
+        raise WorkflowError(
+            "device: cuda: this machine shows no GPU; use `device: auto`"
+        )
     workflow.register_resource("gpu", len(visible()))
 
 
 def any_of(names):
     """A wildcard constraint that admits exactly the configured names."""
     return "|".join(re.escape(name) for name in names)
+
+
+def candidates_name(cut):
+    """The name under which all cuts of one size and token subset share their candidates."""
+    return f"{cut.size}-{cut.samples or 'all'}-samples"
 
 
 wildcard_constraints:
@@ -57,6 +91,7 @@ wildcard_constraints:
     table=any_of(CONFIG.tables),
     shard=r"\d+",
     shards=r"\d+",
+    candidates=any_of(candidates_name(cut) for cut in CONFIG.cuts.values()),
 
 
 def code_of(step):
@@ -69,7 +104,7 @@ def model_files(wildcards):
     source = CONFIG.models[wildcards.model].source
     if not is_local(source):
         return []
-    return [Path(source) / name for name in ("config.json", *shard_names(Path(source)))]
+    return local_files(source)
 
 
 def calibration_files(wildcards):
@@ -96,8 +131,8 @@ def evidence_options(inputs):
 
 def candidates_file(wildcards):
     """The shared file of post-fit metrics that a cut is chosen from."""
-    cut = CONFIG.cuts[wildcards.cut]
-    return f"results/{wildcards.model}/{wildcards.calibration}/candidates/{cut.size}-{cut.samples or 'all'}-samples.json"
+    name = candidates_name(CONFIG.cuts[wildcards.cut])
+    return f"results/{wildcards.model}/{wildcards.calibration}/candidates/{name}.json"
 
 
 def cut_evidence(wildcards):
@@ -114,11 +149,10 @@ def cut_evidence(wildcards):
 
 def candidate_options(wildcards):
     """Options of a candidates file, from any cut that uses it (they agree in size and samples)."""
-    wanted = wildcards.candidates
     cut = next(
-        c
-        for c in CONFIG.cuts.values()
-        if f"{c.size}-{c.samples or 'all'}-samples" == wanted
+        cut
+        for cut in CONFIG.cuts.values()
+        if candidates_name(cut) == wildcards.candidates
     )
     return to_flags(cut, ("blocks", "ratio", "samples"))
 
@@ -158,11 +192,7 @@ def evaluation_files(name):
     folder = CONFIG.evaluations[name].include
     if folder is None:
         return []
-    return sorted(
-        path
-        for path in Path(folder).rglob("*")
-        if path.suffix in {".yaml", ".jsonl", ".json", ".parquet"}
-    )
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix in TASK_FILES)
 
 
 def table_rows(table):
@@ -203,7 +233,7 @@ def table_options(wildcards):
         f"--baseline {folder}" for folder in table_baselines(wildcards.table)
     )
     rows = " ".join(table_rows(wildcards.table))
-    return f"{rows} {baselines} --evaluation {section.evaluation} --caption {shlex.quote(section.caption)}"
+    return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
 
 
 def table_files():

@@ -43,9 +43,9 @@ rule figure_table:
             labels={"figure": "{table}", "of": "table"},
         ),
     log:
-        "results/logs/tables/{table}-figure.log",
+        "results/logs/tables/figures/{table}.log",
     benchmark:
-        "results/benchmarks/tables/{table}-figure.tsv"
+        "results/benchmarks/tables/figures/{table}.tsv"
     params:
         code=code_of("figure"),
     message:
