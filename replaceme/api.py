@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import identity, read_config, resolve
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig, validated
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.errors import ReplaceMeError
+from replaceme.validation import validated
 
 
 def prune(

@@ -4,17 +4,15 @@ The same models validate the workflow's config (all errors at once, one line eac
 command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
 """
 
-import difflib
 import re
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, printable
+from replaceme.validation import validated
+from replaceme.yaml_file import read_yaml
 
 # names become folders under results/: one plain path component, never a hidden or a parent folder
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -207,74 +205,6 @@ def parse(raw: Any, origin: str = "config.yaml") -> Config:
     return validated(Config, raw, origin, extra_checks=_dangling_and_reserved)
 
 
-def validated(schema: type[Strict], raw: Any, origin: str, extra_checks=lambda raw: []) -> Any:
-    """An instance of `schema` from plain data, or a ReplaceMeError that lists all that is wrong with it."""
-    config, lines = None, []
-    try:
-        config = schema.model_validate(raw)
-    except ValidationError as error:
-        lines = [_explain(schema, item) for item in error.errors()]
-    lines += extra_checks(raw)
-    if lines:
-        raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
-    return config
-
-
-def _explain(schema: type[BaseModel], item: dict) -> str:
-    path = [part for part in item["loc"] if part != "[key]"]
-    where = ".".join(_printable(part) for part in path) or "top level"
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(schema, path[:-1])
-        close = difflib.get_close_matches(str(path[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
-    if item["type"] == "missing":
-        return f"{where}: missing; {_description_at(schema, path)}"
-    if item["type"] == "string_pattern_mismatch":
-        return f"{where}: not a usable name; use letters, digits, '.', '_' and '-', beginning with a letter or a digit"
-    message = item["msg"].removeprefix("Value error, ")
-    shown = "" if item["type"] == "value_error" else f" (found {_shortened(item['input'])})"
-    return f"{where}: {_printable(message)}{shown}"
-
-
-def _printable(text: Any) -> str:
-    """Text on one line, whatever a key holds."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
-
-
-def _shortened(value: Any) -> str:
-    """A value as Python writes it, cut to what fits in an error line."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
-        text = type(value).__name__
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _schema_at(schema: type[BaseModel], path: list) -> type[BaseModel] | None:
-    """The model that describes `path`, following fields and the values of named mappings."""
-    current: Any = schema
-    for part in path:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        else:
-            arguments = get_args(current)
-            current = arguments[-1] if arguments else None
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
-
-
-def _fields_at(schema: type[BaseModel], path: list) -> list[str]:
-    found = _schema_at(schema, path)
-    return list(found.model_fields) if found else []
-
-
-def _description_at(schema: type[BaseModel], path: list) -> str:
-    parent = _schema_at(schema, path[:-1])
-    field: FieldInfo | None = parent.model_fields.get(str(path[-1])) if parent else None
-    return field.description or "" if field else ""
-
-
 def _dangling_and_reserved(raw: dict) -> list[str]:
     """Reserved names, and names in tables that nothing defines; on plain data, so that it adds to the other errors."""
     lines = []
@@ -290,7 +220,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
             names = [table.get(key)] if key == "evaluation" else table.get(key)
             if isinstance(names, list) and _section(raw, section):  # a missing section is an error of its own
                 given = [name for name in names if isinstance(name, str)]
-                lines += _dangling(f"tables.{_printable(table_name)}.{key}", given, section, _section(raw, section))
+                lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
     return lines
 
 
@@ -299,66 +229,11 @@ def _section(raw: dict, name: Any) -> dict:
 
 
 def _dangling(where: str, names: list[str], section: str, defined: dict) -> list[str]:
-    known = ", ".join(_printable(name) for name in defined)
+    known = ", ".join(printable(name) for name in defined)
     lines = [
         f"{where}: {name!r} is not defined under {section}; defined: {known}" for name in names if name not in defined
     ]
     return lines + [f"{where}: {name!r} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as Snakemake reads it, but a key given twice is an error instead of the last one winning."""
-
-
-def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults` may be overridden
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, Hashable):
-            raise yaml.constructor.ConstructorError(None, None, "a list or mapping as a key", key_node.start_mark)
-        if key in seen:
-            origin = key_node.start_mark.name
-            raise ReplaceMeError(
-                f"{origin}: line {line}: key {key!r} again, first on line {seen[key]}; keep one of them"
-            )
-        seen[key] = line
-    loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read YAML without duplicate keys; raises ReplaceMeError naming the file and line."""
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as stream:
-            return yaml.load(stream, Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ReplaceMeError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ReplaceMeError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise ReplaceMeError(f"{path}: cannot read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise ReplaceMeError(f"{path}: {line}not valid YAML ({_printable(reason)})") from None
-    except RecursionError:
-        raise ReplaceMeError(f"{path}: not valid YAML (nested too deeply)") from None
-    except (
-        ValueError,
-        OverflowError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as error:  # scalars such as 2001-99-99, !!int x
-        raise ReplaceMeError(f"{path}: not valid YAML ({_printable(error)})") from None
 
 
 def load(path: str | Path) -> Config:

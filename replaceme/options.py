@@ -7,7 +7,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from replaceme.config import Strict, validated
+from replaceme.config import Strict
+from replaceme.validation import validated
 
 
 def add_options(parser: argparse.ArgumentParser, schema: type[Strict], only: tuple[str, ...] = ()) -> None:

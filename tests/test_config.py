@@ -7,8 +7,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from replaceme.config import Config, CutConfig, load, parse, read_yaml, validated
+from replaceme.config import Config, CutConfig, load, parse
 from replaceme.errors import ReplaceMeError
+from replaceme.validation import validated
+from replaceme.yaml_file import read_yaml
 
 GOOD = {
     "models": {"tiny": {"source": "models/tiny"}},

@@ -3,12 +3,13 @@
 import argparse
 import json
 
-from replaceme.config import EvaluationConfig, TaskConfig, validated
+from replaceme.config import EvaluationConfig, TaskConfig
 from replaceme.evaluate import TaskOptions, evaluate
 from replaceme.files import write_json
 from replaceme.models import pick_device, pick_dtype
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import compute_arguments, model_argument, out_argument, set_threads, weights_folder
+from replaceme.validation import validated
 
 HELP = "Run benchmarks on a model (evaluation.json)."
 ONLINE = True
