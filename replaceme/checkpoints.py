@@ -183,8 +183,10 @@ def local_folder(source: str) -> Path:
 
 
 def is_local(source: str) -> bool:
-    """Whether a source names a folder rather than a Hub id: it exists, or is spelt like a path."""
-    return Path(source).exists() or source.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(source)
+    """Whether a source names a folder rather than a Hub id: it or its parent exists, or it is spelt like a path."""
+    if source.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(source):
+        return True
+    return Path(source).exists() or Path(source).parent.is_dir()
 
 
 def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:

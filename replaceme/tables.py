@@ -140,7 +140,8 @@ def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
     notes: dict[str, str] = {}
     for result in results:
         for name, task in _own_columns(result).items():
-            version = f", v{task['version']}" if task["version"] is not None else ""
+            # lm-eval's own placeholder for a task without a version is "Yaml"
+            version = f", v{task['version']}" if task["version"] not in (None, "Yaml") else ""
             outside = "" if task["in_average"] else ", not in the average"
             notes.setdefault(name, f"{task['metric']}, {task['fewshot']}-shot, n = {task['n']}{version}{outside}")
     return notes

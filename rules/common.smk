@@ -9,7 +9,6 @@ import yaml
 
 from replaceme.checkpoints import is_local, local_files
 from replaceme.config import parse as parse_config
-from replaceme.config import read_yaml
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
 from replaceme.files import sweep_temporaries
@@ -17,6 +16,7 @@ from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs
+from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 

@@ -237,3 +237,10 @@ def test_hub_snapshot(monkeypatch, llama, tmp_path):
 def test_a_local_folder_has_no_revision(llama, refuses):
     with refuses("a local folder has no revision"):
         resolve(str(llama), "main")
+
+
+def test_a_misspelt_folder_is_not_taken_for_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    assert is_local("models/mine") and is_local("./x") and is_local("plain")
+    assert not is_local("owner/mine")

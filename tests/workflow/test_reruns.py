@@ -1,0 +1,138 @@
+"""An edit of the config or of the code reruns the jobs that it concerns, and only those (asked with `snakemake -n`)."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import yaml
+
+ROW = {"merge": 1, "evaluate": 1, "speed": 1}
+TABLE = {"table": 1, "figure_table": 1}
+# a cut's statistics, on 2 shards, and its row of least squares
+LS = {"gram": 2, "sum": 1, "transform": 1, **ROW}
+BOTH = {"transform": 2, "merge": 2, "evaluate": 2, "speed": 2}
+CUT = {"cut": 1, "figure_cut": 1, "gram": 2, "sum": 1, **BOTH}
+CALIBRATION = {"tokens": 1, "distances": 1, "figure_distances": 1, "candidates": 1, **CUT}
+MODEL = {"model": 1, "evaluate_baseline": 1, "speed_baseline": 1, **CALIBRATION}
+QUIZ = {"quiz": {"include": "tasks", "tasks": {"pick": {}}}}
+
+EDITS = {
+    "a model": (
+        {"models": {"more": {"source": "models/tiny/first"}}, "tables": {"main.1": {"models": ["tiny.v1", "more"]}}},
+        {**MODEL, **TABLE},
+    ),
+    "a calibration": (
+        {
+            "calibrations": {"more": {"dataset": "plain.jsonl", "samples": 12, "tokens": 8, "shards": 2}},
+            "tables": {"main.1": {"calibrations": ["plain", "more"]}},
+        },
+        {**CALIBRATION, **TABLE},
+    ),
+    "a cut": (
+        {"cuts": {"n2": {"blocks": 2, "metric": "angular"}}, "tables": {"main.1": {"cuts": ["n1", "n2"]}}},
+        {**CUT, **TABLE},
+    ),
+    "a cut by hand": (
+        {"cuts": {"hand": {"blocks": 2, "start": 1}}, "tables": {"main.1": {"cuts": ["n1", "hand"]}}},
+        {"cut": 1, "gram": 2, "sum": 1, **BOTH, **TABLE},
+    ),
+    "a fit": (
+        {"fits": {"ridge": {"ridge": 0.5}}, "tables": {"main.1": {"fits": ["uidl", "ls", "ridge"]}}},
+        {"transform": 1, **ROW, **TABLE},
+    ),
+    "an evaluation": (
+        {"evaluations": QUIZ, "tables": {"quiz": {"evaluation": "quiz"}}},
+        {"evaluate": 2, "evaluate_baseline": 1, **TABLE},
+    ),
+    "samples": ({"calibrations": {"plain": {"samples": 20}}}, {**CALIBRATION, **TABLE}),
+    "ridge": ({"fits": {"ls": {"ridge": 0.1}}}, {"transform": 1, **ROW, **TABLE}),
+    "a cut's metric": ({"cuts": {"n1": {"metric": "cosine"}}}, {**CUT, **TABLE}),
+    "a caption": ({"tables": {"main.1": {"caption": '\'Tis 5% {of} all; "quoted"'}}}, TABLE),
+    "few-shot": (
+        {"evaluations": {"items": {"tasks": {"pick": {"fewshot": 2}}}}},
+        {"evaluate": 2, "evaluate_baseline": 1, **TABLE},
+    ),
+    "speed": ({"speed": {"new_tokens": 3}}, {"speed": 2, "speed_baseline": 1, **TABLE}),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_of_the_config(completed, name):
+    edits, expected = EDITS[name]
+    if "quiz" in edits.get("tables", {}):
+        table = yaml.safe_load((completed.folder / "my.yaml").read_text())["tables"]["main.1"]
+        edits = {**edits, "tables": {"quiz": {**table, "evaluation": "quiz"}}}
+    completed.config(**edits)
+    assert completed.jobs() == expected
+
+
+def test_new_shards_are_not_mixed_with_old_ones(completed):
+    """The files of three shards all have new names, so that the first of two is never taken for the first of three."""
+    completed.config(calibrations={"plain": {"shards": 3}})
+    folder = completed.folder / "results/tiny.v1/plain/n1/gram"
+    before = {path.name for path in folder.iterdir()}
+    done = completed.snakemake("--dry-run", "--printshellcmds")
+    output = done.stdout + done.stderr
+    assert completed.job_stats(output) == {**LS, "gram": 3, **TABLE}
+    wanted = {f"{shard}-of-3.safetensors" for shard in range(3)}
+    assert not wanted & before
+    assert all(f"gram/{name}" in output for name in wanted) and "-of-2" not in output
+
+
+def test_options_on_the_command_line(completed):
+    """`--config` changes what config.yaml says; `--configfile` replaces config.yaml, of which nothing remains."""
+    own = completed.folder / "my.yaml"
+    shutil.copy2(own, completed.folder / "config.yaml")
+    plain = dataclasses.replace(completed, configfile=None)
+    assert plain.jobs("--config", "fits={ls: {ridge: 0.1}}") == {"transform": 1, **ROW, **TABLE}
+    shown = plain.snakemake("--dry-run", "--config", "device=cpus", "fits={ls: {ridge: 0.1}}")
+    assert "found 'cpus'" in shown.stdout + shown.stderr and "ridge" not in shown.stdout + shown.stderr
+    config = yaml.safe_load(own.read_text())
+    config["tables"]["other"] = {**config["tables"]["main.1"], "fits": ["other"]}
+    config["fits"]["other"] = {"ridge": 2.0}
+    (completed.folder / "config.yaml").write_text(json.dumps(config))
+    assert completed.jobs() == {}
+
+
+def edited(project, tmp_path, file, old, new):
+    """The project with a copy of its code in which one file was edited."""
+    code = shutil.copytree(project.code, tmp_path / "code")
+    path = code / file
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return dataclasses.replace(project, code=code)
+
+
+CODE = {
+    "gram": ("replaceme/steps/gram.py", "    cut = read_json(args.cut)", "    cut = dict(read_json(args.cut))", LS),
+    "merge": (
+        "replaceme/fold.py",
+        "transform.double().T @ weight.double()",
+        "(weight.double().T @ transform.double()).T",
+        {"merge": 2, "evaluate": 2, "speed": 2},
+    ),
+    "comment": ("replaceme/fold.py", "import json\n", "import json  # the standard library's\n", {}),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_an_edit_of_the_code(completed, tmp_path, name):
+    file, old, new, expected = CODE[name]
+    jobs = edited(completed, tmp_path, file, old, new).jobs()
+    assert jobs == ({**expected, **TABLE} if expected else {})
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+def test_another_tokenizer_or_other_weights(completed, file):
+    path = completed.folder / "models/tiny/first" / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if path.suffix == ".safetensors" else content + b"\n")
+    assert completed.jobs() == {**MODEL, **TABLE}
+
+
+def test_other_items_of_a_task(completed):
+    path = completed.folder / "tasks/pick.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert completed.jobs() == {"evaluate": 2, "evaluate_baseline": 1, **TABLE}

@@ -1,0 +1,99 @@
+"""The whole workflow, once: the command, its outputs, its report, its rules, and the same steps without Snakemake."""
+
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+ALL_JOBS = {
+    "model": 1, "tokens": 1, "distances": 1, "candidates": 1, "cut": 1, "gram": 2, "sum": 1, "transform": 2, "merge": 2,
+    "evaluate": 2, "evaluate_baseline": 1, "speed": 2, "speed_baseline": 1, "table": 1, "figure_table": 1,
+    "figure_distances": 1, "figure_cut": 1,
+}  # fmt: skip
+RESULTS = "results/tiny.v1"
+FIT = f"{RESULTS}/plain/n1"
+
+
+def test_jobs_of_a_fresh_project(project):
+    assert project.jobs() == ALL_JOBS
+
+
+def test_a_run_makes_the_tables_and_figures(reference):
+    for name in (
+        *(f"results/tables/main.1.{kind}" for kind in ("csv", "md", "html", "tex", "svg")),
+        f"{RESULTS}/plain/distances.svg",
+        f"{RESULTS}/plain/distances.csv",
+        f"{FIT}/cut.svg",
+        *(f"{FIT}/{fit}/model/{file}" for fit in ("uidl", "ls") for file in ("model.safetensors", "replaceme.json")),
+    ):
+        assert (reference.folder / name).stat().st_size > 0, name
+    rows = reference.table()
+    assert [(row["model"], row["fit"]) for row in rows] == [("tiny.v1", fit) for fit in ("baseline", "uidl", "ls")]
+    assert all(float(row["perplexity"]) > 1 for row in rows)
+    logs = list((reference.folder / "results/logs").rglob("*.log"))
+    assert len(logs) == sum(ALL_JOBS.values()) and not list((reference.folder / "results").rglob(".tmp-*"))
+
+
+def test_no_job_of_a_run_tries_the_network(reference):
+    assert not reference.attempts.exists(), reference.attempts.read_text()
+
+
+def test_a_second_run_does_nothing(completed):
+    again = completed.snakemake()
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
+    assert "Execute" not in again.stdout + again.stderr
+
+
+def test_report(completed):
+    report = completed.snakemake("--report", "out.html")
+    assert report.returncode == 0, report.stderr
+    page = html.unescape((completed.folder / "out.html").read_text(encoding="utf-8"))
+    for name in ("main.1.csv", "main.1.html", "main.1.svg", "distances.svg", "cut.svg"):
+        assert name in page
+    assert "Average accuracy and perplexity" in page
+    assert not completed.attempts.exists()
+
+
+def test_the_steps_without_snakemake(by_hand, reference):
+    assert by_hand.table() == reference.table()
+    assert all((by_hand.folder / name).is_file() for name in ("table.svg", "distances.svg", "cut.svg"))
+    assert not by_hand.attempts.exists(), by_hand.attempts.read_text()
+
+
+def test_a_model_added_by_hand(completed):
+    """A Llama of another size, with nothing but an edit of the config; one command makes its table."""
+    config = completed.config()
+    completed.add_model("models/tiny/second", hidden_size=24, num_hidden_layers=5)
+    table = {**config["tables"]["main.1"], "models": ["second"], "fits": ["uidl"], "cuts": ["hand"]}
+    completed.config(
+        models={"second": {"source": "models/tiny/second"}},
+        cuts={"hand": {"ratio": 0.3, "start": 2}},
+        tables={"second": table},
+    )
+    done = completed.snakemake("results/tables/second.csv")
+    assert done.returncode == 0, done.stderr
+    rows = completed.table("second")
+    assert [(row["fit"], row["span"]) for row in rows] == [("baseline", ""), ("uidl", "[2, 4)")]
+    assert not completed.attempts.exists()
+
+
+def test_rules_are_linted_and_formatted(project):
+    lint = project.snakemake("--lint")
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    files = ["Snakefile", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("rules/*.smk"))]
+    assert len(files) == 8
+    formatted = subprocess.run([BIN / "snakefmt", "--check", *files], cwd=ROOT, capture_output=True, text=True)
+    assert formatted.returncode == 0, formatted.stderr
+    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 40
+
+
+def test_gpu_jobs_take_one_device_each_of_those_visible(project):
+    project.config(device="auto")
+    done = project.snakemake("--dry-run", "--printshellcmds", CUDA_VISIBLE_DEVICES="0,1")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("python -m replaceme.gpu 1 -- replaceme gram") == 2
+    touched = project.snakemake("--touch", CUDA_VISIBLE_DEVICES="0,1")  # no job runs, but the limits are printed
+    assert re.search(r"Provided resources:.*\bgpu\W.*\b2\b", touched.stdout + touched.stderr)
