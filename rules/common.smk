@@ -94,6 +94,14 @@ wildcard_constraints:
     candidates=any_of(candidates_name(cut) for cut in CONFIG.cuts.values()),
 
 
+def all_cores():
+    """The cores given to the workflow, so that a job runs alone; 1 where none are given (reports, linting)."""
+    try:
+        return workflow.cores
+    except WorkflowError:
+        return 1
+
+
 def code_of(step):
     """A parameter that changes when the code of a step does, comments and docstrings aside."""
     return fingerprint(f"replaceme.steps.{step}")

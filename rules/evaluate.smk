@@ -51,7 +51,7 @@ rule speed:
         "results/logs/{model}/{calibration}/{cut}/{fit}/speed.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/speed.tsv"
-    threads: workflow.cores or 1
+    threads: all_cores()
     resources:
         gpu=GPU,
     params:

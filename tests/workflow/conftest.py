@@ -55,15 +55,16 @@ class Project:
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         return config
 
-    def command(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str, cores: str | None = "2") -> list[str]:
         """`snakemake` on this folder, started from it."""
+        given_cores = ["--cores", cores] if cores else []
         given = ["--configfile", self.configfile] if self.configfile else []
         where = ["--snakefile", str(self.code / "Snakefile"), "--directory", str(self.folder)]
-        return [str(BIN / "snakemake"), *arguments, "--cores", "2", *where, *given]
+        return [str(BIN / "snakemake"), *arguments, *given_cores, *where, *given]
 
-    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def snakemake(self, *arguments: str, cores: str | None = "2", **environment: str) -> subprocess.CompletedProcess:
         """Run Snakemake to its end."""
-        return self.execute(self.command(*arguments), **environment)
+        return self.execute(self.command(*arguments, cores=cores), **environment)
 
     def jobs(self, *arguments: str, **environment: str) -> dict[str, int]:
         """What `snakemake -n` would run: the number of jobs by rule."""
