@@ -47,5 +47,7 @@ def _is_result(path: Path, args: argparse.Namespace) -> bool:
 
 
 def _block(match: re.Match, results: Path) -> str:
+    """The caption and the first part, the summary, of a table."""
     table = (results / "tables" / f"{match['name']}.md").read_text(encoding="utf-8")
-    return f"{match[1]}\n{table}\n{match[3]}"
+    summary = "\n**".join(table.split("\n**")[:2])
+    return f"{match[1]}\n{summary.strip()}\n\n{match[3]}"

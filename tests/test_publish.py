@@ -1,0 +1,53 @@
+"""The copies of record: what is copied, what a README shows of them, and that ours are those of the shipped README."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from replaceme.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = "A caption.\n\n**Summary**\n\n| fit |\n| --- |\n| ls  |\n\n**Tasks, %**\n\n| other |\n"
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    files = {
+        "tables/t.md": TABLE,
+        "tables/t.csv": "fit\nls\n",
+        "m/c/n1/cut.svg": "<svg/>",
+        "m/c/n1/ls/model/README.md": "card",
+    }
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_tables_and_figures_are_kept_and_the_readme_renewed(results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table: t -->\nold\n<!-- end of table -->\nafter\n")
+    out = results / "published"
+    for _ in range(2):  # a second time changes nothing: copies of record are not results
+        assert main(["publish", str(results), "--out", str(out), "--command", "make run", "--readme", str(readme)]) == 0
+    kept = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert kept == ["m/c/n1/cut.svg", "record.json", "tables/t.csv", "tables/t.md"]
+    assert json.loads((out / "record.json").read_text())["command"] == "make run"
+    shown = readme.read_text()
+    assert shown.startswith("before\n<!-- table: t -->\n\nA caption.") and shown.endswith(
+        "<!-- end of table -->\nafter\n"
+    )
+    assert "| ls  |" in shown and "old" not in shown and "other" not in shown
+
+
+def test_an_unfinished_run_is_refused(tmp_path, capsys):
+    assert main(["publish", str(tmp_path), "--out", str(tmp_path / "out"), "--command", "x"]) == 1
+    assert "no tables" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_readme_shows_the_published_table():
+    summary = (ROOT / "results/published/tables/micro.md").read_text().split("\n**Tasks")[0].strip()
+    assert summary in (ROOT / "README.md").read_text()
