@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from replaceme.checkpoints import identity, read_config, resolve
+from replaceme.checkpoints import model_sha256, read_config, resolve
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
@@ -38,9 +38,8 @@ def prune(
     from replaceme.cuts import resolve_blocks, spans
     from replaceme.fold import check_out, write_pruned
     from replaceme.loading import load_base_model, load_tokenizer
-    from replaceme.models import family_of, pick_device, pick_dtype, require_foldable
+    from replaceme.models import check_length, family_of, pick_device, pick_dtype, require_foldable
 
-    calibration, texts = _calibration(calibration, texts)
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
@@ -49,30 +48,36 @@ def prune(
     check_out(record["folder"], out)
     spans(record["num_blocks"], resolve_blocks(cut, record))
     config = read_config(record["folder"])
+    calibration, texts = _calibration(calibration, texts, config)
+    check_length(config, calibration.tokens, str(source))
     if fit.transform != "identity":
         require_foldable(config, str(source))
     tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
     device = pick_device(device)
-    model = load_base_model(record["folder"], pick_dtype(calibration.dtype, device, config), device)
+    dtype = pick_dtype(calibration.dtype, device, config)
+    model = load_base_model(record["folder"], dtype, device)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     transform = _fit(model, family, tokens, record, chosen, fit, calibration.batch_size)
-    origin = {"model_sha256": identity(record), "tokens_sha256": tokens.digest(), "calibration": metadata}
-    return write_pruned(record, {**chosen, "model_sha256": identity(record)}, transform, out, origin)
+    origin = {"model_sha256": model_sha256(record), "tokens_sha256": tokens.digest(), "calibration": metadata}
+    origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
+    return write_pruned(record, {**chosen, "model_sha256": model_sha256(record)}, transform, out, origin)
 
 
 def _calibration(
-    calibration: CalibrationConfig | None, texts: Iterable[str] | str | Path | None
+    calibration: CalibrationConfig | None, texts: Iterable[str] | str | Path | None, config: dict[str, Any]
 ) -> tuple[CalibrationConfig, list[str] | None]:
     """The calibration section, and the texts where they were given as strings."""
     if (calibration is None) == (texts is None):
         raise ReplaceMeError("prune: give either texts or calibration")
     if calibration is not None:
         return calibration, None
+    usual = CalibrationConfig.model_fields["tokens"].default
+    length = min(usual, config.get("max_position_embeddings") or usual)
     if isinstance(texts, str | Path):
-        return CalibrationConfig(dataset=str(texts)), None
+        return CalibrationConfig(dataset=str(texts), tokens=length), None
     texts = list(texts)
-    return CalibrationConfig(dataset="texts given", samples=max(1, len(texts))), texts
+    return CalibrationConfig(dataset="texts given", samples=max(1, len(texts)), tokens=length), texts
 
 
 def _tokens(calibration: CalibrationConfig, texts: list[str] | None, tokenizer: Any):

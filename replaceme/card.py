@@ -5,8 +5,7 @@ from typing import Any
 TEMPLATE = """---
 library_name: transformers
 tags: [pruned, replaceme]
-base_model: {source}
----
+{base_model}---
 # {source}, {removed} blocks shorter
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {first} to {last} (of 0 .. {final}) were removed
@@ -32,6 +31,8 @@ def model_card(provenance: dict[str, Any]) -> str:
             f"and a linear map, fitted on {fit['tokens']} calibration tokens, was folded into block {cut['carrier']}"
         )
     return TEMPLATE.format(
+        # the key means a Hub id, which a record with a commit comes from
+        base_model=f"base_model: {source['source']}\n" if source["revision"] else "",
         source=source["source"],
         revision=source["revision"] or "local folder",
         removed=cut["blocks"],

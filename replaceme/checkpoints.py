@@ -196,7 +196,7 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
         return local_folder(source), None
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
+    patterns = ["model*.safetensors", INDEX, "config.json", *COMPANIONS]
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub raises many types: offline, missing, gated, time-out
@@ -220,16 +220,18 @@ def load_record(path: str | Path) -> dict[str, Any]:
 
 
 def check_merged(folder: str | Path) -> dict[str, Any]:
-    """The provenance record of a merged folder; raises ReplaceMeError when one of its files is missing."""
+    """The provenance record of a merged folder; raises ReplaceMeError when a file is missing or altered."""
     folder = Path(folder)
     record = read_json(folder / "replaceme.json")
-    for name in record["files"]:
+    for name, digest in record["files"].items():
         if not (folder / name).is_file():
             raise ReplaceMeError(f"{folder / name}: missing; delete {folder} and merge again")
+        if sha256(folder / name) != digest:
+            raise ReplaceMeError(f"{folder / name}: not what replaceme.json says; delete {folder} and merge again")
     return record
 
 
-def identity(record: dict[str, Any]) -> str:
+def model_sha256(record: dict[str, Any]) -> str:
     """One hash for a model: SHA-256 over the names and hashes of its files."""
     import hashlib
 

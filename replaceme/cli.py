@@ -22,8 +22,7 @@ EPILOG = "`replaceme STEP --help` lists a step's options. The whole workflow: `s
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not sys.flags.interactive:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
         step = _asked_for(argv)
         _set_environment(online=step is not None and importlib.import_module(f"replaceme.steps.{step}").ONLINE)
@@ -58,10 +57,10 @@ def _parser(step: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="replaceme", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"replaceme {__version__}")
     subparsers = parser.add_subparsers(title="steps", metavar="STEP", required=True)
-    for name in STEPS:
-        if step is None or name == step:
+    for name, description in STEPS.items():
+        sub = subparsers.add_parser(name, help=description, description=description)
+        if name == step:
             module = importlib.import_module(f"replaceme.steps.{name}")
-            sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
             module.arguments(sub)
             sub.set_defaults(run=module.run)
     return parser

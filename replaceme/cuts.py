@@ -10,6 +10,7 @@ Every candidate [start, end) with 1 <= start and end = start + n <= L competes; 
 The statistics of all candidates come from one pass. Memory: L - n pairs of float64 [d, d].
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CutConfig
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.capture import Activations
+
+
+log = logging.getLogger(__name__)
+ENOUGH = 4  # tokens for each channel below which a post-fit metric is doubtful
 
 
 def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
@@ -56,6 +61,7 @@ def measure_candidates(
     from replaceme.transforms import fit_least_squares
 
     candidates = spans(len(family.block_modules(model)), blocks)
+    _check_enough(tokens.count, model.config.hidden_size)
     batches = tokens.batches(batch_size)
     every = frozenset(range(candidates[-1][1]))
     wanted = Wanted(every, frozenset(start - 1 for start, _ in candidates))
@@ -77,6 +83,19 @@ def measure_candidates(
         }
         for (start, end), one, (fitted, dropped) in zip(candidates, fits, after, strict=True)
     ]
+
+
+def _check_enough(tokens: int, hidden_size: int) -> None:
+    """With as many tokens as channels every candidate fits perfectly, and the choice would be among rounding errors."""
+    if tokens <= hidden_size:
+        raise ReplaceMeError(
+            f"cut: {tokens} calibration tokens for a hidden size of {hidden_size}: every candidate would fit them "
+            "perfectly; use more samples or longer text, or `metric: cosine`"
+        )
+    if tokens < ENOUGH * hidden_size:
+        log.warning(
+            "%d calibration tokens for a hidden size of %d: the fits of candidates are loose", tokens, hidden_size
+        )
 
 
 def _mean_cosine_distances(

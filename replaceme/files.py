@@ -31,7 +31,7 @@ CANNOT_WRITE = {
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -123,6 +123,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadat
 
 def load_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
     """Load what `save_tensors` wrote, as (tensors, metadata); raises ReplaceMeError when missing or corrupted."""
+    with _opened(path) as (file, metadata):
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata alone of what `save_tensors` wrote; errors as in `load_tensors`."""
+    with _opened(path) as (_, metadata):
+        return metadata
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -132,7 +144,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str,
             stamp = (file.metadata() or {}).get("replaceme")
             if stamp is None:
                 raise ReplaceMeError(f"{path}: not written by replaceme; delete it and run the step that makes it")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(stamp)  # noqa: SIM118
+            yield file, json.loads(stamp)
     except SafetensorError as error:
         raise ReplaceMeError(f"{path}: corrupted safetensors file ({error}); delete it and run again") from error
 
@@ -144,8 +156,24 @@ def sha256(path: str | Path) -> str:
 
 
 def sweep_temporaries(folder: str | Path) -> list[Path]:
-    """Remove what killed jobs left behind under `folder` and return the paths removed."""
-    stale = sorted(path for path in Path(folder).rglob(f"{TEMPORARY}*"))
+    """Remove what killed jobs left behind under `folder` and return the paths removed.
+
+    What a living process of this machine is writing stays: jobs outlive a Snakemake that was killed.
+    """
+    stale = sorted(path for path in Path(folder).rglob(f"{TEMPORARY}*") if not _writer_lives(path))
     for path in stale:
         _remove(path)
     return stale
+
+
+def _writer_lives(temporary: Path) -> bool:
+    writer, dot, _ = temporary.name.rpartition("-")[2].partition(".")
+    if not dot or not writer.isdecimal():
+        return False
+    try:
+        os.kill(int(writer), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True

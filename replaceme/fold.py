@@ -86,9 +86,11 @@ def check_out(source: str | Path, out: str | Path) -> None:
     out = Path(out)
     if Path(source).resolve().is_relative_to(out.resolve()):
         raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
-    if not out.is_dir() or (out / "replaceme.json").is_file():
+    if not out.is_dir():
         return
     ours = {path for pattern in ("*.safetensors", INDEX, "README.md", *COMPANIONS) for path in out.glob(pattern)}
+    if (out / "replaceme.json").is_file():
+        ours |= {out / "replaceme.json", out / "config.json"}
     foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
     if foreign:
         raise ReplaceMeError(

@@ -99,6 +99,13 @@ def require_foldable(config: dict[str, Any], where: str) -> None:
         )
 
 
+def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
+    """Raise ReplaceMeError where sequences of `tokens` tokens are longer than the model's positions reach."""
+    longest = config.get("max_position_embeddings")
+    if longest is not None and tokens > longest:
+        raise ReplaceMeError(f"{where}: sequences of {tokens} tokens, but the model takes {longest}; use shorter ones")
+
+
 def pruned_config(config: dict[str, Any], start: int, end: int) -> dict[str, Any]:
     """config.json after blocks start .. end-1 are gone: `num_hidden_layers` and every per-block list."""
     num_blocks = config["num_hidden_layers"]

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from replaceme.checkpoints import Checkpoint, is_local, local_folder, open_checkpoint
+from replaceme.checkpoints import Checkpoint, is_local, local_folder, open_checkpoint, read_config
 from replaceme.config import Config, CutConfig
 from replaceme.cuts import resolve_blocks, spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
-from replaceme.models import require_foldable
+from replaceme.models import check_length, require_foldable
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -48,6 +48,13 @@ def _model_problems(config: Config, name: str) -> list[str]:
             _check_cut(config.cuts[cut_name], checkpoint)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
+    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for table in tables for one in table.calibrations}
+    lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
+    for where, tokens in sorted(lengths.items()):
+        try:
+            check_length(checkpoint.config, tokens, section.source)
+        except ReplaceMeError as error:
+            found.append(f"{where} on models.{name}: {error}")
     for fit_name in sorted({fit for table in tables for fit in table.fits}):
         if config.fits[fit_name].transform == "identity":
             continue
@@ -56,6 +63,23 @@ def _model_problems(config: Config, name: str) -> list[str]:
         except ReplaceMeError as error:
             found.append(f"fits.{fit_name} on models.{name}: {error}")
     return found
+
+
+def sparse_calibrations(config: Config) -> list[str]:
+    """Warnings: calibrations with fewer tokens than a local model has channels, whose Gram cannot have full rank."""
+    found = []
+    for table in config.tables.values():
+        for model in table.models:
+            source = config.models[model].source
+            size = read_config(local_folder(source))["hidden_size"] if is_local(source) else 0
+            for name in table.calibrations:
+                tokens = config.calibrations[name].samples * config.calibrations[name].tokens
+                if tokens < size:
+                    found.append(
+                        f"calibrations.{name} on models.{model}: at most {tokens} tokens for a hidden size of {size}: "
+                        f"the Gram has rank {tokens} at most; raise `samples` or `tokens`"
+                    )
+    return sorted(set(found))
 
 
 def _check_cut(cut: CutConfig, checkpoint: Checkpoint) -> None:

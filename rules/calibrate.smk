@@ -13,6 +13,7 @@ rule model:
         revision=lambda wildcards: to_flags(
             CONFIG.models[wildcards.model], ("revision",)
         ),
+        stamps=lambda wildcards, input: stamps(input),
         code=code_of("model"),
     message:
         "model {wildcards.model}: {params.source}"
@@ -35,11 +36,12 @@ rule tokens:
         options=lambda wildcards: to_flags(
             CONFIG.calibrations[wildcards.calibration], TOKEN_FIELDS
         ),
+        stamps=lambda wildcards, input: stamps(input.source),
         code=code_of("tokens"),
     message:
         "tokens of {wildcards.calibration} for {wildcards.model}"
     shell:
-        "replaceme tokens {input.model:q} {params.options} --out {output:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} replaceme tokens {input.model:q} {params.options} --out {output:q} 2> {log:q}"
 
 
 rule distances:

@@ -15,9 +15,10 @@ from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.options import to_flags
-from replaceme.preflight import check_inputs
+from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import update_config
 
 # jobs find `python` and `replaceme` of this environment even where it was not activated
@@ -53,6 +54,8 @@ def validated_config():
         checked = parse_config(config, origin)
         if workflow.is_main_process:
             check_inputs(checked, origin)
+            for line in sparse_calibrations(checked):
+                logger.warning(f"{origin}: {line}")
         return checked
     except ReplaceMeError as error:
         raise WorkflowError(str(error)) from None
@@ -105,6 +108,12 @@ def all_cores():
 def code_of(step):
     """A parameter that changes when the code of a step does, comments and docstrings aside."""
     return fingerprint(f"replaceme.steps.{step}")
+
+
+def stamps(files):
+    """Size and time of files, as a parameter: `cp -a` and `tar` bring changed files whose time is older."""
+    found = [(str(path), os.stat(path)) for path in files if os.path.isfile(path)]
+    return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found]
 
 
 def model_files(wildcards):

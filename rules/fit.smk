@@ -42,7 +42,7 @@ rule sum:
     message:
         "sum of {wildcards.shards} shards of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "replaceme sum {input:q} --out {output:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} replaceme sum {input:q} --out {output:q} 2> {log:q}"
 
 
 rule transform:
@@ -66,4 +66,4 @@ rule transform:
     message:
         "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "replaceme fit {input.model:q} {input.cut:q} {params.evidence} {params.options} --out {params.folder:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} replaceme fit {input.model:q} {input.cut:q} {params.evidence} {params.options} --out {params.folder:q} 2> {log:q}"

@@ -18,4 +18,4 @@ rule merge:
     message:
         "merge {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "replaceme merge {input.model:q} {input.cut:q} {input.transform:q} --out {params.folder:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} replaceme merge {input.model:q} {input.cut:q} {input.transform:q} --out {params.folder:q} 2> {log:q}"

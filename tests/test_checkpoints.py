@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from replaceme.checkpoints import identity, is_local, load_record, open_checkpoint, resolve
+from replaceme.checkpoints import is_local, load_record, model_sha256, open_checkpoint, resolve
 from replaceme.loading import load_base_model, load_causal_model, load_tokenizer
 
 
@@ -49,10 +49,10 @@ def test_tied_embeddings_count_once(gemma):
 
 
 def test_identity_changes_with_any_file(copy):
-    before = identity(resolve(str(copy)))
-    assert identity(resolve(str(copy))) == before
+    before = model_sha256(resolve(str(copy)))
+    assert model_sha256(resolve(str(copy))) == before
     edit_json(copy / "generation_config.json", temperature=0.1)
-    assert identity(resolve(str(copy))) != before
+    assert model_sha256(resolve(str(copy))) != before
 
 
 def test_a_record_is_read_back(llama, tmp_path, refuses):
@@ -230,7 +230,7 @@ def test_hub_snapshot(monkeypatch, llama, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     record = resolve("owner/name", "main")
     assert (asked["source"], asked["revision"]) == ("owner/name", "main")
-    assert "*.safetensors" in asked["patterns"] and not any(".bin" in p or ".py" in p for p in asked["patterns"])
+    assert "model*.safetensors" in asked["patterns"] and not any(".bin" in p or ".py" in p for p in asked["patterns"])
     assert record["revision"] == "0123abc" and record["folder"] == str(folder)
 
 

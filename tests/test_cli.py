@@ -170,9 +170,38 @@ def test_threads_must_be_positive(run, capsys, tmp_path):
     assert "--threads 0: must be at least 1" in fails(capsys, *words)
 
 
+def test_one_shard_is_not_taken_for_the_sum(run, capsys, tmp_path):
+    words = [run / "model.json", run / "cut.json", "--statistics", run / "gram-0.safetensors", "--out", tmp_path / "x"]
+    assert "one of 3 shards; add them with `replaceme sum`" in fails(capsys, "fit", *words)
+
+
+def test_an_output_of_another_step_is_told(run, capsys, tmp_path):
+    words = [run / "model.json", run / "candidates.json", run / "ls/transform.safetensors", "--out", tmp_path / "x"]
+    assert "candidates.json: no 'start' in it" in fails(capsys, "merge", *words)
+
+
+def test_provenance_names_calibration_and_seed(run):
+    record = json.loads((run / "ls/model/replaceme.json").read_text())
+    for part in (record["origin"], record["cut"]["measured_on"]):
+        assert part["calibration"]["seed"] == 0 and part["dtype"] == "float32"
+
+
 def test_prune_in_one_go_gives_the_same_weights_as_the_steps(run, tmp_path, capsys):
     model = json.loads((run / "model.json").read_text())["folder"]
-    words = ["prune", model, "--dataset", run / "text.jsonl", "--samples", 40, "--blocks", 2, "--batch-size", 4]
+    words = [
+        "prune",
+        model,
+        "--dataset",
+        run / "text.jsonl",
+        "--samples",
+        40,
+        "--tokens",
+        128,
+        "--blocks",
+        2,
+        "--batch-size",
+        4,
+    ]
     assert main([str(w) for w in [*words, "--device", "cpu", "--out", tmp_path / "out"]]) == 0
     from safetensors.torch import load_file
 

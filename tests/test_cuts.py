@@ -6,6 +6,8 @@ import torch
 from replaceme.config import CutConfig
 from replaceme.cuts import choose, measure_candidates, resolve_blocks, spans
 from replaceme.distances import measure
+from replaceme.loading import load_base_model
+from replaceme.models import SEQUENTIAL
 
 RECORD = {"num_blocks": 6, "parameters": 1000, "block_parameters": [100] * 6}
 
@@ -137,3 +139,9 @@ def test_more_blocks_than_the_model_has_are_refused_before_a_forward_pass(llama,
 def test_two_runs_give_the_same_numbers(llama, make_tokens, blocks_of):
     one, two = (measure_candidates(*blocks_of(llama), make_tokens(), 2, 5) for _ in range(2))
     assert one == two
+
+
+def test_too_few_tokens_to_tell_candidates_apart(llama, make_tokens, refuses):
+    model = load_base_model(llama, "float32", "cpu")
+    with refuses("for a hidden size of 16", "every candidate would fit them"):
+        measure_candidates(model, SEQUENTIAL, make_tokens(samples=1, longest=12), 2, 4)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -138,12 +139,14 @@ def test_other_errors_of_the_system_pass(old):
 
 
 def test_sweep_removes_what_killed_jobs_left(old):
-    (old / f"{TEMPORARY}file-1").write_text("half")
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    (old / f"{TEMPORARY}file-{dead}.1").write_text("half")
+    (old / f"{TEMPORARY}file-{os.getpid()}.1").write_text("being written by an orphan of a killed Snakemake")
     nested = old / "folder" / f"{TEMPORARY}model-2"
     (nested / f"{TEMPORARY}inner").mkdir(parents=True)
     removed = sweep_temporaries(old)
-    assert {path.name for path in removed} >= {f"{TEMPORARY}file-1", f"{TEMPORARY}model-2"}
-    assert listing(old) == ["file", "folder", "folder/inner"]
+    assert {path.name for path in removed} >= {f"{TEMPORARY}file-{dead}.1", f"{TEMPORARY}model-2"}
+    assert listing(old) == [f"{TEMPORARY}file-{os.getpid()}.1", "file", "folder", "folder/inner"]
     assert sweep_temporaries(old) == []
 
 

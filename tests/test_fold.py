@@ -265,6 +265,16 @@ def test_somebody_elses_folder_is_not_replaced(llama, tmp_path, refuses, what):
     assert sorted(out.iterdir()) == before
 
 
+def test_own_files_beside_an_earlier_result_are_not_lost(llama, tmp_path, refuses):
+    out = tmp_path / "out"
+    prune(llama, out)
+    prune(llama, out)  # a result alone is replaced
+    (out / "thesis.txt").write_text("years of work")
+    with refuses("holds thesis.txt"):
+        prune(llama, out)
+    assert (out / "thesis.txt").is_file()
+
+
 def test_the_source_is_not_replaced(llama, tmp_path, refuses):
     import shutil
 

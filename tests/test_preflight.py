@@ -7,12 +7,13 @@ import shutil
 import pytest
 
 from replaceme.config import parse
-from replaceme.preflight import check_inputs
+from replaceme.preflight import check_inputs, sparse_calibrations
 
 TABLE = {"models": ["a"], "calibrations": ["micro"], "cuts": ["n2"], "fits": ["uidl", "ls"], "evaluation": "quick"}
 BASE = {
     "models": {"a": {"source": "unset"}},
-    "calibrations": {"micro": {"dataset": "micro"}},
+    "calibrations": {"micro": {"dataset": "micro", "tokens": 64}},
+    "speed": {"prompt_tokens": 64},
     "cuts": {"n2": {"blocks": 2}, "n9": {"blocks": 9}, "late": {"blocks": 3, "start": 4}, "most": {"ratio": 0.95}},
     "fits": {"uidl": {"transform": "identity"}, "ls": {}},
     "evaluations": {"quick": {"tasks": {"piqa": {}}}},
@@ -73,7 +74,8 @@ def test_missing_and_broken_models(tmp_path, llama, sharded, refuses):
 
 
 def test_missing_calibration_files(llama, refuses, tmp_path):
-    calibrations = {"mine": {"dataset": str(tmp_path / "none.jsonl")}, "odd": {"dataset": str(tmp_path)}}
+    calibrations = {"mine": {"dataset": str(tmp_path / "none.jsonl"), "tokens": 64}}
+    calibrations["odd"] = {"dataset": str(tmp_path), "tokens": 64}
     with refuses("x: calibrations.mine: ", "none.jsonl: no such file"):
         check_inputs(config(llama, {"calibrations": ["mine"]}, calibrations=calibrations), "x")
     with refuses("x: calibrations.odd: "):
@@ -87,9 +89,23 @@ def test_every_problem_has_a_line(tmp_path, refuses, gemma):
         gemma,
         {"models": ["a", "b"], "calibrations": ["mine"], "cuts": ["n9", "late"]},
         models={"b": {"source": str(truncated)}},
-        calibrations={"mine": {"dataset": "none.txt"}},
+        calibrations={"mine": {"dataset": "none.txt", "tokens": 64}},
     )
     with refuses(
         "cuts.n9 on models.a", "cuts.late on models.a", "fits.ls on models.a", "models.b: ", "none.txt", lines=5
     ):
         check_inputs(section, "x")
+
+
+def test_sequences_longer_than_the_model_takes(llama, refuses):
+    with refuses("calibrations.micro on models.a: ", "sequences of 500 tokens, but the model takes 128"):
+        check_inputs(config(llama, calibrations={"micro": {"dataset": "micro", "tokens": 500}}), "x")
+    with refuses("speed on models.a: ", "the model takes 128"):
+        check_inputs(config(llama, speed={"prompt_tokens": 200}), "x")
+
+
+def test_too_few_tokens_for_a_full_rank_are_told(llama):
+    assert sparse_calibrations(config(llama)) == []
+    few = {"micro": {"dataset": "micro", "samples": 2, "tokens": 4}}
+    [line] = sparse_calibrations(config(llama, calibrations=few))
+    assert "at most 8 tokens for a hidden size of 16" in line and "rank 8" in line

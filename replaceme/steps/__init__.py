@@ -1,25 +1,25 @@
 """The steps of the workflow: one file, one subcommand and one rule each.
 
-A step module has HELP (a sentence), `arguments(parser)`, and `run(args)`, which reads files, calls one function of the
-package and writes files. ONLINE says whether the step may use the network (when its source is a Hub id).
+A step module has `arguments(parser)` and `run(args)`, which reads files, calls one function of the package and writes
+files. ONLINE says whether the step may use the network (when its source is a Hub id).
 """
 
-# in the order of the workflow
-STEPS = (
-    "model",
-    "tokens",
-    "distances",
-    "candidates",
-    "cut",
-    "gram",
-    "sum",
-    "fit",
-    "merge",
-    "evaluate",
-    "speed",
-    "table",
-    "figure",
-    "prune",
-    "publish",
-    "check",
-)
+# in the order of the workflow, with what each does; a module is imported when its step is asked for
+STEPS = {
+    "model": "Resolve a local folder or a Hub id; record commit, file hashes and sizes in model.json.",
+    "tokens": "Turn a calibration source into token ids and mask (tokens.safetensors).",
+    "distances": "Measure cosine and angular distances of all pairs of blocks (.safetensors and .csv).",
+    "candidates": "Fit every candidate cut of one size on a token subset and measure what is left (candidates.json).",
+    "cut": "Choose the cut by the configured metric and list every candidate (cut.json).",
+    "gram": "Accumulate the Gram and cross matrices of a cut over one shard of the calibration tokens.",
+    "sum": "Add the statistics of all shards of a cut.",
+    "fit": "Find the transform of a cut from its statistics (transform.safetensors and fit.json).",
+    "merge": "Fold a transform into the checkpoint and drop the blocks of the cut.",
+    "evaluate": "Run benchmarks on a model (evaluation.json).",
+    "speed": "Measure parameters, file size, prefill and decode tokens/s and peak memory (speed.json).",
+    "table": "Collect evaluations and speeds into a table (.csv, .md, .html, .tex).",
+    "figure": "Draw distances, the choice of a cut, or a table (.svg or .png).",
+    "prune": "Shorten a model in one go: calibrate, choose the cut, fit, fold and save.",
+    "publish": "Copy the tables and figures of a finished run to a folder of record.",
+    "check": "Check a config file without running anything, or write docs/config.md.",
+}

@@ -9,7 +9,6 @@ from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 
-HELP = "Fit every candidate cut of one size on a token subset and measure what is left (candidates.json)."
 ONLINE = False
 
 

@@ -8,7 +8,6 @@ from replaceme.files import write_text
 from replaceme.preflight import check_inputs
 from replaceme.schema_docs import render
 
-HELP = "Check a config file without running anything, or write docs/config.md."
 ONLINE = False
 
 

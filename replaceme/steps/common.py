@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from replaceme.checkpoints import check_merged, identity, load_record, read_config
+from replaceme.checkpoints import check_merged, load_record, model_sha256, read_config
 from replaceme.errors import ReplaceMeError
+from replaceme.files import read_json
 
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 
@@ -39,8 +40,22 @@ def set_threads(threads: int | None) -> None:
 
 def same_model(record: dict[str, Any], metadata: dict[str, Any], path: str | Path) -> None:
     """Raise ReplaceMeError when a file was made from another model."""
-    if metadata.get("model_sha256") not in (None, identity(record)):
+    if metadata.get("model_sha256") not in (None, model_sha256(record)):
         raise ReplaceMeError(f"{path}: made from another model than {record['source']}; make it again")
+
+
+def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
+    """A JSON file of an earlier step, or a ReplaceMeError when it lacks one of `keys`."""
+    record = read_json(path)
+    missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise ReplaceMeError(f"{path}: no {missing[0]!r} in it; is it the output of another step?")
+    return record
+
+
+def load_cut(path: str | Path) -> dict[str, Any]:
+    """A cut.json of the `cut` step."""
+    return read_record(path, "start", "end", "blocks", "num_blocks", "carrier", "metric")
 
 
 def load_model(args: argparse.Namespace) -> dict[str, Any]:

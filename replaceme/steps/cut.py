@@ -3,17 +3,17 @@
 import argparse
 import logging
 
-from replaceme.checkpoints import identity
+from replaceme.checkpoints import model_sha256
 from replaceme.config import CutConfig
 from replaceme.cuts import choose
 from replaceme.distances import load
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, write_json
+from replaceme.files import write_json
 from replaceme.options import add_options, from_options
-from replaceme.steps.common import load_model, model_argument, out_argument, same_model
+from replaceme.steps.common import load_model, model_argument, out_argument, read_record, same_model
 
-HELP = "Choose the cut by the configured metric and list every candidate (cut.json)."
 ONLINE = False
+MEASURED_ON = ("tokens_sha256", "tokens", "calibration", "dtype", "batch_size")
 log = logging.getLogger(__name__)
 
 
@@ -31,17 +31,19 @@ def run(args: argparse.Namespace) -> None:
     record = load_model(args)
     cut = from_options(args, CutConfig)
     distances = candidates = None
+    origin: dict = {}
     if cut.post_fit:
         if args.candidates is None:
             raise ReplaceMeError(f"options: metric {cut.metric} needs --candidates, made by `replaceme candidates`")
-        measured = read_json(args.candidates)
-        same_model(record, measured, args.candidates)
-        candidates = measured["candidates"]
+        origin = read_record(args.candidates, "candidates")
+        candidates = origin["candidates"]
+        same_model(record, origin, args.candidates)
     elif cut.start is None:
         if args.distances is None:
             raise ReplaceMeError(f"options: metric {cut.metric} needs --distances, made by `replaceme distances`")
-        distances, metadata = load(args.distances)
-        same_model(record, metadata, args.distances)
+        distances, origin = load(args.distances)
+        same_model(record, origin, args.distances)
     chosen = choose(cut, record, distances, candidates)
-    write_json(args.out, {**chosen, "model_sha256": identity(record)})
+    measured_on = {key: origin[key] for key in MEASURED_ON if key in origin}
+    write_json(args.out, {**chosen, "model_sha256": model_sha256(record), "measured_on": measured_on})
     log.info("cut [%d, %d) of %d blocks by %s", chosen["start"], chosen["end"], record["num_blocks"], chosen["metric"])

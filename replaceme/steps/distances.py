@@ -6,7 +6,6 @@ from replaceme.distances import measure, save
 from replaceme.steps.common import load_model, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 
-HELP = "Measure cosine and angular distances of all pairs of blocks (.safetensors and .csv)."
 ONLINE = False
 
 

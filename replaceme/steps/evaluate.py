@@ -11,7 +11,6 @@ from replaceme.options import add_options, from_options
 from replaceme.steps.common import compute_arguments, model_argument, out_argument, set_threads, weights_folder
 from replaceme.validation import validated
 
-HELP = "Run benchmarks on a model (evaluation.json)."
 ONLINE = True
 OPTIONS = ("include", "perplexity", "batch_size", "limit", "seed", "dtype")
 

@@ -4,7 +4,6 @@ import argparse
 
 from replaceme.steps.common import out_argument
 
-HELP = "Draw distances, the choice of a cut, or a table (.svg or .png)."
 ONLINE = False
 
 

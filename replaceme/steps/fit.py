@@ -3,16 +3,15 @@
 import argparse
 import logging
 
-from replaceme.checkpoints import identity
+from replaceme.checkpoints import model_sha256
 from replaceme.config import FitConfig
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, write_json
+from replaceme.files import write_json
 from replaceme.fitting import fit_section
 from replaceme.options import add_options, from_options
 from replaceme.statistics import Statistics
-from replaceme.steps.common import load_model, model_argument, out_argument, same_model
+from replaceme.steps.common import load_cut, load_model, model_argument, out_argument, same_model
 
-HELP = "Find the transform of a cut from its statistics (transform.safetensors and fit.json)."
 ONLINE = False
 log = logging.getLogger(__name__)
 
@@ -30,16 +29,20 @@ def run(args: argparse.Namespace) -> None:
     """Write the transform and its report."""
     record = load_model(args)
     config = from_options(args, FitConfig)
-    cut = read_json(args.cut)
+    cut = load_cut(args.cut)
     same_model(record, cut, args.cut)
-    origin = {"model_sha256": identity(record), "start": cut["start"], "end": cut["end"]}
+    origin = {"model_sha256": model_sha256(record), "start": cut["start"], "end": cut["end"]}
     statistics = None
     if args.statistics is not None:
         statistics, metadata = Statistics.load(args.statistics)
         same_model(record, metadata, args.statistics)
         if (metadata["start"], metadata["end"]) != (cut["start"], cut["end"]):
             raise ReplaceMeError(f"{args.statistics}: of another cut than {args.cut}; make it again")
-        origin["tokens_sha256"] = metadata["tokens_sha256"]
+        if "shard" in metadata and metadata["shards"] > 1:
+            raise ReplaceMeError(
+                f"{args.statistics}: one of {metadata['shards']} shards; add them with `replaceme sum`"
+            )
+        origin = {key: value for key, value in metadata.items() if key != "shard"}
     elif config.transform != "identity":
         raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
     found = fit_section(config, statistics, record["hidden_size"])

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import identity, read_config
+from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import CalibrationConfig
 from replaceme.data import Tokens, load_tokens
 from replaceme.loading import load_base_model
@@ -26,7 +26,7 @@ def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass over calibration tokens needs; `origin` holds the hashes of model and tokens."""
+    """What a forward pass over calibration tokens needs; `origin` says where they come from."""
 
     record: dict[str, Any]
     tokens: Tokens
@@ -45,5 +45,11 @@ def load_forward(args: argparse.Namespace, record: dict[str, Any]) -> Forward:
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
     model = load_base_model(record["folder"], dtype, device)
     batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
-    origin = {"model_sha256": identity(record), "tokens_sha256": metadata["sha256"]}
+    origin = {
+        "model_sha256": model_sha256(record),
+        "tokens_sha256": metadata["sha256"],
+        "calibration": metadata,
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }
     return Forward(record, tokens, origin, model, family_of(config, record["folder"]), batch_size)

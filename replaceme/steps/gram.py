@@ -3,13 +3,11 @@
 import argparse
 
 from replaceme.checkpoints import read_config
-from replaceme.files import read_json
 from replaceme.gather import gather_cut
 from replaceme.models import require_foldable
-from replaceme.steps.common import load_model, out_argument, same_model
+from replaceme.steps.common import load_cut, load_model, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 
-HELP = "Accumulate the Gram and cross matrices of a cut over one shard of the calibration tokens."
 ONLINE = False
 
 
@@ -23,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the statistics of the shard."""
-    cut = read_json(args.cut)
+    cut = load_cut(args.cut)
     record = load_model(args)
     same_model(record, cut, args.cut)
     require_foldable(read_config(record["folder"]), record["source"])  # before the forward passes, not after

@@ -3,12 +3,10 @@
 import argparse
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json
 from replaceme.fold import write_pruned
-from replaceme.steps.common import load_model, model_argument, out_argument, same_model
+from replaceme.steps.common import load_cut, load_model, model_argument, out_argument, same_model
 from replaceme.transforms import Transform
 
-HELP = "Fold a transform into the checkpoint and drop the blocks of the cut."
 ONLINE = False
 
 
@@ -23,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint."""
     record = load_model(args)
-    cut = read_json(args.cut)
+    cut = load_cut(args.cut)
     same_model(record, cut, args.cut)
     transform, origin = Transform.load(args.transform)
     same_model(record, origin, args.transform)

@@ -6,7 +6,6 @@ from replaceme.checkpoints import resolve
 from replaceme.files import write_json
 from replaceme.steps.common import out_argument
 
-HELP = "Resolve a local folder or a Hub id; record commit, file hashes and sizes in model.json."
 ONLINE = True
 
 

@@ -8,7 +8,6 @@ from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import compute_arguments, out_argument, set_threads
 
-HELP = "Shorten a model in one go: calibrate, choose the cut, fit, fold and save."
 ONLINE = True
 CALIBRATION = (
     "dataset", "name", "split", "column", "conversations", "samples", "tokens", "pack", "seed", "batch_size", "dtype",

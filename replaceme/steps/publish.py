@@ -9,7 +9,6 @@ from replaceme.files import replacing, write_json, write_text
 from replaceme.provenance import hardware, versions
 from replaceme.steps.common import out_argument
 
-HELP = "Copy the tables and figures of a finished run to a folder of record."
 ONLINE = False
 KINDS = (".csv", ".md", ".html", ".tex", ".svg")
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)

@@ -9,7 +9,6 @@ from replaceme.options import add_options, from_options
 from replaceme.speed import speed
 from replaceme.steps.common import compute_arguments, model_argument, out_argument, set_threads, weights_folder
 
-HELP = "Measure parameters, file size, prefill and decode tokens/s and peak memory (speed.json)."
 ONLINE = False
 
 

@@ -3,10 +3,10 @@
 import argparse
 
 from replaceme.errors import ReplaceMeError
+from replaceme.files import load_metadata
 from replaceme.statistics import Statistics
 from replaceme.steps.common import out_argument
 
-HELP = "Add the statistics of all shards of a cut."
 ONLINE = False
 
 
@@ -18,15 +18,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the sum; raises ReplaceMeError when a shard is missing, twice, or of another cut."""
-    loaded = [Statistics.load(path) for path in args.shards]
-    shared = [{key: value for key, value in metadata.items() if key != "shard"} for _, metadata in loaded]
-    for path, origin in zip(args.shards, shared, strict=True):
-        if origin != shared[0]:
+    stamps = {path: load_metadata(path) for path in args.shards}
+    shared = {path: {key: value for key, value in one.items() if key != "shard"} for path, one in stamps.items()}
+    first = shared[args.shards[0]]
+    for path, origin in shared.items():
+        if origin != first or "shard" not in stamps[path]:
             raise ReplaceMeError(
                 f"{path}: of another model, calibration, cut or number of shards than {args.shards[0]}"
             )
-    numbers = [metadata["shard"] for _, metadata in loaded]
-    if sorted(numbers) != list(range(shared[0]["shards"])):
-        raise ReplaceMeError(f"sum: shards {sorted(numbers)} given, 0 .. {shared[0]['shards'] - 1} needed, once each")
-    in_order = sorted(loaded, key=lambda one: one[1]["shard"])
-    Statistics.sum([statistics for statistics, _ in in_order]).save(args.out, shared[0])
+    numbers = sorted(load_metadata(path)["shard"] for path in args.shards)
+    if numbers != list(range(first["shards"])):
+        raise ReplaceMeError(f"sum: shards {numbers} given, 0 .. {first['shards'] - 1} needed, once each")
+    in_order = sorted(stamps, key=lambda path: stamps[path]["shard"])
+    Statistics.sum(Statistics.load(path)[0] for path in in_order).save(args.out, first)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from replaceme.steps.common import out_argument
 
-HELP = "Collect evaluations and speeds into a table (.csv, .md, .html, .tex)."
 ONLINE = False
 
 

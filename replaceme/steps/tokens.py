@@ -9,7 +9,6 @@ from replaceme.loading import load_tokenizer
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, model_argument, out_argument
 
-HELP = "Turn a calibration source into token ids and mask (tokens.safetensors)."
 ONLINE = True
 log = logging.getLogger(__name__)
 

@@ -106,7 +106,7 @@ def edited(project, tmp_path, file, old, new):
 
 
 CODE = {
-    "gram": ("replaceme/steps/gram.py", "    cut = read_json(args.cut)", "    cut = dict(read_json(args.cut))", LS),
+    "gram": ("replaceme/steps/gram.py", "    cut = load_cut(args.cut)", "    cut = dict(load_cut(args.cut))", LS),
     "merge": (
         "replaceme/fold.py",
         "transform.double().T @ weight.double()",
