@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from replaceme.api import prune
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
@@ -36,3 +37,4 @@ def run(args: argparse.Namespace) -> None:
         args.source, calibration, cut=cut, fit=fit, out=args.out, revision=args.revision, device=args.device
     )
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
+    print(f"replaceme: saved {args.out}, {provenance['cut']['blocks']} blocks shorter", file=sys.stderr)
