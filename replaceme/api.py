@@ -59,9 +59,10 @@ def prune(
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     transform = _fit(model, family, tokens, record, chosen, fit, calibration.batch_size)
-    origin = {"model_sha256": model_sha256(record), "tokens_sha256": tokens.digest(), "calibration": metadata}
+    digest = model_sha256(record)
+    origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
-    return write_pruned(record, {**chosen, "model_sha256": model_sha256(record)}, transform, out, origin)
+    return write_pruned(record, {**chosen, "model_sha256": digest}, transform, out, origin)
 
 
 def _calibration(

@@ -6,13 +6,13 @@ import sys
 
 from replaceme.api import prune
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.data import TOKEN_FIELDS
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import compute_arguments, out_argument, set_threads
 
 ONLINE = True
-CALIBRATION = (
-    "dataset", "name", "split", "column", "conversations", "samples", "tokens", "pack", "seed", "batch_size", "dtype",
-)  # fmt: skip
+# the one `--revision` is the model's
+CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), "batch_size", "dtype")
 CUT = ("blocks", "ratio", "start", "metric", "position")
 
 

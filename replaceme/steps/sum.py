@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
             raise ReplaceMeError(
                 f"{path}: of another model, calibration, cut or number of shards than {args.shards[0]}"
             )
-    numbers = sorted(load_metadata(path)["shard"] for path in args.shards)
+    numbers = sorted(stamps[path]["shard"] for path in args.shards)
     if numbers != list(range(first["shards"])):
         raise ReplaceMeError(f"sum: shards {numbers} given, 0 .. {first['shards'] - 1} needed, once each")
     in_order = sorted(stamps, key=lambda path: stamps[path]["shard"])
