@@ -35,7 +35,7 @@ def prune(
     `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible.
     """
-    from replaceme.cuts import resolve_blocks, spans
+    from replaceme.cuts import possible_spans
     from replaceme.fold import check_out, write_pruned
     from replaceme.loading import load_base_model, load_tokenizer
     from replaceme.models import check_length, family_of, pick_device, pick_dtype, require_foldable
@@ -46,7 +46,7 @@ def prune(
     fit = fit or FitConfig()
     record = resolve(str(source), revision)
     check_out(record["folder"], out)
-    spans(record["num_blocks"], resolve_blocks(cut, record))
+    possible_spans(cut, record)
     config = read_config(record["folder"])
     calibration, texts = _calibration(calibration, texts, config)
     check_length(config, calibration.tokens, str(source))

@@ -52,6 +52,18 @@ def resolve_blocks(cut: CutConfig, record: dict[str, Any]) -> int:
     return max(1, round(wanted))
 
 
+def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, int]]:
+    """All candidates of a cut section on a model; raises ReplaceMeError when its size or its start does not fit."""
+    blocks = resolve_blocks(cut, record)
+    possible = spans(record["num_blocks"], blocks)
+    if cut.start is not None and (cut.start, cut.start + blocks) not in possible:
+        last = possible[-1][0]
+        raise ReplaceMeError(
+            f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between 1 and {last}"
+        )
+    return possible
+
+
 def measure_candidates(
     model: "nn.Module", family: Family, tokens: Tokens, blocks: int, batch_size: int
 ) -> list[dict[str, Any]]:
@@ -145,13 +157,9 @@ def choose(
     `distances` are needed for the metrics cosine and angular, `candidates` for the post-fit ones, neither for a cut
     placed by hand.
     """
-    blocks = resolve_blocks(cut, record)
-    possible = spans(record["num_blocks"], blocks)
+    possible = possible_spans(cut, record)
+    blocks = possible[0][1] - possible[0][0]
     if cut.start is not None:
-        if (cut.start, cut.start + blocks) not in possible:
-            raise ReplaceMeError(
-                f"cut: start {cut.start} with {blocks} blocks does not fit; start lies between 1 and {possible[-1][0]}"
-            )
         metric, position, listed, start = "given", None, [], cut.start
     else:
         metric, position = cut.metric, cut.position
