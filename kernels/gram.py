@@ -1,32 +1,65 @@
-"""Gram matrices of rows, accumulated in float64: `gram = sum_k w_k x_k x_k^T` and `cross = sum_k w_k x_k y_k^T`.
+"""Weighted Gram and cross products of rows in float64: `gram = sum_k w_k x_k x_k^T`, `cross = sum_k v_k x_k r_k^T`.
 
-x [tokens, hidden] and y [tokens, other] are bfloat16, float16 or float32 (float64 goes through the torch reference),
-of any strides; w [tokens] are optional row weights; rows whose mask is false are never read, so NaN there is harmless.
-The result is float64 and within 1e-6 (relative Frobenius) of the float64 computation. Source: the normal equations of
-eq. 6 of arXiv 2505.02819.
+x [tokens, hidden] and the terms of r = a - b + c [tokens, other] are bfloat16, float16 or float32 (float64 goes through
+the torch reference), of any strides; w, v [tokens] are optional row weights; rows whose mask is false are skipped, so
+NaN there is harmless. With cross come, in the same launch and pass, `sum w x`, `sum w r` and `sum w |r|^2`. Everything
+is float64 and within 1e-6 (relative Frobenius) of the float64 computation. Source: the normal equations of eq. 6 of
+arXiv 2505.02819.
 
-Why it is exact: products of bf16 or fp16 values are exact in float32, and what is lost is lost in long float32 sums. So
-a tile multiplies short runs of at most `block_rows` rows and adds each run into float64 registers. Weighted rows, fp32
-rows and operands of two dtypes are multiplied in float32 without tensor cores (`input_precision="ieee"`): the weight is
-rounded to float32 and so is its product with one operand.
-Why it is fast: tensor cores for 16-bit rows, the lower tiles only, mirrored on the way out. Every tile belongs to one
-program and sums in a fixed order, without atomics: the same inputs give the same bits.
+How: rows are split into 16-bit parts whose products are exact (`parts.py`), and the parts multiplied on tensor cores
+in short runs (`products.py`, on Hopper `products_hopper.py`). The cost in products of one part, x 16-bit: gram one half
+(the lower tiles), weighted three halves; cross three, `rounded` one; float32 x: six where 16-bit x has one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no Triton on this platform: the reference serves
-    triton = None
+from replaceme.kernels import parts
+from replaceme.kernels.products import Product, add_products, triton
 
 from replaceme.errors import ReplaceMeError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 REFERENCE_CHUNK_BYTES = 64 * 2**20  # of the float64 copy of one operand
+SLAB_BYTES = 4 * 2**30  # of the parts held at once
+SLAB_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class Sums:
+    """gram [hidden, hidden], cross [hidden, other], sum_x [hidden], sum_r [other], energy [], all float64."""
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    sum_x: torch.Tensor
+    sum_r: torch.Tensor
+    energy: torch.Tensor
+
+    @classmethod
+    def zeros(cls, hidden: int, other: int, device: torch.device | str = "cpu") -> "Sums":
+        """Empty sums for x of `hidden` and r of `other` columns."""
+        shapes = ((hidden, hidden), (hidden, other), (hidden,), (other,), ())
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The checked arguments of one call; terms is empty for `gram`."""
+
+    x: torch.Tensor
+    terms: tuple[torch.Tensor, ...]
+    weights: torch.Tensor | None
+    cross_weights: torch.Tensor | None
+    mask: torch.Tensor | None
+    rounded: bool
+
+    def part(self, rows: slice) -> "_Rows":
+        """The same of a range of rows."""
+        weights, cross_weights, mask = (
+            None if given is None else given[rows] for given in (self.weights, self.cross_weights, self.mask)
+        )
+        return _Rows(self.x[rows], tuple(term[rows] for term in self.terms), weights, cross_weights, mask, self.rounded)
 
 
 def gram_reference(
@@ -36,131 +69,51 @@ def gram_reference(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`sum_k w_k x_k x_k^T` in plain torch float64; arguments and result as in `gram`."""
-    out = _check(x, x, weights, mask, out)
-    total = _sum_of_products(x, x, weights, mask)
+    rows = _checked(x, (), weights, None, mask)
+    out = _out(out, "out", (x.shape[1], x.shape[1]), x.device)
+    total = torch.zeros_like(out)
+    for part in _chunks(rows):
+        kept, w = _kept(part, part.x), _kept(part, part.weights)
+        total.addmm_((kept if w is None else kept * w[:, None]).T, kept)
     lower = total.tril()  # a product's two triangles may differ in the last bit
     return out.add_(lower).add_(lower.tril(-1).mT)
 
 
-def cross_reference(
+def gram_cross_reference(
     x: torch.Tensor,
-    y: torch.Tensor,
+    terms: tuple[torch.Tensor, ...],
     weights: torch.Tensor | None = None,
+    cross_weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`sum_k w_k x_k y_k^T` in plain torch float64; arguments and result as in `cross`."""
-    out = _check(x, y, weights, mask, out)
-    return out.add_(_sum_of_products(x, y, weights, mask))
+    out: Sums | None = None,
+    rounded: bool = False,
+) -> Sums:
+    """`gram_cross` in plain torch float64; arguments and result as there."""
+    rows = _checked(x, terms, weights, cross_weights, mask, rounded)
+    out = _sums(out, rows)
+    gram_reference(x, weights, mask, out.gram)
+    for part in _chunks(rows):
+        kept, w, v = _kept(part, part.x), _kept(part, part.weights), _kept(part, part.cross_weights)
+        r = sum(sign * _kept(part, term) for sign, term in zip((1, -1, 1), part.terms, strict=False))
+        r = r.to(x.dtype).double() if rounded else r
+        w = torch.ones(len(r), dtype=torch.float64, device=r.device) if w is None else w
+        out.cross.addmm_(kept.T, r * (w if v is None else v)[:, None])
+        out.sum_x.add_(w @ kept)
+        out.sum_r.add_(w @ r)
+        out.energy.add_(w @ r.square().sum(dim=1))
+    return out
 
 
-def _sum_of_products(
-    x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None, mask: torch.Tensor | None
-) -> torch.Tensor:
-    total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
-    chunk = max(1, REFERENCE_CHUNK_BYTES // (8 * max(x.shape[1], y.shape[1], 1)))
-    for start in range(0, x.shape[0], chunk):
-        rows = slice(start, start + chunk)
-        keep = slice(None) if mask is None else mask[rows]
-        left = x[rows][keep].double()
-        right = left if y is x else y[rows][keep].double()
-        if weights is not None:
-            left = left * weights[rows][keep].double()[:, None]
-        total.addmm_(left.T, right)
-    return total
+def _chunks(rows: _Rows):
+    widest = max(rows.x.shape[1], *(term.shape[1] for term in rows.terms), 1)
+    size = max(1, REFERENCE_CHUNK_BYTES // (8 * widest))
+    return (rows.part(slice(start, start + size)) for start in range(0, rows.x.shape[0], size))
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """Tile edge, rows of one float32 run, warps and pipeline stages of one launch."""
-
-    tile: int
-    block_rows: int
-    warps: int
-    stages: int
-
-
-SMALL = Configuration(tile=64, block_rows=64, warps=4, stages=3)
-LARGE = Configuration(tile=128, block_rows=64, warps=8, stages=3)
-IEEE = Configuration(tile=64, block_rows=32, warps=4, stages=2)  # float32 operands, no tensor cores
-LARGE_FROM = 2048  # columns from which 128-wide tiles fill the device
-
-
-def _configuration(columns: int, wide: bool) -> Configuration:
-    if wide:
-        return IEEE
-    return LARGE if columns >= LARGE_FROM else SMALL
-
-
-if triton is not None:
-
-    @triton.jit
-    def _products_kernel(
-        x_ptr,
-        y_ptr,
-        weights_ptr,
-        mask_ptr,
-        out_ptr,
-        tokens,
-        x_columns,
-        y_columns,
-        x_stride_row,
-        x_stride_column,
-        y_stride_row,
-        y_stride_column,
-        weights_stride,
-        mask_stride,
-        out_stride_row,
-        out_stride_column,
-        SYMMETRIC: tl.constexpr,
-        HAS_WEIGHTS: tl.constexpr,
-        HAS_MASK: tl.constexpr,
-        WIDE: tl.constexpr,
-        TILE: tl.constexpr,
-        BLOCK_ROWS: tl.constexpr,
-    ):
-        tile_i = tl.program_id(0)
-        tile_j = tl.program_id(1)
-        if SYMMETRIC:  # noqa: SIM102 (a compile-time branch around a run-time one)
-            if tile_j > tile_i:  # its mirror image writes it
-                return
-        i = (tile_i * TILE + tl.arange(0, TILE)).to(tl.int64)
-        j = (tile_j * TILE + tl.arange(0, TILE)).to(tl.int64)
-        in_i = i < x_columns
-        in_j = j < y_columns
-        total = tl.zeros((TILE, TILE), dtype=tl.float64)
-        for start in range(0, tokens, BLOCK_ROWS):
-            k = (start + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-            in_k = k < tokens
-            if HAS_MASK:
-                in_k = in_k & (tl.load(mask_ptr + k * mask_stride, mask=in_k, other=0) != 0)
-            x = tl.load(
-                x_ptr + k[:, None] * x_stride_row + i[None, :] * x_stride_column,
-                mask=in_k[:, None] & in_i[None, :],
-                other=0.0,
-            )
-            y = tl.load(
-                y_ptr + k[:, None] * y_stride_row + j[None, :] * y_stride_column,
-                mask=in_k[:, None] & in_j[None, :],
-                other=0.0,
-            )
-            if WIDE:
-                x = x.to(tl.float32)
-                y = y.to(tl.float32)
-            if HAS_WEIGHTS:
-                weights = tl.load(weights_ptr + k * weights_stride, mask=in_k, other=0.0)
-                x = x * weights[:, None]
-            run = tl.dot(tl.trans(x), y, input_precision="ieee", out_dtype=tl.float32)
-            total += run.to(tl.float64)
-
-        inside = in_i[:, None] & in_j[None, :]
-        if SYMMETRIC:
-            inside = inside & (i[:, None] >= j[None, :])
-            above = inside & (i[:, None] > j[None, :])
-            mirrored = out_ptr + j[None, :] * out_stride_row + i[:, None] * out_stride_column
-            tl.store(mirrored, tl.load(mirrored, mask=above, other=0.0) + total, mask=above)
-        own = out_ptr + i[:, None] * out_stride_row + j[None, :] * out_stride_column
-        tl.store(own, tl.load(own, mask=inside, other=0.0) + total, mask=inside)
+def _kept(rows: _Rows, given: torch.Tensor | None) -> torch.Tensor | None:
+    if given is None:
+        return None
+    return (given if rows.mask is None else given[rows.mask]).double()
 
 
 def gram(
@@ -171,30 +124,35 @@ def gram(
 ) -> torch.Tensor:
     """Gram matrix of rows, `sum_k w_k x_k x_k^T` over the rows whose mask is true.
 
-    x [tokens, hidden], any float dtype and strides; weights [tokens], any float dtype, ones when None; mask [tokens]
-    bool; the result is float64 [hidden, hidden], exactly symmetric. With `out` (float64) it is added into `out` in
-    place. CUDA rows go through Triton, CPU rows and float64 through `gram_reference`. Raises ReplaceMeError on
-    inconsistent shapes, dtypes or devices.
+    x [tokens, hidden], any float dtype and strides; weights [tokens], any float dtype, not negative, ones when None;
+    mask [tokens] bool; the result is float64 [hidden, hidden], exactly symmetric. With `out` (float64, contiguous,
+    symmetric) it is added into `out` in place. CUDA rows go through Triton, CPU rows and float64 through
+    `gram_reference`. Raises ReplaceMeError on inconsistent shapes, dtypes or devices, before any launch.
     """
-    if _wants_triton(x, x):
+    if _wants_triton(x):
         return gram_triton(x, weights, mask, out)
     return gram_reference(x, weights, mask, out)
 
 
-def cross(
+def gram_cross(
     x: torch.Tensor,
-    y: torch.Tensor,
+    terms: tuple[torch.Tensor, ...],
     weights: torch.Tensor | None = None,
+    cross_weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Cross-product of rows, `sum_k w_k x_k y_k^T` over the rows whose mask is true.
+    out: Sums | None = None,
+    rounded: bool = False,
+) -> Sums:
+    """`gram`, and with r = a - b + c of one to three terms `cross = sum_k v_k x_k r_k^T`, in one launch.
 
-    x [tokens, hidden] and y [tokens, other]; the rest as in `gram`; the result is float64 [hidden, other].
+    terms [tokens, other], one to three, any float dtype and strides; cross_weights v [tokens], the weights w when
+    None, of any sign; `sum_x = sum w x`, `sum_r = sum w r`, `energy = sum w |r|^2`; the rest as in `gram`. With `out`
+    everything is added in place. r is exact to float32; `rounded` rounds it once to x's dtype, for all sums alike: a
+    third of the work of cross, and 2^-9 (bfloat16) off in each element of r.
     """
-    if _wants_triton(x, y):
-        return cross_triton(x, y, weights, mask, out)
-    return cross_reference(x, y, weights, mask, out)
+    if _wants_triton(x, *terms):
+        return gram_cross_triton(x, terms, weights, cross_weights, mask, out, rounded)
+    return gram_cross_reference(x, terms, weights, cross_weights, mask, out, rounded)
 
 
 def gram_triton(
@@ -203,92 +161,173 @@ def gram_triton(
     mask: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`gram` by the Triton kernel whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
-    return _launch(x, x, weights, mask, _check(x, x, weights, mask, out), symmetric=True)
+    """`gram` by the Triton kernels whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
+    rows = _checked(x, (), weights, None, mask)
+    out = _out(out, "out", (x.shape[1], x.shape[1]), x.device)
+    for slab in _slabs(_single(rows)):
+        row_numbers = _row_numbers(slab)
+        left = _left(slab, row_numbers)
+        _launch([_gram_product(slab, row_numbers, left, out)])
+    return out
 
 
-def cross_triton(
+def gram_cross_triton(
     x: torch.Tensor,
-    y: torch.Tensor,
+    terms: tuple[torch.Tensor, ...],
     weights: torch.Tensor | None = None,
+    cross_weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`cross` by the Triton kernel whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
-    return _launch(x, y, weights, mask, _check(x, y, weights, mask, out), symmetric=False)
+    out: Sums | None = None,
+    rounded: bool = False,
+) -> Sums:
+    """`gram_cross` by the Triton kernels whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
+    rows = _checked(x, terms, weights, cross_weights, mask, rounded)
+    out = _sums(out, rows)
+    for slab in _slabs(_single(rows)):
+        row_numbers = _row_numbers(slab)
+        left = _left(slab, row_numbers)
+        right = _right(slab, row_numbers, left, out)
+        _launch([_gram_product(slab, row_numbers, left, out.gram), Product(left, right, out.cross)])
+    return out
 
 
-def _wants_triton(x: torch.Tensor, y: torch.Tensor) -> bool:
-    return triton is not None and x.is_cuda and torch.float64 not in (x.dtype, y.dtype)
+def _wants_triton(*tensors: torch.Tensor) -> bool:
+    return triton is not None and tensors[0].is_cuda and all(tensor.dtype != torch.float64 for tensor in tensors)
 
 
-def _launch(
+def _slabs(rows: _Rows):
+    """Ranges of rows whose parts fit in SLAB_BYTES."""
+    widest = max(rows.x.shape[1], *(term.shape[1] for term in rows.terms), 1)
+    size = max(parts.ALIGNMENT, min(SLAB_ROWS, SLAB_BYTES // (widest * 2 * 6)) // parts.ALIGNMENT * parts.ALIGNMENT)
+    return (rows.part(slice(start, start + size)) for start in range(0, rows.x.shape[0], size))
+
+
+def _single(rows: _Rows) -> _Rows:
+    """The same with contiguous float32 weights, as the kernels read them."""
+    weights, cross_weights = (
+        None if given is None else given.float().contiguous() for given in (rows.weights, rows.cross_weights)
+    )
+    return replace(rows, weights=weights, cross_weights=cross_weights)
+
+
+def _row_numbers(rows: _Rows) -> torch.Tensor | None:
+    """The rows that the mask keeps, int64; None when it keeps all."""
+    if rows.mask is None:
+        return None
+    kept = rows.mask.nonzero().squeeze(1)
+    return None if len(kept) == len(rows.mask) else kept
+
+
+def _part_dtype(rows: _Rows) -> torch.dtype:
+    """16-bit x is multiplied as it is, float16 only where nothing has to be split."""
+    exact = not rows.terms or rows.rounded
+    half = rows.x.dtype == torch.float16 and exact and rows.weights is None and rows.cross_weights is None
+    return torch.float16 if half else torch.bfloat16
+
+
+def _left(rows: _Rows, kept: torch.Tensor | None) -> parts.Operand:
+    dtype = _part_dtype(rows)
+    operand = parts.as_operand(rows.x) if rows.x.dtype == dtype and kept is None else None
+    if operand is None:
+        number = 1 if rows.x.dtype == dtype else parts.PARTS[rows.x.dtype]
+        operand = parts.form((rows.x,), parts.Rows(kept), parts.Wanted(number, dtype)).operand
+    return operand
+
+
+def _gram_product(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, out: torch.Tensor) -> Product:
+    right = left
+    if rows.weights is not None:
+        right = parts.form((rows.x,), parts.Rows(kept, scale=rows.weights), parts.Wanted(3, torch.bfloat16)).operand
+    return Product(left, right, out, symmetric=True)
+
+
+def _right(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, out: Sums) -> parts.Operand:
+    """The parts of v r, and the sums of the same pass added into `out`."""
+    dtype = left.matrix.dtype
+    scale = rows.weights if rows.cross_weights is None else rows.cross_weights
+    term = next((n for n, given in enumerate(rows.terms) if given is rows.x), -1)  # its sum costs no second reading
+    one = rows.rounded and scale is None and rows.x.dtype == dtype
+    wanted = parts.Wanted(1 if one else 3, dtype, rows.x.dtype if rows.rounded else None, term)
+    formed = parts.form(rows.terms, parts.Rows(kept, scale, rows.weights), wanted)
+    out.sum_r.add_(formed.total)
+    out.energy.add_(formed.energy)
+    if term < 0:
+        nothing = parts.Wanted(0, dtype)
+        out.sum_x.add_(parts.form((rows.x,), parts.Rows(kept, None, rows.weights), nothing).total)
+    else:
+        out.sum_x.add_(formed.term_total)
+    return formed.operand
+
+
+def _launch(products: list[Product]) -> None:
+    products = [product for product in products if product.out.numel() and product.left.rows]
+    if products and find_spec("triton.experimental.gluon"):
+        from replaceme.kernels import products_hopper  # compiled for sm_90 alone, imported when it may serve
+
+        if products_hopper.serves(products):
+            return products_hopper.add_products(products)
+    return add_products(products)
+
+
+def _checked(
     x: torch.Tensor,
-    y: torch.Tensor,
+    terms: tuple[torch.Tensor, ...],
     weights: torch.Tensor | None,
+    cross_weights: torch.Tensor | None,
     mask: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    symmetric: bool,
-) -> torch.Tensor:
-    if x.shape[0] == 0 or out.numel() == 0:
-        return out
-    interpreted = not x.is_cuda
-    # the interpreter stores bfloat16 as raw uint16 and multiplies those, so it gets widened operands
-    half = x.dtype == y.dtype and x.dtype != torch.float32 and not (interpreted and x.dtype == torch.bfloat16)
-    wide = weights is not None or not half
-    configuration = _configuration(max(out.shape), wide)
-    weights = out if weights is None else weights.to(torch.float32)
-    mask = out if mask is None else mask.view(torch.uint8)
-    tile = configuration.tile
-    grid = (triton.cdiv(out.shape[0], tile), triton.cdiv(out.shape[1], tile))
-    with torch.cuda.device(-1 if interpreted else x.device):
-        _products_kernel[grid](
-            x,
-            y,
-            weights,
-            mask,
-            out,
-            x.shape[0],
-            out.shape[0],
-            out.shape[1],
-            *x.stride(),
-            *y.stride(),
-            weights.stride(0),
-            mask.stride(0),
-            *out.stride(),
-            SYMMETRIC=symmetric,
-            HAS_WEIGHTS=weights is not out,
-            HAS_MASK=mask is not out,
-            WIDE=wide,
-            TILE=tile,
-            BLOCK_ROWS=configuration.block_rows,
-            num_warps=configuration.warps,
-            num_stages=configuration.stages,
+    rounded: bool = False,
+) -> _Rows:
+    """The arguments, or a ReplaceMeError that says which is wrong."""
+    names = ("x", *(f"term {n}" for n in range(len(terms))))
+    for name, rows in zip(names, (x, *terms), strict=True):
+        if rows.ndim != 2 or rows.dtype not in DTYPES:
+            raise ReplaceMeError(f"gram: {name} must be [tokens, columns] floats, got {_describe(rows)}")
+        if rows.shape[0] != x.shape[0]:
+            raise ReplaceMeError(f"gram: x and {name} must have as many rows, got {x.shape[0]} and {rows.shape[0]}")
+        if name != "x" and rows.shape != terms[0].shape:
+            raise ReplaceMeError(f"gram: the terms must have one shape, got {[list(term.shape) for term in terms]}")
+    if len(terms) > 3:
+        raise ReplaceMeError(f"gram: r = a - b + c has one to three terms, got {len(terms)}")
+    for name, given in (("weights", weights), ("cross_weights", cross_weights)):
+        if given is not None and (given.shape != x.shape[:1] or not given.is_floating_point()):
+            raise ReplaceMeError(f"gram: {name} must be {x.shape[0]} floats, got {_describe(given)}")
+    if mask is not None and (mask.shape != x.shape[:1] or mask.dtype != torch.bool):
+        raise ReplaceMeError(f"gram: mask must be {x.shape[0]} bools, got {_describe(mask)}")
+    others = (
+        *zip(names[1:], terms, strict=True),
+        ("weights", weights),
+        ("cross_weights", cross_weights),
+        ("mask", mask),
+    )
+    for name, other in others:
+        if other is not None and other.device != x.device:
+            raise ReplaceMeError(f"gram: {name} is on {other.device}, x on {x.device}")
+    if weights is not None and bool(((weights < 0) if mask is None else (weights < 0) & mask).any()):
+        raise ReplaceMeError("gram: negative weights; the Gram matrix would not be positive semi-definite")
+    return _Rows(x, tuple(terms), weights, cross_weights, mask, rounded)
+
+
+def _out(out: torch.Tensor | None, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """`out` checked, or zeros."""
+    if out is None:
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+    if out.shape != shape or out.dtype != torch.float64 or not out.is_contiguous() or out.device != device:
+        raise ReplaceMeError(
+            f"gram: {name} must be contiguous float64 {list(shape)} on {device}, got {_describe(out)} on {out.device}"
         )
     return out
 
 
-def _check(
-    x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None, mask: torch.Tensor | None, out: torch.Tensor | None
-) -> torch.Tensor:
-    """Check the arguments and return `out`, or zeros of its shape."""
-    for name, rows in (("x", x), ("y", y)):
-        if rows.ndim != 2 or rows.dtype not in DTYPES:
-            raise ReplaceMeError(f"gram: {name} must be [tokens, hidden] floats, got {_describe(rows)}")
-    if x.shape[0] != y.shape[0]:
-        raise ReplaceMeError(f"gram: x and y must have as many rows, got {x.shape[0]} and {y.shape[0]}")
-    if weights is not None and (weights.shape != x.shape[:1] or not weights.is_floating_point()):
-        raise ReplaceMeError(f"gram: weights must be {x.shape[0]} floats, got {_describe(weights)}")
-    if mask is not None and (mask.shape != x.shape[:1] or mask.dtype != torch.bool):
-        raise ReplaceMeError(f"gram: mask must be {x.shape[0]} bools, got {_describe(mask)}")
-    shape = (x.shape[1], y.shape[1])
-    if out is not None and (out.shape != shape or out.dtype != torch.float64):
-        raise ReplaceMeError(f"gram: out must be float64 {list(shape)}, got {_describe(out)}")
-    for name, other in (("y", y), ("weights", weights), ("mask", mask), ("out", out)):
-        if other is not None and other.device != x.device:
-            raise ReplaceMeError(f"gram: {name} is on {other.device}, x on {x.device}")
-    return torch.zeros(shape, dtype=torch.float64, device=x.device) if out is None else out
+def _sums(out: Sums | None, rows: _Rows) -> Sums:
+    if not rows.terms:
+        raise ReplaceMeError("gram: r = a - b + c has one to three terms, got 0")
+    hidden, other = rows.x.shape[1], rows.terms[0].shape[1]
+    if out is None:
+        return Sums.zeros(hidden, other, rows.x.device)
+    shapes = {"gram": (hidden, hidden), "cross": (hidden, other), "sum_x": (hidden,), "sum_r": (other,), "energy": ()}
+    for name, shape in shapes.items():
+        _out(getattr(out, name), f"out.{name}", shape, rows.x.device)
+    return out
 
 
 def _describe(tensor: torch.Tensor) -> str:

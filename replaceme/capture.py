@@ -27,14 +27,9 @@ class Activations:
     hidden_states: dict[int, "torch.Tensor"] = field(default_factory=dict)
     mlp_output: dict[int, "torch.Tensor"] = field(default_factory=dict)
 
-    def target(self, start: int, end: int) -> "torch.Tensor":
-        """R = hidden_states[end-1] - hidden_states[start-1] + M, in float32 or wider (eq. 6: L_{i+n} - Y_i)."""
-        wide = [_widened(x) for x in (self.hidden_states[end - 1], self.hidden_states[start - 1])]
-        return wide[0] - wide[1] + _widened(self.mlp_output[start - 1])
-
-
-def _widened(x: "torch.Tensor") -> "torch.Tensor":
-    return x if x.element_size() >= 4 else x.float()
+    def terms(self, start: int, end: int) -> tuple["torch.Tensor", ...]:
+        """(a, b, c) of R = a - b + c = hidden_states[end-1] - hidden_states[start-1] + M (eq. 6: L_{i+n} - Y_i)."""
+        return self.hidden_states[end - 1], self.hidden_states[start - 1], self.mlp_output[start - 1]
 
 
 @dataclass(frozen=True)

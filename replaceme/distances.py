@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 METRICS = ("cosine", "angular")
 POSITIONS = ("all", "last")
-SLAB = 2**28  # bytes of a float64 [tokens, L, d] slab held at once
 
 
 def measure(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> dict[str, "torch.Tensor"]:
@@ -50,18 +49,12 @@ def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
 
 def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     """Sums over the kept tokens of both distances, float64 [L, L]."""
-    import torch
+    from replaceme.kernels.pairwise_cosine import pairwise_cosine
 
-    num_blocks = len(activations.hidden_states)
-    slab = torch.stack([activations.hidden_states[k][keep] for k in range(num_blocks)], dim=1)
-    total = {m: torch.zeros(num_blocks, num_blocks, dtype=torch.float64) for m in METRICS}
-    for part in slab.split(max(1, SLAB // (8 * num_blocks * slab.shape[-1]))):
-        unit = torch.nn.functional.normalize(part.double(), dim=-1)
-        cosine = (unit @ unit.mT).clamp(-1, 1)
-        cosine.diagonal(dim1=1, dim2=2).fill_(1)  # a state is at distance 0 from itself, exactly
-        total["cosine"] += (1 - cosine).sum(0).cpu()
-        total["angular"] += (cosine.arccos() / torch.pi).sum(0).cpu()
-    return total
+    states = [activations.hidden_states[k].flatten(0, 1) for k in range(len(activations.hidden_states))]
+    means = pairwise_cosine(states, keep.flatten())  # few kept tokens need no gathering: the others are not read
+    count = keep.sum()
+    return {metric: (mean * count).cpu() for metric, mean in zip(METRICS, means, strict=True)}
 
 
 def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) -> None:

@@ -25,7 +25,7 @@ def gather(passes: Iterable[Activations], cuts: Sequence[tuple[int, int]]) -> li
             some = next(iter(activations.hidden_states.values()))
             statistics = [Statistics.zeros(some.shape[-1], some.device) for _ in cuts]
         for one, (start, end) in zip(statistics, cuts, strict=True):
-            one.add_batch(activations.mlp_output[start - 1], activations.target(start, end), activations.mask)
+            one.add_batch(activations.mlp_output[start - 1], activations.terms(start, end), activations.mask)
     return statistics
 
 

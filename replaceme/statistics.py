@@ -12,9 +12,7 @@ import torch
 
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_tensors, save_tensors
-from replaceme.kernels import cross, gram
-
-CHUNK_BYTES = 64 * 2**20  # of the float64 copy of one operand
+from replaceme.kernels import Sums, gram_cross
 
 
 @dataclass
@@ -56,53 +54,46 @@ class Statistics:
     def add_batch(
         self,
         mlp_output: torch.Tensor,
-        target: torch.Tensor,
+        target: torch.Tensor | tuple[torch.Tensor, ...],
         mask: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> None:
         """Add the rows of a batch in place.
 
-        mlp_output and target [..., hidden], any float dtype (the products are of the values as given); mask [...],
-        true or non-zero where a token counts; weights [...] floats. Masked rows are never read. Raises ReplaceMeError
-        when the shapes disagree or an unmasked row holds NaN or infinity; the sums are then unchanged.
+        mlp_output and target [..., hidden], any float dtype (the products are of the values as given); target may be
+        the terms (a, b, c) of r = a - b + c, which is then formed where it is needed; mask [...], true or non-zero
+        where a token counts; weights [...] floats. Masked rows are never read. Raises ReplaceMeError when the shapes
+        disagree or an unmasked row holds NaN or infinity; the sums are then unchanged.
         """
-        m, r, mask, weights = self._rows(mlp_output, target, mask, weights)
-        for name, rows in (("MLP output", m), ("target", r)):
+        terms = target if isinstance(target, tuple) else (target,)
+        m, terms, mask, weights = self._rows(mlp_output, terms, mask, weights)
+        for name, rows in (("MLP output", m), *(("target", term) for term in terms if term is not m)):
             bad = ~torch.isfinite(rows).all(dim=1)
             bad = bad if mask is None else bad & mask
             if bad.any():
                 raise ReplaceMeError(f"NaN or infinity in the {name} of {int(bad.sum())} of {len(bad)} tokens")
-        gram(m, weights, mask, out=self.gram)
-        cross(m, r, weights, mask, out=self.cross)
-        self._add_sums(m, r, mask, weights)
+        out = Sums(self.gram, self.cross, self.sum_mlp_output, self.sum_target, self.target_energy)
+        gram_cross(m, terms, weights, mask=mask, out=out)
+        tokens = len(m) if mask is None else int(mask.sum())
+        self.tokens += tokens
+        kept = weights if weights is None or mask is None else weights[mask]
+        self.total_weight += tokens if kept is None else kept.double().sum()
 
-    def _rows(self, mlp_output, target, mask, weights):
-        """Flatten a batch to rows and check it."""
+    def _rows(self, mlp_output, terms, mask, weights):
+        """Flatten a batch to rows and check it; a term that is the MLP output itself stays so."""
         d = self.hidden_size
-        if mlp_output.shape != target.shape or mlp_output.ndim < 1 or mlp_output.shape[-1] != d:
-            raise ReplaceMeError(
-                f"the MLP output {list(mlp_output.shape)} and the target {list(target.shape)} must both be [..., {d}]"
-            )
+        for term in terms:
+            if mlp_output.shape != term.shape or mlp_output.ndim < 1 or mlp_output.shape[-1] != d:
+                raise ReplaceMeError(
+                    f"the MLP output {list(mlp_output.shape)} and the target {list(term.shape)} must both be [..., {d}]"
+                )
         for name, given in (("mask", mask), ("weights", weights)):
             if given is not None and given.shape != mlp_output.shape[:-1]:
                 raise ReplaceMeError(f"the {name} must be {list(mlp_output.shape[:-1])}, got {list(given.shape)}")
         mask = None if mask is None else mask.reshape(-1).to(mlp_output.device, torch.bool)
         weights = None if weights is None else weights.reshape(-1).to(mlp_output.device)
-        return mlp_output.reshape(-1, d), target.reshape(-1, d), mask, weights
-
-    def _add_sums(self, m, r, mask, weights) -> None:
-        """Add what is linear in the number of rows, in float64 copies of bounded size."""
-        chunk = max(1, CHUNK_BYTES // (8 * max(1, self.hidden_size)))
-        for start in range(0, len(m), chunk):
-            rows = slice(start, start + chunk)
-            keep = slice(None) if mask is None else mask[rows]
-            m64, r64 = m[rows][keep].double(), r[rows][keep].double()
-            w64 = m64.new_ones(len(m64)) if weights is None else weights[rows][keep].double()
-            self.sum_mlp_output += w64 @ m64
-            self.sum_target += w64 @ r64
-            self.target_energy += w64 @ r64.square().sum(dim=1)
-            self.total_weight += w64.sum()
-            self.tokens += len(m64)
+        m = mlp_output.reshape(-1, d)
+        return m, tuple(m if term is mlp_output else term.reshape(-1, d) for term in terms), mask, weights
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """Sums over both sets of tokens; raises ReplaceMeError when the hidden sizes differ."""

@@ -54,11 +54,10 @@ def test_keeps_only_what_is_asked_for(llama, make_tokens, blocks_of):
     assert found.hidden_states.keys() == {1, 4} and found.mlp_output.keys() == {1}
 
 
-def test_target_is_the_end_less_the_carrier_plus_its_mlp_output():
+def test_the_terms_of_the_target_are_the_end_the_carrier_and_its_mlp_output():
     a, b, m = (torch.randn(2, 3, 4, dtype=torch.bfloat16) for _ in range(3))
-    target = Activations(torch.ones(2, 3, dtype=torch.bool), {1: a, 3: b}, {1: m}).target(2, 4)
-    assert target.dtype == torch.float32
-    assert torch.allclose(target.double(), b.double() - a.double() + m.double(), rtol=0, atol=1e-6)
+    found = Activations(torch.ones(2, 3, dtype=torch.bool), {1: a, 3: b}, {1: m}).terms(2, 4)
+    assert all(term is expected for term, expected in zip(found, (b, a, m), strict=True))
 
 
 def test_the_residual_stream_before_the_mlp_is_the_state_less_M(llama, make_tokens, blocks_of):

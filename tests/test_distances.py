@@ -1,12 +1,12 @@
 """All L x L distances against a loop over tokens in float64."""
 
 import csv
+import importlib
 import math
 
 import pytest
 import torch
 
-from replaceme import distances
 from replaceme.distances import last_tokens, load, measure, save
 
 NAMES = {f"{metric}_{position}" for metric in ("cosine", "angular") for position in ("all", "last")}
@@ -32,7 +32,8 @@ def brute_force(hidden, ends):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("source", ["llama", "gemma"])
 def test_equals_the_definition(source, request, side, tokens_at_once, make_tokens, blocks_of, brute_rows, monkeypatch):
-    monkeypatch.setattr(distances, "SLAB", tokens_at_once * 8 * 6 * 16)
+    kernels = importlib.import_module("replaceme.kernels.pairwise_cosine")
+    monkeypatch.setattr(kernels, "REFERENCE_CHUNK_BYTES", tokens_at_once * 8 * 6 * 16)
     folder, tokens = request.getfixturevalue(source), make_tokens(samples=6, side=side)
     found = measure(*blocks_of(folder, "float64"), tokens, batch_size=4)
     hidden, _, ends = brute_rows(folder, tokens)

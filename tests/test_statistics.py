@@ -41,6 +41,13 @@ def test_is_the_float64_sum_of_float32_rows():
     assert_close(found, expected, 1e-14)
 
 
+def test_a_target_given_as_terms_is_their_sum():
+    m, a = batch(60, 9)
+    b = batch(60, 9, seed=1)[1]
+    mask = torch.arange(60) % 3 != 0
+    assert_close(of(m, (a, b, m), mask), of(m.double(), a.double() - b.double() + m.double(), mask), 1e-14)
+
+
 def test_total_weight_is_the_token_count_without_weights():
     found = of(*batch(20, 3))
     assert found.total_weight.item() == found.tokens == 20

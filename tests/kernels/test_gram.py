@@ -1,20 +1,15 @@
-"""Gram and cross products against float64: the torch reference, the Triton kernel interpreted, and on a GPU.
+"""Gram and cross products against float64: the torch reference, the Triton kernels interpreted, and on a GPU.
 
-The interpreter is chosen when the kernel is decorated, so its tests run this same file in a second process.
+The interpreter is chosen when a kernel is decorated: test_interpreter.py runs this file in a process of its own.
 """
 
 import importlib
 import os
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packaging.version import Version
 
 from replaceme.errors import ReplaceMeError
 
@@ -28,10 +23,10 @@ LONG = 512 if INTERPRETED else 8192
 
 
 def functions(route):
-    """(gram, cross, device) of a route; "cuda" goes through the dispatch."""
+    """(gram, gram_cross, device) of a route; "cuda" goes through the dispatch."""
     if route == "cuda":
-        return kernels.gram, kernels.cross, "cuda"
-    return getattr(kernels, f"gram_{route}"), getattr(kernels, f"cross_{route}"), "cpu"
+        return kernels.gram, kernels.gram_cross, "cuda"
+    return getattr(kernels, f"gram_{route}"), getattr(kernels, f"gram_cross_{route}"), "cpu"
 
 
 def limit(route):
@@ -53,86 +48,133 @@ def poisoned(*shape, dtype, device):
     return torch.full(shape, float("nan"), dtype=dtype, device=device)
 
 
+def expected_sums(x, terms, weights=None, cross_weights=None, mask=None):
+    """The definition, in float64."""
+    keep = slice(None) if mask is None else mask
+    ones = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
+    w = (ones if weights is None else weights.double())[keep]
+    v = w if cross_weights is None else cross_weights.double()[keep]
+    x = x[keep].double()
+    r = sum(sign * term[keep].double() for sign, term in zip((1, -1, 1), terms, strict=False))
+    gram, cross = (w[:, None] * x).T @ x, (v[:, None] * x).T @ r
+    return kernels.Sums(gram, cross, w @ x, w @ r, w @ r.square().sum(1)), (w @ x.abs(), w @ r.abs())
+
+
+def assert_sums(found, expected, route):
+    """Products within the limit of their norm, sums of rows within the limit of the sums of magnitudes."""
+    sums, (magnitude_x, magnitude_r) = expected
+    for name in ("gram", "cross", "energy"):
+        assert error(getattr(found, name), getattr(sums, name)) < limit(route), name
+    for name, magnitude in (("sum_x", magnitude_x), ("sum_r", magnitude_r)):
+        off = (getattr(found, name).cpu() - getattr(sums, name).cpu()).norm()
+        assert off <= limit(route) * magnitude.norm().cpu(), name
+    assert torch.equal(found.gram, found.gram.T)
+
+
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 @pytest.mark.parametrize(("tokens", "hidden"), SIZES)
 @pytest.mark.parametrize("route", ROUTES)
 def test_matches_float64(route, tokens, hidden, dtype):
-    gram, cross, device = functions(route)
-    x, y = rows(tokens, hidden, dtype, device), rows(tokens, hidden + 2, dtype, device, seed=1)
+    gram, gram_cross, device = functions(route)
+    x, a, b, c = (rows(tokens, width, dtype, device, seed) for seed, width in enumerate((hidden, *3 * (hidden + 2,))))
     found = gram(x)
     assert error(found, x.double().T @ x.double()) < limit(route)
     assert torch.equal(found, found.T)
-    assert error(cross(x, y), x.double().T @ y.double()) < limit(route)
+    for terms in ((a,), (a, b), (a, b, c)):
+        assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_term_may_be_x_itself(route, place):
+    _, gram_cross, device = functions(route)
+    x, *others = (rows(150, 40, torch.bfloat16, device, seed) for seed in range(3))
+    terms = (*others[:place], x, *others[place:])
+    assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_mixed_dtypes(route):
-    _, cross, device = functions(route)
-    x, y = rows(100, 33, torch.bfloat16, device), rows(100, 70, torch.float32, device, seed=1)
-    assert error(cross(x, y), x.double().T @ y.double()) < limit(route)
+    _, gram_cross, device = functions(route)
+    x = rows(100, 33, torch.bfloat16, device)
+    terms = (rows(100, 70, torch.float32, device, seed=1), rows(100, 70, torch.float16, device, seed=2))
+    assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 @pytest.mark.parametrize("route", ROUTES)
-def test_masked_rows_are_never_read(route, dtype):
-    gram, cross, device = functions(route)
+def test_masked_rows_are_never_used(route, dtype):
+    gram, gram_cross, device = functions(route)
     x, y = rows(131, 65, dtype, device), rows(131, 65, dtype, device, seed=1)
     weights = torch.rand(131, generator=torch.Generator().manual_seed(2)).to(device)
+    cross_weights = torch.randn(131, generator=torch.Generator().manual_seed(3)).to(device)
     mask = torch.arange(131, device=device) % 3 != 0
     for poison in (float("nan"), float("inf")):
-        x[~mask], y[~mask], weights[~mask] = poison, poison, poison
-        kept, kept_y, kept_weights = x[mask].double(), y[mask].double(), weights[mask].double()[:, None]
-        assert error(gram(x, mask=mask), kept.T @ kept) < limit(route)
-        assert error(gram(x, weights, mask), (kept_weights * kept).T @ kept) < limit(route)
-        assert error(cross(x, y, weights, mask), (kept_weights * kept).T @ kept_y) < limit(route)
+        x[~mask], y[~mask], weights[~mask], cross_weights[~mask] = poison, poison, poison, poison
+        assert_sums(gram_cross(x, (y, x), mask=mask), expected_sums(x, (y, x), mask=mask), route)
+        for both in ((weights, None), (weights, cross_weights), (None, cross_weights)):
+            found = gram_cross(x, (y,), *both, mask)
+            assert_sums(found, expected_sums(x, (y,), *both, mask), route)
+    kept, w = x[mask].double(), weights[mask].double()[:, None]
+    assert error(gram(x, weights, mask), (w * kept).T @ kept) < limit(route)
     assert torch.equal(gram(x, mask=torch.zeros_like(mask)).cpu(), torch.zeros(65, 65, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 @pytest.mark.parametrize("route", ROUTES)
 def test_huge_common_mean_and_dominant_direction(route, dtype):
-    gram, cross, device = functions(route)
+    gram, gram_cross, device = functions(route)
     mean = rows(LONG, 64, dtype, device, mean=1000.0)
     direction = rows(LONG, 64, torch.float64, "cpu") + 300.0 * rows(LONG, 1, torch.float64, "cpu", seed=1)
     direction = direction.to(dtype).to(device)
     for x in (mean, direction):
         assert error(gram(x), x.double().T @ x.double()) < limit(route)
-        assert error(cross(x, mean), x.double().T @ mean.double()) < limit(route)
+        assert_sums(gram_cross(x, (mean,)), expected_sums(x, (mean,)), route)
     weights = torch.rand(LONG, generator=torch.Generator().manual_seed(2)).to(device)
     weighted = (weights.double()[:, None] * mean.double()).T @ mean.double()
     assert error(gram(mean, weights), weighted) < limit(route)
 
 
 @pytest.mark.parametrize("route", ROUTES)
+def test_rounded_terms(route):
+    _, gram_cross, device = functions(route)
+    a, b = (rows(200, 48, torch.float16, device, seed) for seed in (1, 2))  # the interpreter cannot round to bfloat16
+    x = rows(200, 48, torch.float16, device)
+    r = (a.double() - b.double()).to(torch.float16)
+    assert_sums(gram_cross(x, (a, b), rounded=True), expected_sums(x, (r,)), route)
+    assert error(gram_cross(x, (a, b)).cross, expected_sums(x, (r,))[0].cross) > 1e-6
+
+
+@pytest.mark.parametrize("route", ROUTES)
 def test_strided_rows_and_out(route):
-    gram, cross, device = functions(route)
+    gram, gram_cross, device = functions(route)
     base = poisoned(150, 140, dtype=torch.bfloat16, device=device)
     base[::2, ::2] = rows(75, 70, torch.bfloat16, device)
     x = base[::2, ::2]
     assert not x.is_contiguous()
     assert error(gram(x), x.double().T @ x.double()) < limit(route)
     assert error(gram(x.T), x.double() @ x.double().T) < limit(route)
+    weights = torch.rand(75, 2, generator=torch.Generator().manual_seed(1)).to(device)[:, 0]
     mask = (torch.arange(150, device=device) % 4 == 0)[::2]
-    kept = x[mask].double()
-    assert error(gram(x, mask=mask), kept.T @ kept) < limit(route)
+    assert_sums(gram_cross(x, (x, x), weights, None, mask), expected_sums(x, (x, x), weights, None, mask), route)
 
-    storage = poisoned(70, 140, dtype=torch.float64, device=device)
-    out = storage[:, ::2].T
-    out.copy_(torch.arange(70 * 70, dtype=torch.float64).view(70, 70))
-    before = out.clone()
-    assert cross(x, x, out=out) is out
-    assert gram(x, out=out) is out
-    assert error(out - before, 2 * x.double().T @ x.double()) < limit(route)
-    assert storage[:, 1::2].isnan().all()
+    out = kernels.Sums.zeros(70, 70, device)
+    for _ in range(2):
+        assert gram_cross(x, (x,), out=out) is out
+    assert gram(x, out=out.gram) is out.gram
+    square = x.double().T @ x.double()
+    assert error(out.gram, 3 * square) < limit(route) and error(out.cross, 2 * square) < limit(route)
+    assert torch.equal(out.gram, out.gram.T)
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_empty(route):
-    gram, cross, device = functions(route)
+    gram, gram_cross, device = functions(route)
     for dtype in HALF_AND_SINGLE:
         x = torch.empty(0, 5, dtype=dtype, device=device)
         assert torch.equal(gram(x).cpu(), torch.zeros(5, 5, dtype=torch.float64))
-        assert cross(x, x[:, :3]).shape == (5, 3)
+        found = gram_cross(x, (x[:, :3],))
+        assert found.cross.shape == (5, 3) and not found.energy
     out = torch.ones(5, 5, dtype=torch.float64, device=device)
     assert torch.equal(gram(x, out=out).cpu(), torch.ones(5, 5, dtype=torch.float64))
     assert gram(torch.empty(4, 0, device=device)).shape == (0, 0)
@@ -140,10 +182,21 @@ def test_empty(route):
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_same_bits_twice(route):
-    gram, cross, device = functions(route)
+    gram, gram_cross, device = functions(route)
     x, y = rows(400, 130, torch.bfloat16, device), rows(400, 64, torch.bfloat16, device, seed=1)
     assert torch.equal(gram(x), gram(x.clone()))
-    assert torch.equal(cross(x, y), cross(x.clone(), y.clone()))
+    first, second = gram_cross(x, (y,)), gram_cross(x.clone(), (y.clone(),))
+    assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in vars(first))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_slabs_add_up(route, monkeypatch):
+    _, gram_cross, device = functions(route)
+    x, y = rows(300, 20, torch.bfloat16, device), rows(300, 20, torch.bfloat16, device, seed=1)
+    mask = torch.arange(300, device=device) >= 140  # the first slab is masked altogether
+    monkeypatch.setattr(kernels, "SLAB_ROWS", 128)
+    monkeypatch.setattr(kernels, "REFERENCE_CHUNK_BYTES", 8 * 20 * 128)
+    assert_sums(gram_cross(x, (y, x), mask=mask), expected_sums(x, (y, x), mask=mask), route)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes seconds a case")
@@ -158,7 +211,7 @@ def test_same_bits_twice(route):
 def test_reference_is_the_sum_of_outer_products(tokens, hidden, other, seed, chunk):
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(tokens, width, generator=generator) for width in (hidden, other))
-    weights = torch.randn(tokens, generator=generator)
+    weights = torch.rand(tokens, generator=generator)
     mask = torch.rand(tokens, generator=generator) < 0.5
     expected = torch.zeros(hidden, other, dtype=torch.float64)
     for k in range(tokens):
@@ -166,8 +219,8 @@ def test_reference_is_the_sum_of_outer_products(tokens, hidden, other, seed, chu
             expected += weights[k].double() * torch.outer(x[k].double(), y[k].double())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "REFERENCE_CHUNK_BYTES", chunk)  # so that some cases take many chunks
-        found = kernels.cross_reference(x, y, weights, mask)
-    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+        found = kernels.gram_cross_reference(x, (y,), weights, mask=mask)
+    assert torch.allclose(found.cross, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="checked before any launch")
@@ -178,46 +231,61 @@ def test_bad_arguments_are_refused():
         {"x": torch.zeros(4, 3, dtype=torch.int64)},
         {"x": x, "weights": torch.zeros(3)},
         {"x": x, "weights": torch.ones(4, dtype=torch.int64)},
+        {"x": x, "weights": torch.tensor([1.0, 1.0, -1.0, 1.0])},
         {"x": x, "mask": torch.ones(4)},
         {"x": x, "mask": torch.ones(5, dtype=torch.bool)},
         {"x": x, "out": torch.zeros(3, 3)},
         {"x": x, "out": torch.zeros(3, 4, dtype=torch.float64)},
+        {"x": x, "out": torch.zeros(3, 6, dtype=torch.float64)[:, ::2]},
         {"x": x, "mask": torch.ones(4, dtype=torch.bool, device="meta")},
     ]
     for arguments in bad:
         with pytest.raises(ReplaceMeError, match=r"^gram: "):
             kernels.gram(**arguments)
-    with pytest.raises(ReplaceMeError, match="as many rows, got 4 and 5"):
-        kernels.cross(x, torch.zeros(5, 3))
-
-
-@pytest.mark.skipif(INTERPRETED, reason="would start itself")
-def test_triton_kernel_in_the_interpreter():
-    triton = pytest.importorskip("triton")
-    if Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"):
-        pytest.skip("the interpreter of Triton before 3.7 does not run on numpy 2.4")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    worse = [
+        {"terms": ()},
+        {"terms": (x,) * 4},
+        {"terms": (torch.zeros(5, 3),)},
+        {"terms": (x, torch.zeros(4, 2))},
+        {"terms": (x.long(),)},
+        {"terms": (x,), "cross_weights": torch.zeros(3)},
+        {"terms": (x,), "out": kernels.Sums.zeros(3, 4)},
+    ]
+    for arguments in worse:
+        with pytest.raises(ReplaceMeError, match=r"^gram: "):
+            kernels.gram_cross(x, **arguments)
+    ignored = torch.tensor([1.0, 1.0, -1.0, 1.0])
+    assert kernels.gram(x, ignored, ignored > 0).shape == (3, 3)  # a negative weight of a masked row does not matter
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("hidden", [640, 2048, 2112, 3584])
+@pytest.mark.parametrize("hidden", [640, 2048, 2112, 3583])
 def test_real_sizes_on_a_gpu(hidden, dtype):
     torch.manual_seed(0)
     x = (torch.randn(8192, hidden, device="cuda") + 3.0).to(dtype)
-    y = torch.randn(8192, hidden, device="cuda").to(dtype)
+    a, b = (torch.randn(8192, hidden, device="cuda").to(dtype) for _ in range(2))
     mask = torch.rand(8192, device="cuda") < 0.9
     x[~mask] = float("nan")
-    kept = x[mask].double()
-    found = kernels.gram(x, mask=mask)
-    assert error(found, (kept.T @ kept).cpu()) < 1e-6
-    assert torch.equal(found, found.T)
-    assert error(kernels.cross(x, y, mask=mask), (kept.T @ y[mask].double()).cpu()) < 1e-6
+    assert_sums(kernels.gram_cross(x, (a, b, x), mask=mask), expected_sums(x, (a, b, x), mask=mask), "cuda")
+
+
+@pytest.mark.gpu
+def test_bfloat16_terms_are_rounded_to_nearest_on_a_gpu():
+    x, a, b = (rows(3000, 512, torch.bfloat16, "cuda", seed) for seed in range(3))
+    r = (a.double() - b.double()).bfloat16()
+    assert_sums(kernels.gram_cross(x, (a, b), rounded=True), expected_sums(x, (r,)), "cuda")
+
+
+@pytest.mark.gpu
+def test_the_portable_kernel_on_a_gpu(monkeypatch):
+    """What GPUs before and after Hopper run."""
+    hopper = importlib.import_module("replaceme.kernels.products_hopper")
+    monkeypatch.setattr(hopper, "serves", lambda products: False)
+    for hidden, dtype in ((640, torch.bfloat16), (2049, torch.bfloat16), (1100, torch.float16), (500, torch.float32)):
+        x, a = rows(5000, hidden, dtype, "cuda"), rows(5000, hidden, dtype, "cuda", seed=1)
+        mask = torch.arange(5000, device="cuda") % 7 != 0
+        assert_sums(kernels.gram_cross(x, (a, x), mask=mask), expected_sums(x, (a, x), mask=mask), "cuda")
 
 
 @pytest.mark.gpu
@@ -226,6 +294,27 @@ def test_a_million_rows_on_a_gpu():
     for mean in (0.0, 1000.0):
         x = (torch.randn(2**20, 128, device="cuda") + mean).bfloat16()
         assert error(kernels.gram(x), kernels.gram_reference(x).cpu()) < 1e-6
+    x = torch.randn(2**20, 1024, device="cuda").bfloat16()
+    assert error(kernels.gram(x), kernels.gram_reference(x).cpu()) < 1e-6
+
+
+@pytest.mark.gpu
+def test_the_same_run_of_rows_again_and_again_on_a_gpu():
+    """Rounding to nearest has one direction when every addend is the same: the reason for FLUSH_ROWS."""
+    torch.manual_seed(0)
+    x = (torch.randn(128, 512, device="cuda") + 3).bfloat16().repeat(512, 1)
+    assert error(kernels.gram(x), kernels.gram_reference(x).cpu()) < 1e-6
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements_on_a_gpu():
+    x = torch.randn(2**19 + 77, 4104, device="cuda", dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    expected = sum(part.double().T @ part.double() for part in x.split(2**16))
+    assert error(kernels.gram(x), expected.cpu()) < 1e-6
+    mask = torch.zeros(len(x), dtype=torch.bool, device="cuda")
+    mask[-100:] = True
+    assert_sums(kernels.gram_cross(x, (x,), mask=mask), expected_sums(x[-100:], (x[-100:],)), "cuda")
 
 
 @pytest.mark.gpu

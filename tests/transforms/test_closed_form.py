@@ -193,8 +193,10 @@ def test_bad_statistics_are_refused():
         fit_least_squares(Statistics.zeros(6))
     with pytest.raises(ReplaceMeError, match="no energy"):
         fit_least_squares(of(normal(50, 6, seed=0), torch.zeros(50, 6)))
+    negative = of(normal(50, 6, seed=0), normal(50, 6, seed=1))
+    negative.gram.neg_()
     with pytest.raises(ReplaceMeError, match="negative diagonal"):
-        fit_least_squares(of(normal(50, 6, seed=0), normal(50, 6, seed=1), -torch.ones(50)))
+        fit_least_squares(negative)
     good.cross[2, 3] = float("nan")
     with pytest.raises(ReplaceMeError, match="NaN or infinity in cross"):
         fit_least_squares(good)

@@ -1,0 +1,226 @@
+"""Rows made ready for tensor cores: `v_k (a_k - b_k + c_k)` of the kept rows, split into 16-bit parts, and their sums.
+
+A row r is formed in float32 and split as `r = p_0 + p_1 + p_2 + e`, each p the rounding of what is left to the dtype
+of the parts: three bfloat16 parts leave |e| <= 2^-26 |r|, so products of parts, exact in float32, are products of
+float32 rows. In the same pass: `sum_k w_k r_k`, `sum_k w_k |r_k|^2` and `sum_k w_k t_k` of one chosen term t.
+Why a pass of its own: formed inside the matrix product, a, b and c would be read again for every tile of 128 columns;
+at 65,536 x 4096 that is 42 GB through the L2, more than it delivers in the time of the product (docs/kernels.md).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no Triton on this platform: the references serve
+    triton = None
+
+ALIGNMENT = 128  # rows of a part and of one float32 run: a part ends in zero rows
+PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 parts that hold a value of this dtype
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a matrix product: `parts` parts of `rows` rows each, stacked in matrix [parts * stride, columns]."""
+
+    matrix: torch.Tensor
+    rows: int
+    parts: int
+    stride: int  # rows from one part to the next
+    columns: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one pass over the rows of the terms is to give."""
+
+    parts: int  # 0: the sums alone
+    dtype: torch.dtype
+    rounded: torch.dtype | None = None  # r is rounded to this dtype first, for the sums as well
+    sum_term: int = -1  # the term whose weighted sum is asked for
+
+
+@dataclass(frozen=True)
+class Formed:
+    """The operand (None when no parts were asked for) and the sums, float64."""
+
+    operand: Operand | None
+    total: torch.Tensor
+    energy: torch.Tensor
+    term_total: torch.Tensor
+
+
+if triton is not None:
+
+    @triton.jit
+    def _form_kernel(
+        a_ptr,
+        b_ptr,
+        c_ptr,
+        kept_ptr,
+        scale_ptr,
+        weights_ptr,
+        parts_ptr,
+        totals_ptr,
+        energy_ptr,
+        term_totals_ptr,
+        rows,
+        columns,
+        part_stride,
+        row_stride,
+        a_row,
+        a_column,
+        b_row,
+        b_column,
+        c_row,
+        c_column,
+        TERMS: tl.constexpr,
+        HAS_KEPT: tl.constexpr,
+        HAS_SCALE: tl.constexpr,
+        HAS_WEIGHTS: tl.constexpr,
+        PARTS: tl.constexpr,
+        ROUND_TO: tl.constexpr,
+        SUM_TERM: tl.constexpr,
+        PART_DTYPE: tl.constexpr,
+        STEPS: tl.constexpr,
+        ROWS: tl.constexpr,
+        COLUMNS: tl.constexpr,
+    ):
+        j = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+        in_j = j < columns
+        # float32 over the few rows of one program, element by element, and float64 from there on
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        term_total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        energy = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for step in range(STEPS):
+            k = (tl.program_id(0).to(tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)
+            in_k = k < rows
+            source = k
+            if HAS_KEPT:
+                source = tl.load(kept_ptr + k, mask=in_k, other=0)
+            inside = in_k[:, None] & in_j[None, :]
+            a = tl.load(a_ptr + source[:, None] * a_row + j[None, :] * a_column, mask=inside, other=0.0)
+            r = a.to(tl.float32)
+            term = r
+            if TERMS > 1:
+                b = tl.load(b_ptr + source[:, None] * b_row + j[None, :] * b_column, mask=inside, other=0.0)
+                r = r - b.to(tl.float32)
+                if SUM_TERM == 1:
+                    term = b.to(tl.float32)
+            if TERMS > 2:
+                c = tl.load(c_ptr + source[:, None] * c_row + j[None, :] * c_column, mask=inside, other=0.0)
+                r = r + c.to(tl.float32)
+                if SUM_TERM == 2:
+                    term = c.to(tl.float32)
+            if ROUND_TO is not None:
+                r = r.to(ROUND_TO).to(tl.float32)
+            left = r
+            if HAS_SCALE:
+                left = r * tl.load(scale_ptr + source, mask=in_k, other=0.0)[:, None]
+            for part in tl.static_range(PARTS):
+                rounded = left.to(PART_DTYPE)
+                stored = (k + part * part_stride)[:, None] * row_stride + j[None, :]
+                tl.store(parts_ptr + stored, rounded, mask=(k < part_stride)[:, None] & in_j[None, :])
+                left = left - rounded.to(tl.float32)
+            weighted = r
+            if HAS_WEIGHTS:
+                weights = tl.load(weights_ptr + source, mask=in_k, other=0.0)[:, None]
+                weighted = r * weights
+                term = term * weights
+            total += weighted
+            energy += weighted * r
+            if SUM_TERM >= 0:
+                term_total += term
+        own = tl.program_id(0).to(tl.int64) * columns + j
+        tl.store(totals_ptr + own, tl.sum(total.to(tl.float64), axis=0), mask=in_j)
+        tl.store(energy_ptr + own, tl.sum(energy.to(tl.float64), axis=0), mask=in_j)
+        if SUM_TERM >= 0:
+            tl.store(term_totals_ptr + own, tl.sum(term_total.to(tl.float64), axis=0), mask=in_j)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows count and how much: kept [n] int64 row numbers (None: all), float32 scale and weights [tokens]."""
+
+    kept: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+
+
+def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted) -> Formed:
+    """Form `scale_k (a_k - b_k + c_k)` of the kept rows, split it into parts, and sum it with the weights.
+
+    terms: one to three float tensors [tokens, columns] of any strides. Parts are [parts * stride, columns] in
+    `wanted.dtype` with 16-byte aligned rows; `total` [columns], `energy` [] and `term_total` [columns] are float64
+    and deterministic. Needs a GPU, or TRITON_INTERPRET=1.
+    """
+    first = terms[0]
+    count = first.shape[0] if rows.kept is None else rows.kept.shape[0]
+    columns, device = first.shape[1], first.device
+    stride = -(-count // ALIGNMENT) * ALIGNMENT
+    leading = -(-columns // 8) * 8
+    parts = torch.empty(wanted.parts * stride, leading, dtype=wanted.dtype, device=device)
+    block_rows, block_columns, steps = 16, 128, 16
+    grid = (triton.cdiv(stride, block_rows * steps), triton.cdiv(columns, block_columns))
+    sums = torch.zeros(3, grid[0], columns, dtype=torch.float64, device=device)
+    a, b, c = (*terms, first, first)[:3]
+    if sums.numel():
+        with torch.cuda.device(device if first.is_cuda else -1):
+            _form_kernel[grid](
+                a,
+                b,
+                c,
+                _or(rows.kept, sums),
+                _or(rows.scale, sums),
+                _or(rows.weights, sums),
+                parts,
+                sums[0],
+                sums[1],
+                sums[2],
+                count,
+                columns,
+                stride,
+                leading,
+                *a.stride(),
+                *b.stride(),
+                *c.stride(),
+                TERMS=len(terms),
+                HAS_KEPT=rows.kept is not None,
+                HAS_SCALE=rows.scale is not None,
+                HAS_WEIGHTS=rows.weights is not None,
+                PARTS=wanted.parts,
+                ROUND_TO=None if wanted.rounded is None else _triton(wanted.rounded),
+                SUM_TERM=wanted.sum_term,
+                PART_DTYPE=_triton(wanted.dtype),
+                STEPS=steps,
+                ROWS=block_rows,
+                COLUMNS=block_columns,
+                num_warps=4,
+            )
+    operand = Operand(parts, count, wanted.parts, stride, columns) if wanted.parts else None
+    total, energy, term_total = sums.sum(dim=1)
+    return Formed(operand, total, energy.sum(), term_total)
+
+
+def _triton(dtype: torch.dtype):
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def as_operand(x: torch.Tensor) -> Operand | None:
+    """x itself as an operand, where its layout allows: 16-bit, unit column stride, 16-byte aligned rows; or None."""
+    aligned = x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
+    if x.element_size() != 2 or not aligned or x.stride(0) < x.shape[1]:
+        return None
+    return Operand(x, x.shape[0], 1, x.shape[0], x.shape[1])
+
+
+def pairs(left: Operand, right: Operand) -> tuple[tuple[int, int], ...]:
+    """The products of parts that matter, smallest first: part p is 2^-8p of the whole, and 2^-24 does not matter."""
+    found = [(p, q) for p in range(left.parts) for q in range(right.parts) if p + q < 3]
+    return tuple(sorted(found, key=sum, reverse=True))
+
+
+def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if tensor is None else tensor
