@@ -18,6 +18,7 @@ except ImportError:  # no Triton on this platform: the references serve
     triton = None
 
 ALIGNMENT = 128  # rows of a part and of one float32 run: a part ends in zero rows
+BLOCK_ROWS, BLOCK_COLUMNS, STEPS, WARPS = 16, 128, 16, 4  # of a program: STEPS blocks of rows, one under the other
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 parts that hold a value of this dtype
 
 
@@ -162,8 +163,7 @@ def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted) -> Formed:
     stride = -(-count // ALIGNMENT) * ALIGNMENT
     leading = -(-columns // 8) * 8
     parts = torch.empty(wanted.parts * stride, leading, dtype=wanted.dtype, device=device)
-    block_rows, block_columns, steps = 16, 128, 16
-    grid = (triton.cdiv(stride, block_rows * steps), triton.cdiv(columns, block_columns))
+    grid = (triton.cdiv(stride, BLOCK_ROWS * STEPS), triton.cdiv(columns, BLOCK_COLUMNS))
     sums = torch.zeros(3, grid[0], columns, dtype=torch.float64, device=device)
     a, b, c = (*terms, first, first)[:3]
     if sums.numel():
@@ -194,10 +194,10 @@ def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted) -> Formed:
                 ROUND_TO=None if wanted.rounded is None else _triton(wanted.rounded),
                 SUM_TERM=wanted.sum_term,
                 PART_DTYPE=_triton(wanted.dtype),
-                STEPS=steps,
-                ROWS=block_rows,
-                COLUMNS=block_columns,
-                num_warps=4,
+                STEPS=STEPS,
+                ROWS=BLOCK_ROWS,
+                COLUMNS=BLOCK_COLUMNS,
+                num_warps=WARPS,
             )
     operand = Operand(parts, count, wanted.parts, stride, columns) if wanted.parts else None
     total, energy, term_total = sums.sum(dim=1)
