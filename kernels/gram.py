@@ -12,15 +12,14 @@ in short runs (`products.py`, on Hopper `products_hopper.py`). The cost in produ
 """
 
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 import torch
 from replaceme.kernels import parts
+from replaceme.kernels.arguments import DTYPES, describe, hopper_path
 from replaceme.kernels.products import Product, add_products, triton
 
 from replaceme.errors import ReplaceMeError
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 REFERENCE_CHUNK_BYTES = 64 * 2**20  # of the float64 copy of one operand
 SLAB_BYTES = 4 * 2**30  # of the parts held at once
 SLAB_ROWS = 65536
@@ -261,12 +260,11 @@ def _right(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, out: Sum
 
 def _launch(products: list[Product]) -> None:
     products = [product for product in products if product.out.numel() and product.left.rows]
-    if products and find_spec("triton.experimental.gluon"):
-        from replaceme.kernels import products_hopper  # compiled for sm_90 alone, imported when it may serve
-
-        if products_hopper.serves(products):
-            return products_hopper.add_products(products)
-    return add_products(products)
+    if not products:
+        return
+    hopper = hopper_path("products") if products[0].out.is_cuda else None
+    serving = hopper.add_products if hopper is not None and hopper.serves(products) else add_products
+    serving(products)
 
 
 def _checked(
@@ -281,7 +279,7 @@ def _checked(
     names = ("x", *(f"term {n}" for n in range(len(terms))))
     for name, rows in zip(names, (x, *terms), strict=True):
         if rows.ndim != 2 or rows.dtype not in DTYPES:
-            raise ReplaceMeError(f"gram: {name} must be [tokens, columns] floats, got {_describe(rows)}")
+            raise ReplaceMeError(f"gram: {name} must be [tokens, columns] floats, got {describe(rows)}")
         if rows.shape[0] != x.shape[0]:
             raise ReplaceMeError(f"gram: x and {name} must have as many rows, got {x.shape[0]} and {rows.shape[0]}")
         if name != "x" and rows.shape != terms[0].shape:
@@ -290,9 +288,9 @@ def _checked(
         raise ReplaceMeError(f"gram: r = a - b + c has one to three terms, got {len(terms)}")
     for name, given in (("weights", weights), ("cross_weights", cross_weights)):
         if given is not None and (given.shape != x.shape[:1] or not given.is_floating_point()):
-            raise ReplaceMeError(f"gram: {name} must be {x.shape[0]} floats, got {_describe(given)}")
+            raise ReplaceMeError(f"gram: {name} must be {x.shape[0]} floats, got {describe(given)}")
     if mask is not None and (mask.shape != x.shape[:1] or mask.dtype != torch.bool):
-        raise ReplaceMeError(f"gram: mask must be {x.shape[0]} bools, got {_describe(mask)}")
+        raise ReplaceMeError(f"gram: mask must be {x.shape[0]} bools, got {describe(mask)}")
     others = (
         *zip(names[1:], terms, strict=True),
         ("weights", weights),
@@ -313,7 +311,7 @@ def _out(out: torch.Tensor | None, name: str, shape: tuple[int, ...], device: to
         return torch.zeros(shape, dtype=torch.float64, device=device)
     if out.shape != shape or out.dtype != torch.float64 or not out.is_contiguous() or out.device != device:
         raise ReplaceMeError(
-            f"gram: {name} must be contiguous float64 {list(shape)} on {device}, got {_describe(out)} on {out.device}"
+            f"gram: {name} must be contiguous float64 {list(shape)} on {device}, got {describe(out)} on {out.device}"
         )
     return out
 
@@ -328,7 +326,3 @@ def _sums(out: Sums | None, rows: _Rows) -> Sums:
     for name, shape in shapes.items():
         _out(getattr(out, name), f"out.{name}", shape, rows.x.device)
     return out
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

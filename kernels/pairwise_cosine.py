@@ -27,9 +27,10 @@ try:
 except ImportError:  # no Triton on this platform: the reference serves
     triton = None
 
+from replaceme.kernels.arguments import DTYPES, describe
+
 from replaceme.errors import ReplaceMeError
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 MOST_STATES = 128  # of the kernel; more go through the reference
 PAIRS_PER_WARP = 128  # of a token's distances at once
 REFERENCE_CHUNK_BYTES = 2**28  # of a float64 slab [tokens, L, hidden]
@@ -195,7 +196,7 @@ def pairwise_cosine_triton(hidden: Hidden, mask: torch.Tensor | None = None) -> 
     if states[0].dtype == torch.float64 or len(states) > MOST_STATES:
         raise ReplaceMeError(
             f"pairwise_cosine: the kernel takes up to {MOST_STATES} states of at most 32 bits, "
-            f"got {len(states)} of {_describe(states[0])}"
+            f"got {len(states)} of {describe(states[0])}"
         )
     return _launch(states, mask)
 
@@ -265,27 +266,23 @@ def _means(sums: torch.Tensor, tokens: int, mask: torch.Tensor | None) -> Distan
 def _check(hidden: Hidden, mask: torch.Tensor | None) -> list[torch.Tensor]:
     """Check the arguments and return the list of states."""
     if isinstance(hidden, torch.Tensor) and hidden.ndim != 3:
-        raise ReplaceMeError(f"pairwise_cosine: a stack must be [L, tokens, hidden] floats, got {_describe(hidden)}")
+        raise ReplaceMeError(f"pairwise_cosine: a stack must be [L, tokens, hidden] floats, got {describe(hidden)}")
     states = list(hidden)
     if not states:
         raise ReplaceMeError("pairwise_cosine: at least one state is needed, got none")
     first = states[0]
     for k, state in enumerate(states):
         if state.ndim != 2 or state.dtype not in DTYPES:
-            raise ReplaceMeError(f"pairwise_cosine: state {k} must be [tokens, hidden] floats, got {_describe(state)}")
+            raise ReplaceMeError(f"pairwise_cosine: state {k} must be [tokens, hidden] floats, got {describe(state)}")
         if (state.shape, state.dtype) != (first.shape, first.dtype):
             raise ReplaceMeError(
-                f"pairwise_cosine: state {k} must be {_describe(first)} as state 0, got {_describe(state)}"
+                f"pairwise_cosine: state {k} must be {describe(first)} as state 0, got {describe(state)}"
             )
         if state.device != first.device:
             raise ReplaceMeError(f"pairwise_cosine: state {k} is on {state.device}, state 0 on {first.device}")
     if mask is not None:
         if mask.shape != first.shape[:1] or mask.dtype != torch.bool:
-            raise ReplaceMeError(f"pairwise_cosine: mask must be {len(first)} bools, got {_describe(mask)}")
+            raise ReplaceMeError(f"pairwise_cosine: mask must be {len(first)} bools, got {describe(mask)}")
         if mask.device != first.device:
             raise ReplaceMeError(f"pairwise_cosine: mask is on {mask.device}, the states on {first.device}")
     return states
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

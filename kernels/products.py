@@ -250,9 +250,6 @@ def code_of(product: Product) -> int:
 
 def add_products(products: Sequence[Product]) -> None:
     """Add each product into its `out`, by the portable kernel; on CPU tensors this needs TRITON_INTERPRET=1."""
-    products = [p for p in products if p.out.numel() and p.left.rows]
-    if not products:
-        return
     matrix = products[0].left.matrix
     interpreted = not matrix.is_cuda
     configuration = LARGE if max(max(p.out.shape) for p in products) >= LARGE_FROM else SMALL

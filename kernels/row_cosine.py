@@ -23,9 +23,10 @@ try:
 except ImportError:  # no Triton on this platform: the reference serves
     triton = None
 
+from replaceme.kernels.arguments import DTYPES, describe, hopper_path
+
 from replaceme.errors import ReplaceMeError
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 REFERENCE_CHUNK_BYTES = 64 * 2**20  # of the float64 copy of one operand
 
 
@@ -176,7 +177,7 @@ def _fused(
         return RowCosine(*torch.zeros(3, x.shape[0], device=x.device))
     t = _parts(t, x.dtype)
     mask = None if mask is None else mask.view(torch.uint8)
-    path = _hopper() if hopper else None
+    path = hopper_path("row_cosine") if hopper else None
     if path is not None and path.usable(x, t, [*terms, *([] if y is None else [y])]):
         sums = path.partial_sums(x, t, terms, y, mask)
     else:
@@ -197,15 +198,6 @@ def _parts(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     high.copy_(t)
     low.copy_(t.to(torch.promote_types(t.dtype, torch.float32)) - high)
     return parts[:, :hidden, :other]
-
-
-def _hopper():
-    """The Hopper path, or None where this Triton has no Gluon."""
-    try:
-        from replaceme.kernels import row_cosine_hopper
-    except (ImportError, AttributeError):  # experimental: names move between versions
-        return None
-    return row_cosine_hopper
 
 
 def _partial_sums(
@@ -255,7 +247,7 @@ def _check(
 ) -> None:
     for name, matrix in (("x", x), ("t", t)):
         if matrix.ndim != 2 or matrix.dtype not in DTYPES:
-            raise ReplaceMeError(f"row_cosine: {name} must be a matrix of floats, got {_describe(matrix)}")
+            raise ReplaceMeError(f"row_cosine: {name} must be a matrix of floats, got {describe(matrix)}")
     if x.shape[1] != t.shape[0]:
         raise ReplaceMeError(f"row_cosine: x has {x.shape[1]} columns, t {t.shape[0]} rows; they must agree")
     if not isinstance(terms, tuple | list) or not 1 <= len(terms) <= 3:
@@ -265,13 +257,9 @@ def _check(
     rows = {f"terms[{k}]": term for k, term in enumerate(terms)} | ({} if y is None else {"y": y})
     for name, operand in rows.items():
         if operand.shape != shape or operand.dtype not in DTYPES:
-            raise ReplaceMeError(f"row_cosine: {name} must be floats {list(shape)}, got {_describe(operand)}")
+            raise ReplaceMeError(f"row_cosine: {name} must be floats {list(shape)}, got {describe(operand)}")
     if mask is not None and (mask.shape != x.shape[:1] or mask.dtype != torch.bool):
-        raise ReplaceMeError(f"row_cosine: mask must be {x.shape[0]} bools, got {_describe(mask)}")
+        raise ReplaceMeError(f"row_cosine: mask must be {x.shape[0]} bools, got {describe(mask)}")
     for name, operand in {"t": t, **rows, "mask": x if mask is None else mask}.items():
         if operand.device != x.device:
             raise ReplaceMeError(f"row_cosine: {name} is on {operand.device}, x on {x.device}")
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -289,6 +289,16 @@ def test_the_portable_kernel_on_a_gpu(monkeypatch):
 
 
 @pytest.mark.gpu
+def test_hopper_gpus_take_the_hopper_path(monkeypatch):
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("not a Hopper GPU")
+    hopper, taken = importlib.import_module("replaceme.kernels.products_hopper"), []
+    monkeypatch.setattr(hopper, "add_products", taken.append)
+    kernels.gram(rows(100, 64, torch.bfloat16, "cuda"))
+    assert len(taken) == 1
+
+
+@pytest.mark.gpu
 def test_a_million_rows_on_a_gpu():
     torch.manual_seed(0)
     for mean in (0.0, 1000.0):

@@ -1,0 +1,25 @@
+"""What the kernels' argument checks share, and where their Hopper path is looked up."""
+
+import logging
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def describe(tensor: torch.Tensor) -> str:
+    """Dtype and shape, for an error message."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+@cache
+def hopper_path(name: str) -> ModuleType | None:
+    """`replaceme.kernels.<name>_hopper`, or None and a warning where its experimental language, Gluon, has changed."""
+    try:
+        return import_module(f"replaceme.kernels.{name}_hopper")
+    except (ImportError, AttributeError) as error:
+        logging.getLogger(__name__).warning("%s: the portable kernel serves; Hopper's needs Gluon: %s", name, error)
+        return None
