@@ -54,11 +54,13 @@ class _Rows:
     rounded: bool
 
     def part(self, rows: slice) -> "_Rows":
-        """The same of a range of rows."""
+        """The same of a range of rows; a term that is x itself stays so."""
+        x = self.x[rows]
+        terms = tuple(x if term is self.x else term[rows] for term in self.terms)
         weights, cross_weights, mask = (
             None if given is None else given[rows] for given in (self.weights, self.cross_weights, self.mask)
         )
-        return _Rows(self.x[rows], tuple(term[rows] for term in self.terms), weights, cross_weights, mask, self.rounded)
+        return _Rows(x, terms, weights, cross_weights, mask, self.rounded)
 
 
 def gram_reference(

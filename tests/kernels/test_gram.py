@@ -93,6 +93,15 @@ def test_a_term_may_be_x_itself(route, place):
     assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="counts passes of the kernels")
+def test_a_term_that_is_x_is_read_once(monkeypatch):
+    x, other = (rows(70, 40, torch.float16, "cpu", seed) for seed in range(2))
+    form, asked = kernels.parts.form, []
+    monkeypatch.setattr(kernels.parts, "form", lambda *given: asked.append(given) or form(*given))
+    kernels.gram_cross_triton(x, (other, other, x), rounded=True)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_mixed_dtypes(route):
     _, gram_cross, device = functions(route)
