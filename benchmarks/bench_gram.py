@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import triton
+
 from replaceme.kernels import (
     Sums,
     gram,

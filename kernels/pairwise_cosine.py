@@ -27,9 +27,8 @@ try:
 except ImportError:  # no Triton on this platform: the reference serves
     triton = None
 
-from replaceme.kernels.arguments import DTYPES, describe
-
 from replaceme.errors import ReplaceMeError
+from replaceme.kernels.arguments import DTYPES, describe
 
 MOST_STATES = 128  # of the kernel; more go through the reference
 PAIRS_PER_WARP = 128  # of a token's distances at once

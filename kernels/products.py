@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+
 from replaceme.kernels.parts import Operand, pairs
 
 try:
