@@ -11,14 +11,15 @@ in short runs (`products.py`, on Hopper `products_hopper.py`). The cost in produ
 (the lower tiles), weighted three halves; cross three, `rounded` one; float32 x: six where 16-bit x has one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+
+from replaceme.errors import ReplaceMeError
 from replaceme.kernels import parts
 from replaceme.kernels.arguments import DTYPES, describe, hopper_path
 from replaceme.kernels.products import Product, add_products, triton
-
-from replaceme.errors import ReplaceMeError
 
 REFERENCE_CHUNK_BYTES = 64 * 2**20  # of the float64 copy of one operand
 SLAB_BYTES = 4 * 2**30  # of the parts held at once
@@ -35,11 +36,16 @@ class Sums:
     sum_r: torch.Tensor
     energy: torch.Tensor
 
+    @staticmethod
+    def shapes(hidden: int, other: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each sum, for x of `hidden` and r of `other` columns."""
+        return {"gram": (hidden, hidden), "cross": (hidden, other), "sum_x": (hidden,), "sum_r": (other,), "energy": ()}
+
     @classmethod
     def zeros(cls, hidden: int, other: int, device: torch.device | str = "cpu") -> "Sums":
         """Empty sums for x of `hidden` and r of `other` columns."""
-        shapes = ((hidden, hidden), (hidden, other), (hidden,), (other,), ())
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+        shapes = cls.shapes(hidden, other)
+        return cls(**{name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,15 @@ class _Rows:
             None if given is None else given[rows] for given in (self.weights, self.cross_weights, self.mask)
         )
         return _Rows(x, terms, weights, cross_weights, mask, self.rounded)
+
+    @property
+    def widest(self) -> int:
+        """Columns of the widest of x and the terms, at least 1."""
+        return max(self.x.shape[1], *(term.shape[1] for term in self.terms), 1)
+
+    def split(self, size: int) -> Iterator["_Rows"]:
+        """Ranges of `size` rows, one after the other."""
+        return (self.part(slice(start, start + size)) for start in range(0, self.x.shape[0], size))
 
 
 def gram_reference(
@@ -105,10 +120,9 @@ def gram_cross_reference(
     return out
 
 
-def _chunks(rows: _Rows):
-    widest = max(rows.x.shape[1], *(term.shape[1] for term in rows.terms), 1)
-    size = max(1, REFERENCE_CHUNK_BYTES // (8 * widest))
-    return (rows.part(slice(start, start + size)) for start in range(0, rows.x.shape[0], size))
+def _chunks(rows: _Rows) -> Iterator[_Rows]:
+    """Ranges of rows whose float64 copies fit in REFERENCE_CHUNK_BYTES."""
+    return rows.split(max(1, REFERENCE_CHUNK_BYTES // (8 * rows.widest)))
 
 
 def _kept(rows: _Rows, given: torch.Tensor | None) -> torch.Tensor | None:
@@ -196,11 +210,10 @@ def _wants_triton(*tensors: torch.Tensor) -> bool:
     return triton is not None and tensors[0].is_cuda and all(tensor.dtype != torch.float64 for tensor in tensors)
 
 
-def _slabs(rows: _Rows):
-    """Ranges of rows whose parts fit in SLAB_BYTES."""
-    widest = max(rows.x.shape[1], *(term.shape[1] for term in rows.terms), 1)
-    size = max(parts.ALIGNMENT, min(SLAB_ROWS, SLAB_BYTES // (widest * 2 * 6)) // parts.ALIGNMENT * parts.ALIGNMENT)
-    return (rows.part(slice(start, start + size)) for start in range(0, rows.x.shape[0], size))
+def _slabs(rows: _Rows) -> Iterator[_Rows]:
+    """Ranges of rows whose parts, six of two bytes at most, fit in SLAB_BYTES."""
+    size = min(SLAB_ROWS, SLAB_BYTES // (rows.widest * 2 * 6)) // parts.ALIGNMENT * parts.ALIGNMENT
+    return rows.split(max(parts.ALIGNMENT, size))
 
 
 def _single(rows: _Rows) -> _Rows:
@@ -324,7 +337,6 @@ def _sums(out: Sums | None, rows: _Rows) -> Sums:
     hidden, other = rows.x.shape[1], rows.terms[0].shape[1]
     if out is None:
         return Sums.zeros(hidden, other, rows.x.device)
-    shapes = {"gram": (hidden, hidden), "cross": (hidden, other), "sum_x": (hidden,), "sum_r": (other,), "energy": ()}
-    for name, shape in shapes.items():
+    for name, shape in Sums.shapes(hidden, other).items():
         _out(getattr(out, name), f"out.{name}", shape, rows.x.device)
     return out

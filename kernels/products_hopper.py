@@ -10,7 +10,6 @@ Masks and strides do not occur here: `parts.py` made the rows plain.
 from collections.abc import Sequence
 
 import torch
-from replaceme.kernels.products import Product, Tiling, code_of, finish, plan, shapes_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -22,6 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from replaceme.kernels.products import Product, Tiling, code_of, finish, plan, shapes_of
 
 TILING = Tiling(height=128, width=256, run_rows=128, overhead_rows=1000, half=128)
 STAGES = 4
@@ -250,10 +251,10 @@ def _products_kernel(
 
 
 def serves(products: Sequence[Product]) -> bool:
-    """Whether this kernel computes these products: one or two that share their left side, on sm_90."""
-    matrix = products[0].left.matrix
-    shared = len(products) <= 2 and all(p.left is products[0].left for p in products)
-    return shared and matrix.is_cuda and torch.cuda.get_device_capability(matrix.device)[0] == 9
+    """Whether this kernel computes these products on a CUDA device: one or two that share their left side, on sm_90."""
+    left = products[0].left
+    shared = len(products) <= 2 and all(product.left is left for product in products)
+    return shared and torch.cuda.get_device_capability(left.matrix.device)[0] == 9
 
 
 def add_products(products: Sequence[Product]) -> None:
