@@ -11,7 +11,7 @@ in short runs (`products.py`, on Hopper `products_hopper.py`). The cost in produ
 (the lower tiles), weighted three halves; cross three, `rounded` one; float32 x: six where 16-bit x has one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,13 @@ class Sums:
         """Empty sums for x of `hidden` and r of `other` columns."""
         shapes = cls.shapes(hidden, other)
         return cls(**{name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
+
+    @classmethod
+    def fresh(cls, hidden: int, other: int, device: torch.device) -> "Sums":
+        """Empty sums, but the matrices hold nothing yet: the first product fills them."""
+        make = {2: torch.empty, 1: torch.zeros, 0: torch.zeros}
+        shapes = cls.shapes(hidden, other)
+        return cls(**{name: make[len(of)](of, dtype=torch.float64, device=device) for name, of in shapes.items()})
 
 
 @dataclass(frozen=True)
@@ -178,12 +185,14 @@ def gram_triton(
 ) -> torch.Tensor:
     """`gram` by the Triton kernels whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
     rows = _checked(x, (), weights, None, mask)
-    out = _out(out, "out", (x.shape[1], x.shape[1]), x.device)
-    for slab in _slabs(_single(rows)):
-        row_numbers = _row_numbers(slab)
-        left = _left(slab, row_numbers)
-        _launch([_gram_product(slab, row_numbers, left, out)])
-    return out
+    shape = (x.shape[1], x.shape[1])
+    fresh = out is None and len(x) > 0
+    target = torch.empty(shape, dtype=torch.float64, device=x.device) if fresh else _out(out, "out", shape, x.device)
+    for number, slab in enumerate(_slabs(_single(rows))):
+        kept = _row_numbers(slab)
+        product = _gram_product(slab, kept, _left(slab, kept), target)
+        _launch([replace(product, fresh=fresh and number == 0)])
+    return target
 
 
 def gram_cross_triton(
@@ -197,13 +206,15 @@ def gram_cross_triton(
 ) -> Sums:
     """`gram_cross` by the Triton kernels whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
     rows = _checked(x, terms, weights, cross_weights, mask, rounded)
-    out = _sums(out, rows)
-    for slab in _slabs(_single(rows)):
-        row_numbers = _row_numbers(slab)
-        left = _left(slab, row_numbers)
-        right = _right(slab, row_numbers, left, out)
-        _launch([_gram_product(slab, row_numbers, left, out.gram), Product(left, right, out.cross)])
-    return out
+    fresh = out is None and len(x) > 0
+    target = _sums(out, rows, Sums.fresh if fresh else Sums.zeros)
+    for number, slab in enumerate(_slabs(_single(rows))):
+        kept = _row_numbers(slab)
+        left = _left(slab, kept)
+        right = _right(slab, kept, left, target)
+        products = [_gram_product(slab, kept, left, target.gram), Product(left, right, target.cross)]
+        _launch([replace(product, fresh=fresh and number == 0) for product in products])
+    return target
 
 
 def _wants_triton(*tensors: torch.Tensor) -> bool:
@@ -244,14 +255,14 @@ def _left(rows: _Rows, kept: torch.Tensor | None) -> parts.Operand:
     operand = parts.as_operand(rows.x) if rows.x.dtype == dtype and kept is None else None
     if operand is None:
         number = 1 if rows.x.dtype == dtype else parts.PARTS[rows.x.dtype]
-        operand = parts.form((rows.x,), parts.Rows(kept), parts.Wanted(number, dtype)).operand
+        operand = parts.form((rows.x,), parts.Rows(kept), parts.Wanted(number, dtype))
     return operand
 
 
 def _gram_product(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, out: torch.Tensor) -> Product:
     right = left
     if rows.weights is not None:
-        right = parts.form((rows.x,), parts.Rows(kept, scale=rows.weights), parts.Wanted(3, torch.bfloat16)).operand
+        right = parts.form((rows.x,), parts.Rows(kept, scale=rows.weights), parts.Wanted(3, torch.bfloat16))
     return Product(left, right, out, symmetric=True)
 
 
@@ -261,19 +272,18 @@ def _right(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, out: Sum
     scale = rows.weights if rows.cross_weights is None else rows.cross_weights
     term = next((n for n, given in enumerate(rows.terms) if given is rows.x), -1)  # its sum costs no second reading
     one = rows.rounded and scale is None and rows.x.dtype == dtype
-    wanted = parts.Wanted(1 if one else 3, dtype, rows.x.dtype if rows.rounded else None, term)
-    formed = parts.form(rows.terms, parts.Rows(kept, scale, rows.weights), wanted)
-    out.sum_r.add_(formed.total)
-    out.energy.add_(formed.energy)
+    wanted = parts.Wanted(1 if one else 3, dtype, rows.x.dtype if rows.rounded else None)
+    totals = parts.Totals(out.sum_r, out.energy, None if term < 0 else out.sum_x, term)
     if term < 0:
-        nothing = parts.Wanted(0, dtype)
-        out.sum_x.add_(parts.form((rows.x,), parts.Rows(kept, None, rows.weights), nothing).total)
-    else:
-        out.sum_x.add_(formed.term_total)
-    return formed.operand
+        only_sums = parts.Wanted(0, dtype), parts.Totals(sum_term=out.sum_x)
+        parts.form((rows.x,), parts.Rows(kept, None, rows.weights), *only_sums)
+    return parts.form(rows.terms, parts.Rows(kept, scale, rows.weights), wanted, totals)
 
 
 def _launch(products: list[Product]) -> None:
+    for product in products:
+        if product.fresh and not product.left.rows:
+            product.out.zero_()
     products = [product for product in products if product.out.numel() and product.left.rows]
     if not products:
         return
@@ -331,12 +341,12 @@ def _out(out: torch.Tensor | None, name: str, shape: tuple[int, ...], device: to
     return out
 
 
-def _sums(out: Sums | None, rows: _Rows) -> Sums:
+def _sums(out: Sums | None, rows: _Rows, make: Callable[..., Sums] = Sums.zeros) -> Sums:
     if not rows.terms:
         raise ReplaceMeError("gram: r = a - b + c has one to three terms, got 0")
     hidden, other = rows.x.shape[1], rows.terms[0].shape[1]
     if out is None:
-        return Sums.zeros(hidden, other, rows.x.device)
+        return make(hidden, other, rows.x.device)
     for name, shape in Sums.shapes(hidden, other).items():
         _out(getattr(out, name), f"out.{name}", shape, rows.x.device)
     return out

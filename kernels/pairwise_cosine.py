@@ -18,6 +18,7 @@ is summed by atomics: the same inputs give the same bits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -63,7 +64,7 @@ class Configuration:
     programs: int = 1024
 
 
-FEW = Configuration(block_columns=64, warps=4, stages=4, programs=512)  # up to 64 states
+FEW = Configuration(block_columns=64, warps=4, stages=5, programs=512)  # up to 64 states
 MANY = Configuration(block_columns=64, warps=8, stages=3, programs=512)
 IEEE_FEW = Configuration(block_columns=16, warps=4, stages=3)  # float32 operands, no tensor cores
 IEEE_MANY = Configuration(block_columns=16, warps=8, stages=3, programs=512)
@@ -251,8 +252,13 @@ def _places(states: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
     unit = 16 // size
     while any(number % unit for number in (*places, *strides, states[0].shape[1])):
         unit //= 2
-    table = [[number // unit for number in numbers] for numbers in (places, strides)]
-    return torch.tensor(table, dtype=torch.int64, device=states[0].device), unit
+    return _table(tuple(number // unit for number in (*places, *strides)), states[0].device), unit
+
+
+@lru_cache(maxsize=64)
+def _table(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The numbers on the device; batches of one shape often lie in the same places."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def _means(sums: torch.Tensor, tokens: int, mask: torch.Tensor | None) -> Distances:

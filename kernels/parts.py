@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
+from replaceme.kernels.arguments import dependent_launch
+
 try:
     import triton
     import triton.language as tl
 except ImportError:  # no Triton on this platform: the references serve
     triton = None
 
+TOTAL_BLOCKS, TOTAL_COLUMNS = 32, 32  # of a program that adds up the programs' sums
 ALIGNMENT = 128  # rows of a part and of one float32 run: a part ends in zero rows
 BLOCK_ROWS, BLOCK_COLUMNS, STEPS, WARPS = 16, 128, 16, 4  # of a program: STEPS blocks of rows, one under the other
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 parts that hold a value of this dtype
@@ -35,22 +38,21 @@ class Operand:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one pass over the rows of the terms is to give."""
+    """The parts that one pass over the rows of the terms is to give."""
 
     parts: int  # 0: the sums alone
     dtype: torch.dtype
     rounded: torch.dtype | None = None  # r is rounded to this dtype first, for the sums as well
-    sum_term: int = -1  # the term whose weighted sum is asked for
 
 
 @dataclass(frozen=True)
-class Formed:
-    """The operand (None when no parts were asked for) and the sums, float64."""
+class Totals:
+    """Contiguous float64 sums that a pass adds to: sum_r [columns], energy [], sum_term [columns] of term `term`."""
 
-    operand: Operand | None
-    total: torch.Tensor
-    energy: torch.Tensor
-    term_total: torch.Tensor
+    sum_r: torch.Tensor | None = None
+    energy: torch.Tensor | None = None
+    sum_term: torch.Tensor | None = None
+    term: int = 0
 
 
 if triton is not None:
@@ -64,9 +66,7 @@ if triton is not None:
         scale_ptr,
         weights_ptr,
         parts_ptr,
-        totals_ptr,
-        energy_ptr,
-        term_totals_ptr,
+        sums_ptr,
         rows,
         columns,
         part_stride,
@@ -83,12 +83,17 @@ if triton is not None:
         HAS_WEIGHTS: tl.constexpr,
         PARTS: tl.constexpr,
         ROUND_TO: tl.constexpr,
+        SUM_R: tl.constexpr,
         SUM_TERM: tl.constexpr,
         PART_DTYPE: tl.constexpr,
         STEPS: tl.constexpr,
         ROWS: tl.constexpr,
         COLUMNS: tl.constexpr,
+        PDL: tl.constexpr,
     ):
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         j = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
         in_j = j < columns
         # float32 over the few rows of one program, element by element, and float64 from there on
@@ -125,20 +130,62 @@ if triton is not None:
                 stored = (k + part * part_stride)[:, None] * row_stride + j[None, :]
                 tl.store(parts_ptr + stored, rounded, mask=(k < part_stride)[:, None] & in_j[None, :])
                 left = left - rounded.to(tl.float32)
-            weighted = r
+            weights = 1.0
             if HAS_WEIGHTS:
                 weights = tl.load(weights_ptr + source, mask=in_k, other=0.0)[:, None]
-                weighted = r * weights
-                term = term * weights
-            total += weighted
-            energy += weighted * r
+            if SUM_R:
+                total += r * weights
+                energy += r * weights * r
             if SUM_TERM >= 0:
-                term_total += term
-        own = tl.program_id(0).to(tl.int64) * columns + j
-        tl.store(totals_ptr + own, tl.sum(total.to(tl.float64), axis=0), mask=in_j)
-        tl.store(energy_ptr + own, tl.sum(energy.to(tl.float64), axis=0), mask=in_j)
+                term_total += term * weights
+        # of this program: sum_r, energy by columns, sum_term
+        own = sums_ptr + tl.program_id(0).to(tl.int64) * columns + j
+        kind = tl.num_programs(0).to(tl.int64) * columns
+        if SUM_R:
+            tl.store(own, tl.sum(total.to(tl.float64), axis=0), mask=in_j)
+            tl.store(own + kind, tl.sum(energy.to(tl.float64), axis=0), mask=in_j)
         if SUM_TERM >= 0:
-            tl.store(term_totals_ptr + own, tl.sum(term_total.to(tl.float64), axis=0), mask=in_j)
+            tl.store(own + 2 * kind, tl.sum(term_total.to(tl.float64), axis=0), mask=in_j)
+
+    @triton.jit
+    def _total_kernel(
+        sums_ptr,
+        sum_r_ptr,
+        energies_ptr,
+        sum_term_ptr,
+        blocks,
+        columns,
+        SUM_R: tl.constexpr,
+        SUM_TERM: tl.constexpr,
+        BLOCKS: tl.constexpr,
+        COLUMNS: tl.constexpr,
+        PDL: tl.constexpr,
+    ):
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+        in_j = j < columns
+        kind = blocks * columns
+        total = tl.zeros((BLOCKS, COLUMNS), tl.float64)
+        energy = tl.zeros((BLOCKS, COLUMNS), tl.float64)
+        term_total = tl.zeros((BLOCKS, COLUMNS), tl.float64)
+        for first in range(0, blocks, BLOCKS):
+            block = first + tl.arange(0, BLOCKS)
+            own = sums_ptr + block.to(tl.int64)[:, None] * columns + j[None, :]
+            inside = (block < blocks)[:, None] & in_j[None, :]
+            if SUM_R:
+                total += tl.load(own, mask=inside, other=0.0)
+                energy += tl.load(own + kind, mask=inside, other=0.0)
+            if SUM_TERM:
+                term_total += tl.load(own + 2 * kind, mask=inside, other=0.0)
+        if SUM_R:
+            before = tl.load(sum_r_ptr + j, mask=in_j, other=0.0)
+            tl.store(sum_r_ptr + j, before + tl.sum(total, axis=0), mask=in_j)
+            tl.store(energies_ptr + tl.program_id(0), tl.sum(energy))
+        if SUM_TERM:
+            before = tl.load(sum_term_ptr + j, mask=in_j, other=0.0)
+            tl.store(sum_term_ptr + j, before + tl.sum(term_total, axis=0), mask=in_j)
 
 
 @dataclass(frozen=True)
@@ -150,12 +197,12 @@ class Rows:
     weights: torch.Tensor | None = None
 
 
-def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted) -> Formed:
-    """Form `scale_k (a_k - b_k + c_k)` of the kept rows, split it into parts, and sum it with the weights.
+def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted, totals: Totals | None = None) -> Operand | None:
+    """Form `scale_k (a_k - b_k + c_k)` of the kept rows, split it into parts, and add its weighted sums into `totals`.
 
     terms: one to three float tensors [tokens, columns] of any strides. Parts are [parts * stride, columns] in
-    `wanted.dtype` with 16-byte aligned rows; `total` [columns], `energy` [] and `term_total` [columns] are float64
-    and deterministic. Needs a GPU, or TRITON_INTERPRET=1.
+    `wanted.dtype` with 16-byte aligned rows, None when no parts are wanted; sums are float64 and deterministic. Needs a
+    GPU, or TRITON_INTERPRET=1.
     """
     first = terms[0]
     count = first.shape[0] if rows.kept is None else rows.kept.shape[0]
@@ -163,45 +210,71 @@ def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted) -> Formed:
     stride = -(-count // ALIGNMENT) * ALIGNMENT
     leading = -(-columns // 8) * 8
     parts = torch.empty(wanted.parts * stride, leading, dtype=wanted.dtype, device=device)
-    grid = (triton.cdiv(stride, BLOCK_ROWS * STEPS), triton.cdiv(columns, BLOCK_COLUMNS))
-    sums = torch.zeros(3, grid[0], columns, dtype=torch.float64, device=device)
-    a, b, c = (*terms, first, first)[:3]
-    if sums.numel():
-        with torch.cuda.device(device if first.is_cuda else -1):
-            _form_kernel[grid](
-                a,
-                b,
-                c,
-                _or(rows.kept, sums),
-                _or(rows.scale, sums),
-                _or(rows.weights, sums),
-                parts,
-                sums[0],
-                sums[1],
-                sums[2],
-                count,
-                columns,
-                stride,
-                leading,
-                *a.stride(),
-                *b.stride(),
-                *c.stride(),
-                TERMS=len(terms),
-                HAS_KEPT=rows.kept is not None,
-                HAS_SCALE=rows.scale is not None,
-                HAS_WEIGHTS=rows.weights is not None,
-                PARTS=wanted.parts,
-                ROUND_TO=None if wanted.rounded is None else _triton(wanted.rounded),
-                SUM_TERM=wanted.sum_term,
-                PART_DTYPE=_triton(wanted.dtype),
-                STEPS=STEPS,
-                ROWS=BLOCK_ROWS,
-                COLUMNS=BLOCK_COLUMNS,
-                num_warps=WARPS,
-            )
     operand = Operand(parts, count, wanted.parts, stride, columns) if wanted.parts else None
-    total, energy, term_total = sums.sum(dim=1)
-    return Formed(operand, total, energy.sum(), term_total)
+    grid = (triton.cdiv(stride, BLOCK_ROWS * STEPS), triton.cdiv(columns, BLOCK_COLUMNS))
+    if 0 in grid:
+        return operand
+    totals = totals or Totals()
+    sums = torch.empty(3, grid[0], columns, dtype=torch.float64, device=device)
+    a, b, c = (*terms, first, first)[:3]
+    with torch.cuda.device(device if first.is_cuda else -1):
+        _form_kernel[grid](
+            a,
+            b,
+            c,
+            _or(rows.kept, sums),
+            _or(rows.scale, sums),
+            _or(rows.weights, sums),
+            parts,
+            sums,
+            count,
+            columns,
+            stride,
+            leading,
+            *a.stride(),
+            *b.stride(),
+            *c.stride(),
+            TERMS=len(terms),
+            HAS_KEPT=rows.kept is not None,
+            HAS_SCALE=rows.scale is not None,
+            HAS_WEIGHTS=rows.weights is not None,
+            PARTS=wanted.parts,
+            ROUND_TO=None if wanted.rounded is None else _triton(wanted.rounded),
+            SUM_R=totals.sum_r is not None,
+            SUM_TERM=-1 if totals.sum_term is None else totals.term,
+            PART_DTYPE=_triton(wanted.dtype),
+            STEPS=STEPS,
+            ROWS=BLOCK_ROWS,
+            COLUMNS=BLOCK_COLUMNS,
+            num_warps=WARPS,
+            **dependent_launch(device),
+        )
+        if totals.sum_r is not None or totals.sum_term is not None:
+            _add_totals(sums, totals)
+    return operand
+
+
+def _add_totals(sums: torch.Tensor, totals: Totals) -> None:
+    """Add the programs' sums [3, programs, columns], in one order, into the totals."""
+    _, blocks, columns = sums.shape
+    programs = triton.cdiv(columns, TOTAL_COLUMNS)
+    energies = torch.empty(programs, dtype=torch.float64, device=sums.device)
+    _total_kernel[(programs,)](
+        sums,
+        _or(totals.sum_r, sums),
+        energies,
+        _or(totals.sum_term, sums),
+        blocks,
+        columns,
+        SUM_R=totals.sum_r is not None,
+        SUM_TERM=totals.sum_term is not None,
+        BLOCKS=TOTAL_BLOCKS,
+        COLUMNS=TOTAL_COLUMNS,
+        num_warps=4,
+        **dependent_launch(sums.device),
+    )
+    if totals.energy is not None:
+        totals.energy.add_(energies.sum())
 
 
 def _triton(dtype: torch.dtype):

@@ -5,7 +5,7 @@ which truncate. A short run (`run_rows`) is multiplied on its own and added, rou
 after `FLUSH_ROWS` rows at most the total goes to memory, and the totals are added in float64, always in one order.
 Why it is fast: a symmetric product computes its lower tiles only and mirrors them; rows are cut into chunks so that
 the units of work (a tile of one product, a chunk of its rows) fill the device also when the tiles alone do not.
-A chunk's totals belong to one program: no atomics on floating point, the same inputs give the same bits.
+A unit's totals belong to one program: no atomics on floating point, the same inputs give the same bits.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import torch
 
+from replaceme.kernels.arguments import dependent_launch
 from replaceme.kernels.parts import Operand, pairs
 
 try:
@@ -27,12 +28,14 @@ FLUSH_ROWS = 16384  # of one float32 total: the same run 128 times over stays wi
 
 @dataclass(frozen=True)
 class Product:
-    """`out += left^T right`, float64 [left.columns, right.columns], contiguous; symmetric: `out` is, and stays so."""
+    """`out += left^T right`, float64 [left.columns, right.columns], contiguous; symmetric: `out` is, and stays so;
+    fresh: `out` holds nothing yet and is written without being read."""
 
     left: Operand
     right: Operand
     out: torch.Tensor
     symmetric: bool = False
+    fresh: bool = False
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -69,17 +72,23 @@ class Tiling:
         return sum(row + self.height > column + h * self.half for h in range(halves))
 
 
-UNIT = ("product", "row", "column", "start", "runs", "halves", "tile", "chunk")
+UNIT = ("product", "row", "column", "start", "runs", "halves", "slot", "")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Units of work, int32 [units, 8] in the order of UNIT, longest first; tiles [tiles, 4]: product, row, column,
-    halves; chunks: units of each tile."""
+    halves. The totals of a unit go to its slot: tile t has the slots t * chunks ... t * chunks + chunks - 1."""
 
+    tiling: Tiling
     units: torch.Tensor
     tiles: torch.Tensor
     chunks: int
+
+    def partial(self) -> torch.Tensor:
+        """Room for the totals of all slots, float32."""
+        size = len(self.tiles) * self.chunks * self.tiling.height * self.tiling.width
+        return torch.empty(size, dtype=torch.float32, device=self.units.device)
 
 
 @lru_cache(maxsize=64)
@@ -100,16 +109,13 @@ def plan(shapes: tuple[Shape, ...], tiling: Tiling, processors: int, device: tor
     size = -(-runs // chunks)
     chunks = -(-runs // size)
     units = [
-        (product, row, column, chunk * size * tiling.run_rows, min(size, runs - chunk * size), have, tile, chunk)
+        (*tile[:3], chunk * size * tiling.run_rows, min(size, runs - chunk * size), tile[3], n * chunks + chunk, 0)
         for chunk in range(chunks)
-        for tile, (product, row, column, have) in enumerate(tiles)
+        for n, tile in enumerate(tiles)
     ]
     units.sort(key=lambda unit: -unit[4] * unit[5] * shapes[unit[0]].pairs)
-    return Plan(
-        torch.tensor(units, dtype=torch.int32, device=device),
-        torch.tensor(tiles, dtype=torch.int32, device=device),
-        chunks,
-    )
+    tables = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (units, tiles))
+    return Plan(tiling, *tables, chunks)
 
 
 def _chunks(runs: int, work: float, tiling: Tiling, processors: int) -> int:
@@ -152,7 +158,6 @@ if triton is not None:
         partial_ptr,
         units_ptr,
         product,
-        chunks,
         left_rows,
         right_rows,
         left_columns,
@@ -174,7 +179,7 @@ if triton is not None:
         j = (tl.load(unit + 2) + tl.arange(0, TILE)).to(tl.int64)
         start = tl.load(unit + 3)
         runs = tl.load(unit + 4)
-        slot = tl.load(unit + 6).to(tl.int64) * chunks + tl.load(unit + 7)
+        slot = tl.load(unit + 6).to(tl.int64)
         in_i = i < left_columns
         in_j = j < right_columns
         total = tl.zeros((TILE, TILE), dtype=tl.float32)
@@ -212,25 +217,34 @@ if triton is not None:
         columns,
         others,
         SYMMETRIC: tl.constexpr,
+        FRESH: tl.constexpr,
+        PDL: tl.constexpr,
         HEIGHT: tl.constexpr,
         WIDTH: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
-        tile = tl.program_id(0)
-        if tl.load(tiles_ptr + tile * 4) != product:
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+        tile = tiles_ptr + tl.program_id(0) * 4
+        mine = tl.load(tile) == product
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        if not mine:
             return
         across: tl.constexpr = WIDTH // BLOCK
         r = (tl.program_id(1) // across) * BLOCK + tl.arange(0, BLOCK)
         c = (tl.program_id(1) % across) * BLOCK + tl.arange(0, BLOCK)
-        i = (tl.load(tiles_ptr + tile * 4 + 1) + r).to(tl.int64)
-        j = (tl.load(tiles_ptr + tile * 4 + 2) + c).to(tl.int64)
+        i = (tl.load(tile + 1) + r).to(tl.int64)
+        j = (tl.load(tile + 2) + c).to(tl.int64)
         inside = (i < columns)[:, None] & (j < others)[None, :]
         if SYMMETRIC:
             inside = inside & (i[:, None] >= j[None, :])
         own = out_ptr + i[:, None] * others + j[None, :]
-        total = tl.load(own, mask=inside, other=0.0)
+        total = tl.zeros((BLOCK, BLOCK), dtype=tl.float64)
+        if not FRESH:
+            total += tl.load(own, mask=inside, other=0.0)
         for chunk in range(chunks):
-            slot = tile.to(tl.int64) * chunks + chunk
+            slot = tl.program_id(0).to(tl.int64) * chunks + chunk
             part = tl.load(partial_ptr + slot * HEIGHT * WIDTH + r[:, None] * WIDTH + c[None, :])
             total += part.to(tl.float64)
         tl.store(own, total, mask=inside)
@@ -256,19 +270,16 @@ def add_products(products: Sequence[Product]) -> None:
     configuration = LARGE if max(max(p.out.shape) for p in products) >= LARGE_FROM else SMALL
     processors = 4 if interpreted else torch.cuda.get_device_properties(matrix.device).multi_processor_count
     made = plan(shapes_of(products), configuration.tiling, processors, matrix.device)
-    units, tiles = made.units, made.tiles
-    tile = configuration.tile
-    partial = torch.empty(len(tiles) * made.chunks * tile * tile, dtype=torch.float32, device=matrix.device)
+    partial = made.partial()
     with torch.cuda.device(-1 if interpreted else matrix.device):
         for number, product in enumerate(products):
             left, right = product.left, product.right
-            _products_kernel[(len(units),)](
+            _products_kernel[(len(made.units),)](
                 left.matrix,
                 right.matrix,
                 partial,
-                units,
+                made.units,
                 number,
-                made.chunks,
                 left.rows,
                 right.rows,
                 left.columns,
@@ -281,16 +292,17 @@ def add_products(products: Sequence[Product]) -> None:
                 CODE=code_of(product),
                 # the interpreter stores bfloat16 as raw uint16 and would multiply those
                 WIDEN=interpreted and left.matrix.dtype == torch.bfloat16,
-                TILE=tile,
+                TILE=configuration.tile,
                 BLOCK_ROWS=configuration.block_rows,
                 num_warps=configuration.warps,
                 num_stages=configuration.stages,
             )
-    finish(products, made, partial, configuration.tiling)
+    finish(products, made, partial)
 
 
-def finish(products: Sequence[Product], made: Plan, partial: torch.Tensor, tiling: Tiling) -> None:
-    """Add the chunks' totals, in order, into float64 `out` and its mirror image."""
+def finish(products: Sequence[Product], made: Plan, partial: torch.Tensor) -> None:
+    """Add the slots' totals, in order, into float64 `out` and its mirror image."""
+    tiling = made.tiling
     block = min(tiling.height, 32)
     grid = (len(made.tiles), tiling.height * tiling.width // block**2)
     with torch.cuda.device(partial.device if partial.is_cuda else -1):
@@ -303,8 +315,10 @@ def finish(products: Sequence[Product], made: Plan, partial: torch.Tensor, tilin
                 made.chunks,
                 *product.out.shape,
                 SYMMETRIC=product.symmetric,
+                FRESH=product.fresh,
                 HEIGHT=tiling.height,
                 WIDTH=tiling.width,
                 BLOCK=block,
                 num_warps=4,
+                **dependent_launch(partial.device),
             )

@@ -21,11 +21,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from replaceme.kernels.arguments import dependent_launch
 from replaceme.kernels.products import Product, Tiling, code_of, finish, plan, shapes_of
 
-TILING = Tiling(height=128, width=256, run_rows=128, overhead_rows=1000, half=128)
-STAGES = 4
+WIDE = Tiling(height=128, width=256, run_rows=128, overhead_rows=1000, half=128)
+NARROW = Tiling(height=128, width=128, run_rows=128, overhead_rows=1000, half=128)
+NARROW_TO = 1280  # columns up to which narrow tiles pay: more units, and less to add up
+STAGES = {256: 4, 128: 6}  # by the tile's width: 192 KB
 BLOCK_ROWS = 64  # of a stage
 
 
@@ -47,9 +51,11 @@ def _load(
     PAIRS_1: gl.constexpr,
     CODE_1: gl.constexpr,
     BLOCK: gl.constexpr,
+    WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """The producer warp: bring the stages of this program's unit into shared memory, as they become free."""
+    HALVES: gl.constexpr = WIDTH // 128
     unit = units + gl.program_id(0) * 8
     second = gl.load(unit) == 1
     i = gl.load(unit + 1)
@@ -60,6 +66,7 @@ def _load(
     number_of_pairs = gl.where(second, PAIRS_1, PAIRS_0)
     code = gl.where(second, CODE_1, CODE_0)
     right_part = gl.where(second, right_part_1, right_part_0)
+    gdc_wait()  # the kernel before may have formed the rows
     index = 0
     for pair in range(number_of_pairs):
         left_first = start + ((code >> (pair * 4)) & 3) * left_part
@@ -74,16 +81,17 @@ def _load(
             tma.async_copy_global_to_shared(left, [k, i], bar, left_stages.index(stage * 2))
             tma.async_copy_global_to_shared(left, [k, i + 64], bar, left_stages.index(stage * 2 + 1))
             k = right_first + block * BLOCK
+            right = right_stages.index(stage * HALVES)
             if second:
-                tma.async_copy_global_to_shared(right_1, [k, j], bar, right_stages.index(stage * 2))
-                tma.async_copy_global_to_shared(
-                    right_1, [k, j + 128], bar, right_stages.index(stage * 2 + 1), pred=wide
-                )
+                tma.async_copy_global_to_shared(right_1, [k, j], bar, right)
             else:
-                tma.async_copy_global_to_shared(right_0, [k, j], bar, right_stages.index(stage * 2))
-                tma.async_copy_global_to_shared(
-                    right_0, [k, j + 128], bar, right_stages.index(stage * 2 + 1), pred=wide
-                )
+                tma.async_copy_global_to_shared(right_0, [k, j], bar, right)
+            if HALVES == 2:
+                right = right_stages.index(stage * 2 + 1)
+                if second:
+                    tma.async_copy_global_to_shared(right_1, [k, j + 128], bar, right, pred=wide)
+                else:
+                    tma.async_copy_global_to_shared(right_0, [k, j + 128], bar, right, pred=wide)
             index += 1
 
 
@@ -97,9 +105,10 @@ def _accumulate(
     target,
     HALVES: gl.constexpr,
     GROUP: gl.constexpr,
+    WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """One warpgroup's runs of a unit: float32 totals [64, 128 * HALVES], stored at `target` [64, 256]."""
+    """One warpgroup's runs of a unit: float32 totals [64, 128 * HALVES], stored at `target` [64, WIDTH]."""
     layout: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
     left_total = gl.zeros([64, 128], gl.float32, layout)
     right_total = gl.zeros([64, 128], gl.float32, layout)
@@ -114,7 +123,7 @@ def _accumulate(
                 if half == 0:
                     mbarrier.wait(ready.index(first + step), phase)
                 rows = left_stages.index((first + step) * 2 + GROUP).permute([1, 0])
-                others = right_stages.index((first + step) * 2 + half)
+                others = right_stages.index((first + step) * (WIDTH // 128) + half)
                 token = warpgroup_mma(rows, others, token, use_acc=step > 0, is_async=True)
                 if half == HALVES - 1 and step == 1:
                     token = warpgroup_mma_wait(1, deps=[token])
@@ -129,9 +138,9 @@ def _accumulate(
         index += 2
     i = gl.arange(0, 64, gl.SliceLayout(1, layout))
     j = gl.arange(0, 128, gl.SliceLayout(0, layout))
-    gl.store(target + i[:, None] * 256 + j[None, :], left_total)
+    gl.store(target + i[:, None] * WIDTH + j[None, :], left_total)
     if HALVES == 2:
-        gl.store(target + i[:, None] * 256 + (j + 128)[None, :], right_total)
+        gl.store(target + i[:, None] * WIDTH + (j + 128)[None, :], right_total)
 
 
 @gluon.jit
@@ -142,34 +151,33 @@ def _multiply(
     free,
     units,
     partial,
-    chunks,
     PAIRS_0: gl.constexpr,
     PAIRS_1: gl.constexpr,
     GROUP: gl.constexpr,
+    WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """A consumer warpgroup: rows [64 * GROUP, 64 * GROUP + 64) of the unit's tile."""
     unit = units + gl.program_id(0) * 8
-    second = gl.load(unit) == 1
-    runs = gl.load(unit + 4) * gl.where(second, PAIRS_1, PAIRS_0)
+    runs = gl.load(unit + 4) * gl.where(gl.load(unit) == 1, PAIRS_1, PAIRS_0)
+    target = partial + gl.load(unit + 6).to(gl.int64) * (128 * WIDTH) + GROUP * (64 * WIDTH)
     halves = gl.load(unit + 5)
-    tile = gl.load(unit + 6)
-    first = partial + tile.to(gl.int64) * chunks * (128 * 256) + GROUP * (64 * 256)
-    own = first + gl.load(unit + 7) * (128 * 256)
-    if halves == 2:
-        _accumulate(left_stages, right_stages, ready, free, runs, own, 2, GROUP, STAGES)
+    gdc_wait()  # the kernel before may still read what lay where the totals go
+    if WIDTH == 128:
+        _accumulate(left_stages, right_stages, ready, free, runs, target, 1, GROUP, WIDTH, STAGES)
+    elif halves == 2:
+        _accumulate(left_stages, right_stages, ready, free, runs, target, 2, GROUP, WIDTH, STAGES)
     else:
-        _accumulate(left_stages, right_stages, ready, free, runs, own, 1, GROUP, STAGES)
+        _accumulate(left_stages, right_stages, ready, free, runs, target, 1, GROUP, WIDTH, STAGES)
 
 
-@gluon.jit(do_not_specialize=["chunks"])
+@gluon.jit
 def _products_kernel(
     left,
     right_0,
     right_1,
     units,
     partial,
-    chunks,
     left_part,
     right_part_0,
     right_part_1,
@@ -178,10 +186,13 @@ def _products_kernel(
     PAIRS_1: gl.constexpr,
     CODE_1: gl.constexpr,
     BLOCK: gl.constexpr,
+    WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
+    PDL: gl.constexpr,
 ):
+    gdc_launch_dependents()
     left_stages = gl.allocate_shared_memory(left.dtype, [STAGES * 2, BLOCK, 64], left.layout)
-    right_stages = gl.allocate_shared_memory(left.dtype, [STAGES * 2, BLOCK, 128], right_0.layout)
+    right_stages = gl.allocate_shared_memory(left.dtype, [STAGES * (WIDTH // 128), BLOCK, 128], right_0.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -199,10 +210,10 @@ def _products_kernel(
                     free,
                     units,
                     partial,
-                    chunks,
                     PAIRS_0,
                     PAIRS_1,
                     gl.constexpr(0),
+                    WIDTH,
                     STAGES,
                 ),
             ),
@@ -215,10 +226,10 @@ def _products_kernel(
                     free,
                     units,
                     partial,
-                    chunks,
                     PAIRS_0,
                     PAIRS_1,
                     gl.constexpr(1),
+                    WIDTH,
                     STAGES,
                 ),
             ),
@@ -241,6 +252,7 @@ def _products_kernel(
                     PAIRS_1,
                     CODE_1,
                     BLOCK,
+                    WIDTH,
                     STAGES,
                 ),
             ),
@@ -262,9 +274,9 @@ def add_products(products: Sequence[Product]) -> None:
     first, second = products[0], products[-1]
     device = first.left.matrix.device
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    made = plan(shapes_of(products), TILING, processors, device)
-    tile = TILING.height * TILING.width
-    partial = torch.empty(len(made.tiles) * made.chunks * tile, dtype=torch.float32, device=device)
+    tiling = WIDE if max(max(product.out.shape) for product in products) > NARROW_TO else NARROW
+    made = plan(shapes_of(products), tiling, processors, device)
+    partial = made.partial()
     with torch.cuda.device(device):
         _products_kernel[(len(made.units),)](
             _descriptor(first.left.matrix, 64),
@@ -272,7 +284,6 @@ def add_products(products: Sequence[Product]) -> None:
             _descriptor(second.right.matrix, 128),
             made.units,
             partial,
-            made.chunks,
             first.left.stride,
             first.right.stride,
             second.right.stride,
@@ -281,10 +292,12 @@ def add_products(products: Sequence[Product]) -> None:
             PAIRS_1=len(second.pairs),
             CODE_1=code_of(second),
             BLOCK=BLOCK_ROWS,
-            STAGES=STAGES,
+            WIDTH=made.tiling.width,
+            STAGES=STAGES[made.tiling.width],
             num_warps=4,
+            **dependent_launch(device),
         )
-    finish(products, made, partial, TILING)
+    finish(products, made, partial)
 
 
 def _descriptor(matrix: torch.Tensor, width: int) -> TensorDescriptor:

@@ -28,7 +28,7 @@ STAGES = 4  # 48 KB each
 GROUP = 16  # tiles of rows walked together: 132 programs then work on about 16 x 8 tiles
 SLICES = 4  # of the epilogue: 64 rows x 64 columns at a time for each warpgroup
 VECTOR = 8  # neighbouring columns of the terms that a lane reads: 8, 4 or 2
-PREFETCH = 32  # blocks of hidden before the end of a tile at which L2 is asked for its terms; 0: never
+PREFETCH = 16  # blocks of hidden before the end of a tile at which L2 is asked for its terms; 0: never
 CONSUMER_REGISTERS, PRODUCER_REGISTERS = 240, 24  # of a thread
 GLUON_TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 

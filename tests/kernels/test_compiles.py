@@ -69,7 +69,7 @@ def test_portable_products(name, capability, tmp_path):
 def test_finish(capability, tmp_path):
     kernel = module("products")._finish_kernel
     types = {"partial_ptr": "*fp32", "tiles_ptr": "*i32", "out_ptr": "*fp64"}
-    constants = {"SYMMETRIC": True, "HEIGHT": 128, "WIDTH": 256, "BLOCK": 32}
+    constants = {"SYMMETRIC": True, "FRESH": False, "HEIGHT": 128, "WIDTH": 256, "BLOCK": 32, "PDL": capability == 90}
     check(compiled(kernel, types, constants, capability, warps=4), capability, tmp_path)
 
 
@@ -80,15 +80,26 @@ def test_form(capability, tmp_path):
     kernel = module("parts")._form_kernel
     types = dict.fromkeys(("a_ptr", "b_ptr", "c_ptr", "parts_ptr"), "*bf16") | {"kept_ptr": "*i64"}
     types |= dict.fromkeys(("scale_ptr", "weights_ptr"), "*fp32")
-    types |= dict.fromkeys(("totals_ptr", "energy_ptr", "term_totals_ptr"), "*fp64")
+    types |= {"sums_ptr": "*fp64"}
     constants = {"TERMS": 3, "HAS_KEPT": True, "HAS_SCALE": True, "HAS_WEIGHTS": True, "PARTS": 3, "ROUND_TO": None}
-    constants |= {"SUM_TERM": 2, "PART_DTYPE": tl.bfloat16, "STEPS": 16, "ROWS": 16, "COLUMNS": 128}
+    constants |= {"SUM_R": True, "SUM_TERM": 2, "PDL": capability == 90}
+    constants |= {"PART_DTYPE": tl.bfloat16, "STEPS": 16, "ROWS": 16, "COLUMNS": 128}
     constants |= dict.fromkeys(("a_column", "b_column", "c_column"), 1)
     check(compiled(kernel, types, constants, capability, warps=4), capability, tmp_path)
 
 
+@pytest.mark.parametrize("capability", ENDS)
+def test_totals(capability, tmp_path):
+    parts = module("parts")
+    types = dict.fromkeys(("sums_ptr", "sum_r_ptr", "energies_ptr", "sum_term_ptr"), "*fp64")
+    constants = {"SUM_R": True, "SUM_TERM": True, "PDL": capability == 90}
+    constants |= {"BLOCKS": parts.TOTAL_BLOCKS, "COLUMNS": parts.TOTAL_COLUMNS}
+    check(compiled(parts._total_kernel, types, constants, capability, warps=4), capability, tmp_path)
+
+
+@pytest.mark.parametrize("width", [128, 256])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_hopper_products(dtype, tmp_path):
+def test_hopper_products(dtype, width, tmp_path):
     gluon = pytest.importorskip("triton.experimental.gluon")
     from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -96,14 +107,14 @@ def test_hopper_products(dtype, tmp_path):
     hopper = module("products_hopper")
     element = {"bf16": gl.bfloat16, "fp16": gl.float16}[dtype]
 
-    def descriptor(width):
-        layout = gl.NVMMASharedLayout.get_default_for([hopper.BLOCK_ROWS, width], element)
-        return f"tensordesc<{dtype}[{hopper.BLOCK_ROWS},{width}],{layout!r}>"
+    def descriptor(columns):
+        layout = gl.NVMMASharedLayout.get_default_for([hopper.BLOCK_ROWS, columns], element)
+        return f"tensordesc<{dtype}[{hopper.BLOCK_ROWS},{columns}],{layout!r}>"
 
     constants = {"PAIRS_0": 1, "CODE_0": 0, "PAIRS_1": 3, "CODE_1": 0x48}
-    constants |= {"BLOCK": hopper.BLOCK_ROWS, "STAGES": hopper.STAGES}
+    constants |= {"BLOCK": hopper.BLOCK_ROWS, "WIDTH": width, "STAGES": hopper.STAGES[width], "PDL": True}
     signature = {"left": descriptor(64), "right_0": descriptor(128), "right_1": descriptor(128)}
-    signature |= {"units": "*i32", "partial": "*fp32", "chunks": "i32"}
+    signature |= {"units": "*i32", "partial": "*fp32"}
     signature |= dict.fromkeys(("left_part", "right_part_0", "right_part_1"), "i32") | dict.fromkeys(
         constants, "constexpr"
     )
