@@ -50,9 +50,11 @@ class Sums:
     @classmethod
     def fresh(cls, hidden: int, other: int, device: torch.device) -> "Sums":
         """Empty sums, but the matrices hold nothing yet: the first product fills them."""
-        make = {2: torch.empty, 1: torch.zeros, 0: torch.zeros}
-        shapes = cls.shapes(hidden, other)
-        return cls(**{name: make[len(of)](of, dtype=torch.float64, device=device) for name, of in shapes.items()})
+        gram, cross = (torch.empty(hidden, columns, dtype=torch.float64, device=device) for columns in (hidden, other))
+        sum_x, sum_r, energy = torch.zeros(hidden + other + 1, dtype=torch.float64, device=device).split(
+            (hidden, other, 1)
+        )
+        return cls(gram, cross, sum_x, sum_r, energy[0])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ except ImportError:  # no Triton on this platform: the references serve
 
 TOTAL_BLOCKS, TOTAL_COLUMNS = 32, 32  # of a program that adds up the programs' sums
 ALIGNMENT = 128  # rows of a part and of one float32 run: a part ends in zero rows
-BLOCK_ROWS, BLOCK_COLUMNS, STEPS, WARPS = 16, 128, 16, 4  # of a program: STEPS blocks of rows, one under the other
+BLOCK_ROWS, BLOCK_COLUMNS, STEPS, WARPS = 16, 128, 32, 4  # of a program: STEPS blocks of rows, one under the other
 PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 parts that hold a value of this dtype
 
 
@@ -47,7 +47,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Totals:
-    """Contiguous float64 sums that a pass adds to: sum_r [columns], energy [], sum_term [columns] of term `term`."""
+    """Contiguous float64 sums that a pass adds to: sum_r [columns] with energy [], sum_term [columns] of one term."""
 
     sum_r: torch.Tensor | None = None
     energy: torch.Tensor | None = None
@@ -138,23 +138,25 @@ if triton is not None:
                 energy += r * weights * r
             if SUM_TERM >= 0:
                 term_total += term * weights
-        # of this program: sum_r, energy by columns, sum_term
+        # of this program: sum_r, sum_term, and, behind those of all programs, the energy
         own = sums_ptr + tl.program_id(0).to(tl.int64) * columns + j
         kind = tl.num_programs(0).to(tl.int64) * columns
         if SUM_R:
             tl.store(own, tl.sum(total.to(tl.float64), axis=0), mask=in_j)
-            tl.store(own + kind, tl.sum(energy.to(tl.float64), axis=0), mask=in_j)
+            place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+            tl.store(sums_ptr + 2 * kind + place, tl.sum(energy.to(tl.float64)))
         if SUM_TERM >= 0:
-            tl.store(own + 2 * kind, tl.sum(term_total.to(tl.float64), axis=0), mask=in_j)
+            tl.store(own + kind, tl.sum(term_total.to(tl.float64), axis=0), mask=in_j)
 
     @triton.jit
-    def _total_kernel(
+    def _add_totals_kernel(
         sums_ptr,
         sum_r_ptr,
-        energies_ptr,
+        energy_ptr,
         sum_term_ptr,
         blocks,
         columns,
+        energies,
         SUM_R: tl.constexpr,
         SUM_TERM: tl.constexpr,
         BLOCKS: tl.constexpr,
@@ -164,28 +166,33 @@ if triton is not None:
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
             tl.extra.cuda.gdc_wait()
-        j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        in_j = j < columns
-        kind = blocks * columns
+        first_column = tl.program_id(0) * COLUMNS
+        if first_column < columns:
+            if SUM_R:
+                _add_columns(sums_ptr, sum_r_ptr, blocks, columns, first_column, BLOCKS, COLUMNS)
+            if SUM_TERM:
+                sums_ptr += blocks * columns
+                _add_columns(sums_ptr, sum_term_ptr, blocks, columns, first_column, BLOCKS, COLUMNS)
+        elif SUM_R:  # the last program
+            total = tl.zeros((BLOCKS * COLUMNS,), tl.float64)
+            for first in range(0, energies, BLOCKS * COLUMNS):
+                place = first + tl.arange(0, BLOCKS * COLUMNS)
+                total += tl.load(sums_ptr + 2 * blocks * columns + place, mask=place < energies, other=0.0)
+            tl.store(energy_ptr, tl.load(energy_ptr) + tl.sum(total))
+
+    @triton.jit
+    def _add_columns(
+        sums_ptr, out_ptr, blocks, columns, first_column, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr
+    ):  # fmt: skip
+        """Add the blocks' sums of some columns, in order, into float64 `out`."""
+        j = first_column + tl.arange(0, COLUMNS)
         total = tl.zeros((BLOCKS, COLUMNS), tl.float64)
-        energy = tl.zeros((BLOCKS, COLUMNS), tl.float64)
-        term_total = tl.zeros((BLOCKS, COLUMNS), tl.float64)
         for first in range(0, blocks, BLOCKS):
             block = first + tl.arange(0, BLOCKS)
-            own = sums_ptr + block.to(tl.int64)[:, None] * columns + j[None, :]
-            inside = (block < blocks)[:, None] & in_j[None, :]
-            if SUM_R:
-                total += tl.load(own, mask=inside, other=0.0)
-                energy += tl.load(own + kind, mask=inside, other=0.0)
-            if SUM_TERM:
-                term_total += tl.load(own + 2 * kind, mask=inside, other=0.0)
-        if SUM_R:
-            before = tl.load(sum_r_ptr + j, mask=in_j, other=0.0)
-            tl.store(sum_r_ptr + j, before + tl.sum(total, axis=0), mask=in_j)
-            tl.store(energies_ptr + tl.program_id(0), tl.sum(energy))
-        if SUM_TERM:
-            before = tl.load(sum_term_ptr + j, mask=in_j, other=0.0)
-            tl.store(sum_term_ptr + j, before + tl.sum(term_total, axis=0), mask=in_j)
+            inside = (block < blocks)[:, None] & (j < columns)[None, :]
+            total += tl.load(sums_ptr + block[:, None] * columns + j[None, :], mask=inside, other=0.0)
+        before = tl.load(out_ptr + j, mask=j < columns, other=0.0)
+        tl.store(out_ptr + j, before + tl.sum(total, axis=0), mask=j < columns)
 
 
 @dataclass(frozen=True)
@@ -215,7 +222,7 @@ def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted, totals: To
     if 0 in grid:
         return operand
     totals = totals or Totals()
-    sums = torch.empty(3, grid[0], columns, dtype=torch.float64, device=device)
+    sums = torch.empty(2 * grid[0] * columns + grid[0] * grid[1], dtype=torch.float64, device=device)
     a, b, c = (*terms, first, first)[:3]
     with torch.cuda.device(device if first.is_cuda else -1):
         _form_kernel[grid](
@@ -250,22 +257,20 @@ def form(terms: tuple[torch.Tensor, ...], rows: Rows, wanted: Wanted, totals: To
             **dependent_launch(device),
         )
         if totals.sum_r is not None or totals.sum_term is not None:
-            _add_totals(sums, totals)
+            _add_totals(sums, totals, grid, columns)
     return operand
 
 
-def _add_totals(sums: torch.Tensor, totals: Totals) -> None:
-    """Add the programs' sums [3, programs, columns], in one order, into the totals."""
-    _, blocks, columns = sums.shape
-    programs = triton.cdiv(columns, TOTAL_COLUMNS)
-    energies = torch.empty(programs, dtype=torch.float64, device=sums.device)
-    _total_kernel[(programs,)](
+def _add_totals(sums: torch.Tensor, totals: Totals, grid: tuple[int, int], columns: int) -> None:
+    """Add the programs' sums, in one order, into the totals."""
+    _add_totals_kernel[(triton.cdiv(columns, TOTAL_COLUMNS) + 1,)](
         sums,
         _or(totals.sum_r, sums),
-        energies,
+        _or(totals.energy, sums),
         _or(totals.sum_term, sums),
-        blocks,
+        grid[0],
         columns,
+        grid[0] * grid[1],
         SUM_R=totals.sum_r is not None,
         SUM_TERM=totals.sum_term is not None,
         BLOCKS=TOTAL_BLOCKS,
@@ -273,8 +278,6 @@ def _add_totals(sums: torch.Tensor, totals: Totals) -> None:
         num_warps=4,
         **dependent_launch(sums.device),
     )
-    if totals.energy is not None:
-        totals.energy.add_(energies.sum())
 
 
 def _triton(dtype: torch.dtype):

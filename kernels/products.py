@@ -8,6 +8,7 @@ the units of work (a tile of one product, a chunk of its rows) fill the device a
 A unit's totals belong to one program: no atomics on floating point, the same inputs give the same bits.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ except ImportError:  # no Triton on this platform: the references serve
     triton = None
 
 FLUSH_ROWS = 16384  # of one float32 total: the same run 128 times over stays within 1e-6 (docs/kernels.md)
+FINISH_BLOCK, FINISH_WARPS = 32, 4  # edge of what one program adds up and mirrors
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Plan:
     tiling: Tiling
     units: torch.Tensor
     tiles: torch.Tensor
+    counts: tuple[int, ...]  # tiles of each product
     chunks: int
 
     def partial(self) -> torch.Tensor:
@@ -115,7 +118,8 @@ def plan(shapes: tuple[Shape, ...], tiling: Tiling, processors: int, device: tor
     ]
     units.sort(key=lambda unit: -unit[4] * unit[5] * shapes[unit[0]].pairs)
     tables = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (units, tiles))
-    return Plan(tiling, *tables, chunks)
+    counts = Counter(tile[0] for tile in tiles)
+    return Plan(tiling, *tables, tuple(counts[product] for product in range(len(shapes))), chunks)
 
 
 def _chunks(runs: int, work: float, tiling: Tiling, processors: int) -> int:
@@ -212,7 +216,7 @@ if triton is not None:
         partial_ptr,
         tiles_ptr,
         out_ptr,
-        product,
+        first_tile,
         chunks,
         columns,
         others,
@@ -225,12 +229,9 @@ if triton is not None:
     ):
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
-        tile = tiles_ptr + tl.program_id(0) * 4
-        mine = tl.load(tile) == product
-        if PDL:
             tl.extra.cuda.gdc_wait()
-        if not mine:
-            return
+        number = first_tile + tl.program_id(0)
+        tile = tiles_ptr + number * 4
         across: tl.constexpr = WIDTH // BLOCK
         r = (tl.program_id(1) // across) * BLOCK + tl.arange(0, BLOCK)
         c = (tl.program_id(1) % across) * BLOCK + tl.arange(0, BLOCK)
@@ -244,7 +245,7 @@ if triton is not None:
         if not FRESH:
             total += tl.load(own, mask=inside, other=0.0)
         for chunk in range(chunks):
-            slot = tl.program_id(0).to(tl.int64) * chunks + chunk
+            slot = number.to(tl.int64) * chunks + chunk
             part = tl.load(partial_ptr + slot * HEIGHT * WIDTH + r[:, None] * WIDTH + c[None, :])
             total += part.to(tl.float64)
         tl.store(own, total, mask=inside)
@@ -303,15 +304,15 @@ def add_products(products: Sequence[Product]) -> None:
 def finish(products: Sequence[Product], made: Plan, partial: torch.Tensor) -> None:
     """Add the slots' totals, in order, into float64 `out` and its mirror image."""
     tiling = made.tiling
-    block = min(tiling.height, 32)
-    grid = (len(made.tiles), tiling.height * tiling.width // block**2)
+    block = min(tiling.height, FINISH_BLOCK)
+    first = 0
     with torch.cuda.device(partial.device if partial.is_cuda else -1):
-        for number, product in enumerate(products):
-            _finish_kernel[grid](
+        for product, count in zip(products, made.counts, strict=True):
+            _finish_kernel[(count, tiling.height * tiling.width // block**2)](
                 partial,
                 made.tiles,
                 product.out,
-                number,
+                first,
                 made.chunks,
                 *product.out.shape,
                 SYMMETRIC=product.symmetric,
@@ -319,6 +320,7 @@ def finish(products: Sequence[Product], made: Plan, partial: torch.Tensor) -> No
                 HEIGHT=tiling.height,
                 WIDTH=tiling.width,
                 BLOCK=block,
-                num_warps=4,
+                num_warps=FINISH_WARPS,
                 **dependent_launch(partial.device),
             )
+            first += count

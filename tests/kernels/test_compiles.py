@@ -91,10 +91,10 @@ def test_form(capability, tmp_path):
 @pytest.mark.parametrize("capability", ENDS)
 def test_totals(capability, tmp_path):
     parts = module("parts")
-    types = dict.fromkeys(("sums_ptr", "sum_r_ptr", "energies_ptr", "sum_term_ptr"), "*fp64")
+    types = dict.fromkeys(("sums_ptr", "sum_r_ptr", "energy_ptr", "sum_term_ptr"), "*fp64")
     constants = {"SUM_R": True, "SUM_TERM": True, "PDL": capability == 90}
     constants |= {"BLOCKS": parts.TOTAL_BLOCKS, "COLUMNS": parts.TOTAL_COLUMNS}
-    check(compiled(parts._total_kernel, types, constants, capability, warps=4), capability, tmp_path)
+    check(compiled(parts._add_totals_kernel, types, constants, capability, warps=4), capability, tmp_path)
 
 
 @pytest.mark.parametrize("width", [128, 256])
