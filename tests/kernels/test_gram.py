@@ -189,6 +189,21 @@ def test_empty(route):
     assert gram(torch.empty(4, 0, device=device)).shape == (0, 0)
 
 
+@pytest.mark.parametrize("tokens", [0, 70, 300])
+@pytest.mark.parametrize("route", ROUTES)
+def test_new_outputs_are_written_without_being_read(route, tokens, monkeypatch):
+    gram, gram_cross, device = functions(route)
+    x, a = (rows(tokens, 40, torch.float16, device, seed) for seed in range(2))
+    expected, mask = expected_sums(x, (a,)), torch.zeros(tokens, dtype=torch.bool, device=device)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **given: empty(*shape, **given).fill_(float("nan")))
+    monkeypatch.setattr(kernels, "SLAB_ROWS", 128)
+    assert_sums(gram_cross(x, (a,)), expected, route)
+    assert error(gram(x), expected[0].gram) < limit(route)
+    assert not gram(x, mask=mask).any()
+    assert not gram_cross(x, (a,), mask=mask).cross.any()
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_same_bits_twice(route):
     gram, gram_cross, device = functions(route)
