@@ -13,6 +13,8 @@ from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 
+FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ridge: auto` is chosen
+
 
 def prune(
     source: str | Path,
@@ -58,7 +60,7 @@ def prune(
     model = load_base_model(record["folder"], dtype, device)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
-    transform = _fit(model, family, tokens, record, chosen, fit, calibration.batch_size)
+    transform = _fit(model, family, tokens, record, chosen, fit, calibration)
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
@@ -102,11 +104,15 @@ def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> d
     return choose(cut, record, distances, candidates)
 
 
-def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, batch_size: int):
+def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, calibration: CalibrationConfig):
     from replaceme.fitting import fit_section
     from replaceme.gather import gather_cut
+    from replaceme.statistics import Statistics
+    from replaceme.transforms import Shards
 
-    statistics = None
-    if fit.transform != "identity":
-        statistics = gather_cut(model, family, tokens, (chosen["start"], chosen["end"]), batch_size)
-    return fit_section(fit, statistics, record["hidden_size"])
+    if fit.transform == "identity":
+        return fit_section(fit, None, record["hidden_size"])
+    batch_size, cut = calibration.batch_size, (chosen["start"], chosen["end"])
+    count = min(max(calibration.shards, FOLDS), len(tokens.batches(batch_size))) if fit.automatic else 1
+    parts = [gather_cut(model, family, tokens, cut, batch_size, shard, count) for shard in range(count)]
+    return fit_section(fit, Statistics.sum(parts), record["hidden_size"], Shards.of(parts))

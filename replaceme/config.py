@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
@@ -109,21 +109,69 @@ class CutConfig(Strict):
         return f"{self.blocks}-blocks" if self.blocks is not None else f"{self.ratio}-ratio"
 
 
+def _ridge(value: Any) -> float | str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "auto" or (number and 0 <= value < float("inf")):
+        return float(value) if number else value
+    raise ValueError(f"a number of at least 0, or auto, is needed, found {printable(value)}")
+
+
+RIDGES = ("ridge", "ridge_relative", "towards")
+# what each structure of T can be told beside its objective
+FIT_OPTIONS = {
+    "full": RIDGES,
+    "identity": (),
+    "diagonal": RIDGES,
+    "orthogonal": (),
+    "low_rank": ("rank", *RIDGES),
+    "lower_triangular": RIDGES,
+    "sparse": ("l1", *RIDGES),
+}
+
+
 class FitConfig(Strict):
     """How the transform T is found."""
 
-    transform: Literal["full", "identity"] = Field(
-        "full", description="Structure of T: full, or identity (blocks are dropped, nothing is fitted: UIDL)."
+    transform: Literal["full", "identity", "diagonal", "orthogonal", "low_rank", "lower_triangular", "sparse"] = Field(
+        "full",
+        description="Structure of T: full; identity (blocks are dropped, nothing is fitted: UIDL); diagonal; "
+        "orthogonal (Procrustes); low_rank; lower_triangular; sparse (L1 penalty: lasso, elastic net).",
     )
     objective: Literal["l2"] = Field("l2", description="What the fit minimises: l2 is least squares (eq. 6).")
-    ridge: float = Field(0.0, ge=0, description="Absolute value added to the diagonal of the Gram (eq. 9).")
+    ridge: Annotated[float | Literal["auto"], PlainValidator(_ridge)] = Field(
+        0.0,
+        description="Absolute value added to the diagonal of the Gram (eq. 9); `auto`: chosen by leaving out one shard "
+        "of the calibration text at a time (full T only, `shards` of 2 or more).",
+    )
     ridge_relative: float = Field(0.0, ge=0, description="The same in units of the Gram's mean diagonal.")
+    towards: Literal["zero", "identity"] = Field(
+        "zero", description="What ridge and structure are counted from: T itself (eq. 9), or T - I."
+    )
+    rank: int | None = Field(None, ge=1, description="Rank of T (or T - I), for `low_rank`.")
+    l1: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="L1 penalty of `sparse`, as a share of the smallest one that leaves nothing of T (or T - I).",
+    )
 
     @model_validator(mode="after")
-    def _identity_has_no_ridge(self) -> "FitConfig":
-        if self.transform == "identity" and (self.ridge or self.ridge_relative):
-            raise ValueError("transform identity fits nothing; drop the ridge")
+    def _options_of_the_structure(self) -> "FitConfig":
+        allowed = FIT_OPTIONS[self.transform]
+        for name in ("rank", "l1"):
+            if name in allowed and getattr(self, name) is None:
+                raise ValueError(f"transform {self.transform} needs {name}")
+        for name in (*RIDGES, "rank", "l1"):
+            if name not in allowed and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"transform {self.transform} takes no {name}; drop it")
+        if self.automatic and (self.transform != "full" or self.ridge_relative):
+            raise ValueError("ridge auto chooses the penalty of a full T; drop the rest")
         return self
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the ridge is chosen by leaving out shards."""
+        return self.ridge == "auto"
 
 
 class TaskConfig(Strict):
@@ -221,7 +269,25 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
             if isinstance(names, list) and _section(raw, section):  # a missing section is an error of its own
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
+        lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
     return lines
+
+
+def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
+    """Calibrations of a table that cannot choose a ridge, as nothing would be left when their shard is left out."""
+    named = {key: table[key] if isinstance(table.get(key), list) else [] for key in ("fits", "calibrations")}
+    fits = [name for name in named["fits"] if _entry(raw, "fits", name).get("ridge") == "auto"]
+    few = [name for name in named["calibrations"] if _entry(raw, "calibrations", name).get("shards", 1) == 1]
+    return [
+        f"{where}: {fit!r} chooses its ridge by leaving out shards; set `shards: 2` or more for calibration {name!r}"
+        for fit in fits
+        for name in few
+        if _entry(raw, "calibrations", name)
+    ]
+
+
+def _entry(raw: dict, section: str, name: Any) -> dict:
+    return _section(_section(raw, section), name) if isinstance(name, str) else {}
 
 
 def _section(raw: dict, name: Any) -> dict:

@@ -2,17 +2,22 @@
 
 from typing import TYPE_CHECKING
 
-from replaceme.config import FitConfig
+from replaceme.config import FIT_OPTIONS, FitConfig
 
 if TYPE_CHECKING:
     from replaceme.statistics import Statistics
-    from replaceme.transforms import Transform
+    from replaceme.transforms import Shards, Transform
 
 
-def fit_section(config: FitConfig, statistics: "Statistics | None", hidden_size: int) -> "Transform":
-    """The transform that a fit section describes; the identity needs no statistics."""
-    from replaceme.transforms import fit, fit_identity
+def fit_section(
+    config: FitConfig, statistics: "Statistics | None", hidden_size: int, shards: "Shards | None" = None
+) -> "Transform":
+    """The transform that a fit section describes; the identity needs no statistics, `ridge: auto` also the shards."""
+    from replaceme.transforms import fit, fit_auto_ridge, fit_identity
 
     if config.transform == "identity":
         return fit_identity(statistics, hidden_size)
-    return fit(statistics, config.objective, ridge=config.ridge, ridge_relative=config.ridge_relative)
+    if config.automatic:
+        return fit_auto_ridge(statistics, shards, config.towards)
+    options = {name: getattr(config, name) for name in FIT_OPTIONS[config.transform]}
+    return fit(statistics, config.transform, **options)

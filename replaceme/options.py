@@ -58,6 +58,9 @@ def _kind(field: FieldInfo) -> dict[str, Any]:
     kind = options[0]
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
+    words = [word for other in options[1:] if get_origin(other) is Literal for word in get_args(other)]
+    if words:
+        return {"type": _word_or(words, kind), "metavar": f"{kind.__name__.upper()}|{'|'.join(words)}"}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": _or_none(kind) if optional else kind, "metavar": getattr(kind, "__name__", "value").upper()}
@@ -65,6 +68,14 @@ def _kind(field: FieldInfo) -> dict[str, Any]:
 
 def _alternatives(annotation: Any) -> tuple:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _word_or(words: list[str], kind: type):
+    def convert(text: str):
+        return text if text in words else kind(text)
+
+    convert.__name__ = kind.__name__
+    return convert
 
 
 def _or_none(kind: type):

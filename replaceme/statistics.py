@@ -101,6 +101,12 @@ class Statistics:
             raise ReplaceMeError(f"statistics of hidden sizes {self.hidden_size} and {other.hidden_size} do not add up")
         return Statistics(**{name: getattr(self, name) + getattr(other, name) for name in NAMES})
 
+    def __sub__(self, other: "Statistics") -> "Statistics":
+        """Sums without those of a part of the tokens, up to rounding; raises ReplaceMeError on different widths."""
+        if self.hidden_size != other.hidden_size:
+            raise ReplaceMeError(f"statistics of hidden sizes {self.hidden_size} and {other.hidden_size} do not match")
+        return Statistics(**{name: getattr(self, name) - getattr(other, name) for name in NAMES})
+
     @staticmethod
     def sum(parts: Iterable["Statistics"]) -> "Statistics":
         """Add up shards pairwise, in an order that depends on their number alone; holds log2(shards) of them at once.

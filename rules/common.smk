@@ -137,13 +137,18 @@ def forward_options(wildcards):
 
 
 def evidence_options(inputs):
-    """`--name file` for the optional inputs of a job."""
-    names = ("distances", "candidates", "statistics")
+    """`--name file ...` for the optional inputs of a job."""
+    names = ("distances", "candidates", "statistics", "shards")
     return " ".join(
-        f"--{name} {shlex.quote(str(inputs[name]))}"
+        f"--{name} {shlex.join(map(str, flat(inputs[name])))}"
         for name in names
         if name in inputs.keys()
     )
+
+
+def flat(files):
+    """One file or several, as a list."""
+    return [files] if isinstance(files, str) else list(files)
 
 
 def candidates_file(wildcards):
@@ -175,12 +180,18 @@ def candidate_options(wildcards):
 
 
 def statistics_file(wildcards):
-    """The summed statistics that a fit needs; none for the identity."""
-    if CONFIG.fits[wildcards.fit].transform == "identity":
+    """The summed statistics that a fit needs, and the shards for a ridge chosen by them; none for the identity."""
+    fit = CONFIG.fits[wildcards.fit]
+    if fit.transform == "identity":
         return {}
     shards = CONFIG.calibrations[wildcards.calibration].shards
-    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}"
-    return {"statistics": f"{folder}/gram/sum-of-{shards}.safetensors"}
+    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
+    files = {"statistics": f"{folder}/sum-of-{shards}.safetensors"}
+    if fit.automatic:
+        files["shards"] = [
+            f"{folder}/{shard}-of-{shards}.safetensors" for shard in range(shards)
+        ]
+    return files
 
 
 def evaluation_options(name):

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from replaceme.config import Config, CutConfig, load, parse
+from replaceme.config import Config, CutConfig, FitConfig, load, parse
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
@@ -77,8 +77,8 @@ BAD = {
     "one token": (("calibrations/c4/tokens", 1), "calibrations.c4.tokens: "),
     "ratio 0": (("cuts/quarter/ratio", 0.0), "cuts.quarter.ratio: Input should be greater than 0 (found 0.0)"),
     "ratio 1": (("cuts/quarter/ratio", 1), "cuts.quarter.ratio: Input should be less than 1"),
-    "negative ridge": (("fits/ls/ridge", -1.0), "fits.ls.ridge: Input should be greater than or equal to 0"),
-    "infinite ridge": (("fits/ls/ridge", float("inf")), "fits.ls.ridge: Input should be a finite number"),
+    "negative ridge": (("fits/ls/ridge", -1.0), "fits.ls.ridge: a number of at least 0, or auto, is needed, found"),
+    "infinite ridge": (("fits/ls/ridge", float("inf")), "fits.ls.ridge: a number of at least 0, or auto, is needed"),
     "ridge not a number": (("fits/ls/ridge_relative", float("nan")), "fits.ls.ridge_relative: "),
     "text for a number": (("calibrations/c4/samples", "many"), "calibrations.c4.samples: Input should be a valid int"),
     "number in quotes": (("calibrations/c4/samples", "16"), "calibrations.c4.samples: Input should be a valid int"),
@@ -93,7 +93,16 @@ BAD = {
     "start 0": (("cuts/n4/start", 0), "cuts.n4: start 0 leaves no carrier: block 0 stays, so start at 1 or later"),
     "start -1": (("cuts/n4/start", -1), "cuts.n4: start -1 leaves no carrier"),
     "post-fit at the last token": (("cuts/n4/position", "last"), "cuts.n4: metric cosine_after_fit averages over all"),
-    "identity with a ridge": (("fits/uidl/ridge", 1.0), "fits.uidl: transform identity fits nothing; drop the ridge"),
+    "identity with a ridge": (("fits/uidl/ridge", 1.0), "fits.uidl: transform identity takes no ridge; drop it"),
+    "true for a ridge": (("fits/ls/ridge", True), "fits.ls.ridge: a number of at least 0, or auto, is needed, found"),
+    "misspelt auto": (("fits/ls/ridge", "autom"), "fits.ls.ridge: a number of at least 0, or auto, is needed, found"),
+    "auto with one shard": (("fits/ls/ridge", "auto"), "tables.main: 'ls' chooses its ridge by leaving out shards"),
+    "low rank without rank": (("fits/ls/transform", "low_rank"), "fits.ls: transform low_rank needs rank"),
+    "sparse without l1": (("fits/ls/transform", "sparse"), "fits.ls: transform sparse needs l1"),
+    "l1 of 1": (("fits/ls", {"transform": "sparse", "l1": 1.0}), "fits.ls.l1: Input should be less than 1"),
+    "rank of a full T": (("fits/ls/rank", 3), "fits.ls: transform full takes no rank; drop it"),
+    "orthogonal with a ridge": (("fits/ls", {"transform": "orthogonal", "towards": "identity"}),
+                                "fits.ls: transform orthogonal takes no towards; drop it"),
     "perplexity of no task": (("evaluations/quick/perplexity", "lambada"), "perplexity names 'lambada', which is not"),
     "dangling model": (("tables/main/models", ["tiny", "big"]), "'big' is not defined under models; defined: tiny"),
     "dangling cut": (("tables/main/cuts", ["n5"]), "tables.main.cuts: 'n5' is not defined under cuts; defined: n4, qu"),
@@ -259,3 +268,12 @@ def test_read_yaml_never_crashes(tmp_path, content):
         accepts_or_refuses(read_yaml(path))
     except ReplaceMeError as error:
         assert str(error).startswith(str(path)) and len(str(error).split("\n")) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"ridge_relative": 0.1}, {"transform": "diagonal"}, {"transform": "low_rank", "rank": 1}]
+)
+def test_an_automatic_ridge_stands_alone(other):
+    with pytest.raises(ValueError, match="ridge auto chooses the penalty of a full T; drop the rest"):
+        FitConfig(ridge="auto", **other)
+    assert FitConfig(ridge="auto", towards="identity").automatic

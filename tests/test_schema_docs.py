@@ -27,7 +27,7 @@ def test_every_key_is_described(schema):
     [
         "| `seed` | integer | `0` |",
         "| `shards` | integer | `1` |",
-        "| `ridge` | number | `0.0` |",
+        "| `ridge` | number \\| `auto` | `0.0` |",
         "| `in_average` | true/false | `true` |",
         "| `fewshot` | integer \\| null | `null` |",
         '| `caption` | text | `""` |',

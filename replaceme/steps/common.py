@@ -6,7 +6,7 @@ from typing import Any
 
 from replaceme.checkpoints import check_merged, load_record, model_sha256, read_config
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json
+from replaceme.files import load_metadata, read_json
 
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 
@@ -51,6 +51,20 @@ def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise ReplaceMeError(f"{path}: no {missing[0]!r} in it; is it the output of another step?")
     return record
+
+
+def check_shards(paths: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Statistics of all shards of one cut, in order, and what they share; raises ReplaceMeError for anything else."""
+    stamps = {path: load_metadata(path) for path in paths}
+    shared = {path: {key: value for key, value in one.items() if key != "shard"} for path, one in stamps.items()}
+    first = shared[paths[0]]
+    for path, origin in shared.items():
+        if origin != first or "shard" not in stamps[path]:
+            raise ReplaceMeError(f"{path}: of another model, calibration, cut or number of shards than {paths[0]}")
+    numbers = sorted(stamps[path]["shard"] for path in paths)
+    if numbers != list(range(first["shards"])):
+        raise ReplaceMeError(f"shards {numbers} given, 0 .. {first['shards'] - 1} needed, once each")
+    return sorted(stamps, key=lambda path: stamps[path]["shard"]), first
 
 
 def load_cut(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from typing import Any
 
 from replaceme.checkpoints import model_sha256
 from replaceme.config import FitConfig
@@ -10,7 +11,8 @@ from replaceme.files import write_json
 from replaceme.fitting import fit_section
 from replaceme.options import add_options, from_options
 from replaceme.statistics import Statistics
-from replaceme.steps.common import load_cut, load_model, model_argument, out_argument, same_model
+from replaceme.steps.common import check_shards, load_cut, load_model, model_argument, out_argument, same_model
+from replaceme.transforms import Shards
 
 ONLINE = False
 log = logging.getLogger(__name__)
@@ -21,6 +23,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
     parser.add_argument("--statistics", metavar="FILE", help="sum of the statistics; not needed for identity")
+    parser.add_argument(
+        "--shards", nargs="+", metavar="FILE", help="statistics of every shard; needed for a ridge chosen automatically"
+    )
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
 
@@ -45,7 +50,20 @@ def run(args: argparse.Namespace) -> None:
         origin = {key: value for key, value in metadata.items() if key != "shard"}
     elif config.transform != "identity":
         raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
-    found = fit_section(config, statistics, record["hidden_size"])
+    found = fit_section(config, statistics, record["hidden_size"], _shards(args, config, origin))
     found.save(args.out / "transform.safetensors", origin)
     write_json(args.out / "fit.json", {**config.model_dump(), **found.report, **origin})
-    log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in found.report.items()))
+    numbers = {key: value for key, value in found.report.items() if not isinstance(value, list)}
+    log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
+
+
+def _shards(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -> Shards | None:
+    """The shards that the statistics are the sum of, where the fit needs them."""
+    if not config.automatic:
+        return None
+    if not args.shards:
+        raise ReplaceMeError("options: ridge auto needs --shards, the files that `replaceme sum` added up")
+    paths, shared = check_shards(args.shards)
+    if shared != origin:
+        raise ReplaceMeError(f"{args.statistics}: not the sum of the shards given; make it again")
+    return Shards(len(paths), lambda shard: Statistics.load(paths[shard])[0])

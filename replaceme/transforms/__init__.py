@@ -1,4 +1,4 @@
-"""Fits of the linear map that replaces a run of blocks; a new fit is a function and a line in `FITS`."""
+"""Fits of the linear map that replaces a run of blocks; a new structure of T is a function and a line in `FITS`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,22 +6,45 @@ from typing import Any
 from replaceme.errors import ReplaceMeError
 from replaceme.statistics import Statistics
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
+from replaceme.transforms.ridge import Shards, fit_auto_ridge
+from replaceme.transforms.sparse import fit_elastic_net
+from replaceme.transforms.structured import fit_diagonal, fit_low_rank, fit_lower_triangular, fit_orthogonal
 from replaceme.transforms.transform import Transform, r_squared, residual
 
 FITS: dict[str, Callable[..., Transform]] = {
+    "full": fit_least_squares,
     "identity": fit_identity,
-    "l2": fit_least_squares,
+    "sparse": fit_elastic_net,
+    "diagonal": fit_diagonal,
+    "orthogonal": fit_orthogonal,
+    "low_rank": fit_low_rank,
+    "lower_triangular": fit_lower_triangular,
 }
 
 
-def fit(statistics: Statistics, objective: str = "l2", **options: Any) -> Transform:
-    """Fit a transform by the name of its objective, one of `FITS`; options are those of its function.
+def fit(statistics: Statistics, transform: str = "full", **options: Any) -> Transform:
+    """Fit a T of a structure, one of `FITS`, by least squares; options are those of its function.
 
-    Raises ReplaceMeError for an unknown objective.
+    Raises ReplaceMeError for an unknown structure.
     """
-    if objective not in FITS:
-        raise ReplaceMeError(f"unknown objective {objective!r}; choose one of {', '.join(FITS)}")
-    return FITS[objective](statistics, **options)
+    if transform not in FITS:
+        raise ReplaceMeError(f"unknown transform {transform!r}; choose one of {', '.join(FITS)}")
+    return FITS[transform](statistics, **options)
 
 
-__all__ = ["FITS", "Transform", "fit", "fit_identity", "fit_least_squares", "r_squared", "residual"]
+__all__ = [
+    "FITS",
+    "Shards",
+    "Transform",
+    "fit",
+    "fit_auto_ridge",
+    "fit_diagonal",
+    "fit_elastic_net",
+    "fit_identity",
+    "fit_least_squares",
+    "fit_low_rank",
+    "fit_lower_triangular",
+    "fit_orthogonal",
+    "r_squared",
+    "residual",
+]

@@ -175,13 +175,13 @@ def test_identity():
 
 def test_fit_dispatches_by_name():
     statistics = of(normal(50, 6, seed=0), normal(50, 6, seed=1))
-    assert set(FITS) >= {"identity", "l2"}
+    assert set(FITS) >= {"identity", "full"}
     assert torch.equal(fit(statistics).matrix, fit_least_squares(statistics).matrix)
-    ridged = fit(statistics, "l2", ridge=2.0).matrix
+    ridged = fit(statistics, "full", ridge=2.0).matrix
     assert torch.equal(ridged, fit_least_squares(statistics, ridge=2.0).matrix)
     assert fit(statistics, "identity").report["solver"] == "identity"
-    with pytest.raises(ReplaceMeError, match="unknown objective 'l3'; choose one of identity, l2"):
-        fit(statistics, "l3")
+    with pytest.raises(ReplaceMeError, match="unknown transform 'fuller'; choose one of full, identity"):
+        fit(statistics, "fuller")
 
 
 def test_bad_statistics_are_refused():

@@ -1,6 +1,7 @@
 """The whole workflow, once: the command, its outputs, its report, its rules, and the same steps without Snakemake."""
 
 import html
+import json
 import re
 import subprocess
 import sys
@@ -97,3 +98,17 @@ def test_gpu_jobs_take_one_device_each_of_those_visible(project):
     assert (done.stdout + done.stderr).count("python -m replaceme.gpu 1 -- replaceme gram") == 2
     touched = project.snakemake("--touch", CUDA_VISIBLE_DEVICES="0,1")  # no job runs, but the limits are printed
     assert re.search(r"Provided resources:.*\bgpu\W.*\b2\b", touched.stdout + touched.stderr)
+
+
+def test_a_ridge_chosen_by_leaving_out_shards(completed):
+    """The fit reads the shards that the Gram jobs made; nothing is gathered again."""
+    fits = {"auto": {"ridge": "auto", "towards": "identity"}, "thin": {"transform": "low_rank", "rank": 2}}
+    table = {**completed.config()["tables"]["main.1"], "fits": list(fits)}
+    completed.config(fits=fits, tables={"main.1": table})
+    done = completed.snakemake(*(f"{FIT}/{fit}/fit.json" for fit in fits))
+    assert done.returncode == 0, done.stderr
+    assert "rule gram" not in done.stdout + done.stderr
+    report = json.loads((completed.folder / FIT / "auto/fit.json").read_text())
+    assert {point["ridge_relative"] for point in report["curve"]} >= {report["ridge_relative"]}
+    assert all(len(point["by_shard"]) == 2 for point in report["curve"])
+    assert json.loads((completed.folder / FIT / "thin/fit.json").read_text())["rank"] == 2

@@ -1,0 +1,242 @@
+"""Fits of structured, sparse and cross-validated maps against brute force on the rows, in float64."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaceme.errors import ReplaceMeError
+from replaceme.statistics import Statistics
+from replaceme.transforms import (
+    FITS,
+    Shards,
+    fit,
+    fit_auto_ridge,
+    fit_diagonal,
+    fit_elastic_net,
+    fit_least_squares,
+    fit_low_rank,
+    fit_lower_triangular,
+    fit_orthogonal,
+)
+
+HIDDEN = 9
+OPTIONS = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}
+
+
+def rows(tokens=200, hidden=HIDDEN, seed=0):
+    """m and r float64 [tokens, hidden], channels of sizes 1 to 100, r about half explained by m."""
+    generator = torch.Generator().manual_seed(seed)
+    m, noise, mixing = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((tokens, hidden), (tokens, hidden), (hidden, hidden))
+    )
+    m = m * torch.logspace(0, 2, hidden, dtype=torch.float64)
+    return m, m + 0.5 * m @ mixing + 20 * noise
+
+
+def of(m, r):
+    statistics = Statistics.zeros(m.shape[1])
+    statistics.add_batch(m, r)
+    return statistics
+
+
+def loss(m, r, matrix):
+    return float((m @ matrix - r).square().sum())
+
+
+def penalised_rows(m, r, alpha, towards):
+    """Rows whose plain least squares is the ridge: sqrt(alpha) I below m, sqrt(alpha) T0 below r."""
+    eye = alpha**0.5 * torch.eye(m.shape[1], dtype=torch.float64)
+    return torch.cat([m, eye]), torch.cat([r, eye if towards == "identity" else torch.zeros_like(eye)])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 3.0, 1e5])
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+def test_ridge_towards_either_is_lstsq_on_augmented_rows(towards, alpha):
+    m, r = rows()
+    found = fit_least_squares(of(m, r), ridge=alpha, towards=towards)
+    expected = torch.linalg.lstsq(*penalised_rows(m, r, alpha, towards), driver="gelsd").solution
+    assert (found.matrix - expected).norm() < 1e-8 * expected.norm()
+
+
+def test_a_huge_ridge_ends_at_what_it_shrinks_towards():
+    m, r = rows()
+    m[:, 3] = 0  # a dead channel keeps its row of the identity
+    for towards, limit in (("zero", torch.zeros(HIDDEN, HIDDEN)), ("identity", torch.eye(HIDDEN))):
+        found = fit_least_squares(of(m, r), ridge_relative=1e12, towards=towards).matrix
+        assert (found - limit).norm() < 1e-6
+        assert torch.equal(fit_least_squares(of(m, r), towards=towards).matrix[3], limit[3].double())
+
+
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+@pytest.mark.parametrize("alpha", [0.0, 50.0])
+def test_diagonal_is_a_regression_for_each_channel(towards, alpha):
+    m, r = rows()
+    found = fit_diagonal(of(m, r), ridge=alpha, towards=towards).matrix
+    wide, target = penalised_rows(m, r, alpha, towards)
+    expected = torch.tensor([float(wide[:, i] @ target[:, i] / wide[:, i].square().sum()) for i in range(HIDDEN)])
+    assert torch.allclose(found, torch.diag(expected.double()), rtol=1e-6, atol=1e-12)
+    assert torch.equal(found, torch.diag(found.diagonal()))
+
+
+def test_orthogonal_is_the_best_rotation():
+    m, r = rows()
+    found = fit_orthogonal(of(m, r))
+    assert (found.matrix.T @ found.matrix - torch.eye(HIDDEN)).abs().max() < 1e-12
+    planted, _ = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(5)).double())
+    assert (fit_orthogonal(of(m, m @ planted)).matrix - planted).norm() < 1e-8
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(50):  # small rotations of the optimum are worse
+        turn = torch.randn(HIDDEN, HIDDEN, generator=generator, dtype=torch.float64)
+        other = found.matrix @ torch.matrix_exp(1e-3 * (turn - turn.T))
+        assert loss(m, r, other) > loss(m, r, found.matrix)
+
+
+def test_orthogonal_with_dead_channels_is_still_orthogonal():
+    m, r = rows()
+    m[:, :4] = 0
+    found = fit_orthogonal(of(m, r))
+    assert (found.matrix.T @ found.matrix - torch.eye(HIDDEN)).abs().max() < 1e-12
+    assert found.report["rank"] == 5
+
+
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+@pytest.mark.parametrize("alpha", [0.0, 1e4])
+@pytest.mark.parametrize("rank", [1, 3, HIDDEN])
+def test_low_rank_is_the_projection_of_the_full_fit(rank, alpha, towards):
+    """Eckart and Young on the fitted values: the brute force is an SVD of the rows."""
+    m, r = rows()
+    found = fit_low_rank(of(m, r), rank, ridge=alpha, towards=towards)
+    start = torch.eye(HIDDEN, dtype=torch.float64) * (towards == "identity")
+    wide, target = penalised_rows(m, r, alpha, towards)
+    full = torch.linalg.lstsq(wide, target - wide @ start, driver="gelsd").solution
+    _, _, right = torch.linalg.svd(wide @ full, full_matrices=False)
+    expected = start + full @ right[:rank].T @ right[:rank]
+    assert (found.matrix - expected).norm() < 1e-8 * expected.norm()
+    values = torch.linalg.svdvals(found.matrix - start)
+    assert int((values > 1e-10 * values[0]).sum()) == rank
+
+
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+@pytest.mark.parametrize("alpha", [0.0, 1e3])
+def test_lower_triangular_is_a_regression_for_each_column(alpha, towards):
+    m, r = rows()
+    found = fit_lower_triangular(of(m, r), ridge=alpha, towards=towards)
+    wide, target = penalised_rows(m, r, alpha, towards)
+    expected = torch.zeros(HIDDEN, HIDDEN, dtype=torch.float64)
+    for j in range(HIDDEN):
+        expected[j:, j] = torch.linalg.lstsq(wide[:, j:], target[:, j], driver="gelsd").solution
+    assert (found.matrix - expected).norm() < 1e-8 * expected.norm()
+    assert torch.equal(found.matrix, found.matrix.tril())
+
+
+def test_lower_triangular_of_a_singular_gram_and_dead_channels():
+    m, r = rows(tokens=5)
+    m[:, 2] = 0
+    found = fit_lower_triangular(of(m, r))
+    assert found.matrix.isfinite().all() and torch.equal(found.matrix, found.matrix.tril())
+    assert found.report["jitter"] > 0 and not found.matrix[2].any()
+
+
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+@pytest.mark.parametrize(("l1", "alpha"), [(0.0, 0.0), (0.001, 0.0), (0.05, 0.0), (0.05, 1e4), (0.7, 0.0)])
+def test_elastic_net_meets_its_optimality_conditions(l1, alpha, towards):
+    """Subgradient conditions on the rows: the gradient is -lambda sign(D) where D is not zero, within lambda else."""
+    m, r = rows()
+    found = fit_elastic_net(of(m, r), l1, ridge=alpha, towards=towards)
+    start = torch.eye(HIDDEN, dtype=torch.float64) * (towards == "identity")
+    most = float((m.T @ (r - m @ start)).abs().max())
+    change = found.matrix - start
+    gradient = m.T @ (m @ found.matrix - r) + alpha * change
+    assert found.report["lambda"] == pytest.approx(l1 * most, rel=1e-12)
+    inside = change.abs() < 1e-12
+    assert (gradient[~inside] + l1 * most * change[~inside].sign()).abs().max() < 1e-7 * most
+    if inside.any():
+        assert gradient[inside].abs().max() <= l1 * most + 1e-7 * most
+    assert found.report["zeros"] == pytest.approx(float(inside.double().mean()), abs=1e-9)
+    if l1 == 0:
+        expected = fit_least_squares(of(m, r), ridge=alpha).matrix if towards == "zero" else None
+        assert expected is None or (found.matrix - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_elastic_net_of_a_singular_gram_is_finite():
+    m, r = rows(tokens=4)
+    m[:, 0] = 0
+    found = fit_elastic_net(of(m, r), 0.01)
+    assert found.matrix.isfinite().all() and found.report["gap"] < 1e-6
+
+
+def shards_of(count, **given):
+    parts = [of(*rows(seed=seed, **given)) for seed in range(count)]
+    return Statistics.sum(parts), parts
+
+
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+def test_auto_ridge_is_brute_force_cross_validation(towards):
+    data = [rows(tokens=12, seed=seed) for seed in range(3)]
+    parts = [of(*one) for one in data]
+    grid = (1e-3, 1e-1, 1.0, 10.0)
+    found = fit_auto_ridge(Statistics.sum(parts), Shards.of(parts), towards, grid)
+    for relative, point in zip(grid, found.report["curve"], strict=True):
+        errors = []
+        for k, (m, r) in enumerate(data):
+            others = of(*(torch.cat([one[n] for j, one in enumerate(data) if j != k]) for n in (0, 1)))
+            matrix = fit_least_squares(others, ridge_relative=relative, towards=towards).matrix
+            errors.append(loss(m, r, matrix))
+        energies = [float(r.square().sum()) for _, r in data]
+        assert point["ridge_relative"] == relative
+        assert point["residual"] == pytest.approx(sum(errors) / sum(energies), rel=1e-8)
+        assert point["by_shard"] == pytest.approx([e / n for e, n in zip(errors, energies, strict=True)], rel=1e-8)
+    best = min(found.report["curve"], key=lambda point: point["residual"])["ridge_relative"]
+    assert found.report["ridge_relative"] == best
+    expected = fit_least_squares(Statistics.sum(parts), ridge_relative=best, towards=towards)
+    assert torch.equal(found.matrix, expected.matrix)
+    json.dumps(found.report, allow_nan=False)
+
+
+def test_auto_ridge_refuses_what_is_no_partition():
+    total, parts = shards_of(3)
+    with pytest.raises(ReplaceMeError, match="set `shards` of the calibration to 2 or more"):
+        fit_auto_ridge(parts[0], Shards.of(parts[:1]))
+    with pytest.raises(ReplaceMeError, match="the shards hold 400 tokens, their sum 600"):
+        fit_auto_ridge(total, Shards.of(parts[:2]))
+
+
+def test_subtracting_a_shard_leaves_the_others():
+    total, parts = shards_of(3)
+    left, expected = total - parts[1], parts[0] + parts[2]
+    assert left.tokens == expected.tokens
+    assert (left.gram - expected.gram).norm() < 1e-13 * expected.gram.norm()
+    with pytest.raises(ReplaceMeError, match="do not match"):
+        _ = total - Statistics.zeros(HIDDEN + 1)
+
+
+@pytest.mark.parametrize("transform", sorted(set(FITS) - {"identity"}))
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 40), st.integers(2, 12), st.integers(0, 100), st.booleans())
+def test_every_fit_is_finite_and_none_beats_the_full_one(transform, tokens, hidden, seed, dead):
+    m, r = rows(tokens, hidden, seed)
+    if dead:
+        m[:, 0] = 0
+        m[0] = 0  # a row of zeros
+    statistics = of(m, r)
+    if not m.any():
+        return
+    found = fit(statistics, transform, **OPTIONS.get(transform, {}))
+    assert found.matrix.isfinite().all()
+    json.dumps(found.report, allow_nan=False)
+    full = fit_least_squares(statistics)
+    assert found.report["residual"] >= full.report["residual"] - 1e-6
+
+
+def test_wrong_options_are_refused():
+    statistics = of(*rows())
+    for rank in (0, HIDDEN + 1):
+        with pytest.raises(ReplaceMeError, match="must lie between 1 and the hidden size 9"):
+            fit_low_rank(statistics, rank)
+    for l1 in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ReplaceMeError, match="l1"):
+            fit_elastic_net(statistics, l1)
