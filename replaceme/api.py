@@ -4,6 +4,7 @@ The same functions as the steps, called one after another: tokens -> distances o
 fold.
 """
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def prune(
     model = load_base_model(record["folder"], dtype, device)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
-    transform = _fit(model, family, tokens, record, chosen, fit, calibration)
+    with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
+        transform = _fit(model, family, tokens, record, chosen, fit, calibration, Path(scratch))
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
@@ -104,9 +106,10 @@ def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> d
     return choose(cut, record, distances, candidates)
 
 
-def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, calibration: CalibrationConfig):
+def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, calibration: CalibrationConfig, scratch: Path):
     from replaceme.fitting import fit_section
     from replaceme.gather import gather_cut
+    from replaceme.rows import write_rows
     from replaceme.statistics import Statistics
     from replaceme.transforms import Shards
 
@@ -115,4 +118,8 @@ def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, calibratio
     batch_size, cut = calibration.batch_size, (chosen["start"], chosen["end"])
     count = min(max(calibration.shards, FOLDS), len(tokens.batches(batch_size))) if fit.automatic else 1
     parts = [gather_cut(model, family, tokens, cut, batch_size, shard, count) for shard in range(count)]
-    return fit_section(fit, Statistics.sum(parts), record["hidden_size"], Shards.of(parts))
+    rows = None
+    if fit.objective == "cosine":
+        rows = write_rows(scratch / "rows", model, family, tokens, cut, batch_size, fit.fit_tokens)
+    device = next(model.parameters()).device
+    return fit_section(fit, Statistics.sum(parts), record["hidden_size"], Shards.of(parts), rows, device)

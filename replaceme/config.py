@@ -20,7 +20,7 @@ RESERVED = {
     "models": {"benchmarks", "logs", "published", "tables"},
     "calibrations": {"baseline"},
     "cuts": {"candidates"},
-    "fits": {"gram"},
+    "fits": {"gram", "rows"},
 }
 Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 POST_FIT_METRICS = ("residual", "cosine_after_fit")
@@ -137,7 +137,11 @@ class FitConfig(Strict):
         description="Structure of T: full; identity (blocks are dropped, nothing is fitted: UIDL); diagonal; "
         "orthogonal (Procrustes); low_rank; lower_triangular; sparse (L1 penalty: lasso, elastic net).",
     )
-    objective: Literal["l2"] = Field("l2", description="What the fit minimises: l2 is least squares (eq. 6).")
+    objective: Literal["l2", "cosine"] = Field(
+        "l2",
+        description="What the fit minimises: l2 is least squares (eq. 6), cosine the mean cosine distance between M T "
+        "and the target (eq. 8; full T only), by reweighted least squares over stored rows.",
+    )
     ridge: Annotated[float | Literal["auto"], PlainValidator(_ridge)] = Field(
         0.0,
         description="Absolute value added to the diagonal of the Gram (eq. 9); `auto`: chosen by leaving out one shard "
@@ -154,6 +158,20 @@ class FitConfig(Strict):
         lt=1,
         description="L1 penalty of `sparse`, as a share of the smallest one that leaves nothing of T (or T - I).",
     )
+
+    iterations: int = Field(10, ge=1, description="Most passes over the rows of a cosine fit, after the first.")
+    fit_tokens: int | None = Field(
+        None, ge=16, description="Tokens, drawn uniformly, whose rows a cosine fit stores; null: all."
+    )
+
+    @model_validator(mode="after")
+    def _options_of_the_objective(self) -> "FitConfig":
+        if self.objective == "cosine" and (self.transform != "full" or self.ridge != 0):
+            raise ValueError("objective cosine fits a full T, with ridge_relative if any; drop transform and ridge")
+        for name in ("iterations", "fit_tokens"):
+            if self.objective != "cosine" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"objective {self.objective} takes no {name}; drop it")
+        return self
 
     @model_validator(mode="after")
     def _options_of_the_structure(self) -> "FitConfig":

@@ -94,6 +94,7 @@ wildcard_constraints:
     table=any_of(CONFIG.tables),
     shard=r"\d+",
     shards=r"\d+",
+    fit_tokens=r"all|\d+",
     candidates=any_of(candidates_name(cut) for cut in CONFIG.cuts.values()),
 
 
@@ -138,7 +139,7 @@ def forward_options(wildcards):
 
 def evidence_options(inputs):
     """`--name file ...` for the optional inputs of a job."""
-    names = ("distances", "candidates", "statistics", "shards")
+    names = ("distances", "candidates", "statistics", "shards", "rows")
     return " ".join(
         f"--{name} {shlex.join(map(str, flat(inputs[name])))}"
         for name in names
@@ -191,6 +192,8 @@ def statistics_file(wildcards):
         files["shards"] = [
             f"{folder}/{shard}-of-{shards}.safetensors" for shard in range(shards)
         ]
+    if fit.objective == "cosine":
+        files["rows"] = f"{Path(folder).parent}/rows/{fit.fit_tokens or 'all'}"
     return files
 
 

@@ -45,6 +45,36 @@ rule sum:
         "OMP_NUM_THREADS={threads} replaceme sum {input:q} --out {output:q} 2> {log:q}"
 
 
+rule rows:
+    """MLP outputs and targets of a cut, token by token, for the cosine fits; gone when those are done."""
+    input:
+        model="results/{model}/model.json",
+        tokens="results/{model}/{calibration}/tokens.safetensors",
+        cut="results/{model}/{calibration}/{cut}/cut.json",
+    output:
+        temp(directory("results/{model}/{calibration}/{cut}/rows/{fit_tokens}")),
+    log:
+        "results/logs/{model}/{calibration}/{cut}/rows/{fit_tokens}.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/rows/{fit_tokens}.tsv"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        options=forward_options,
+        fit_tokens=lambda wildcards: (
+            ""
+            if wildcards.fit_tokens == "all"
+            else f"--fit-tokens {wildcards.fit_tokens}"
+        ),
+        code=code_of("rows"),
+    message:
+        "rows of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}: {wildcards.fit_tokens} tokens"
+    shell:
+        "python -m replaceme.gpu {resources.gpu} -- replaceme rows {input.model:q} {input.tokens:q} {input.cut:q}"
+        " {params.options} {params.fit_tokens} --threads {threads} --out {output:q} 2> {log:q}"
+
+
 rule transform:
     """The linear map that replaces the removed blocks."""
     input:
@@ -58,12 +88,17 @@ rule transform:
         "results/logs/{model}/{calibration}/{cut}/{fit}/fit.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/fit.tsv"
+    threads: 1
+    resources:
+        gpu=lambda wildcards: GPU * (CONFIG.fits[wildcards.fit].objective == "cosine"),
     params:
         evidence=lambda wildcards, input: evidence_options(input),
         options=lambda wildcards: to_flags(CONFIG.fits[wildcards.fit]),
+        device=CONFIG.device,
         folder=lambda wildcards, output: Path(output.report).parent,
         code=code_of("fit"),
     message:
         "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "OMP_NUM_THREADS={threads} replaceme fit {input.model:q} {input.cut:q} {params.evidence} {params.options} --out {params.folder:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} python -m replaceme.gpu {resources.gpu} -- replaceme fit {input.model:q} {input.cut:q} {params.evidence}"
+        " {params.options} --device {params.device} --threads {threads} --out {params.folder:q} 2> {log:q}"

@@ -49,6 +49,22 @@ def test_the_fit_is_least_squares_on_the_given_texts(llama, texts, tokenizer, tm
     assert (after - best.T @ before).norm() <= 1e-5 * after.norm()
 
 
+def test_a_ridge_chosen_over_parts_of_the_texts(llama, texts, tmp_path):
+    fit = FitConfig(ridge="auto", towards="identity")
+    calibration = {"texts": texts, "blocks": 2, "fit": fit, "out": tmp_path / "out", "device": "cpu"}
+    report = replaceme.prune(llama, **calibration)["fit"]
+    assert report["ridge"] > 0
+    assert len(report["curve"][0]["by_shard"]) > 1
+
+
+def test_a_cosine_fit_stores_its_rows_only_for_a_while(llama, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fit = FitConfig(objective="cosine", iterations=2)
+    report = replaceme.prune(llama, texts=texts, blocks=2, fit=fit, out=tmp_path / "out", device="cpu")["fit"]
+    assert report["solver"] == "irls" and report["residual"] < report["residual_identity"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_fitting_beats_dropping_on_the_texts(llama, texts, tokenizer, tmp_path):
     """The logits of the pruned model come closer to the original's with the fit than without."""
     from replaceme.loading import load_causal_model

@@ -175,6 +175,33 @@ def test_one_shard_is_not_taken_for_the_sum(run, capsys, tmp_path):
     assert "one of 3 shards; add them with `replaceme sum`" in fails(capsys, "fit", *words)
 
 
+def test_a_ridge_chosen_over_the_shards(run, capsys, tmp_path):
+    shards = [str(run / f"gram-{shard}.safetensors") for shard in range(3)]
+    words = ["fit", *map(str, (run / "model.json", run / "cut.json", "--statistics", run / "sum.safetensors"))]
+    words += ["--ridge", "auto", "--towards", "identity", "--out", str(tmp_path / "auto")]
+    assert "ridge auto needs --shards" in fails(capsys, *words)
+    assert "shards [0, 1] given, 0 .. 2 needed" in fails(capsys, *words, "--shards", *shards[:2])
+    assert main([*words, "--shards", *shards]) == 0
+    report = json.loads((tmp_path / "auto" / "fit.json").read_text())
+    assert report["ridge"] > 0 and len(report["curve"][0]["by_shard"]) == 3
+
+
+def test_a_cosine_fit_over_stored_rows(run, capsys, tmp_path):
+    files = [str(run / name) for name in ("model.json", "cut.json")]
+    rows = ["rows", files[0], str(run / "tokens.safetensors"), files[1], "--batch-size", "4", "--fit-tokens", "300"]
+    assert main([*rows, "--out", str(tmp_path / "rows")]) == 0
+    words = ["fit", *files, "--statistics", str(run / "sum.safetensors"), "--objective", "cosine", "--iterations", "3"]
+    words += ["--out", str(tmp_path / "cosine")]
+    assert "a cosine fit needs --rows" in fails(capsys, *words)
+    assert main([*words, "--rows", str(tmp_path / "rows")]) == 0
+    report = json.loads((tmp_path / "cosine" / "fit.json").read_text())
+    assert report["solver"] == "irls" and 1 <= report["iterations"] <= 3
+    assert report["cosine_distance_held_out"] <= report["history"][0]["held_out"]
+    index = tmp_path / "rows" / "index.json"
+    index.write_text(index.read_text().replace('"batch_size": 4', '"batch_size": 5'))
+    assert "of another model, calibration or cut" in fails(capsys, *words, "--rows", str(tmp_path / "rows"))
+
+
 def test_an_output_of_another_step_is_told(run, capsys, tmp_path):
     words = [run / "model.json", run / "candidates.json", run / "ls/transform.safetensors", "--out", tmp_path / "x"]
     assert "candidates.json: no 'start' in it" in fails(capsys, "merge", *words)

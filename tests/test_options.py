@@ -109,6 +109,7 @@ HELD = {
     "candidates": [(schema.CutConfig, ("blocks", "ratio", "samples"))],
     "cut": [(schema.CutConfig, ())],
     "gram": [(schema.CalibrationConfig, ("shards", "batch_size", "dtype"))],
+    "rows": [(schema.CalibrationConfig, ("batch_size", "dtype")), (schema.FitConfig, ("fit_tokens",))],
     "fit": [(schema.FitConfig, ())],
     "evaluate": [(schema.EvaluationConfig, ("include", "perplexity", "batch_size", "limit", "seed", "dtype"))],
     "speed": [(schema.SpeedConfig, ())],

@@ -9,9 +9,20 @@ from replaceme.config import FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.files import write_json
 from replaceme.fitting import fit_section
+from replaceme.models import pick_device
 from replaceme.options import add_options, from_options
+from replaceme.rows import Rows
 from replaceme.statistics import Statistics
-from replaceme.steps.common import check_shards, load_cut, load_model, model_argument, out_argument, same_model
+from replaceme.steps.common import (
+    check_shards,
+    compute_arguments,
+    load_cut,
+    load_model,
+    model_argument,
+    out_argument,
+    same_model,
+    set_threads,
+)
 from replaceme.transforms import Shards
 
 ONLINE = False
@@ -26,12 +37,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", nargs="+", metavar="FILE", help="statistics of every shard; needed for a ridge chosen automatically"
     )
+    parser.add_argument("--rows", metavar="FOLDER", help="rows of the `rows` step; needed for a cosine fit")
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
+    compute_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the transform and its report."""
+    set_threads(args.threads)
     record = load_model(args)
     config = from_options(args, FitConfig)
     cut = load_cut(args.cut)
@@ -50,11 +64,25 @@ def run(args: argparse.Namespace) -> None:
         origin = {key: value for key, value in metadata.items() if key != "shard"}
     elif config.transform != "identity":
         raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
-    found = fit_section(config, statistics, record["hidden_size"], _shards(args, config, origin))
+    rows = _rows(args, config, origin)
+    device = pick_device(args.device) if rows else "cpu"
+    found = fit_section(config, statistics, record["hidden_size"], _shards(args, config, origin), rows, device)
     found.save(args.out / "transform.safetensors", origin)
     write_json(args.out / "fit.json", {**config.model_dump(), **found.report, **origin})
     numbers = {key: value for key, value in found.report.items() if not isinstance(value, list)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
+
+
+def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -> Rows | None:
+    """The rows of the same model, tokens and cut as the statistics, where the fit needs them."""
+    if config.objective != "cosine":
+        return None
+    if not args.rows:
+        raise ReplaceMeError("options: a cosine fit needs --rows, made by `replaceme rows`")
+    rows = Rows.open(args.rows)
+    if rows.origin != {key: value for key, value in origin.items() if key != "shards"}:
+        raise ReplaceMeError(f"{args.rows}: of another model, calibration or cut than {args.statistics}; make it again")
+    return rows
 
 
 def _shards(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -> Shards | None:

@@ -6,6 +6,7 @@ from typing import Any
 from replaceme.errors import ReplaceMeError
 from replaceme.statistics import Statistics
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
+from replaceme.transforms.cosine import fit_cosine
 from replaceme.transforms.ridge import Shards, fit_auto_ridge
 from replaceme.transforms.sparse import fit_elastic_net
 from replaceme.transforms.structured import fit_diagonal, fit_low_rank, fit_lower_triangular, fit_orthogonal
@@ -38,6 +39,7 @@ __all__ = [
     "Transform",
     "fit",
     "fit_auto_ridge",
+    "fit_cosine",
     "fit_diagonal",
     "fit_elastic_net",
     "fit_identity",

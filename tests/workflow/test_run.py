@@ -100,14 +100,20 @@ def test_gpu_jobs_take_one_device_each_of_those_visible(project):
     assert re.search(r"Provided resources:.*\bgpu\W.*\b2\b", touched.stdout + touched.stderr)
 
 
-def test_a_ridge_chosen_by_leaving_out_shards(completed):
-    """The fit reads the shards that the Gram jobs made; nothing is gathered again."""
-    fits = {"auto": {"ridge": "auto", "towards": "identity"}, "thin": {"transform": "low_rank", "rank": 2}}
+def test_other_fits_of_the_same_cut(completed):
+    """They read the shards that the Gram jobs made; only the cosine fit needs rows, which are gone afterwards."""
+    fits = {
+        "auto": {"ridge": "auto", "towards": "identity"},
+        "thin": {"transform": "low_rank", "rank": 2},
+        "cosine": {"objective": "cosine", "fit_tokens": 200},
+    }
     table = {**completed.config()["tables"]["main.1"], "fits": list(fits)}
     completed.config(fits=fits, tables={"main.1": table})
     done = completed.snakemake(*(f"{FIT}/{fit}/fit.json" for fit in fits))
     assert done.returncode == 0, done.stderr
-    assert "rule gram" not in done.stdout + done.stderr
+    assert completed.job_stats(done.stdout + done.stderr) == {"rows": 1, "transform": 3}
+    assert not (completed.folder / FIT / "rows/200").exists()
+    assert json.loads((completed.folder / FIT / "cosine/fit.json").read_text())["solver"] == "irls"
     report = json.loads((completed.folder / FIT / "auto/fit.json").read_text())
     assert {point["ridge_relative"] for point in report["curve"]} >= {report["ridge_relative"]}
     assert all(len(point["by_shard"]) == 2 for point in report["curve"])

@@ -1,0 +1,36 @@
+"""rows: MLP outputs and targets of a cut, token by token, for the fits that need more than sums."""
+
+import argparse
+
+from replaceme.checkpoints import read_config
+from replaceme.config import FitConfig
+from replaceme.models import require_foldable
+from replaceme.options import add_options
+from replaceme.rows import write_rows
+from replaceme.steps.common import load_cut, load_model, out_argument, same_model
+from replaceme.steps.forward import forward_arguments, load_forward
+
+ONLINE = False
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    out_argument(parser, "folder of the rows")
+    forward_arguments(parser)
+    add_options(parser, FitConfig, ("fit_tokens",))
+    parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the rows."""
+    cut = load_cut(args.cut)
+    record = load_model(args)
+    same_model(record, cut, args.cut)
+    require_foldable(read_config(record["folder"]), record["source"])
+    forward = load_forward(args, record)
+    start, end = cut["start"], cut["end"]
+    origin = {**forward.origin, "start": start, "end": end}
+    fit_tokens = getattr(args, "fit_tokens", None)
+    write_rows(
+        args.out, forward.model, forward.family, forward.tokens, (start, end), forward.batch_size, fit_tokens, origin
+    )

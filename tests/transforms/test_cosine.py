@@ -1,0 +1,129 @@
+"""The cosine fit against brute force: its gradient, a planted optimum, torch's own optimiser on the same loss."""
+
+import json
+
+import pytest
+import torch
+
+from replaceme.errors import ReplaceMeError
+from replaceme.files import write_json, write_safetensors
+from replaceme.rows import INDEX, Rows
+from replaceme.statistics import Statistics
+from replaceme.transforms import cosine, fit_cosine, fit_least_squares
+
+HIDDEN = 12
+
+
+def stored(folder, m, r, parts=3):
+    """Rows on disk as `write_rows` leaves them, and the statistics of what is stored."""
+    folder.mkdir()
+    m, r = m.to(torch.bfloat16), r.to(torch.bfloat16)
+    listed = []
+    for number, (outputs, targets) in enumerate(zip(m.chunk(parts), r.chunk(parts), strict=True)):
+        name = f"rows-{number:05}.safetensors"
+        write_safetensors(folder / name, {"mlp_output": outputs, "target": targets}, {})
+        listed.append((name, len(outputs)))
+    write_json(folder / INDEX, {"parts": listed, "hidden_size": m.shape[1], "origin": {}})
+    statistics = Statistics.zeros(m.shape[1])
+    statistics.add_batch(m, r)
+    return Rows.open(folder), statistics, m.double(), r.double()
+
+
+def data(tokens=3000, seed=0, noise=0.5):
+    """Rows of very different lengths, the target a linear map of m with noise relative to each row's own length."""
+    generator = torch.Generator().manual_seed(seed)
+    m, e, mixing = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((tokens, HIDDEN), (tokens, HIDDEN), (HIDDEN, HIDDEN))
+    )
+    lengths = torch.exp(1.5 * torch.randn(tokens, 1, generator=generator, dtype=torch.float64))
+    return lengths * m, lengths * (m @ mixing + noise * e * (1 + 3 * (torch.arange(tokens) % 7 == 0))[:, None])
+
+
+def loss(m, r, matrix):
+    return 1 - torch.nn.functional.cosine_similarity(m @ matrix, r, dim=1).mean()
+
+
+def test_the_weighted_sums_are_the_gradient(tmp_path):
+    """G_w T - C_v of a pass is the gradient of the sum of cosine distances, by autograd in float64."""
+    rows, statistics, m, r = stored(tmp_path / "rows", *data(noise=0.1))
+    matrix = fit_least_squares(statistics).matrix
+    found = cosine._pass(rows, matrix, "cpu")
+    size = rows.count // (2 * cosine.HELD_OUT)
+    blocks = [(outputs, targets) for outputs, targets in rows.blocks(size)]
+    train = [both for n, both in enumerate(blocks) if n % cosine.HELD_OUT != cosine.HELD_OUT - 1]
+    m, r = (torch.cat(given).double() for given in zip(*train, strict=True))
+    at = matrix.clone().requires_grad_()
+    total = loss(m, r, at) * len(m)
+    total.backward()
+    assert found.sums.tokens == len(m)
+    assert found.train == pytest.approx(float(loss(m, r, matrix)), rel=1e-6)
+    gradient = found.sums.gram @ matrix - found.sums.cross
+    assert torch.nn.functional.cosine_similarity(m @ matrix, r, dim=1).min() > cosine.SMALLEST_COSINE
+    assert (gradient - at.grad).norm() < 1e-5 * found.sums.cross.norm()
+
+
+def test_it_reaches_what_a_long_run_of_an_optimiser_reaches(tmp_path):
+    rows, statistics, m, r = stored(tmp_path / "rows", *data())
+    found = fit_cosine(statistics, rows, iterations=20, tolerance=0.0)
+    at = fit_least_squares(statistics).matrix.requires_grad_()
+    optimiser = torch.optim.LBFGS([at], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        value = loss(m, r, at)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    best, start = (float(loss(m, r, of)) for of in (at.detach(), fit_least_squares(statistics).matrix))
+    assert start - best > 1e-4, "there is something to gain"
+    # one part in eight is held out, so it need not be the same minimum
+    assert float(loss(m, r, found.matrix)) < best + 0.1 * (start - best)
+    history = found.report["history"]
+    assert history[0]["step"] == 1.0
+    assert found.report["cosine_distance_held_out"] == min(point["held_out"] for point in history)
+    assert found.report["iterations"] == len(history) - 1 <= 20
+    json.dumps(found.report, allow_nan=False)
+
+
+def test_the_scale_is_that_of_least_squares(tmp_path):
+    rows, statistics, _, _ = stored(tmp_path / "rows", *data())
+    found = fit_cosine(statistics, rows)
+    for factor in (0.98, 1.02):
+        other = factor * found.matrix
+        worse = float((other * (statistics.gram @ other - 2 * statistics.cross)).sum())
+        assert worse > float((found.matrix * (statistics.gram @ found.matrix - 2 * statistics.cross)).sum())
+
+
+def test_zero_rows_and_dead_channels_do_no_harm(tmp_path):
+    m, r = data(tokens=400)
+    m[:, 3] = 0
+    m[::5] = 0
+    r[::7] = 0
+    rows, statistics, _, _ = stored(tmp_path / "rows", m, r)
+    found = fit_cosine(statistics, rows, iterations=3)
+    assert found.matrix.isfinite().all() and not found.matrix[3].any()
+    assert 0 < found.report["cosine_distance_held_out"] < 1
+
+
+def test_same_rows_same_bits_whatever_the_parts_hold(tmp_path):
+    m, r = data(tokens=640)
+    one, statistics, _, _ = stored(tmp_path / "one", m, r, parts=4)
+    assert torch.equal(fit_cosine(statistics, one).matrix, fit_cosine(statistics, one).matrix)
+
+
+def test_unusable_rows_are_refused(tmp_path):
+    rows, statistics, _, _ = stored(tmp_path / "rows", *data(tokens=60))
+    with pytest.raises(ReplaceMeError, match="rows of 12 channels, statistics of 5"):
+        fit_cosine(Statistics.zeros(5), rows)
+    few, of_few, _, _ = stored(tmp_path / "few", *data(tokens=4), parts=1)
+    with pytest.raises(ReplaceMeError, match="needs rows to fit and rows to hold out"):
+        fit_cosine(of_few, few)
+    (tmp_path / "rows" / "rows-00001.safetensors").unlink()
+    with pytest.raises(ReplaceMeError, match=r"rows-00001\.safetensors: no such file"):
+        Rows.open(tmp_path / "rows")
+    write_json(tmp_path / "rows" / INDEX, [])
+    with pytest.raises(ReplaceMeError, match="not the index of rows"):
+        Rows.open(tmp_path / "rows")
+    assert statistics.tokens == 60
