@@ -104,6 +104,24 @@ def solve(system: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, dict
     return vectors @ ((vectors.T @ right) / values[:, None]), {"solver": "eigh", **report}
 
 
+def solve_quickly(system: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`solve` without its report: by Cholesky where a few inverse iterations find the system well conditioned."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if not failed and _smallest(factor) > len(system) * EPSILON * float(system.diagonal().sum()):
+        return torch.cholesky_solve(right, factor)
+    return solve(system, right)[0]
+
+
+def _smallest(factor: torch.Tensor, iterations: int = 8) -> float:
+    """The smallest eigenvalue of `factor factor^T`, from above, by inverse iteration from a fixed vector."""
+    if not len(factor):
+        return float("inf")
+    vector = torch.linspace(1, 2, len(factor), dtype=factor.dtype, device=factor.device)[:, None]
+    for _ in range(iterations):
+        vector = torch.cholesky_solve(vector / vector.norm(), factor)
+    return float(1 / vector.norm())
+
+
 def cutoff(values: torch.Tensor) -> torch.Tensor | float:
     """Eigenvalues (ascending) up to this one are noise.
 

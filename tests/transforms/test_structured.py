@@ -21,6 +21,7 @@ from replaceme.transforms import (
     fit_lower_triangular,
     fit_orthogonal,
 )
+from replaceme.transforms.solve import solve, solve_quickly
 
 HIDDEN = 9
 OPTIONS = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}
@@ -230,6 +231,21 @@ def test_every_fit_is_finite_and_none_beats_the_full_one(transform, tokens, hidd
     json.dumps(found.report, allow_nan=False)
     full = fit_least_squares(statistics)
     assert found.report["residual"] >= full.report["residual"] - 1e-6
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-6, 1e-12, 1e-16, 0.0])
+def test_the_quick_solve_is_the_careful_one(smallest):
+    generator = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator, dtype=torch.float64))
+    values = torch.ones(HIDDEN, dtype=torch.float64)
+    values[0] = smallest
+    system = turn * values @ turn.T
+    right = torch.randn(HIDDEN, 3, generator=generator, dtype=torch.float64)
+    careful, report = solve(system, right)
+    quick = solve_quickly(system, right)
+    assert report["rank"] == HIDDEN - (smallest < 1e-14)
+    assert (quick - careful).norm() <= 1e-15 / max(smallest, 1e-3) * careful.norm() or smallest in (1e-6, 1e-12)
+    assert (quick - careful).norm() <= 1e-3 * careful.norm()
 
 
 def test_wrong_options_are_refused():
