@@ -1,7 +1,7 @@
 """The products of `products.py` on Hopper (sm_90): warp-specialised, in one launch, written in Gluon.
 
-A program computes one unit: a tile of 128 x 256 over a chunk of rows. One warp keeps four stages of 64 rows in flight
-by TMA; two warpgroups multiply, 64 rows of the tile each. A run is two stages: first the left half of the tile, then
+A program computes one unit: a tile of 128 x 256 (128 x 128 for small products) over a chunk of rows. One warp keeps four
+to six stages of 64 rows in flight by TMA; two warpgroups multiply, 64 rows of the tile each. A run is two stages: first the left half of the tile, then
 the right half with the same stages, so that the run's accumulator [64, 128] and the totals [64, 256] fit in registers
 together; while one warpgroup adds its run to the totals, the other keeps the tensor cores busy.
 Masks and strides do not occur here: `parts.py` made the rows plain.
@@ -188,7 +188,7 @@ def _products_kernel(
     BLOCK: gl.constexpr,
     WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
-    PDL: gl.constexpr,
+    PDL: gl.constexpr,  # always: what dependent_launch says of sm_90
 ):
     gdc_launch_dependents()
     left_stages = gl.allocate_shared_memory(left.dtype, [STAGES * 2, BLOCK, 64], left.layout)

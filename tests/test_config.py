@@ -1,6 +1,8 @@
 """Every mistake in a config is one line with its key path; nothing that is YAML can crash the reader."""
 
 import copy
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -50,10 +52,21 @@ def test_a_good_config():
     assert parse(config.model_dump()) == config
 
 
-def test_the_shipped_config_is_good():
-    from pathlib import Path
+ROOT = Path(__file__).parents[1]
 
-    assert isinstance(load(Path(__file__).parents[1] / "config.yaml"), Config)
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "config.yaml", *sorted((ROOT / "config").glob("*.yaml"))], ids=lambda p: p.name
+)
+def test_the_shipped_configs_are_good(path):
+    assert isinstance(load(path), Config)
+
+
+def test_one_config_shows_every_structure_and_objective():
+    fits = load(ROOT / "config" / "fits.yaml").fits.values()
+    for name in ("transform", "objective"):
+        offered = get_args(FitConfig.model_fields[name].annotation)
+        assert {getattr(fit, name) for fit in fits} == set(offered)
 
 
 def test_sections_cannot_change():
