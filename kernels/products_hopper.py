@@ -1,9 +1,10 @@
 """The products of `products.py` on Hopper (sm_90): warp-specialised, in one launch, written in Gluon.
 
-A program computes one unit: a tile of 128 x 256 (128 x 128 for small products) over a chunk of rows. One warp keeps four
-to six stages of 64 rows in flight by TMA; two warpgroups multiply, 64 rows of the tile each. A run is two stages: first the left half of the tile, then
-the right half with the same stages, so that the run's accumulator [64, 128] and the totals [64, 256] fit in registers
-together; while one warpgroup adds its run to the totals, the other keeps the tensor cores busy.
+A program computes one unit: a tile of 128 x 256 (128 x 128 for small products) over a chunk of rows. One warp keeps
+four to six stages of 64 rows in flight by TMA; two warpgroups multiply, 64 rows of the tile each. A run is two stages:
+first the left half of the tile, then the right half with the same stages, so that the run's accumulator [64, 128] and
+the totals [64, 256] fit in registers together; while one warpgroup adds its run to the totals, the other keeps the
+tensor cores busy.
 Masks and strides do not occur here: `parts.py` made the rows plain.
 """
 
