@@ -143,7 +143,8 @@ def _line(axes: "Axes", candidates: list[dict[str, Any]], name: str, color: str,
 def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
     """Average accuracy and perplexity over compression, from a table's csv: a line per fit and way of choosing cuts.
 
-    Error bars are one standard error; dashed grey lines are the unpruned model.
+    A model with cuts of one size has a place for each fit instead. Error bars are one standard error; dashed grey lines
+    are the unpruned model.
     """
     import pandas
 
@@ -182,22 +183,29 @@ def _draw_measure(axes: "Axes", rows: "pandas.DataFrame", name: str, scale: floa
     pruned["chosen"] = _chosen(pruned)
     fits = list(dict.fromkeys(pruned["fit"]))
     ways = list(dict.fromkeys(pruned["chosen"]))
+    one_size = pruned["compression"].nunique() == 1 and len(fits) > 1  # then there is no line, only fits to compare
     for (fit, way), line in pruned.groupby(["fit", "chosen"], sort=False):
         ordered = line.sort_values("compression", kind="stable")
+        number = fits.index(fit)
+        label = f"{fit}, {way}" if len(ways) > 1 else fit
         axes.errorbar(
-            100 * ordered["compression"],
+            [number] * len(ordered) if one_size else 100 * ordered["compression"],
             scale * ordered[name],
             yerr=scale * ordered[f"{name}_stderr"].fillna(0),
-            color=COLORS[fits.index(fit) % len(COLORS)],
-            marker=MARKERS[fits.index(fit) % len(MARKERS)],
+            color=COLORS[number % len(COLORS)],
+            marker=MARKERS[(number + number // len(COLORS)) % len(MARKERS)],  # no pair twice among 49 fits
             linestyle=DASHES[ways.index(way) % len(DASHES)],
             markerfacecolor=None if ways.index(way) == 0 else "white",
             markersize=5,
             capsize=2.5,
             linewidth=1.4,
-            label=f"{fit}, {way}" if len(ways) > 1 else fit,
+            label="_" if one_size and len(ways) == 1 else label,
         )
-    axes.set_xlim(left=0)
+    if one_size:
+        axes.set_xticks(range(len(fits)), fits, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_xlabel(f"{100 * pruned['compression'].iloc[0]:.1f}% of the parameters removed")
+    else:
+        axes.set_xlim(left=0)
 
 
 def _chosen(rows: "pandas.DataFrame") -> "pandas.Series":

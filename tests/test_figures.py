@@ -112,6 +112,19 @@ def test_table_has_a_line_per_fit_and_choice(sources, drawn):
     assert list(left.containers[0].lines[0].get_xdata()) == [10.0, 20.0]
 
 
+def test_a_table_of_one_cut_has_a_place_per_fit(sources, drawn):
+    names = [f"fit{n}" for n in range(15)]
+    lines = [f"toy,cal,n2,{name},2,cosine,all,0.1,0.{n + 10},0.01,5.0,0.1" for n, name in enumerate(names)]
+    (sources / "table.csv").write_text("\n".join([*CSV.splitlines()[:2], *lines]) + "\n")
+    figures.draw_table(sources / "table.csv", sources / "out.png")
+    left, _ = drawn[0].axes
+    assert [label.get_text() for label in left.get_xticklabels()] == names
+    points = [container.lines[0] for container in left.containers]
+    assert [list(point.get_xdata()) for point in points] == [[n] for n in range(15)]
+    assert len({(point.get_color(), point.get_marker()) for point in points}) == 15
+    assert "10.0% of the parameters removed" in left.get_xlabel()
+
+
 def test_what_was_not_measured_is_said(sources, drawn):
     lines = [",".join([*line.split(",")[:-2], "", ""]) for line in CSV.splitlines()[1:]]
     (sources / "table.csv").write_text("\n".join([CSV.splitlines()[0], *lines]))
