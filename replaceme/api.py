@@ -14,8 +14,6 @@ from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 
-FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ridge: auto` is chosen
-
 
 def prune(
     source: str | Path,
@@ -38,10 +36,11 @@ def prune(
     `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible.
     """
-    from replaceme.cuts import possible_spans
+    from replaceme.cuts import groups_of, possible_spans
+    from replaceme.fitting import Passes
     from replaceme.fold import check_out, write_pruned
     from replaceme.loading import load_base_model, load_tokenizer
-    from replaceme.models import check_length, family_of, pick_device, pick_dtype, require_foldable
+    from replaceme.models import check_fit, check_length, family_of, pick_device, pick_dtype
 
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
@@ -53,20 +52,20 @@ def prune(
     config = read_config(record["folder"])
     calibration, texts = _calibration(calibration, texts, config)
     check_length(config, calibration.tokens, str(source))
-    if fit.transform != "identity":
-        require_foldable(config, str(source))
+    check_fit(config, fit.intercept, fit.placement, str(source))
     tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
     model = load_base_model(record["folder"], dtype, device)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
+    passes = Passes(model, family, tokens, calibration.batch_size)
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
-        transform = _fit(model, family, tokens, record, chosen, fit, calibration, Path(scratch))
+        transforms = _fit(passes, groups_of(chosen), record["hidden_size"], fit, calibration.shards, Path(scratch))
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
-    return write_pruned(record, {**chosen, "model_sha256": digest}, transform, out, origin)
+    return write_pruned(record, {**chosen, "model_sha256": digest}, transforms, out, origin)
 
 
 def _calibration(
@@ -106,20 +105,12 @@ def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> d
     return choose(cut, record, distances, candidates)
 
 
-def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, calibration: CalibrationConfig, scratch: Path):
-    from replaceme.fitting import fit_section
-    from replaceme.gather import gather_cut
-    from replaceme.rows import write_rows
-    from replaceme.statistics import Statistics
-    from replaceme.transforms import Shards
+def _fit(passes, groups: list[tuple[int, int]], hidden_size: int, fit: FitConfig, shards: int, scratch: Path):
+    from replaceme.fitting import Evidence, fit_cut
 
-    if fit.transform == "identity":
-        return fit_section(fit, None, record["hidden_size"])
-    batch_size, cut = calibration.batch_size, (chosen["start"], chosen["end"])
-    count = min(max(calibration.shards, FOLDS), len(tokens.batches(batch_size))) if fit.automatic else 1
-    parts = [gather_cut(model, family, tokens, cut, batch_size, shard, count) for shard in range(count)]
-    rows = None
-    if fit.objective == "cosine":
-        rows = write_rows(scratch / "rows", model, family, tokens, cut, batch_size, fit.fit_tokens)
-    device = next(model.parameters()).device
-    return fit_section(fit, Statistics.sum(parts), record["hidden_size"], Shards.of(parts), rows, device)
+    def gathered(number: int) -> Evidence:
+        if fit.transform == "identity":
+            return Evidence()
+        return passes.evidence(fit, groups[number], scratch / str(number), shards)
+
+    return fit_cut(fit, groups, hidden_size, gathered, lambda: passes, passes.family)

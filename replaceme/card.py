@@ -2,19 +2,21 @@
 
 from typing import Any
 
+from replaceme.cuts import described, groups_of
+
 TEMPLATE = """---
 library_name: transformers
 tags: [pruned, replaceme]
 {base_model}---
 # {source}, {removed} blocks shorter
 
-Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {first} to {last} (of 0 .. {final}) were removed
-without training, {fit}. The architecture is unchanged: load it as you load the original.
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
+removed without training, {fit}. The architecture is unchanged: load it as you load the original.
 
 | | |
 |---|---|
 | source | {source} ({revision}) |
-| cut | [{start}, {end}), carrier block {carrier}, chosen by {metric} |
+| cut | {span}, chosen by {metric} |
 | fit | {report} |
 | versions | {versions} |
 
@@ -25,10 +27,13 @@ without training, {fit}. The architecture is unchanged: load it as you load the 
 def model_card(provenance: dict[str, Any]) -> str:
     """Markdown that says what was removed, how the gap was closed, and from what it was made."""
     source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
+    carriers = [str(start - 1) for start, _ in groups_of(cut)]
     fitted = "and nothing was put in their place (UIDL)"
     if fit["solver"] != "identity":
+        many = len(carriers) > 1
         fitted = (
-            f"and a linear map, fitted on {fit['tokens']} calibration tokens, was folded into block {cut['carrier']}"
+            f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
+            f"{'were' if many else 'was'} folded into block{'s' * many} {', '.join(carriers)}"
         )
     return TEMPLATE.format(
         # the key means a Hub id, which a record with a commit comes from
@@ -36,16 +41,12 @@ def model_card(provenance: dict[str, Any]) -> str:
         source=source["source"],
         revision=source["revision"] or "local folder",
         removed=cut["blocks"],
-        first=cut["start"],
-        last=cut["end"] - 1,
+        span=described(cut),
         final=cut["num_blocks"] - 1,
         version=provenance["versions"]["replaceme"],
         fit=fitted,
-        start=cut["start"],
-        end=cut["end"],
-        carrier=cut["carrier"],
         metric=cut["metric"],
-        report=", ".join(f"{key} {_short(value)}" for key, value in fit.items()),
+        report=", ".join(f"{key} {_short(value)}" for key, value in fit.items() if not isinstance(value, list)),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
     )
 

@@ -6,15 +6,18 @@ file, and the sizes on which cuts are decided. All later steps start from that r
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json, sha256
 from replaceme.models import Family, family_of
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -63,6 +66,21 @@ class Checkpoint:
             if block is not None:
                 counts[block] += prod(shape)
         return counts
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """One tensor, as stored."""
+        return self.read([name])[name]
+
+    def read(self, names: Iterable[str]) -> dict[str, "torch.Tensor"]:
+        """Tensors by name, as stored."""
+        from safetensors import safe_open
+
+        found: dict[str, torch.Tensor] = {}
+        wanted = list(names)
+        for shard in sorted({self.tensors[name][0] for name in wanted}):
+            with safe_open(self.folder / shard, framework="pt") as file:
+                found |= {name: file.get_tensor(name) for name in wanted if self.tensors[name][0] == shard}
+        return found
 
     def companions(self) -> list[Path]:
         """Files other than weights and config that belong to the model."""

@@ -6,13 +6,16 @@ command line its options, and are the source of docs/config.md. Nothing here imp
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    from replaceme.regression import Regression
 
 # names become folders under results/: one plain path component, never a hidden or a parent folder
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -73,6 +76,9 @@ class CutConfig(Strict):
     ratio: float | None = Field(
         None, gt=0, lt=1, description="Share of the parameters to remove, resolved to the nearest number of blocks."
     )
+    groups: int = Field(
+        1, ge=1, description="Number of runs into which the blocks to remove are split, one transform each."
+    )
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
@@ -116,6 +122,8 @@ def _ridge(value: Any) -> float | str:
     raise ValueError(f"a number of at least 0, or auto, is needed, found {printable(value)}")
 
 
+# what the sums over the text depend on
+REGRESSION = ("placement", "weighting")
 RIDGES = ("ridge", "ridge_relative", "towards")
 # what each structure of T can be told beside its objective
 FIT_OPTIONS = {
@@ -159,6 +167,23 @@ class FitConfig(Strict):
         description="L1 penalty of `sparse`, as a share of the smallest one that leaves nothing of T (or T - I).",
     )
 
+    placement: Literal["mlp", "down_proj"] = Field(
+        "mlp",
+        description="Where T goes: mlp, onto the output of the carrier's MLP, folded into its down projection; "
+        "down_proj, in place of the down projection (full T only).",
+    )
+    weighting: Literal["uniform", "inverse_energy"] = Field(
+        "uniform",
+        description="How tokens count in the sums: all alike, or by 1 / |r|^2 (least squares of the target's direction "
+        "rather than of the target).",
+    )
+    intercept: bool = Field(
+        False, description="Whether a constant is fitted too; needs an MLP that can have biases (Llama's `mlp_bias`)."
+    )
+    estimation: Literal["parallel", "sequential"] = Field(
+        "parallel",
+        description="Where a cut has several groups: fit each on the original model, or on the model shortened so far.",
+    )
     iterations: int = Field(10, ge=1, description="Most passes over the rows of a cosine fit, after the first.")
     fit_tokens: int | None = Field(
         None, ge=16, description="Tokens, drawn uniformly, whose rows a cosine fit stores; null: all."
@@ -168,6 +193,8 @@ class FitConfig(Strict):
     def _options_of_the_objective(self) -> "FitConfig":
         if self.objective == "cosine" and (self.transform != "full" or self.ridge != 0):
             raise ValueError("objective cosine fits a full T, with ridge_relative if any; drop transform and ridge")
+        if self.intercept and self.objective == "cosine":
+            raise ValueError("objective cosine takes no intercept; drop it")
         for name in ("iterations", "fit_tokens"):
             if self.objective != "cosine" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"objective {self.objective} takes no {name}; drop it")
@@ -176,15 +203,31 @@ class FitConfig(Strict):
     @model_validator(mode="after")
     def _options_of_the_structure(self) -> "FitConfig":
         allowed = FIT_OPTIONS[self.transform]
+        if self.placement == "down_proj" and (self.transform != "full" or self.towards != "zero"):
+            raise ValueError("placement down_proj fits a full T; drop transform and towards")
+        for name in ("placement", "weighting", "intercept", "estimation"):
+            if self.transform == "identity" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"transform identity takes no {name}; drop it")
         for name in ("rank", "l1"):
             if name in allowed and getattr(self, name) is None:
                 raise ValueError(f"transform {self.transform} needs {name}")
         for name in (*RIDGES, "rank", "l1"):
             if name not in allowed and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"transform {self.transform} takes no {name}; drop it")
-        if self.automatic and (self.transform != "full" or self.ridge_relative):
-            raise ValueError("ridge auto chooses the penalty of a full T; drop the rest")
+        if self.automatic and (self.transform != "full" or self.ridge_relative or self.intercept):
+            raise ValueError("ridge auto chooses the penalty of a full T; drop the rest, an intercept included")
         return self
+
+    @property
+    def regression(self) -> "Regression":
+        """What is fitted on what."""
+        from replaceme.regression import Regression
+
+        return Regression(self.placement, self.weighting)
+
+    def sequential(self, groups: int) -> bool:
+        """Whether a cut of so many groups is fitted on the model shortened so far, rather than from common sums."""
+        return groups > 1 and self.estimation == "sequential" and self.transform != "identity"
 
     @property
     def automatic(self) -> bool:

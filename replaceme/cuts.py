@@ -30,6 +30,16 @@ log = logging.getLogger(__name__)
 ENOUGH = 4  # tokens for each channel below which a post-fit metric is doubtful
 
 
+def groups_of(cut: dict[str, Any]) -> list[tuple[int, int]]:
+    """The runs of blocks [start, end) that a cut.json removes, in order."""
+    return [(start, end) for start, end in cut["groups"]]
+
+
+def described(cut: dict[str, Any]) -> str:
+    """The runs of blocks of a cut.json as text, `[2, 5), [7, 10)`."""
+    return ", ".join(f"[{start}, {end})" for start, end in groups_of(cut))
+
+
 def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
     """All candidate cuts [start, end) of `blocks` blocks; raises ReplaceMeError when none leaves a carrier."""
     if not 1 <= blocks < num_blocks:
@@ -152,7 +162,7 @@ def choose(
     distances: dict[str, "torch.Tensor"] | None = None,
     candidates: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The contents of cut.json: the chosen [start, end), its carrier, the metric, and every candidate with its value.
+    """The contents of cut.json: the groups [start, end) that go, the metric, and every candidate with its value.
 
     `distances` are needed for the metrics cosine and angular, `candidates` for the post-fit ones, neither for a cut
     placed by hand.
@@ -168,10 +178,8 @@ def choose(
             raise ReplaceMeError(f"cut: the candidates measured are not those of {blocks} blocks; measure them again")
         start = min(listed, key=lambda one: (one[metric], one["start"]))["start"]
     return {
-        "start": start,
-        "end": start + blocks,
+        "groups": [[start, start + blocks]],
         "blocks": blocks,
-        "carrier": start - 1,
         "num_blocks": record["num_blocks"],
         "metric": metric,
         "position": position,

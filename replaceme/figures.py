@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json, replacing
 
@@ -94,7 +95,7 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
         size = f"{cut['blocks']} block{'s' if cut['blocks'] != 1 else ''}"
         place = f", {PLACES[cut['position']]}" if metric in ("cosine", "angular") else ""
-        panels[0].set_title(f"Removing {size}: [{cut['start']}, {cut['end']}) of {cut['num_blocks']}{place}")
+        panels[0].set_title(f"Removing {size}: {described(cut)} of {cut['num_blocks']}{place}")
         panels[-1].set_xlabel("first block removed")
         if not candidates:
             panels[0].text(
@@ -102,13 +103,14 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
             )
             panels[0].set_yticks([])
             panels[0].set_xlim(0, cut["num_blocks"])
-            panels[0].axvspan(cut["start"], cut["end"], color=COLORS[1], alpha=0.2)
+            for start, end in groups_of(cut):
+                panels[0].axvspan(start, end, color=COLORS[1], alpha=0.2)
             return
         _draw_choice(panels[0], cut)
         for index, name in enumerate(others):
             _line(panels[1], candidates, name, COLORS[2 + index], MARKERS[2 + index])
         if others:
-            panels[1].axvline(cut["start"], color=COLORS[1], linewidth=1, linestyle=DASHES[1])
+            panels[1].axvline(groups_of(cut)[0][0], color=COLORS[1], linewidth=1, linestyle=DASHES[1])
             panels[1].set_ylabel("other measures (no unit)")
             _legend_outside(panels[1])
             values = [one[name] for one in candidates for name in others]
@@ -118,12 +120,12 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
 
 
 def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
-    metric = cut["metric"]
-    chosen = next(one for one in cut["candidates"] if one["start"] == cut["start"])
+    metric, start = cut["metric"], groups_of(cut)[0][0]
+    chosen = next(one for one in cut["candidates"] if one["start"] == start)
     _line(axes, cut["candidates"], metric, COLORS[0], "o")
-    axes.axvline(cut["start"], color=COLORS[1], linewidth=1, linestyle=DASHES[1])
-    label = f"chosen: start {cut['start']}, {chosen[metric]:.4g}"
-    axes.plot([cut["start"]], [chosen[metric]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
+    axes.axvline(start, color=COLORS[1], linewidth=1, linestyle=DASHES[1])
+    label = f"chosen: start {start}, {chosen[metric]:.4g}"
+    axes.plot([start], [chosen[metric]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
     axes.set_ylabel(NAMES.get(metric, metric).replace(" (", "\n("))
     axes.set_ylim(bottom=0)
     _legend_outside(axes)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,10 +121,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadat
         raise _cannot_write(path, error) from error
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
-    """Load what `save_tensors` wrote, as (tensors, metadata); raises ReplaceMeError when missing or corrupted."""
+def load_tensors(path: str | Path, group: int | None = None) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
+    """Load what `save_tensors` wrote (or one group of what `save_groups` did), as (tensors, metadata).
+
+    Raises ReplaceMeError when missing or corrupted.
+    """
+    prefix = "" if group is None else f"{group}."
     with _opened(path) as (file, metadata):
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, metadata
+
+
+def save_groups(path: str | Path, groups: Sequence[Mapping[str, "torch.Tensor"]], metadata: Mapping[str, Any]) -> None:
+    """Write one safetensors file with the tensors of each group of a cut, `0.name`, `1.name` and so on."""
+    save_tensors(path, {f"{k}.{name}": value for k, one in enumerate(groups) for name, value in one.items()}, metadata)
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:

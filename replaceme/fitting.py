@@ -1,42 +1,153 @@
-"""From a fit section of the config to the fit itself."""
+"""From a fit section of the config and what was gathered to the transforms of a cut.
 
+`fit_section` fits one group from its evidence. `fit_cut` fits all groups of a cut: each on the original model
+(`estimation: parallel`), or each on the model as shortened so far (`sequential`), by forward passes of its own.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.config import FIT_OPTIONS, FitConfig
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.data import Tokens
+    from replaceme.models import Family
     from replaceme.rows import Rows
     from replaceme.statistics import Statistics
     from replaceme.transforms import Shards, Transform
 
+FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ridge: auto` is chosen
 
-def fit_section(
-    config: FitConfig,
-    statistics: "Statistics | None",
-    hidden_size: int,
-    shards: "Shards | None" = None,
-    rows: "Rows | None" = None,
-    device: str = "cpu",
-) -> "Transform":
-    """The transform that a fit section describes.
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch."""
+
+    model: "nn.Module"
+    family: "Family"
+    tokens: "Tokens"
+    batch_size: int
+
+    def gathered(self, config: FitConfig, group: tuple[int, int], shards: int) -> "list[Statistics]":
+        """Statistics of a group by shard."""
+        from replaceme.gather import gather_groups, shard_batches
+
+        return [
+            gather_groups(
+                self.model,
+                self.family,
+                shard_batches(self.tokens, self.batch_size, shard, shards),
+                [group],
+                config.regression,
+            )[0]
+            for shard in range(shards)
+        ]
+
+    def evidence(self, config: FitConfig, group: tuple[int, int], folder: Path, shards: int = 1) -> "Evidence":
+        """What the fit of a group needs, from the model as it runs now; rows, if any, go to a folder."""
+        from replaceme.rows import write_rows
+        from replaceme.statistics import Statistics
+        from replaceme.transforms import Shards
+
+        if config.automatic:
+            shards = min(max(shards, FOLDS), len(self.tokens.batches(self.batch_size)))
+        parts = self.gathered(config, group, shards if config.automatic else 1)
+        rows = None
+        if config.objective == "cosine":
+            rows = write_rows(folder, self.model, self.family, self.tokens, group, self.batch_size, config.fit_tokens)
+        return Evidence(Statistics.sum(parts), Shards.of(parts), rows, str(next(self.model.parameters()).device))
+
+    def stream(self, config: FitConfig, group: tuple[int, int]) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+        """(m, r) of the unmasked tokens of each batch."""
+        from replaceme.capture import capture
+        from replaceme.progress import progress
+        from replaceme.regression import formed
+
+        batches = progress(self.tokens.batches(self.batch_size), "gain", unit="batch")
+        for activations in capture(self.model, self.family, batches, config.regression.wanted([group])):
+            m, terms = config.regression.rows(activations, *group)
+            yield m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a group is fitted from: its statistics, and for the fits that need them its shards and rows."""
+
+    statistics: "Statistics | None" = None
+    shards: "Shards | None" = None
+    rows: "Rows | None" = None
+    device: str = "cpu"
+
+
+def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
+    """The transform that a fit section describes, for one group, without what a norm makes of it.
 
     The identity needs no statistics, `ridge: auto` also the shards, a cosine fit also the rows, which it streams
-    through `device`.
+    through the device.
     """
-    from replaceme.transforms import fit, fit_auto_ridge, fit_cosine, fit_identity
+    from replaceme.transforms import fit_identity, with_intercept
 
     if config.transform == "identity":
-        return fit_identity(statistics, hidden_size)
+        return fit_identity(evidence.statistics, hidden_size)
+    if not config.intercept:
+        return replace(_linear(config, evidence), placement=config.placement)
+    centred = replace(evidence, statistics=evidence.statistics.centred())
+    return replace(with_intercept(_linear(config, centred), evidence.statistics), placement=config.placement)
+
+
+def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
+    from replaceme.transforms import fit, fit_auto_ridge, fit_cosine
+
     if config.automatic:
-        return fit_auto_ridge(statistics, shards, config.towards)
+        return fit_auto_ridge(evidence.statistics, evidence.shards, config.towards)
     if config.objective == "cosine":
         return fit_cosine(
-            statistics,
-            rows,
+            evidence.statistics,
+            evidence.rows,
             config.iterations,
             ridge_relative=config.ridge_relative,
             towards=config.towards,
-            device=device,
+            device=evidence.device,
         )
     options = {name: getattr(config, name) for name in FIT_OPTIONS[config.transform]}
-    return fit(statistics, config.transform, **options)
+    return fit(evidence.statistics, config.transform, **options)
+
+
+def fit_cut(
+    config: FitConfig,
+    groups: Sequence[tuple[int, int]],
+    hidden_size: int,
+    gathered: "Callable[[int], Evidence]",
+    passes: "Callable[[], Passes]",
+    family: "Family",
+) -> "list[Transform]":
+    """The transforms of the groups [start, end) of a cut, in order.
+
+    `gathered(k)` gives the evidence of group k on the original model; `passes()` loads what forward passes need, and is
+    called for a sequential estimation of several groups and for a gain alone.
+    """
+    from replaceme.shortened import shortened
+    from replaceme.transforms import with_gain
+
+    sequential = config.sequential(len(groups))
+    gain = family.post_norm is not None and config.transform != "identity" and config.placement != "block"
+    loaded = passes() if sequential or gain else None
+    found: list[Transform] = []
+    with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
+        for number, group in enumerate(groups):
+            if not sequential:
+                evidence = gathered(number)
+                transform = fit_section(config, evidence, hidden_size)
+                found.append(with_gain(transform, loaded.stream(config, group)) if gain else transform)
+                continue
+            with shortened(loaded.model, family, groups[:number], found):
+                evidence = loaded.evidence(config, group, Path(scratch) / str(number))
+                transform = fit_section(config, evidence, hidden_size)
+                found.append(with_gain(transform, loaded.stream(config, group)) if gain else transform)
+    return found

@@ -2,18 +2,24 @@
 
 With row vectors M = a W^T, W the down projection [hidden, intermediate], M T = a (T^T W)^T, so W becomes T^T W,
 computed in float64 and rounded once to the stored type. The model itself is never loaded.
+Where a norm with gains g follows the down projection, M = g * u / rms(u) with u = a W^T, and only the direction of M T
+can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transform's `gain`. The norm does not see c,
+which keeps the size of W, so that the norm's epsilon matters as little as before.
 """
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
+from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import TEMPORARY, replacing, sha256, write_safetensors
-from replaceme.models import PER_BLOCK_LISTS, pruned_config, require_foldable
+from replaceme.models import PER_BLOCK_LISTS, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
 
@@ -22,52 +28,76 @@ if TYPE_CHECKING:
 
     from replaceme.transforms import Transform
 
+Edit = Callable[["torch.Tensor"], "torch.Tensor"]
+
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
     """T^T W in float64, in W's type; weight [hidden, intermediate], transform [hidden, hidden]."""
     return (transform.double().T @ weight.double()).to(weight.dtype)
 
 
+def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform: "torch.Tensor") -> "torch.Tensor":
+    """`c T^T diag(g) W`, c such that its Frobenius norm is W's; gains g [hidden], the rest as in `fold`.
+
+    Without gains the transform is a down projection [intermediate, hidden] itself, and the result `c T^T`.
+    """
+    folded = transform.double().T
+    if gains is not None:
+        folded = folded @ (gains.double()[:, None] * weight.double())
+    return (folded * (weight.double().norm() / folded.norm())).to(weight.dtype)
+
+
 def write_pruned(
-    record: dict[str, Any], cut: dict[str, Any], transform: "Transform", out: str | Path, origin: dict[str, Any]
+    record: dict[str, Any],
+    cut: dict[str, Any],
+    transforms: "Sequence[Transform]",
+    out: str | Path,
+    origin: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the pruned checkpoint of a model record with its model card; returns what goes into replaceme.json.
 
-    `origin` holds the hashes of what the transform was fitted on. Errors as in `merge`.
+    `transforms` has one for each group of the cut; `origin` the hashes of what they were fitted on. Errors as in
+    `merge`.
     """
+    from replaceme.transforms import joint_report
+
     provenance = {
         "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
         "cut": {key: value for key, value in cut.items() if key != "candidates"},
-        "fit": transform.report,
+        "fit": joint_report(transforms),
         "origin": origin,
         "versions": versions(),
     }
-    matrix = None if transform.report["solver"] == "identity" else transform.matrix
-    merge(record["folder"], cut, matrix, out, provenance, model_card(provenance))
+    merge(record["folder"], cut, transforms, out, provenance, model_card(provenance))
     return provenance
 
 
 def merge(
     source: str | Path,
     cut: dict[str, Any],
-    transform: "torch.Tensor | None",
+    transforms: "Sequence[Transform]",
     out: str | Path,
     provenance: dict[str, Any],
     card: str | None = None,
 ) -> None:
-    """Write the pruned checkpoint to folder `out` (atomically): blocks [start, end) gone, T folded into the carrier.
+    """Write the pruned checkpoint to folder `out` (atomically): the cut's blocks gone, each T folded into its carrier.
 
-    `transform` float64 [hidden, hidden], or None for the identity, which changes no tensor. `provenance` goes into
-    replaceme.json with the SHA-256 of every file; `card` is the model card (README.md). Raises ReplaceMeError when
-    the architecture cannot carry T or the cut and T do not belong to this model.
+    Identities change no tensor. `provenance` goes into replaceme.json with the SHA-256 of every file; `card` is the
+    model card (README.md). Raises ReplaceMeError when the architecture cannot carry a transform, or the cut and the
+    transforms do not belong to this model.
     """
     check_out(source, out)
     checkpoint = open_checkpoint(source)
-    _check(checkpoint, cut, transform)
+    groups = groups_of(cut)
+    _check(checkpoint, cut, transforms)
+    edits = _edits(checkpoint, groups, transforms)
     with replacing(out) as folder:
         folder.mkdir()
-        _write_shards(checkpoint, cut, transform, folder)
-        config = pruned_config(with_derived_lists(checkpoint), cut["start"], cut["end"])
+        biased = any(transform.intercept is not None for transform in transforms)
+        _write_shards(checkpoint, groups, edits, folder, biased)
+        config = pruned_config(with_derived_lists(checkpoint), groups)
+        if biased:
+            config[checkpoint.family.bias_switch] = True
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in checkpoint.companions():
             shutil.copyfile(path, folder / path.name)
@@ -113,66 +143,109 @@ def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def _check(checkpoint: Checkpoint, cut: dict[str, Any], transform: "torch.Tensor | None") -> None:
-    start, end = cut["start"], cut["end"]
-    if cut.get("num_blocks", checkpoint.num_blocks) != checkpoint.num_blocks:
+def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:
+    groups, size, last = groups_of(cut), checkpoint.hidden_size, checkpoint.num_blocks
+    if cut.get("num_blocks", last) != last:
         raise ReplaceMeError(
             f"{checkpoint.folder}: the cut is of a model with {cut['num_blocks']} blocks, not this one"
         )
-    if not 1 <= start <= end <= checkpoint.num_blocks:
+    for (start, end), (following, _) in pairwise([*groups, (last + 1, last + 1)]):
+        if not 1 <= start <= end <= last or end >= following:
+            raise ReplaceMeError(
+                f"{checkpoint.folder}: cut {described(cut)} does not lie in blocks 1 .. {last - 1}, in order and with "
+                "a block between its groups"
+            )
+    if len(transforms) != len(groups):
         raise ReplaceMeError(
-            f"{checkpoint.folder}: cut [{start}, {end}) does not lie in blocks 1 .. {checkpoint.num_blocks - 1}"
+            f"{checkpoint.folder}: {len(transforms)} transforms for {len(groups)} groups; fit them again"
         )
-    if transform is None:
-        return
-    require_foldable(checkpoint.config, str(checkpoint.folder))
-    size = checkpoint.hidden_size
-    if tuple(transform.shape) != (size, size):
-        shape = " x ".join(map(str, transform.shape))
-        raise ReplaceMeError(f"{checkpoint.folder}: transform is {shape}, the model's hidden size is {size}")
-    if not bool(transform.isfinite().all()):
-        raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
+    for transform in transforms:
+        if transform.is_identity:
+            continue
+        check_fit(checkpoint.config, transform.intercept is not None, transform.placement, str(checkpoint.folder))
+        rows, columns = transform.matrix.shape
+        if columns != size or (rows != size and transform.placement != "down_proj"):
+            raise ReplaceMeError(
+                f"{checkpoint.folder}: transform is {rows} x {columns}, the model's hidden size is {size}"
+            )
+        if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
+            raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
+        if (checkpoint.family.post_norm is not None) != (transform.gain is not None):
+            raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
 
 
-def _write_shards(checkpoint: Checkpoint, cut: dict, transform: "torch.Tensor | None", folder: Path) -> None:
-    kept = {name: _new_name(checkpoint, name, cut) for name in checkpoint.tensors}
-    kept = {name: new for name, new in kept.items() if new is not None}
+def _edits(
+    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
+) -> dict[str, Edit]:
+    """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
+    edits: dict[str, Edit] = {}
+    for (start, _), transform in zip(groups, transforms, strict=True):
+        if not transform.is_identity:
+            edits |= _edits_of(checkpoint, f"{checkpoint.family.blocks}.{start - 1}.", transform)
+    return edits
+
+
+def _edits_of(checkpoint: Checkpoint, carrier: str, transform: "Transform") -> dict[str, Edit]:
+    family, matrix, refitted = checkpoint.family, transform.matrix, transform.placement == "down_proj"
+    down = carrier + family.fold
+    if down not in checkpoint.tensors:
+        raise ReplaceMeError(f"{checkpoint.folder}: no tensor {down}, into which the transform should be folded")
+    if family.post_norm is not None:
+        norm = carrier + family.post_norm
+        gains = None if refitted else family.gain_offset + checkpoint.tensor(norm).double()
+        return {
+            down: lambda weight: fold_normed(weight, gains, matrix),
+            norm: lambda weight: weight.new_full(weight.shape, transform.gain - family.gain_offset),
+        }
+
+    def bias(given: "torch.Tensor") -> "torch.Tensor":
+        folded = torch.zeros_like(matrix[0]) if refitted else given.double() @ matrix
+        return (folded if transform.intercept is None else folded + transform.intercept).to(given.dtype)
+
+    import torch
+
+    weight_edit: Edit = (lambda weight: matrix.T.to(weight.dtype)) if refitted else lambda weight: fold(weight, matrix)
+    return {down: weight_edit, down.removesuffix("weight") + "bias": bias}
+
+
+def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """Zero biases beside the weights of a shard that have none, for the layers that the family's switch gives them."""
+    layers = tuple(f".{layer}.weight" for layer in checkpoint.family.biased)
+    added = {
+        name.removesuffix("weight") + "bias": weight.new_zeros(len(weight))
+        for name, weight in tensors.items()
+        if checkpoint.family.block_of(name) is not None and name.endswith(layers)
+    }
+    return tensors | {name: bias for name, bias in added.items() if name not in checkpoint.tensors}
+
+
+def _write_shards(
+    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], edits: dict[str, Edit], folder: Path, biased: bool
+) -> None:
+    kept = [name for name in checkpoint.tensors if _new_name(checkpoint, name, groups) is not None]
     shards = [shard for shard in checkpoint.shards if any(checkpoint.tensors[name][0] == shard for name in kept)]
-    target = _fold_target(checkpoint, cut) if transform is not None else None
     weight_map, total = {}, 0
     for number, shard in enumerate(progress(shards, "folding", unit="shard"), 1):
-        names = [name for name in kept if checkpoint.tensors[name][0] == shard]
-        tensors = _read(checkpoint.folder / shard, names)
-        if target in tensors:
-            tensors[target] = fold(tensors[target], transform)
+        tensors = checkpoint.read(name for name in kept if checkpoint.tensors[name][0] == shard)
+        if biased:
+            tensors = _with_biases(checkpoint, tensors)
+        tensors = {name: edits[name](tensor) if name in edits else tensor for name, tensor in tensors.items()}
+        tensors = {_new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, {kept[name]: tensor for name, tensor in tensors.items()}, {"format": "pt"})
-        weight_map |= {kept[name]: file for name in names}
+        write_safetensors(folder / file, tensors, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _fold_target(checkpoint: Checkpoint, cut: dict) -> str:
-    name = f"{checkpoint.family.blocks}.{cut['start'] - 1}.{checkpoint.family.fold}"
-    if name not in checkpoint.tensors:
-        raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name}, into which the transform should be folded")
-    return name
-
-
-def _new_name(checkpoint: Checkpoint, name: str, cut: dict) -> str | None:
+def _new_name(checkpoint: Checkpoint, name: str, groups: Sequence[tuple[int, int]]) -> str | None:
     """A tensor's name in the pruned checkpoint, or None when its block goes."""
     block = checkpoint.family.block_of(name)
-    if block is None or block < cut["start"]:
+    if block is None:
         return name
-    if block < cut["end"]:
+    if any(start <= block < end for start, end in groups):
         return None
-    return checkpoint.family.renamed(name, block - (cut["end"] - cut["start"]))
-
-
-def _read(path: Path, names: list[str]) -> dict[str, "torch.Tensor"]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in names}
+    gone = sum(end - start for start, end in groups if end <= block)
+    return checkpoint.family.renamed(name, block - gone) if gone else name

@@ -5,6 +5,7 @@ base model, find the modules of a loaded model. Block k is numbered 0 .. L-1.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,19 @@ class Family:
     """How one architecture names its parts.
 
     `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` is the
-    linear weight [hidden, intermediate] that T multiplies, or None where T cannot reach it, with the reason in
-    `why_no_fold`. `derived_lists` says that transformers derives per-block lists from a pattern of block numbers when
-    config.json does not spell them out.
+    linear weight [hidden, intermediate] that T multiplies. `post_norm` is the weight of an RMS norm between the two,
+    which scales by `gain_offset + weight`. `bias_switch` is the config entry that gives the MLP's linear layers biases,
+    `biased` those layers. `derived_lists` says that transformers derives per-block lists from a pattern of block
+    numbers when config.json does not spell them out.
     """
 
     blocks: str = "model.layers"
     mlp_output: str = "mlp"
-    fold: str | None = "mlp.down_proj.weight"
-    why_no_fold: str = ""
+    fold: str = "mlp.down_proj.weight"
+    post_norm: str | None = None
+    gain_offset: float = 0.0
+    bias_switch: str | None = None
+    biased: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     derived_lists: bool = False
 
     def block_of(self, tensor_name: str) -> int | None:
@@ -47,6 +52,10 @@ class Family:
         """The list of blocks of a loaded base model (AutoModel, without head)."""
         return base_model.get_submodule(self.blocks.removeprefix(f"{base_model.base_model_prefix}."))
 
+    def down_projection(self, block: "nn.Module") -> "nn.Module":
+        """The linear layer of a block whose output, a norm aside, is M."""
+        return block.get_submodule(self.fold.rpartition(".")[0])
+
     def mlp_module(self, block: "nn.Module") -> "nn.Module":
         """The module of a block whose output is M."""
         return block.get_submodule(self.mlp_output)
@@ -56,12 +65,12 @@ SEQUENTIAL = Family()
 QWEN = Family(derived_lists=True)
 SANDWICH = Family(
     mlp_output="post_feedforward_layernorm",
-    fold=None,
-    why_no_fold="its blocks normalise the MLP's output (post_feedforward_layernorm), and T cannot pass a norm",
+    post_norm="post_feedforward_layernorm.weight",
+    gain_offset=1.0,
     derived_lists=True,
 )
 FAMILIES = {
-    "llama": SEQUENTIAL,
+    "llama": Family(bias_switch="mlp_bias"),
     "mistral": SEQUENTIAL,
     "qwen2": QWEN,
     "qwen3": QWEN,
@@ -89,13 +98,18 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     return FAMILIES[model_type]
 
 
-def require_foldable(config: dict[str, Any], where: str) -> None:
-    """Raise ReplaceMeError where a fitted T could not be folded into the weights."""
+def check_fit(config: dict[str, Any], intercept: bool, placement: str, where: str) -> None:
+    """Raise ReplaceMeError where a fit could not be written into a model's weights."""
     family = family_of(config, where)
-    if family.fold is None:
+    if not intercept or placement == "block":
+        return
+    if family.post_norm is not None:
+        raise ReplaceMeError(f"{where}: its blocks normalise the MLP's output, which an intercept cannot pass; drop it")
+    if family.bias_switch is None:
+        switches = {model_type for model_type, one in FAMILIES.items() if one.bias_switch is not None}
         raise ReplaceMeError(
-            f"{where}: model_type {config['model_type']!r}: a fitted transform cannot be folded, because "
-            f"{family.why_no_fold}; use `transform: identity` for this model"
+            f"{where}: model_type {config['model_type']!r} has no bias for an intercept to go into; drop it "
+            f"(those that have: {', '.join(sorted(switches))})"
         )
 
 
@@ -106,17 +120,18 @@ def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
         raise ReplaceMeError(f"{where}: sequences of {tokens} tokens, but the model takes {longest}; use shorter ones")
 
 
-def pruned_config(config: dict[str, Any], start: int, end: int) -> dict[str, Any]:
-    """config.json after blocks start .. end-1 are gone: `num_hidden_layers` and every per-block list."""
+def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """config.json after the blocks start .. end-1 of each group are gone: their number and every per-block list."""
     num_blocks = config["num_hidden_layers"]
-    pruned = dict(config, num_hidden_layers=num_blocks - (end - start))
+    gone = {block for start, end in groups for block in range(start, end)}
+    pruned = dict(config, num_hidden_layers=num_blocks - len(gone))
     for key in PER_BLOCK_LISTS:
         values = config.get(key)
         if values is None:
             continue
         if len(values) != num_blocks:
             raise ReplaceMeError(f"config.json: {key} has {len(values)} entries for {num_blocks} blocks")
-        pruned[key] = values[:start] + values[end:]
+        pruned[key] = [value for block, value in enumerate(values) if block not in gone]
     return pruned
 
 

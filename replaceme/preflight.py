@@ -7,7 +7,7 @@ from replaceme.config import Config, CutConfig
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
-from replaceme.models import check_length, require_foldable
+from replaceme.models import check_fit, check_length
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -56,10 +56,9 @@ def _model_problems(config: Config, name: str) -> list[str]:
         except ReplaceMeError as error:
             found.append(f"{where} on models.{name}: {error}")
     for fit_name in sorted({fit for table in tables for fit in table.fits}):
-        if config.fits[fit_name].transform == "identity":
-            continue
+        fit = config.fits[fit_name]
         try:
-            require_foldable(checkpoint.config, section.source)
+            check_fit(checkpoint.config, fit.intercept, fit.placement, section.source)
         except ReplaceMeError as error:
             found.append(f"fits.{fit_name} on models.{name}: {error}")
     return found

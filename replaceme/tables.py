@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme import uncertainty
+from replaceme.cuts import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
 
@@ -151,7 +152,7 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     cut, speed = result.cut, result.speed
     record = dict(zip(KEYS, result.names, strict=False))
     record["removed"] = cut.get("blocks", 0)
-    record["span"] = f"[{cut['start']}, {cut['end']})" if cut else None
+    record["span"] = described(cut) if cut else None
     record["metric"], record["position"] = cut.get("metric"), cut.get("position")
     record["compression"] = 1 - speed["parameters"] / reference.speed["parameters"]
     for name, task in _own_columns(result).items():

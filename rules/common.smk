@@ -7,13 +7,15 @@ import sys
 
 import yaml
 
-from replaceme.checkpoints import is_local, local_files
+from replaceme.checkpoints import is_local, local_files, read_config
+from replaceme.config import REGRESSION
 from replaceme.config import parse as parse_config
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
 from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
+from replaceme.models import family_of
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.yaml_file import read_yaml
@@ -95,6 +97,7 @@ wildcard_constraints:
     shard=r"\d+",
     shards=r"\d+",
     fit_tokens=r"all|\d+",
+    kind=any_of({fit.regression.kind for fit in CONFIG.fits.values()}),
     candidates=any_of(candidates_name(cut) for cut in CONFIG.cuts.values()),
 
 
@@ -139,7 +142,7 @@ def forward_options(wildcards):
 
 def evidence_options(inputs):
     """`--name file ...` for the optional inputs of a job."""
-    names = ("distances", "candidates", "statistics", "shards", "rows")
+    names = ("distances", "candidates", "statistics", "shards", "rows", "tokens")
     return " ".join(
         f"--{name} {shlex.join(map(str, flat(inputs[name])))}"
         for name in names
@@ -180,21 +183,51 @@ def candidate_options(wildcards):
     return to_flags(cut, ("blocks", "ratio", "samples"))
 
 
-def statistics_file(wildcards):
-    """The summed statistics that a fit needs, and the shards for a ridge chosen by them; none for the identity."""
+def fit_evidence(wildcards):
+    """What a fit is made from: the summed statistics, the shards for a ridge chosen by them, rows, tokens."""
     fit = CONFIG.fits[wildcards.fit]
     if fit.transform == "identity":
         return {}
+    calibration = f"results/{wildcards.model}/{wildcards.calibration}"
+    # always, as a model that is not here yet may turn out to have norms after its MLPs, which take forward passes
+    files = {"tokens": f"{calibration}/tokens.safetensors"}
+    if fit.sequential(CONFIG.cuts[wildcards.cut].groups):
+        return files
     shards = CONFIG.calibrations[wildcards.calibration].shards
-    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
-    files = {"statistics": f"{folder}/sum-of-{shards}.safetensors"}
+    folder = f"{calibration}/{wildcards.cut}/gram/{fit.regression.kind}"
+    files["statistics"] = f"{folder}/sum-of-{shards}.safetensors"
     if fit.automatic:
         files["shards"] = [
             f"{folder}/{shard}-of-{shards}.safetensors" for shard in range(shards)
         ]
     if fit.objective == "cosine":
-        files["rows"] = f"{Path(folder).parent}/rows/{fit.fit_tokens or 'all'}"
+        files["rows"] = (
+            f"{calibration}/{wildcards.cut}/rows/{fit.fit_tokens or 'all'}"
+        )
     return files
+
+
+def fit_gpu(wildcards):
+    """The GPUs of a fit: one where rows or text go through it, none for a solve."""
+    fit, cut = CONFIG.fits[wildcards.fit], CONFIG.cuts[wildcards.cut]
+    if fit.transform == "identity":
+        return 0
+    streams = fit.objective == "cosine" or fit.sequential(cut.groups)
+    return GPU * (streams or normalises(CONFIG.models[wildcards.model].source))
+
+
+def normalises(source):
+    """Whether a model's blocks may normalise what their MLP puts out: of a Hub id that is not known beforehand."""
+    if not is_local(source):
+        return True
+    return family_of(read_config(source), source).post_norm is not None
+
+
+def regression_options(wildcards):
+    """Options of the sums of a kind, from any fit that uses them."""
+    fits = CONFIG.fits.values()
+    fit = next(fit for fit in fits if fit.regression.kind == wildcards.kind)
+    return to_flags(fit, REGRESSION)
 
 
 def evaluation_options(name):

@@ -5,22 +5,23 @@ rule gram:
         tokens="results/{model}/{calibration}/tokens.safetensors",
         cut="results/{model}/{calibration}/{cut}/cut.json",
     output:
-        "results/{model}/{calibration}/{cut}/gram/{shard}-of-{shards}.safetensors",
+        "results/{model}/{calibration}/{cut}/gram/{kind}/{shard}-of-{shards}.safetensors",
     log:
-        "results/logs/{model}/{calibration}/{cut}/gram/{shard}-of-{shards}.log",
+        "results/logs/{model}/{calibration}/{cut}/gram/{kind}/{shard}-of-{shards}.log",
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/gram/{shard}-of-{shards}.tsv"
+        "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/{shard}-of-{shards}.tsv"
     threads: 1
     resources:
         gpu=GPU,
     params:
         options=forward_options,
+        regression=regression_options,
         code=code_of("gram"),
     message:
-        "gram of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}: shard {wildcards.shard} of {wildcards.shards}"
+        "gram of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: shard {wildcards.shard} of {wildcards.shards}"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme gram {input.model:q} {input.tokens:q} {input.cut:q}"
-        " --shard {wildcards.shard} --shards {wildcards.shards} {params.options} --threads {threads}"
+        " --shard {wildcards.shard} --shards {wildcards.shards} {params.options} {params.regression} --threads {threads}"
         " --out {output:q} 2> {log:q}"
 
 
@@ -28,19 +29,19 @@ rule sum:
     """The statistics of all shards of a cut, added."""
     input:
         lambda wildcards: expand(
-            "results/{{model}}/{{calibration}}/{{cut}}/gram/{shard}-of-{{shards}}.safetensors",
+            "results/{{model}}/{{calibration}}/{{cut}}/gram/{{kind}}/{shard}-of-{{shards}}.safetensors",
             shard=range(int(wildcards.shards)),
         ),
     output:
-        "results/{model}/{calibration}/{cut}/gram/sum-of-{shards}.safetensors",
+        "results/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.safetensors",
     log:
-        "results/logs/{model}/{calibration}/{cut}/gram/sum-of-{shards}.log",
+        "results/logs/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.log",
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/gram/sum-of-{shards}.tsv"
+        "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.tsv"
     params:
         code=code_of("sum"),
     message:
-        "sum of {wildcards.shards} shards of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
+        "sum of {wildcards.shards} shards of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}"
     shell:
         "OMP_NUM_THREADS={threads} replaceme sum {input:q} --out {output:q} 2> {log:q}"
 
@@ -78,7 +79,7 @@ rule rows:
 rule transform:
     """The linear map that replaces the removed blocks."""
     input:
-        unpack(statistics_file),
+        unpack(fit_evidence),
         model="results/{model}/model.json",
         cut="results/{model}/{calibration}/{cut}/cut.json",
     output:
@@ -90,15 +91,15 @@ rule transform:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/fit.tsv"
     threads: 1
     resources:
-        gpu=lambda wildcards: GPU * (CONFIG.fits[wildcards.fit].objective == "cosine"),
+        gpu=fit_gpu,
     params:
         evidence=lambda wildcards, input: evidence_options(input),
         options=lambda wildcards: to_flags(CONFIG.fits[wildcards.fit]),
-        device=CONFIG.device,
+        forward=forward_options,
         folder=lambda wildcards, output: Path(output.report).parent,
         code=code_of("fit"),
     message:
         "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
         "OMP_NUM_THREADS={threads} python -m replaceme.gpu {resources.gpu} -- replaceme fit {input.model:q} {input.cut:q} {params.evidence}"
-        " {params.options} --device {params.device} --threads {threads} --out {params.folder:q} 2> {log:q}"
+        " {params.options} {params.forward} --threads {threads} --out {params.folder:q} 2> {log:q}"

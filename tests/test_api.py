@@ -32,8 +32,11 @@ def test_prune(llama, texts, tmp_path, size):
     assert {key: saved[key] for key in record} == record
     assert saved["source"]["files"] == replaceme.checkpoints.resolve(str(llama))["files"]
     card = (tmp_path / "out" / "README.md").read_text()
-    start = record["cut"]["start"]
-    assert f"blocks {start} to {start + 1} (of 0 .. 5)" in card and f"folded into block {start - 1}" in card
+    start = record["cut"]["groups"][0][0]
+    assert (
+        f"blocks [{start}, {start + 2}) (of 0 .. 5, ends not included)" in card
+        and f"folded into block {start - 1}" in card
+    )
 
 
 def test_the_fit_is_least_squares_on_the_given_texts(llama, texts, tokenizer, tmp_path, brute_rows):
@@ -86,7 +89,7 @@ def test_identity_changes_no_tensor(gemma, texts, tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (gemma, tmp_path / "out"))
     for name, tensor in after.items():
         parts = name.split(".")
-        if parts[1] == "layers" and int(parts[2]) >= record["cut"]["start"]:
+        if parts[1] == "layers" and int(parts[2]) >= record["cut"]["groups"][0][0]:
             parts[2] = str(int(parts[2]) + 2)
         assert torch.equal(tensor, before[".".join(parts)])
     assert "nothing was put in their place (UIDL)" in (tmp_path / "out" / "README.md").read_text()
@@ -161,8 +164,75 @@ def test_somebody_elses_folder_is_refused_before_any_work(llama, texts, tmp_path
 
 def test_a_fit_that_cannot_be_folded_is_refused_at_once(gemma, texts, tmp_path, refuses, monkeypatch):
     monkeypatch.setattr("replaceme.loading.load_base_model", lambda *_: pytest.fail("the model was loaded"))
-    with refuses("a fitted transform cannot be folded"):
-        replaceme.prune(gemma, texts=texts, blocks=2, out=tmp_path / "out")
+    with refuses("an intercept cannot pass"):
+        replaceme.prune(gemma, texts=texts, blocks=2, fit=FitConfig(intercept=True), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("fit", [{}, {"objective": "cosine"}, {"ridge": "auto"}, {"placement": "down_proj"}], ids=str)
+def test_a_model_that_normalises_its_mlp_output(gemma, texts, tokenizer, tmp_path, brute_rows, fit):
+    """The folded carrier gives `s p / rms(p)`, p = m T, with the s that least squares gives that direction."""
+    from replaceme.data import tokens_from_texts
+
+    cut = CutConfig(blocks=2, start=3)
+    record = replaceme.prune(gemma, texts=texts, cut=cut, fit=FitConfig(**fit), out=tmp_path / "out", device="cpu")
+    tokens = tokens_from_texts(texts, tokenizer, None, 128)
+    hidden, outputs, _ = brute_rows(gemma, tokens, "float32")
+    _, folded, _ = brute_rows(tmp_path / "out", tokens, "float32")
+    target, found = hidden[4] - hidden[2] + outputs[2], folded[2]
+    gain = record["fit"]["gain"]
+    assert float(found.square().mean(1).sqrt().median()) == pytest.approx(gain, rel=1e-3)
+    assert gain == pytest.approx(float((target * found).sum() / found.square().sum()) * gain, rel=1e-3)
+    residual = float((target - found).square().sum() / target.square().sum())
+    assert record["fit"]["residual"] == pytest.approx(residual, rel=1e-3)
+    dropped = float((target - outputs[2]).square().sum() / target.square().sum())
+    assert residual < 0.95 * dropped
+
+
+def test_an_intercept_takes_what_least_squares_leaves_of_the_mean(llama, texts, tokenizer, tmp_path, brute_rows):
+    from replaceme.data import tokens_from_texts
+
+    cut, fit = CutConfig(blocks=2, start=3), FitConfig(intercept=True)
+    record = replaceme.prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
+    tokens = tokens_from_texts(texts, tokenizer, None, 128)
+    hidden, outputs, _ = brute_rows(llama, tokens, "float32")
+    _, folded, _ = brute_rows(tmp_path / "out", tokens, "float32")
+    target = hidden[4] - hidden[2] + outputs[2]
+    rows = torch.cat([outputs[2], torch.ones(len(target), 1, dtype=torch.float64)], 1)
+    best = rows @ torch.linalg.lstsq(rows, target).solution
+    assert (folded[2] - best).abs().max() < 1e-4 * best.abs().max()
+    residual = float((target - best).square().sum() / target.square().sum())
+    assert record["fit"]["residual"] == pytest.approx(residual, rel=1e-4)
+
+
+@pytest.mark.parametrize("estimation", ["parallel", "sequential"])
+@pytest.mark.parametrize("objective", ["l2", "cosine"])
+def test_several_groups(llama, texts, tokenizer, tmp_path, brute_rows, monkeypatch, estimation, objective):
+    """Each map is the least-squares one of the original model, or of the model as shortened before it."""
+    from replaceme import cuts
+    from replaceme.data import tokens_from_texts
+
+    groups, choose = [(1, 2), (3, 4)], cuts.choose
+    monkeypatch.setattr(cuts, "choose", lambda *given: choose(*given) | {"groups": [list(one) for one in groups]})
+    fit = FitConfig(estimation=estimation, objective=objective)
+    cut = CutConfig(blocks=2, start=3)
+    record = replaceme.prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
+    assert len(reload(tmp_path / "out").model.layers) == 4 and len(record["fit"]["groups"]) == 2
+    assert 0 < record["fit"]["residual"] < 1
+    if objective == "cosine":
+        return
+    tokens = tokens_from_texts(texts, tokenizer, None, 128)
+    hidden, outputs, _ = brute_rows(llama, tokens, "float32")
+    _, folded, _ = brute_rows(tmp_path / "out", tokens, "float32")
+    # block 1 of the result is the carrier of the second group; what it sees differs from what the original's sees
+    target = hidden[3] - hidden[2] + outputs[2]
+    best = outputs[2] @ torch.linalg.lstsq(outputs[2], target).solution
+    assert (folded[0] - folded[0]).norm() == 0
+    first = hidden[1] - hidden[0] + outputs[0]
+    expected = outputs[0] @ torch.linalg.lstsq(outputs[0], first).solution
+    assert (folded[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+    errors = [one["residual"] for one in record["fit"]["groups"]]
+    parallel = float((target - best).square().sum() / target.square().sum())
+    assert (errors[1] == pytest.approx(parallel, rel=1e-4)) == (estimation == "parallel")
 
 
 def test_unknown_attributes():

@@ -50,9 +50,10 @@ def test_the_papers_choice_is_the_least_entry_of_its_matrix(llama, make_tokens, 
     matrices = measure(*blocks_of(llama), make_tokens(), 5)
     chosen = choose(CutConfig(blocks=2, metric=metric, position=position), RECORD, matrices)
     values = {s: float(matrices[f"{metric}_{position}"][s - 1, s + 1]) for s in range(1, 5)}
-    assert chosen["start"] == min(values, key=values.get) and chosen["end"] == chosen["start"] + 2
+    best = min(values, key=values.get)
+    assert chosen["groups"] == [[best, best + 2]]
     assert {one["start"]: one[metric] for one in chosen["candidates"]} == values
-    assert (chosen["metric"], chosen["position"], chosen["carrier"]) == (metric, position, chosen["start"] - 1)
+    assert (chosen["metric"], chosen["position"]) == (metric, position)
 
 
 @pytest.mark.parametrize("metric", ["residual", "cosine_after_fit"])
@@ -61,7 +62,7 @@ def test_the_post_fit_choice_is_the_least_of_its_metric(metric):
     candidates = [{**one, other: -one["start"]} for one in listed([0.5, 0.2, 0.3, 0.4], metric=metric)]
     chosen = choose(CutConfig(blocks=2, metric=metric), RECORD, candidates=candidates)
     assert chosen == {
-        "start": 2, "end": 4, "blocks": 2, "carrier": 1, "num_blocks": 6, "metric": metric, "position": "all",
+        "groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": metric, "position": "all",
         "candidates": candidates,
     }  # fmt: skip
 
@@ -72,16 +73,16 @@ def test_the_post_fit_choice_is_the_least_of_its_metric(metric):
 )
 def test_ties_go_to_the_lower_start(values, start):
     candidates = listed(values)
-    assert choose(CutConfig(blocks=2, metric="residual"), RECORD, candidates=candidates)["start"] == start
+    assert choose(CutConfig(blocks=2, metric="residual"), RECORD, candidates=candidates)["groups"][0][0] == start
     matrix = torch.ones(6, 6, dtype=torch.float64)
     for one in candidates:
         matrix[one["start"] - 1, one["end"] - 1] = one["residual"]
-    assert choose(CutConfig(blocks=2, metric="cosine"), RECORD, {"cosine_all": matrix})["start"] == start
+    assert choose(CutConfig(blocks=2, metric="cosine"), RECORD, {"cosine_all": matrix})["groups"][0][0] == start
 
 
 def test_a_cut_by_hand_needs_no_evidence():
     chosen = choose(CutConfig(blocks=2, start=4), RECORD)
-    assert (chosen["start"], chosen["end"], chosen["carrier"]) == (4, 6, 3)
+    assert chosen["groups"] == [[4, 6]]
     assert (chosen["metric"], chosen["position"], chosen["candidates"]) == ("given", None, [])
 
 

@@ -31,7 +31,7 @@ def sources(tmp_path):
         {"start": s, "end": s + 2, "residual": 0.5 + 0.1 * math.sin(s), "cosine": 0.1 * s, "cosine_after_fit": 0.01 * s}
         for s in range(1, 5)
     ]
-    cut = {"start": 1, "end": 3, "blocks": 2, "num_blocks": 6, "position": "all"}
+    cut = {"groups": [[1, 3]], "blocks": 2, "num_blocks": 6, "position": "all"}
     (tmp_path / "cut.json").write_text(json.dumps(cut | {"metric": "cosine_after_fit", "candidates": candidates}))
     (tmp_path / "given.json").write_text(json.dumps(cut | {"metric": "given", "position": None, "candidates": []}))
     (tmp_path / "table.csv").write_text(CSV)

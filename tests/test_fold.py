@@ -12,8 +12,11 @@ from transformers.utils import logging
 from replaceme.checkpoints import check_merged, open_checkpoint
 from replaceme.fold import fold, merge
 from replaceme.loading import load_causal_model
+from replaceme.models import family_of
+from replaceme.shortened import shortened
+from replaceme.transforms import Transform, fit_identity
 
-CUT = {"start": 2, "end": 4, "num_blocks": 6}
+CUT = {"groups": [[2, 4]], "num_blocks": 6}
 CUTS = [(1, 2), (2, 4), (4, 6), (1, 6)]
 
 
@@ -21,8 +24,16 @@ def transform(size=16, seed=3):
     return torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def given(matrix, **more):
+    """A transform of a matrix, or the identity."""
+    if matrix is None:
+        return fit_identity(hidden_size=16)
+    return Transform(matrix, {"solver": "by hand"}, **more)
+
+
 def prune(source, out, start=2, end=4, matrix=None):
-    merge(source, {"start": start, "end": end, "num_blocks": 6}, matrix, out, {"note": "test"}, "a card")
+    cut = {"groups": [[start, end]], "num_blocks": 6}
+    merge(source, cut, [given(matrix)], out, {"note": "test"}, "a card")
     return out
 
 
@@ -286,9 +297,11 @@ def test_the_source_is_not_replaced(llama, tmp_path, refuses):
 
 
 BAD = {
-    "start 0": ({"start": 0, "end": 2}, None, "does not lie in blocks 1 .. 5"),
-    "past the end": ({"start": 5, "end": 7}, None, "does not lie in blocks 1 .. 5"),
-    "reversed": ({"start": 4, "end": 2}, None, "does not lie in blocks 1 .. 5"),
+    "start 0": ({"groups": [[0, 2]]}, None, "does not lie in blocks 1 .. 5"),
+    "past the end": ({"groups": [[5, 7]]}, None, "does not lie in blocks 1 .. 5"),
+    "reversed": ({"groups": [[4, 2]]}, None, "does not lie in blocks 1 .. 5"),
+    "adjacent groups": ({"groups": [[1, 2], [2, 3]]}, None, "with a block between its groups"),
+    "too many groups": ({"groups": [[1, 2], [3, 4]]}, None, "1 transforms for 2 groups"),
     "another depth": ({**CUT, "num_blocks": 9}, None, "9 blocks"),
     "another width": (CUT, torch.eye(8), "transform is 8 x 8, the model's hidden size is 16"),
     "NaN": (CUT, torch.full((16, 16), float("nan")), "NaN or infinity"),
@@ -299,31 +312,79 @@ BAD = {
 def test_a_cut_or_transform_of_another_model_is_refused(llama, tmp_path, refuses, case):
     cut, matrix, message = BAD[case]
     with refuses(message):
-        merge(llama, cut, matrix, tmp_path / "out", {})
+        merge(llama, cut, [given(matrix)], tmp_path / "out", {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fitted_transform_cannot_pass_a_norm(gemma, tmp_path, refuses):
-    with refuses("post_feedforward_layernorm", "transform: identity"):
+def test_a_transform_without_a_gain_cannot_pass_a_norm(gemma, tmp_path, refuses):
+    with refuses("without regard to this model's norms"):
         prune(gemma, tmp_path / "out", matrix=transform())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(llama, tmp_path, refuses, monkeypatch):
-    import errno
-    import os
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with refuses("No space left on device", str(tmp_path / "out")):
-        prune(llama, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def wide(seed=3):
+    return torch.randn(24, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_a_merged_folder_that_lost_a_shard_is_noticed(sharded, tmp_path, refuses):
-    out = prune(sharded, tmp_path / "out")
-    next(out.glob("*.safetensors")).unlink()
-    with refuses("missing", "merge again"):
-        check_merged(out)
+def vector():
+    return torch.linspace(-0.5, 0.5, 16, dtype=torch.float64)
+
+
+ONE, THREE = [(2, 4)], [(1, 2), (3, 4), (5, 6)]
+WAYS = {
+    "one group": ("llama", ONE, [given(transform())]),
+    "three groups": ("llama", THREE, [given(transform(seed=k)) for k in range(3)]),
+    "three groups, one dropped": ("llama", THREE, [given(transform()), given(None), given(transform(seed=4))]),
+    "a group of two and one of one": ("llama", [(1, 3), (4, 5)], [given(transform(seed=k)) for k in range(2)]),
+    "sharded": ("sharded", THREE, [given(transform(seed=k)) for k in range(3)]),
+    "intercept": ("llama", THREE, [given(transform(), intercept=vector()), *[given(transform(seed=4))] * 2]),
+    "intercept, sharded": ("sharded", ONE, [given(transform(), intercept=vector())]),
+    "biases before": ("biased", ONE, [given(transform())]),
+    "biases before, and an intercept": ("biased", ONE, [given(transform(), intercept=vector())]),
+    "down projection": ("llama", ONE, [given(wide(), placement="down_proj")]),
+    "down projection, intercept": ("biased", ONE, [given(wide(), placement="down_proj", intercept=vector())]),
+    "norm": ("gemma", ONE, [given(transform(), gain=1.7)]),
+    "norm, three groups": ("gemma", THREE, [given(transform(seed=k), gain=0.5 + k) for k in range(3)]),
+    "norm, down projection": ("gemma", ONE, [given(wide(), placement="down_proj", gain=1.7)]),
+}
+
+
+@pytest.fixture(scope="session")
+def biased(make_llama):
+    def edit(model):
+        for name, parameter in model.named_parameters():
+            if "mlp" in name and name.endswith("bias"):
+                torch.nn.init.uniform_(parameter, -0.5, 0.5)
+
+    return make_llama(edit=edit, mlp_bias=True)
+
+
+@pytest.mark.parametrize("case", WAYS)
+def test_what_is_folded_is_what_the_model_with_hooks_computes(case, request, tmp_path, ids):
+    source, groups, transforms = WAYS[case]
+    folder = request.getfixturevalue(source)
+    merge(folder, {"groups": groups, "num_blocks": 6}, transforms, tmp_path / "out", {})
+    model = load_causal_model(folder, "float32", "cpu")
+    original = model(ids).logits
+    with shortened(model.base_model, family_of(model.config.to_dict(), case), groups, transforms):
+        expected = model(ids).logits
+    folded = load_causal_model(tmp_path / "out", "float32", "cpu")
+    assert len(folded.model.layers) == 6 - sum(end - start for start, end in groups)
+    difference = float((folded(ids).logits - expected).abs().max() / expected.abs().max())
+    print(f"{case}: max |logit difference| / max |logit| = {difference:.2e}")
+    assert difference <= 1e-5
+    assert float((expected - original).abs().max() / original.abs().max()) > 1e-2
+    assert torch.equal(model(ids).logits, original), "the hooks are gone"
+
+
+def test_an_intercept_adds_biases_to_every_block_and_nothing_else(llama, tmp_path):
+    merge(llama, CUT, [given(transform(), intercept=vector())], tmp_path / "out", {})
+    after, plain = tensors_of(tmp_path / "out"), tensors_of(prune(llama, tmp_path / "plain", matrix=transform()))
+    assert json.loads((tmp_path / "out/config.json").read_text())["mlp_bias"] is True
+    added = after.keys() - plain.keys()
+    layers = ("gate_proj", "up_proj", "down_proj")
+    assert added == {f"model.layers.{block}.mlp.{layer}.bias" for block in range(4) for layer in layers}
+    assert all(same_bytes(after[name], plain[name]) for name in plain)
+    filled = {name for name in added if after[name].any()}
+    assert filled == {"model.layers.1.mlp.down_proj.bias"}
+    assert torch.allclose(after["model.layers.1.mlp.down_proj.bias"].double(), vector(), atol=1e-7)

@@ -5,11 +5,16 @@ import torch
 
 from replaceme.capture import Activations
 from replaceme.data import Tokens
-from replaceme.gather import gather, gather_cut
+from replaceme.gather import gather, gather_groups, shard_batches
 from replaceme.statistics import NAMES, Statistics
 from replaceme.transforms import fit_least_squares
 
 CUT = (2, 5)
+
+
+def gather_cut(model, family, tokens, cut, batch_size, shard=0, shards=1):
+    """Statistics of a cut of one group, as a job of the `gram` step makes them."""
+    return gather_groups(model, family, shard_batches(tokens, batch_size, shard, shards), [cut])[0]
 
 
 def fitted(model, family, tokens, batch_size=4, shards=1):
@@ -149,7 +154,7 @@ def test_a_planted_linear_map_is_recovered(make_llama, make_tokens, blocks_of, t
     print(f"planted map recovered to {relative(transform.matrix, expected):.1e}")
     assert relative(transform.matrix, expected) <= 1e-6
     assert transform.report["residual"] <= 1e-12
-    merge(folder, {"start": 2, "end": 4, "num_blocks": 6}, transform.matrix, tmp_path / "out", {})
+    merge(folder, {"groups": [[2, 4]], "num_blocks": 6}, [transform], tmp_path / "out", {})
     original = load_causal_model(folder, "float32", "cpu")
     plant(original.model.layers)
     ids = tokens.input_ids[:1]
@@ -171,7 +176,7 @@ def test_blocks_that_do_nothing_give_the_identity(make_llama, make_tokens, block
     tokens = make_tokens(samples=40)
     transform = fit_least_squares(gather_cut(*blocks_of(folder), tokens, (2, 4), 4))
     assert relative(transform.matrix, torch.eye(16, dtype=torch.float64)) <= 1e-6
-    merge(folder, {"start": 2, "end": 4, "num_blocks": 6}, transform.matrix, tmp_path / "out", {})
+    merge(folder, {"groups": [[2, 4]], "num_blocks": 6}, [transform], tmp_path / "out", {})
     ids = tokens.input_ids[:1]
     found, wanted = (load_causal_model(f, "float32", "cpu")(ids).logits for f in (tmp_path / "out", folder))
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from replaceme.models import FAMILIES, family_of, pick_device, pick_dtype, pruned_config, require_foldable
+from replaceme.models import FAMILIES, check_fit, family_of, pick_device, pick_dtype, pruned_config
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 16}
 
@@ -37,16 +37,19 @@ def test_every_family_has_its_parts_in_transformers(model_type):
     blocks = family.block_modules(model)
     assert len(blocks) == 2
     family.mlp_module(blocks[0])
-    if family.fold is not None:
-        assert blocks[0].get_parameter(family.fold).shape == (16, 24)
-    else:
-        assert family.why_no_fold
+    assert blocks[0].get_parameter(family.fold).shape == (16, 24)
+    assert family.post_norm is None or blocks[0].get_parameter(family.post_norm).shape == (16,)
+    assert family.down_projection(blocks[0]).weight.shape == (16, 24)
 
 
-def test_foldable(refuses):
-    require_foldable(LLAMA, "m")
-    with refuses("m: model_type 'gemma2'", "post_feedforward_layernorm", "transform: identity"):
-        require_foldable({**LLAMA, "model_type": "gemma2"}, "m")
+def test_an_intercept_needs_a_bias_to_go_into(refuses):
+    for model_type in ("llama", "mistral", "gemma2"):
+        check_fit({**LLAMA, "model_type": model_type}, False, "mlp", "m")
+    check_fit(LLAMA, True, "mlp", "m")
+    with refuses("m: its blocks normalise", "an intercept cannot pass"):
+        check_fit({**LLAMA, "model_type": "gemma2"}, True, "mlp", "m")
+    with refuses("m: model_type 'mistral' has no bias", "those that have: llama"):
+        check_fit({**LLAMA, "model_type": "mistral"}, True, "mlp", "m")
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "gemma3", "", None])
@@ -58,13 +61,13 @@ def test_unsupported(refuses, model_type):
 @pytest.mark.parametrize("key", ["layer_types", "no_rope_layers", "mlp_layer_types"])
 def test_per_block_lists_lose_the_removed_blocks(key):
     config = {**LLAMA, key: list("abcdef"), "rope_theta": 1.0}
-    assert pruned_config(config, 2, 4) == {**config, "num_hidden_layers": 4, key: list("abef")}
+    assert pruned_config(config, [(2, 4)]) == {**config, "num_hidden_layers": 4, key: list("abef")}
     assert config["num_hidden_layers"] == 6, "the given config is left alone"
 
 
 def test_a_per_block_list_of_another_length_is_refused(refuses):
     with refuses("layer_types has 5 entries for 6 blocks"):
-        pruned_config({**LLAMA, "layer_types": list("abcde")}, 2, 4)
+        pruned_config({**LLAMA, "layer_types": list("abcde")}, [(2, 4)])
 
 
 def test_device_and_dtype(refuses, monkeypatch):

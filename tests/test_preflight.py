@@ -57,9 +57,10 @@ def test_what_no_table_uses_is_not_looked_at(llama):
 
 
 def test_a_fit_that_cannot_be_folded(gemma, refuses):
-    with refuses("x: fits.ls on models.a: ", "cannot be folded", "transform: identity"):
-        check_inputs(config(gemma), "x")
-    check_inputs(config(gemma, {"fits": ["uidl"]}), "x")
+    fits = {"affine": {"intercept": True}}
+    with refuses("x: fits.affine on models.a: ", "an intercept cannot pass"):
+        check_inputs(config(gemma, {"fits": ["uidl", "ls", "affine"]}, fits=fits), "x")
+    check_inputs(config(gemma), "x")
 
 
 def test_missing_and_broken_models(tmp_path, llama, sharded, refuses):
@@ -87,12 +88,13 @@ def test_every_problem_has_a_line(tmp_path, refuses, gemma):
     (truncated / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     section = config(
         gemma,
-        {"models": ["a", "b"], "calibrations": ["mine"], "cuts": ["n9", "late"]},
+        {"models": ["a", "b"], "calibrations": ["mine"], "cuts": ["n9", "late"], "fits": ["affine"]},
+        fits={"affine": {"intercept": True}},
         models={"b": {"source": str(truncated)}},
         calibrations={"mine": {"dataset": "none.txt", "tokens": 64}},
     )
     with refuses(
-        "cuts.n9 on models.a", "cuts.late on models.a", "fits.ls on models.a", "models.b: ", "none.txt", lines=5
+        "cuts.n9 on models.a", "cuts.late on models.a", "fits.affine on models.a", "models.b: ", "none.txt", lines=5
     ):
         check_inputs(section, "x")
 

@@ -96,7 +96,7 @@ def test_sum_is_deterministic_and_leaves_its_parts_alone():
     assert torch.equal(a.gram, pairwise.gram)
     with pytest.raises(ReplaceMeError, match="no statistics"):
         Statistics.sum([])
-    with pytest.raises(ReplaceMeError, match="hidden sizes 5 and 4"):
+    with pytest.raises(ReplaceMeError, match="5 x 5 and 4 x 4 channels"):
         parts[0] + Statistics.zeros(4)
 
 
@@ -122,7 +122,7 @@ def test_empty_batches_and_bad_shapes():
     assert statistics.tokens == 0
     assert not statistics.gram.any()
     for m, r in ((torch.zeros(3, 5), torch.zeros(3, 5)), (torch.zeros(3, 4), torch.zeros(2, 4))):
-        with pytest.raises(ReplaceMeError, match="must both be"):
+        with pytest.raises(ReplaceMeError, match=r"must be \[..., 4\]"):
             statistics.add_batch(m, r)
     with pytest.raises(ReplaceMeError, match=r"mask must be \[3\]"):
         statistics.add_batch(*batch(3, 4), torch.ones(2))
@@ -140,6 +140,40 @@ def test_save_and_load(tmp_path):
     assert all(torch.equal(getattr(loaded, name), getattr(saved, name)) for name in TENSORS)
 
 
+def test_groups_in_one_file(tmp_path):
+    path = tmp_path / "gram.safetensors"
+    groups = [of(*batch(10, 4)), of(*batch(7, 4, seed=1))]
+    Statistics.save_all(path, groups, {"groups": [[1, 2], [3, 4]]})
+    for number, saved in enumerate(groups):
+        loaded, metadata = Statistics.load(path, number)
+        assert metadata == {"groups": [[1, 2], [3, 4]]} and loaded.tokens == saved.tokens
+        assert all(torch.equal(getattr(loaded, name), getattr(saved, name)) for name in TENSORS)
+    with pytest.raises(ReplaceMeError, match="not statistics"):
+        Statistics.load(path, 2)
+
+
+def test_rows_wider_than_their_targets(tmp_path):
+    m, r = batch(50, 9)[0], batch(50, 4, seed=1)[1]
+    statistics = Statistics.zeros(4, width=9)
+    statistics.add_batch(m, r)
+    assert (statistics.width, statistics.hidden_size) == (9, 4)
+    assert torch.allclose(statistics.cross, m.double().T @ r.double(), rtol=1e-12)
+    statistics.save(tmp_path / "gram.safetensors")
+    assert torch.equal(Statistics.load(tmp_path / "gram.safetensors")[0].cross, statistics.cross)
+
+
+def test_centred_sums_are_those_of_centred_rows():
+    m, r = batch(50, 9)[0].double() + 3, batch(50, 4, seed=1)[1].double() - 2
+    weights = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    statistics, expected = Statistics.zeros(4, width=9), Statistics.zeros(4, width=9)
+    statistics.add_batch(m, r, weights=weights)
+    mean_m, mean_r = ((weights[:, None] * rows).sum(0) / weights.sum() for rows in (m, r))
+    expected.add_batch(m - mean_m, r - mean_r, weights=weights)
+    centred = statistics.centred()
+    for name in ("gram", "cross", "target_energy", "total_weight", "sum_mlp_output", "sum_target"):
+        assert torch.allclose(getattr(centred, name), getattr(expected, name), rtol=1e-10, atol=1e-10), name
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -155,7 +189,7 @@ def test_a_foreign_file_is_refused(tmp_path, name, value, message):
     path = tmp_path / "gram.safetensors"
     of(*batch(10, 4)).save(path)
     tensors, _ = load_tensors(path)
-    save_tensors(path, tensors | {name: value}, {})
+    save_tensors(path, tensors | {f"0.{name}": value}, {})
     with pytest.raises(ReplaceMeError, match=message) as caught:
         Statistics.load(path)
     assert str(path) in str(caught.value)

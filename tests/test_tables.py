@@ -60,7 +60,7 @@ def results(tmp_path):
     evaluation(baseline, GOOD, GOOD, [-0.1, -0.1, -0.1])
     speed(baseline, 1000)
     cut = tmp_path / "toy/cal/n2"
-    put(cut / "cut.json", {"start": 3, "end": 5, "blocks": 2, "metric": "cosine", "position": "all", "candidates": []})
+    put(cut / "cut.json", {"groups": [[3, 5]], "blocks": 2, "metric": "cosine", "position": "all", "candidates": []})
     for fit, transform, items in (("uidl", "identity", WORSE), ("ls", "full", MIDDLE)):
         evaluation(cut / fit, items, GOOD, [-1.0, -2.0, -3.0] if fit == "uidl" else [-1.0, -1.0, -1.0])
         speed(cut / fit, 750)

@@ -69,7 +69,7 @@ def check_shards(paths: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def load_cut(path: str | Path) -> dict[str, Any]:
     """A cut.json of the `cut` step."""
-    return read_record(path, "start", "end", "blocks", "num_blocks", "carrier", "metric")
+    return read_record(path, "groups", "blocks", "num_blocks", "metric")
 
 
 def load_model(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import logging
 
 from replaceme.checkpoints import model_sha256
 from replaceme.config import CutConfig
-from replaceme.cuts import choose
+from replaceme.cuts import choose, described
 from replaceme.distances import load
 from replaceme.errors import ReplaceMeError
 from replaceme.files import write_json
@@ -46,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
     chosen = choose(cut, record, distances, candidates)
     measured_on = {key: origin[key] for key in MEASURED_ON if key in origin}
     write_json(args.out, {**chosen, "model_sha256": model_sha256(record), "measured_on": measured_on})
-    log.info("cut [%d, %d) of %d blocks by %s", chosen["start"], chosen["end"], record["num_blocks"], chosen["metric"])
+    log.info("cut %s of %d blocks by %s", described(chosen), record["num_blocks"], chosen["metric"])

@@ -1,15 +1,16 @@
-"""fit: find the transform T of a cut."""
+"""fit: find the transforms T of a cut."""
 
 import argparse
 import logging
 from typing import Any
 
-from replaceme.checkpoints import model_sha256
-from replaceme.config import FitConfig
+from replaceme.checkpoints import model_sha256, read_config
+from replaceme.config import CalibrationConfig, FitConfig
+from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import write_json
-from replaceme.fitting import fit_section
-from replaceme.models import pick_device
+from replaceme.files import load_metadata, write_json
+from replaceme.fitting import Evidence, Passes, fit_cut
+from replaceme.models import check_fit, family_of, pick_device
 from replaceme.options import add_options, from_options
 from replaceme.rows import Rows
 from replaceme.statistics import Statistics
@@ -23,7 +24,8 @@ from replaceme.steps.common import (
     same_model,
     set_threads,
 )
-from replaceme.transforms import Shards
+from replaceme.steps.forward import load_forward
+from replaceme.transforms import Shards, Transform, joint_report
 
 ONLINE = False
 log = logging.getLogger(__name__)
@@ -38,39 +40,69 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", nargs="+", metavar="FILE", help="statistics of every shard; needed for a ridge chosen automatically"
     )
     parser.add_argument("--rows", metavar="FOLDER", help="rows of the `rows` step; needed for a cosine fit")
+    parser.add_argument(
+        "--tokens",
+        dest="tokens_file",
+        metavar="FILE",
+        help="token file of the `tokens` step; needed for a sequential estimation, and for blocks that normalise what "
+        "their MLP puts out",
+    )
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
+    add_options(parser, CalibrationConfig, ("batch_size", "dtype"))
     compute_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the transform and its report."""
+    """Write the transforms and their report."""
     set_threads(args.threads)
     record = load_model(args)
     config = from_options(args, FitConfig)
+    model_config = read_config(record["folder"])
+    check_fit(model_config, config.intercept, config.placement, record["source"])
     cut = load_cut(args.cut)
     same_model(record, cut, args.cut)
-    origin = {"model_sha256": model_sha256(record), "start": cut["start"], "end": cut["end"]}
-    statistics = None
-    if args.statistics is not None:
-        statistics, metadata = Statistics.load(args.statistics)
-        same_model(record, metadata, args.statistics)
-        if (metadata["start"], metadata["end"]) != (cut["start"], cut["end"]):
-            raise ReplaceMeError(f"{args.statistics}: of another cut than {args.cut}; make it again")
-        if "shard" in metadata and metadata["shards"] > 1:
-            raise ReplaceMeError(
-                f"{args.statistics}: one of {metadata['shards']} shards; add them with `replaceme sum`"
-            )
-        origin = {key: value for key, value in metadata.items() if key != "shard"}
-    elif config.transform != "identity":
-        raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
-    rows = _rows(args, config, origin)
-    device = pick_device(args.device) if rows else "cpu"
-    found = fit_section(config, statistics, record["hidden_size"], _shards(args, config, origin), rows, device)
-    found.save(args.out / "transform.safetensors", origin)
-    write_json(args.out / "fit.json", {**config.model_dump(), **found.report, **origin})
-    numbers = {key: value for key, value in found.report.items() if not isinstance(value, list)}
+    groups = groups_of(cut)
+    origin = _origin(args, record, config, cut)
+
+    def gathered(group: int) -> Evidence:
+        statistics = None if args.statistics is None else Statistics.load(args.statistics, group)[0]
+        rows = _rows(args, config, origin)
+        device = pick_device(args.device) if rows else "cpu"
+        return Evidence(statistics, _shards(args, config, origin, group), rows, device)
+
+    def passes() -> Passes:
+        if args.tokens_file is None:
+            raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
+        forward = load_forward(args, record)
+        return Passes(forward.model, forward.family, forward.tokens, forward.batch_size)
+
+    family = family_of(model_config, record["source"])
+    found = fit_cut(config, groups, record["hidden_size"], gathered, passes, family)
+    report = joint_report(found)
+    Transform.save_all(args.out / "transform.safetensors", found, origin)
+    write_json(args.out / "fit.json", {**config.model_dump(), **report, **origin})
+    numbers = {key: value for key, value in report.items() if not isinstance(value, list)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
+
+
+def _origin(args: argparse.Namespace, record: dict[str, Any], config: FitConfig, cut: dict[str, Any]) -> dict[str, Any]:
+    """What the transforms are made from, after a check that the statistics belong to the cut and the fit."""
+    if args.statistics is None:
+        if config.transform != "identity" and not config.sequential(len(cut["groups"])):
+            raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
+        return {"model_sha256": model_sha256(record), "groups": cut["groups"]}
+    metadata = load_metadata(args.statistics)
+    same_model(record, metadata, args.statistics)
+    if metadata["groups"] != cut["groups"]:
+        raise ReplaceMeError(f"{args.statistics}: of another cut than {args.cut}; make it again")
+    if metadata["kind"] != config.regression.kind:
+        raise ReplaceMeError(
+            f"{args.statistics}: of placement and weighting {metadata['kind']}, not {config.regression.kind}"
+        )
+    if "shard" in metadata and metadata["shards"] > 1:
+        raise ReplaceMeError(f"{args.statistics}: one of {metadata['shards']} shards; add them with `replaceme sum`")
+    return {key: value for key, value in metadata.items() if key != "shard"}
 
 
 def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -> Rows | None:
@@ -80,12 +112,12 @@ def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -
     if not args.rows:
         raise ReplaceMeError("options: a cosine fit needs --rows, made by `replaceme rows`")
     rows = Rows.open(args.rows)
-    if rows.origin != {key: value for key, value in origin.items() if key != "shards"}:
+    if rows.origin != {key: value for key, value in origin.items() if key not in ("shards", "kind")}:
         raise ReplaceMeError(f"{args.rows}: of another model, calibration or cut than {args.statistics}; make it again")
     return rows
 
 
-def _shards(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -> Shards | None:
+def _shards(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any], group: int) -> Shards | None:
     """The shards that the statistics are the sum of, where the fit needs them."""
     if not config.automatic:
         return None
@@ -94,4 +126,4 @@ def _shards(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any])
     paths, shared = check_shards(args.shards)
     if shared != origin:
         raise ReplaceMeError(f"{args.statistics}: not the sum of the shards given; make it again")
-    return Shards(len(paths), lambda shard: Statistics.load(paths[shard])[0])
+    return Shards(len(paths), lambda shard: Statistics.load(paths[shard], group)[0])

@@ -1,10 +1,12 @@
-"""gram: statistics of one cut over one shard of the calibration tokens."""
+"""gram: statistics of one cut over one shard of the calibration tokens, for the fits of one placement."""
 
 import argparse
 
-from replaceme.checkpoints import read_config
-from replaceme.gather import gather_cut
-from replaceme.models import require_foldable
+from replaceme.config import REGRESSION, FitConfig
+from replaceme.cuts import groups_of
+from replaceme.gather import gather_groups, shard_batches
+from replaceme.options import add_options, from_options
+from replaceme.statistics import Statistics
 from replaceme.steps.common import load_cut, load_model, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 
@@ -16,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     out_argument(parser, "where the statistics go (.safetensors)")
     parser.add_argument("--shard", type=int, default=0, metavar="K", help="shard to compute, from 0. Default: 0.")
     forward_arguments(parser, "shards")
+    add_options(parser, FitConfig, REGRESSION)
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
 
 
@@ -24,10 +27,10 @@ def run(args: argparse.Namespace) -> None:
     cut = load_cut(args.cut)
     record = load_model(args)
     same_model(record, cut, args.cut)
-    require_foldable(read_config(record["folder"]), record["source"])  # before the forward passes, not after
     forward = load_forward(args, record)
-    start, end, shards = cut["start"], cut["end"], getattr(args, "shards", 1)
-    statistics = gather_cut(
-        forward.model, forward.family, forward.tokens, (start, end), forward.batch_size, args.shard, shards
-    )
-    statistics.save(args.out, {**forward.origin, "start": start, "end": end, "shard": args.shard, "shards": shards})
+    shards = getattr(args, "shards", 1)
+    batches = shard_batches(forward.tokens, forward.batch_size, args.shard, shards)
+    regression = from_options(args, FitConfig, REGRESSION).regression
+    statistics = gather_groups(forward.model, forward.family, batches, groups_of(cut), regression)
+    origin = {**forward.origin, "groups": cut["groups"], "kind": regression.kind}
+    Statistics.save_all(args.out, statistics, {**origin, "shard": args.shard, "shards": shards})

@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> None:
     record = load_model(args)
     cut = load_cut(args.cut)
     same_model(record, cut, args.cut)
-    transform, origin = Transform.load(args.transform)
+    transforms, origin = Transform.load_all(args.transform)
     same_model(record, origin, args.transform)
-    if (origin.get("start", cut["start"]), origin.get("end", cut["end"])) != (cut["start"], cut["end"]):
+    if origin.get("groups", cut["groups"]) != cut["groups"]:
         raise ReplaceMeError(f"{args.transform}: fitted for another cut than {args.cut}; fit it again")
-    write_pruned(record, cut, transform, args.out, origin)
+    write_pruned(record, cut, transforms, args.out, origin)

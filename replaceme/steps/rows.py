@@ -2,9 +2,8 @@
 
 import argparse
 
-from replaceme.checkpoints import read_config
 from replaceme.config import FitConfig
-from replaceme.models import require_foldable
+from replaceme.cuts import groups_of
 from replaceme.options import add_options
 from replaceme.rows import write_rows
 from replaceme.steps.common import load_cut, load_model, out_argument, same_model
@@ -26,10 +25,9 @@ def run(args: argparse.Namespace) -> None:
     cut = load_cut(args.cut)
     record = load_model(args)
     same_model(record, cut, args.cut)
-    require_foldable(read_config(record["folder"]), record["source"])
     forward = load_forward(args, record)
-    start, end = cut["start"], cut["end"]
-    origin = {**forward.origin, "start": start, "end": end}
+    ((start, end),) = groups_of(cut)
+    origin = {**forward.origin, "groups": cut["groups"]}
     fit_tokens = getattr(args, "fit_tokens", None)
     write_rows(
         args.out, forward.model, forward.family, forward.tokens, (start, end), forward.batch_size, fit_tokens, origin

@@ -5,12 +5,13 @@ from typing import Any
 
 from replaceme.errors import ReplaceMeError
 from replaceme.statistics import Statistics
+from replaceme.transforms.affine import with_gain, with_intercept
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
 from replaceme.transforms.ridge import Shards, fit_auto_ridge
 from replaceme.transforms.sparse import fit_elastic_net
 from replaceme.transforms.structured import fit_diagonal, fit_low_rank, fit_lower_triangular, fit_orthogonal
-from replaceme.transforms.transform import Transform, r_squared, residual
+from replaceme.transforms.transform import Transform, joint_report, r_squared, residual
 
 FITS: dict[str, Callable[..., Transform]] = {
     "full": fit_least_squares,
@@ -47,6 +48,9 @@ __all__ = [
     "fit_low_rank",
     "fit_lower_triangular",
     "fit_orthogonal",
+    "joint_report",
     "r_squared",
     "residual",
+    "with_gain",
+    "with_intercept",
 ]

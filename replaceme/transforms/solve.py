@@ -134,14 +134,14 @@ def cutoff(values: torch.Tensor) -> torch.Tensor | float:
 
 
 def reported(statistics: Statistics, matrix: torch.Tensor, report: dict[str, Any]) -> Transform:
-    """The transform with its residual, r2, the identity's residual and the number of tokens in the report."""
-    identity = torch.eye(len(matrix), dtype=torch.float64)
+    """The transform with its residual, r2, the number of tokens and, of a square one, the identity's residual."""
     quality = {
         "residual": residual(statistics, matrix),
         "r2": r_squared(statistics, matrix),
         "tokens": statistics.tokens,
-        "residual_identity": residual(statistics, identity),
     }
+    if statistics.width == statistics.hidden_size:
+        quality["residual_identity"] = residual(statistics, torch.eye(len(matrix), dtype=torch.float64))
     return Transform(matrix, {**report, **quality})
 
 

@@ -1,5 +1,6 @@
 """A fitted linear map and how well it fits, both computed from statistics alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,36 +8,91 @@ from typing import Any
 import torch
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import load_tensors, save_tensors
+from replaceme.files import load_metadata, load_tensors, save_groups
 from replaceme.statistics import Statistics
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A map `matrix` float64 [hidden, hidden] in the row-vector convention, `M @ matrix ~ R`, and the fit's report.
+    """A map `matrix` float64 [width, hidden] in the row-vector convention, `m @ matrix ~ r`, and the fit's report.
 
-    The report holds plain numbers and strings only (JSON without NaN).
+    `intercept` [hidden] is added to its output. With a `gain` what counts is its direction p, the output being
+    `gain * p / rms(p)`: for blocks that normalise what their MLP puts out. `placement`: see `regression`. The report
+    holds plain numbers and strings only (JSON without NaN).
     """
 
     matrix: torch.Tensor
     report: dict[str, Any] = field(default_factory=dict)
+    placement: str = "mlp"
+    intercept: torch.Tensor | None = None
+    gain: float | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What `save` writes."""
+        return {"transform": self.matrix} | ({} if self.intercept is None else {"intercept": self.intercept})
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the blocks are dropped and no weight changes."""
+        return self.report["solver"] == "identity"
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Write a safetensors file (key "transform") atomically, with the report and JSON-able metadata."""
-        save_tensors(path, {"transform": self.matrix}, {"report": self.report, "metadata": metadata or {}})
+        """Write a safetensors file atomically, with the report and JSON-able metadata."""
+        self.save_all(path, [self], metadata)
+
+    @staticmethod
+    def save_all(path: str | Path, groups: Sequence["Transform"], metadata: dict[str, Any] | None = None) -> None:
+        """Write the transforms of every group of a cut into one file, as `save` does."""
+        stamps = [{name: getattr(one, name) for name in STAMPED} for one in groups]
+        stamp = {"groups": stamps, "metadata": metadata or {}}
+        save_groups(path, [one.tensors() for one in groups], stamp)
 
     @staticmethod
     def load(path: str | Path) -> tuple["Transform", dict[str, Any]]:
         """Read what `save` wrote, as (transform, metadata); raises ReplaceMeError on a wrong content."""
-        tensors, stamp = load_tensors(path)
-        if set(tensors) != {"transform"} or set(stamp) != {"report", "metadata"}:
-            raise ReplaceMeError(f"{path}: holds {sorted(tensors)}, not a transform; delete it and run again")
-        matrix = tensors["transform"]
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype != torch.float64:
+        groups, metadata = Transform.load_all(path)
+        if len(groups) != 1:
+            raise ReplaceMeError(f"{path}: holds transforms of {len(groups)} groups, not of one")
+        return groups[0], metadata
+
+    @staticmethod
+    def load_all(path: str | Path) -> tuple[list["Transform"], dict[str, Any]]:
+        """Read what `save_all` wrote, as (transform of each group, metadata); errors as in `load`."""
+        stamp = load_metadata(path)
+        if set(stamp) != {"groups", "metadata"}:
+            raise ReplaceMeError(f"{path}: holds no transforms; delete it and run again")
+        found = [_of_tensors(load_tensors(path, k)[0], given, path) for k, given in enumerate(stamp["groups"])]
+        return found, stamp["metadata"]
+
+
+STAMPED = ("report", "placement", "gain")
+
+
+def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: str | Path) -> Transform:
+    matrix, intercept = tensors.get("transform"), tensors.get("intercept")
+    if matrix is None:
+        raise ReplaceMeError(f"{path}: holds {sorted(tensors)}, not a transform; delete it and run again")
+    for name, tensor, dimensions in (("transform", matrix, 2), ("intercept", intercept, 1)):
+        if tensor is not None and (tensor.ndim != dimensions or tensor.dtype != torch.float64):
             raise ReplaceMeError(
-                f"{path}: the transform is {matrix.dtype} {list(matrix.shape)}, expected a square torch.float64 matrix"
+                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected torch.float64 of "
+                f"{dimensions} dimension{'s' * (dimensions > 1)}"
             )
-        return Transform(matrix, stamp["report"]), stamp["metadata"]
+    return Transform(matrix, intercept=intercept, **{name: given[name] for name in STAMPED})
+
+
+def joint_report(groups: Sequence[Transform]) -> dict[str, Any]:
+    """The report of a cut of one group as it is; of several, what they share and a list with the report of each.
+
+    `residual` is then the mean over the groups.
+    """
+    reports = [one.report for one in groups]
+    if len(reports) == 1:
+        return reports[0]
+    shared = {key: value for key, value in reports[0].items() if all(one.get(key) == value for one in reports)}
+    residuals = [one["residual"] for one in reports if "residual" in one]
+    mean = {"residual": sum(residuals) / len(residuals)} if residuals else {}
+    return {**shared, **mean, "groups": reports}
 
 
 def residual(statistics: Statistics, matrix: torch.Tensor) -> float:

@@ -211,7 +211,7 @@ def test_subtracting_a_shard_leaves_the_others():
     left, expected = total - parts[1], parts[0] + parts[2]
     assert left.tokens == expected.tokens
     assert (left.gram - expected.gram).norm() < 1e-13 * expected.gram.norm()
-    with pytest.raises(ReplaceMeError, match="do not match"):
+    with pytest.raises(ReplaceMeError, match="do not belong together"):
         _ = total - Statistics.zeros(HIDDEN + 1)
 
 

@@ -72,9 +72,9 @@ def test_a_full_disk(reference, small_disk):
 
 def test_a_file_that_may_not_grow(reference, tmp_path):
     out = tmp_path / "sum.safetensors"
-    shutil.copy2(reference.folder / f"{CUT}/gram/sum-of-2.safetensors", out)
+    shutil.copy2(reference.folder / f"{CUT}/gram/mlp/sum-of-2.safetensors", out)
     before = contents(out)
-    shards = [f"{CUT}/gram/{shard}-of-2.safetensors" for shard in range(2)]
+    shards = [f"{CUT}/gram/mlp/{shard}-of-2.safetensors" for shard in range(2)]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
     try:

@@ -77,7 +77,7 @@ def test_new_shards_are_not_mixed_with_old_ones(completed):
     assert completed.job_stats(output) == {**LS, "gram": 3, **TABLE}
     wanted = {f"{shard}-of-3.safetensors" for shard in range(3)}
     assert not wanted & before
-    assert all(f"gram/{name}" in output for name in wanted) and "-of-2" not in output
+    assert all(f"gram/mlp/{name}" in output for name in wanted) and "-of-2" not in output
 
 
 def test_options_on_the_command_line(completed):

@@ -1,0 +1,84 @@
+"""A loaded model that runs as if blocks were removed and transforms folded in, for as long as it is asked to.
+
+Removed blocks hand on what they get, and the transform is applied where its placement says. No weight changes and no
+block is renumbered, so that masks and position-dependent settings stay those of each kept block. What `fold` writes
+must give the same logits (tests/test_fold.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from replaceme.models import Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.transforms import Transform
+
+
+@contextmanager
+def shortened(
+    base_model: "nn.Module",
+    family: Family,
+    groups: Sequence[tuple[int, int]],
+    transforms: Sequence["Transform | None"],
+) -> Iterator[None]:
+    """Within it the base model runs without the blocks [start, end) of each group; None: nothing takes their place."""
+    blocks = family.block_modules(base_model)
+    with ExitStack() as hooks:
+        for (start, end), transform in zip(groups, transforms, strict=True):
+            for block in blocks[start:end]:
+                hooks.callback(_skipped(block))
+            if transform is not None:
+                module = blocks[start - 1] if transform.placement == "block" else family.mlp_module(blocks[start - 1])
+                hooks.callback(_applied(module, family, blocks[start - 1], transform))
+        yield
+
+
+def _skipped(block: "nn.Module"):
+    """Let a block hand on its input; returns what undoes it."""
+    forward = block.forward
+
+    def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
+        return hidden_states
+
+    block.forward = hand_on
+
+    def undo() -> None:
+        block.forward = forward
+
+    return undo
+
+
+def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transform: "Transform"):
+    """Let a module put out its output times T (with what a norm after the MLP makes of it); returns what undoes it."""
+    import torch
+
+    device = next(module.parameters(), next(carrier.parameters())).device
+    matrix = transform.matrix.to(device, torch.float32)
+    intercept = None if transform.intercept is None else transform.intercept.to(device, torch.float32)
+    seen: dict[str, torch.Tensor] = {}
+    handles = []
+    if transform.placement == "down_proj":
+        down = family.down_projection(carrier)
+        handles.append(down.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("rows", inputs[0])))
+
+    def hook(_: "nn.Module", inputs: Any, output: Any) -> Any:
+        rows = seen.pop("rows", output[0] if isinstance(output, tuple) else output)
+        found = rows.to(matrix.dtype) @ matrix
+        if intercept is not None:
+            found = found + intercept
+        if transform.gain is not None:
+            found = transform.gain * found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
+        found = found.to(rows.dtype)
+        return (found, *output[1:]) if isinstance(output, tuple) else found
+
+    handles.append(module.register_forward_hook(hook))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo
