@@ -201,9 +201,7 @@ def fit_evidence(wildcards):
             f"{folder}/{shard}-of-{shards}.safetensors" for shard in range(shards)
         ]
     if fit.objective == "cosine":
-        files["rows"] = (
-            f"{calibration}/{wildcards.cut}/rows/{fit.fit_tokens or 'all'}"
-        )
+        files["rows"] = f"{calibration}/{wildcards.cut}/rows/{fit.fit_tokens or 'all'}"
     return files
 
 

@@ -40,7 +40,7 @@ def test_a_key_given_twice(project):
 
 
 def gemma_like(folder):
-    """The model's folder as that of an architecture into which T cannot be folded."""
+    """The model's folder as that of an architecture into which an intercept cannot be folded."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "gemma2"}))
 
@@ -59,13 +59,16 @@ def test_models_and_files_that_cannot_be_used(project):
         calibrations={"plain": {"dataset": "nothing.jsonl"}},
         cuts={"n4": {"blocks": 4}, "late": {"blocks": 2, "start": 3}, "most": {"ratio": 0.9}},
         evaluations={"items": {"include": "no-tasks"}},
-        tables={"main.1": {"models": ["tiny.v1", *models], "cuts": ["n1", "n4", "late", "most"]}},
+        fits={"affine": {"intercept": True}},
+        tables={
+            "main.1": {"models": ["tiny.v1", *models], "cuts": ["n1", "n4", "late", "most"], "fits": ["uidl", "affine"]}
+        },
     )
     refused(
         project,
         ("my.yaml: models.gone", "models/tiny/gone: no such folder"),
         ("my.yaml: models.short", "model.safetensors: truncated or corrupted", "copy it again"),
-        ("my.yaml: fits.ls on models.gemma", "cannot be folded", "use `transform: identity`"),
+        ("my.yaml: fits.affine on models.gemma", "an intercept cannot pass", "drop it"),
         ("my.yaml: calibrations.plain", "nothing.jsonl: no such file"),
         ("my.yaml: evaluations.items", "no-tasks: no such folder"),
         *(("my.yaml: cuts.n4 on models." + name, "cannot remove 4 of 4 blocks") for name in ("tiny.v1", "gemma")),
