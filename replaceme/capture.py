@@ -26,7 +26,8 @@ class Activations:
     mask: "torch.Tensor"
     hidden_states: dict[int, "torch.Tensor"] = field(default_factory=dict)
     mlp_output: dict[int, "torch.Tensor"] = field(default_factory=dict)
-    mlp_input: dict[int, "torch.Tensor"] = field(default_factory=dict)  # of the down projection, [..., intermediate]
+    mlp_input: dict[int, "torch.Tensor"] = field(default_factory=dict)  # normalised, as the MLP's first layers get it
+    down_input: dict[int, "torch.Tensor"] = field(default_factory=dict)  # of the down projection, [..., intermediate]
 
     def terms(self, start: int, end: int) -> tuple["torch.Tensor", ...]:
         """(a, b, c) of R = a - b + c = hidden_states[end-1] - hidden_states[start-1] + M (eq. 6: L_{i+n} - Y_i)."""
@@ -35,11 +36,12 @@ class Activations:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The block numbers whose hidden states, MLP outputs and inputs of the down projection are to be kept."""
+    """The block numbers whose hidden states, MLP outputs and inputs, and inputs of the down projection are kept."""
 
     hidden_states: frozenset[int]
     mlp_output: frozenset[int] = frozenset()
     mlp_input: frozenset[int] = frozenset()
+    down_input: frozenset[int] = frozenset()
 
     @classmethod
     def of_cut(cls, start: int, end: int) -> "Wanted":
@@ -49,7 +51,7 @@ class Wanted:
     @property
     def last(self) -> int:
         """The last block that has to run."""
-        return max(self.hidden_states | self.mlp_output | self.mlp_input)
+        return max(self.hidden_states | self.mlp_output | self.mlp_input | self.down_input)
 
 
 class _LastBlockReached(Exception):
@@ -79,6 +81,12 @@ def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) 
 
         return hook
 
+    def keep_input(store: dict, block: int):
+        def hook(module, inputs):
+            store[block] = inputs[0]
+
+        return hook
+
     def leave(module, inputs, output):
         raise _LastBlockReached
 
@@ -87,11 +95,11 @@ def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) 
             hook = family.mlp_module(blocks[block]).register_forward_hook(keep(kept.mlp_output, block))
             hooks.callback(hook.remove)
         for block in wanted.mlp_input:
-
-            def before(module, inputs, block=block):
-                kept.mlp_input[block] = inputs[0]
-
-            hooks.callback(family.down_projection(blocks[block]).register_forward_pre_hook(before).remove)
+            module = family.gate_projection(blocks[block])
+            hooks.callback(module.register_forward_pre_hook(keep_input(kept.mlp_input, block)).remove)
+        for block in wanted.down_input:
+            module = family.down_projection(blocks[block])
+            hooks.callback(module.register_forward_pre_hook(keep_input(kept.down_input, block)).remove)
         for block in wanted.hidden_states:
             hooks.callback(blocks[block].register_forward_hook(keep(kept.hidden_states, block)).remove)
         hooks.callback(blocks[wanted.last].register_forward_hook(leave).remove)
@@ -119,11 +127,8 @@ def _trimmed(batch: Tokens) -> Tokens:
 def _finite(activations: Activations) -> bool:
     import torch
 
-    tensors = [
-        *activations.hidden_states.values(),
-        *activations.mlp_output.values(),
-        *activations.mlp_input.values(),
-    ]
+    stores = (activations.hidden_states, activations.mlp_output, activations.mlp_input, activations.down_input)
+    tensors = [tensor for store in stores for tensor in store.values()]
     return all(bool(torch.isfinite(tensor[activations.mask]).all()) for tensor in tensors)
 
 

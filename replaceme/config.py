@@ -123,7 +123,7 @@ def _ridge(value: Any) -> float | str:
 
 
 # what the sums over the text depend on
-REGRESSION = ("placement", "weighting")
+REGRESSION = ("placement", "weighting", "recycle")
 RIDGES = ("ridge", "ridge_relative", "towards")
 # what each structure of T can be told beside its objective
 FIT_OPTIONS = {
@@ -177,6 +177,13 @@ class FitConfig(Strict):
         description="How tokens count in the sums: all alike, or by 1 / |r|^2 (least squares of the target's direction "
         "rather than of the target).",
     )
+    recycle: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the carrier's MLP neurons, the least used ones, that are set to pass on linear features "
+        "of the MLP's input (at most as many as the hidden size; placement down_proj, gated MLPs).",
+    )
     intercept: bool = Field(
         False, description="Whether a constant is fitted too; needs an MLP that can have biases (Llama's `mlp_bias`)."
     )
@@ -205,6 +212,8 @@ class FitConfig(Strict):
         allowed = FIT_OPTIONS[self.transform]
         if self.placement == "down_proj" and (self.transform != "full" or self.towards != "zero"):
             raise ValueError("placement down_proj fits a full T; drop transform and towards")
+        if self.recycle is not None and self.placement != "down_proj":
+            raise ValueError(f"placement {self.placement} recycles no neurons; drop recycle, or take down_proj")
         for name in ("placement", "weighting", "intercept", "estimation"):
             if self.transform == "identity" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"transform identity takes no {name}; drop it")
@@ -223,7 +232,7 @@ class FitConfig(Strict):
         """What is fitted on what."""
         from replaceme.regression import Regression
 
-        return Regression(self.placement, self.weighting)
+        return Regression(self.placement, self.weighting, self.recycle)
 
     def sequential(self, groups: int) -> bool:
         """Whether a cut of so many groups is fitted on the model shortened so far, rather than from common sums."""

@@ -6,6 +6,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from replaceme.data import Tokens
     from replaceme.models import Family
+    from replaceme.recycling import Recycled
+    from replaceme.regression import Regression
     from replaceme.rows import Rows
     from replaceme.statistics import Statistics
     from replaceme.transforms import Shards, Transform
@@ -34,36 +37,41 @@ class Passes:
     tokens: "Tokens"
     batch_size: int
 
-    def gathered(self, config: FitConfig, group: tuple[int, int], shards: int) -> "list[Statistics]":
-        """Statistics of a group by shard."""
-        from replaceme.gather import gather_groups, shard_batches
-
-        return [
-            gather_groups(
-                self.model,
-                self.family,
-                shard_batches(self.tokens, self.batch_size, shard, shards),
-                [group],
-                config.regression,
-            )[0]
-            for shard in range(shards)
-        ]
-
     def evidence(self, config: FitConfig, group: tuple[int, int], folder: Path, shards: int = 1) -> "Evidence":
         """What the fit of a group needs, from the model as it runs now; rows, if any, go to a folder."""
         from replaceme.rows import write_rows
         from replaceme.statistics import Statistics
         from replaceme.transforms import Shards
 
-        if config.automatic:
-            shards = min(max(shards, FOLDS), len(self.tokens.batches(self.batch_size)))
-        parts = self.gathered(config, group, shards if config.automatic else 1)
+        count = min(max(shards, FOLDS), len(self.tokens.batches(self.batch_size))) if config.automatic else 1
+        recycled = self._recycled(config, group)
+        parts = [self._gathered(config.regression, group, recycled, shard, count) for shard in range(count)]
         rows = None
         if config.objective == "cosine":
             rows = write_rows(folder, self.model, self.family, self.tokens, group, self.batch_size, config.fit_tokens)
-        return Evidence(Statistics.sum(parts), Shards.of(parts), rows, str(next(self.model.parameters()).device))
+        device = str(next(self.model.parameters()).device)
+        return Evidence(Statistics.sum(parts), Shards.of(parts), rows, device, recycled)
 
-    def stream(self, config: FitConfig, group: tuple[int, int]) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    def _gathered(
+        self, regression: "Regression", group: tuple[int, int], recycled: "Recycled | None", shard=0, shards=1
+    ) -> "Statistics":
+        from replaceme.gather import gather_groups, shard_batches
+
+        batches = shard_batches(self.tokens, self.batch_size, shard, shards)
+        return gather_groups(self.model, self.family, batches, [group], regression, recycled and [recycled])[0]
+
+    def _recycled(self, config: FitConfig, group: tuple[int, int]) -> "Recycled | None":
+        from replaceme.recycling import activation_of, choose_neurons
+
+        if config.recycle is None:
+            return None
+        statistics = self._gathered(config.regression.before, group, None)
+        weights = next(self.model.parameters()).dtype
+        return choose_neurons(statistics, config.recycle, activation_of(self.model.config.to_dict()), weights)
+
+    def stream(
+        self, config: FitConfig, group: tuple[int, int], recycled: "Recycled | None"
+    ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
         """(m, r) of the unmasked tokens of each batch."""
         from replaceme.capture import capture
         from replaceme.progress import progress
@@ -71,18 +79,19 @@ class Passes:
 
         batches = progress(self.tokens.batches(self.batch_size), "gain", unit="batch")
         for activations in capture(self.model, self.family, batches, config.regression.wanted([group])):
-            m, terms = config.regression.rows(activations, *group)
+            m, terms = config.regression.rows(activations, *group, recycled)
             yield m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a group is fitted from: its statistics, and for the fits that need them its shards and rows."""
+    """What a group is fitted from: its statistics, and for the fits that need them its shards, rows and neurons."""
 
     statistics: "Statistics | None" = None
     shards: "Shards | None" = None
     rows: "Rows | None" = None
     device: str = "cpu"
+    recycled: "Recycled | None" = None
 
 
 def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
@@ -95,10 +104,12 @@ def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Tra
 
     if config.transform == "identity":
         return fit_identity(evidence.statistics, hidden_size)
-    if not config.intercept:
-        return replace(_linear(config, evidence), placement=config.placement)
-    centred = replace(evidence, statistics=evidence.statistics.centred())
-    return replace(with_intercept(_linear(config, centred), evidence.statistics), placement=config.placement)
+    if config.intercept:
+        centred = replace(evidence, statistics=evidence.statistics.centred())
+        found = with_intercept(_linear(config, centred), evidence.statistics)
+    else:
+        found = _linear(config, evidence)
+    return replace(found, placement=config.placement, recycled=evidence.recycled)
 
 
 def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
@@ -141,13 +152,13 @@ def fit_cut(
     found: list[Transform] = []
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
         for number, group in enumerate(groups):
-            if not sequential:
-                evidence = gathered(number)
+            before = found if sequential else []
+            running = shortened(loaded.model, family, groups[: len(before)], before) if before else nullcontext()
+            with running:
+                folder = Path(scratch) / str(number)
+                evidence = loaded.evidence(config, group, folder) if sequential else gathered(number)
                 transform = fit_section(config, evidence, hidden_size)
-                found.append(with_gain(transform, loaded.stream(config, group)) if gain else transform)
-                continue
-            with shortened(loaded.model, family, groups[:number], found):
-                evidence = loaded.evidence(config, group, Path(scratch) / str(number))
-                transform = fit_section(config, evidence, hidden_size)
-                found.append(with_gain(transform, loaded.stream(config, group)) if gain else transform)
+                if gain:
+                    transform = with_gain(transform, loaded.stream(config, group, evidence.recycled))
+                found.append(transform)
     return found

@@ -19,13 +19,14 @@ from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_ch
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import TEMPORARY, replacing, sha256, write_safetensors
-from replaceme.models import PER_BLOCK_LISTS, check_fit, pruned_config
+from replaceme.models import PER_BLOCK_LISTS, Family, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
 
 if TYPE_CHECKING:
     import torch
 
+    from replaceme.recycling import Recycled
     from replaceme.transforms import Transform
 
 Edit = Callable[["torch.Tensor"], "torch.Tensor"]
@@ -186,26 +187,53 @@ def _edits(
 
 
 def _edits_of(checkpoint: Checkpoint, carrier: str, transform: "Transform") -> dict[str, Edit]:
-    family, matrix, refitted = checkpoint.family, transform.matrix, transform.placement == "down_proj"
-    down = carrier + family.fold
+    down = carrier + checkpoint.family.fold
     if down not in checkpoint.tensors:
         raise ReplaceMeError(f"{checkpoint.folder}: no tensor {down}, into which the transform should be folded")
-    if family.post_norm is not None:
-        norm = carrier + family.post_norm
-        gains = None if refitted else family.gain_offset + checkpoint.tensor(norm).double()
-        return {
-            down: lambda weight: fold_normed(weight, gains, matrix),
-            norm: lambda weight: weight.new_full(weight.shape, transform.gain - family.gain_offset),
-        }
+    edits = {} if transform.recycled is None else _recycling(checkpoint.family, carrier, transform.recycled)
+    if checkpoint.family.post_norm is None:
+        return edits | _plain_fold(down, transform)
+    return edits | _normed_fold(checkpoint, carrier, transform)
+
+
+def _plain_fold(down: str, transform: "Transform") -> dict[str, Edit]:
+    matrix, refitted = transform.matrix, transform.placement == "down_proj"
+
+    def weight(given: "torch.Tensor") -> "torch.Tensor":
+        return matrix.T.to(given.dtype).contiguous() if refitted else fold(given, matrix)
 
     def bias(given: "torch.Tensor") -> "torch.Tensor":
-        folded = torch.zeros_like(matrix[0]) if refitted else given.double() @ matrix
+        folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.double() @ matrix
         return (folded if transform.intercept is None else folded + transform.intercept).to(given.dtype)
 
-    import torch
+    return {down: weight, down.removesuffix("weight") + "bias": bias}
 
-    weight_edit: Edit = (lambda weight: matrix.T.to(weight.dtype)) if refitted else lambda weight: fold(weight, matrix)
-    return {down: weight_edit, down.removesuffix("weight") + "bias": bias}
+
+def _normed_fold(checkpoint: Checkpoint, carrier: str, transform: "Transform") -> dict[str, Edit]:
+    family, norm, gains = checkpoint.family, carrier + checkpoint.family.post_norm, None
+    if transform.placement != "down_proj":
+        gains = family.gain_offset + checkpoint.tensor(norm).double()
+    return {
+        carrier + family.fold: lambda weight: fold_normed(weight, gains, transform.matrix),
+        norm: lambda weight: weight.new_full(weight.shape, transform.gain - family.gain_offset),
+    }
+
+
+def _recycling(family: Family, carrier: str, recycled: "Recycled") -> dict[str, Edit]:
+    """The rows of the gate and up projections that belong to the recycled neurons, and their biases, which go."""
+
+    def rows(values: "torch.Tensor") -> Edit:
+        def edit(given: "torch.Tensor") -> "torch.Tensor":
+            changed = given.clone()
+            changed[recycled.neurons] = values.to(given.dtype)
+            return changed
+
+        return edit
+
+    given = {family.gate: recycled.gate, family.up: recycled.up}
+    edits = {carrier + name: rows(values) for name, values in given.items()}
+    biases = {carrier + name.removesuffix("weight") + "bias": rows(recycled.gate.new_zeros(())) for name in given}
+    return edits | biases
 
 
 def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:

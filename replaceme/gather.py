@@ -17,16 +17,25 @@ from replaceme.statistics import Statistics
 if TYPE_CHECKING:
     from torch import nn
 
+    from replaceme.recycling import Recycled
+
 MLP = Regression()
 
 
 def gather(
-    passes: Iterable[Activations], groups: Sequence[tuple[int, int]], regression: Regression = MLP
+    passes: Iterable[Activations],
+    groups: Sequence[tuple[int, int]],
+    regression: Regression = MLP,
+    recycled: "Sequence[Recycled] | None" = None,
 ) -> list[Statistics]:
-    """Statistics of every [start, end) over all batches; each batch must hold what `Regression.wanted` names."""
+    """Statistics of every [start, end) over all batches; each batch must hold what `Regression.wanted` names.
+
+    `recycled`: the neurons of each group that are, where the regression has such.
+    """
     statistics: list[Statistics] = []
+    changed = recycled or [None] * len(groups)
     for activations in passes:
-        rows = [regression.rows(activations, start, end) for start, end in groups]
+        rows = [regression.rows(activations, *group, one) for group, one in zip(groups, changed, strict=True)]
         if not statistics:
             statistics = [Statistics.zeros(terms[0].shape[-1], m.device, m.shape[-1]) for m, terms in rows]
         for one, (m, terms) in zip(statistics, rows, strict=True):
@@ -35,11 +44,16 @@ def gather(
 
 
 def gather_groups(
-    model: "nn.Module", family: Family, batches: Sequence[Tokens], groups: Sequence[tuple[int, int]], regression=MLP
+    model: "nn.Module",
+    family: Family,
+    batches: Sequence[Tokens],
+    groups: Sequence[tuple[int, int]],
+    regression: Regression = MLP,
+    recycled: "Sequence[Recycled] | None" = None,
 ) -> list[Statistics]:
     """Statistics of the groups [start, end) of a cut over batches, on the CPU, where they are added up and solved."""
     passes = capture(model, family, progress(batches, "gram", unit="batch"), regression.wanted(groups))
-    return [one.to("cpu") for one in gather(passes, groups, regression)]
+    return [one.to("cpu") for one in gather(passes, groups, regression, recycled)]
 
 
 def shard_batches(tokens: Tokens, batch_size: int, shard: int, shards: int) -> list[Tokens]:

@@ -23,15 +23,17 @@ class Family:
     """How one architecture names its parts.
 
     `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` is the
-    linear weight [hidden, intermediate] that T multiplies. `post_norm` is the weight of an RMS norm between the two,
-    which scales by `gain_offset + weight`. `bias_switch` is the config entry that gives the MLP's linear layers biases,
-    `biased` those layers. `derived_lists` says that transformers derives per-block lists from a pattern of block
-    numbers when config.json does not spell them out.
+    linear weight [hidden, intermediate] that T multiplies, `gate` and `up` those of a gated MLP. `post_norm` is the
+    weight of an RMS norm between the two, which scales by `gain_offset + weight`. `bias_switch` is the config entry
+    that gives the MLP's linear layers biases, `biased` those layers. `derived_lists` says that transformers derives
+    per-block lists from a pattern of block numbers when config.json does not spell them out.
     """
 
     blocks: str = "model.layers"
     mlp_output: str = "mlp"
     fold: str = "mlp.down_proj.weight"
+    gate: str = "mlp.gate_proj.weight"
+    up: str = "mlp.up_proj.weight"
     post_norm: str | None = None
     gain_offset: float = 0.0
     bias_switch: str | None = None
@@ -55,6 +57,10 @@ class Family:
     def down_projection(self, block: "nn.Module") -> "nn.Module":
         """The linear layer of a block whose output, a norm aside, is M."""
         return block.get_submodule(self.fold.rpartition(".")[0])
+
+    def gate_projection(self, block: "nn.Module") -> "nn.Module":
+        """A linear layer of a block that gets the MLP's input."""
+        return block.get_submodule(self.gate.rpartition(".")[0])
 
     def mlp_module(self, block: "nn.Module") -> "nn.Module":
         """The module of a block whose output is M."""

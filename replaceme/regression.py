@@ -5,6 +5,8 @@
 - down_proj: m = the input of the carrier's down projection, the same r. T [intermediate, hidden] is its new weight: the
   maps `W T` of the mlp placement are among these, and the parameters are as many as before.
 - block: m = hidden_states[start-1], r = hidden_states[end-1]. T is a linear layer of its own after the carrier (A.9).
+- inputs: m = the inputs of the down projection and of the MLP, side by side, and the r of mlp: no placement, but what
+  the neurons to recycle are chosen from.
 """
 
 from collections.abc import Sequence
@@ -16,21 +18,33 @@ from replaceme.capture import Activations, Wanted
 if TYPE_CHECKING:
     import torch
 
-Placement = Literal["mlp", "down_proj", "block"]
+    from replaceme.recycling import Recycled
+
+Placement = Literal["mlp", "down_proj", "block", "inputs"]
 Weighting = Literal["uniform", "inverse_energy"]
 
 
 @dataclass(frozen=True)
 class Regression:
-    """A placement, and how tokens count: all alike, or by 1 / |r|^2 (`inverse_energy`: least squares of r / |r|)."""
+    """A placement, and how tokens count: all alike, or by 1 / |r|^2 (`inverse_energy`: least squares of r / |r|).
+
+    `recycle`: the share of the carrier's neurons that are recycled (see `recycling`).
+    """
 
     placement: Placement = "mlp"
     weighting: Weighting = "uniform"
+    recycle: float | None = None
 
     @property
     def kind(self) -> str:
         """The name of its sums as a path component."""
-        return self.placement if self.weighting == "uniform" else f"{self.placement}-{self.weighting}"
+        weighting = "" if self.weighting == "uniform" else f"-{self.weighting}"
+        return self.placement + weighting + ("" if self.recycle is None else f"-recycle-{self.recycle}")
+
+    @property
+    def before(self) -> "Regression | None":
+        """Of a regression with recycled neurons: the one whose sums these are chosen from."""
+        return None if self.recycle is None else Regression("inputs", self.weighting)
 
     def wanted(self, groups: Sequence[tuple[int, int]]) -> Wanted:
         """What has to be captured for every [start, end)."""
@@ -38,17 +52,29 @@ class Regression:
         carriers = frozenset(start - 1 for start, _ in groups)
         return Wanted(
             states,
-            carriers if self.placement != "block" else frozenset(),
-            carriers if self.placement == "down_proj" else frozenset(),
+            mlp_output=carriers if self.placement != "block" else frozenset(),
+            down_input=carriers if self.placement in ("down_proj", "inputs") else frozenset(),
+            mlp_input=carriers if self.placement == "inputs" or self.recycle is not None else frozenset(),
         )
 
-    def rows(self, activations: Activations, start: int, end: int) -> tuple["torch.Tensor", tuple["torch.Tensor", ...]]:
+    def rows(
+        self, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
+    ) -> tuple["torch.Tensor", tuple["torch.Tensor", ...]]:
         """(m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each."""
-        state, goal = activations.hidden_states[start - 1], activations.hidden_states[end - 1]
+        import torch
+
+        carrier = start - 1
+        state, goal = activations.hidden_states[carrier], activations.hidden_states[end - 1]
         if self.placement == "block":
             return state, (goal,)
-        added = activations.mlp_output[start - 1]
-        m = added if self.placement == "mlp" else activations.mlp_input[start - 1]
+        added = activations.mlp_output[carrier]
+        if self.placement == "mlp":
+            return added, (goal, state, added)
+        m = activations.down_input[carrier]
+        if self.placement == "inputs":
+            m = torch.cat([m, activations.mlp_input[carrier]], -1)
+        elif recycled is not None:
+            m = recycled.apply(m, activations.mlp_input[carrier])
         return m, (goal, state, added)
 
     def weights(self, terms: tuple["torch.Tensor", ...]) -> "torch.Tensor | None":

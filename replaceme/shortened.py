@@ -62,8 +62,16 @@ def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transfor
     seen: dict[str, torch.Tensor] = {}
     handles = []
     if transform.placement == "down_proj":
-        down = family.down_projection(carrier)
-        handles.append(down.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("rows", inputs[0])))
+        recycled = transform.recycled
+
+        def keep_rows(_: "nn.Module", inputs: Any) -> None:
+            seen["rows"] = inputs[0] if recycled is None else recycled.apply(inputs[0], seen.pop("input"))
+
+        def keep_input(_: "nn.Module", inputs: Any) -> None:
+            seen["input"] = inputs[0]
+
+        handles.append(family.gate_projection(carrier).register_forward_pre_hook(keep_input))
+        handles.append(family.down_projection(carrier).register_forward_pre_hook(keep_rows))
 
     def hook(_: "nn.Module", inputs: Any, output: Any) -> Any:
         rows = seen.pop("rows", output[0] if isinstance(output, tuple) else output)

@@ -97,7 +97,12 @@ wildcard_constraints:
     shard=r"\d+",
     shards=r"\d+",
     fit_tokens=r"all|\d+",
-    kind=any_of({fit.regression.kind for fit in CONFIG.fits.values()}),
+    kind=any_of(
+        regression.kind
+        for fit in CONFIG.fits.values()
+        for regression in (fit.regression, fit.regression.before)
+        if regression
+    ),
     candidates=any_of(candidates_name(cut) for cut in CONFIG.cuts.values()),
 
 
@@ -142,7 +147,15 @@ def forward_options(wildcards):
 
 def evidence_options(inputs):
     """`--name file ...` for the optional inputs of a job."""
-    names = ("distances", "candidates", "statistics", "shards", "rows", "tokens")
+    names = (
+        "distances",
+        "candidates",
+        "statistics",
+        "shards",
+        "rows",
+        "tokens",
+        "recycled",
+    )
     return " ".join(
         f"--{name} {shlex.join(map(str, flat(inputs[name])))}"
         for name in names
@@ -196,6 +209,8 @@ def fit_evidence(wildcards):
     shards = CONFIG.calibrations[wildcards.calibration].shards
     folder = f"{calibration}/{wildcards.cut}/gram/{fit.regression.kind}"
     files["statistics"] = f"{folder}/sum-of-{shards}.safetensors"
+    if fit.recycle is not None:
+        files["recycled"] = f"{folder}/recycled-of-{shards}.safetensors"
     if fit.automatic:
         files["shards"] = [
             f"{folder}/{shard}-of-{shards}.safetensors" for shard in range(shards)
@@ -221,11 +236,37 @@ def normalises(source):
     return family_of(read_config(source), source).post_norm is not None
 
 
+REGRESSIONS = {fit.regression.kind: fit for fit in CONFIG.fits.values()}
+BEFORE = {
+    fit.regression.before.kind: fit
+    for fit in CONFIG.fits.values()
+    if fit.regression.before
+}
+
+
 def regression_options(wildcards):
     """Options of the sums of a kind, from any fit that uses them."""
-    fits = CONFIG.fits.values()
-    fit = next(fit for fit in fits if fit.regression.kind == wildcards.kind)
-    return to_flags(fit, REGRESSION)
+    if wildcards.kind in REGRESSIONS:
+        return to_flags(REGRESSIONS[wildcards.kind], REGRESSION)
+    return to_flags(BEFORE[wildcards.kind], REGRESSION) + " --before"
+
+
+def sums_before(wildcards):
+    """The sums from which the recycled neurons of a kind are chosen."""
+    kind = REGRESSIONS[wildcards.kind].regression.before.kind
+    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
+    return f"{folder}/{kind}/sum-of-{wildcards.shards}.safetensors"
+
+
+def recycled_neurons(wildcards):
+    """The neurons that are changed before the sums of a kind are taken, if any."""
+    fit = REGRESSIONS.get(wildcards.kind)
+    if fit is None or fit.recycle is None:
+        return {}
+    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
+    return {
+        "recycled": f"{folder}/{wildcards.kind}/recycled-of-{wildcards.shards}.safetensors"
+    }
 
 
 def evaluation_options(name):

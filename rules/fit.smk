@@ -1,6 +1,7 @@
 rule gram:
     """Statistics of a cut over one shard of the calibration tokens."""
     input:
+        unpack(recycled_neurons),
         model="results/{model}/model.json",
         tokens="results/{model}/{calibration}/tokens.safetensors",
         cut="results/{model}/{calibration}/{cut}/cut.json",
@@ -16,13 +17,36 @@ rule gram:
     params:
         options=forward_options,
         regression=regression_options,
+        recycled=lambda wildcards, input: evidence_options(recycled_neurons(wildcards)),
         code=code_of("gram"),
     message:
         "gram of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: shard {wildcards.shard} of {wildcards.shards}"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme gram {input.model:q} {input.tokens:q} {input.cut:q}"
-        " --shard {wildcards.shard} --shards {wildcards.shards} {params.options} {params.regression} --threads {threads}"
-        " --out {output:q} 2> {log:q}"
+        " --shard {wildcards.shard} --shards {wildcards.shards} {params.options} {params.regression} {params.recycled}"
+        " --threads {threads} --out {output:q} 2> {log:q}"
+
+
+rule recycle:
+    """The neurons of the carriers that are given other work, and what it is."""
+    input:
+        model="results/{model}/model.json",
+        statistics=sums_before,
+    output:
+        "results/{model}/{calibration}/{cut}/gram/{kind}/recycled-of-{shards}.safetensors",
+    log:
+        "results/logs/{model}/{calibration}/{cut}/gram/{kind}/recycled-of-{shards}.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/recycled-of-{shards}.tsv"
+    threads: 1
+    params:
+        options=regression_options,
+        code=code_of("recycle"),
+    message:
+        "neurons to recycle of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}"
+    shell:
+        "OMP_NUM_THREADS={threads} replaceme recycle {input.model:q} {input.statistics:q} {params.options}"
+        " --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule sum:

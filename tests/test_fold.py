@@ -13,6 +13,7 @@ from replaceme.checkpoints import check_merged, open_checkpoint
 from replaceme.fold import fold, merge
 from replaceme.loading import load_causal_model
 from replaceme.models import family_of
+from replaceme.recycling import Recycled
 from replaceme.shortened import shortened
 from replaceme.transforms import Transform, fit_identity
 
@@ -330,6 +331,12 @@ def vector():
     return torch.linspace(-0.5, 0.5, 16, dtype=torch.float64)
 
 
+def changed(activation="silu"):
+    generator = torch.Generator().manual_seed(8)
+    up = torch.randn(3, 16, generator=generator)
+    return Recycled(torch.tensor([1, 7, 20]), torch.randn(16, generator=generator), up, activation)
+
+
 ONE, THREE = [(2, 4)], [(1, 2), (3, 4), (5, 6)]
 WAYS = {
     "one group": ("llama", ONE, [given(transform())]),
@@ -343,6 +350,13 @@ WAYS = {
     "biases before, and an intercept": ("biased", ONE, [given(transform(), intercept=vector())]),
     "down projection": ("llama", ONE, [given(wide(), placement="down_proj")]),
     "down projection, intercept": ("biased", ONE, [given(wide(), placement="down_proj", intercept=vector())]),
+    "recycled": ("llama", ONE, [given(wide(), placement="down_proj", recycled=changed())]),
+    "recycled, biases before": ("biased", ONE, [given(wide(), placement="down_proj", recycled=changed())]),
+    "norm, recycled": (
+        "gemma",
+        ONE,
+        [given(wide(), placement="down_proj", gain=1.7, recycled=changed("gelu_pytorch_tanh"))],
+    ),
     "norm": ("gemma", ONE, [given(transform(), gain=1.7)]),
     "norm, three groups": ("gemma", THREE, [given(transform(seed=k), gain=0.5 + k) for k in range(3)]),
     "norm, down projection": ("gemma", ONE, [given(wide(), placement="down_proj", gain=1.7)]),

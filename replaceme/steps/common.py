@@ -2,11 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import check_merged, load_record, model_sha256, read_config
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, read_json
+
+if TYPE_CHECKING:
+    from replaceme.recycling import Recycled
+    from replaceme.regression import Regression
 
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 
@@ -65,6 +69,20 @@ def check_shards(paths: list[str]) -> tuple[list[str], dict[str, Any]]:
     if numbers != list(range(first["shards"])):
         raise ReplaceMeError(f"shards {numbers} given, 0 .. {first['shards'] - 1} needed, once each")
     return sorted(stamps, key=lambda path: stamps[path]["shard"]), first
+
+
+def neurons(path: str | None, regression: "Regression", origin: dict[str, Any]) -> "list[Recycled] | None":
+    """The recycled neurons of each group for a regression that has such, made from the same model, text and cut."""
+    from replaceme.recycling import load_recycled
+
+    if regression.recycle is None:
+        return None
+    if path is None:
+        raise ReplaceMeError("options: recycled neurons are needed: --recycled, made by `replaceme recycle`")
+    found, metadata = load_recycled(path)
+    if any(metadata.get(key) != value for key, value in origin.items() if key != "kind"):
+        raise ReplaceMeError(f"{path}: of another model, calibration or cut; make it again")
+    return found
 
 
 def load_cut(path: str | Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from replaceme.steps.common import (
     load_cut,
     load_model,
     model_argument,
+    neurons,
     out_argument,
     same_model,
     set_threads,
@@ -40,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", nargs="+", metavar="FILE", help="statistics of every shard; needed for a ridge chosen automatically"
     )
     parser.add_argument("--rows", metavar="FOLDER", help="rows of the `rows` step; needed for a cosine fit")
+    parser.add_argument("--recycled", metavar="FILE", help="neurons of the `recycle` step; needed with --recycle")
     parser.add_argument(
         "--tokens",
         dest="tokens_file",
@@ -69,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
         statistics = None if args.statistics is None else Statistics.load(args.statistics, group)[0]
         rows = _rows(args, config, origin)
         device = pick_device(args.device) if rows else "cpu"
-        return Evidence(statistics, _shards(args, config, origin, group), rows, device)
+        changed = neurons(args.recycled, config.regression, origin)
+        return Evidence(statistics, _shards(args, config, origin, group), rows, device, changed and changed[group])
 
     def passes() -> Passes:
         if args.tokens_file is None:

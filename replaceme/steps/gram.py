@@ -7,7 +7,7 @@ from replaceme.cuts import groups_of
 from replaceme.gather import gather_groups, shard_batches
 from replaceme.options import add_options, from_options
 from replaceme.statistics import Statistics
-from replaceme.steps.common import load_cut, load_model, out_argument, same_model
+from replaceme.steps.common import load_cut, load_model, neurons, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
@@ -19,6 +19,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", type=int, default=0, metavar="K", help="shard to compute, from 0. Default: 0.")
     forward_arguments(parser, "shards")
     add_options(parser, FitConfig, REGRESSION)
+    parser.add_argument("--recycled", metavar="FILE", help="neurons of the `recycle` step; needed with --recycle")
+    parser.add_argument(
+        "--before", action="store_true", help="with --recycle: the sums from which the neurons are chosen"
+    )
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
 
 
@@ -31,6 +35,10 @@ def run(args: argparse.Namespace) -> None:
     shards = getattr(args, "shards", 1)
     batches = shard_batches(forward.tokens, forward.batch_size, args.shard, shards)
     regression = from_options(args, FitConfig, REGRESSION).regression
-    statistics = gather_groups(forward.model, forward.family, batches, groups_of(cut), regression)
-    origin = {**forward.origin, "groups": cut["groups"], "kind": regression.kind}
-    Statistics.save_all(args.out, statistics, {**origin, "shard": args.shard, "shards": shards})
+    if args.before:
+        regression = regression.before or regression
+    origin = {**forward.origin, "groups": cut["groups"]}
+    recycled = neurons(args.recycled, regression, origin)
+    statistics = gather_groups(forward.model, forward.family, batches, groups_of(cut), regression, recycled)
+    stamp = {**origin, "kind": regression.kind, "shard": args.shard, "shards": shards}
+    Statistics.save_all(args.out, statistics, stamp)

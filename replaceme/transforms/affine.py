@@ -38,7 +38,7 @@ def with_gain(transform: Transform, rows: Iterable[tuple[torch.Tensor, torch.Ten
         dot, norm_p, norm_r = dot.double(), norm_p.double(), norm_r.double()
         dot_sum += float((dot / norm_p).where(norm_p > 0, 0.0).sum())
         energy += float(norm_r.square().sum())
-        count += len(m)
+        count += int((norm_p > 0).sum())  # a zero row puts out zeros, whatever the gain
     if not count or not dot_sum > 0:
         raise ReplaceMeError(f"the transform does not point towards its target (over {count} tokens): no gain for it")
     hidden = transform.matrix.shape[1]

@@ -9,6 +9,7 @@ import torch
 
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, load_tensors, save_groups
+from replaceme.recycling import Recycled
 from replaceme.statistics import Statistics
 
 
@@ -17,8 +18,8 @@ class Transform:
     """A map `matrix` float64 [width, hidden] in the row-vector convention, `m @ matrix ~ r`, and the fit's report.
 
     `intercept` [hidden] is added to its output. With a `gain` what counts is its direction p, the output being
-    `gain * p / rms(p)`: for blocks that normalise what their MLP puts out. `placement`: see `regression`. The report
-    holds plain numbers and strings only (JSON without NaN).
+    `gain * p / rms(p)`: for blocks that normalise what their MLP puts out. `placement`: see `regression`; `recycled`:
+    the neurons that were changed before the fit. The report holds plain numbers and strings only (JSON without NaN).
     """
 
     matrix: torch.Tensor
@@ -26,10 +27,12 @@ class Transform:
     placement: str = "mlp"
     intercept: torch.Tensor | None = None
     gain: float | None = None
+    recycled: Recycled | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What `save` writes."""
-        return {"transform": self.matrix} | ({} if self.intercept is None else {"intercept": self.intercept})
+        tensors = {"transform": self.matrix} | ({} if self.intercept is None else {"intercept": self.intercept})
+        return tensors | ({} if self.recycled is None else self.recycled.tensors())
 
     @property
     def is_identity(self) -> bool:
@@ -43,7 +46,10 @@ class Transform:
     @staticmethod
     def save_all(path: str | Path, groups: Sequence["Transform"], metadata: dict[str, Any] | None = None) -> None:
         """Write the transforms of every group of a cut into one file, as `save` does."""
-        stamps = [{name: getattr(one, name) for name in STAMPED} for one in groups]
+        stamps = [
+            {name: getattr(one, name) for name in STAMPED} | {"activation": one.recycled and one.recycled.activation}
+            for one in groups
+        ]
         stamp = {"groups": stamps, "metadata": metadata or {}}
         save_groups(path, [one.tensors() for one in groups], stamp)
 
@@ -78,7 +84,10 @@ def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: s
                 f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected torch.float64 of "
                 f"{dimensions} dimension{'s' * (dimensions > 1)}"
             )
-    return Transform(matrix, intercept=intercept, **{name: given[name] for name in STAMPED})
+    recycled = None
+    if given["activation"] is not None:
+        recycled = Recycled(*(tensors[name] for name in ("neurons", "gate", "up")), given["activation"])
+    return Transform(matrix, intercept=intercept, recycled=recycled, **{name: given[name] for name in STAMPED})
 
 
 def joint_report(groups: Sequence[Transform]) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""recycle: choose the neurons of the carrier's MLP that are given linear features of its input to pass on."""
+
+import argparse
+
+import torch
+
+from replaceme.checkpoints import read_config
+from replaceme.config import FitConfig
+from replaceme.errors import ReplaceMeError
+from replaceme.files import load_metadata
+from replaceme.models import pick_dtype
+from replaceme.options import add_options, from_options
+from replaceme.recycling import activation_of, choose_neurons, save_recycled
+from replaceme.statistics import Statistics
+from replaceme.steps.common import load_model, model_argument, out_argument, same_model, set_threads
+
+ONLINE = False
+OPTIONS = ("placement", "weighting", "recycle")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    model_argument(parser)
+    parser.add_argument("statistics", metavar="STATISTICS", help="sums of `gram --before`, added by `sum`")
+    add_options(parser, FitConfig, OPTIONS)
+    out_argument(parser, "where the neurons go (.safetensors)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the neurons of every group."""
+    set_threads(args.threads)
+    record = load_model(args)
+    config = from_options(args, FitConfig, OPTIONS)
+    if config.recycle is None:
+        raise ReplaceMeError("options: --recycle is needed, the share of the neurons")
+    metadata = load_metadata(args.statistics)
+    same_model(record, metadata, args.statistics)
+    if metadata["kind"] != config.regression.before.kind:
+        raise ReplaceMeError(f"{args.statistics}: sums of {metadata['kind']}, not of {config.regression.before.kind}")
+    model_config = read_config(record["folder"])
+    dtype = getattr(torch, pick_dtype("auto", "cuda", model_config))  # that of the weights
+    chosen = [
+        choose_neurons(Statistics.load(args.statistics, group)[0], config.recycle, activation_of(model_config), dtype)
+        for group in range(len(metadata["groups"]))
+    ]
+    save_recycled(args.out, chosen, {key: value for key, value in metadata.items() if key != "kind"})
