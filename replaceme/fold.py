@@ -23,7 +23,7 @@ from replaceme.files import TEMPORARY, replacing, sha256, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
-from replaceme.separate import CODE, layers_of, separate_config
+from replaceme.separate import CODE, check_architecture, layers_of, separate_config
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,8 @@ def merge(
     _check(checkpoint, cut, transforms)
     edits = _edits(checkpoint, groups, transforms)
     layers = layers_of(checkpoint, groups, transforms)
+    if layers:
+        check_architecture(checkpoint)
     with replacing(out) as folder:
         folder.mkdir()
         biased = any(one.intercept is not None and one.placement != "block" for one in transforms)

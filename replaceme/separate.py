@@ -64,6 +64,19 @@ def separate_config(config: dict[str, Any], tensors: Sequence[str]) -> dict[str,
     }
 
 
+def check_architecture(checkpoint: "Checkpoint") -> None:
+    """Raise ReplaceMeError where transformers would run a checkpoint as another `model_type` than it names."""
+    from transformers import AutoConfig
+
+    loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    named, taken = checkpoint.config["model_type"], type(loaded).model_type
+    if named != taken:
+        raise ReplaceMeError(
+            f"{checkpoint.folder}: transformers takes this {named!r} for {taken!r}, which placement block cannot; use "
+            "placement mlp"
+        )
+
+
 def is_separate(config: dict[str, Any]) -> bool:
     """Whether a config.json is that of a checkpoint with linear layers of their own."""
     return str(config["model_type"]).startswith(PREFIX)

@@ -12,19 +12,24 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import replaceme
 from replaceme.config import CutConfig, FitConfig
 from replaceme.evaluate import TaskOptions, evaluate
 from replaceme.fold import merge
 from replaceme.loading import load_base_model, load_causal_model, load_tokenizer
-from replaceme.models import family_of
+from replaceme.models import FAMILIES, family_of
 from replaceme.separate import CODE
 from replaceme.shortened import shortened
 from replaceme.speed import speed
 from replaceme.transforms import Transform, fit_identity
 
+SIZES = {
+    "vocab_size": 66, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0,
+    "bos_token_id": 2, "eos_token_id": 3,
+}  # fmt: skip
 ONE, THREE = [(2, 4)], [(1, 2), (3, 4), (5, 6)]
 PLAIN = """
 import json, sys
@@ -213,6 +218,34 @@ def test_code_that_is_not_ours_is_never_run(folders, tmp_path, refuses):
 def test_a_model_with_layers_of_its_own_is_not_shortened_again(folders, texts, tmp_path, refuses):
     with refuses("already shortened", "give the original model"):
         replaceme.prune(folders["one"], texts=texts, blocks=1, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_takes_a_layer(model_type, ids, tmp_path):
+    torch.manual_seed(0)
+    sizes = {**SIZES, "head_dim": 8, "num_hidden_layers": 4}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).save_pretrained(tmp_path / "source")
+    groups, transforms = [(1, 2), (3, 4)], [layer(1), layer(2, True)]
+    merge(tmp_path / "source", {"groups": groups, "num_blocks": 4}, transforms, tmp_path / "out", {})
+    model = load_causal_model(tmp_path / "source", "float32", "cpu")
+    with shortened(model.base_model, FAMILIES[model_type], groups, transforms):
+        expected = model(ids).logits
+    found = load_causal_model(tmp_path / "out", "float32", "cpu")
+    assert found.config.model_type == model_type and type(found).__base__ is type(model)
+    assert float((found(ids).logits - expected).abs().max() / expected.abs().max()) <= 1e-5
+
+
+def test_a_model_that_transformers_takes_for_another_is_refused(ids, tmp_path, refuses):
+    """A `mistral` with `layer_types` runs as `ministral`, whose blocks differ in their attention."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    MistralForCausalLM(MistralConfig(**SIZES)).save_pretrained(tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    kinds = ["sliding_attention", "full_attention"] * 3
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layer_types": kinds, "sliding_window": 8}))
+    with refuses("'ministral'", "placement block"):
+        merge(tmp_path / "source", {"groups": ONE, "num_blocks": 6}, [layer(1)], tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("estimation", ["parallel", "sequential"])
