@@ -11,7 +11,8 @@ tags: [pruned, replaceme]
 # {source}, {removed} blocks shorter
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
-removed without training, {fit}. {loading}
+removed without training, {fit}.
+{loading}
 
 | | |
 |---|---|
@@ -25,9 +26,8 @@ removed without training, {fit}. {loading}
 
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
-LOADING_SEPARATE = """The linear layers are not part of the original
-architecture, hence the few lines of code in `modeling_replaceme.py`: load it with `trust_remote_code=True`, after a
-look at that file."""
+LOADING_SEPARATE = """What was added is not part of the original architecture, hence the few lines of code in
+`modeling_replaceme.py`: load the model with `trust_remote_code=True`, after a look at that file."""
 
 
 def model_card(provenance: dict[str, Any]) -> str:
