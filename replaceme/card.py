@@ -11,7 +11,8 @@ tags: [pruned, replaceme]
 # {source}, {removed} blocks shorter
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
-removed without training, {fit}. The architecture is unchanged: load it as you load the original.
+removed without training, {fit}.
+{loading}
 
 | | |
 |---|---|
@@ -23,17 +24,24 @@ removed without training, {fit}. The architecture is unchanged: load it as you l
 `replaceme.json` holds the SHA-256 of every file here and of every file of the source.
 """
 
+LOADING = "The architecture is unchanged: load it as you load the original."
+# a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
+LOADING_SEPARATE = """What was added is not part of the original architecture, hence the few lines of code in
+`modeling_replaceme.py`: load the model with `trust_remote_code=True`, after a look at that file."""
+
 
 def model_card(provenance: dict[str, Any]) -> str:
     """Markdown that says what was removed, how the gap was closed, and from what it was made."""
     source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
     carriers = [str(start - 1) for start, _ in groups_of(cut)]
     fitted = "and nothing was put in their place (UIDL)"
-    if fit["solver"] != "identity":
+    separate = provenance["placement"] == "block"
+    if provenance["placement"] is not None:
+        put = "added after" if separate else "folded into"
         many = len(carriers) > 1
         fitted = (
             f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
-            f"{'were' if many else 'was'} folded into block{'s' * many} {', '.join(carriers)}"
+            f"{'were' if many else 'was'} {put} block{'s' * many} {', '.join(carriers)}"
         )
     return TEMPLATE.format(
         # the key means a Hub id, which a record with a commit comes from
@@ -45,6 +53,7 @@ def model_card(provenance: dict[str, Any]) -> str:
         final=cut["num_blocks"] - 1,
         version=provenance["versions"]["replaceme"],
         fit=fitted,
+        loading=LOADING_SEPARATE if separate else LOADING,
         metric=cut["metric"],
         report=", ".join(f"{key} {_short(value)}" for key, value in fit.items() if not isinstance(value, list)),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json, sha256
 from replaceme.models import Family, family_of
+from replaceme.separate import is_separate, original_config
 
 if TYPE_CHECKING:
     import torch
@@ -87,10 +88,15 @@ class Checkpoint:
         return companions(self.folder)
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint's config and headers; raises ReplaceMeError when a file is missing, truncated or foreign."""
+def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
+    """Read a checkpoint's config and headers; raises ReplaceMeError when a file is missing, truncated or foreign.
+
+    `separate` also takes one with linear layers of its own, as the checkpoint of the original architecture.
+    """
     folder = Path(folder)
     config = read_config(folder)
+    if separate and is_separate(config):
+        config = original_config(config)
     family = family_of(config, str(folder))
     tensors = dict(_headers(folder))
     checkpoint = Checkpoint(folder, config, family, tensors)

@@ -134,16 +134,21 @@ FIT_OPTIONS = {
     "low_rank": ("rank", *RIDGES),
     "lower_triangular": RIDGES,
     "sparse": ("l1", *RIDGES),
+    "scalar": RIDGES,
+    "hadamard": RIDGES,
 }
 
 
 class FitConfig(Strict):
     """How the transform T is found."""
 
-    transform: Literal["full", "identity", "diagonal", "orthogonal", "low_rank", "lower_triangular", "sparse"] = Field(
+    transform: Literal[
+        "full", "identity", "diagonal", "orthogonal", "low_rank", "lower_triangular", "sparse", "scalar", "hadamard"
+    ] = Field(
         "full",
         description="Structure of T: full; identity (blocks are dropped, nothing is fitted: UIDL); diagonal; "
-        "orthogonal (Procrustes); low_rank; lower_triangular; sparse (L1 penalty: lasso, elastic net).",
+        "orthogonal (Procrustes); low_rank; lower_triangular; sparse (L1 penalty: lasso, elastic net); scalar (one "
+        "factor); hadamard (a diagonal in a Hadamard basis).",
     )
     objective: Literal["l2", "cosine"] = Field(
         "l2",
@@ -167,10 +172,11 @@ class FitConfig(Strict):
         description="L1 penalty of `sparse`, as a share of the smallest one that leaves nothing of T (or T - I).",
     )
 
-    placement: Literal["mlp", "down_proj"] = Field(
+    placement: Literal["mlp", "down_proj", "block"] = Field(
         "mlp",
         description="Where T goes: mlp, onto the output of the carrier's MLP, folded into its down projection; "
-        "down_proj, in place of the down projection (full T only).",
+        "down_proj, in place of the down projection (full T only); block, onto the whole residual stream after the "
+        "carrier, as a linear layer of its own (the saved model then needs `trust_remote_code`).",
     )
     weighting: Literal["uniform", "inverse_energy"] = Field(
         "uniform",
@@ -185,7 +191,9 @@ class FitConfig(Strict):
         "of the MLP's input (at most as many as the hidden size; placement down_proj, gated MLPs).",
     )
     intercept: bool = Field(
-        False, description="Whether a constant is fitted too; needs an MLP that can have biases (Llama's `mlp_bias`)."
+        False,
+        description="Whether a constant is fitted too; needs an MLP that can have biases (Llama's `mlp_bias`), or "
+        "placement block.",
     )
     estimation: Literal["parallel", "sequential"] = Field(
         "parallel",
@@ -200,6 +208,8 @@ class FitConfig(Strict):
     def _options_of_the_objective(self) -> "FitConfig":
         if self.objective == "cosine" and (self.transform != "full" or self.ridge != 0):
             raise ValueError("objective cosine fits a full T, with ridge_relative if any; drop transform and ridge")
+        if self.placement == "block" and self.objective == "cosine":
+            raise ValueError("objective cosine fits what the MLP adds; drop placement")
         if self.intercept and self.objective == "cosine":
             raise ValueError("objective cosine takes no intercept; drop it")
         for name in ("iterations", "fit_tokens"):

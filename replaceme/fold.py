@@ -5,6 +5,7 @@ computed in float64 and rounded once to the stored type. The model itself is nev
 Where a norm with gains g follows the down projection, M = g * u / rms(u) with u = a W^T, and only the direction of M T
 can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
+A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
 """
 
 import json
@@ -22,6 +23,7 @@ from replaceme.files import TEMPORARY, replacing, sha256, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, Family, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
+from replaceme.separate import CODE, check_architecture, layers_of, separate_config
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +68,7 @@ def write_pruned(
         "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
         "cut": {key: value for key, value in cut.items() if key != "candidates"},
         "fit": joint_report(transforms),
+        "placement": next((one.placement for one in transforms if not one.is_identity), None),
         "origin": origin,
         "versions": versions(),
     }
@@ -92,13 +95,20 @@ def merge(
     groups = groups_of(cut)
     _check(checkpoint, cut, transforms)
     edits = _edits(checkpoint, groups, transforms)
+    layers = layers_of(checkpoint, groups, transforms)
+    if layers:
+        check_architecture(checkpoint)
     with replacing(out) as folder:
         folder.mkdir()
-        biased = any(transform.intercept is not None for transform in transforms)
-        _write_shards(checkpoint, groups, edits, folder, biased)
+        biased = any(one.intercept is not None and one.placement != "block" for one in transforms)
+        _write_shards(checkpoint, groups, edits, layers, folder, biased)
         config = pruned_config(with_derived_lists(checkpoint), groups)
         if biased:
             config[checkpoint.family.bias_switch] = True
+        if layers:
+            names = [_new_name(checkpoint, name, groups) for tensors in layers.values() for name in tensors]
+            config = separate_config(config, names)
+            shutil.copyfile(CODE, folder / CODE.name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in checkpoint.companions():
             shutil.copyfile(path, folder / path.name)
@@ -119,7 +129,8 @@ def check_out(source: str | Path, out: str | Path) -> None:
         raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
     if not out.is_dir():
         return
-    ours = {path for pattern in ("*.safetensors", INDEX, "README.md", *COMPANIONS) for path in out.glob(pattern)}
+    patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
+    ours = {path for pattern in patterns for path in out.glob(pattern)}
     if (out / "replaceme.json").is_file():
         ours |= {out / "replaceme.json", out / "config.json"}
     foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
@@ -171,7 +182,8 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
             )
         if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
             raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
-        if (checkpoint.family.post_norm is not None) != (transform.gain is not None):
+        normed = checkpoint.family.post_norm is not None and transform.placement != "block"
+        if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
 
 
@@ -181,7 +193,7 @@ def _edits(
     """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
     edits: dict[str, Edit] = {}
     for (start, _), transform in zip(groups, transforms, strict=True):
-        if not transform.is_identity:
+        if not transform.is_identity and transform.placement != "block":
             edits |= _edits_of(checkpoint, f"{checkpoint.family.blocks}.{start - 1}.", transform)
     return edits
 
@@ -248,7 +260,12 @@ def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> 
 
 
 def _write_shards(
-    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], edits: dict[str, Edit], folder: Path, biased: bool
+    checkpoint: Checkpoint,
+    groups: Sequence[tuple[int, int]],
+    edits: dict[str, Edit],
+    layers: "dict[str, dict[str, torch.Tensor]]",
+    folder: Path,
+    biased: bool,
 ) -> None:
     kept = [name for name in checkpoint.tensors if _new_name(checkpoint, name, groups) is not None]
     shards = [shard for shard in checkpoint.shards if any(checkpoint.tensors[name][0] == shard for name in kept)]
@@ -257,7 +274,9 @@ def _write_shards(
         tensors = checkpoint.read(name for name in kept if checkpoint.tensors[name][0] == shard)
         if biased:
             tensors = _with_biases(checkpoint, tensors)
-        tensors = {name: edits[name](tensor) if name in edits else tensor for name, tensor in tensors.items()}
+        near = [name for name in layers if name in tensors]
+        new = {name: one.to(tensors[at].dtype) for at in near for name, one in layers[at].items()}
+        tensors = {name: edits[name](tensor) if name in edits else tensor for name, tensor in tensors.items()} | new
         tensors = {_new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, tensors, {"format": "pt"})

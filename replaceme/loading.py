@@ -1,10 +1,15 @@
-"""Load models and tokenizers: local files only, complete, no code of the checkpoint's own."""
+"""Load models and tokenizers: local files only, complete, no code of the checkpoint's own.
+
+A checkpoint with linear layers of their own (placement `block`) is loaded by this package's copy of the code that lies
+beside it (see `separate`).
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import open_checkpoint
+from replaceme.checkpoints import open_checkpoint, read_config
 from replaceme.errors import ReplaceMeError
+from replaceme.separate import check_code, is_separate, original_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,10 +35,13 @@ def load_base_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedM
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer that lies beside a checkpoint."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    config = read_config(folder)
+    # the class of a tokenizer may depend on the architecture, which AutoTokenizer would not find behind our name
+    given = {"config": AutoConfig.for_model(**original_config(config))} if is_separate(config) else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **given)
     except (OSError, ValueError) as error:
         raise ReplaceMeError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
 
@@ -42,14 +50,14 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreT
     import torch
     from transformers.utils import logging
 
-    open_checkpoint(folder)
+    open_checkpoint(folder, separate=True)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, loading = auto_class.from_pretrained(
+        model, loading = _model_class(auto_class, folder).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -67,6 +75,16 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreT
             logging.enable_progress_bar()
     _check_complete(folder, loading)
     return model.eval().requires_grad_(False)
+
+
+def _model_class(auto_class: Any, folder: str | Path) -> Any:
+    """An auto class, or for linear layers of their own the package's class that stands for it."""
+    if not is_separate(read_config(folder)):
+        return auto_class
+    from replaceme.modeling_replaceme import ReplaceMeForCausalLM, ReplaceMeModel
+
+    check_code(folder)
+    return {one.auto_class: one for one in (ReplaceMeModel, ReplaceMeForCausalLM)}[auto_class.__name__]
 
 
 def _check_complete(folder: str | Path, loading: dict) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
+from replaceme.separate import is_separate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +90,10 @@ FAMILIES = {
 def family_of(config: dict[str, Any], where: str) -> Family:
     """The family of a config.json; raises ReplaceMeError for an unsupported `model_type`."""
     model_type = config["model_type"]
+    if is_separate(config):
+        raise ReplaceMeError(
+            f"{where}: already shortened, with linear layers of their own (placement block); give the original model"
+        )
     if model_type not in FAMILIES:
         raise ReplaceMeError(
             f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}. "

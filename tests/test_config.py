@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from replaceme.config import Config, CutConfig, FitConfig, load, parse
+from replaceme.config import FIT_OPTIONS, Config, CutConfig, FitConfig, load, parse
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
@@ -116,6 +116,12 @@ BAD = {
     "rank of a full T": (("fits/ls/rank", 3), "fits.ls: transform full takes no rank; drop it"),
     "orthogonal with a ridge": (("fits/ls", {"transform": "orthogonal", "towards": "identity"}),
                                 "fits.ls: transform orthogonal takes no towards; drop it"),
+    "identity with a placement": (("fits/uidl/placement", "block"), "fits.uidl: transform identity takes no placement"),
+    "cosine beside the MLP": (("fits/ls", {"objective": "cosine", "placement": "block"}),
+                              "fits.ls: objective cosine fits what the MLP adds; drop placement"),
+    "hadamard with a rank": (("fits/ls", {"transform": "hadamard", "rank": 2}), "hadamard takes no rank; drop it"),
+    "scalar in place of the down projection": (("fits/ls", {"transform": "scalar", "placement": "down_proj"}),
+                                               "fits.ls: placement down_proj fits a full T; drop transform"),
     "perplexity of no task": (("evaluations/quick/perplexity", "lambada"), "perplexity names 'lambada', which is not"),
     "dangling model": (("tables/main/models", ["tiny", "big"]), "'big' is not defined under models; defined: tiny"),
     "dangling cut": (("tables/main/cuts", ["n5"]), "tables.main.cuts: 'n5' is not defined under cuts; defined: n4, qu"),
@@ -290,3 +296,10 @@ def test_an_automatic_ridge_stands_alone(other):
     with pytest.raises(ValueError, match="ridge auto chooses the penalty of a full T; drop the rest"):
         FitConfig(ridge="auto", **other)
     assert FitConfig(ridge="auto", towards="identity").automatic
+
+
+@pytest.mark.parametrize("transform", sorted(set(FIT_OPTIONS) - {"identity"}))
+def test_a_layer_of_its_own_takes_every_structure_and_an_intercept(transform):
+    needed = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}.get(transform, {})
+    fit = FitConfig(transform=transform, placement="block", intercept=True, **needed)
+    assert fit.regression.kind == "block"

@@ -338,6 +338,7 @@ def changed(activation="silu"):
 
 
 ONE, THREE = [(2, 4)], [(1, 2), (3, 4), (5, 6)]
+BLOCK = given(transform(seed=4), placement="block", intercept=vector())
 WAYS = {
     "one group": ("llama", ONE, [given(transform())]),
     "three groups": ("llama", THREE, [given(transform(seed=k)) for k in range(3)]),
@@ -360,6 +361,11 @@ WAYS = {
     "norm": ("gemma", ONE, [given(transform(), gain=1.7)]),
     "norm, three groups": ("gemma", THREE, [given(transform(seed=k), gain=0.5 + k) for k in range(3)]),
     "norm, down projection": ("gemma", ONE, [given(wide(), placement="down_proj", gain=1.7)]),
+    "block": ("llama", ONE, [given(transform(), placement="block")]),
+    "block, intercept, shards": ("sharded", THREE, [BLOCK, given(transform(seed=5), placement="block"), BLOCK]),
+    "block, dropped, block": ("llama", THREE, [BLOCK, given(None), BLOCK]),
+    "block, mlp with an intercept": ("llama", [(1, 3), (4, 5)], [BLOCK, given(transform(), intercept=vector())]),
+    "block, norm": ("gemma", THREE, [BLOCK, given(None), given(transform(seed=5), placement="block")]),
 }
 
 

@@ -9,6 +9,7 @@ from replaceme.transforms.affine import with_gain, with_intercept
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
 from replaceme.transforms.ridge import Shards, fit_auto_ridge
+from replaceme.transforms.scaling import fit_hadamard, fit_scalar
 from replaceme.transforms.sparse import fit_elastic_net
 from replaceme.transforms.structured import fit_diagonal, fit_low_rank, fit_lower_triangular, fit_orthogonal
 from replaceme.transforms.transform import Transform, joint_report, r_squared, residual
@@ -21,6 +22,8 @@ FITS: dict[str, Callable[..., Transform]] = {
     "orthogonal": fit_orthogonal,
     "low_rank": fit_low_rank,
     "lower_triangular": fit_lower_triangular,
+    "scalar": fit_scalar,
+    "hadamard": fit_hadamard,
 }
 
 
@@ -43,11 +46,13 @@ __all__ = [
     "fit_cosine",
     "fit_diagonal",
     "fit_elastic_net",
+    "fit_hadamard",
     "fit_identity",
     "fit_least_squares",
     "fit_low_rank",
     "fit_lower_triangular",
     "fit_orthogonal",
+    "fit_scalar",
     "joint_report",
     "r_squared",
     "residual",

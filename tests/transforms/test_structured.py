@@ -16,11 +16,14 @@ from replaceme.transforms import (
     fit_auto_ridge,
     fit_diagonal,
     fit_elastic_net,
+    fit_hadamard,
     fit_least_squares,
     fit_low_rank,
     fit_lower_triangular,
     fit_orthogonal,
+    fit_scalar,
 )
+from replaceme.transforms.scaling import hadamard
 from replaceme.transforms.solve import solve, solve_quickly
 
 HIDDEN = 9
@@ -81,6 +84,55 @@ def test_diagonal_is_a_regression_for_each_channel(towards, alpha):
     expected = torch.tensor([float(wide[:, i] @ target[:, i] / wide[:, i].square().sum()) for i in range(HIDDEN)])
     assert torch.allclose(found, torch.diag(expected.double()), rtol=1e-6, atol=1e-12)
     assert torch.equal(found, torch.diag(found.diagonal()))
+
+
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+@pytest.mark.parametrize("alpha", [0.0, 3.0, 1e6])
+def test_scalar_is_a_regression_of_all_channels_at_once(towards, alpha):
+    m, r = rows()
+    found = fit_scalar(of(m, r), ridge=alpha, towards=towards)
+    wide, target = penalised_rows(m, r, alpha, towards)
+    expected = float(torch.linalg.lstsq(wide.reshape(-1, 1), target.reshape(-1, 1)).solution)
+    assert torch.allclose(found.matrix, expected * torch.eye(HIDDEN, dtype=torch.float64), rtol=1e-8, atol=0)
+    assert found.report["scale"] == pytest.approx(expected, rel=1e-8)
+    assert found.report["residual"] == pytest.approx(loss(m, r, found.matrix) / float(r.square().sum()), rel=1e-8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 12, 16, 24, 640])
+def test_the_hadamard_basis_is_orthonormal_and_mixes_what_it_can(size):
+    basis = hadamard(size)
+    assert basis.shape == (size, size)
+    assert (basis.T @ basis - torch.eye(size, dtype=torch.float64)).abs().max() < 1e-12
+    power = size & -size
+    if power == size:
+        assert torch.allclose(basis.abs(), torch.full_like(basis, size**-0.5), rtol=1e-12)
+    middle = (basis.abs() < 1e-12).double().sum(0).max()
+    assert middle <= power, "an odd cosine is zero in its middle channel, everything else is mixed"
+
+
+@pytest.mark.parametrize("towards", ["zero", "identity"])
+@pytest.mark.parametrize("alpha", [0.0, 3.0, 1e5])
+@pytest.mark.parametrize("hidden", [1, 8, 12, HIDDEN])
+def test_hadamard_is_a_regression_for_each_direction(hidden, alpha, towards):
+    """The maps H diag(s) H^T are a linear family of d parameters: least squares over the flattened rows."""
+    m, r = rows(hidden=hidden)
+    found = fit_hadamard(of(m, r), ridge=alpha, towards=towards)
+    wide, target = penalised_rows(m, r, alpha, towards)
+    basis = hadamard(hidden)
+    family = torch.stack([(wide @ torch.outer(basis[:, j], basis[:, j])).flatten() for j in range(hidden)], 1)
+    factors = torch.linalg.lstsq(family, target.flatten()[:, None]).solution[:, 0]
+    expected = (basis * factors) @ basis.T
+    assert (found.matrix - expected).norm() < 1e-8 * expected.norm()
+    assert found.report["smallest"] == pytest.approx(float(factors.min()), rel=1e-6, abs=1e-9)
+    assert found.report["largest"] == pytest.approx(float(factors.max()), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("structure", [fit_scalar, fit_hadamard], ids=["scalar", "hadamard"])
+def test_scaling_of_nothing_is_the_origin(structure):
+    m, r = torch.zeros(5, 4), torch.ones(5, 4)
+    assert torch.equal(structure(of(m, r)).matrix, torch.zeros(4, 4, dtype=torch.float64))
+    found = structure(of(m, r), towards="identity").matrix
+    assert torch.allclose(found, torch.eye(4, dtype=torch.float64), atol=1e-15)
 
 
 def test_orthogonal_is_the_best_rotation():
