@@ -119,7 +119,9 @@ def _fit(model, family, tokens, record, chosen: dict, fit: FitConfig, calibratio
     count = min(max(calibration.shards, FOLDS), len(tokens.batches(batch_size))) if fit.automatic else 1
     parts = [gather_cut(model, family, tokens, cut, batch_size, shard, count) for shard in range(count)]
     rows = None
-    if fit.objective == "cosine":
-        rows = write_rows(scratch / "rows", model, family, tokens, cut, batch_size, fit.fit_tokens)
+    if fit.needs_rows:
+        rows = write_rows(
+            scratch / "rows", model, family, tokens, cut, batch_size, fit.fit_tokens, with_state=fit.needs_state
+        )
     device = next(model.parameters()).device
     return fit_section(fit, Statistics.sum(parts), record["hidden_size"], Shards.of(parts), rows, device)

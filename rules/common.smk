@@ -95,6 +95,7 @@ wildcard_constraints:
     shard=r"\d+",
     shards=r"\d+",
     fit_tokens=r"all|\d+",
+    exact="|-exact",
     candidates=any_of(candidates_name(cut) for cut in CONFIG.cuts.values()),
 
 
@@ -192,8 +193,9 @@ def statistics_file(wildcards):
         files["shards"] = [
             f"{folder}/{shard}-of-{shards}.safetensors" for shard in range(shards)
         ]
-    if fit.objective == "cosine":
-        files["rows"] = f"{Path(folder).parent}/rows/{fit.fit_tokens or 'all'}"
+    if fit.needs_rows:
+        exact = "-exact" if fit.needs_state else ""
+        files["rows"] = f"{Path(folder).parent}/rows/{fit.fit_tokens or 'all'}{exact}"
     return files
 
 

@@ -192,7 +192,7 @@ def test_a_cosine_fit_over_stored_rows(run, capsys, tmp_path):
     assert main([*rows, "--out", str(tmp_path / "rows")]) == 0
     words = ["fit", *files, "--statistics", str(run / "sum.safetensors"), "--objective", "cosine", "--iterations", "3"]
     words += ["--out", str(tmp_path / "cosine")]
-    assert "a cosine fit needs --rows" in fails(capsys, *words)
+    assert "a cosine fit by auto needs --rows" in fails(capsys, *words)
     assert main([*words, "--rows", str(tmp_path / "rows")]) == 0
     report = json.loads((tmp_path / "cosine" / "fit.json").read_text())
     assert report["solver"] == "irls" and 2 <= len(report["history"]) <= 4

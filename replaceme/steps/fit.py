@@ -8,7 +8,7 @@ from replaceme.checkpoints import model_sha256
 from replaceme.config import FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.files import write_json
-from replaceme.fitting import fit_section
+from replaceme.fitting import fit_section, fit_state
 from replaceme.models import pick_device
 from replaceme.options import add_options, from_options
 from replaceme.rows import Rows
@@ -24,6 +24,7 @@ from replaceme.steps.common import (
     set_threads,
 )
 from replaceme.transforms import Shards
+from replaceme.transforms.resume import STATE
 
 ONLINE = False
 log = logging.getLogger(__name__)
@@ -37,7 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", nargs="+", metavar="FILE", help="statistics of every shard; needed for a ridge chosen automatically"
     )
-    parser.add_argument("--rows", metavar="FOLDER", help="rows of the `rows` step; needed for a cosine fit")
+    parser.add_argument(
+        "--rows", metavar="FOLDER", help="rows of the `rows` step; needed for all but l2 in closed form"
+    )
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
     compute_arguments(parser)
@@ -66,20 +69,27 @@ def run(args: argparse.Namespace) -> None:
         raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
     rows = _rows(args, config, origin)
     device = pick_device(args.device) if rows else "cpu"
-    found = fit_section(config, statistics, record["hidden_size"], _shards(args, config, origin), rows, device)
+    state = fit_state(args.out / STATE, config, rows, device) if rows else None
+    shards = _shards(args, config, origin)
+    found = fit_section(config, statistics, record["hidden_size"], shards, rows, device, state)
     found.save(args.out / "transform.safetensors", origin)
     write_json(args.out / "fit.json", {**config.model_dump(), **found.report, **origin})
+    if state:
+        state.remove()
     numbers = {key: value for key, value in found.report.items() if not isinstance(value, list)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
 
 
 def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -> Rows | None:
     """The rows of the same model, tokens and cut as the statistics, where the fit needs them."""
-    if config.objective != "cosine":
+    if not config.needs_rows:
         return None
     if not args.rows:
-        raise ReplaceMeError("options: a cosine fit needs --rows, made by `replaceme rows`")
+        what = f"an {config.objective}" if config.objective == "l2" else f"a {config.objective}"
+        raise ReplaceMeError(f"options: {what} fit by {config.solver} needs --rows, made by `replaceme rows`")
     rows = Rows.open(args.rows)
+    if config.needs_state:
+        rows.require_state()
     if rows.origin != {key: value for key, value in origin.items() if key != "shards"}:
         raise ReplaceMeError(f"{args.rows}: of another model, calibration or cut than {args.statistics}; make it again")
     return rows

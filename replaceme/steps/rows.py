@@ -18,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     out_argument(parser, "folder of the rows")
     forward_arguments(parser)
     add_options(parser, FitConfig, ("fit_tokens",))
+    parser.add_argument("--state", action="store_true", help="also the residual stream, for objective cosine_exact")
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
 
 
@@ -32,5 +33,13 @@ def run(args: argparse.Namespace) -> None:
     origin = {**forward.origin, "start": start, "end": end}
     fit_tokens = getattr(args, "fit_tokens", None)
     write_rows(
-        args.out, forward.model, forward.family, forward.tokens, (start, end), forward.batch_size, fit_tokens, origin
+        args.out,
+        forward.model,
+        forward.family,
+        forward.tokens,
+        (start, end),
+        forward.batch_size,
+        fit_tokens,
+        origin,
+        args.state,
     )

@@ -6,27 +6,22 @@ import pytest
 import torch
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import write_json, write_safetensors
-from replaceme.rows import INDEX, Rows
+from replaceme.files import write_json
+from replaceme.rows import INDEX, Rows, store
 from replaceme.statistics import Statistics
-from replaceme.transforms import cosine, fit_cosine, fit_least_squares
+from replaceme.transforms import cosine, fit_cosine, fit_least_squares, streams
 
 HIDDEN = 12
 
 
-def stored(folder, m, r, parts=3):
-    """Rows on disk as `write_rows` leaves them, and the statistics of what is stored."""
-    folder.mkdir()
-    m, r = m.to(torch.bfloat16), r.to(torch.bfloat16)
-    listed = []
-    for number, (outputs, targets) in enumerate(zip(m.chunk(parts), r.chunk(parts), strict=True)):
-        name = f"rows-{number:05}.safetensors"
-        write_safetensors(folder / name, {"mlp_output": outputs, "target": targets}, {})
-        listed.append((name, len(outputs)))
-    write_json(folder / INDEX, {"parts": listed, "hidden_size": m.shape[1], "origin": {}})
+def stored(folder, m, r, y=None, parts=3):
+    """Rows on disk as `write_rows` leaves them, the statistics of what is stored, and that itself in float64."""
+    tensors = [tensor.to(torch.bfloat16) for tensor in (m, r, y) if tensor is not None]
+    rows = store(folder, zip(*(tensor.chunk(parts) for tensor in tensors), strict=True))
     statistics = Statistics.zeros(m.shape[1])
-    statistics.add_batch(m, r)
-    return Rows.open(folder), statistics, m.double(), r.double()
+    statistics.add_batch(*tensors[:2])
+    assert Rows.open(folder) == rows
+    return rows, statistics, *(tensor.double() for tensor in tensors)
 
 
 def data(tokens=3000, seed=0, noise=0.5):
@@ -48,10 +43,10 @@ def test_the_weighted_sums_are_the_gradient(tmp_path):
     """G_w T - C_v of a pass is the gradient of the sum of cosine distances, by autograd in float64."""
     rows, statistics, m, r = stored(tmp_path / "rows", *data(noise=0.1))
     matrix = fit_least_squares(statistics).matrix
-    found = cosine._pass(cosine._blocks(rows, "cpu"), matrix)
-    size = rows.count // (2 * cosine.HELD_OUT)
+    found = cosine._pass(cosine.row_blocks(rows, "cpu"), matrix)
+    size = rows.count // (2 * streams.HELD_OUT)
     blocks = [(outputs, targets) for outputs, targets in rows.blocks(size)]
-    train = [both for n, both in enumerate(blocks) if n % cosine.HELD_OUT != cosine.HELD_OUT - 1]
+    train = [both for n, both in enumerate(blocks) if n % streams.HELD_OUT != streams.HELD_OUT - 1]
     m, r = (torch.cat(given).double() for given in zip(*train, strict=True))
     at = matrix.clone().requires_grad_()
     total = loss(m, r, at) * len(m)
@@ -98,15 +93,15 @@ def test_no_step_is_taken_where_none_helps_the_held_out_rows(tmp_path):
     helped = [point["held_out"] for point in found.report["history"] if point["helped"]]
     assert all(value < found.report["history"][0]["held_out"] for value in helped)
     if not found.report["steps"]:
-        expected = cosine._scaled(statistics, fit_least_squares(statistics).matrix)
+        expected = cosine.scaled(statistics, fit_least_squares(statistics).matrix)
         assert torch.equal(found.matrix, expected)
 
 
 def test_the_start_has_not_seen_the_held_out_rows(tmp_path):
     rows, _, _, _ = stored(tmp_path / "rows", *data(tokens=640))
-    blocks = cosine._blocks(rows, "cpu")
-    seen = cosine._plain(blocks, HIDDEN, "cpu")
-    assert seen.tokens == sum(len(m) for held_out, m, _ in blocks() if not held_out) < 640
+    blocks = cosine.row_blocks(rows, "cpu")
+    seen = cosine._plain(blocks, (HIDDEN, HIDDEN), "cpu")
+    assert seen.tokens == sum(len(block.m) for block in blocks() if not block.held_out) < 640
 
 
 def test_the_scale_is_that_of_least_squares(tmp_path):
