@@ -78,8 +78,8 @@ def fit_cosine(
 
     The ridge is that of least squares, for the start and for every reweighted solve. Stops after `iterations` (10),
     when the held-out loss falls by less than `tolerance` of itself, or when halving a step does not help. After each
-    pass the `state` is saved, from which an interrupted fit goes on. The report, beside that of least squares for T: steps
-    (those that helped), cosine_distance of T over all rows, cosine_distance_least_squares of the start, and `history`
+    pass the `state` is saved, from which an interrupted fit goes on. The report, beside that of least squares for T:
+    steps (those that helped), cosine_distance of T over all rows, cosine_distance_least_squares of the start, `history`
     (train, held_out, step) of the T tried, without the held-out rows; the first is least squares. Rows whose p or l is
     zero do not count. Raises ReplaceMeError for rows of another width, for fewer than two, and for an exact fit to rows
     without a state.

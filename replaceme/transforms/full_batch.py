@@ -2,8 +2,9 @@
 
 The authors name the solvers, compare what they reach (Table 8) and start them at the identity; the rest is ours:
 everything in float64 (line searches compare losses that differ by little), rows streamed block by block, no Hessian
-formed, and preconditioned: T = P X with `P^-T P^-1 = sum m m^T / |l|^2`, the Gram of the rows (whose condition number
-is 1e6 and more) weighted as the objective weighs them, after which its curvature is near 1 in all directions.
+formed, and preconditioned: T = P X with `P^-T P^-1 = mean(m m^T / |l|^2) + 2 alpha I`, the Gram of the rows (whose
+condition number is 1e6 and more) weighted as the objective weighs them, and the curvature of the L2 penalty; that of
+the whole is then near 1 in all directions.
 L-BFGS is torch's with a strong-Wolfe search. The other two are those of pytorch-minimize, whose memory cannot be read
 from outside: they run in rounds of a fixed number of iterations, and an interrupted fit goes on from the last round.
 """
@@ -22,6 +23,7 @@ from replaceme.transforms.streams import Block, Blocks
 ITERATIONS = 100
 TOLERANCE = 1e-7  # of the loss, by which it has to fall in an iteration, or in a round
 HISTORY = 10  # steps that L-BFGS remembers
+SEARCH = 25  # most evaluations of a line search; without it torch would allow none at one iteration a call
 ROUND = {"cg": 20, "trust-ncg": 5}  # iterations
 SMALLEST_GRADIENT = 1e-6  # where the curvature is near 1: the loss is then within 1e-12 of its minimum
 JITTER = 1e-6  # of the unit diagonal of the Gram that preconditions
@@ -93,7 +95,7 @@ def lbfgs(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor
     """(T, loss before each iteration and after the last) by torch's L-BFGS with a strong-Wolfe line search."""
     point = problem.start().requires_grad_()
     optimiser = torch.optim.LBFGS(
-        [point], max_iter=1, history_size=HISTORY, tolerance_grad=0.0, tolerance_change=0.0,
+        [point], max_iter=1, max_eval=1 + SEARCH, history_size=HISTORY, tolerance_grad=0.0, tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
     saved = state.read(point.device)
@@ -208,6 +210,7 @@ def _preconditioner(
         gram(block.m, _weights(objective, block), out=total)
         rows += len(block.m)
     total /= max(rows, 1)
+    total.diagonal().add_(2 * objective.l2)  # the curvature of the penalty
     diagonal = total.diagonal()
     scale = torch.where(diagonal > 0, diagonal, 1.0).sqrt()
     total /= scale[:, None] * scale
