@@ -37,7 +37,7 @@ def adam(
 ) -> tuple[torch.Tensor, list[float]]:
     """(T float32 [in, out], mean loss of each epoch's batches without penalties), on the table's device.
 
-    The state is saved between batches, at most every so many seconds. Raises ReplaceMeError for a loss that is not
+    The state is saved between batches. Raises ReplaceMeError for a loss that is not
     finite, and where no row has a direction.
     """
     state = state or State()

@@ -77,8 +77,8 @@ def fit_cosine(
     """T float64 [in, out] that minimises `mean(1 - cos(m T, r))` (eq. 8), or `exact`, `mean(1 - cos(m T + y, r + y))`.
 
     The ridge is that of least squares, for the start and for every reweighted solve. Stops after `iterations` (10),
-    when the held-out loss falls by less than `tolerance` of itself, or when halving a step does not help. After each
-    pass the `state` is saved, from which an interrupted fit goes on. The report, beside that of least squares for T:
+    when the held-out loss falls by less than `tolerance` of itself, or when halving a step does not help. Between
+    passes the `state` is saved, from which an interrupted fit goes on. The report, beside that of least squares for T:
     steps (those that helped), cosine_distance of T over all rows, cosine_distance_least_squares of the start, `history`
     (train, held_out, step) of the T tried, without the held-out rows; the first is least squares. Rows whose p or l is
     zero do not count. Raises ReplaceMeError for rows of another width, for fewer than two, and for an exact fit to rows
@@ -101,7 +101,7 @@ def fit_cosine(
         losses.append(outcome.train)
         if step is not None:
             matrix = matrix + step * (_solved(outcome.sums, ridge) - matrix)
-            state.write(lambda matrix=matrix: ({"matrix": matrix}, record), always=True)
+            state.write(lambda matrix=matrix: ({"matrix": matrix}, record))
     report = {"solver": "irls", "ridge": start.report["ridge"], "steps": steps, "history": history}
     report |= {"cosine_distance": losses[-1], "cosine_distance_least_squares": losses[0]}
     matrix = matrix.cpu()
@@ -140,7 +140,7 @@ def _judge(search: Search, blocks: Blocks, ridge: Ridge, iterations: int, tolera
             search.done = True
         else:
             search.step /= 2
-        state.write(search.saved, always=True)
+        state.write(search.saved)
 
 
 def _point(outcome: Pass, step: float, helped: bool) -> dict[str, Any]:

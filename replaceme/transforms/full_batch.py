@@ -155,7 +155,7 @@ def _in_rounds(problem: Problem, method: str, iterations: int, state: State) -> 
         point, radius = result.x, min(max(2 * steps.last, 1e-3), 500.0)
         history.append(float(result.fun))
         record = {"radius": radius, "history": history}
-        state.write(lambda point=point, record=record: ({"point": point}, record), always=True)
+        state.write(lambda point=point, record=record: ({"point": point}, record))
     return problem.matrix(point), history
 
 

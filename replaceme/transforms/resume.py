@@ -14,7 +14,8 @@ from replaceme.files import load_tensors, save_tensors
 
 LOGGER = logging.getLogger(__name__)
 STATE = ".fit-state.safetensors"
-SECONDS = 60.0  # between two saves of a fit that could save all the time
+SECONDS = 10.0  # between two saves at least
+SHARE = 20  # and so many times what the last save took, up to so many times SECONDS
 Tensors = dict[str, torch.Tensor]
 
 
@@ -25,10 +26,10 @@ class State:
     """
 
     def __init__(self, path: str | Path | None = None, identity: Any = None, seconds: float = SECONDS) -> None:
-        """State in `path`, saved at most every so many `seconds`."""
+        """State in `path`, saved every so many `seconds`, less often where saving itself takes long; 0: always."""
         self.path = None if path is None else Path(path)
         self.identity, self.seconds = json.loads(json.dumps(identity)), seconds  # as it will be read
-        self._saved = time.monotonic()
+        self._saved, self._took = time.monotonic(), 0.0
 
     def read(self, device: str | torch.device = "cpu") -> tuple[Tensors, dict[str, Any]] | None:
         """(tensors, record) of the last save of this very fit; None, and a log line, where the file is another's."""
@@ -45,16 +46,18 @@ class State:
         LOGGER.info("%s: the fit goes on where it was interrupted", self.path)
         return {name: tensor.to(device) for name, tensor in tensors.items()}, stamp["record"]
 
-    def write(self, content: Callable[[], tuple[Tensors, dict[str, Any]]], always: bool = False) -> None:
-        """Save what `content` returns, (tensors, JSON-able record), atomically; unless `always`, only when it is time.
+    def write(self, content: Callable[[], tuple[Tensors, dict[str, Any]]]) -> None:
+        """Save what `content` returns, (tensors, JSON-able record), atomically, when it is time.
 
         `content` is called only then. It may return the live tensors: they are copied to the file at once.
         """
-        if self.path is None or (not always and time.monotonic() - self._saved < self.seconds):
+        begin, wait = time.monotonic(), min(max(self.seconds, SHARE * self._took), SHARE * self.seconds)
+        if self.path is None or begin - self._saved < wait:
             return
         tensors, record = content()
         save_tensors(self.path, tensors, {"identity": self.identity, "record": record})
         self._saved = time.monotonic()
+        self._took = self._saved - begin
 
     def remove(self) -> None:
         """The fit is done and written: its state is of no more use."""

@@ -119,8 +119,8 @@ class KillsAfter(State):
         super().__init__(path, identity, seconds=0.0)
         self.saves = saves
 
-    def write(self, content, always=False):
-        super().write(content, always)
+    def write(self, content):
+        super().write(content)
         self.saves -= 1
         if not self.saves:
             raise Killed
@@ -145,7 +145,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path, exact, saves):
 def test_the_state_of_another_fit_is_ignored(tmp_path, caplog):
     caplog.set_level("INFO")
     path = tmp_path / "state"
-    State(path, {"rows": 1, "widths": (2, 3)}).write(lambda: ({"a": torch.ones(2)}, {"b": 0.1}), always=True)
+    State(path, {"rows": 1, "widths": (2, 3)}, 0.0).write(lambda: ({"a": torch.ones(2)}, {"b": 0.1}))
     assert State(path, {"rows": 2}).read() is None and "state of another fit, ignored" in caplog.text
     tensors, record = State(path, {"rows": 1, "widths": (2, 3)}).read()
     assert tensors["a"].tolist() == [1, 1] and record == {"b": 0.1}

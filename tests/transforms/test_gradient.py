@@ -176,8 +176,8 @@ class KillsAfter(State):
         super().__init__(path, "this fit", seconds=0.0)
         self.saves = saves
 
-    def write(self, content, always=False):
-        super().write(content, always)
+    def write(self, content):
+        super().write(content)
         self.saves -= 1
         if not self.saves:
             raise Killed
