@@ -1,7 +1,8 @@
 """Reweighted least squares against Adam on the cosine objective, at the size of Llama 3 8B, rows in GPU memory.
 
-Adam as in the paper: from the identity, learning rate 1e-4, batches of 1024 tokens, 10 epochs. Both minimise the mean
-cosine distance of m T and r over the same rows; the losses that they reach are measured alike, in float32.
+Adam, the package's own, as in the paper: from the identity, learning rate 1e-4, batches of 1024 tokens, 10 epochs.
+Both minimise the mean cosine distance of m T and r over the same rows; the losses that they reach are measured alike,
+in float32.
 
     python benchmarks/bench_cosine.py [--rows 131072] [--hidden 4096] [--out benchmarks/results]
 """
@@ -15,11 +16,12 @@ from pathlib import Path
 import torch
 from bench_gram import hardware
 
-from replaceme.files import write_json, write_safetensors
-from replaceme.rows import INDEX, Rows
+from replaceme.rows import store
 from replaceme.statistics import Statistics
-from replaceme.transforms import cosine, fit_least_squares
+from replaceme.transforms import AdamOptions, Objective, cosine, fit_least_squares
+from replaceme.transforms.adam import adam
 from replaceme.transforms.solve import Ridge
+from replaceme.transforms.streams import Blocks, Table, row_blocks
 
 AUTHORS_SECONDS = 24.6  # Adam of the authors' code on 131,072 rows of 4096 channels, one H200
 ITERATIONS = 5
@@ -50,19 +52,7 @@ def total(m: torch.Tensor, r: torch.Tensor, matrix: torch.Tensor) -> float:
     return sum(parts) / len(parts)
 
 
-def adam(m: torch.Tensor, r: torch.Tensor, epochs: int = 10, batch: int = 1024) -> torch.Tensor:
-    """T by Adam, as in the paper."""
-    matrix = torch.eye(m.shape[1], device="cuda", requires_grad=True)
-    optimiser = torch.optim.Adam([matrix], lr=1e-4)
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(m), device="cuda").split(batch):
-            optimiser.zero_grad()
-            loss(m[chosen], r[chosen], matrix).backward()
-            optimiser.step()
-    return matrix.detach()
-
-
-def reweighted(blocks: cosine.Blocks, matrix: torch.Tensor, iterations: int) -> torch.Tensor:
+def reweighted(blocks: Blocks, matrix: torch.Tensor, iterations: int) -> torch.Tensor:
     """T after some full steps of reweighted least squares."""
     for _ in range(iterations):
         matrix = cosine._solved(cosine._pass(blocks, matrix, every=True).sums, Ridge())
@@ -80,17 +70,6 @@ def seconds(run) -> tuple[float, torch.Tensor]:
     return spent, found
 
 
-def stored(folder: Path, m: torch.Tensor, r: torch.Tensor) -> Rows:
-    """The rows as the `rows` step leaves them."""
-    parts = []
-    for number, start in enumerate(range(0, len(m), PART)):
-        name, part = f"rows-{number:05}.safetensors", slice(start, start + PART)
-        write_safetensors(folder / name, {"mlp_output": m[part], "target": r[part]}, {})
-        parts.append((name, len(m[part])))
-    write_json(folder / INDEX, {"parts": parts, "hidden_size": m.shape[1], "origin": {}})
-    return Rows.open(folder)
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,10 +83,11 @@ def main() -> None:
     statistics = Statistics.zeros(arguments.hidden, "cuda")
     statistics.add_batch(m, r)
     with tempfile.TemporaryDirectory() as folder:
-        blocks = cosine._blocks(stored(Path(folder), m, r), "cuda")
+        rows = store(Path(folder) / "rows", zip(m.split(PART), r.split(PART), strict=True))
+        blocks, table = row_blocks(rows, "cuda"), Table(rows, "cuda")
     start = fit_least_squares(statistics).matrix
     records = [{"fit": "least squares", "seconds": None, "loss": total(m, r, start.float())}]
-    spent, found = seconds(lambda: adam(m, r))
+    spent, found = seconds(lambda: adam(table, Objective("cosine"), AdamOptions())[0])
     records.append({"fit": "Adam, 10 epochs", "seconds": spent, "loss": total(m, r, found)})
     for iterations in (1, ITERATIONS):
         spent, found = seconds(lambda iterations=iterations: reweighted(blocks, start, iterations))

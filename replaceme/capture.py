@@ -29,10 +29,6 @@ class Activations:
     mlp_input: dict[int, "torch.Tensor"] = field(default_factory=dict)  # normalised, as the MLP's first layers get it
     down_input: dict[int, "torch.Tensor"] = field(default_factory=dict)  # of the down projection, [..., intermediate]
 
-    def terms(self, start: int, end: int) -> tuple["torch.Tensor", ...]:
-        """(a, b, c) of R = a - b + c = hidden_states[end-1] - hidden_states[start-1] + M (eq. 6: L_{i+n} - Y_i)."""
-        return self.hidden_states[end - 1], self.hidden_states[start - 1], self.mlp_output[start - 1]
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -42,11 +38,6 @@ class Wanted:
     mlp_output: frozenset[int] = frozenset()
     mlp_input: frozenset[int] = frozenset()
     down_input: frozenset[int] = frozenset()
-
-    @classmethod
-    def of_cut(cls, start: int, end: int) -> "Wanted":
-        """What the statistics of the cut [start, end) need."""
-        return cls(frozenset({start - 1, end - 1}), frozenset({start - 1}))
 
     @property
     def last(self) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from replaceme.regression import Regression
     from replaceme.rows import Rows
     from replaceme.statistics import Statistics
-    from replaceme.transforms import Shards, Transform
+    from replaceme.transforms import Shards, State, Transform
 
 FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ridge: auto` is chosen
 
@@ -47,8 +47,9 @@ class Passes:
         recycled = self._recycled(config, group)
         parts = [self._gathered(config.regression, group, recycled, shard, count) for shard in range(count)]
         rows = None
-        if config.objective == "cosine":
-            rows = write_rows(folder, self.model, self.family, self.tokens, group, self.batch_size, config.fit_tokens)
+        if config.needs_rows:
+            given = (self.model, self.family, self.tokens, group, self.batch_size, config.fit_tokens)
+            rows = write_rows(folder, *given, with_state=config.needs_state)
         device = str(next(self.model.parameters()).device)
         return Evidence(Statistics.sum(parts), Shards.of(parts), rows, device, recycled)
 
@@ -85,20 +86,24 @@ class Passes:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a group is fitted from: its statistics, and for the fits that need them its shards, rows and neurons."""
+    """What a group is fitted from: its statistics, and for the fits that need them its shards, rows and neurons.
+
+    `state` is that of an unfinished fit over the rows.
+    """
 
     statistics: "Statistics | None" = None
     shards: "Shards | None" = None
     rows: "Rows | None" = None
     device: str = "cpu"
     recycled: "Recycled | None" = None
+    state: "State | None" = None
 
 
 def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
     """The transform that a fit section describes, for one group, without what a norm makes of it.
 
-    The identity needs no statistics, `ridge: auto` also the shards, a cosine fit also the rows, which it streams
-    through the device.
+    The identity needs no statistics, `ridge: auto` also the shards, a fit over rows these, which it streams through
+    the device.
     """
     from replaceme.transforms import fit_identity, with_intercept
 
@@ -117,7 +122,9 @@ def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
 
     if config.automatic:
         return fit_auto_ridge(evidence.statistics, evidence.shards, config.towards)
-    if config.objective == "cosine":
+    if config.solver != "auto":
+        return _by_gradient(config, evidence)
+    if config.needs_rows:
         return fit_cosine(
             evidence.statistics,
             evidence.rows,
@@ -125,9 +132,38 @@ def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
             ridge_relative=config.ridge_relative,
             towards=config.towards,
             device=evidence.device,
+            exact=config.needs_state,
+            state=evidence.state,
         )
     options = {name: getattr(config, name) for name in FIT_OPTIONS[config.transform]}
     return fit(evidence.statistics, config.transform, **options)
+
+
+def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
+    from replaceme.transforms import AdamOptions, Objective, fit_gradient
+
+    options = config.iterations
+    if config.solver == "adam":
+        options = AdamOptions(
+            config.learning_rate, config.batch_tokens, config.epochs, config.mask_ratio, config.order_seed
+        )
+    objective = Objective(config.objective, config.l1_alpha, config.l2_alpha)
+    return fit_gradient(
+        evidence.statistics, evidence.rows, objective, config.solver, options, evidence.device, evidence.state
+    )
+
+
+def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
+    """The state of a fit over rows in `path`: good for the same rows, options, device and versions only."""
+    import torch
+
+    from replaceme import __version__
+    from replaceme.transforms import State
+
+    machine = {"replaceme": __version__, "torch": torch.__version__, "device": str(device)}
+    machine["threads"] = torch.get_num_threads()
+    stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
+    return State(path, {"fit": config.model_dump(), "rows": stored, **machine})
 
 
 def fit_cut(

@@ -1,9 +1,12 @@
-"""Rows of a cut on disk, for the fits that cannot do with sums: MLP output and target of each token, bfloat16.
+"""Rows of a cut on disk, for the fits that cannot do with sums: MLP output M and target R of each token, bfloat16.
 
-A folder of safetensors parts and an index.json that is written last. Parts are memory-mapped and read in blocks, so no
-[tokens, hidden] array is ever in memory. A row is rounded once to bfloat16: 2^-9 of each element.
+The exact cosine objective (eq. 7 of arXiv 2505.02819) also needs the residual stream Y = hidden_states[start-1] - M,
+the `state`; R + Y is then hidden_states[end-1]. A folder of safetensors parts and an index.json that is written last.
+Parts are memory-mapped and read in blocks, so no [tokens, hidden] array is ever in memory. A row is rounded once to
+bfloat16: 2^-9 of each element.
 """
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.capture import Activations, Wanted, capture
+from replaceme.capture import Activations, capture
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json, replacing, write_json, write_safetensors
 from replaceme.models import Family
 from replaceme.progress import progress
+from replaceme.regression import Regression, formed
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +28,22 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 INDEX = "index.json"
-BYTES = 2 * 2  # of one element of a row: MLP output and target, bfloat16 each
+NAMES = ("mlp_output", "target", "state")
+MLP = Regression()
+BYTES = 2  # of an element, bfloat16
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in a folder: `parts` are (file, rows) in order; `origin` says what they were made from."""
+    """Rows in a folder: `parts` are (file, rows) in order; `origin` says what they were made from.
+
+    `columns` are the widths of MLP output and target; `state`: each row has Y too, as wide as the target.
+    """
 
     folder: Path
     parts: tuple[tuple[str, int], ...]
-    hidden_size: int
+    columns: tuple[int, int]
+    state: bool
     origin: dict[str, Any]
 
     @property
@@ -41,31 +51,75 @@ class Rows:
         """Rows of all parts."""
         return sum(rows for _, rows in self.parts)
 
+    def bytes(self, state: bool) -> int:
+        """Bytes of all rows, with their state or without."""
+        return self.count * row_bytes(self.columns, state)
+
     @staticmethod
     def open(folder: str | Path) -> "Rows":
-        """Rows that `write_rows` wrote; raises ReplaceMeError when the folder is not such a one or lacks a part."""
+        """Rows that `store` wrote; raises ReplaceMeError when the folder is not such a one or lacks a part."""
         folder = Path(folder)
         index = read_json(folder / INDEX)
-        if not isinstance(index, dict) or set(index) != {"parts", "hidden_size", "origin"}:
+        if not isinstance(index, dict) or set(index) != {"parts", "columns", "state", "origin"}:
             raise ReplaceMeError(f"{folder / INDEX}: not the index of rows; make them with `replaceme rows`")
         missing = [name for name, _ in index["parts"] if not (folder / name).is_file()]
         if missing:
             raise ReplaceMeError(f"{folder / missing[0]}: no such file; delete {folder} and run again")
         parts = tuple((name, rows) for name, rows in index["parts"])
-        return Rows(folder, parts, index["hidden_size"], index["origin"])
+        return Rows(folder, parts, tuple(index["columns"]), index["state"], index["origin"])
 
-    def blocks(self, size: int) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-        """(mlp_output, target) bfloat16 [at most `size`, hidden] on the CPU, always cut at the same places."""
-        from safetensors import SafetensorError, safe_open
+    def require_state(self) -> None:
+        """Raise ReplaceMeError for rows without their state."""
+        if not self.state:
+            raise ReplaceMeError(f"{self.folder}: rows without the residual stream; make them with `rows --state`")
 
+    def blocks(self, size: int, state: bool = False) -> Iterator[tuple["torch.Tensor", ...]]:
+        """(mlp_output, target), with `state` (mlp_output, target, state): bfloat16 [at most `size`, columns], CPU.
+
+        Always cut at the same places. Raises ReplaceMeError for a corrupted part, and where there is no state.
+        """
+        if state:
+            self.require_state()
+        names = NAMES if state else NAMES[:2]
         for name, rows in self.parts:
-            try:
-                with safe_open(self.folder / name, framework="pt") as file:
-                    outputs, targets = file.get_slice("mlp_output"), file.get_slice("target")
-                    for start in range(0, rows, size):
-                        yield outputs[start : start + size], targets[start : start + size]
-            except SafetensorError as error:
-                raise ReplaceMeError(f"{self.folder / name}: corrupted ({error}); delete {self.folder}") from error
+            with opened(self.folder / name) as file:
+                slices = [file.get_slice(tensor) for tensor in names]
+                for start in range(0, rows, size):
+                    yield tuple(one[start : start + size] for one in slices)
+
+
+@contextlib.contextmanager
+def opened(part: Path) -> Iterator[Any]:
+    """An open part; raises ReplaceMeError when it is corrupted."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(part, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ReplaceMeError(f"{part}: corrupted ({error}); delete {part.parent}") from error
+
+
+def row_bytes(columns: tuple[int, int], state: bool) -> int:
+    """Bytes of one row whose MLP output and target have these widths."""
+    return BYTES * (columns[0] + columns[1] * (1 + state))
+
+
+def store(folder: str | Path, rows: Iterable[tuple["torch.Tensor", ...]], origin: dict[str, Any] | None = None) -> Rows:
+    """Write rows, given part by part as (mlp_output, target) or (mlp_output, target, state), and return them."""
+    folder = Path(folder)
+    parts: list[tuple[str, int]] = []
+    columns, width = (0, 0), 2
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for tensors in rows:
+            name = f"rows-{len(parts):05}.safetensors"
+            write_safetensors(temporary / name, dict(zip(NAMES, tensors, strict=False)), {})
+            parts.append((name, len(tensors[0])))
+            columns, width = (tensors[0].shape[1], tensors[1].shape[1]), len(tensors)
+        index = {"parts": parts, "columns": columns, "state": width == len(NAMES), "origin": origin or {}}
+        write_json(temporary / INDEX, index)
+    return Rows(folder, tuple(parts), columns, width == len(NAMES), origin or {})
 
 
 def write_rows(
@@ -77,33 +131,25 @@ def write_rows(
     batch_size: int,
     fit_tokens: int | None = None,
     origin: dict[str, Any] | None = None,
+    with_state: bool = False,
 ) -> Rows:
     """Write the rows of a cut [start, end), all of them or `fit_tokens` drawn uniformly, and return them.
 
     Raises ReplaceMeError before the first forward pass when the disk has no room for them.
     """
     folder = Path(folder)
-    start, end = cut
     hidden = model.get_input_embeddings().weight.shape[1]
     chosen = _chosen(tokens.count, fit_tokens)
-    needed = check_room(folder, int(chosen.sum()), hidden)
+    needed = check_room(folder, int(chosen.sum()), row_bytes((hidden, hidden), with_state))
     LOGGER.info("rows: %d tokens of %d channels, %.2f GB", int(chosen.sum()), hidden, needed / 1e9)
-    parts: list[tuple[str, int]] = []
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        batches = tokens.batches(batch_size)
-        passes = capture(model, family, progress(batches, "rows", unit="batch"), Wanted.of_cut(start, end))
-        for outputs, targets in _rows(passes, cut, chosen):
-            name = f"rows-{len(parts):05}.safetensors"
-            write_safetensors(temporary / name, {"mlp_output": outputs, "target": targets}, {})
-            parts.append((name, len(outputs)))
-        write_json(temporary / INDEX, {"parts": parts, "hidden_size": hidden, "origin": origin or {}})
-    return Rows(folder, tuple(parts), hidden, origin or {})
+    batches = tokens.batches(batch_size)
+    passes = capture(model, family, progress(batches, "rows", unit="batch"), MLP.wanted([cut]))
+    return store(folder, _rows(passes, cut, chosen, with_state), origin)
 
 
-def check_room(folder: Path, rows: int, hidden: int) -> int:
+def check_room(folder: Path, rows: int, bytes_each: int) -> int:
     """Bytes that the rows take; raises ReplaceMeError when the disk has less."""
-    needed = rows * hidden * BYTES
+    needed = rows * bytes_each
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -124,9 +170,9 @@ def _chosen(count: int, wanted: int | None) -> "torch.Tensor":
 
 
 def _rows(
-    passes: Iterable[Activations], cut: tuple[int, int], chosen: "torch.Tensor"
-) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-    """(mlp_output, target) of the chosen tokens of each batch, as they come, in bfloat16 on the CPU."""
+    passes: Iterable[Activations], cut: tuple[int, int], chosen: "torch.Tensor", with_state: bool
+) -> Iterator[tuple["torch.Tensor", ...]]:
+    """(mlp_output, target[, state]) of the chosen tokens of each batch, as they come, in bfloat16 on the CPU."""
     import torch
 
     done = 0
@@ -135,7 +181,8 @@ def _rows(
         keep = chosen[done : done + here].to(activations.mask.device)
         done += here
         if keep.any():
-            a, b, m = (tensor[activations.mask][keep] for tensor in activations.terms(*cut))
-            wide = torch.promote_types(a.dtype, torch.float32)
-            target = a.to(wide) - b.to(wide) + m.to(wide)
-            yield m.to(torch.bfloat16).cpu(), target.to(torch.bfloat16).cpu()
+            m, terms = MLP.rows(activations, *cut)
+            m, goal, state = (tensor[activations.mask][keep] for tensor in (m, *terms[:2]))
+            target = formed((goal, state, m))
+            kept = (m, target, state.to(target.dtype) - m.to(target.dtype)) if with_state else (m, target)
+            yield tuple(tensor.to(torch.bfloat16).cpu() for tensor in kept)

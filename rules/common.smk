@@ -103,6 +103,7 @@ wildcard_constraints:
         for regression in (fit.regression, fit.regression.before)
         if regression
     ),
+    exact="|-exact",
     candidates=any_of(candidates_name(cut) for cut in CONFIG.cuts.values()),
 
 
@@ -215,8 +216,11 @@ def fit_evidence(wildcards):
         files["shards"] = [
             f"{folder}/{shard}-of-{shards}.safetensors" for shard in range(shards)
         ]
-    if fit.objective == "cosine":
-        files["rows"] = f"{calibration}/{wildcards.cut}/rows/{fit.fit_tokens or 'all'}"
+    if fit.needs_rows:
+        exact = "-exact" if fit.needs_state else ""
+        files["rows"] = (
+            f"{calibration}/{wildcards.cut}/rows/{fit.fit_tokens or 'all'}{exact}"
+        )
     return files
 
 
@@ -225,7 +229,7 @@ def fit_gpu(wildcards):
     fit, cut = CONFIG.fits[wildcards.fit], CONFIG.cuts[wildcards.cut]
     if fit.transform == "identity":
         return 0
-    streams = fit.objective == "cosine" or fit.sequential(cut.groups)
+    streams = fit.needs_rows or fit.sequential(cut.groups)
     return GPU * (streams or normalises(CONFIG.models[wildcards.model].source))
 
 

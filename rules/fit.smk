@@ -71,17 +71,17 @@ rule sum:
 
 
 rule rows:
-    """MLP outputs and targets of a cut, token by token, for the cosine fits; gone when those are done."""
+    """MLP outputs and targets of a cut, token by token, for the fits over rows; gone when those are done."""
     input:
         model="results/{model}/model.json",
         tokens="results/{model}/{calibration}/tokens.safetensors",
         cut="results/{model}/{calibration}/{cut}/cut.json",
     output:
-        temp(directory("results/{model}/{calibration}/{cut}/rows/{fit_tokens}")),
+        temp(directory("results/{model}/{calibration}/{cut}/rows/{fit_tokens}{exact}")),
     log:
-        "results/logs/{model}/{calibration}/{cut}/rows/{fit_tokens}.log",
+        "results/logs/{model}/{calibration}/{cut}/rows/{fit_tokens}{exact}.log",
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/rows/{fit_tokens}.tsv"
+        "results/benchmarks/{model}/{calibration}/{cut}/rows/{fit_tokens}{exact}.tsv"
     threads: 1
     resources:
         gpu=GPU,
@@ -92,12 +92,13 @@ rule rows:
             if wildcards.fit_tokens == "all"
             else f"--fit-tokens {wildcards.fit_tokens}"
         ),
+        state=lambda wildcards: "--state" if wildcards.exact else "",
         code=code_of("rows"),
     message:
         "rows of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}: {wildcards.fit_tokens} tokens"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme rows {input.model:q} {input.tokens:q} {input.cut:q}"
-        " {params.options} {params.fit_tokens} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.options} {params.fit_tokens} {params.state} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule transform:

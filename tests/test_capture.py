@@ -5,7 +5,9 @@ import torch
 
 from replaceme.capture import Activations, Wanted, capture
 from replaceme.data import Tokens
+from replaceme.regression import Regression
 
+WANTED = Regression().wanted
 EVERY = Wanted(frozenset(range(6)), frozenset(range(6)))
 
 
@@ -50,14 +52,15 @@ def test_no_block_runs_after_the_last_one_needed(llama, make_tokens, blocks_of, 
 
 
 def test_keeps_only_what_is_asked_for(llama, make_tokens, blocks_of):
-    (found,) = capture(*blocks_of(llama), [make_tokens(samples=3)], Wanted.of_cut(2, 5))
+    (found,) = capture(*blocks_of(llama), [make_tokens(samples=3)], WANTED([(2, 5)]))
     assert found.hidden_states.keys() == {1, 4} and found.mlp_output.keys() == {1}
 
 
 def test_the_terms_of_the_target_are_the_end_the_carrier_and_its_mlp_output():
     a, b, m = (torch.randn(2, 3, 4, dtype=torch.bfloat16) for _ in range(3))
-    found = Activations(torch.ones(2, 3, dtype=torch.bool), {1: a, 3: b}, {1: m}).terms(2, 4)
-    assert all(term is expected for term, expected in zip(found, (b, a, m), strict=True))
+    found = Activations(torch.ones(2, 3, dtype=torch.bool), {1: a, 3: b}, {1: m})
+    rows, terms = Regression().rows(found, 2, 4)
+    assert rows is m and all(term is expected for term, expected in zip(terms, (b, a, m), strict=True))
 
 
 def test_the_residual_stream_before_the_mlp_is_the_state_less_M(llama, make_tokens, blocks_of):
@@ -82,7 +85,7 @@ def test_a_batch_of_padding_only_is_refused(llama, blocks_of, refuses):
 
 @pytest.mark.parametrize("bad", [0, 2, 3])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")], ids=["nan", "inf"])
-@pytest.mark.parametrize("wanted", [EVERY, Wanted.of_cut(1, 6), Wanted.of_cut(3, 4)], ids=["all", "[1, 6)", "[3, 4)"])
+@pytest.mark.parametrize("wanted", [EVERY, WANTED([(1, 6)]), WANTED([(3, 4)])], ids=["all", "[1, 6)", "[3, 4)"])
 def test_nan_or_infinity_names_the_first_bad_block(llama, make_tokens, blocks_of, refuses, bad, poison, wanted):
     model, family = blocks_of(llama)
     model.layers[bad].mlp.down_proj.weight[3, 5] = poison
@@ -93,7 +96,7 @@ def test_nan_or_infinity_names_the_first_bad_block(llama, make_tokens, blocks_of
 def test_nan_after_the_last_block_needed_is_not_looked_at(llama, make_tokens, blocks_of):
     model, family = blocks_of(llama)
     model.layers[4].mlp.down_proj.weight.fill_(float("nan"))
-    hidden, _ = rows(model, family, make_tokens(samples=3), Wanted.of_cut(1, 4))
+    hidden, _ = rows(model, family, make_tokens(samples=3), WANTED([(1, 4)]))
     assert torch.isfinite(hidden).all()
 
 

@@ -192,14 +192,35 @@ def test_a_cosine_fit_over_stored_rows(run, capsys, tmp_path):
     assert main([*rows, "--out", str(tmp_path / "rows")]) == 0
     words = ["fit", *files, "--statistics", str(run / "sum.safetensors"), "--objective", "cosine", "--iterations", "3"]
     words += ["--out", str(tmp_path / "cosine")]
-    assert "a cosine fit needs --rows" in fails(capsys, *words)
+    assert "a cosine fit by auto needs --rows" in fails(capsys, *words)
     assert main([*words, "--rows", str(tmp_path / "rows")]) == 0
     report = json.loads((tmp_path / "cosine" / "fit.json").read_text())
     assert report["solver"] == "irls" and 2 <= len(report["history"]) <= 4
     assert 0 < report["cosine_distance"] <= report["cosine_distance_least_squares"] * 1.01
-    index = tmp_path / "rows" / "index.json"
+    index = tmp_path / "rows" / "0" / "index.json"
     index.write_text(index.read_text().replace('"batch_size": 4', '"batch_size": 5'))
     assert "of another model, calibration or cut" in fails(capsys, *words, "--rows", str(tmp_path / "rows"))
+
+
+def test_gradient_and_exact_fits_over_stored_rows(run, capsys, tmp_path):
+    files = [str(run / name) for name in ("model.json", "cut.json")]
+    rows = ["rows", files[0], str(run / "tokens.safetensors"), files[1], "--batch-size", "4"]
+    assert main([*rows, "--out", str(tmp_path / "rows")]) == 0
+    assert main([*rows, "--state", "--out", str(tmp_path / "exact")]) == 0
+    words = ["fit", *files, "--statistics", str(run / "sum.safetensors"), "--out", str(tmp_path / "fit")]
+    exact = [*words, "--objective", "cosine_exact"]
+    assert "an l2 fit by adam needs --rows" in fails(capsys, *words, "--solver", "adam")
+    assert "solver adam takes no iterations" in fails(capsys, *words, "--solver", "adam", "--iterations", "3")
+    assert "rows without the residual stream" in fails(capsys, *exact, "--rows", str(tmp_path / "rows"))
+    (tmp_path / "fit").mkdir(exist_ok=True)
+    (tmp_path / "fit" / ".fit-state-0.safetensors").write_bytes(b"stale")
+    distances = []
+    for more in (["--solver", "lbfgs"], ["--solver", "adam", "--epochs", "2", "--mask-ratio", "0.5"], []):
+        assert main([*exact, *more, "--rows", str(tmp_path / "exact")]) == 0
+        report = json.loads((tmp_path / "fit" / "fit.json").read_text())
+        distances.append(report["cosine_distance"])
+        assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == ["fit.json", "transform.safetensors"]
+    assert distances[0] < distances[1] and distances[0] < distances[2] * 1.001
 
 
 def test_an_output_of_another_step_is_told(run, capsys, tmp_path):

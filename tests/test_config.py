@@ -62,9 +62,9 @@ def test_the_shipped_configs_are_good(path):
     assert isinstance(load(path), Config)
 
 
-def test_one_config_shows_every_structure_and_objective():
+def test_one_config_shows_every_structure_objective_and_solver():
     fits = load(ROOT / "config" / "fits.yaml").fits.values()
-    for name in ("transform", "objective"):
+    for name in ("transform", "objective", "solver"):
         offered = get_args(FitConfig.model_fields[name].annotation)
         assert {getattr(fit, name) for fit in fits} == set(offered)
 
@@ -99,7 +99,7 @@ BAD = {
     "fraction": (("cuts/n4/blocks", 2.5), "cuts.n4.blocks: Input should be a valid integer"),
     "number for text": (("models/tiny/revision", 1234567), "models.tiny.revision: Input should be a valid string"),
     "unknown choice": (("cuts/n4/metric", "cosin"), "cuts.n4.metric: Input should be 'cosine', 'angular'"),
-    "unknown objective": (("fits/ls/objective", "l1"), "fits.ls.objective: Input should be 'l2' or 'cosine'"),
+    "unknown objective": (("fits/ls/objective", "l1"), "fits.ls.objective: Input should be 'l2', 'cosine' or "),
     "unknown device": (("device", "gpu"), "device: Input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
     "blocks and ratio": (("cuts/n4/ratio", 0.5), "cuts.n4: give either blocks or ratio"),
     "neither": (("cuts/n4/blocks", None), "cuts.n4: give either blocks or ratio"),
@@ -118,10 +118,24 @@ BAD = {
                                 "fits.ls: transform orthogonal takes no towards; drop it"),
     "identity with a placement": (("fits/uidl/placement", "block"), "fits.uidl: transform identity takes no placement"),
     "cosine beside the MLP": (("fits/ls", {"objective": "cosine", "placement": "block"}),
-                              "fits.ls: objective cosine fits what the MLP adds; drop placement"),
+                              "fits.ls: a fit over rows takes no placement; drop it"),
     "hadamard with a rank": (("fits/ls", {"transform": "hadamard", "rank": 2}), "hadamard takes no rank; drop it"),
     "scalar in place of the down projection": (("fits/ls", {"transform": "scalar", "placement": "down_proj"}),
                                                "fits.ls: placement down_proj fits a full T; drop transform"),
+    "rank of a cosine fit": (("fits/ls", {"objective": "cosine", "transform": "low_rank", "rank": 2}),
+                             "fits.ls: objective cosine fits a full T; drop transform and ridge"),
+    "adam of a diagonal": (("fits/ls", {"solver": "adam", "transform": "diagonal"}), "solver adam fits a full T"),
+    "adam with a ridge": (("fits/ls", {"solver": "adam", "ridge_relative": 0.1}), "adam takes no ridge_relative"),
+    "adam with iterations": (("fits/ls", {"solver": "adam", "iterations": 5}), "solver adam takes no iterations; drop"),
+    "epochs of least squares": (("fits/ls/epochs", 5), "fits.ls: objective l2 takes no epochs; drop it"),
+    "rows of least squares": (("fits/ls/fit_tokens", 500), "fits.ls: objective l2 takes no fit_tokens; drop it"),
+    "batches of lbfgs": (("fits/ls", {"solver": "lbfgs", "batch_tokens": 5}), "solver lbfgs takes no batch_tokens"),
+    "masks of reweighting": (("fits/ls", {"objective": "cosine", "mask_ratio": 0.5}), "auto takes no mask_ratio; drop"),
+    "l1 of a line search": (("fits/ls", {"solver": "nlcg", "l1_alpha": 0.1}), "solver nlcg takes no l1_alpha; drop it"),
+    "l2 of reweighting": (("fits/ls", {"objective": "cosine_exact", "l2_alpha": 0.1}), "solver auto takes no l2_alpha"),
+    "everything masked": (("fits/ls", {"solver": "adam", "mask_ratio": 1.0}), "fits.ls.mask_ratio: Input should"),
+    "no learning rate": (("fits/ls", {"solver": "adam", "learning_rate": 0.0}), "ls.learning_rate: Input should be"),
+    "unknown solver": (("fits/ls/solver", "sgd"), "fits.ls.solver: Input should be 'auto', 'adam'"),
     "perplexity of no task": (("evaluations/quick/perplexity", "lambada"), "perplexity names 'lambada', which is not"),
     "dangling model": (("tables/main/models", ["tiny", "big"]), "'big' is not defined under models; defined: tiny"),
     "dangling cut": (("tables/main/cuts", ["n5"]), "tables.main.cuts: 'n5' is not defined under cuts; defined: n4, qu"),

@@ -5,7 +5,8 @@ import torch
 
 from replaceme import rows as module
 from replaceme.errors import ReplaceMeError
-from replaceme.rows import Rows, write_rows
+from replaceme.rows import Rows, store, write_rows
+from replaceme.transforms.streams import Table
 
 CUT = (2, 5)
 
@@ -45,6 +46,36 @@ def test_a_uniform_part_is_always_the_same(llama, blocks_of, expected, tmp_path)
     assert all(tuple(row.tolist()) in known for row in first.float())
     more = write_rows(tmp_path / "more", *blocks_of(llama, "float64"), tokens, CUT, 5, fit_tokens=10**6)
     assert more.count == tokens.count
+
+
+def test_the_residual_stream_comes_along(llama, blocks_of, expected, tmp_path, brute_rows):
+    """State and target add up to the output of the last block that goes."""
+    tokens, m, _ = expected
+    hidden, _, _ = brute_rows(llama, tokens)
+    rows = write_rows(tmp_path / "rows", *blocks_of(llama, "float64"), tokens, CUT, 5, with_state=True)
+    assert rows.state and Rows.open(tmp_path / "rows") == rows and rows.bytes(True) == 3 * rows.count * 16 * 2
+    found_m, found_r, found_y = (torch.cat(given) for given in zip(*rows.blocks(7, state=True), strict=True))
+    assert torch.equal(found_y, (hidden[1] - m).to(torch.bfloat16)) and torch.equal(found_m, m.to(torch.bfloat16))
+    assert (found_r.double() + found_y.double() - hidden[4]).norm() < 2**-7 * hidden[4].norm()
+    assert all(len(given) == 2 for given in rows.blocks(7))
+
+
+def test_rows_without_their_state_say_so(llama, blocks_of, expected, tmp_path):
+    rows = write_rows(tmp_path / "rows", *blocks_of(llama, "float64"), expected[0], CUT, 50)
+    with pytest.raises(ReplaceMeError, match=r"rows without the residual stream; make them with `rows --state`"):
+        next(rows.blocks(7, state=True))
+
+
+def test_rows_of_two_widths(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    m, r, y = (torch.randn(10, width, generator=generator).bfloat16() for width in (5, 3, 3))
+    rows = store(tmp_path / "rows", [(m[:4], r[:4], y[:4]), (m[4:], r[4:], y[4:])])
+    assert rows.columns == (5, 3) and rows.bytes(True) == 10 * 11 * 2 and rows.bytes(False) == 10 * 8 * 2
+    table = Table(rows, "cpu", state=True)
+    picked = table.take(torch.tensor([9, 0, 4, 3]))
+    order = torch.tensor([0, 3, 4, 9])
+    assert torch.equal(picked.m, m[order]) and torch.equal(picked.r, r[order]) and torch.equal(picked.y, y[order])
+    assert table.take(torch.tensor([7])).m.equal(m[7:8]) and Table(rows, "cpu").take(order).y is None
 
 
 def test_a_full_disk_is_told_before_the_forward_pass(llama, blocks_of, expected, tmp_path, monkeypatch):

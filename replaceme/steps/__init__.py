@@ -14,7 +14,7 @@ STEPS = {
     "gram": "Accumulate the Gram and cross matrices of a cut over one shard of the calibration tokens.",
     "sum": "Add the statistics of all shards of a cut.",
     "recycle": "Choose the neurons of the carrier's MLP that are given linear features to pass on.",
-    "rows": "Write the MLP outputs and targets of a cut, token by token, for a cosine fit.",
+    "rows": "Write the MLP outputs and targets of a cut, token by token, for the fits over rows.",
     "fit": "Find the transform of a cut from its statistics (transform.safetensors and fit.json).",
     "merge": "Fold a transform into the checkpoint and drop the blocks of the cut.",
     "evaluate": "Run benchmarks on a model (evaluation.json).",

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import model_sha256, read_config
@@ -9,7 +10,7 @@ from replaceme.config import CalibrationConfig, FitConfig
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, write_json
-from replaceme.fitting import Evidence, Passes, fit_cut
+from replaceme.fitting import Evidence, Passes, fit_cut, fit_state
 from replaceme.models import check_fit, family_of, pick_device
 from replaceme.options import add_options, from_options
 from replaceme.rows import Rows
@@ -26,7 +27,8 @@ from replaceme.steps.common import (
     set_threads,
 )
 from replaceme.steps.forward import load_forward
-from replaceme.transforms import Shards, Transform, joint_report
+from replaceme.transforms import Shards, State, Transform, joint_report
+from replaceme.transforms.resume import STATE
 
 ONLINE = False
 log = logging.getLogger(__name__)
@@ -40,7 +42,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", nargs="+", metavar="FILE", help="statistics of every shard; needed for a ridge chosen automatically"
     )
-    parser.add_argument("--rows", metavar="FOLDER", help="rows of the `rows` step; needed for a cosine fit")
+    parser.add_argument(
+        "--rows", metavar="FOLDER", help="rows of the `rows` step; needed for all but l2 in closed form"
+    )
     parser.add_argument("--recycled", metavar="FILE", help="neurons of the `recycle` step; needed with --recycle")
     parser.add_argument(
         "--tokens",
@@ -67,12 +71,17 @@ def run(args: argparse.Namespace) -> None:
     groups = groups_of(cut)
     origin = _origin(args, record, config, cut)
 
+    states: list[State] = []
+
     def gathered(group: int) -> Evidence:
         statistics = None if args.statistics is None else Statistics.load(args.statistics, group)[0]
-        rows = _rows(args, config, origin)
+        rows = _rows(args, config, origin, group)
         device = pick_device(args.device) if rows else "cpu"
+        if rows:
+            states.append(fit_state(args.out / STATE.format(group=group), config, rows, device))
         changed = neurons(args.recycled, config.regression, origin)
-        return Evidence(statistics, _shards(args, config, origin, group), rows, device, changed and changed[group])
+        shards = _shards(args, config, origin, group)
+        return Evidence(statistics, shards, rows, device, changed and changed[group], states[-1] if rows else None)
 
     def passes() -> Passes:
         if args.tokens_file is None:
@@ -85,6 +94,8 @@ def run(args: argparse.Namespace) -> None:
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin)
     write_json(args.out / "fit.json", {**config.model_dump(), **report, **origin})
+    for state in states:
+        state.remove()
     numbers = {key: value for key, value in report.items() if not isinstance(value, list)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
 
@@ -108,13 +119,16 @@ def _origin(args: argparse.Namespace, record: dict[str, Any], config: FitConfig,
     return {key: value for key, value in metadata.items() if key != "shard"}
 
 
-def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any]) -> Rows | None:
-    """The rows of the same model, tokens and cut as the statistics, where the fit needs them."""
-    if config.objective != "cosine":
+def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any], group: int) -> Rows | None:
+    """The rows of a group, of the same model, tokens and cut as the statistics, where the fit needs them."""
+    if not config.needs_rows:
         return None
     if not args.rows:
-        raise ReplaceMeError("options: a cosine fit needs --rows, made by `replaceme rows`")
-    rows = Rows.open(args.rows)
+        what = f"an {config.objective}" if config.objective == "l2" else f"a {config.objective}"
+        raise ReplaceMeError(f"options: {what} fit by {config.solver} needs --rows, made by `replaceme rows`")
+    rows = Rows.open(Path(args.rows) / str(group))
+    if config.needs_state:
+        rows.require_state()
     if rows.origin != {key: value for key, value in origin.items() if key not in ("shards", "kind")}:
         raise ReplaceMeError(f"{args.rows}: of another model, calibration or cut than {args.statistics}; make it again")
     return rows

@@ -1,4 +1,4 @@
-"""rows: MLP outputs and targets of a cut, token by token, for the fits that need more than sums."""
+"""rows: MLP outputs and targets of each group of a cut, token by token, for the fits that need more than sums."""
 
 import argparse
 
@@ -14,9 +14,10 @@ ONLINE = False
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
-    out_argument(parser, "folder of the rows")
+    out_argument(parser, "folder of the rows, with one for each group in it")
     forward_arguments(parser)
     add_options(parser, FitConfig, ("fit_tokens",))
+    parser.add_argument("--state", action="store_true", help="also the residual stream, for objective cosine_exact")
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
 
 
@@ -26,9 +27,15 @@ def run(args: argparse.Namespace) -> None:
     record = load_model(args)
     same_model(record, cut, args.cut)
     forward = load_forward(args, record)
-    ((start, end),) = groups_of(cut)
     origin = {**forward.origin, "groups": cut["groups"]}
-    fit_tokens = getattr(args, "fit_tokens", None)
-    write_rows(
-        args.out, forward.model, forward.family, forward.tokens, (start, end), forward.batch_size, fit_tokens, origin
-    )
+    given = (forward.model, forward.family, forward.tokens)
+    for number, group in enumerate(groups_of(cut)):
+        write_rows(
+            args.out / str(number),
+            *given,
+            group,
+            forward.batch_size,
+            getattr(args, "fit_tokens", None),
+            origin,
+            args.state,
+        )

@@ -5,9 +5,13 @@ from typing import Any
 
 from replaceme.errors import ReplaceMeError
 from replaceme.statistics import Statistics
+from replaceme.transforms.adam import AdamOptions
 from replaceme.transforms.affine import with_gain, with_intercept
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
+from replaceme.transforms.gradient import fit_gradient
+from replaceme.transforms.objectives import Objective
+from replaceme.transforms.resume import State
 from replaceme.transforms.ridge import Shards, fit_auto_ridge
 from replaceme.transforms.scaling import fit_hadamard, fit_scalar
 from replaceme.transforms.sparse import fit_elastic_net
@@ -39,13 +43,17 @@ def fit(statistics: Statistics, transform: str = "full", **options: Any) -> Tran
 
 __all__ = [
     "FITS",
+    "AdamOptions",
+    "Objective",
     "Shards",
+    "State",
     "Transform",
     "fit",
     "fit_auto_ridge",
     "fit_cosine",
     "fit_diagonal",
     "fit_elastic_net",
+    "fit_gradient",
     "fit_hadamard",
     "fit_identity",
     "fit_least_squares",

@@ -6,27 +6,22 @@ import pytest
 import torch
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import write_json, write_safetensors
-from replaceme.rows import INDEX, Rows
+from replaceme.files import write_json
+from replaceme.rows import INDEX, Rows, store
 from replaceme.statistics import Statistics
-from replaceme.transforms import cosine, fit_cosine, fit_least_squares
+from replaceme.transforms import State, cosine, fit_cosine, fit_least_squares, streams
 
 HIDDEN = 12
 
 
-def stored(folder, m, r, parts=3):
-    """Rows on disk as `write_rows` leaves them, and the statistics of what is stored."""
-    folder.mkdir()
-    m, r = m.to(torch.bfloat16), r.to(torch.bfloat16)
-    listed = []
-    for number, (outputs, targets) in enumerate(zip(m.chunk(parts), r.chunk(parts), strict=True)):
-        name = f"rows-{number:05}.safetensors"
-        write_safetensors(folder / name, {"mlp_output": outputs, "target": targets}, {})
-        listed.append((name, len(outputs)))
-    write_json(folder / INDEX, {"parts": listed, "hidden_size": m.shape[1], "origin": {}})
+def stored(folder, m, r, y=None, parts=3):
+    """Rows on disk as `write_rows` leaves them, the statistics of what is stored, and that itself in float64."""
+    tensors = [tensor.to(torch.bfloat16) for tensor in (m, r, y) if tensor is not None]
+    rows = store(folder, zip(*(tensor.chunk(parts) for tensor in tensors), strict=True))
     statistics = Statistics.zeros(m.shape[1])
-    statistics.add_batch(m, r)
-    return Rows.open(folder), statistics, m.double(), r.double()
+    statistics.add_batch(*tensors[:2])
+    assert Rows.open(folder) == rows
+    return rows, statistics, *(tensor.double() for tensor in tensors)
 
 
 def data(tokens=3000, seed=0, noise=0.5):
@@ -48,10 +43,10 @@ def test_the_weighted_sums_are_the_gradient(tmp_path):
     """G_w T - C_v of a pass is the gradient of the sum of cosine distances, by autograd in float64."""
     rows, statistics, m, r = stored(tmp_path / "rows", *data(noise=0.1))
     matrix = fit_least_squares(statistics).matrix
-    found = cosine._pass(cosine._blocks(rows, "cpu"), matrix)
-    size = rows.count // (2 * cosine.HELD_OUT)
+    found = cosine._pass(cosine.row_blocks(rows, "cpu"), matrix)
+    size = rows.count // (2 * streams.HELD_OUT)
     blocks = [(outputs, targets) for outputs, targets in rows.blocks(size)]
-    train = [both for n, both in enumerate(blocks) if n % cosine.HELD_OUT != cosine.HELD_OUT - 1]
+    train = [both for n, both in enumerate(blocks) if n % streams.HELD_OUT != streams.HELD_OUT - 1]
     m, r = (torch.cat(given).double() for given in zip(*train, strict=True))
     at = matrix.clone().requires_grad_()
     total = loss(m, r, at) * len(m)
@@ -61,6 +56,101 @@ def test_the_weighted_sums_are_the_gradient(tmp_path):
     gradient = found.sums.gram @ matrix - found.sums.cross
     assert torch.nn.functional.cosine_similarity(m @ matrix, r, dim=1).min() > cosine.SMALLEST_COSINE
     assert (gradient - at.grad).norm() < 1e-5 * found.sums.cross.norm()
+
+
+def exact_data(tokens=3000):
+    """Rows as in `data`, the target noisy, and a residual stream of about its length."""
+    m, r = data(tokens, noise=0.3)
+    y = torch.randn(*r.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return m, r, r.norm(dim=1, keepdim=True) * y / HIDDEN**0.5
+
+
+def exact_loss(m, r, y, matrix):
+    return 1 - torch.nn.functional.cosine_similarity(m @ matrix + y, r + y, dim=1).mean()
+
+
+def test_the_weighted_sums_are_the_exact_gradient(tmp_path):
+    """Gradient of eq. 7 from the sums of a pass: by autograd, and by differences in float64."""
+    rows, statistics, m, r, y = stored(tmp_path / "rows", *exact_data())
+    matrix = fit_least_squares(statistics).matrix
+    found = cosine._pass(cosine.row_blocks(rows, "cpu", state=True), matrix, every=True)
+    gradient = found.sums.gram @ matrix - found.sums.cross
+    at = matrix.clone().requires_grad_()
+    (exact_loss(m, r, y, at) * len(m)).backward()
+    assert torch.nn.functional.cosine_similarity(m @ matrix + y, r + y, dim=1).min() > cosine.SMALLEST_COSINE
+    assert (gradient - at.grad).norm() < 1e-5 * found.sums.cross.norm()
+    along = torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    step = 1e-5
+    ends = [exact_loss(m, r, y, matrix + sign * step * along) for sign in (1, -1)]
+    slope = float(ends[0] - ends[1]) * len(m) / (2 * step)
+    assert slope == pytest.approx(float((gradient * along).sum()), rel=1e-3)
+
+
+def test_the_exact_fit_reaches_the_optimum(tmp_path):
+    rows, statistics, m, r, y = stored(tmp_path / "rows", *exact_data())
+    found = fit_cosine(statistics, rows, iterations=30, tolerance=0.0, exact=True)
+    at = found.matrix.clone().requires_grad_()
+    loss_there = exact_loss(m, r, y, at)
+    loss_there.backward()
+    assert at.grad.norm() < 1e-3 * loss_there, "no gradient is left, so the scale too is right"
+    assert found.report["cosine_distance"] == pytest.approx(float(loss_there.detach()), rel=1e-5)
+    assert found.report["cosine_distance"] < 0.99 * found.report["cosine_distance_least_squares"]
+    approximate = fit_cosine(statistics, rows, iterations=30, tolerance=0.0)
+    assert float(loss_there.detach()) < float(exact_loss(m, r, y, approximate.matrix))
+
+
+def test_a_planted_map_is_recovered_by_the_exact_fit(tmp_path):
+    """Its scale comes from the residual stream: nothing is rescaled at the end."""
+    m, _, y = exact_data()
+    planted = 2.5 * torch.eye(HIDDEN, dtype=torch.float64) + 0.3
+    rows, statistics, *_ = stored(tmp_path / "rows", m, m @ planted, y)
+    found = fit_cosine(statistics, rows, exact=True)
+    assert (found.matrix - planted).norm() < 1e-2 * planted.norm()
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+class KillsAfter(State):
+    """A state whose process dies right after some number of saves."""
+
+    def __init__(self, path, identity, saves):
+        super().__init__(path, identity, seconds=0.0)
+        self.saves = saves
+
+    def write(self, content):
+        super().write(content)
+        self.saves -= 1
+        if not self.saves:
+            raise Killed
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["eq8", "eq7"])
+@pytest.mark.parametrize("saves", [1, 2, 99])
+def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path, exact, saves):
+    rows, statistics, *_ = stored(tmp_path / "rows", *exact_data(640))
+    whole = fit_cosine(statistics, rows, 4, 0.0, exact=exact)
+    path, count = tmp_path / "state", len(whole.report["history"]) - 1 + len(whole.report["steps"])
+    with pytest.raises(Killed):
+        fit_cosine(statistics, rows, 4, 0.0, exact=exact, state=KillsAfter(path, "a", min(saves, count)))
+    again = State(path, "a", 0.0)
+    assert again.read() is not None
+    found = fit_cosine(statistics, rows, 4, 0.0, exact=exact, state=again)
+    assert torch.equal(found.matrix, whole.matrix) and found.report == whole.report
+    again.remove()
+    assert not path.exists()
+
+
+def test_the_state_of_another_fit_is_ignored(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "state"
+    State(path, {"rows": 1, "widths": (2, 3)}, 0.0).write(lambda: ({"a": torch.ones(2)}, {"b": 0.1}))
+    assert State(path, {"rows": 2}).read() is None and "state of another fit, ignored" in caplog.text
+    tensors, record = State(path, {"rows": 1, "widths": (2, 3)}).read()
+    assert tensors["a"].tolist() == [1, 1] and record == {"b": 0.1}
+    path.write_bytes(b"half a fi")
+    assert State(path, {"rows": 1}).read() is None and "not a usable state" in caplog.text
 
 
 def test_it_reaches_what_a_long_run_of_an_optimiser_reaches(tmp_path):
@@ -98,15 +188,15 @@ def test_no_step_is_taken_where_none_helps_the_held_out_rows(tmp_path):
     helped = [point["held_out"] for point in found.report["history"] if point["helped"]]
     assert all(value < found.report["history"][0]["held_out"] for value in helped)
     if not found.report["steps"]:
-        expected = cosine._scaled(statistics, fit_least_squares(statistics).matrix)
+        expected = cosine.scaled(statistics, fit_least_squares(statistics).matrix)
         assert torch.equal(found.matrix, expected)
 
 
 def test_the_start_has_not_seen_the_held_out_rows(tmp_path):
     rows, _, _, _ = stored(tmp_path / "rows", *data(tokens=640))
-    blocks = cosine._blocks(rows, "cpu")
-    seen = cosine._plain(blocks, HIDDEN, "cpu")
-    assert seen.tokens == sum(len(m) for held_out, m, _ in blocks() if not held_out) < 640
+    blocks = cosine.row_blocks(rows, "cpu")
+    seen = cosine._plain(blocks, (HIDDEN, HIDDEN), "cpu")
+    assert seen.tokens == sum(len(block.m) for block in blocks() if not block.held_out) < 640
 
 
 def test_the_scale_is_that_of_least_squares(tmp_path):

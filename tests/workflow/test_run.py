@@ -101,18 +101,21 @@ def test_gpu_jobs_take_one_device_each_of_those_visible(project):
 
 
 def test_other_fits_of_the_same_cut(completed):
-    """They read the shards that the Gram jobs made; only the cosine fit needs rows, which are gone afterwards."""
+    """They read the shards that the Gram jobs made; only the cosine fits need rows, which are gone afterwards."""
     fits = {
         "auto": {"ridge": "auto", "towards": "identity"},
         "thin": {"transform": "low_rank", "rank": 2},
         "cosine": {"objective": "cosine", "fit_tokens": 200},
+        "exact": {"objective": "cosine_exact", "solver": "lbfgs", "fit_tokens": 200},
     }
     table = {**completed.config()["tables"]["main.1"], "fits": list(fits)}
     completed.config(fits=fits, tables={"main.1": table})
     done = completed.snakemake(*(f"{FIT}/{fit}/fit.json" for fit in fits))
     assert done.returncode == 0, done.stderr
-    assert completed.job_stats(done.stdout + done.stderr) == {"rows": 1, "transform": 3}
-    assert not (completed.folder / FIT / "rows/200").exists()
+    assert completed.job_stats(done.stdout + done.stderr) == {"rows": 2, "transform": 4}
+    for rows in ("rows/200", "rows/200-exact"):
+        assert not (completed.folder / FIT / rows).exists()
+    assert [path.name for path in (completed.folder / FIT / "exact").glob(".*")] == [], "no state is left"
     assert json.loads((completed.folder / FIT / "cosine/fit.json").read_text())["solver"] == "irls"
     report = json.loads((completed.folder / FIT / "auto/fit.json").read_text())
     assert {point["ridge_relative"] for point in report["curve"]} >= {report["ridge_relative"]}

@@ -1,0 +1,130 @@
+"""How far and how fast the solvers of the cosine objectives get at one cut of a model: least squares, reweighted least
+squares one iteration after another, Adam as in the paper, L-BFGS.
+
+The loss is the mean cosine distance over the rows that all of them are fitted to, so it says what a solver reaches, not
+how well T generalises. Seconds are of the fit alone, with the rows on disk; the ratio is to the first Adam's, whose
+steps are few where the rows are few: more `--adam-epochs` show where it ends. Nothing is folded, so any model whose
+activations can be captured will do.
+
+    python benchmarks/compare_solvers.py --model resources/micro --text micro --cut 3 9 --samples 32 --tokens 256
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from replaceme.checkpoints import read_config, resolve
+from replaceme.config import CalibrationConfig
+from replaceme.data import calibrate
+from replaceme.loading import load_base_model, load_tokenizer
+from replaceme.models import family_of, pick_device, pick_dtype
+from replaceme.rows import Rows, write_rows
+from replaceme.statistics import Statistics
+from replaceme.transforms import AdamOptions, Objective, cosine, fit_least_squares
+from replaceme.transforms.adam import adam
+from replaceme.transforms.full_batch import Problem, lbfgs
+from replaceme.transforms.gradient import BLOCK_ROWS
+from replaceme.transforms.resume import State
+from replaceme.transforms.solve import Ridge
+from replaceme.transforms.streams import Table, row_blocks
+
+ITERATIONS = 5
+
+
+def main() -> None:
+    """Write the rows, run the solvers, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a checkpoint")
+    parser.add_argument("--text", required=True, help="calibration text: a file, or micro")
+    parser.add_argument("--cut", type=int, nargs=2, required=True, metavar=("START", "END"), help="blocks that go")
+    parser.add_argument("--samples", type=int, default=32, help="sequences (default: 32)")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of a sequence (default: 256)")
+    parser.add_argument("--objective", choices=("cosine", "cosine_exact"), default="cosine")
+    parser.add_argument("--adam-epochs", type=int, nargs="+", default=[10], help="default: 10, as in the paper")
+    parser.add_argument("--lbfgs-iterations", type=int, default=30)
+    arguments = parser.parse_args()
+    device = pick_device("auto")
+    objective = Objective(arguments.objective)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = captured(arguments, Path(folder) / "rows", device)
+        records = compare(rows, objective, arguments.adam_epochs, arguments.lbfgs_iterations, device)
+    print(
+        f"{arguments.model}, cut {arguments.cut}, {rows.count} tokens of {rows.columns[0]} channels, {objective.name}"
+    )
+    print(f"{'solver':<40} {'cosine distance':>16} {'seconds':>9} {'of Adam':>9}")
+    of_adam = next(seconds for name, _, seconds in records if name.startswith("Adam"))
+    for name, loss, seconds in records:
+        print(f"{name:<40} {loss:>16.6f} {seconds:>9.2f} {seconds / of_adam:>9.4f}")
+
+
+def captured(arguments: argparse.Namespace, folder: Path, device: str) -> Rows:
+    """The rows of the cut, with the residual stream."""
+    record = resolve(arguments.model, None)
+    config = read_config(record["folder"])
+    section = CalibrationConfig(dataset=arguments.text, samples=arguments.samples, tokens=arguments.tokens)
+    tokens, _ = calibrate(section, load_tokenizer(record["folder"]))
+    model = load_base_model(record["folder"], pick_dtype("auto", device, config), device)
+    family = family_of(config, arguments.model)
+    return write_rows(folder, model, family, tokens, tuple(arguments.cut), section.batch_size, with_state=True)
+
+
+def compare(
+    rows: Rows, objective: Objective, epochs: list[int], iterations: int, device: str
+) -> list[tuple[str, float, float]]:
+    """(solver, mean cosine distance over the rows, seconds) of each."""
+    judged = row_blocks(rows, device, objective.state, BLOCK_ROWS)
+    records, clock = [], Clock(device)
+
+    def add(name: str, matrix: torch.Tensor, seconds: float) -> None:
+        records.append((name, objective.mean(judged, matrix.double()), seconds))
+
+    add("nothing fitted, T = I", torch.eye(*rows.columns, device=device), 0.0)
+    clock.start()
+    statistics = Statistics.zeros(rows.columns[0], device)
+    for block in judged():
+        statistics.add_batch(block.m, block.r)
+    matrix = fit_least_squares(statistics).matrix.to(device)
+    spent = clock.seconds()
+    add("least squares, with its Gram", matrix, spent)
+    blocks = row_blocks(rows, device, objective.state)
+    for iteration in range(ITERATIONS):
+        clock.start()
+        matrix = cosine._solved(cosine._pass(blocks, matrix, every=True).sums, Ridge())
+        spent += clock.seconds()
+        add(f"reweighted least squares, iteration {iteration + 1}", matrix, spent)
+    for count in epochs:
+        clock.start()
+        found, _ = adam(Table(rows, device, objective.state), objective, AdamOptions(epochs=count))
+        add(f"Adam, learning rate 1e-4, {count} epochs", found, clock.seconds())
+    clock.start()
+    problem = Problem(objective, judged, rows.columns, device)
+    found, history = lbfgs(problem, iterations, State())
+    add(f"L-BFGS, {len(history) - 1} iterations", found, clock.seconds())
+    return records
+
+
+class Clock:
+    """Seconds since `start`, when the device has finished too."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = torch.device(device).type == "cuda"
+
+    def start(self) -> None:
+        """Begin."""
+        self.begin = self._now()
+
+    def seconds(self) -> float:
+        """Seconds since then."""
+        return self._now() - self.begin
+
+    def _now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
