@@ -40,7 +40,7 @@ def prune(
     from replaceme.fitting import Passes
     from replaceme.fold import check_out, write_pruned
     from replaceme.loading import load_base_model, load_tokenizer
-    from replaceme.models import check_fit, check_length, family_of, pick_device, pick_dtype
+    from replaceme.models import check_fit, check_length, family_of, pick_device, pick_dtype, stored_dtype
 
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
@@ -59,7 +59,7 @@ def prune(
     model = load_base_model(record["folder"], dtype, device)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
-    passes = Passes(model, family, tokens, calibration.batch_size)
+    passes = Passes(model, family, tokens, calibration.batch_size, stored_dtype(config))
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
         transforms = _fit(passes, groups_of(chosen), record["hidden_size"], fit, calibration.shards, Path(scratch))
     digest = model_sha256(record)

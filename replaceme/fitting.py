@@ -30,12 +30,16 @@ FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ri
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch."""
+    """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch.
+
+    `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from.
+    """
 
     model: "nn.Module"
     family: "Family"
     tokens: "Tokens"
     batch_size: int
+    stored: str
 
     def evidence(self, config: FitConfig, group: tuple[int, int], folder: Path, shards: int = 1) -> "Evidence":
         """What the fit of a group needs, from the model as it runs now; rows, if any, go to a folder."""
@@ -62,13 +66,15 @@ class Passes:
         return gather_groups(self.model, self.family, batches, [group], regression, recycled and [recycled])[0]
 
     def _recycled(self, config: FitConfig, group: tuple[int, int]) -> "Recycled | None":
+        import torch
+
         from replaceme.recycling import activation_of, choose_neurons
 
         if config.recycle is None:
             return None
         statistics = self._gathered(config.regression.before, group, None)
-        weights = next(self.model.parameters()).dtype
-        return choose_neurons(statistics, config.recycle, activation_of(self.model.config.to_dict()), weights)
+        activation = activation_of(self.model.config.to_dict())
+        return choose_neurons(statistics, config.recycle, activation, getattr(torch, self.stored))
 
     def stream(
         self, config: FitConfig, group: tuple[int, int], recycled: "Recycled | None"

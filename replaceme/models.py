@@ -161,5 +161,9 @@ def pick_dtype(dtype: str, device: str, config: dict[str, Any]) -> str:
     """The name of the torch type of a forward pass: the checkpoint's on a GPU, float32 on a CPU, unless configured."""
     if dtype != "auto":
         return dtype
-    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return stored if device == "cuda" else "float32"
+    return stored_dtype(config) if device == "cuda" else "float32"
+
+
+def stored_dtype(config: dict[str, Any]) -> str:
+    """The name of the torch type of a checkpoint's weights."""
+    return config.get("dtype") or config.get("torch_dtype") or "float32"

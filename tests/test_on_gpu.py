@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from replaceme.api import prune
-from replaceme.config import CalibrationConfig, CutConfig
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.distances import measure
 from replaceme.files import sha256
-from replaceme.gather import gather_cut
+from replaceme.gather import gather_groups
 from replaceme.loading import load_base_model
 from replaceme.models import SEQUENTIAL
 
@@ -16,7 +16,7 @@ CUT = (2, 4)
 
 
 def gathered(folder, tokens, dtype, device):
-    return gather_cut(load_base_model(folder, dtype, device), SEQUENTIAL, tokens, CUT, batch_size=4)
+    return gather_groups(load_base_model(folder, dtype, device), SEQUENTIAL, tokens.batches(4), [CUT])[0]
 
 
 def relative(found, exact):
@@ -58,3 +58,28 @@ def test_prune_ends_with_the_same_checkpoint_twice(tmp_path):
     assert hashes[0] == hashes[1]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "one").cuda()
     assert torch.isfinite(model(torch.arange(4, 60, device="cuda")[None]).logits).all()
+
+
+FITS = {
+    "least squares": {},
+    "cosine": {"objective": "cosine"},
+    "exact": {"objective": "cosine_exact"},
+    "adam": {"objective": "cosine", "solver": "adam"},
+    "auto ridge": {"ridge": "auto"},
+    "normalised": {"weighting": "inverse_energy"},
+    "down projection": {"placement": "down_proj", "ridge_relative": 1e-4},
+    "recycled": {"placement": "down_proj", "ridge_relative": 1e-4, "recycle": 0.25},
+    "block": {"placement": "block"},
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("source", ["llama", "gemma"])
+def test_every_kind_of_fit_is_that_of_the_cpu(request, tmp_path, texts, source, fit):
+    folder, config = request.getfixturevalue(source), FitConfig(**FITS[fit])
+    cut = CutConfig(blocks=2, start=3)
+    found = [
+        prune(folder, texts=texts, cut=cut, fit=config, out=tmp_path / device, device=device)["fit"]["residual"]
+        for device in ("cpu", "cuda")
+    ]
+    assert found[1] == pytest.approx(found[0], rel=2e-2)

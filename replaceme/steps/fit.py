@@ -11,7 +11,7 @@ from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, write_json
 from replaceme.fitting import Evidence, Passes, fit_cut, fit_state
-from replaceme.models import check_fit, family_of, pick_device
+from replaceme.models import check_fit, family_of, pick_device, stored_dtype
 from replaceme.options import add_options, from_options
 from replaceme.rows import Rows
 from replaceme.statistics import Statistics
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         if args.tokens_file is None:
             raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
         forward = load_forward(args, record)
-        return Passes(forward.model, forward.family, forward.tokens, forward.batch_size)
+        stored = stored_dtype(model_config)
+        return Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored)
 
     family = family_of(model_config, record["source"])
     found = fit_cut(config, groups, record["hidden_size"], gathered, passes, family)

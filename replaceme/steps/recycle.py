@@ -8,7 +8,7 @@ from replaceme.checkpoints import read_config
 from replaceme.config import FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata
-from replaceme.models import pick_dtype
+from replaceme.models import stored_dtype
 from replaceme.options import add_options, from_options
 from replaceme.recycling import activation_of, choose_neurons, save_recycled
 from replaceme.statistics import Statistics
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if metadata["kind"] != config.regression.before.kind:
         raise ReplaceMeError(f"{args.statistics}: sums of {metadata['kind']}, not of {config.regression.before.kind}")
     model_config = read_config(record["folder"])
-    dtype = getattr(torch, pick_dtype("auto", "cuda", model_config))  # that of the weights
+    dtype = getattr(torch, stored_dtype(model_config))
     chosen = [
         choose_neurons(Statistics.load(args.statistics, group)[0], config.recycle, activation_of(model_config), dtype)
         for group in range(len(metadata["groups"]))
