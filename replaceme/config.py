@@ -79,6 +79,16 @@ class CutConfig(Strict):
     groups: int = Field(
         1, ge=1, description="Number of runs into which the blocks to remove are split, one transform each."
     )
+    adjacency: Literal["merge", "separate"] = Field(
+        "merge",
+        description="What becomes of groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
+        "at least one block is kept between any two (Multi_LT_NC).",
+    )
+    search: Literal["greedy", "dynamic"] = Field(
+        "greedy",
+        description="How several groups are found: greedy, groups of one size, the least metric first (the paper); "
+        "dynamic, at most so many groups of any sizes whose metric has the least sum.",
+    )
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
@@ -102,6 +112,19 @@ class CutConfig(Strict):
             raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
         if self.metric in POST_FIT_METRICS and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_several_groups(self) -> "CutConfig":
+        if self.groups > 1 and self.start is not None:
+            raise ValueError("start places one group by hand; drop groups")
+        for name in ("adjacency", "search"):
+            if self.groups == 1 and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is about several groups; drop it, or set `groups: 2` or more")
+        if self.blocks is not None and self.groups > self.blocks:
+            raise ValueError(f"{self.blocks} blocks cannot be {self.groups} groups; lower groups")
+        if self.blocks is not None and self.search == "greedy" and self.blocks % self.groups:
+            raise ValueError(f"search greedy needs blocks that {self.groups} divides; change them, or search: dynamic")
         return self
 
     @property

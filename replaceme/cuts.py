@@ -1,4 +1,4 @@
-"""The choice of the cut: which run of n blocks goes, by distance (the paper) or by what is left after the fit.
+"""The choice of the cut: which runs of blocks go, by distance (the paper) or by what is left after the fit.
 
 Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config import CutConfig
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
+from replaceme.grouping import Costs, Span, check_room, dynamic, greedy, merged, sizes_needed
 from replaceme.models import Family
 from replaceme.progress import progress
 
@@ -63,7 +64,7 @@ def resolve_blocks(cut: CutConfig, record: dict[str, Any]) -> int:
 
 
 def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, int]]:
-    """All candidates of a cut section on a model; raises ReplaceMeError when its size or its start does not fit."""
+    """All candidates of a cut section on a model; raises ReplaceMeError when its size, start or groups do not fit."""
     blocks = resolve_blocks(cut, record)
     possible = spans(record["num_blocks"], blocks)
     if cut.start is not None and (cut.start, cut.start + blocks) not in possible:
@@ -71,7 +72,9 @@ def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, in
         raise ReplaceMeError(
             f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between 1 and {last}"
         )
-    return possible
+    sizes = sizes_needed(blocks, cut.groups, cut.search)
+    check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
+    return [span for size in sizes for span in spans(record["num_blocks"], size)]
 
 
 def measure_candidates(
@@ -164,28 +167,50 @@ def choose(
 ) -> dict[str, Any]:
     """The contents of cut.json: the groups [start, end) that go, the metric, and every candidate with its value.
 
-    `distances` are needed for the metrics cosine and angular, `candidates` for the post-fit ones, neither for a cut
-    placed by hand.
+    `distances` are needed for the metrics of pairs of states, `candidates` for the others, neither for a cut placed by
+    hand. Of several groups `parts` are those compared, before any were merged.
     """
     possible = possible_spans(cut, record)
-    blocks = possible[0][1] - possible[0][0]
+    blocks = resolve_blocks(cut, record)
     if cut.start is not None:
-        metric, position, listed, start = "given", None, [], cut.start
+        metric, position, listed, parts = "given", None, [], [(cut.start, cut.start + blocks)]
     else:
         metric, position = cut.metric, cut.position
-        listed = candidates if cut.post_fit else _by_distance(distances[f"{metric}_{position}"], possible, metric)
-        if [(one["start"], one["end"]) for one in listed] != possible:
-            raise ReplaceMeError(f"cut: the candidates measured are not those of {blocks} blocks; measure them again")
-        start = min(listed, key=lambda one: (one[metric], one["start"]))["start"]
+        if cut.post_fit:
+            listed = _measured(candidates, possible, metric)
+        else:
+            listed = _by_distance(distances[f"{metric}_{position}"], possible, metric)
+        parts = _search(cut, {(one["start"], one["end"]): one[metric] for one in listed}, record["num_blocks"], blocks)
+    several = {"parts": [list(part) for part in parts], "search": cut.search, "adjacency": cut.adjacency}
     return {
-        "groups": [[start, start + blocks]],
+        "groups": [list(group) for group in merged(parts)],
         "blocks": blocks,
         "num_blocks": record["num_blocks"],
         "metric": metric,
         "position": position,
+        **(several if cut.groups > 1 else {}),
         "candidates": listed,
     }
 
 
-def _by_distance(matrix: "torch.Tensor", possible: list[tuple[int, int]], metric: str) -> list[dict[str, Any]]:
+def _search(cut: CutConfig, costs: Costs, num_blocks: int, blocks: int) -> list[Span]:
+    if cut.search == "dynamic":
+        return dynamic(costs, num_blocks, blocks, cut.groups, cut.adjacency)
+    return greedy(costs, num_blocks, cut.groups, cut.adjacency)
+
+
+def _measured(candidates: list[dict[str, Any]], possible: list[Span], metric: str) -> list[dict[str, Any]]:
+    """Those of the measured candidates that a cut compares, in order."""
+    known = {(one["start"], one["end"]): one for one in candidates if metric in one}
+    missing = next((span for span in possible if span not in known), None)
+    if missing is not None:
+        start, end = missing
+        raise ReplaceMeError(
+            f"cut: the candidates measured are not those of {end - start} blocks: no {metric} of [{start}, {end}); "
+            "measure them again"
+        )
+    return [known[span] for span in possible]
+
+
+def _by_distance(matrix: "torch.Tensor", possible: list[Span], metric: str) -> list[dict[str, Any]]:
     return [{"start": start, "end": end, metric: float(matrix[start - 1, end - 1])} for start, end in possible]

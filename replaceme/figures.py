@@ -90,7 +90,8 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
     """The metric of every candidate cut over its first block, the choice marked; other metrics measured below it."""
     cut = read_json(cut_json)
     candidates, metric = cut["candidates"], cut["metric"]
-    others = [name for name in NAMES if name != metric and candidates and name in candidates[0]]
+    one_size = len({one["end"] - one["start"] for one in candidates}) == 1
+    others = [name for name in NAMES if name != metric and one_size and all(name in one for one in candidates)]
     with _figure(out, 7, 5.6 if others else 3.4, title) as figure:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
         size = f"{cut['blocks']} block{'s' if cut['blocks'] != 1 else ''}"
@@ -110,7 +111,8 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
         for index, name in enumerate(others):
             _line(panels[1], candidates, name, COLORS[2 + index], MARKERS[2 + index])
         if others:
-            panels[1].axvline(groups_of(cut)[0][0], color=COLORS[1], linewidth=1, linestyle=DASHES[1])
+            for start, _ in groups_of(cut):
+                panels[1].axvline(start, color=COLORS[1], linewidth=1, linestyle=DASHES[1])
             panels[1].set_ylabel("other measures (no unit)")
             _legend_outside(panels[1])
             values = [one[name] for one in candidates for name in others]
@@ -120,12 +122,21 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
 
 
 def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
-    metric, start = cut["metric"], groups_of(cut)[0][0]
-    chosen = next(one for one in cut["candidates"] if one["start"] == start)
-    _line(axes, cut["candidates"], metric, COLORS[0], "o")
-    axes.axvline(start, color=COLORS[1], linewidth=1, linestyle=DASHES[1])
-    label = f"chosen: start {start}, {chosen[metric]:.4g}"
-    axes.plot([start], [chosen[metric]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
+    """A line for each size of a chosen run, its candidates over their starts, and a star on each choice."""
+    metric, parts = cut["metric"], [tuple(part) for part in cut.get("parts", cut["groups"])]
+    values = {(one["start"], one["end"]): one[metric] for one in cut["candidates"]}
+    sizes = sorted({end - start for start, end in parts})
+    for index, size in enumerate(sizes):
+        listed = [one for one in cut["candidates"] if one["end"] - one["start"] == size]
+        if len(sizes) == 1:
+            _line(axes, listed, metric, COLORS[0], "o")
+        else:
+            style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+            axes.plot([one["start"] for one in listed], [one[metric] for one in listed], label=f"size {size}", **style)
+    for start, end in parts:
+        axes.axvline(start, color=COLORS[1], linewidth=1, linestyle=DASHES[1])
+        label = f"chosen: start {start}, {values[start, end]:.4g}"
+        axes.plot([start], [values[start, end]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
     axes.set_ylabel(NAMES.get(metric, metric).replace(" (", "\n("))
     axes.set_ylim(bottom=0)
     _legend_outside(axes)
