@@ -93,13 +93,13 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | None, tokenizer: 
 
 
 def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> dict[str, Any]:
-    from replaceme.cuts import choose, measure_candidates, resolve_blocks
+    from replaceme.cuts import choose, measure_candidates, sizes_of
     from replaceme.distances import measure
 
     distances = candidates = None
     if cut.post_fit:
         subset = tokens.first(cut.samples)
-        candidates = measure_candidates(model, family, subset, resolve_blocks(cut, record), batch_size)
+        candidates = measure_candidates(model, family, subset, sizes_of(cut, record), batch_size)
     elif cut.start is None:
         distances = measure(model, family, tokens, batch_size)
     return choose(cut, record, distances, candidates)

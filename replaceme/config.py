@@ -92,10 +92,11 @@ class CutConfig(Strict):
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
-    metric: Literal["cosine", "angular", "residual", "cosine_after_fit"] = Field(
+    metric: Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual", "cosine_after_fit"] = Field(
         "cosine_after_fit",
-        description="What the choice minimises: a distance between hidden states (cosine, angular: the paper), or what "
-        "is left after the least-squares fit of every candidate (residual, cosine_after_fit).",
+        description="What the choice minimises: a distance of hidden states before and after (cosine, angular: the "
+        "paper; l2; bi: ShortGPT's block influences; cka, cca: of representations), or what is left after the "
+        "least-squares fit of every candidate (residual, cosine_after_fit).",
     )
     position: Literal["all", "last"] = Field(
         "all", description="Tokens over which a distance is averaged: all unmasked ones, or the last of each sequence."
@@ -110,7 +111,7 @@ class CutConfig(Strict):
             raise ValueError("give either blocks or ratio")
         if self.start is not None and self.start < 1:
             raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
-        if self.metric in POST_FIT_METRICS and self.position != "all":
+        if self.metric in ("cka", "cca", *POST_FIT_METRICS) and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
         return self
 

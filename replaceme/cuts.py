@@ -2,15 +2,16 @@
 
 Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
 
-- cosine, angular: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4).
+- cosine, angular, l2, bi, cka, cca: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4; `distances`).
 - residual: 1 - R^2 of the least-squares fit, sum |M T - R|^2 / sum |R|^2, from the statistics alone.
 - cosine_after_fit: mean over tokens of 1 - cos(Y + M T, hidden_states[end-1]), Y = hidden_states[start-1] - M, with the
   T of that candidate: a second pass over the same tokens.
 
-The statistics of all candidates come from one pass. Memory: L - n pairs of float64 [d, d].
+The statistics of all candidates come from one pass. Memory: a pair of float64 [d, d] for each, L - n for one size.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CutConfig
@@ -63,6 +64,11 @@ def resolve_blocks(cut: CutConfig, record: dict[str, Any]) -> int:
     return max(1, round(wanted))
 
 
+def sizes_of(cut: CutConfig, record: dict[str, Any]) -> list[int]:
+    """The sizes of the runs that the choice of a cut section compares."""
+    return sizes_needed(resolve_blocks(cut, record), cut.groups, cut.search)
+
+
 def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, int]]:
     """All candidates of a cut section on a model; raises ReplaceMeError when its size, start or groups do not fit."""
     blocks = resolve_blocks(cut, record)
@@ -72,23 +78,26 @@ def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, in
         raise ReplaceMeError(
             f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between 1 and {last}"
         )
-    sizes = sizes_needed(blocks, cut.groups, cut.search)
+    sizes = sizes_of(cut, record)
     check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
     return [span for size in sizes for span in spans(record["num_blocks"], size)]
 
 
 def measure_candidates(
-    model: "nn.Module", family: Family, tokens: Tokens, blocks: int, batch_size: int
+    model: "nn.Module", family: Family, tokens: Tokens, sizes: Sequence[int], batch_size: int
 ) -> list[dict[str, Any]]:
-    """Post-fit metrics of every candidate: start, end, residual, residual_identity, cosine, cosine_after_fit."""
+    """Post-fit metrics of every candidate of some sizes: residual, residual_identity, cosine, cosine_after_fit."""
     from replaceme.capture import Wanted, capture
     from replaceme.gather import gather
     from replaceme.transforms import fit_least_squares
 
-    candidates = spans(len(family.block_modules(model)), blocks)
+    candidates = [span for size in sizes for span in spans(len(family.block_modules(model)), size)]
+    log.info(
+        "statistics of %d candidates: %.1f GB", len(candidates), 16e-9 * len(candidates) * model.config.hidden_size**2
+    )
     _check_enough(tokens.count, model.config.hidden_size)
     batches = tokens.batches(batch_size)
-    every = frozenset(range(candidates[-1][1]))
+    every = frozenset(range(max(end for _, end in candidates)))
     wanted = Wanted(every, frozenset(start - 1 for start, _ in candidates))
 
     def passes(description: str):

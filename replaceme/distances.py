@@ -1,8 +1,10 @@
 """Distances between the hidden states of all pairs of blocks, in one pass over the calibration tokens.
 
-cosine: mean over tokens of 1 - cos(h_i, h_j); angular: mean of arccos(cos) / pi. Each over all unmasked tokens
-(`all`) and over the last unmasked token of each sequence (`last`). h_k = hidden_states[k], before any final norm.
-Eq. 4 and Fig. 7 of the paper; its authors' code uses angular, last.
+cosine: mean over tokens of 1 - cos(h_i, h_j); angular: mean of arccos(cos) / pi; l2: mean of |h_i - h_j|; bi: the block
+influences of ShortGPT (arXiv 2403.03853), 1 - cos(h_{k-1}, h_k), summed over blocks i+1 .. j. Each over all unmasked
+tokens (`all`) and over the last unmasked token of each sequence (`last`). cka, cca: see `similarity`, over the first
+tokens (`all` alone). h_k = hidden_states[k], before any final norm. Eq. 4, Fig. 5 to 7 of the paper; its authors' code
+uses angular, last.
 """
 
 import csv
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-METRICS = ("cosine", "angular")
+METRICS = ("cosine", "angular", "l2", "bi")
+SIMILARITIES = ("cka", "cca")
 POSITIONS = ("all", "last")
 
 
@@ -29,16 +32,34 @@ def measure(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int)
     """Matrices `<metric>_<position>`, float64 [L, L], entry (i, j) the mean distance of hidden_states[i] and [j]."""
     import torch
 
+    from replaceme.similarity import TOKENS, similarities
+
     num_blocks = len(family.block_modules(model))
     batches = progress(tokens.batches(batch_size), "distances", unit="batch")
-    sums = {f"{m}_{p}": torch.zeros(num_blocks, num_blocks, dtype=torch.float64) for m in METRICS for p in POSITIONS}
+    summed = METRICS[:3]
+    sums = {f"{m}_{p}": torch.zeros(num_blocks, num_blocks, dtype=torch.float64) for m in summed for p in POSITIONS}
     counts = dict.fromkeys(POSITIONS, 0)
+    first: list[list[torch.Tensor]] = [[] for _ in range(num_blocks)]
     for activations in capture(model, family, batches, Wanted(frozenset(range(num_blocks)))):
+        room = max(0, TOKENS - counts["all"])
+        for block, kept in enumerate(first):
+            kept.append(activations.hidden_states[block][activations.mask][:room])
         for position, keep in (("all", activations.mask), ("last", last_tokens(activations.mask))):
             counts[position] += int(keep.sum())
             for metric, total in _sums(activations, keep).items():
                 sums[f"{metric}_{position}"] += total
-    return {name: total / counts[name.split("_")[1]] for name, total in sums.items()}
+    means = {name: total / counts[name.split("_")[1]] for name, total in sums.items()}
+    means |= {f"bi_{position}": _influences(means[f"cosine_{position}"]) for position in POSITIONS}
+    whole = similarities([torch.cat(kept) for kept in first])
+    return means | {f"{metric}_all": matrix for metric, matrix in whole.items()}
+
+
+def _influences(cosine: "torch.Tensor") -> "torch.Tensor":
+    """Sums of the distances between neighbours, from i to j."""
+    import torch
+
+    passed = torch.cat([torch.zeros(1, dtype=cosine.dtype), cosine.diagonal(1).cumsum(0)])
+    return (passed[:, None] - passed).abs()
 
 
 def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
@@ -48,13 +69,26 @@ def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
 
 
 def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
-    """Sums over the kept tokens of both distances, float64 [L, L]."""
+    """Sums over the kept tokens of cosine, angular and l2, float64 [L, L]."""
     from replaceme.kernels.pairwise_cosine import pairwise_cosine
 
     states = [activations.hidden_states[k].flatten(0, 1) for k in range(len(activations.hidden_states))]
     means = pairwise_cosine(states, keep.flatten())  # few kept tokens need no gathering: the others are not read
     count = keep.sum()
-    return {metric: (mean * count).cpu() for metric, mean in zip(METRICS, means, strict=True)}
+    found = {metric: (mean * count).cpu() for metric, mean in zip(METRICS, means, strict=False)}
+    return found | {"l2": _lengths([state[keep.flatten()] for state in states])}
+
+
+def _lengths(states: "list[torch.Tensor]") -> "torch.Tensor":
+    """Sums of |h_i - h_j| over tokens; the differences are formed, as dot products would cancel."""
+    import torch
+
+    found = torch.zeros(len(states), len(states), dtype=torch.float64)
+    wide = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
+    for i, one in enumerate(wide):
+        for j in range(i):
+            found[i, j] = found[j, i] = float((one - wide[j]).norm(dim=1).double().sum())
+    return found
 
 
 def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) -> None:
@@ -74,6 +108,6 @@ def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) 
 def load(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict]:
     """Read what `save` wrote."""
     matrices, metadata = load_tensors(path)
-    if not {f"{m}_{p}" for m in METRICS for p in POSITIONS} <= matrices.keys():
+    if not {f"{m}_{p}" for m in METRICS for p in POSITIONS} | {f"{m}_all" for m in SIMILARITIES} <= matrices.keys():
         raise ReplaceMeError(f"{path}: not a distance file; make it with `replaceme distances`")
     return matrices, metadata

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.cuts import described, groups_of
+from replaceme.distances import METRICS
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json, replacing
 
@@ -41,6 +42,10 @@ STYLE = {
 NAMES = {
     "cosine": "cosine distance (1 − cos)",
     "angular": "angular distance (arccos(cos) / π)",
+    "l2": "L2 distance",
+    "bi": "sum of block influences (1 − cos)",
+    "cka": "1 − linear CKA",
+    "cca": "1 − mean canonical correlation",
     "residual": "residual of the fit (share of energy)",
     "residual_identity": "residual of the identity (share of energy)",
     "cosine_after_fit": "cosine distance after the fit (1 − cos)",
@@ -95,7 +100,7 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
     with _figure(out, 7, 5.6 if others else 3.4, title) as figure:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
         size = f"{cut['blocks']} block{'s' if cut['blocks'] != 1 else ''}"
-        place = f", {PLACES[cut['position']]}" if metric in ("cosine", "angular") else ""
+        place = f", {PLACES[cut['position']]}" if metric in METRICS else ""
         panels[0].set_title(f"Removing {size}: {described(cut)} of {cut['num_blocks']}{place}")
         panels[-1].set_xlabel("first block removed")
         if not candidates:

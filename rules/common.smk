@@ -83,8 +83,9 @@ def any_of(names):
 
 
 def candidates_name(cut):
-    """The name under which all cuts of one size and token subset share their candidates."""
-    return f"{cut.size}-{cut.samples or 'all'}-samples"
+    """The name under which all cuts of one size, split and token subset share their candidates."""
+    split = f"-{cut.groups}-{cut.search}" if cut.groups > 1 else ""
+    return f"{cut.size}{split}-{cut.samples or 'all'}-samples"
 
 
 wildcard_constraints:
@@ -194,7 +195,7 @@ def candidate_options(wildcards):
         for cut in CONFIG.cuts.values()
         if candidates_name(cut) == wildcards.candidates
     )
-    return to_flags(cut, ("blocks", "ratio", "samples"))
+    return to_flags(cut, ("blocks", "ratio", "groups", "search", "samples"))
 
 
 def fit_evidence(wildcards):

@@ -25,7 +25,7 @@ def mean_cosine_distance(a, b):
 def test_candidates_equal_brute_force(llama, make_tokens, blocks_of, brute_rows, blocks, side):
     tokens = make_tokens(samples=30, side=side)
     hidden, outputs, _ = brute_rows(llama, tokens)
-    found = measure_candidates(*blocks_of(llama, "float64"), tokens, blocks, 7)
+    found = measure_candidates(*blocks_of(llama, "float64"), tokens, [blocks], 7)
     assert [(one["start"], one["end"]) for one in found] == [(s, s + blocks) for s in range(1, 7 - blocks)]
     for one in found:
         m, state, goal = outputs[one["start"] - 1], hidden[one["start"] - 1], hidden[one["end"] - 1]
@@ -134,15 +134,15 @@ def test_more_blocks_than_the_model_has_are_refused_before_a_forward_pass(llama,
     model, family = blocks_of(llama)
     model.register_forward_pre_hook(lambda *_: pytest.fail("a forward pass ran"))
     with refuses("cannot remove 6 of 6 blocks"):
-        measure_candidates(model, family, make_tokens(), 6, 4)
+        measure_candidates(model, family, make_tokens(), [6], 4)
 
 
 def test_two_runs_give_the_same_numbers(llama, make_tokens, blocks_of):
-    one, two = (measure_candidates(*blocks_of(llama), make_tokens(), 2, 5) for _ in range(2))
+    one, two = (measure_candidates(*blocks_of(llama), make_tokens(), [2], 5) for _ in range(2))
     assert one == two
 
 
 def test_too_few_tokens_to_tell_candidates_apart(llama, make_tokens, refuses):
     model = load_base_model(llama, "float32", "cpu")
     with refuses("for a hidden size of 16", "every candidate would fit them"):
-        measure_candidates(model, SEQUENTIAL, make_tokens(samples=1, longest=12), 2, 4)
+        measure_candidates(model, SEQUENTIAL, make_tokens(samples=1, longest=12), [2], 4)

@@ -1,9 +1,9 @@
-"""candidates: what each possible cut of a given size leaves unexplained after its own fit."""
+"""candidates: what each possible cut of the sizes that a choice compares leaves unexplained after its own fit."""
 
 import argparse
 
 from replaceme.config import CutConfig
-from replaceme.cuts import measure_candidates, resolve_blocks
+from replaceme.cuts import measure_candidates, sizes_of
 from replaceme.files import write_json
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, out_argument
@@ -15,7 +15,7 @@ ONLINE = False
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     out_argument(parser, "where candidates.json goes")
-    add_options(parser, CutConfig, ("blocks", "ratio", "samples"))
+    add_options(parser, CutConfig, ("blocks", "ratio", "groups", "search", "samples"))
     forward_arguments(parser)
 
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the metrics of all candidates."""
     cut = from_options(args, CutConfig)
     forward = load_forward(args, load_model(args))
-    blocks = resolve_blocks(cut, forward.record)
+    sizes = sizes_of(cut, forward.record)
     subset = forward.tokens.first(cut.samples)
-    measured = measure_candidates(forward.model, forward.family, subset, blocks, forward.batch_size)
-    write_json(args.out, {"blocks": blocks, "tokens": subset.count, **forward.origin, "candidates": measured})
+    measured = measure_candidates(forward.model, forward.family, subset, sizes, forward.batch_size)
+    write_json(args.out, {"sizes": sizes, "tokens": subset.count, **forward.origin, "candidates": measured})

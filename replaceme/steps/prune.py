@@ -13,7 +13,7 @@ from replaceme.steps.common import compute_arguments, out_argument, set_threads
 ONLINE = True
 # the one `--revision` is the model's
 CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), "batch_size", "dtype")
-CUT = ("blocks", "ratio", "start", "metric", "position")
+CUT = ("blocks", "ratio", "groups", "adjacency", "search", "start", "metric", "position")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
