@@ -226,7 +226,6 @@ def test_several_groups(llama, texts, tokenizer, tmp_path, brute_rows, monkeypat
     # block 1 of the result is the carrier of the second group; what it sees differs from what the original's sees
     target = hidden[3] - hidden[2] + outputs[2]
     best = outputs[2] @ torch.linalg.lstsq(outputs[2], target).solution
-    assert (folded[0] - folded[0]).norm() == 0
     first = hidden[1] - hidden[0] + outputs[0]
     expected = outputs[0] @ torch.linalg.lstsq(outputs[0], first).solution
     assert (folded[0] - expected).abs().max() < 1e-4 * expected.abs().max()

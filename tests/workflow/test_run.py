@@ -121,3 +121,37 @@ def test_other_fits_of_the_same_cut(completed):
     assert {point["ridge_relative"] for point in report["curve"]} >= {report["ridge_relative"]}
     assert all(len(point["by_shard"]) == 2 for point in report["curve"])
     assert json.loads((completed.folder / FIT / "thin/fit.json").read_text())["rank"] == 2
+
+
+def test_groups_and_placements(completed):
+    """Two groups, chosen from candidates of their size; the recycled neurons have a pass and a job of their own."""
+    fits = {
+        "recycled": {"placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
+        "block": {"placement": "block"},
+        "sequential": {"estimation": "sequential"},
+        "cosine": {"objective": "cosine"},
+    }
+    two = {"blocks": 2, "groups": 2, "search": "dynamic", "adjacency": "separate"}
+    table = {**completed.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["two"]}
+    completed.config(fits=fits, cuts={"two": two}, tables={"main.1": table})
+    folder = f"{Path(FIT).parent}/two"
+    done = completed.snakemake(*(f"{folder}/{fit}/model/replaceme.json" for fit in fits))
+    assert done.returncode == 0, done.stderr
+    stats = completed.job_stats(done.stdout + done.stderr)
+    # sums of four kinds, mlp, block, down_proj with recycled neurons and their inputs, over two shards each
+    assert stats == {
+        "candidates": 1,
+        "cut": 1,
+        "gram": 8,
+        "sum": 4,
+        "recycle": 1,
+        "rows": 1,
+        "transform": 4,
+        "merge": 4,
+    }
+    cut = json.loads((completed.folder / folder / "cut.json").read_text())
+    assert cut["groups"] == [[1, 2], [3, 4]] and {len(one) for one in cut["parts"]} == {2}
+    for fit in fits:
+        model = completed.folder / folder / fit / "model"
+        assert json.loads((model / "config.json").read_text())["num_hidden_layers"] == 2
+        assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["groups"]) == 2
