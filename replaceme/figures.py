@@ -161,8 +161,8 @@ def _line(axes: "Axes", candidates: list[dict[str, Any]], name: str, color: str,
 def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
     """Average accuracy and perplexity over compression, from a table's csv: a line per fit and way of choosing cuts.
 
-    A model with cuts of one size has a place for each fit instead. Error bars are one standard error; dashed grey lines
-    are the unpruned model.
+    A model with cuts of one size has a place for each fit, or each cut, instead. Error bars are one standard error;
+    dashed grey lines are the unpruned model.
     """
     import pandas
 
@@ -199,29 +199,31 @@ def _draw_measure(axes: "Axes", rows: "pandas.DataFrame", name: str, scale: floa
         axes.axhline(scale * row[name], color="#555555", linestyle=DASHES[1], linewidth=1.2, label="unpruned")
     pruned = rows[rows["fit"] != "baseline"].copy()
     pruned["chosen"] = _chosen(pruned)
-    fits = list(dict.fromkeys(pruned["fit"]))
-    ways = list(dict.fromkeys(pruned["chosen"]))
-    one_size = pruned["compression"].nunique() == 1 and len(fits) > 1  # then there is no line, only fits to compare
-    for (fit, way), line in pruned.groupby(["fit", "chosen"], sort=False):
+    what = "fit" if pruned["fit"].nunique() > 1 or pruned["cut"].nunique() == 1 else "cut"
+    names = list(dict.fromkeys(pruned[what]))
+    ways = list(dict.fromkeys(pruned["chosen"])) if what == "fit" else [None]
+    one_size = pruned["removed"].nunique() == 1 and len(names) > 1  # then there is no line, only names to compare
+    for (one, way), line in pruned.groupby([what, "chosen"], sort=False):
         ordered = line.sort_values("compression", kind="stable")
-        number = fits.index(fit)
-        label = f"{fit}, {way}" if len(ways) > 1 else fit
+        number, place = names.index(one), ways.index(way) if what == "fit" else 0
+        label = f"{one}, {way}" if len(ways) > 1 else one
         axes.errorbar(
             [number] * len(ordered) if one_size else 100 * ordered["compression"],
             scale * ordered[name],
             yerr=scale * ordered[f"{name}_stderr"].fillna(0),
             color=COLORS[number % len(COLORS)],
-            marker=MARKERS[(number + number // len(COLORS)) % len(MARKERS)],  # no pair twice among 49 fits
-            linestyle=DASHES[ways.index(way) % len(DASHES)],
-            markerfacecolor=None if ways.index(way) == 0 else "white",
+            marker=MARKERS[(number + number // len(COLORS)) % len(MARKERS)],  # no pair twice among 49 names
+            linestyle=DASHES[place % len(DASHES)],
+            markerfacecolor=None if place == 0 else "white",
             markersize=5,
             capsize=2.5,
             linewidth=1.4,
             label="_" if one_size and len(ways) == 1 else label,
         )
     if one_size:
-        axes.set_xticks(range(len(fits)), fits, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set_xlabel(f"{100 * pruned['compression'].iloc[0]:.1f}% of the parameters removed")
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+        shares = [f"{100 * share:.1f}" for share in (pruned["compression"].min(), pruned["compression"].max())]
+        axes.set_xlabel(f"{' to '.join(dict.fromkeys(shares))}% of the parameters removed")
     else:
         axes.set_xlim(left=0)
 
