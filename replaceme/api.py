@@ -101,7 +101,7 @@ def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> d
         subset = tokens.first(cut.samples)
         candidates = measure_candidates(model, family, subset, sizes_of(cut, record), batch_size)
     elif cut.start is None:
-        distances = measure(model, family, tokens, batch_size)
+        distances = measure(model, family, tokens, batch_size, cut.of_representations)
     return choose(cut, record, distances, candidates)
 
 

@@ -27,6 +27,7 @@ RESERVED = {
 }
 Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 POST_FIT_METRICS = ("residual", "cosine_after_fit")
+REPRESENTATIONS = ("cka", "cca")
 
 
 class Strict(BaseModel):
@@ -111,7 +112,7 @@ class CutConfig(Strict):
             raise ValueError("give either blocks or ratio")
         if self.start is not None and self.start < 1:
             raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
-        if self.metric in ("cka", "cca", *POST_FIT_METRICS) and self.position != "all":
+        if self.metric in (*REPRESENTATIONS, *POST_FIT_METRICS) and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
         return self
 
@@ -132,6 +133,11 @@ class CutConfig(Strict):
     def post_fit(self) -> bool:
         """Whether the choice needs the fits of all candidates, rather than distances."""
         return self.start is None and self.metric in POST_FIT_METRICS
+
+    @property
+    def of_representations(self) -> bool:
+        """Whether the choice needs distances that are not measured unless asked for."""
+        return self.start is None and self.metric in REPRESENTATIONS
 
     @property
     def size(self) -> str:

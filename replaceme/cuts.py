@@ -188,7 +188,7 @@ def choose(
         if cut.post_fit:
             listed = _measured(candidates, possible, metric)
         else:
-            listed = _by_distance(distances[f"{metric}_{position}"], possible, metric)
+            listed = _by_distance(_matrix(distances, metric, position), possible, metric)
         parts = _search(cut, {(one["start"], one["end"]): one[metric] for one in listed}, record["num_blocks"], blocks)
     several = {"parts": [list(part) for part in parts], "search": cut.search, "adjacency": cut.adjacency}
     return {
@@ -219,6 +219,16 @@ def _measured(candidates: list[dict[str, Any]], possible: list[Span], metric: st
             "measure them again"
         )
     return [known[span] for span in possible]
+
+
+def _matrix(distances: dict[str, "torch.Tensor"], metric: str, position: str) -> "torch.Tensor":
+    name = f"{metric}_{position}"
+    if name not in distances:
+        raise ReplaceMeError(
+            f"cut: the distances hold no {metric}; measure them with `--representations`, cca with two calibration "
+            "tokens or more for each channel"
+        )
+    return distances[name]
 
 
 def _by_distance(matrix: "torch.Tensor", possible: list[Span], metric: str) -> list[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 cosine: mean over tokens of 1 - cos(h_i, h_j); angular: mean of arccos(cos) / pi; l2: mean of |h_i - h_j|; bi: the block
 influences of ShortGPT (arXiv 2403.03853), 1 - cos(h_{k-1}, h_k), summed over blocks i+1 .. j. Each over all unmasked
-tokens (`all`) and over the last unmasked token of each sequence (`last`). cka, cca: see `similarity`, over the first
-tokens (`all` alone). h_k = hidden_states[k], before any final norm. Eq. 4, Fig. 5 to 7 of the paper; its authors' code
-uses angular, last.
+tokens (`all`) and over the last unmasked token of each sequence (`last`). Where asked for, cka and cca: see
+`similarity`, over the first tokens (`all` alone). h_k = hidden_states[k], before any final norm. Eq. 4, Fig. 5 to 7 of
+the paper; its authors' code uses angular, last.
 """
 
 import csv
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 METRICS = ("cosine", "angular", "l2", "bi")
-SIMILARITIES = ("cka", "cca")
 POSITIONS = ("all", "last")
 
 
-def measure(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> dict[str, "torch.Tensor"]:
-    """Matrices `<metric>_<position>`, float64 [L, L], entry (i, j) the mean distance of hidden_states[i] and [j]."""
+def measure(
+    model: "nn.Module", family: Family, tokens: Tokens, batch_size: int, representations: bool = False
+) -> dict[str, "torch.Tensor"]:
+    """Matrices `<metric>_<position>`, float64 [L, L], entry (i, j) the mean distance of hidden_states[i] and [j].
+
+    `representations`: also cka and cca, which cost more than all others.
+    """
     import torch
 
     from replaceme.similarity import TOKENS, similarities
@@ -41,7 +45,7 @@ def measure(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int)
     counts = dict.fromkeys(POSITIONS, 0)
     first: list[list[torch.Tensor]] = [[] for _ in range(num_blocks)]
     for activations in capture(model, family, batches, Wanted(frozenset(range(num_blocks)))):
-        room = max(0, TOKENS - counts["all"])
+        room = max(0, TOKENS - counts["all"]) if representations else 0
         for block, kept in enumerate(first):
             kept.append(activations.hidden_states[block][activations.mask][:room])
         for position, keep in (("all", activations.mask), ("last", last_tokens(activations.mask))):
@@ -50,7 +54,7 @@ def measure(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int)
                 sums[f"{metric}_{position}"] += total
     means = {name: total / counts[name.split("_")[1]] for name, total in sums.items()}
     means |= {f"bi_{position}": _influences(means[f"cosine_{position}"]) for position in POSITIONS}
-    whole = similarities([torch.cat(kept) for kept in first])
+    whole = similarities([torch.cat(kept) for kept in first]) if representations else {}
     return means | {f"{metric}_all": matrix for metric, matrix in whole.items()}
 
 
@@ -83,12 +87,12 @@ def _lengths(states: "list[torch.Tensor]") -> "torch.Tensor":
     """Sums of |h_i - h_j| over tokens; the differences are formed, as dot products would cancel."""
     import torch
 
-    found = torch.zeros(len(states), len(states), dtype=torch.float64)
+    found = torch.zeros(len(states), len(states), dtype=torch.float64, device=states[0].device)
     wide = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
     for i, one in enumerate(wide):
         for j in range(i):
-            found[i, j] = found[j, i] = float((one - wide[j]).norm(dim=1).double().sum())
-    return found
+            found[i, j] = found[j, i] = (one - wide[j]).norm(dim=1).double().sum()
+    return found.cpu()
 
 
 def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) -> None:
@@ -108,6 +112,6 @@ def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) 
 def load(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict]:
     """Read what `save` wrote."""
     matrices, metadata = load_tensors(path)
-    if not {f"{m}_{p}" for m in METRICS for p in POSITIONS} | {f"{m}_all" for m in SIMILARITIES} <= matrices.keys():
+    if not {f"{m}_{p}" for m in METRICS for p in POSITIONS} <= matrices.keys():
         raise ReplaceMeError(f"{path}: not a distance file; make it with `replaceme distances`")
     return matrices, metadata

@@ -4,21 +4,25 @@ Both from a subset of the tokens, centred, H_i [tokens, hidden] the states after
 
 - cka: 1 - linear CKA, `<K_i, K_j> / (|K_i| |K_j|)` of the token kernels `K_i = H_i H_i^T`.
 - cca: 1 - mean canonical correlation, the singular values of `Q_i^T Q_j`, Q_i an orthonormal basis of the columns of
-  H_i without directions below 1e-6 of the largest; the mean is over the smaller of the two ranks.
+  H_i without directions below 1e-6 of the largest; the mean is over the smaller of the two ranks. With few tokens all
+  states span the same space, so it is left out where there are less than two for each channel.
+
+Costs: a kernel [tokens, tokens] of each state, and a singular value decomposition of [hidden, hidden] of each pair.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-TOKENS = 2048  # of the subset; CKA holds a kernel [tokens, tokens] of each state
+TOKENS = 2048  # of the subset
 SMALLEST = 1e-6  # of the largest singular value: directions below are rounding of the forward pass
 
 
 def similarities(states: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Matrices `cka` and `cca`, float64 [L, L], of L states [tokens, hidden]; symmetric, zero on the diagonal."""
+    """Matrices `cka` and, of enough tokens, `cca`, float64 [L, L], of L states [tokens, hidden]; zero diagonals."""
     centred = [state.double() - state.double().mean(0) for state in states]
-    return {"cka": _cka(centred), "cca": _cca(centred)}
+    tokens, hidden = states[0].shape
+    return {"cka": _cka(centred)} | ({"cca": _cca(centred)} if tokens >= 2 * hidden else {})
 
 
 def _cka(centred: Sequence[torch.Tensor]) -> torch.Tensor:

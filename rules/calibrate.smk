@@ -61,9 +61,14 @@ rule distances:
         gpu=GPU,
     params:
         options=forward_options,
+        representations=(
+            "--representations"
+            if any(cut.of_representations for cut in CONFIG.cuts.values())
+            else ""
+        ),
         code=code_of("distances"),
     message:
         "distances of {wildcards.model} on {wildcards.calibration}"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme distances {input.model:q} {input.tokens:q}"
-        " {params.options} --threads {threads} --out {output.matrices:q} 2> {log:q}"
+        " {params.options} {params.representations} --threads {threads} --out {output.matrices:q} 2> {log:q}"

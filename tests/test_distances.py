@@ -64,7 +64,7 @@ def test_equals_the_definition(source, request, side, tokens_at_once, make_token
     kernels = importlib.import_module("replaceme.kernels.pairwise_cosine")
     monkeypatch.setattr(kernels, "REFERENCE_CHUNK_BYTES", tokens_at_once * 8 * 6 * 16)
     folder, tokens = request.getfixturevalue(source), make_tokens(samples=6, side=side)
-    found = measure(*blocks_of(folder, "float64"), tokens, batch_size=4)
+    found = measure(*blocks_of(folder, "float64"), tokens, batch_size=4, representations=True)
     hidden, _, ends = brute_rows(folder, tokens)
     expected = brute_force(hidden, ends)
     assert found.keys() == NAMES
@@ -75,7 +75,7 @@ def test_equals_the_definition(source, request, side, tokens_at_once, make_token
 
 
 def test_diagonal_is_exactly_zero_and_the_rest_symmetric_and_positive(llama, make_tokens, blocks_of):
-    for matrix in measure(*blocks_of(llama), make_tokens(), 5).values():
+    for matrix in measure(*blocks_of(llama), make_tokens(), 5, True).values():
         assert (matrix.diagonal() == 0).all()
         assert (matrix - matrix.T).abs().max() <= 1e-14
         assert (matrix[~torch.eye(6, dtype=torch.bool)] > 0).all()
@@ -84,8 +84,8 @@ def test_diagonal_is_exactly_zero_and_the_rest_symmetric_and_positive(llama, mak
 @pytest.mark.parametrize("batch_size", [1, 5, 24])
 def test_padding_and_batches_change_nothing(llama, make_tokens, blocks_of, batch_size):
     model, family = blocks_of(llama)
-    expected = measure(model, family, make_tokens(), 6)
-    found = measure(model, family, make_tokens(side="left", extra=9, filler=44), batch_size)
+    expected = measure(model, family, make_tokens(), 6, True)
+    found = measure(model, family, make_tokens(side="left", extra=9, filler=44), batch_size, True)
     assert all((found[name] - expected[name]).abs().max() <= 1e-6 for name in NAMES)
 
 
@@ -96,7 +96,7 @@ def test_last_tokens():
 
 
 def test_csv_and_safetensors_hold_the_same_numbers(llama, make_tokens, blocks_of, tmp_path):
-    matrices = measure(*blocks_of(llama), make_tokens(samples=4), 4)
+    matrices = measure(*blocks_of(llama), make_tokens(samples=4), 4, True)
     save(tmp_path / "distances.safetensors", matrices, {"model": "x"})
     loaded, metadata = load(tmp_path / "distances.safetensors")
     assert metadata == {"model": "x"} and all(torch.equal(loaded[name], matrices[name]) for name in NAMES)
@@ -119,3 +119,15 @@ def test_another_kind_of_file_is_refused(tmp_path, refuses):
     save_tensors(tmp_path / "tokens.safetensors", {"mask": torch.ones(2)}, {})
     with refuses("not a distance file", "replaceme distances"):
         load(tmp_path / "tokens.safetensors")
+
+
+def test_representations_are_measured_when_asked_for_and_cca_with_enough_tokens(llama, make_tokens, blocks_of, refuses):
+    from replaceme.config import CutConfig
+    from replaceme.cuts import choose
+
+    plain = measure(*blocks_of(llama), make_tokens(), 5)
+    assert plain.keys() == NAMES - {"cka_all", "cca_all"}
+    few = measure(*blocks_of(llama), make_tokens(samples=1, longest=20), 5, True)
+    assert "cka_all" in few and "cca_all" not in few
+    with refuses("the distances hold no cca", "--representations"):
+        choose(CutConfig(blocks=2, metric="cca"), {"num_blocks": 6}, few)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from replaceme import figures
-from replaceme.distances import METRICS, POSITIONS, SIMILARITIES, save
+from replaceme.distances import METRICS, POSITIONS, save
 from replaceme.errors import ReplaceMeError
 
 CSV = """model,calibration,cut,fit,removed,metric,position,compression,average,average_stderr,perplexity,\
@@ -26,7 +26,7 @@ toy,cal,n4-after,ls,4,cosine_after_fit,all,0.2,0.75,0.01,2.5,0.1
 def sources(tmp_path):
     places = torch.arange(6, dtype=torch.float64)
     matrix = (places[:, None] - places).abs() / 10
-    names = [f"{m}_{p}" for m in METRICS for p in POSITIONS] + [f"{m}_all" for m in SIMILARITIES]
+    names = [f"{m}_{p}" for m in METRICS for p in POSITIONS]
     save(tmp_path / "distances.safetensors", {name: matrix.clone() for name in names}, {})
     candidates = [
         {"start": s, "end": s + 2, "residual": 0.5 + 0.1 * math.sin(s), "cosine": 0.1 * s, "cosine_after_fit": 0.01 * s}

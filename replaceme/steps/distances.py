@@ -12,11 +12,12 @@ ONLINE = False
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     out_argument(parser, "where the matrices go (.safetensors; the .csv lies beside it)")
+    parser.add_argument("--representations", action="store_true", help="also for the metrics cka and cca; costs more")
     forward_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write both files."""
     forward = load_forward(args, load_model(args))
-    matrices = measure(forward.model, forward.family, forward.tokens, forward.batch_size)
+    matrices = measure(forward.model, forward.family, forward.tokens, forward.batch_size, args.representations)
     save(args.out, matrices, forward.origin)
