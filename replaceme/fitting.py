@@ -176,19 +176,20 @@ def fit_cut(
     config: FitConfig,
     groups: Sequence[tuple[int, int]],
     hidden_size: int,
-    gathered: "Callable[[int], Evidence]",
+    gathered: "Callable[[int], Evidence] | None",
     passes: "Callable[[], Passes]",
     family: "Family",
 ) -> "list[Transform]":
     """The transforms of the groups [start, end) of a cut, in order.
 
-    `gathered(k)` gives the evidence of group k on the original model; `passes()` loads what forward passes need, and is
-    called for a sequential estimation of several groups and for a gain alone.
+    `gathered(k)` gives the evidence of group k on the original model, None where there are no sums of it; `passes()`
+    loads what forward passes need, and is called for a sequential estimation of several groups, for a gain, and
+    without sums.
     """
     from replaceme.shortened import shortened
     from replaceme.transforms import with_gain
 
-    sequential = config.sequential(len(groups))
+    sequential = config.sequential(len(groups)) or gathered is None
     gain = family.post_norm is not None and config.transform != "identity" and config.placement != "block"
     loaded = passes() if sequential or gain else None
     found: list[Transform] = []
