@@ -39,7 +39,7 @@ def prune(
     from replaceme.cuts import groups_of, possible_spans
     from replaceme.fitting import Passes
     from replaceme.fold import check_out, write_pruned
-    from replaceme.loading import load_base_model, load_tokenizer
+    from replaceme.loading import load_base_model, load_causal_model, load_tokenizer
     from replaceme.models import check_fit, check_length, family_of, pick_device, pick_dtype, stored_dtype
 
     if cut is not None and (blocks is not None or ratio is not None):
@@ -56,10 +56,10 @@ def prune(
     tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
-    model = load_base_model(record["folder"], dtype, device)
+    model = (load_causal_model if cut.needs_loss else load_base_model)(record["folder"], dtype, device)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
-    passes = Passes(model, family, tokens, calibration.batch_size, stored_dtype(config))
+    passes = Passes(model.base_model, family, tokens, calibration.batch_size, stored_dtype(config))
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
         transforms = _fit(passes, groups_of(chosen), record["hidden_size"], fit, calibration.shards, Path(scratch))
     digest = model_sha256(record)
@@ -93,15 +93,15 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | None, tokenizer: 
 
 
 def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> dict[str, Any]:
-    from replaceme.cuts import choose, measure_candidates, sizes_of
+    from replaceme.candidates import candidates_of
+    from replaceme.cuts import choose
     from replaceme.distances import measure
 
     distances = candidates = None
     if cut.post_fit:
-        subset = tokens.first(cut.samples)
-        candidates = measure_candidates(model, family, subset, sizes_of(cut, record), batch_size)
+        candidates = candidates_of(cut, record, model, family, tokens, batch_size)["candidates"]
     elif cut.start is None:
-        distances = measure(model, family, tokens, batch_size, cut.of_representations)
+        distances = measure(model.base_model, family, tokens, batch_size, cut.of_representations)
     return choose(cut, record, distances, candidates)
 
 

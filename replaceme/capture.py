@@ -8,7 +8,7 @@ and are never read.
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
@@ -61,7 +61,7 @@ def capture(model: "nn.Module", family: Family, batches: Iterable[Tokens], wante
 def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) -> Activations:
     import torch
 
-    batch = _trimmed(batch)
+    batch = trimmed(batch)
     device = next(model.parameters()).device
     kept = Activations(batch.mask.to(device))
     blocks = family.block_modules(model)
@@ -94,19 +94,21 @@ def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) 
         for block in wanted.hidden_states:
             hooks.callback(blocks[block].register_forward_hook(keep(kept.hidden_states, block)).remove)
         hooks.callback(blocks[wanted.last].register_forward_hook(leave).remove)
-        # positions count real tokens only, so that padding on the left moves nothing
-        positions = (kept.mask.long().cumsum(1) - 1).clamp(min=0)
         with suppress(_LastBlockReached):
-            model(
-                input_ids=batch.input_ids.to(device),
-                attention_mask=kept.mask.long(),
-                position_ids=positions,
-                use_cache=False,
-            )
+            model(**model_inputs(batch, device))
     return kept
 
 
-def _trimmed(batch: Tokens) -> Tokens:
+def model_inputs(batch: Tokens, device: "torch.device") -> dict[str, Any]:
+    """What a transformers model is called with for a batch."""
+    mask = batch.mask.to(device).long()
+    # positions count real tokens only, so that padding on the left moves nothing
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    given = {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "position_ids": positions}
+    return {**given, "use_cache": False}
+
+
+def trimmed(batch: Tokens) -> Tokens:
     """The batch without the columns in which every sequence is padded."""
     used = batch.mask.any(0).nonzero()
     if len(used) == 0:

@@ -26,7 +26,7 @@ RESERVED = {
     "fits": {"gram", "rows"},
 }
 Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
-POST_FIT_METRICS = ("residual", "cosine_after_fit")
+POST_FIT_METRICS = ("residual", "cosine_after_fit", "loss")
 REPRESENTATIONS = ("cka", "cca")
 
 
@@ -93,17 +93,21 @@ class CutConfig(Strict):
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
-    metric: Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual", "cosine_after_fit"] = Field(
+    metric: Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual", "cosine_after_fit", "loss"] = Field(
         "cosine_after_fit",
         description="What the choice minimises: a distance of hidden states before and after (cosine, angular: the "
         "paper; l2; bi: ShortGPT's block influences; cka, cca: of representations), or what is left after the "
-        "least-squares fit of every candidate (residual, cosine_after_fit).",
+        "least-squares fit of every candidate (residual; cosine_after_fit; loss, the rise of the language-model loss "
+        "on calibration text held out).",
     )
     position: Literal["all", "last"] = Field(
         "all", description="Tokens over which a distance is averaged: all unmasked ones, or the last of each sequence."
     )
     samples: int | None = Field(
-        64, ge=1, description="Calibration sequences used by the post-fit metrics; null: all of them."
+        64,
+        ge=1,
+        description="Calibration sequences that the post-fit metrics fit on (loss: and a quarter as many held out); "
+        "null: all of them.",
     )
 
     @model_validator(mode="after")
@@ -133,6 +137,11 @@ class CutConfig(Strict):
     def post_fit(self) -> bool:
         """Whether the choice needs the fits of all candidates, rather than distances."""
         return self.start is None and self.metric in POST_FIT_METRICS
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the choice needs the language-model loss, and so the model's head."""
+        return self.start is None and self.metric == "loss"
 
     @property
     def of_representations(self) -> bool:

@@ -3,33 +3,17 @@
 Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
 
 - cosine, angular, l2, bi, cka, cca: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4; `distances`).
-- residual: 1 - R^2 of the least-squares fit, sum |M T - R|^2 / sum |R|^2, from the statistics alone.
-- cosine_after_fit: mean over tokens of 1 - cos(Y + M T, hidden_states[end-1]), Y = hidden_states[start-1] - M, with the
-  T of that candidate: a second pass over the same tokens.
-
-The statistics of all candidates come from one pass. Memory: a pair of float64 [d, d] for each, L - n for one size.
+- residual, cosine_after_fit, loss: what is left after the least-squares fit of each (`candidates`).
 """
 
-import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CutConfig
-from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.grouping import Costs, Span, check_room, dynamic, greedy, merged, sizes_needed
-from replaceme.models import Family
-from replaceme.progress import progress
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-    from replaceme.capture import Activations
-
-
-log = logging.getLogger(__name__)
-ENOUGH = 4  # tokens for each channel below which a post-fit metric is doubtful
 
 
 def groups_of(cut: dict[str, Any]) -> list[tuple[int, int]]:
@@ -81,91 +65,6 @@ def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, in
     sizes = sizes_of(cut, record)
     check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
     return [span for size in sizes for span in spans(record["num_blocks"], size)]
-
-
-def measure_candidates(
-    model: "nn.Module", family: Family, tokens: Tokens, sizes: Sequence[int], batch_size: int
-) -> list[dict[str, Any]]:
-    """Post-fit metrics of every candidate of some sizes: residual, residual_identity, cosine, cosine_after_fit."""
-    from replaceme.capture import Wanted, capture
-    from replaceme.gather import gather
-    from replaceme.transforms import fit_least_squares
-
-    candidates = [span for size in sizes for span in spans(len(family.block_modules(model)), size)]
-    log.info(
-        "statistics of %d candidates: %.1f GB", len(candidates), 16e-9 * len(candidates) * model.config.hidden_size**2
-    )
-    _check_enough(tokens.count, model.config.hidden_size)
-    batches = tokens.batches(batch_size)
-    every = frozenset(range(max(end for _, end in candidates)))
-    wanted = Wanted(every, frozenset(start - 1 for start, _ in candidates))
-
-    def passes(description: str):
-        return capture(model, family, progress(batches, description, unit="batch"), wanted)
-
-    statistics = gather(passes("statistics of all cuts"), candidates)
-    fits = [fit_least_squares(one) for one in statistics]
-    after = _mean_cosine_distances(passes("cosine after fit"), candidates, [one.matrix for one in fits])
-    return [
-        {
-            "start": start,
-            "end": end,
-            "residual": one.report["residual"],
-            "residual_identity": one.report["residual_identity"],
-            "cosine_after_fit": fitted,
-            "cosine": dropped,
-        }
-        for (start, end), one, (fitted, dropped) in zip(candidates, fits, after, strict=True)
-    ]
-
-
-def _check_enough(tokens: int, hidden_size: int) -> None:
-    """With as many tokens as channels every candidate fits perfectly, and the choice would be among rounding errors."""
-    if tokens <= hidden_size:
-        raise ReplaceMeError(
-            f"cut: {tokens} calibration tokens for a hidden size of {hidden_size}: every candidate would fit them "
-            "perfectly; use more samples or longer text, or `metric: cosine`"
-        )
-    if tokens < ENOUGH * hidden_size:
-        log.warning(
-            "%d calibration tokens for a hidden size of %d: the fits of candidates are loose", tokens, hidden_size
-        )
-
-
-def _mean_cosine_distances(
-    passes, candidates: list[tuple[int, int]], transforms: list["torch.Tensor"]
-) -> list[tuple[float, float]]:
-    """For each candidate the mean distance to the target state of Y + M T, and of the carrier's state as it is."""
-    totals = [[0.0, 0.0] for _ in candidates]
-    tokens = 0
-    for activations in passes:
-        tokens += int(activations.mask.sum())
-        for total, (start, end), transform in zip(totals, candidates, transforms, strict=True):
-            fitted, dropped = _cosine_distance_sums(activations, start, end, transform)
-            total[0] += fitted
-            total[1] += dropped
-    return [(fitted / tokens, dropped / tokens) for fitted, dropped in totals]
-
-
-def _cosine_distance_sums(
-    activations: "Activations", start: int, end: int, transform: "torch.Tensor"
-) -> tuple[float, float]:
-    from torch.nn.functional import cosine_similarity
-
-    mask = activations.mask
-    state, goal, mlp_output = (
-        x[mask].double()
-        for x in (
-            activations.hidden_states[start - 1],
-            activations.hidden_states[end - 1],
-            activations.mlp_output[start - 1],
-        )
-    )
-    predicted = state + mlp_output @ transform.to(state.device) - mlp_output
-    return (
-        float((1 - cosine_similarity(predicted, goal, dim=-1)).sum()),
-        float((1 - cosine_similarity(state, goal, dim=-1)).sum()),
-    )
 
 
 def choose(

@@ -7,6 +7,7 @@ must give the same logits (tests/test_fold.py).
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from replaceme.models import Family
@@ -57,8 +58,10 @@ def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transfor
     import torch
 
     device = next(module.parameters(), next(carrier.parameters())).device
+    # moved once, not at every call
     matrix = transform.matrix.to(device, torch.float32)
     intercept = None if transform.intercept is None else transform.intercept.to(device, torch.float32)
+    moved = replace(transform, matrix=matrix, intercept=intercept)
     seen: dict[str, torch.Tensor] = {}
     handles = []
     if transform.placement == "down_proj":
@@ -75,12 +78,7 @@ def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transfor
 
     def hook(_: "nn.Module", inputs: Any, output: Any) -> Any:
         rows = seen.pop("rows", output[0] if isinstance(output, tuple) else output)
-        found = rows.to(matrix.dtype) @ matrix
-        if intercept is not None:
-            found = found + intercept
-        if transform.gain is not None:
-            found = transform.gain * found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
-        found = found.to(rows.dtype)
+        found = moved.apply(rows.to(matrix.dtype)).to(rows.dtype)
         return (found, *output[1:]) if isinstance(output, tuple) else found
 
     handles.append(module.register_forward_hook(hook))

@@ -85,7 +85,8 @@ def any_of(names):
 def candidates_name(cut):
     """The name under which all cuts of one size, split and token subset share their candidates."""
     split = f"-{cut.groups}-{cut.search}" if cut.groups > 1 else ""
-    return f"{cut.size}{split}-{cut.samples or 'all'}-samples"
+    loss = "-loss" if cut.needs_loss else ""
+    return f"{cut.size}{split}-{cut.samples or 'all'}-samples{loss}"
 
 
 wildcard_constraints:
@@ -195,7 +196,8 @@ def candidate_options(wildcards):
         for cut in CONFIG.cuts.values()
         if candidates_name(cut) == wildcards.candidates
     )
-    return to_flags(cut, ("blocks", "ratio", "groups", "search", "samples"))
+    options = to_flags(cut, ("blocks", "ratio", "groups", "search", "samples"))
+    return f"{options} --metric loss" if cut.needs_loss else options
 
 
 def fit_evidence(wildcards):

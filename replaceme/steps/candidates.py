@@ -2,8 +2,8 @@
 
 import argparse
 
+from replaceme.candidates import candidates_of
 from replaceme.config import CutConfig
-from replaceme.cuts import measure_candidates, sizes_of
 from replaceme.files import write_json
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, out_argument
@@ -15,15 +15,13 @@ ONLINE = False
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     out_argument(parser, "where candidates.json goes")
-    add_options(parser, CutConfig, ("blocks", "ratio", "groups", "search", "samples"))
+    add_options(parser, CutConfig, ("blocks", "ratio", "groups", "search", "metric", "samples"))
     forward_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the metrics of all candidates."""
     cut = from_options(args, CutConfig)
-    forward = load_forward(args, load_model(args))
-    sizes = sizes_of(cut, forward.record)
-    subset = forward.tokens.first(cut.samples)
-    measured = measure_candidates(forward.model, forward.family, subset, sizes, forward.batch_size)
-    write_json(args.out, {"sizes": sizes, "tokens": subset.count, **forward.origin, "candidates": measured})
+    forward = load_forward(args, load_model(args), head=cut.needs_loss)
+    found = candidates_of(cut, forward.record, forward.model, forward.family, forward.tokens, forward.batch_size)
+    write_json(args.out, {**forward.origin, **found})

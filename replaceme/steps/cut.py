@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     model_argument(parser)
-    parser.add_argument("--distances", metavar="FILE", help="distance file, for the metrics cosine and angular")
-    parser.add_argument("--candidates", metavar="FILE", help="candidates file, for residual and cosine_after_fit")
+    parser.add_argument("--distances", metavar="FILE", help="distance file, for the metrics of pairs of states")
+    parser.add_argument("--candidates", metavar="FILE", help="candidates file, for residual, cosine_after_fit and loss")
     out_argument(parser, "where cut.json goes")
     add_options(parser, CutConfig)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import CalibrationConfig
 from replaceme.data import Tokens, load_tokens
-from replaceme.loading import load_base_model
+from replaceme.loading import load_base_model, load_causal_model
 from replaceme.models import Family, family_of, pick_device, pick_dtype
 from replaceme.options import add_options
 from replaceme.steps.common import compute_arguments, model_argument, set_threads
@@ -36,14 +36,14 @@ class Forward:
     batch_size: int
 
 
-def load_forward(args: argparse.Namespace, record: dict[str, Any]) -> Forward:
-    """Load what `forward_arguments` names, the model by its record."""
+def load_forward(args: argparse.Namespace, record: dict[str, Any], head: bool = False) -> Forward:
+    """Load what `forward_arguments` names, the model by its record, with its head or without."""
     tokens, metadata = load_tokens(args.tokens_file)
     set_threads(args.threads)
     config = read_config(record["folder"])
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
-    model = load_base_model(record["folder"], dtype, device)
+    model = (load_causal_model if head else load_base_model)(record["folder"], dtype, device)
     batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
     origin = {
         "model_sha256": model_sha256(record),

@@ -26,23 +26,43 @@ def with_intercept(transform: Transform, statistics: Statistics) -> Transform:
 
 
 def with_gain(transform: Transform, rows: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Transform:
-    """The transform with the gain s of the norm after it, in closed form: `argmin_s sum |r - s n|^2`, p = m T.
-
-    With `n = p / rms(p)`, |n|^2 = hidden: `s = mean(r . p / |p|) / sqrt(hidden)`. `rows` are (m [tokens, width],
-    r [tokens, hidden]) in blocks. `residual` of the report becomes that of `s n`, `residual_before_norm` that of m T.
-    Raises ReplaceMeError when the map points away from the target (s not positive) or there are no rows.
-    """
-    dot_sum, energy, count = 0.0, 0.0, 0
+    """The transform with the gain of the norm after it, from (m [tokens, width], r [tokens, hidden]) in blocks."""
+    gain = Gain(transform)
     for m, r in rows:
-        dot, norm_p, norm_r = row_cosine(m, transform.matrix.to(m.device, torch.float32), (r,))
+        gain.add(m, r)
+    return gain.transform()
+
+
+class Gain:
+    """The gain s of the norm after a transform, in closed form, from rows given in blocks: `argmin_s sum |r - s n|^2`.
+
+    p = m T, `n = p / rms(p)`, |n|^2 = hidden, so `s = mean(r . p / |p|) / sqrt(hidden)`.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        self._given = transform
+        self._dot_sum, self._energy, self._count = 0.0, 0.0, 0
+
+    def add(self, m: torch.Tensor, r: torch.Tensor) -> None:
+        """Take in rows m [tokens, width] and targets r [tokens, hidden]."""
+        dot, norm_p, norm_r = row_cosine(m, self._given.matrix.to(m.device, torch.float32), (r,))
         dot, norm_p, norm_r = dot.double(), norm_p.double(), norm_r.double()
-        dot_sum += float((dot / norm_p).where(norm_p > 0, 0.0).sum())
-        energy += float(norm_r.square().sum())
-        count += int((norm_p > 0).sum())  # a zero row puts out zeros, whatever the gain
-    if not count or not dot_sum > 0:
-        raise ReplaceMeError(f"the transform does not point towards its target (over {count} tokens): no gain for it")
-    hidden = transform.matrix.shape[1]
-    gain = dot_sum / count / hidden**0.5
-    residual = max(0.0, 1 - gain**2 * count * hidden / energy)
-    report = {**transform.report, "gain": gain, "residual": residual}
-    return replace(transform, gain=gain, report={**report, "residual_before_norm": transform.report["residual"]})
+        self._dot_sum += float((dot / norm_p).where(norm_p > 0, 0.0).sum())
+        self._energy += float(norm_r.square().sum())
+        self._count += int((norm_p > 0).sum())  # a zero row puts out zeros, whatever the gain
+
+    def transform(self) -> Transform:
+        """The transform with its gain; `residual` of the report is that of `s n`, `residual_before_norm` of m T.
+
+        Raises ReplaceMeError when the map points away from the target (s not positive) or there were no rows.
+        """
+        if not self._count or not self._dot_sum > 0:
+            raise ReplaceMeError(
+                f"the transform does not point towards its target (over {self._count} tokens): no gain for it"
+            )
+        hidden = self._given.matrix.shape[1]
+        gain = self._dot_sum / self._count / hidden**0.5
+        residual = max(0.0, 1 - gain**2 * self._count * hidden / self._energy)
+        report = self._given.report
+        joined = {**report, "gain": gain, "residual": residual, "residual_before_norm": report["residual"]}
+        return replace(self._given, gain=gain, report=joined)

@@ -29,6 +29,15 @@ class Transform:
     gain: float | None = None
     recycled: Recycled | None = None
 
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """`m T + b`, with what a norm makes of it: rows m [..., width] to [..., hidden], in the type of the rows."""
+        found = rows @ self.matrix.to(rows.device, rows.dtype)
+        if self.intercept is not None:
+            found = found + self.intercept.to(rows.device, rows.dtype)
+        if self.gain is not None:
+            found = self.gain * found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
+        return found
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What `save` writes."""
         tensors = {"transform": self.matrix} | ({} if self.intercept is None else {"intercept": self.intercept})
