@@ -131,7 +131,7 @@ def test_groups_and_placements(completed):
         "sequential": {"estimation": "sequential"},
         "cosine": {"objective": "cosine"},
     }
-    two = {"blocks": 2, "groups": 2, "adjacency": "separate"}
+    two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "loss"}
     table = {**completed.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["two"]}
     completed.config(fits=fits, cuts={"two": two}, tables={"main.1": table})
     folder = f"{Path(FIT).parent}/two"
