@@ -49,6 +49,7 @@ NAMES = {
     "residual": "residual of the fit (share of energy)",
     "residual_identity": "residual of the identity (share of energy)",
     "cosine_after_fit": "cosine distance after the fit (1 − cos)",
+    "loss": "rise of the language-model loss (nats per token)",
 }
 PLACES = {"all": "all tokens", "last": "last token"}
 

@@ -1,6 +1,8 @@
 """What can be known to fail before any job starts: local models and files checked against the tables that use them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from replaceme.checkpoints import Checkpoint, is_local, local_folder, open_checkpoint, read_config
 from replaceme.config import Config, CutConfig
@@ -65,20 +67,28 @@ def _model_problems(config: Config, name: str) -> list[str]:
 
 
 def sparse_calibrations(config: Config) -> list[str]:
-    """Warnings: calibrations with fewer tokens than a local model has channels, whose Gram cannot have full rank."""
+    """Warnings: calibrations with fewer tokens than the rows of a fit are wide, whose Gram cannot have full rank."""
     found = []
     for table in config.tables.values():
         for model in table.models:
             source = config.models[model].source
-            size = read_config(local_folder(source))["hidden_size"] if is_local(source) else 0
+            sizes = read_config(local_folder(source)) if is_local(source) else {}
             for name in table.calibrations:
                 tokens = config.calibrations[name].samples * config.calibrations[name].tokens
-                if tokens < size:
-                    found.append(
-                        f"calibrations.{name} on models.{model}: at most {tokens} tokens for a hidden size of {size}: "
-                        f"the Gram has rank {tokens} at most; raise `samples` or `tokens`"
-                    )
+                where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
+                for what, width in sorted(_widths(config, table.fits, sizes).items()):
+                    if tokens < width:
+                        found.append(
+                            f"{where} for {what} of {width}: the Gram has rank {tokens} at most; "
+                            "raise `samples` or `tokens`"
+                        )
     return sorted(set(found))
+
+
+def _widths(config: Config, fits: Sequence[str], sizes: dict[str, Any]) -> dict[str, int]:
+    """How wide the rows are that some fits regress on, by what that is called in config.json."""
+    names = {"intermediate_size" if config.fits[fit].placement == "down_proj" else "hidden_size" for fit in fits}
+    return {f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}": sizes.get(name, 0) for name in names}
 
 
 def _check_cut(cut: CutConfig, checkpoint: Checkpoint) -> None:

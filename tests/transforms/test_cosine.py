@@ -108,32 +108,14 @@ def test_a_planted_map_is_recovered_by_the_exact_fit(tmp_path):
     assert (found.matrix - planted).norm() < 1e-2 * planted.norm()
 
 
-class Killed(Exception):
-    """Stands for what ends a process."""
-
-
-class KillsAfter(State):
-    """A state whose process dies right after some number of saves."""
-
-    def __init__(self, path, identity, saves):
-        super().__init__(path, identity, seconds=0.0)
-        self.saves = saves
-
-    def write(self, content):
-        super().write(content)
-        self.saves -= 1
-        if not self.saves:
-            raise Killed
-
-
 @pytest.mark.parametrize("exact", [False, True], ids=["eq8", "eq7"])
 @pytest.mark.parametrize("saves", [1, 2, 99])
-def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path, exact, saves):
+def test_an_interrupted_fit_goes_on_to_the_same_bits(kills_after, tmp_path, exact, saves):
     rows, statistics, *_ = stored(tmp_path / "rows", *exact_data(640))
     whole = fit_cosine(statistics, rows, 4, 0.0, exact=exact)
     path, count = tmp_path / "state", len(whole.report["history"]) - 1 + len(whole.report["steps"])
-    with pytest.raises(Killed):
-        fit_cosine(statistics, rows, 4, 0.0, exact=exact, state=KillsAfter(path, "a", min(saves, count)))
+    with pytest.raises(kills_after.error):
+        fit_cosine(statistics, rows, 4, 0.0, exact=exact, state=kills_after(path, "a", min(saves, count)))
     again = State(path, "a", 0.0)
     assert again.read() is not None
     found = fit_cosine(statistics, rows, 4, 0.0, exact=exact, state=again)

@@ -165,34 +165,16 @@ def test_an_epoch_leaves_out_other_tokens_each_time():
     )
 
 
-class Killed(Exception):
-    """Stands for what ends a process."""
-
-
-class KillsAfter(State):
-    """A state whose process dies right after some number of saves."""
-
-    def __init__(self, path, saves):
-        super().__init__(path, "this fit", seconds=0.0)
-        self.saves = saves
-
-    def write(self, content):
-        super().write(content)
-        self.saves -= 1
-        if not self.saves:
-            raise Killed
-
-
 @pytest.mark.parametrize(("solver", "saves"), [("adam", 1), ("adam", 9), ("adam", 8), ("lbfgs", 1), ("lbfgs", 2),
                                                ("lbfgs", 5), ("nlcg", 1), ("nlcg", 2), ("trust_ncg", 1)])  # fmt: skip
-def test_an_interrupted_fit_goes_on_to_the_same_bits(problem, tmp_path, solver, saves, monkeypatch):
+def test_an_interrupted_fit_goes_on_to_the_same_bits(kills_after, problem, tmp_path, solver, saves, monkeypatch):
     monkeypatch.setattr("replaceme.transforms.full_batch.ROUND", {"cg": 3, "trust-ncg": 2})
     rows, statistics, _ = problem
     options = AdamOptions(1e-2, 100, 3, mask_ratio=0.2, seed=3) if solver == "adam" else 12
     given = (statistics, rows, Objective("cosine_exact", l2=1e-3), solver, options, "cpu")
     whole = fit_gradient(*given)
-    with pytest.raises(Killed):
-        fit_gradient(*given, state=KillsAfter(tmp_path / "state", saves))
+    with pytest.raises(kills_after.error):
+        fit_gradient(*given, state=kills_after(tmp_path / "state", "this fit", saves))
     again = State(tmp_path / "state", "this fit")
     assert again.read() is not None
     found = fit_gradient(*given, state=again)
