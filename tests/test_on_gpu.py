@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from replaceme.api import prune
+from replaceme.candidates import measure_candidates
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.distances import measure
 from replaceme.files import sha256
 from replaceme.gather import gather_groups
-from replaceme.loading import load_base_model
-from replaceme.models import SEQUENTIAL
+from replaceme.loading import load_base_model, load_causal_model
+from replaceme.models import SANDWICH, SEQUENTIAL
 
 pytestmark = pytest.mark.gpu
 CUT = (2, 4)
@@ -44,6 +45,17 @@ def test_distances_agree_with_the_cpu(llama, make_tokens):
     found = measure(load_base_model(llama, "float32", "cuda"), SEQUENTIAL, tokens, 4)
     for name, matrix in exact.items():
         torch.testing.assert_close(found[name].cpu(), matrix, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "family"), [("llama", SEQUENTIAL), ("gemma", SANDWICH)])
+def test_candidates_agree_with_the_cpu(request, make_tokens, name, family):
+    folder, tokens, held_out = request.getfixturevalue(name), make_tokens(samples=40), make_tokens(samples=6, seed=1)
+    exact, found = (
+        measure_candidates(load_causal_model(folder, "float32", device), family, tokens, [1, 2, 3], 8, held_out)
+        for device in ("cpu", "cuda")
+    )
+    for one, other in zip(found, exact, strict=True):
+        assert one == pytest.approx(other, rel=2e-2, abs=2e-3)
 
 
 def test_prune_ends_with_the_same_checkpoint_twice(tmp_path):

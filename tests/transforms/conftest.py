@@ -27,5 +27,5 @@ class KillsAfter(State):
 
 @pytest.fixture
 def kills_after():
-    """`kills_after(path, identity, saves)`: a state whose process dies after so many saves, with `kills_after.error`."""
+    """`kills_after(path, identity, saves)`: a state whose process dies after so many saves, by `kills_after.error`."""
     return KillsAfter
