@@ -19,7 +19,7 @@ from replaceme.candidates import measure_candidates, split
 from replaceme.checkpoints import read_config, resolve
 from replaceme.config import POST_FIT_METRICS, REPRESENTATIONS, CalibrationConfig, CutConfig
 from replaceme.cuts import choose
-from replaceme.data import Tokens, calibrate
+from replaceme.data import Tokens, calibrate, load_tokens
 from replaceme.distances import measure
 from replaceme.loading import load_causal_model, load_tokenizer
 from replaceme.models import family_of, pick_device, pick_dtype
@@ -34,12 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a checkpoint")
     parser.add_argument("--name", help="its name in the table (default: the folder's)")
-    parser.add_argument("--text", help="calibration text: a file, or micro")
+    parser.add_argument("--text", help="calibration text: a file of text or of the `tokens` step, or micro")
     parser.add_argument("--samples", type=int, default=64, help="sequences to fit on, a quarter as many held out")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--unseen", nargs="+", default=[], metavar="NAME=FILE", help="texts whose loss is predicted")
     parser.add_argument("--unseen-samples", type=int, default=32, help="sequences of each of them")
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of blocks to remove")
+    parser.add_argument("--dtype", default="auto", help="of the forward passes (default: as in the config)")
     parser.add_argument("--out", type=Path, help="where the table goes, .csv")
     parser.add_argument("--join", nargs="+", default=[], help="tables of earlier runs, instead of a model")
     arguments = parser.parse_args()
@@ -56,12 +57,14 @@ def measured(arguments: argparse.Namespace) -> pd.DataFrame:
     record = resolve(arguments.model, None)
     config = read_config(record["folder"])
     device = pick_device("auto")
-    model = load_causal_model(record["folder"], pick_dtype("auto", device, config), device)
-    family, tokenizer = family_of(config, arguments.model), load_tokenizer(record["folder"])
+    model = load_causal_model(record["folder"], pick_dtype(arguments.dtype, device, config), device)
+    family = family_of(config, arguments.model)
 
     def text(dataset: str, samples: int, seed: int) -> Tokens:
+        if dataset.endswith(".safetensors"):
+            return load_tokens(dataset)[0].first(samples)
         section = CalibrationConfig(dataset=dataset, samples=samples, tokens=arguments.tokens, seed=seed)
-        return calibrate(section, tokenizer)[0]
+        return calibrate(section, load_tokenizer(record["folder"]))[0]
 
     batch_size = CalibrationConfig.model_fields["batch_size"].default
     fitted, held_out = split(text(arguments.text, arguments.samples + arguments.samples // 4, 0), arguments.samples)
