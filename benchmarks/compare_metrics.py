@@ -68,14 +68,13 @@ def measured(arguments: argparse.Namespace) -> pd.DataFrame:
 
     batch_size = CalibrationConfig.model_fields["batch_size"].default
     fitted, held_out = split(text(arguments.text, arguments.samples + arguments.samples // 4, 0), arguments.samples)
-    listed = measure_candidates(model, family, fitted, arguments.sizes, batch_size, held_out)
-    table = pd.DataFrame(listed).drop(columns=["residual_identity", "cosine"])
-    table = table.merge(by_distance(model.base_model, family, fitted, batch_size, record, arguments.sizes))
+    texts = {"loss": held_out}
     for given in arguments.unseen:
         name, _, dataset = given.partition("=")
-        unseen = text(dataset, arguments.unseen_samples, 1)
-        losses = pd.DataFrame(measure_candidates(model, family, fitted, arguments.sizes, batch_size, unseen))
-        table[UNSEEN + name] = losses["loss"]
+        texts[UNSEEN + name] = text(dataset, arguments.unseen_samples, 1)
+    listed = measure_candidates(model, family, fitted, arguments.sizes, batch_size, texts)
+    table = pd.DataFrame(listed).drop(columns=["residual_identity", "cosine"])
+    table = table.merge(by_distance(model.base_model, family, fitted, batch_size, record, arguments.sizes))
     table.insert(0, "model", arguments.name or Path(arguments.model).name)
     return table
 

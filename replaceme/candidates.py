@@ -13,7 +13,7 @@ Memory in float64: a [d, d] for each start, and two (cross term and T) for each 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,9 @@ def candidates_of(
 ) -> dict[str, Any]:
     """The contents of candidates.json that a cut section asks for; metric `loss` needs a model with its head."""
     sizes = sizes_of(cut, record)
-    fitted, held_out = split(tokens, cut.samples) if cut.needs_loss else (tokens.first(cut.samples), None)
+    fitted, held_out = tokens.first(cut.samples), {}
+    if cut.needs_loss:
+        fitted, held_out["loss"] = split(tokens, cut.samples)
     measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out)
     return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
 
@@ -69,11 +71,11 @@ def measure_candidates(
     tokens: Tokens,
     sizes: Sequence[int],
     batch_size: int,
-    held_out: Tokens | None = None,
+    held_out: Mapping[str, Tokens] | None = None,
 ) -> list[dict[str, Any]]:
-    """Residual, residual_identity, cosine, cosine_after_fit of every candidate of some sizes; loss on held-out tokens.
+    """Residual, residual_identity, cosine, cosine_after_fit of every candidate of some sizes.
 
-    The model may have its head or not, and must for the loss.
+    And the rise of the loss on each of the held-out texts, under its name; for these the model must have its head.
     """
     base = model.base_model
     candidates = [span for size in sizes for span in spans(len(family.block_modules(base)), size)]
@@ -93,7 +95,7 @@ def measure_candidates(
     if family.post_norm is not None:
         fits = _with_gains(passes("gains of all cuts"), candidates, fits)
     after = _mean_cosine_distances(passes("cosine after fit"), candidates, fits)
-    rises = [{}] * len(candidates) if held_out is None else _losses(model, family, held_out, candidates, fits)
+    rises = _losses(model, family, held_out or {}, candidates, fits)
     return [
         {
             "start": start,
@@ -203,13 +205,19 @@ def _cosine_distance_sums(activations: Activations, span: Span, transform: "Tran
 
 
 def _losses(
-    model: "nn.Module", family: Family, held_out: Tokens, candidates: Sequence[Span], fits: "Sequence[Transform]"
+    model: "nn.Module",
+    family: Family,
+    held_out: Mapping[str, Tokens],
+    candidates: Sequence[Span],
+    fits: "Sequence[Transform]",
 ) -> list[dict[str, float]]:
-    """By how much each candidate raises the loss."""
-    whole = mean_loss(model, held_out)
-    log.info("loss of the whole model on %d held-out tokens: %.4f nats", held_out.count, whole)
+    """By how much each candidate raises the loss on each text."""
+    if not held_out:
+        return [{} for _ in candidates]
+    whole = {name: mean_loss(model, tokens) for name, tokens in held_out.items()}
+    log.info("the whole model's %s", ", ".join(f"{name}: {value:.4f} nats" for name, value in whole.items()))
     found = []
     for span, transform in zip(progress(candidates, "loss of all cuts", unit="cut"), fits, strict=True):
         with shortened(model.base_model, family, [span], [transform]):
-            found.append({"loss": mean_loss(model, held_out) - whole})
+            found.append({name: mean_loss(model, tokens) - whole[name] for name, tokens in held_out.items()})
     return found

@@ -74,7 +74,7 @@ def test_loss_is_that_of_the_shortened_model(request, make_tokens, brute_rows, n
     folder = request.getfixturevalue(name)
     tokens, held_out = make_tokens(samples=30), make_tokens(samples=5, seed=1, side="left")
     model = load_causal_model(folder, "float32", "cpu")
-    found = measure_candidates(model, family, tokens, [2], 7, held_out)
+    found = measure_candidates(model, family, tokens, [2], 7, {"loss": held_out})
     assert len({one["loss"] for one in found}) == len(found) == 4
     hidden, outputs, _ = brute_rows(folder, tokens)
     for one in found[1:3]:
