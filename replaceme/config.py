@@ -285,9 +285,13 @@ class FitConfig(Strict):
         if self.needs_rows and (self.transform != "full" or self.ridge != 0):
             what = f"objective {self.objective}" if self.solver == "auto" else f"solver {self.solver}"
             raise ValueError(f"{what} fits a full T; drop transform and ridge")
-        for name in ("placement", "weighting", "intercept", "recycle"):
+        for name in ("weighting", "intercept"):
             if self.needs_rows and self._given(name):
                 raise ValueError(f"a fit over rows takes no {name}; drop it")
+        if self.needs_rows and self.placement != "mlp" and (self.placement == "block" or self.solver != "auto"):
+            raise ValueError(
+                "a fit over rows is of placement mlp, or with solver auto of down_proj; change placement or solver"
+            )
         allowed = SOLVER_OPTIONS[self.solver] if self.needs_rows else ()
         for name in dict.fromkeys(name for names in SOLVER_OPTIONS.values() for name in names):
             if self.needs_rows and name not in allowed and self._given(name):

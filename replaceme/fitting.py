@@ -53,7 +53,8 @@ class Passes:
         rows = None
         if config.needs_rows:
             given = (self.model, self.family, self.tokens, group, self.batch_size, config.fit_tokens)
-            rows = write_rows(folder, *given, with_state=config.needs_state)
+            shape = {"regression": config.regression, "recycled": recycled}
+            rows = write_rows(folder, *given, with_state=config.needs_state, **shape)
         device = str(next(self.model.parameters()).device)
         return Evidence(Statistics.sum(parts), Shards.of(parts), rows, device, recycled)
 

@@ -1,4 +1,4 @@
-"""Rows of a cut on disk, for the fits that cannot do with sums: MLP output M and target R of each token, bfloat16.
+"""Rows of a cut on disk, for the fits that cannot do with sums: m (see `regression`) and r of each token, bfloat16.
 
 The exact cosine objective (eq. 7 of arXiv 2505.02819) also needs the residual stream Y = hidden_states[start-1] - M,
 the `state`; R + Y is then hidden_states[end-1]. A folder of safetensors parts and an index.json that is written last.
@@ -25,6 +25,8 @@ from replaceme.regression import Regression, formed
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from replaceme.recycling import Recycled
 
 LOGGER = logging.getLogger(__name__)
 INDEX = "index.json"
@@ -132,19 +134,24 @@ def write_rows(
     fit_tokens: int | None = None,
     origin: dict[str, Any] | None = None,
     with_state: bool = False,
+    regression: Regression = MLP,
+    recycled: "Recycled | None" = None,
 ) -> Rows:
     """Write the rows of a cut [start, end), all of them or `fit_tokens` drawn uniformly, and return them.
+
+    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has such.
 
     Raises ReplaceMeError before the first forward pass when the disk has no room for them.
     """
     folder = Path(folder)
-    hidden = model.get_input_embeddings().weight.shape[1]
+    down = family.down_projection(family.block_modules(model)[cut[0] - 1]).weight
+    hidden, width = down.shape if regression.placement == "down_proj" else (down.shape[0], down.shape[0])
     chosen = _chosen(tokens.count, fit_tokens)
-    needed = check_room(folder, int(chosen.sum()), row_bytes((hidden, hidden), with_state))
-    LOGGER.info("rows: %d tokens of %d channels, %.2f GB", int(chosen.sum()), hidden, needed / 1e9)
+    needed = check_room(folder, int(chosen.sum()), row_bytes((width, hidden), with_state))
+    LOGGER.info("rows: %d tokens of %d channels, %.2f GB", int(chosen.sum()), width, needed / 1e9)
     batches = tokens.batches(batch_size)
-    passes = capture(model, family, progress(batches, "rows", unit="batch"), MLP.wanted([cut]))
-    return store(folder, _rows(passes, cut, chosen, with_state), origin)
+    passes = capture(model, family, progress(batches, "rows", unit="batch"), regression.wanted([cut]))
+    return store(folder, _rows(passes, regression, recycled, cut, chosen, with_state), origin)
 
 
 def check_room(folder: Path, rows: int, bytes_each: int) -> int:
@@ -170,9 +177,14 @@ def _chosen(count: int, wanted: int | None) -> "torch.Tensor":
 
 
 def _rows(
-    passes: Iterable[Activations], cut: tuple[int, int], chosen: "torch.Tensor", with_state: bool
+    passes: Iterable[Activations],
+    regression: Regression,
+    recycled: "Recycled | None",
+    cut: tuple[int, int],
+    chosen: "torch.Tensor",
+    with_state: bool,
 ) -> Iterator[tuple["torch.Tensor", ...]]:
-    """(mlp_output, target[, state]) of the chosen tokens of each batch, as they come, in bfloat16 on the CPU."""
+    """(m, target[, state]) of the chosen tokens of each batch, as they come, in bfloat16 on the CPU."""
     import torch
 
     done = 0
@@ -181,8 +193,8 @@ def _rows(
         keep = chosen[done : done + here].to(activations.mask.device)
         done += here
         if keep.any():
-            m, terms = MLP.rows(activations, *cut)
-            m, goal, state = (tensor[activations.mask][keep] for tensor in (m, *terms[:2]))
-            target = formed((goal, state, m))
-            kept = (m, target, state.to(target.dtype) - m.to(target.dtype)) if with_state else (m, target)
+            m, terms = regression.rows(activations, *cut, recycled)
+            m, goal, state, added = (tensor[activations.mask][keep] for tensor in (m, *terms))
+            target = formed((goal, state, added))
+            kept = (m, target, state.to(target.dtype) - added.to(target.dtype)) if with_state else (m, target)
             yield tuple(tensor.to(torch.bfloat16).cpu() for tensor in kept)

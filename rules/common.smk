@@ -222,7 +222,7 @@ def fit_evidence(wildcards):
     if fit.needs_rows:
         exact = "-exact" if fit.needs_state else ""
         files["rows"] = (
-            f"{calibration}/{wildcards.cut}/rows/{fit.fit_tokens or 'all'}{exact}"
+            f"{calibration}/{wildcards.cut}/rows/{fit.regression.kind}/{fit.fit_tokens or 'all'}{exact}"
         )
     return files
 
@@ -249,6 +249,20 @@ BEFORE = {
     for fit in CONFIG.fits.values()
     if fit.regression.before
 }
+
+
+def rows_neurons(wildcards):
+    """The neurons that are changed before the rows of a kind are taken, if any."""
+    shards = CONFIG.calibrations[wildcards.calibration].shards
+    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
+    if REGRESSIONS[wildcards.kind].recycle is None:
+        return {}
+    return {"recycled": f"{folder}/{wildcards.kind}/recycled-of-{shards}.safetensors"}
+
+
+def rows_options(wildcards):
+    """Options of the rows of a kind, from any fit that uses them."""
+    return to_flags(REGRESSIONS[wildcards.kind], ("placement", "recycle"))
 
 
 def regression_options(wildcards):

@@ -71,22 +71,31 @@ rule sum:
 
 
 rule rows:
-    """MLP outputs and targets of a cut, token by token, for the fits over rows; gone when those are done."""
+    """What is regressed, and targets, of a cut, token by token, for the fits over rows; gone when those are done."""
     input:
+        unpack(rows_neurons),
         model="results/{model}/model.json",
         tokens="results/{model}/{calibration}/tokens.safetensors",
         cut="results/{model}/{calibration}/{cut}/cut.json",
     output:
-        temp(directory("results/{model}/{calibration}/{cut}/rows/{fit_tokens}{exact}")),
+        temp(
+            directory(
+                "results/{model}/{calibration}/{cut}/rows/{kind}/{fit_tokens}{exact}"
+            )
+        ),
     log:
-        "results/logs/{model}/{calibration}/{cut}/rows/{fit_tokens}{exact}.log",
+        "results/logs/{model}/{calibration}/{cut}/rows/{kind}/{fit_tokens}{exact}.log",
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/rows/{fit_tokens}{exact}.tsv"
+        "results/benchmarks/{model}/{calibration}/{cut}/rows/{kind}/{fit_tokens}{exact}.tsv"
     threads: 1
     resources:
         gpu=GPU,
     params:
         options=forward_options,
+        regression=rows_options,
+        evidence=lambda wildcards, input: evidence_options(
+            {name: input[name] for name in input.keys() if name == "recycled"}
+        ),
         fit_tokens=lambda wildcards: (
             ""
             if wildcards.fit_tokens == "all"
@@ -95,10 +104,10 @@ rule rows:
         state=lambda wildcards: "--state" if wildcards.exact else "",
         code=code_of("rows"),
     message:
-        "rows of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}: {wildcards.fit_tokens} tokens"
+        "rows of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: {wildcards.fit_tokens} tokens"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme rows {input.model:q} {input.tokens:q} {input.cut:q}"
-        " {params.options} {params.fit_tokens} {params.state} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.options} {params.regression} {params.evidence} {params.fit_tokens} {params.state} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule transform:

@@ -118,7 +118,7 @@ BAD = {
                                 "fits.ls: transform orthogonal takes no towards; drop it"),
     "identity with a placement": (("fits/uidl/placement", "block"), "fits.uidl: transform identity takes no placement"),
     "cosine beside the MLP": (("fits/ls", {"objective": "cosine", "placement": "block"}),
-                              "fits.ls: a fit over rows takes no placement; drop it"),
+                              "fits.ls: a fit over rows is of placement mlp, or with solver auto of down_proj"),
     "hadamard with a rank": (("fits/ls", {"transform": "hadamard", "rank": 2}), "hadamard takes no rank; drop it"),
     "scalar in place of the down projection": (("fits/ls", {"transform": "scalar", "placement": "down_proj"}),
                                                "fits.ls: placement down_proj fits a full T; drop transform"),

@@ -83,6 +83,7 @@ FITS = {
     "normalised": {"weighting": "inverse_energy"},
     "down projection": {"placement": "down_proj", "ridge_relative": 1e-4},
     "recycled": {"placement": "down_proj", "ridge_relative": 1e-4, "recycle": 0.25},
+    "recycled-cosine": {"placement": "down_proj", "ridge_relative": 1e-3, "recycle": 0.25, "objective": "cosine"},
     "block": {"placement": "block"},
 }
 

@@ -5,6 +5,7 @@ import torch
 
 from replaceme import rows as module
 from replaceme.errors import ReplaceMeError
+from replaceme.regression import Regression
 from replaceme.rows import Rows, store, write_rows
 from replaceme.transforms.streams import Table
 
@@ -58,6 +59,23 @@ def test_the_residual_stream_comes_along(llama, blocks_of, expected, tmp_path, b
     assert torch.equal(found_y, (hidden[1] - m).to(torch.bfloat16)) and torch.equal(found_m, m.to(torch.bfloat16))
     assert (found_r.double() + found_y.double() - hidden[4]).norm() < 2**-7 * hidden[4].norm()
     assert all(len(given) == 2 for given in rows.blocks(7))
+
+
+def test_rows_of_the_down_projection(llama, blocks_of, expected, tmp_path):
+    """Times its weight they are the MLP's output; target and state are the same."""
+    tokens, m, _ = expected
+    model, family = blocks_of(llama, "float64")
+    given = (model, family, tokens, CUT, 5)
+    regression = Regression("down_proj")
+    wide = write_rows(tmp_path / "wide", *given, with_state=True, regression=regression)
+    narrow = write_rows(tmp_path / "narrow", *given, with_state=True)
+    assert wide.columns == (24, 16) and wide.count == narrow.count
+    (a, *rest), (_, *others) = (
+        [torch.cat(x) for x in zip(*r.blocks(7, state=True), strict=True)] for r in (wide, narrow)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(rest, others, strict=True))
+    weight = family.down_projection(family.block_modules(model)[CUT[0] - 1]).weight
+    assert (a.double() @ weight.T - m).norm() < 2**-7 * m.norm()
 
 
 def test_rows_without_their_state_say_so(llama, blocks_of, expected, tmp_path):

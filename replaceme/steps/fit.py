@@ -132,8 +132,10 @@ def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any], g
     rows = Rows.open(Path(args.rows) / str(group))
     if config.needs_state:
         rows.require_state()
-    if rows.origin != {key: value for key, value in origin.items() if key not in ("shards", "kind")}:
-        raise ReplaceMeError(f"{args.rows}: of another model, calibration or cut than {args.statistics}; make it again")
+    if rows.origin != {key: value for key, value in origin.items() if key != "shards"}:
+        raise ReplaceMeError(
+            f"{args.rows}: of another model, calibration or cut, or other rows, than {args.statistics}; make it again"
+        )
     return rows
 
 

@@ -1,22 +1,24 @@
-"""rows: MLP outputs and targets of each group of a cut, token by token, for the fits that need more than sums."""
+"""rows: m and r of each token (see `regression`) of each group of a cut, for the fits that need more than sums."""
 
 import argparse
 
 from replaceme.config import FitConfig
 from replaceme.cuts import groups_of
-from replaceme.options import add_options
+from replaceme.options import add_options, from_options
 from replaceme.rows import write_rows
-from replaceme.steps.common import load_cut, load_model, out_argument, same_model
+from replaceme.steps.common import load_cut, load_model, neurons, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
+OPTIONS = ("placement", "recycle")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     out_argument(parser, "folder of the rows, with one for each group in it")
     forward_arguments(parser)
-    add_options(parser, FitConfig, ("fit_tokens",))
+    add_options(parser, FitConfig, ("fit_tokens", *OPTIONS))
+    parser.add_argument("--recycled", metavar="FILE", help="neurons of the `recycle` step; needed with --recycle")
     parser.add_argument("--state", action="store_true", help="also the residual stream, for objective cosine_exact")
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
 
@@ -27,7 +29,10 @@ def run(args: argparse.Namespace) -> None:
     record = load_model(args)
     same_model(record, cut, args.cut)
     forward = load_forward(args, record)
+    regression = from_options(args, FitConfig, OPTIONS).regression
     origin = {**forward.origin, "groups": cut["groups"]}
+    recycled = neurons(args.recycled, regression, origin) or [None] * len(cut["groups"])
+    origin["kind"] = regression.kind
     given = (forward.model, forward.family, forward.tokens)
     for number, group in enumerate(groups_of(cut)):
         write_rows(
@@ -38,4 +43,6 @@ def run(args: argparse.Namespace) -> None:
             getattr(args, "fit_tokens", None),
             origin,
             args.state,
+            regression,
+            recycled[number],
         )

@@ -112,7 +112,7 @@ def check_width(statistics: Statistics, rows: Rows) -> None:
     """Raise ReplaceMeError where rows and statistics are not of the same channels."""
     if rows.columns != tuple(statistics.cross.shape):
         widths = " and ".join(map(str, dict.fromkeys(rows.columns)))
-        raise ReplaceMeError(f"{rows.folder}: rows of {widths} channels, statistics of {statistics.hidden_size}")
+        raise ReplaceMeError(f"{rows.folder}: rows of {widths} channels, statistics of {statistics.width}")
 
 
 def _begun(blocks: Blocks, ridge: Ridge, columns: tuple[int, int], device: str | torch.device) -> Search:
@@ -149,7 +149,7 @@ def _point(outcome: Pass, step: float, helped: bool) -> dict[str, Any]:
 
 def _plain(blocks: Blocks, columns: tuple[int, int], device: str | torch.device) -> Statistics:
     """Unweighted sums of the rows that are not held out."""
-    sums = Statistics.zeros(columns[0], device)
+    sums = Statistics.zeros(columns[1], device, columns[0])
     for block in blocks():
         if not block.held_out:
             sums.add_batch(block.m, block.r)

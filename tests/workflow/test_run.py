@@ -130,6 +130,7 @@ def test_groups_and_placements(completed):
         "block": {"placement": "block"},
         "sequential": {"estimation": "sequential"},
         "cosine": {"objective": "cosine"},
+        "recycled-cosine": {"objective": "cosine", "placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
     }
     two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "loss"}
     table = {**completed.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["two"]}
