@@ -146,9 +146,9 @@ def test_groups_and_placements(completed):
         "gram": 8,
         "sum": 4,
         "recycle": 1,
-        "rows": 1,
-        "transform": 4,
-        "merge": 4,
+        "rows": 2,
+        "transform": 5,
+        "merge": 5,
     }
     cut = json.loads((completed.folder / folder / "cut.json").read_text())
     assert cut["groups"] == [[1, 2], [3, 4]] and {len(one) for one in cut["parts"]} == {2}
