@@ -9,22 +9,19 @@ holds the two equal), and judged by the mean loss on each text, in nats per toke
 """
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 import yaml
+from loaded import BATCH_SIZE, Loaded, add_unseen, parser_of
 
-from replaceme.checkpoints import read_config, resolve
-from replaceme.config import CalibrationConfig, FitConfig
-from replaceme.data import Tokens, calibrate, load_tokens
+from replaceme.config import FitConfig
 from replaceme.errors import ReplaceMeError
-from replaceme.fitting import Evidence, Passes, fit_cut
+from replaceme.fitting import Passes, fit_cut
 from replaceme.language_loss import sequence_losses
-from replaceme.loading import load_causal_model, load_tokenizer
-from replaceme.models import check_fit, family_of, pick_device, pick_dtype, stored_dtype
+from replaceme.models import check_fit, stored_dtype
 from replaceme.shortened import shortened
 from replaceme.transforms import joint_report
 from replaceme.validation import validated
@@ -34,18 +31,11 @@ REFERENCE = "ls"
 
 def main() -> None:
     """Fit, measure, write and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a checkpoint")
-    parser.add_argument("--name", help="its name in the table (default: the folder's)")
-    parser.add_argument("--text", required=True, help="calibration text: a file of text or of the `tokens` step, micro")
-    parser.add_argument("--samples", type=int, default=128, help="sequences of it")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of a sequence")
-    parser.add_argument("--unseen", nargs="+", required=True, metavar="NAME=FILE", help="texts the loss is measured on")
-    parser.add_argument("--unseen-samples", type=int, default=64, help="sequences of each of them")
+    parser = parser_of(__doc__, samples=128)
+    add_unseen(parser, samples=64)
     parser.add_argument("--config", required=True, help="YAML file with a `fits` section")
     parser.add_argument("--fits", nargs="+", help="those of its fits to compare (default: all)")
     parser.add_argument("--cuts", nargs="+", required=True, metavar="START:END", help="blocks that go")
-    parser.add_argument("--dtype", default="auto", help="of the forward passes (default: as in the config)")
     parser.add_argument("--out", type=Path, required=True, help="where the table goes, .csv")
     arguments = parser.parse_args()
     table = measured(arguments)
@@ -57,32 +47,20 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace) -> pd.DataFrame:
     """A row for each cut, fit and text."""
-    record = resolve(arguments.model, None)
-    config = read_config(record["folder"])
-    device = pick_device("auto")
-    model = load_causal_model(record["folder"], pick_dtype(arguments.dtype, device, config), device)
-    family = family_of(config, arguments.model)
-
-    def text(dataset: str, samples: int, seed: int) -> Tokens:
-        if dataset.endswith(".safetensors"):
-            return load_tokens(dataset)[0].first(samples)
-        section = CalibrationConfig(dataset=dataset, samples=samples, tokens=arguments.tokens, seed=seed)
-        return calibrate(section, load_tokenizer(record["folder"]))[0]
-
-    batch_size = CalibrationConfig.model_fields["batch_size"].default
-    fitted = text(arguments.text, arguments.samples, 0)
-    passes = Passes(model.base_model, family, fitted, batch_size, stored_dtype(config))
-    unseen = dict(given.split("=", 1) for given in arguments.unseen)
-    unseen = {name: text(dataset, arguments.unseen_samples, 1) for name, dataset in unseen.items()}
+    given = Loaded(arguments, head=True)
+    model, family = given.model, given.family
+    fitted = given.text(arguments.text, arguments.samples)
+    passes = Passes(model.base_model, family, fitted, BATCH_SIZE, stored_dtype(given.config))
+    unseen = given.unseen()
     whole = {name: sequence_losses(model, tokens) for name, tokens in unseen.items()}
     rows = []
     for cut in arguments.cuts:
         group = tuple(int(block) for block in cut.split(":"))
         found = {}
-        for name, fit in chosen_fits(arguments, config).items():
+        for name, fit in chosen_fits(arguments, given.config).items():
             start = time.perf_counter()
             try:
-                transforms = fitted_at(fit, group, passes, config["hidden_size"])
+                transforms = fit_cut(fit, [group], given.record["hidden_size"], None, lambda: passes, family)
             except ReplaceMeError as error:
                 print(f"{cut} {name}: {error}")
                 continue
@@ -91,7 +69,7 @@ def measured(arguments: argparse.Namespace) -> pd.DataFrame:
                 losses = {text: sequence_losses(model, tokens)[0] for text, tokens in unseen.items()}
             found[name] = (losses, joint_report(transforms).get("residual"), seconds)
         rows += [
-            {"model": arguments.name or Path(arguments.model).name, "cut": cut, "text": text, "fit": name, **row}
+            {"model": given.name, "cut": cut, "text": text, "fit": name, **row}
             for text in unseen
             for name, row in compared(text, whole[text], found).items()
         ]
@@ -111,18 +89,6 @@ def chosen_fits(arguments: argparse.Namespace, config: dict) -> dict[str, FitCon
         else:
             found[name] = fit
     return found
-
-
-def fitted_at(fit: FitConfig, group: tuple[int, int], passes: Passes, hidden_size: int) -> list:
-    """The transform of a fit at a cut."""
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def gathered(number: int) -> Evidence:
-            if fit.transform == "identity":
-                return Evidence()
-            return passes.evidence(fit, group, Path(scratch) / str(number))
-
-        return fit_cut(fit, [group], hidden_size, gathered, lambda: passes, passes.family)
 
 
 def compared(text: str, whole: tuple[torch.Tensor, torch.Tensor], found: dict) -> dict[str, dict]:

@@ -14,15 +14,13 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from loaded import BATCH_SIZE, Loaded, add_unseen, parser_of
 
 from replaceme.candidates import measure_candidates, split
-from replaceme.checkpoints import read_config, resolve
-from replaceme.config import POST_FIT_METRICS, REPRESENTATIONS, CalibrationConfig, CutConfig
+from replaceme.config import POST_FIT_METRICS, REPRESENTATIONS, CutConfig
 from replaceme.cuts import choose
-from replaceme.data import Tokens, calibrate, load_tokens
+from replaceme.data import Tokens
 from replaceme.distances import measure
-from replaceme.loading import load_causal_model, load_tokenizer
-from replaceme.models import family_of, pick_device, pick_dtype
 
 DISTANCES = ("cosine", "angular", "l2", "bi", *REPRESENTATIONS)
 MEASURES = (*DISTANCES, "angular-last", *POST_FIT_METRICS)
@@ -31,16 +29,9 @@ UNSEEN = "unseen-"  # columns of the losses that are to be predicted
 
 def main() -> None:
     """Measure one model, or join tables, and print the correlations."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder of a checkpoint")
-    parser.add_argument("--name", help="its name in the table (default: the folder's)")
-    parser.add_argument("--text", help="calibration text: a file of text or of the `tokens` step, or micro")
-    parser.add_argument("--samples", type=int, default=64, help="sequences to fit on, a quarter as many held out")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of a sequence")
-    parser.add_argument("--unseen", nargs="+", default=[], metavar="NAME=FILE", help="texts whose loss is predicted")
-    parser.add_argument("--unseen-samples", type=int, default=32, help="sequences of each of them")
+    parser = parser_of(__doc__, samples=64, required=False)
+    add_unseen(parser, samples=32, required=False)
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of blocks to remove")
-    parser.add_argument("--dtype", default="auto", help="of the forward passes (default: as in the config)")
     parser.add_argument("--out", type=Path, help="where the table goes, .csv")
     parser.add_argument("--join", nargs="+", default=[], help="tables of earlier runs, instead of a model")
     arguments = parser.parse_args()
@@ -54,41 +45,27 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace) -> pd.DataFrame:
     """A row for each candidate: every measure of it, and the rise of the loss on each unseen text."""
-    record = resolve(arguments.model, None)
-    config = read_config(record["folder"])
-    device = pick_device("auto")
-    model = load_causal_model(record["folder"], pick_dtype(arguments.dtype, device, config), device)
-    family = family_of(config, arguments.model)
-
-    def text(dataset: str, samples: int, seed: int) -> Tokens:
-        if dataset.endswith(".safetensors"):
-            return load_tokens(dataset)[0].first(samples)
-        section = CalibrationConfig(dataset=dataset, samples=samples, tokens=arguments.tokens, seed=seed)
-        return calibrate(section, load_tokenizer(record["folder"]))[0]
-
-    batch_size = CalibrationConfig.model_fields["batch_size"].default
-    fitted, held_out = split(text(arguments.text, arguments.samples + arguments.samples // 4, 0), arguments.samples)
-    texts = {"loss": held_out}
-    for given in arguments.unseen:
-        name, _, dataset = given.partition("=")
-        texts[UNSEEN + name] = text(dataset, arguments.unseen_samples, 1)
-    listed = measure_candidates(model, family, fitted, arguments.sizes, batch_size, texts)
+    given = Loaded(arguments, head=True)
+    text = given.text(arguments.text, arguments.samples + arguments.samples // 4)
+    fitted, held_out = split(text, arguments.samples)
+    texts = {"loss": held_out} | {UNSEEN + name: tokens for name, tokens in given.unseen().items()}
+    listed = measure_candidates(given.model, given.family, fitted, arguments.sizes, BATCH_SIZE, texts)
     table = pd.DataFrame(listed).drop(columns=["residual_identity", "cosine"])
-    table = table.merge(by_distance(model.base_model, family, fitted, batch_size, record, arguments.sizes))
-    table.insert(0, "model", arguments.name or Path(arguments.model).name)
+    table = table.merge(by_distance(given, fitted, arguments.sizes))
+    table.insert(0, "model", given.name)
     return table
 
 
-def by_distance(model, family, tokens: Tokens, batch_size: int, record, sizes: list[int]) -> pd.DataFrame:
+def by_distance(given: Loaded, tokens: Tokens, sizes: list[int]) -> pd.DataFrame:
     """The distances of every candidate."""
-    matrices = measure(model, family, tokens, batch_size, representations=True)
+    matrices = measure(given.model.base_model, given.family, tokens, BATCH_SIZE, representations=True)
     found = []
     for size in sizes:
         columns = []
         for name in (*DISTANCES, "angular-last"):
             metric, _, position = name.partition("-")
             cut = CutConfig(blocks=size, metric=metric, position=position or "all")
-            listed = pd.DataFrame(choose(cut, record, matrices)["candidates"])
+            listed = pd.DataFrame(choose(cut, given.record, matrices)["candidates"])
             columns.append(listed.set_index(["start", "end"]).rename(columns={metric: name}))
         found.append(pd.concat(columns, axis=1).reset_index())
     return pd.concat(found, ignore_index=True)

@@ -15,12 +15,8 @@ import time
 from pathlib import Path
 
 import torch
+from loaded import BATCH_SIZE, Loaded, parser_of
 
-from replaceme.checkpoints import read_config, resolve
-from replaceme.config import CalibrationConfig
-from replaceme.data import calibrate
-from replaceme.loading import load_base_model, load_tokenizer
-from replaceme.models import family_of, pick_device, pick_dtype
 from replaceme.rows import Rows, write_rows
 from replaceme.statistics import Statistics
 from replaceme.transforms import AdamOptions, Objective, cosine, fit_least_squares
@@ -36,39 +32,29 @@ ITERATIONS = 5
 
 def main() -> None:
     """Write the rows, run the solvers, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a checkpoint")
-    parser.add_argument("--text", required=True, help="calibration text: a file, or micro")
+    parser = parser_of(__doc__, samples=32)
     parser.add_argument("--cut", type=int, nargs=2, required=True, metavar=("START", "END"), help="blocks that go")
-    parser.add_argument("--samples", type=int, default=32, help="sequences (default: 32)")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of a sequence (default: 256)")
     parser.add_argument("--objective", choices=("cosine", "cosine_exact"), default="cosine")
     parser.add_argument("--adam-epochs", type=int, nargs="+", default=[10], help="default: 10, as in the paper")
     parser.add_argument("--lbfgs-iterations", type=int, default=30)
     arguments = parser.parse_args()
-    device = pick_device("auto")
+    given = Loaded(arguments, head=False)
+    device = given.device
     objective = Objective(arguments.objective)
     with tempfile.TemporaryDirectory() as folder:
-        rows = captured(arguments, Path(folder) / "rows", device)
+        rows = captured(given, arguments, Path(folder) / "rows")
         records = compare(rows, objective, arguments.adam_epochs, arguments.lbfgs_iterations, device)
-    print(
-        f"{arguments.model}, cut {arguments.cut}, {rows.count} tokens of {rows.columns[0]} channels, {objective.name}"
-    )
+    print(f"{given.name}, cut {arguments.cut}, {rows.count} tokens of {rows.columns[0]} channels, {objective.name}")
     print(f"{'solver':<40} {'cosine distance':>16} {'seconds':>9} {'of Adam':>9}")
     of_adam = next(seconds for name, _, seconds in records if name.startswith("Adam"))
     for name, loss, seconds in records:
         print(f"{name:<40} {loss:>16.6f} {seconds:>9.2f} {seconds / of_adam:>9.4f}")
 
 
-def captured(arguments: argparse.Namespace, folder: Path, device: str) -> Rows:
+def captured(given: Loaded, arguments: argparse.Namespace, folder: Path) -> Rows:
     """The rows of the cut, with the residual stream."""
-    record = resolve(arguments.model, None)
-    config = read_config(record["folder"])
-    section = CalibrationConfig(dataset=arguments.text, samples=arguments.samples, tokens=arguments.tokens)
-    tokens, _ = calibrate(section, load_tokenizer(record["folder"]))
-    model = load_base_model(record["folder"], pick_dtype("auto", device, config), device)
-    family = family_of(config, arguments.model)
-    return write_rows(folder, model, family, tokens, tuple(arguments.cut), section.batch_size, with_state=True)
+    tokens = given.text(arguments.text, arguments.samples)
+    return write_rows(folder, given.model, given.family, tokens, tuple(arguments.cut), BATCH_SIZE, with_state=True)
 
 
 def compare(

@@ -4,7 +4,6 @@ The same functions as the steps, called one after another: tokens -> distances o
 fold.
 """
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,9 @@ def prune(
     Raises ReplaceMeError on bad input, before any forward pass where possible.
     """
     from replaceme.cuts import groups_of, possible_spans
-    from replaceme.fitting import Passes
+    from replaceme.fitting import Passes, fit_cut
     from replaceme.fold import check_out, write_pruned
-    from replaceme.loading import load_base_model, load_causal_model, load_tokenizer
+    from replaceme.loading import load_model, load_tokenizer
     from replaceme.models import check_fit, check_length, family_of, pick_device, pick_dtype, stored_dtype
 
     if cut is not None and (blocks is not None or ratio is not None):
@@ -56,12 +55,12 @@ def prune(
     tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
-    model = (load_causal_model if cut.needs_loss else load_base_model)(record["folder"], dtype, device)
+    model = load_model(record["folder"], dtype, device, head=cut.needs_loss)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
-    passes = Passes(model.base_model, family, tokens, calibration.batch_size, stored_dtype(config))
-    with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
-        transforms = _fit(passes, groups_of(chosen), record["hidden_size"], fit, calibration.shards, Path(scratch))
+    stored = stored_dtype(config)
+    passes = Passes(model.base_model, family, tokens, calibration.batch_size, stored, calibration.shards)
+    transforms = fit_cut(fit, groups_of(chosen), record["hidden_size"], None, lambda: passes, family)
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
@@ -103,14 +102,3 @@ def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> d
     elif cut.start is None:
         distances = measure(model.base_model, family, tokens, batch_size, cut.of_representations)
     return choose(cut, record, distances, candidates)
-
-
-def _fit(passes, groups: list[tuple[int, int]], hidden_size: int, fit: FitConfig, shards: int, scratch: Path):
-    from replaceme.fitting import Evidence, fit_cut
-
-    def gathered(number: int) -> Evidence:
-        if fit.transform == "identity":
-            return Evidence()
-        return passes.evidence(fit, groups[number], scratch / str(number), shards)
-
-    return fit_cut(fit, groups, hidden_size, gathered, lambda: passes, passes.family)

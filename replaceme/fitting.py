@@ -32,7 +32,8 @@ FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ri
 class Passes:
     """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch.
 
-    `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from.
+    `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from; `shards` the least
+    number of parts by which `ridge: auto` is chosen.
     """
 
     model: "nn.Module"
@@ -40,14 +41,17 @@ class Passes:
     tokens: "Tokens"
     batch_size: int
     stored: str
+    shards: int = 1
 
-    def evidence(self, config: FitConfig, group: tuple[int, int], folder: Path, shards: int = 1) -> "Evidence":
+    def evidence(self, config: FitConfig, group: tuple[int, int], folder: Path) -> "Evidence":
         """What the fit of a group needs, from the model as it runs now; rows, if any, go to a folder."""
         from replaceme.rows import write_rows
         from replaceme.statistics import Statistics
         from replaceme.transforms import Shards
 
-        count = min(max(shards, FOLDS), len(self.tokens.batches(self.batch_size))) if config.automatic else 1
+        if config.transform == "identity":
+            return Evidence()
+        count = min(max(self.shards, FOLDS), len(self.tokens.batches(self.batch_size))) if config.automatic else 1
         recycled = self._recycled(config, group)
         parts = [self._gathered(config.regression, group, recycled, shard, count) for shard in range(count)]
         rows = None
@@ -83,12 +87,10 @@ class Passes:
         """(m, r) of the unmasked tokens of each batch."""
         from replaceme.capture import capture
         from replaceme.progress import progress
-        from replaceme.regression import formed
 
         batches = progress(self.tokens.batches(self.batch_size), "gain", unit="batch")
         for activations in capture(self.model, self.family, batches, config.regression.wanted([group])):
-            m, terms = config.regression.rows(activations, *group, recycled)
-            yield m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
+            yield config.regression.unmasked(activations, *group, recycled)
 
 
 @dataclass(frozen=True)
@@ -183,16 +185,17 @@ def fit_cut(
 ) -> "list[Transform]":
     """The transforms of the groups [start, end) of a cut, in order.
 
-    `gathered(k)` gives the evidence of group k on the original model, None where there are no sums of it; `passes()`
-    loads what forward passes need, and is called for a sequential estimation of several groups, for a gain, and
-    without sums.
+    `gathered(k)` gives the evidence of group k on the original model, from what was gathered before; without it
+    forward passes do. `passes()` loads what these need, and is called for that, for a sequential estimation of several
+    groups and for a gain.
     """
     from replaceme.shortened import shortened
     from replaceme.transforms import with_gain
 
-    sequential = config.sequential(len(groups)) or gathered is None
+    sequential = config.sequential(len(groups))
+    streamed = sequential or gathered is None
     gain = family.post_norm is not None and config.transform != "identity" and config.placement != "block"
-    loaded = passes() if sequential or gain else None
+    loaded = passes() if streamed or gain else None
     found: list[Transform] = []
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
         for number, group in enumerate(groups):
@@ -200,7 +203,7 @@ def fit_cut(
             running = shortened(loaded.model, family, groups[: len(before)], before) if before else nullcontext()
             with running:
                 folder = Path(scratch) / str(number)
-                evidence = loaded.evidence(config, group, folder) if sequential else gathered(number)
+                evidence = loaded.evidence(config, group, folder) if streamed else gathered(number)
                 transform = fit_section(config, evidence, hidden_size)
                 if gain:
                     transform = with_gain(transform, loaded.stream(config, group, evidence.recycled))

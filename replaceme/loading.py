@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def load_model(folder: str | Path, dtype: str, device: str, head: bool) -> "PreTrainedModel":
+    """The model of a checkpoint folder with its head or without; errors as in `load_base_model`."""
+    return (load_causal_model if head else load_base_model)(folder, dtype, device)
+
+
 def load_causal_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
     """The model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
     from transformers import AutoModelForCausalLM

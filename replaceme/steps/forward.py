@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import CalibrationConfig
 from replaceme.data import Tokens, load_tokens
-from replaceme.loading import load_base_model, load_causal_model
+from replaceme.loading import load_model
 from replaceme.models import Family, family_of, pick_device, pick_dtype
 from replaceme.options import add_options
 from replaceme.steps.common import compute_arguments, model_argument, set_threads
@@ -43,7 +43,7 @@ def load_forward(args: argparse.Namespace, record: dict[str, Any], head: bool = 
     config = read_config(record["folder"])
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
-    model = (load_causal_model if head else load_base_model)(record["folder"], dtype, device)
+    model = load_model(record["folder"], dtype, device, head)
     batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
     origin = {
         "model_sha256": model_sha256(record),

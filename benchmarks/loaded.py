@@ -1,0 +1,86 @@
+"""What the comparisons of a model's fits, solvers and metrics share: their arguments, the model and the texts."""
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from replaceme.checkpoints import read_config, resolve
+from replaceme.config import CalibrationConfig
+from replaceme.data import Tokens, calibrate, load_tokens
+from replaceme.loading import load_model, load_tokenizer
+from replaceme.models import Family, family_of, pick_device, pick_dtype
+
+BATCH_SIZE = CalibrationConfig.model_fields["batch_size"].default
+
+
+def parser_of(description: str, samples: int, required: bool = True) -> argparse.ArgumentParser:
+    """A parser with the arguments of every comparison: the model, its calibration text and the type to compute in."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=required, help="folder of a checkpoint")
+    parser.add_argument("--name", help="its name in the table (default: the folder's)")
+    text = "calibration text: a file of text or of the `tokens` step, or micro"
+    parser.add_argument("--text", required=required, help=text)
+    parser.add_argument("--samples", type=int, default=samples, help=f"sequences to fit on (default: {samples})")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of a sequence (default: 256)")
+    parser.add_argument("--dtype", default="auto", help="of the forward passes (default: as in the config)")
+    return parser
+
+
+def add_unseen(parser: argparse.ArgumentParser, samples: int, required: bool = True) -> None:
+    """The texts that the loss is measured on."""
+    shape = {"nargs": "+", "metavar": "NAME=FILE", "default": [], "required": required}
+    parser.add_argument("--unseen", **shape, help="texts that the loss is measured on")
+    parser.add_argument("--unseen-samples", type=int, default=samples, help=f"sequences of each (default: {samples})")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is compared on, by the arguments of `parser_of`."""
+
+    arguments: argparse.Namespace
+    head: bool
+
+    @cached_property
+    def name(self) -> str:
+        """What the model is called in a table."""
+        return self.arguments.name or Path(self.arguments.model).name
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """As the `model` step writes it."""
+        return resolve(self.arguments.model, None)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return read_config(self.record["folder"])
+
+    @cached_property
+    def device(self) -> str:
+        """Where everything runs."""
+        return pick_device("auto")
+
+    @cached_property
+    def model(self) -> Any:
+        """The model itself, with its head if it has to have one."""
+        dtype = pick_dtype(self.arguments.dtype, self.device, self.config)
+        return load_model(self.record["folder"], dtype, self.device, self.head)
+
+    @cached_property
+    def family(self) -> Family:
+        """Its family."""
+        return family_of(self.config, self.arguments.model)
+
+    def text(self, dataset: str, samples: int, seed: int = 0) -> Tokens:
+        """Sequences of a text: of a token file the first ones, else drawn by the seed."""
+        if dataset.endswith(".safetensors"):
+            return load_tokens(dataset)[0].first(samples)
+        section = CalibrationConfig(dataset=dataset, samples=samples, tokens=self.arguments.tokens, seed=seed)
+        return calibrate(section, load_tokenizer(self.record["folder"]))[0]
+
+    def unseen(self) -> dict[str, Tokens]:
+        """The texts of `add_unseen`, by name; another seed than that of the calibration text."""
+        named = dict(given.split("=", 1) for given in self.arguments.unseen)
+        return {name: self.text(dataset, self.arguments.unseen_samples, 1) for name, dataset in named.items()}
