@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from replaceme.capture import Activations, Wanted, capture
+from replaceme.capture import Activations, capture
 from replaceme.config import CutConfig
 from replaceme.cuts import sizes_of, spans
 from replaceme.data import Tokens
@@ -83,13 +83,10 @@ def measure_candidates(
     starts = {start for start, _ in candidates}
     needed = 8 * (len(starts) + 2 * len(candidates)) * base.config.hidden_size**2
     log.info("statistics and fits of %d candidates: %.1f GB", len(candidates), needed / 1e9)
-    wanted = Wanted(
-        frozenset(block for start, end in candidates for block in (start - 1, end - 1)),
-        frozenset(start - 1 for start in starts),
-    )
 
     def passes(description: str) -> Iterator[Activations]:
-        return capture(base, family, progress(tokens.batches(batch_size), description, unit="batch"), wanted)
+        batches = progress(tokens.batches(batch_size), description, unit="batch")
+        return capture(base, family, batches, MLP.wanted(candidates))
 
     fits = _fits(passes("statistics of all cuts"), candidates)
     if family.post_norm is not None:
@@ -172,8 +169,7 @@ def _with_gains(
     gains = [Gain(one) for one in fits]
     for activations in passes:
         for gain, span in zip(gains, candidates, strict=True):
-            m, terms = MLP.rows(activations, *span)
-            gain.add(m[activations.mask], formed(tuple(term[activations.mask] for term in terms)))
+            gain.add(*MLP.unmasked(activations, *span))
     return [gain.transform() for gain in gains]
 
 

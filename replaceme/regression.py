@@ -77,6 +77,13 @@ class Regression:
             m = recycled.apply(m, activations.mlp_input[carrier])
         return m, (goal, state, added)
 
+    def unmasked(
+        self, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """(m [tokens, width], r [tokens, hidden]) of the unmasked tokens of a batch."""
+        m, terms = self.rows(activations, start, end, recycled)
+        return m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
+
     def weights(self, terms: tuple["torch.Tensor", ...]) -> "torch.Tensor | None":
         """The weight of each token [samples, tokens], float32; None where all count alike."""
         if self.weighting == "uniform":
