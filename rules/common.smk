@@ -190,7 +190,7 @@ def cut_evidence(wildcards):
 
 
 def candidate_options(wildcards):
-    """Options of a candidates file, from any cut that uses it (they agree in size and samples)."""
+    """Options of a candidates file, from any cut that uses it: they agree in these, and in needing the loss or not."""
     cut = next(
         cut
         for cut in CONFIG.cuts.values()
@@ -198,6 +198,12 @@ def candidate_options(wildcards):
     )
     options = to_flags(cut, ("blocks", "ratio", "groups", "search", "samples"))
     return f"{options} --metric loss" if cut.needs_loss else options
+
+
+def gram_folder(wildcards, kind):
+    """Where the sums of a kind lie."""
+    calibration = f"results/{wildcards.model}/{wildcards.calibration}"
+    return f"{calibration}/{wildcards.cut}/gram/{kind}"
 
 
 def fit_evidence(wildcards):
@@ -211,7 +217,7 @@ def fit_evidence(wildcards):
     if fit.sequential(CONFIG.cuts[wildcards.cut].groups):
         return files
     shards = CONFIG.calibrations[wildcards.calibration].shards
-    folder = f"{calibration}/{wildcards.cut}/gram/{fit.regression.kind}"
+    folder = gram_folder(wildcards, fit.regression.kind)
     files["statistics"] = f"{folder}/sum-of-{shards}.safetensors"
     if fit.recycle is not None:
         files["recycled"] = f"{folder}/recycled-of-{shards}.safetensors"
@@ -251,15 +257,6 @@ BEFORE = {
 }
 
 
-def rows_neurons(wildcards):
-    """The neurons that are changed before the rows of a kind are taken, if any."""
-    shards = CONFIG.calibrations[wildcards.calibration].shards
-    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
-    if REGRESSIONS[wildcards.kind].recycle is None:
-        return {}
-    return {"recycled": f"{folder}/{wildcards.kind}/recycled-of-{shards}.safetensors"}
-
-
 def rows_options(wildcards):
     """Options of the rows of a kind, from any fit that uses them."""
     return to_flags(REGRESSIONS[wildcards.kind], ("placement", "recycle"))
@@ -275,19 +272,23 @@ def regression_options(wildcards):
 def sums_before(wildcards):
     """The sums from which the recycled neurons of a kind are chosen."""
     kind = REGRESSIONS[wildcards.kind].regression.before.kind
-    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
-    return f"{folder}/{kind}/sum-of-{wildcards.shards}.safetensors"
+    return f"{gram_folder(wildcards, kind)}/sum-of-{wildcards.shards}.safetensors"
 
 
 def recycled_neurons(wildcards):
-    """The neurons that are changed before the sums of a kind are taken, if any."""
+    """The neurons that are changed before the sums or the rows of a kind are taken, if any."""
     fit = REGRESSIONS.get(wildcards.kind)
     if fit is None or fit.recycle is None:
         return {}
-    folder = f"results/{wildcards.model}/{wildcards.calibration}/{wildcards.cut}/gram"
-    return {
-        "recycled": f"{folder}/{wildcards.kind}/recycled-of-{wildcards.shards}.safetensors"
-    }
+    # rows have no shards: theirs are the neurons that all shards of the calibration chose
+    shards = wildcards.get("shards", CONFIG.calibrations[wildcards.calibration].shards)
+    folder = gram_folder(wildcards, wildcards.kind)
+    return {"recycled": f"{folder}/recycled-of-{shards}.safetensors"}
+
+
+def recycled_options(wildcards):
+    """The option that names these neurons."""
+    return evidence_options(recycled_neurons(wildcards))
 
 
 def evaluation_options(name):

@@ -17,7 +17,7 @@ rule gram:
     params:
         options=forward_options,
         regression=regression_options,
-        recycled=lambda wildcards, input: evidence_options(recycled_neurons(wildcards)),
+        recycled=recycled_options,
         code=code_of("gram"),
     message:
         "gram of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: shard {wildcards.shard} of {wildcards.shards}"
@@ -73,7 +73,7 @@ rule sum:
 rule rows:
     """What is regressed, and targets, of a cut, token by token, for the fits over rows; gone when those are done."""
     input:
-        unpack(rows_neurons),
+        unpack(recycled_neurons),
         model="results/{model}/model.json",
         tokens="results/{model}/{calibration}/tokens.safetensors",
         cut="results/{model}/{calibration}/{cut}/cut.json",
@@ -93,9 +93,7 @@ rule rows:
     params:
         options=forward_options,
         regression=rows_options,
-        evidence=lambda wildcards, input: evidence_options(
-            {name: input[name] for name in input.keys() if name == "recycled"}
-        ),
+        recycled=recycled_options,
         fit_tokens=lambda wildcards: (
             ""
             if wildcards.fit_tokens == "all"
@@ -107,7 +105,7 @@ rule rows:
         "rows of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: {wildcards.fit_tokens} tokens"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme rows {input.model:q} {input.tokens:q} {input.cut:q}"
-        " {params.options} {params.regression} {params.evidence} {params.fit_tokens} {params.state} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.options} {params.regression} {params.recycled} {params.fit_tokens} {params.state} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule transform:
