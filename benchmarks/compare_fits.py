@@ -83,7 +83,7 @@ def chosen_fits(arguments: argparse.Namespace, config: dict) -> dict[str, FitCon
     for name in arguments.fits or sections:
         fit = validated(FitConfig, sections[name], f"fits.{name}")
         try:
-            check_fit(config, fit.intercept, fit.placement, arguments.model)
+            check_fit(config, arguments.model, fit.placement, fit.intercept, fit.recycle is not None)
         except ReplaceMeError as error:
             print(f"{name}: {error}")
         else:

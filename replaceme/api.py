@@ -39,7 +39,15 @@ def prune(
     from replaceme.fitting import Passes, fit_cut
     from replaceme.fold import check_out, write_pruned
     from replaceme.loading import load_model, load_tokenizer
-    from replaceme.models import check_fit, check_length, family_of, pick_device, pick_dtype, stored_dtype
+    from replaceme.models import (
+        check_fit,
+        check_length,
+        family_of,
+        longest_sequence,
+        pick_device,
+        pick_dtype,
+        stored_dtype,
+    )
 
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
@@ -49,9 +57,9 @@ def prune(
     check_out(record["folder"], out)
     possible_spans(cut, record)
     config = read_config(record["folder"])
-    calibration, texts = _calibration(calibration, texts, config)
+    calibration, texts = _calibration(calibration, texts, longest_sequence(config, str(source)))
     check_length(config, calibration.tokens, str(source))
-    check_fit(config, fit.intercept, fit.placement, str(source))
+    check_fit(config, str(source), fit.placement, fit.intercept, fit.recycle is not None)
     tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
@@ -68,7 +76,7 @@ def prune(
 
 
 def _calibration(
-    calibration: CalibrationConfig | None, texts: Iterable[str] | str | Path | None, config: dict[str, Any]
+    calibration: CalibrationConfig | None, texts: Iterable[str] | str | Path | None, longest: int | None
 ) -> tuple[CalibrationConfig, list[str] | None]:
     """The calibration section, and the texts where they were given as strings."""
     if (calibration is None) == (texts is None):
@@ -76,7 +84,7 @@ def _calibration(
     if calibration is not None:
         return calibration, None
     usual = CalibrationConfig.model_fields["tokens"].default
-    length = min(usual, config.get("max_position_embeddings") or usual)
+    length = min(usual, longest or usual)
     if isinstance(texts, str | Path):
         return CalibrationConfig(dataset=str(texts), tokens=length), None
     texts = list(texts)

@@ -8,6 +8,7 @@ and are never read.
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from replaceme.data import Tokens
@@ -66,15 +67,24 @@ def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) 
     kept = Activations(batch.mask.to(device))
     blocks = family.block_modules(model)
 
-    def keep(store: dict, block: int):
+    def shaped(rows: "torch.Tensor") -> "torch.Tensor":
+        return rows.reshape(*batch.mask.shape, rows.shape[-1])  # some MLPs are given all tokens in one row
+
+    def keep_state(block: int):
         def hook(module, inputs, output):
-            store[block] = output[0] if isinstance(output, tuple) else output
+            kept.hidden_states[block] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def keep_mlp_output(block: int):
+        def hook(module, inputs, output):
+            kept.mlp_output[block] = shaped(family.added(output[0] if isinstance(output, tuple) else output))
 
         return hook
 
     def keep_input(store: dict, block: int):
         def hook(module, inputs):
-            store[block] = inputs[0]
+            store[block] = shaped(inputs[0])
 
         return hook
 
@@ -83,7 +93,7 @@ def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) 
 
     with ExitStack() as hooks, torch.inference_mode():
         for block in wanted.mlp_output:
-            hook = family.mlp_module(blocks[block]).register_forward_hook(keep(kept.mlp_output, block))
+            hook = family.mlp_module(blocks[block]).register_forward_hook(keep_mlp_output(block))
             hooks.callback(hook.remove)
         for block in wanted.mlp_input:
             module = family.gate_projection(blocks[block])
@@ -92,20 +102,22 @@ def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) 
             module = family.down_projection(blocks[block])
             hooks.callback(module.register_forward_pre_hook(keep_input(kept.down_input, block)).remove)
         for block in wanted.hidden_states:
-            hooks.callback(blocks[block].register_forward_hook(keep(kept.hidden_states, block)).remove)
+            hooks.callback(blocks[block].register_forward_hook(keep_state(block)).remove)
         hooks.callback(blocks[wanted.last].register_forward_hook(leave).remove)
         with suppress(_LastBlockReached):
-            model(**model_inputs(batch, device))
+            model(**model_inputs(model, batch))
     return kept
 
 
-def model_inputs(batch: Tokens, device: "torch.device") -> dict[str, Any]:
+def model_inputs(model: "nn.Module", batch: Tokens) -> dict[str, Any]:
     """What a transformers model is called with for a batch."""
+    device = next(model.parameters()).device
     mask = batch.mask.to(device).long()
-    # positions count real tokens only, so that padding on the left moves nothing
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    given = {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "position_ids": positions}
-    return {**given, "use_cache": False}
+    given = {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "use_cache": False}
+    if "position_ids" in signature(model.forward).parameters:
+        # positions count real tokens only, so that padding on the left moves nothing
+        given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    return given
 
 
 def trimmed(batch: Tokens) -> Tokens:

@@ -42,12 +42,12 @@ class Checkpoint:
     @property
     def num_blocks(self) -> int:
         """L, the number of blocks."""
-        return self.config["num_hidden_layers"]
+        return self.config[self.family.depth]
 
     @property
     def hidden_size(self) -> int:
         """d, the width of the residual stream."""
-        return self.config["hidden_size"]
+        return self.config[self.family.width]
 
     @property
     def shards(self) -> list[str]:
@@ -67,6 +67,14 @@ class Checkpoint:
             if block is not None:
                 counts[block] += prod(shape)
         return counts
+
+    def folded(self, block: int) -> list[str]:
+        """The weights of a block that a transform multiplies; raises ReplaceMeError when there are none."""
+        names = self.family.folded(self.tensors, block)
+        if not names:
+            looked = " or ".join(f"{self.family.blocks}.{block}.{name}" for name in self.family.fold)
+            raise ReplaceMeError(f"{self.folder}: no tensor {looked}, into which the transform should be folded")
+        return names
 
     def tensor(self, name: str) -> "torch.Tensor":
         """One tensor, as stored."""
@@ -99,7 +107,7 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
         config = original_config(config)
     family = family_of(config, str(folder))
     tensors = dict(_headers(folder))
-    checkpoint = Checkpoint(folder, config, family, tensors)
+    checkpoint = Checkpoint(folder, config, family.named_like(tensors), tensors)
     _check_names(checkpoint)
     return checkpoint
 

@@ -1,7 +1,8 @@
 """Checkpoint in, shorter checkpoint out: fold T, drop blocks, renumber, one safetensors shard at a time.
 
 With row vectors M = a W^T, W the down projection [hidden, intermediate], M T = a (T^T W)^T, so W becomes T^T W,
-computed in float64 and rounded once to the stored type. The model itself is never loaded.
+computed in float64 and rounded once to the stored type. The model itself is never loaded. In a mixture of experts M is
+a sum of such terms, and T goes into each.
 Where a norm with gains g follows the down projection, M = g * u / rms(u) with u = a W^T, and only the direction of M T
 can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
@@ -35,7 +36,7 @@ Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
-    """T^T W in float64, in W's type; weight [hidden, intermediate], transform [hidden, hidden]."""
+    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden]."""
     return (transform.double().T @ weight.double()).to(weight.dtype)
 
 
@@ -100,7 +101,8 @@ def merge(
         check_architecture(checkpoint)
     with replacing(out) as folder:
         folder.mkdir()
-        biased = any(one.intercept is not None and one.placement != "block" for one in transforms)
+        constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
+        biased = constants and not checkpoint.family.has_bias
         _write_shards(checkpoint, groups, edits, layers, folder, biased)
         config = pruned_config(with_derived_lists(checkpoint), groups)
         if biased:
@@ -174,7 +176,8 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
     for transform in transforms:
         if transform.is_identity:
             continue
-        check_fit(checkpoint.config, transform.intercept is not None, transform.placement, str(checkpoint.folder))
+        asked = (transform.intercept is not None, transform.recycled is not None)
+        check_fit(checkpoint.config, str(checkpoint.folder), transform.placement, *asked)
         rows, columns = transform.matrix.shape
         if columns != size or (rows != size and transform.placement != "down_proj"):
             raise ReplaceMeError(
@@ -194,31 +197,44 @@ def _edits(
     edits: dict[str, Edit] = {}
     for (start, _), transform in zip(groups, transforms, strict=True):
         if not transform.is_identity and transform.placement != "block":
-            edits |= _edits_of(checkpoint, f"{checkpoint.family.blocks}.{start - 1}.", transform)
+            edits |= _edits_of(checkpoint, start - 1, transform)
     return edits
 
 
-def _edits_of(checkpoint: Checkpoint, carrier: str, transform: "Transform") -> dict[str, Edit]:
-    down = carrier + checkpoint.family.fold
-    if down not in checkpoint.tensors:
-        raise ReplaceMeError(f"{checkpoint.folder}: no tensor {down}, into which the transform should be folded")
-    edits = {} if transform.recycled is None else _recycling(checkpoint.family, carrier, transform.recycled)
-    if checkpoint.family.post_norm is None:
-        return edits | _plain_fold(down, transform)
-    return edits | _normed_fold(checkpoint, carrier, transform)
+def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> dict[str, Edit]:
+    family, prefix = checkpoint.family, f"{checkpoint.family.blocks}.{carrier}."
+    edits = {} if transform.recycled is None else _recycling(family, prefix, transform.recycled)
+    for down in checkpoint.folded(carrier):
+        if family.post_norm is not None:
+            edits |= _normed_fold(checkpoint, prefix, transform)
+        else:
+            edits |= _plain_fold(checkpoint, down, transform)
+    return edits
 
 
-def _plain_fold(down: str, transform: "Transform") -> dict[str, Edit]:
-    matrix, refitted = transform.matrix, transform.placement == "down_proj"
+def _bias_of(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias"
+
+
+def _plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
+    family, matrix, refitted = checkpoint.family, transform.matrix, transform.placement == "down_proj"
+    if transform.intercept is not None and family.has_bias and _bias_of(down) not in checkpoint.tensors:
+        raise ReplaceMeError(f"{checkpoint.folder}: no tensor {_bias_of(down)}, into which the intercept should go")
 
     def weight(given: "torch.Tensor") -> "torch.Tensor":
-        return matrix.T.to(given.dtype).contiguous() if refitted else fold(given, matrix)
+        if refitted:
+            return (matrix.T / family.multiplier).to(given.dtype)
+        return fold(given, matrix)
+
+    def oriented(given: "torch.Tensor") -> "torch.Tensor":
+        return (weight(given.T).T if family.transposed else weight(given)).contiguous()
 
     def bias(given: "torch.Tensor") -> "torch.Tensor":
         folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.double() @ matrix
-        return (folded if transform.intercept is None else folded + transform.intercept).to(given.dtype)
+        constant = 0.0 if transform.intercept is None else transform.intercept / family.multiplier
+        return (folded + constant).to(given.dtype)
 
-    return {down: weight, down.removesuffix("weight") + "bias": bias}
+    return {down: oriented, _bias_of(down): bias}
 
 
 def _normed_fold(checkpoint: Checkpoint, carrier: str, transform: "Transform") -> dict[str, Edit]:
@@ -226,26 +242,33 @@ def _normed_fold(checkpoint: Checkpoint, carrier: str, transform: "Transform") -
     if transform.placement != "down_proj":
         gains = family.gain_offset + checkpoint.tensor(norm).double()
     return {
-        carrier + family.fold: lambda weight: fold_normed(weight, gains, transform.matrix),
+        carrier + family.fold[0]: lambda weight: fold_normed(weight, gains, transform.matrix),
         norm: lambda weight: weight.new_full(weight.shape, transform.gain - family.gain_offset),
     }
 
 
 def _recycling(family: Family, carrier: str, recycled: "Recycled") -> dict[str, Edit]:
     """The rows of the gate and up projections that belong to the recycled neurons, and their biases, which go."""
+    fused = family.gate == family.up  # one weight, the gate above
 
-    def rows(values: "torch.Tensor") -> Edit:
+    def rows(*parts: "tuple[int, torch.Tensor]") -> Edit:
         def edit(given: "torch.Tensor") -> "torch.Tensor":
-            changed = given.clone()
-            changed[recycled.neurons] = values.to(given.dtype)
+            changed, intermediate = given.clone(), len(given) // (1 + fused)
+            for part, values in parts:
+                changed[part * intermediate + recycled.neurons] = values.to(given.dtype)
             return changed
 
         return edit
 
-    given = {family.gate: recycled.gate, family.up: recycled.up}
-    edits = {carrier + name: rows(values) for name, values in given.items()}
-    biases = {carrier + name.removesuffix("weight") + "bias": rows(recycled.gate.new_zeros(())) for name in given}
-    return edits | biases
+    zero = recycled.gate.new_zeros(())
+    edits: dict[str, Edit] = {}
+    if fused:
+        edits[family.gate] = rows((0, recycled.gate), (1, recycled.up))
+        edits[_bias_of(family.gate)] = rows((0, zero), (1, zero))
+    else:
+        for name, values in ((family.gate, recycled.gate), (family.up, recycled.up)):
+            edits[name], edits[_bias_of(name)] = rows((0, values)), rows((0, zero))
+    return {carrier + name: edit for name, edit in edits.items()}
 
 
 def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:

@@ -33,7 +33,7 @@ def sequence_losses(model: "nn.Module", tokens: Tokens) -> "tuple[torch.Tensor, 
     for batch in tokens.batches(max(1, LOGITS // (model.config.vocab_size * tokens.input_ids.shape[1]))):
         batch = trimmed(batch)
         with torch.inference_mode():
-            logits = model(**model_inputs(batch, device)).logits[:, :-1]
+            logits = model(**model_inputs(model, batch)).logits[:, :-1]
         counted = (batch.mask[:, 1:] & batch.mask[:, :-1]).to(device)
         goals = batch.input_ids[:, 1:].to(device)
         losses = torch.zeros(counted.shape, dtype=torch.float64, device=device)

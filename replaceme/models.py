@@ -1,90 +1,14 @@
-"""The only place that knows architectures: where the blocks are, which module gives M, into which weights T folds.
+"""What a config.json says: the family of a model, what can be folded into it, its config when it is shorter."""
 
-A family is one entry of FAMILIES. Names are those of the checkpoint's tensors; the same paths, less the prefix of the
-base model, find the modules of a loaded model. Block k is numbered 0 .. L-1.
-"""
-
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from replaceme.errors import ReplaceMeError
+from replaceme.families import FAMILIES, Family
 from replaceme.separate import is_separate
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # config entries with one value per block: shortened with the blocks
 PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one architecture names its parts.
-
-    `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` is the
-    linear weight [hidden, intermediate] that T multiplies, `gate` and `up` those of a gated MLP. `post_norm` is the
-    weight of an RMS norm between the two, which scales by `gain_offset + weight`. `bias_switch` is the config entry
-    that gives the MLP's linear layers biases, `biased` those layers. `derived_lists` says that transformers derives
-    per-block lists from a pattern of block numbers when config.json does not spell them out.
-    """
-
-    blocks: str = "model.layers"
-    mlp_output: str = "mlp"
-    fold: str = "mlp.down_proj.weight"
-    gate: str = "mlp.gate_proj.weight"
-    up: str = "mlp.up_proj.weight"
-    post_norm: str | None = None
-    gain_offset: float = 0.0
-    bias_switch: str | None = None
-    biased: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    derived_lists: bool = False
-
-    def block_of(self, tensor_name: str) -> int | None:
-        """The number of the block to which a tensor belongs, or None."""
-        match = re.match(rf"{re.escape(self.blocks)}\.(\d+)\.", tensor_name)
-        return int(match.group(1)) if match else None
-
-    def renamed(self, tensor_name: str, block: int) -> str:
-        """The name of a block's tensor after the block has been given the number `block`."""
-        rest = tensor_name.removeprefix(f"{self.blocks}.").split(".", 1)[1]
-        return f"{self.blocks}.{block}.{rest}"
-
-    def block_modules(self, base_model: "nn.Module") -> "nn.ModuleList":
-        """The list of blocks of a loaded base model (AutoModel, without head)."""
-        return base_model.get_submodule(self.blocks.removeprefix(f"{base_model.base_model_prefix}."))
-
-    def down_projection(self, block: "nn.Module") -> "nn.Module":
-        """The linear layer of a block whose output, a norm aside, is M."""
-        return block.get_submodule(self.fold.rpartition(".")[0])
-
-    def gate_projection(self, block: "nn.Module") -> "nn.Module":
-        """A linear layer of a block that gets the MLP's input."""
-        return block.get_submodule(self.gate.rpartition(".")[0])
-
-    def mlp_module(self, block: "nn.Module") -> "nn.Module":
-        """The module of a block whose output is M."""
-        return block.get_submodule(self.mlp_output)
-
-
-SEQUENTIAL = Family()
-QWEN = Family(derived_lists=True)
-SANDWICH = Family(
-    mlp_output="post_feedforward_layernorm",
-    post_norm="post_feedforward_layernorm.weight",
-    gain_offset=1.0,
-    derived_lists=True,
-)
-FAMILIES = {
-    "llama": Family(bias_switch="mlp_bias"),
-    "mistral": SEQUENTIAL,
-    "qwen2": QWEN,
-    "qwen3": QWEN,
-    "gemma": SEQUENTIAL,
-    "gemma2": SANDWICH,
-    "gemma3_text": SANDWICH,
-}
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -97,53 +21,91 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     if model_type not in FAMILIES:
         raise ReplaceMeError(
             f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}. "
-            "A new family is an entry of FAMILIES in replaceme/models.py"
+            "A new family is an entry of FAMILIES in replaceme/families.py (docs/models.md)"
         )
     if "auto_map" in config:
         raise ReplaceMeError(f"{where}: the checkpoint wants to run its own code (auto_map); this is not allowed")
     if config.get("quantization_config"):
         raise ReplaceMeError(f"{where}: quantised weights cannot be folded; give the full-precision checkpoint")
-    for key in ("num_hidden_layers", "hidden_size"):
+    family = FAMILIES[model_type].of(config)
+    for key in (family.depth, family.width):
         if not isinstance(config.get(key), int) or config[key] < 1:
             raise ReplaceMeError(f"{where}: config.json gives no usable `{key}` (found {config.get(key)!r})")
-    return FAMILIES[model_type]
+    for key, value, reason in family.refused:
+        if config.get(key) == value:
+            raise ReplaceMeError(f"{where}: {key} is {value}: {reason}, so nothing can be folded; take another model")
+    return family
 
 
-def check_fit(config: dict[str, Any], intercept: bool, placement: str, where: str) -> None:
+def check_fit(
+    config: dict[str, Any], where: str, placement: str = "mlp", intercept: bool = False, recycle: bool = False
+) -> None:
     """Raise ReplaceMeError where a fit could not be written into a model's weights."""
     family = family_of(config, where)
+    if placement == "down_proj" and family.mixture:
+        raise ReplaceMeError(
+            f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
+        )
+    if placement == "block" and not family.own_layers:
+        raise ReplaceMeError(
+            f"{where}: transformers renames tensors of this architecture, which placement block cannot; "
+            "use placement mlp"
+        )
+    if recycle and family.gate is None:
+        raise ReplaceMeError(f"{where}: its MLPs have no gate behind a norm, so no neuron can be recycled; drop it")
     if not intercept or placement == "block":
         return
     if family.post_norm is not None:
         raise ReplaceMeError(f"{where}: its blocks normalise the MLP's output, which an intercept cannot pass; drop it")
-    if family.bias_switch is None:
-        switches = {model_type for model_type, one in FAMILIES.items() if one.bias_switch is not None}
+    if family.mixture or not (family.has_bias or family.bias_switch):
+        switches = {model_type for model_type, one in FAMILIES.items() if one.has_bias or one.bias_switch}
         raise ReplaceMeError(
             f"{where}: model_type {config['model_type']!r} has no bias for an intercept to go into; drop it "
             f"(those that have: {', '.join(sorted(switches))})"
         )
 
 
+def longest_sequence(config: dict[str, Any], where: str) -> int | None:
+    """How many tokens the model's positions reach, None where config.json does not say."""
+    return config.get(family_of(config, where).positions)
+
+
 def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
     """Raise ReplaceMeError where sequences of `tokens` tokens are longer than the model's positions reach."""
-    longest = config.get("max_position_embeddings")
+    longest = longest_sequence(config, where)
     if longest is not None and tokens > longest:
         raise ReplaceMeError(f"{where}: sequences of {tokens} tokens, but the model takes {longest}; use shorter ones")
 
 
 def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """config.json after the blocks start .. end-1 of each group are gone: their number and every per-block list."""
-    num_blocks = config["num_hidden_layers"]
+    """config.json after the blocks start .. end-1 of each group are gone: their number and all that goes by blocks."""
+    depth = FAMILIES[config["model_type"]].depth
+    num_blocks = config[depth]
     gone = {block for start, end in groups for block in range(start, end)}
-    pruned = dict(config, num_hidden_layers=num_blocks - len(gone))
+    kept = [block for block in range(num_blocks) if block not in gone]
+    pruned = {**config, depth: len(kept), **_dense_blocks(config, kept)}
     for key in PER_BLOCK_LISTS:
         values = config.get(key)
         if values is None:
             continue
         if len(values) != num_blocks:
             raise ReplaceMeError(f"config.json: {key} has {len(values)} entries for {num_blocks} blocks")
-        pruned[key] = [value for block, value in enumerate(values) if block not in gone]
+        pruned[key] = [values[block] for block in kept]
     return pruned
+
+
+def _dense_blocks(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Which of the kept blocks of a mixture of experts have one MLP, in the entries by which its config says so."""
+    found: dict[str, Any] = {}
+    if "first_k_dense_replace" in config:
+        found["first_k_dense_replace"] = sum(block < config["first_k_dense_replace"] for block in kept)
+    if config.get("moe_layer_freq", 1) != 1:
+        raise ReplaceMeError(f"config.json: moe_layer_freq is {config['moe_layer_freq']}; only 1 is supported")
+    if "decoder_sparse_step" in config or "mlp_only_layers" in config:
+        step, named = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+        dense = [number for number, block in enumerate(kept) if block in named or (block + 1) % step]
+        found |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+    return found
 
 
 def pick_device(device: str) -> str:

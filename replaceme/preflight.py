@@ -60,7 +60,7 @@ def _model_problems(config: Config, name: str) -> list[str]:
     for fit_name in sorted({fit for table in tables for fit in table.fits}):
         fit = config.fits[fit_name]
         try:
-            check_fit(checkpoint.config, fit.intercept, fit.placement, section.source)
+            check_fit(checkpoint.config, section.source, fit.placement, fit.intercept, fit.recycle is not None)
         except ReplaceMeError as error:
             found.append(f"fits.{fit_name} on models.{name}: {error}")
     return found

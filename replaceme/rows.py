@@ -144,8 +144,9 @@ def write_rows(
     Raises ReplaceMeError before the first forward pass when the disk has no room for them.
     """
     folder = Path(folder)
-    down = family.down_projection(family.block_modules(model)[cut[0] - 1]).weight
-    hidden, width = down.shape if regression.placement == "down_proj" else (down.shape[0], down.shape[0])
+    hidden = width = model.config.hidden_size
+    if regression.placement == "down_proj":
+        width = family.intermediate_size(family.block_modules(model)[cut[0] - 1])
     chosen = _chosen(tokens.count, fit_tokens)
     needed = check_room(folder, int(chosen.sum()), row_bytes((width, hidden), with_state))
     LOGGER.info("rows: %d tokens of %d channels, %.2f GB", int(chosen.sum()), width, needed / 1e9)

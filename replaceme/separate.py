@@ -44,7 +44,7 @@ def layers_of(
         tensors = {f"{carrier}{LAYER}.weight": transform.matrix.T}
         if transform.intercept is not None:
             tensors[f"{carrier}{LAYER}.bias"] = transform.intercept
-        layers[carrier + checkpoint.family.fold] = tensors
+        layers[checkpoint.folded(start - 1)[0]] = tensors
     return layers
 
 

@@ -31,19 +31,19 @@ def shortened(
     with ExitStack() as hooks:
         for (start, end), transform in zip(groups, transforms, strict=True):
             for block in blocks[start:end]:
-                hooks.callback(_skipped(block))
+                hooks.callback(_skipped(block, family))
             if transform is not None:
                 module = blocks[start - 1] if transform.placement == "block" else family.mlp_module(blocks[start - 1])
                 hooks.callback(_applied(module, family, blocks[start - 1], transform))
         yield
 
 
-def _skipped(block: "nn.Module"):
+def _skipped(block: "nn.Module", family: Family):
     """Let a block hand on its input; returns what undoes it."""
     forward = block.forward
 
     def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
-        return hidden_states
+        return (hidden_states, None) if family.tuples else hidden_states
 
     block.forward = hand_on
 
@@ -62,6 +62,7 @@ def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transfor
     matrix = transform.matrix.to(device, torch.float32)
     intercept = None if transform.intercept is None else transform.intercept.to(device, torch.float32)
     moved = replace(transform, matrix=matrix, intercept=intercept)
+    whole = transform.placement == "block"  # the residual stream, not M
     seen: dict[str, torch.Tensor] = {}
     handles = []
     if transform.placement == "down_proj":
@@ -73,12 +74,15 @@ def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transfor
         def keep_input(_: "nn.Module", inputs: Any) -> None:
             seen["input"] = inputs[0]
 
-        handles.append(family.gate_projection(carrier).register_forward_pre_hook(keep_input))
+        if recycled is not None:
+            handles.append(family.gate_projection(carrier).register_forward_pre_hook(keep_input))
         handles.append(family.down_projection(carrier).register_forward_pre_hook(keep_rows))
 
     def hook(_: "nn.Module", inputs: Any, output: Any) -> Any:
-        rows = seen.pop("rows", output[0] if isinstance(output, tuple) else output)
-        found = moved.apply(rows.to(matrix.dtype)).to(rows.dtype)
+        given = output[0] if isinstance(output, tuple) else output
+        rows = seen.pop("rows") if "rows" in seen else given if whole else family.added(given)
+        found = moved.apply(rows.to(matrix.dtype)) / (1.0 if whole else family.multiplier)
+        found = found.to(given.dtype)
         return (found, *output[1:]) if isinstance(output, tuple) else found
 
     handles.append(module.register_forward_hook(hook))

@@ -5,8 +5,8 @@ import torch
 
 from replaceme.candidates import measure_candidates, split
 from replaceme.data import Tokens
+from replaceme.families import SANDWICH, SEQUENTIAL
 from replaceme.loading import load_base_model, load_causal_model
-from replaceme.models import SANDWICH, SEQUENTIAL
 from replaceme.shortened import shortened
 from replaceme.statistics import Statistics
 from replaceme.transforms import fit_least_squares, with_gain

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     record = load_model(args)
     config = from_options(args, FitConfig)
     model_config = read_config(record["folder"])
-    check_fit(model_config, config.intercept, config.placement, record["source"])
+    check_fit(model_config, record["source"], config.placement, config.intercept, config.recycle is not None)
     cut = load_cut(args.cut)
     same_model(record, cut, args.cut)
     groups = groups_of(cut)

@@ -1,0 +1,202 @@
+"""How architectures name their parts: where the blocks are, which module gives M, into which weights T folds.
+
+A family is one entry of FAMILIES, by `model_type`. Names are those of the checkpoint's tensors; the same paths, less
+the prefix of the base model, find the modules of a loaded model. Block k is numbered 0 .. L-1.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture names its parts.
+
+    `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` are the
+    linear weights [hidden, intermediate] that T multiplies (with `*` for a number; those that a block has: one, or in a
+    mixture that of every expert, separate or stacked), `transposed` where they are [intermediate, hidden]. `gate` and
+    `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is the weight
+    of an RMS norm between MLP and M, which scales by `gain_offset + weight`.
+
+    `bias_switch` is the config entry that gives the MLP's linear layers biases, `biased` those layers; `has_bias` says
+    that the down projection has one anyway (`bias_key`: where the config says so). `scaled_by` is the config entry of a
+    factor on M, `multiplier` its value. `in_place`: the block adds to the tensor that holds M. `tuples`: blocks put out
+    a tuple. `derived_lists`: transformers derives per-block lists from a pattern of block numbers when config.json
+    does not spell them out. `depth`, `width`, `positions` name the config entries of L, of the hidden size and of the
+    longest sequence. `refused`: (config entry, value, why not) of variants that no T can be folded into. `own_layers`:
+    whether a checkpoint may have linear layers of its own (placement block), which makes its code a custom one, whose
+    tensors outside the blocks transformers does not rename.
+    """
+
+    blocks: str = "model.layers"
+    mlp_output: str = "mlp"
+    fold: tuple[str, ...] = ("mlp.down_proj.weight",)
+    transposed: bool = False
+    gate: str | None = "mlp.gate_proj.weight"
+    up: str | None = "mlp.up_proj.weight"
+    post_norm: str | None = None
+    gain_offset: float = 0.0
+    bias_switch: str | None = None
+    biased: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    has_bias: bool = False
+    bias_key: str | None = None
+    scaled_by: str | None = None
+    multiplier: float = 1.0
+    in_place: bool = False
+    tuples: bool = False
+    derived_lists: bool = False
+    depth: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    positions: str = "max_position_embeddings"
+    refused: tuple[tuple[str, Any, str], ...] = ()
+    own_layers: bool = True
+
+    def of(self, config: dict[str, Any]) -> "Family":
+        """The family with what a config.json says about it."""
+        return replace(
+            self,
+            multiplier=float(config.get(self.scaled_by, 1.0)),
+            has_bias=bool(config.get(self.bias_key, self.has_bias)),
+        )
+
+    def named_like(self, tensors: "Iterable[str]") -> "Family":
+        """The family as a checkpoint names it: some were saved without the prefix of the base model."""
+        bare = self.blocks.partition(".")[2]
+        names = list(tensors)
+        if any(name.startswith(f"{self.blocks}.") for name in names):
+            return self
+        return replace(self, blocks=bare) if any(name.startswith(f"{bare}.") for name in names) else self
+
+    def block_of(self, tensor_name: str) -> int | None:
+        """The number of the block to which a tensor belongs, or None."""
+        match = re.match(rf"{re.escape(self.blocks)}\.(\d+)\.", tensor_name)
+        return int(match.group(1)) if match else None
+
+    def renamed(self, tensor_name: str, block: int) -> str:
+        """The name of a block's tensor after the block has been given the number `block`."""
+        rest = tensor_name.removeprefix(f"{self.blocks}.").split(".", 1)[1]
+        return f"{self.blocks}.{block}.{rest}"
+
+    def folded(self, tensors: "Iterable[str]", block: int) -> list[str]:
+        """The weights of a block that T multiplies, of a checkpoint's tensors."""
+        patterns = [re.escape(f"{self.blocks}.{block}.{name}").replace(r"\*", r"\d+") for name in self.fold]
+        return sorted(name for name in tensors if any(re.fullmatch(pattern, name) for pattern in patterns))
+
+    @property
+    def mixture(self) -> bool:
+        """Whether MLPs may be mixtures of experts: then no single weight has M as its output."""
+        return len(self.fold) > 1 or "*" in self.fold[0]
+
+    def block_modules(self, base_model: "nn.Module") -> "nn.ModuleList":
+        """The list of blocks of a loaded base model (AutoModel, without head)."""
+        return base_model.get_submodule(self.blocks.removeprefix(f"{base_model.base_model_prefix}."))
+
+    def down_projection(self, block: "nn.Module") -> "nn.Module":
+        """The linear layer of a block whose output, a norm aside, is M; of no mixture."""
+        return block.get_submodule(self.fold[0].rpartition(".")[0])
+
+    def intermediate_size(self, block: "nn.Module") -> int:
+        """How wide the input of a block's down projection is."""
+        return self.down_projection(block).weight.shape[0 if self.transposed else 1]
+
+    def gate_projection(self, block: "nn.Module") -> "nn.Module":
+        """A linear layer of a block that gets the MLP's input."""
+        return block.get_submodule(self.gate.rpartition(".")[0])
+
+    def mlp_module(self, block: "nn.Module") -> "nn.Module":
+        """The module of a block whose output, times `multiplier`, is M."""
+        return block.get_submodule(self.mlp_output)
+
+    def added(self, output: "torch.Tensor") -> "torch.Tensor":
+        """M, from what `mlp_module` has put out."""
+        if self.multiplier != 1.0:
+            return output * self.multiplier
+        return output.clone() if self.in_place else output
+
+
+EXPERTS = (
+    "mlp.down_proj.weight",
+    "mlp.experts.*.down_proj.weight",
+    "mlp.experts.down_proj",
+    "mlp.shared_expert.down_proj.weight",
+    "mlp.shared_experts.down_proj.weight",
+)
+SEQUENTIAL = Family()
+LISTED = Family(derived_lists=True)
+SWITCHED = Family(bias_switch="mlp_bias")
+FUSED = Family(gate="mlp.gate_up_proj.weight", up="mlp.gate_up_proj.weight")
+PLAIN = Family(gate=None, up=None, has_bias=True)  # an MLP without a gate, with biases
+MIXTURE = Family(fold=EXPERTS, gate=None, up=None, derived_lists=True)
+SANDWICH = Family(
+    mlp_output="post_feedforward_layernorm",
+    post_norm="post_feedforward_layernorm.weight",
+    gain_offset=1.0,
+    derived_lists=True,
+)
+POST_NORM = replace(SANDWICH, gain_offset=0.0, gate=None, up=None)  # the input of its MLPs is not normalised
+GPT = replace(PLAIN, blocks="transformer.h", depth="n_layer", width="n_embd", positions="n_positions")
+FAMILIES = {
+    # the MLP after the attention, each behind a norm
+    "llama": SWITCHED,
+    "mistral": SEQUENTIAL,
+    "qwen2": LISTED,
+    "qwen3": LISTED,
+    "gemma": SEQUENTIAL,
+    "phi3": FUSED,
+    "smollm3": replace(LISTED, bias_switch="mlp_bias"),
+    "stablelm": SEQUENTIAL,
+    "granite": replace(SWITCHED, scaled_by="residual_multiplier"),
+    "olmo": SEQUENTIAL,
+    "gpt2": replace(GPT, fold=("mlp.c_proj.weight",), transposed=True),
+    "opt": replace(
+        PLAIN,
+        blocks="model.decoder.layers",
+        mlp_output="fc2",
+        fold=("fc2.weight",),
+        bias_key="enable_bias",
+        refused=(("do_layer_norm_before", False, "its blocks normalise the residual stream itself"),),
+    ),
+    "bloom": replace(
+        PLAIN,
+        blocks="transformer.h",
+        mlp_output="mlp.dense_4h_to_h",
+        fold=("mlp.dense_4h_to_h.weight",),
+        tuples=True,
+        depth="n_layer",
+        refused=(("slow_but_exact", True, "it computes its MLPs in slices"),),
+    ),
+    # the MLP beside the attention
+    "falcon": replace(
+        PLAIN,
+        blocks="transformer.h",
+        fold=("mlp.dense_4h_to_h.weight",),
+        has_bias=False,
+        bias_key="bias",
+        in_place=True,
+        tuples=True,
+    ),
+    "gpt_neox": replace(PLAIN, blocks="gpt_neox.layers", fold=("mlp.dense_4h_to_h.weight",), own_layers=False),
+    "gptj": replace(GPT, fold=("mlp.fc_out.weight",), tuples=True),
+    "phi": replace(PLAIN, fold=("mlp.fc2.weight",)),
+    "cohere": SEQUENTIAL,
+    "cohere2": LISTED,
+    # a norm after the MLP
+    "gemma2": SANDWICH,
+    "gemma3_text": SANDWICH,
+    "olmo2": POST_NORM,
+    "olmo3": POST_NORM,
+    "glm4": replace(FUSED, mlp_output="post_mlp_layernorm", post_norm="post_mlp_layernorm.weight"),
+    # mixtures of experts
+    "mixtral": replace(MIXTURE, fold=("block_sparse_moe.experts.*.w2.weight", "mlp.experts.down_proj")),
+    "qwen2_moe": MIXTURE,
+    "qwen3_moe": MIXTURE,
+    "deepseek_v2": MIXTURE,
+    "deepseek_v3": MIXTURE,
+}

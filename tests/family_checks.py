@@ -1,0 +1,276 @@
+"""What has to hold for every family, on a tiny model with random weights: `python tests/family_checks.py` prints the
+table of docs/models.md, tests/test_families.py demands it.
+
+Two runs of blocks go at once, one of them the last blocks; in mixtures of experts one carrier is a dense block.
+"""
+
+import re
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from replaceme.capture import Wanted, capture
+from replaceme.checkpoints import open_checkpoint, read_config
+from replaceme.data import Tokens
+from replaceme.errors import ReplaceMeError
+from replaceme.families import FAMILIES
+from replaceme.fold import merge
+from replaceme.loading import load_causal_model
+from replaceme.models import PER_BLOCK_LISTS, check_fit, family_of
+from replaceme.recycling import Recycled, activation_of
+from replaceme.shortened import shortened
+from replaceme.transforms import Transform
+
+HIDDEN, INTERMEDIATE, BLOCKS = 16, 24, 6
+GROUPS = [(1, 3), (4, 6)]
+KEPT = [0, 3]
+EXACT = 1e-5  # of the largest logit, in float32
+SIZES = {
+    "vocab_size": 66, "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128, "initializer_range": 0.3,
+    "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0,
+}  # fmt: skip
+GPT = {"n_layer": BLOCKS, "n_embd": HIDDEN, "n_head": 2, "n_positions": 128, "n_inner": INTERMEDIATE}
+QWEN_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 12, "num_experts_per_tok": 2, "mlp_only_layers": [2]}
+DEEPSEEK = {
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 2,
+    "n_group": 1, "topk_group": 1, "num_key_value_heads": 2,
+}  # fmt: skip
+OWN = {
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+    "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "gpt2": GPT,
+    "opt": {"ffn_dim": INTERMEDIATE, "word_embed_proj_dim": HIDDEN},
+    "bloom": {"n_layer": BLOCKS, "n_head": 2},
+    "falcon": {"alibi": False},
+    "falcon, as 11B": {
+        "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 1, "num_ln_in_parallel_attn": 2,
+    },
+    "gptj": {**GPT, "rotary_dim": 4},
+    "gpt_neox, one after the other": {"use_parallel_residual": False},
+    "stablelm, side by side": {"use_parallel_residual": True},
+    "cohere2": {"sliding_window": 8, "sliding_window_pattern": 2},
+    # small activations pass a norm here, whose epsilon the hooks do not know
+    "olmo2": {"rms_norm_eps": 1e-8},
+    "olmo3": {"sliding_window": 8, "rms_norm_eps": 1e-8},
+    "glm4": {"head_dim": 8},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {**QWEN_EXPERTS, "shared_expert_intermediate_size": 20, "decoder_sparse_step": 1},
+    "qwen2_moe, every second block": {
+        **QWEN_EXPERTS, "shared_expert_intermediate_size": 20, "decoder_sparse_step": 2, "mlp_only_layers": [],
+    },
+    "qwen3_moe": {**QWEN_EXPERTS, "head_dim": 8},
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
+}  # fmt: skip
+VARIANTS = sorted({*FAMILIES, *OWN}, key=lambda name: (list(FAMILIES).index(name.partition(",")[0]), name))
+
+
+@cache
+def source(variant: str) -> Path:
+    """A saved tiny model of random weights."""
+    folder = Path(tempfile.mkdtemp(prefix="replaceme-family-"))
+    torch.manual_seed(0)
+    given = {key: value for key, value in {**SIZES, **OWN.get(variant, {})}.items() if key not in renamed(variant)}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(variant.partition(",")[0], **given)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_" in name:  # not all ones, so that a forgotten or misplaced norm shows
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.uniform_(-0.5, 0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def renamed(variant: str) -> set[str]:
+    """Sizes that a config of this family knows by other names."""
+    family = FAMILIES[variant.partition(",")[0]]
+    return {name for name, own in (("num_hidden_layers", family.depth), ("hidden_size", family.width)) if name != own}
+
+
+def tokens() -> Tokens:
+    """Two sequences, one padded on the left."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 66, (2, 12), generator=generator)
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, :3] = False
+    return Tokens(ids, mask)
+
+
+def transforms(variant: str, placement: str, intercept: bool = False, recycle: bool = False) -> list[Transform]:
+    """Random maps, not far from one, for both groups."""
+    config = read_config(source(variant))
+    family, activation = family_of(config, variant), activation_of(config)
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    found = []
+    for start, _ in GROUPS:
+        width = intermediate(variant, start - 1) if placement == "down_proj" else HIDDEN
+        matrix = random(width, HIDDEN) * 0.3 + (0.0 if placement == "down_proj" else torch.eye(HIDDEN))
+        recycled = Recycled(torch.tensor([1, 5]), random(HIDDEN).float(), random(2, HIDDEN).float(), activation)
+        found.append(
+            Transform(
+                matrix,
+                {"solver": "least_squares", "residual": 0.5},
+                placement,
+                intercept=random(HIDDEN) if intercept else None,
+                gain=None if family.post_norm is None or placement == "block" else 0.7,
+                recycled=recycled if recycle else None,
+            )
+        )
+    return found
+
+
+def intermediate(variant: str, block: int) -> int:
+    """Columns of the down projection of a block."""
+    checkpoint = open_checkpoint(source(variant))
+    _, shape, _ = checkpoint.tensors[checkpoint.folded(block)[0]]
+    return shape[0 if checkpoint.family.transposed else 1]
+
+
+def weights(variant: str) -> list[str]:
+    """The weights that T goes into, a `*` for their numbers."""
+    checkpoint = open_checkpoint(source(variant))
+    names = [re.sub(r"\.\d+\.", ".*.", name) for block in KEPT for name in checkpoint.folded(block)]
+    return sorted({name.removeprefix(f"{checkpoint.family.blocks}.*.") for name in names})
+
+
+def takes(variant: str, **fit: object) -> bool:
+    """Whether a family says that such a fit can be folded."""
+    try:
+        check_fit(read_config(source(variant)), variant, **fit)
+    except ReplaceMeError:
+        return False
+    return True
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, of the largest value."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def mlp_output_difference(variant: str) -> float:
+    """Captured M against what a block loses with its down projection (and the bias) at zero."""
+    config = read_config(source(variant))
+    family = family_of(config, variant)
+    model = load_causal_model(source(variant), "float32", "cpu").base_model
+    blocks, mask, worst = family.block_modules(model), tokens().mask, 0.0
+    for block in KEPT:
+        wanted = Wanted(frozenset({block}), frozenset({block}))
+        whole = next(capture(model, family, [tokens()], wanted))
+        with torch.no_grad():
+            for name, parameter in blocks[block].named_parameters():
+                if any(re.fullmatch(_weight_or_bias(pattern), name) for pattern in family.fold):
+                    parameter.zero_()
+        without = next(capture(model, family, [tokens()], wanted))
+        lost = (whole.hidden_states[block] - without.hidden_states[block])[mask]
+        worst = max(worst, difference(whole.mlp_output[block][mask], lost))
+        model = load_causal_model(source(variant), "float32", "cpu").base_model
+        blocks = family.block_modules(model)
+    return worst
+
+
+def _weight_or_bias(pattern: str) -> str:
+    return re.escape(pattern).replace(r"\*", r"\d+").replace("weight", "(weight|bias)")
+
+
+def shorter(variant: str, found: list[Transform]) -> Path:
+    """A saved model without both runs of blocks."""
+    out = Path(tempfile.mkdtemp(prefix="replaceme-family-")) / "out"
+    merge(source(variant), {"groups": GROUPS, "num_blocks": BLOCKS}, found, out, {})
+    return out
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """Logits of the unmasked tokens."""
+    from replaceme.capture import model_inputs
+
+    with torch.no_grad():
+        return model(**model_inputs(model, tokens())).logits[tokens().mask]
+
+
+def fold_difference(variant: str, **fit: object) -> float:
+    """Logits of the shortened model, reloaded, against those of the original run with the transforms by hooks."""
+    found = transforms(variant, **fit)
+    config = read_config(source(variant))
+    model = load_causal_model(source(variant), "float32", "cpu")
+    with shortened(model.base_model, family_of(config, variant), GROUPS, found):
+        expected = logits(model)
+    return difference(logits(load_causal_model(shorter(variant, found), "float32", "cpu")), expected)
+
+
+def generates(variant: str) -> bool:
+    """Whether the shortened model generates the same with a cache as without."""
+    model = load_causal_model(shorter(variant, transforms(variant, "mlp")), "float32", "cpu")
+    given = {"input_ids": tokens().input_ids[:1], "max_new_tokens": 16, "do_sample": False, "eos_token_id": None}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    return torch.equal(model.generate(**given, use_cache=True), model.generate(**given, use_cache=False))
+
+
+def config_consistent(variant: str) -> bool:
+    """Whether the kept blocks are of the kinds that they were: lists by block, MLPs dense or mixed, attention."""
+    out = shorter(variant, transforms(variant, "mlp"))
+    before, after = (load_causal_model(folder, "float32", "cpu") for folder in (source(variant), out))
+    family = family_of(read_config(out), variant)
+    old, new = (family.block_modules(model.base_model) for model in (before, after))
+    lists = [getattr(model.config, key, None) for key in PER_BLOCK_LISTS for model in (before, after)]
+    kept = [
+        pair[0] is None or [pair[0][block] for block in KEPT] == list(pair[1])
+        for pair in zip(lists[::2], lists[1::2], strict=True)
+    ]
+    same = [_kind(old[block]) == _kind(new[number]) for number, block in enumerate(KEPT)]
+    return len(new) == len(KEPT) and all(kept) and all(same)
+
+
+def _kind(block: torch.nn.Module) -> list[tuple[str, str, object]]:
+    """Types of a block's modules, and how far their attention reaches."""
+    return [(name, type(one).__name__, getattr(one, "sliding_window", None)) for name, one in block.named_modules()]
+
+
+@cache
+def row(variant: str) -> dict[str, str]:
+    """The line of a family in docs/models.md."""
+
+    def said(holds: bool) -> str:
+        return "yes" if holds else "NO"
+
+    def folded(**fit: object) -> str:
+        return said(fold_difference(variant, **fit) <= EXACT) if takes(variant, **fit) else "-"
+
+    family = FAMILIES[variant.partition(",")[0]]
+    return {
+        "`model_type`": variant,
+        "T goes into": ", ".join(f"`{name}`" for name in weights(variant)),
+        "M right": said(mlp_output_difference(variant) <= EXACT),
+        "fold exact": folded(placement="mlp") + (" (direction)" if family.post_norm else ""),
+        "`intercept`": folded(placement="mlp", intercept=True),
+        "`down_proj`": folded(placement="down_proj"),
+        "`recycle`": folded(placement="down_proj", recycle=True),
+        "`block`": folded(placement="block", intercept=True),
+        "generates": said(generates(variant)),
+        "config consistent": said(config_consistent(variant)),
+    }
+
+
+def table() -> str:
+    """All families, in markdown."""
+    rows = [row(variant) for variant in VARIANTS]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(one.values()) for one in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(table())
