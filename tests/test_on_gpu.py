@@ -7,10 +7,10 @@ from replaceme.api import prune
 from replaceme.candidates import measure_candidates
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.distances import measure
+from replaceme.families import SANDWICH, SEQUENTIAL
 from replaceme.files import sha256
 from replaceme.gather import gather_groups
 from replaceme.loading import load_base_model, load_causal_model
-from replaceme.models import SANDWICH, SEQUENTIAL
 
 pytestmark = pytest.mark.gpu
 CUT = (2, 4)
