@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, sha256
+from replaceme.files import read_json, sha256_of_all
 from replaceme.models import Family, family_of
 from replaceme.separate import is_separate, original_config
 
@@ -205,7 +205,7 @@ def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
         "hidden_size": checkpoint.hidden_size,
         "parameters": checkpoint.parameters,
         "block_parameters": checkpoint.block_parameters(),
-        "files": {name: sha256(folder / name) for name in sorted(names)},
+        "files": sha256_of_all(folder / name for name in names),
     }
 
 
@@ -255,10 +255,12 @@ def check_merged(folder: str | Path) -> dict[str, Any]:
     """The provenance record of a merged folder; raises ReplaceMeError when a file is missing or altered."""
     folder = Path(folder)
     record = read_json(folder / "replaceme.json")
-    for name, digest in record["files"].items():
+    for name in record["files"]:
         if not (folder / name).is_file():
             raise ReplaceMeError(f"{folder / name}: missing; delete {folder} and merge again")
-        if sha256(folder / name) != digest:
+    found = sha256_of_all(folder / name for name in record["files"])
+    for name, digest in record["files"].items():
+        if found[name] != digest:
             raise ReplaceMeError(f"{folder / name}: not what replaceme.json says; delete {folder} and merge again")
     return record
 

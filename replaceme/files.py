@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,13 @@ def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Hashes of files by their name, several at a time: hashing is slower than disks are."""
+    paths = sorted(map(Path, paths))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return {path.name: digest for path, digest in zip(paths, threads.map(sha256, paths), strict=True)}
 
 
 def sweep_temporaries(folder: str | Path) -> list[Path]:

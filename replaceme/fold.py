@@ -20,7 +20,7 @@ from replaceme.card import model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256, write_safetensors
+from replaceme.files import TEMPORARY, replacing, sha256_of_all, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, Family, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
@@ -116,8 +116,7 @@ def merge(
             shutil.copyfile(path, folder / path.name)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
-        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-        record = {**provenance, "files": files}
+        record = {**provenance, "files": sha256_of_all(folder.iterdir())}
         (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
