@@ -15,6 +15,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +101,13 @@ def measured(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     start = max(1, arguments.blocks - arguments.removed - 4)
     group = (start, start + arguments.removed)
     statistics, rows = passed(parts, arguments, folder, group, scratch)
+    statistics = statistics.to(device)
+    fit_least_squares(statistics)  # libraries are loaded
     least_squares = parts.run("solve", lambda: fit_least_squares(statistics))
+    least_squares = replace(least_squares, matrix=least_squares.matrix.cpu())
     cut = {"groups": [list(group)], "num_blocks": arguments.blocks}
     parts.run("fold and save", lambda: merge(folder, cut, [least_squares], scratch / "out", {}))
+    parts.run("first cosine fit, with compiling", lambda: fit_cosine(statistics, rows, 1, device=device))
     parts.run("cosine fit", lambda: fit_cosine(statistics, rows, ITERATIONS, device=device))
     return {"seconds": parts.seconds, "peak_gb": parts.peak_gb, **compared(parts, arguments, record)}
 
@@ -115,6 +121,10 @@ def passed(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, arguments.vocabulary, (arguments.samples, arguments.tokens), generator=generator)
     tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+    parts.run(
+        "imports and context",
+        lambda: (import_module("transformers.models.llama.modeling_llama"), torch.ones(1, device=device)),
+    )
     given = (parts.run("load", lambda: load_base_model(folder, "bfloat16", device)), family)
     warm, batches = tokens.first(batch), tokens.batches(batch)
     parts.run("first distances, with compiling", lambda: distances.measure(*given, warm, batch))

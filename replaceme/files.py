@@ -40,7 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         temporary.replace(path)
-        _sync_one(path.parent)
+        sync(path.parent)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
@@ -61,10 +61,11 @@ def _sync(path: Path) -> None:
     if path.is_dir():
         for child in path.iterdir():
             _sync(child)
-    _sync_one(path)
+    sync(path)
 
 
-def _sync_one(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold what a file or a folder is."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,6 +12,7 @@ A transform of placement `block` changes no weight: it is written as a linear la
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from replaceme.card import model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256_of_all, write_safetensors
+from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, Family, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.transforms import Transform
 
+SHARDS_AT_ONCE = 3  # in memory
 Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
@@ -292,7 +294,8 @@ def _write_shards(
     kept = [name for name in checkpoint.tensors if _new_name(checkpoint, name, groups) is not None]
     shards = [shard for shard in checkpoint.shards if any(checkpoint.tensors[name][0] == shard for name in kept)]
     weight_map, total = {}, 0
-    for number, shard in enumerate(progress(shards, "folding", unit="shard"), 1):
+
+    def write(number: int, shard: str) -> tuple[str, list[str], int]:
         tensors = checkpoint.read(name for name in kept if checkpoint.tensors[name][0] == shard)
         if biased:
             tensors = _with_biases(checkpoint, tensors)
@@ -302,8 +305,14 @@ def _write_shards(
         tensors = {_new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, tensors, {"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        sync(folder / file)  # now, so that the disk is at work while the next shard is read
+        return file, list(tensors), sum(tensor.nbytes for tensor in tensors.values())
+
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
+        written = threads.map(write, range(1, len(shards) + 1), shards)
+        for file, names, size in progress(written, "folding", len(shards), "shard"):
+            weight_map |= dict.fromkeys(names, file)
+            total += size
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -69,8 +69,8 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreT
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **({} if device == "cpu" else {"device_map": device}),  # weight by weight, never whole in host memory
         )
-        model = model.to(device)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ReplaceMeError(f"{folder}: transformers cannot load it ({reason})") from error

@@ -7,7 +7,7 @@ import sys
 
 import yaml
 
-from replaceme.checkpoints import is_local, local_files, read_config
+from replaceme.checkpoints import is_local, local_files
 from replaceme.config import REGRESSION
 from replaceme.config import parse as parse_config
 from replaceme.data import TOKEN_FIELDS
@@ -15,7 +15,6 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
-from replaceme.models import family_of
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.yaml_file import read_yaml
@@ -234,19 +233,8 @@ def fit_evidence(wildcards):
 
 
 def fit_gpu(wildcards):
-    """The GPUs of a fit: one where rows or text go through it, none for a solve."""
-    fit, cut = CONFIG.fits[wildcards.fit], CONFIG.cuts[wildcards.cut]
-    if fit.transform == "identity":
-        return 0
-    streams = fit.needs_rows or fit.sequential(cut.groups)
-    return GPU * (streams or normalises(CONFIG.models[wildcards.model].source))
-
-
-def normalises(source):
-    """Whether a model's blocks may normalise what their MLP puts out: of a Hub id that is not known beforehand."""
-    if not is_local(source):
-        return True
-    return family_of(read_config(source), source).post_norm is not None
+    """The GPUs of a fit: one, for its rows, its text or its equations; none where there is nothing to solve."""
+    return 0 if CONFIG.fits[wildcards.fit].transform == "identity" else GPU
 
 
 REGRESSIONS = {fit.regression.kind: fit for fit in CONFIG.fits.values()}

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     def gathered(group: int) -> Evidence:
         statistics = None if args.statistics is None else Statistics.load(args.statistics, group)[0]
         rows = _rows(args, config, origin, group)
-        device = pick_device(args.device) if rows else "cpu"
+        device = pick_device(args.device)
         if rows:
             states.append(fit_state(args.out / STATE.format(group=group), config, rows, device))
         changed = neurons(args.recycled, config.regression, origin)

@@ -104,7 +104,7 @@ def fit_cosine(
             state.write(lambda matrix=matrix: ({"matrix": matrix}, record))
     report = {"solver": "irls", "ridge": start.report["ridge"], "steps": steps, "history": history}
     report |= {"cosine_distance": losses[-1], "cosine_distance_least_squares": losses[0]}
-    matrix = matrix.cpu()
+    matrix = matrix.to(statistics.gram.device)
     return reported(statistics, matrix if exact else scaled(statistics, matrix), report)
 
 
