@@ -10,6 +10,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.capture import Activations, capture
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, replacing, write_json, write_safetensors
+from replaceme.files import read_json, replacing, sync, write_json, write_safetensors
 from replaceme.models import Family
 from replaceme.progress import progress
 from replaceme.regression import Regression, formed
@@ -114,11 +115,22 @@ def store(folder: str | Path, rows: Iterable[tuple["torch.Tensor", ...]], origin
     columns, width = (0, 0), 2
     with replacing(folder) as temporary:
         temporary.mkdir()
-        for tensors in rows:
-            name = f"rows-{len(parts):05}.safetensors"
+
+        def write(name: str, tensors: tuple["torch.Tensor", ...]) -> None:
             write_safetensors(temporary / name, dict(zip(NAMES, tensors, strict=False)), {})
-            parts.append((name, len(tensors[0])))
-            columns, width = (tensors[0].shape[1], tensors[1].shape[1]), len(tensors)
+            sync(temporary / name)
+
+        with ThreadPoolExecutor(1) as writer:  # one part is written while the next is made
+            pending = None
+            for tensors in rows:
+                name = f"rows-{len(parts):05}.safetensors"
+                if pending is not None:
+                    pending.result()
+                pending = writer.submit(write, name, tensors)
+                parts.append((name, len(tensors[0])))
+                columns, width = (tensors[0].shape[1], tensors[1].shape[1]), len(tensors)
+            if pending is not None:
+                pending.result()
         index = {"parts": parts, "columns": columns, "state": width == len(NAMES), "origin": origin or {}}
         write_json(temporary / INDEX, index)
     return Rows(folder, tuple(parts), columns, width == len(NAMES), origin or {})
