@@ -43,27 +43,32 @@ AUTHORS_LONG = {"distances": 530.0, "least squares": 262.0, "cosine": 608.0 + 15
 LONG = 8000 * 1024
 BY_TOKENS = ("distances", "gram", "rows", "cosine fit")
 ITERATIONS = 5
+SIZES = {"hidden": 4096, "intermediate": 14336, "blocks": 32, "heads": 32, "kv_heads": 8, "vocabulary": 128256}
+SIZES |= {"samples": 128, "tokens": 1024, "batch": 8, "removed": 8}
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"hidden": 4096, "intermediate": 14336, "blocks": 32, "heads": 32, "kv_heads": 8, "vocabulary": 128256}
-    sizes |= {"samples": 128, "tokens": 1024, "batch": 8, "removed": 8}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--folder", type=Path, help="where the weights and results lie for the run (default: /tmp)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file")
+    add_sizes(parser, SIZES)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         found = measured(arguments, Path(scratch))
-    report = {**found, "sizes": {name: getattr(arguments, name) for name in sizes}}
+    report = {**found, "sizes": {name: getattr(arguments, name) for name in SIZES}}
     if torch.cuda.is_available():
         report |= hardware()
         name = torch.cuda.get_device_name().lower().replace(" ", "-")
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / f"pipeline-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
+
+
+def add_sizes(parser: argparse.ArgumentParser, sizes: dict[str, int]) -> None:
+    """An option for each size, and where things go."""
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--folder", type=Path, help="where the weights and results lie for the run (default: /tmp)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file")
 
 
 class Parts:

@@ -63,7 +63,7 @@ def prune(
     tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
-    model = load_model(record["folder"], dtype, device, head=cut.needs_loss)
+    model = load_model(record["folder"], dtype, device, cut.needs_loss, calibration.streaming)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     stored = stored_dtype(config)

@@ -52,14 +52,20 @@ class _LastBlockReached(Exception):
 
 def capture(model: "nn.Module", family: Family, batches: Iterable[Tokens], wanted: Wanted) -> Iterator[Activations]:
     """Run batches through a base model and yield what was asked for; raises ReplaceMeError on NaN or infinity."""
+    if hasattr(model, "streamed"):
+        from replaceme.streaming import stream
+
+        yield from stream(model, family, batches, wanted)
+        return
     for batch in batches:
-        activations = _forward(model, family, batch, wanted)
-        if not _finite(activations):
+        activations = forward(model, family, batch, wanted)
+        if not finite(activations):
             raise ReplaceMeError(_name_the_block(model, family, batch, wanted.last))
         yield activations
 
 
-def _forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) -> Activations:
+def forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) -> Activations:
+    """What is wanted of one batch, unchecked."""
     import torch
 
     batch = trimmed(batch)
@@ -129,7 +135,8 @@ def trimmed(batch: Tokens) -> Tokens:
     return Tokens(batch.input_ids[:, columns], batch.mask[:, columns])
 
 
-def _finite(activations: Activations) -> bool:
+def finite(activations: Activations) -> bool:
+    """Whether there is neither NaN nor infinity on any unmasked token."""
     import torch
 
     stores = (activations.hidden_states, activations.mlp_output, activations.mlp_input, activations.down_input)
@@ -141,11 +148,16 @@ def _name_the_block(model: "nn.Module", family: Family, batch: Tokens, last: int
     """Run the batch again with every block watched, and say where NaN or infinity first appears."""
     import torch
 
-    activations = _forward(model, family, batch, Wanted(frozenset(range(last + 1))))
+    activations = forward(model, family, batch, Wanted(frozenset(range(last + 1))))
     for block in range(last + 1):
         if not torch.isfinite(activations.hidden_states[block][activations.mask]).all():
-            return (
-                f"calibration: NaN or infinity in the output of block {block} ({next(model.parameters()).dtype}); "
-                "check the checkpoint's weights, or set `dtype: float32`"
-            )
+            return nan_error(block, next(model.parameters()).dtype)
     return "calibration: NaN or infinity in an MLP output; check the checkpoint's weights, or set `dtype: float32`"
+
+
+def nan_error(block: int, dtype: "torch.dtype") -> str:
+    """What is said of a block that puts out NaN or infinity."""
+    return (
+        f"calibration: NaN or infinity in the output of block {block} ({dtype}); "
+        "check the checkpoint's weights, or set `dtype: float32`"
+    )

@@ -68,6 +68,11 @@ class CalibrationConfig(Strict):
     dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = Field(
         "auto", description="Type of the forward pass; auto: the checkpoint's on a GPU, float32 on a CPU."
     )
+    streaming: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether forward passes hold one block's weights at a time (docs/method.md); auto: where a model "
+        "does not fit the device.",
+    )
 
 
 class CutConfig(Strict):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.config import FIT_OPTIONS, FitConfig
+from replaceme.errors import ReplaceMeError
 
 if TYPE_CHECKING:
     import torch
@@ -205,6 +206,8 @@ def fit_cut(
     streamed = sequential or gathered is None
     gain = family.post_norm is not None and config.transform != "identity" and config.placement != "block"
     loaded = passes() if streamed or gain else None
+    if sequential and hasattr(loaded.model, "streamed"):
+        raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")
     found: list[Transform] = []
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
         for number, group in enumerate(groups):

@@ -12,11 +12,28 @@ from replaceme.errors import ReplaceMeError
 from replaceme.separate import check_code, is_separate, original_config
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
-def load_model(folder: str | Path, dtype: str, device: str, head: bool) -> "PreTrainedModel":
-    """The model of a checkpoint folder with its head or without; errors as in `load_base_model`."""
+def load_model(
+    folder: str | Path, dtype: str, device: str, head: bool, streaming: str = "never"
+) -> "PreTrainedModel | nn.Module":
+    """The model of a checkpoint folder with its head or without; errors as in `load_base_model`.
+
+    `streaming` (see `streaming.needed`): without its head it may be one whose blocks get their weights in turn.
+    """
+    if streaming != "never":
+        from replaceme.streaming import load_streamed, needed
+
+        checkpoint = open_checkpoint(folder)
+        if needed(checkpoint, dtype, streaming, device):
+            if head:
+                raise ReplaceMeError(
+                    f"{folder}: metric loss needs the whole model, which cannot be streamed; use "
+                    "another metric, or `streaming: never`"
+                )
+            return load_streamed(checkpoint, dtype, device)
     return (load_causal_model if head else load_base_model)(folder, dtype, device)
 
 

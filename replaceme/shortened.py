@@ -31,14 +31,14 @@ def shortened(
     with ExitStack() as hooks:
         for (start, end), transform in zip(groups, transforms, strict=True):
             for block in blocks[start:end]:
-                hooks.callback(_skipped(block, family))
+                hooks.callback(skipped(block, family))
             if transform is not None:
                 module = blocks[start - 1] if transform.placement == "block" else family.mlp_module(blocks[start - 1])
                 hooks.callback(_applied(module, family, blocks[start - 1], transform))
         yield
 
 
-def _skipped(block: "nn.Module", family: Family):
+def skipped(block: "nn.Module", family: Family):
     """Let a block hand on its input; returns what undoes it."""
     forward = block.forward
 

@@ -144,7 +144,7 @@ def calibration_files(wildcards):
 def forward_options(wildcards):
     """Options of the forward passes of a calibration."""
     section = CONFIG.calibrations[wildcards.calibration]
-    return f"{to_flags(section, ('batch_size', 'dtype'))} --device {CONFIG.device}"
+    return f"{to_flags(section, ('batch_size', 'dtype', 'streaming'))} --device {CONFIG.device}"
 
 
 def evidence_options(inputs):

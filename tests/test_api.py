@@ -146,7 +146,7 @@ def test_bad_requests_are_refused_before_any_forward_pass(llama, texts, tmp_path
     def forward(*_, **__):
         pytest.fail("a forward pass ran")
 
-    monkeypatch.setattr("replaceme.capture._forward", forward)
+    monkeypatch.setattr("replaceme.capture.forward", forward)
     options, message = BAD[case]
     with refuses(message):
         replaceme.prune(llama, **{"texts": texts, "out": tmp_path / "out", **options})

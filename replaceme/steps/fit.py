@@ -55,7 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
-    add_options(parser, CalibrationConfig, ("batch_size", "dtype"))
+    add_options(parser, CalibrationConfig, ("batch_size", "dtype", "streaming"))
     compute_arguments(parser)
 
 

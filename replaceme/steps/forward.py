@@ -20,7 +20,7 @@ def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
     """MODEL, TOKENS, the options of a forward pass (and `more` of the calibration's), and where to compute."""
     model_argument(parser)
     parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step")
-    add_options(parser, CalibrationConfig, ("batch_size", "dtype", *more))
+    add_options(parser, CalibrationConfig, ("batch_size", "dtype", "streaming", *more))
     compute_arguments(parser)
 
 
@@ -43,7 +43,7 @@ def load_forward(args: argparse.Namespace, record: dict[str, Any], head: bool = 
     config = read_config(record["folder"])
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
-    model = load_model(record["folder"], dtype, device, head)
+    model = load_model(record["folder"], dtype, device, head, getattr(args, "streaming", "auto"))
     batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
     origin = {
         "model_sha256": model_sha256(record),

@@ -12,7 +12,7 @@ from replaceme.steps.common import compute_arguments, out_argument, set_threads
 
 ONLINE = True
 # the one `--revision` is the model's
-CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), "batch_size", "dtype")
+CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), "batch_size", "dtype", "streaming")
 CUT = ("blocks", "ratio", "groups", "adjacency", "search", "start", "metric", "position")
 
 
