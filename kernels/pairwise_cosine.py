@@ -16,9 +16,7 @@ about four programs on each processor hide one another's latency. The partition 
 is summed by atomics: the same inputs give the same bits.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
@@ -29,19 +27,19 @@ except ImportError:  # no Triton on this platform: the reference serves
     triton = None
 
 from replaceme.errors import ReplaceMeError
-from replaceme.kernels.arguments import DTYPES, describe
+from replaceme.kernels.arguments import describe
+from replaceme.kernels.states import Hidden, checked, places, unit_columns
 
 MOST_STATES = 128  # of the kernel; more go through the reference
 PAIRS_PER_WARP = 128  # of a token's distances at once
 REFERENCE_CHUNK_BYTES = 2**28  # of a float64 slab [tokens, L, hidden]
 
-Hidden = torch.Tensor | Sequence[torch.Tensor]
 Distances = tuple[torch.Tensor, torch.Tensor]
 
 
 def pairwise_cosine_reference(hidden: Hidden, mask: torch.Tensor | None = None) -> Distances:
     """Both distances in plain torch float64; arguments and result as in `pairwise_cosine`."""
-    states = _check(hidden, mask)
+    states = checked("pairwise_cosine", hidden, mask)
     count, (tokens, columns) = len(states), states[0].shape
     sums = torch.zeros(2, count, count, dtype=torch.float64, device=states[0].device)
     chunk = max(1, REFERENCE_CHUNK_BYTES // (8 * count * max(columns, 1)))
@@ -183,7 +181,7 @@ def pairwise_cosine(hidden: Hidden, mask: torch.Tensor | None = None) -> Distanc
     more than 128 states through `pairwise_cosine_reference`. Eq. 4 of the paper. Raises ReplaceMeError on inconsistent
     shapes, dtypes or devices.
     """
-    states = _check(hidden, mask)
+    states = checked("pairwise_cosine", hidden, mask)
     first = states[0]
     if triton is not None and first.is_cuda and first.dtype != torch.float64 and len(states) <= MOST_STATES:
         return _launch(states, mask)
@@ -192,7 +190,7 @@ def pairwise_cosine(hidden: Hidden, mask: torch.Tensor | None = None) -> Distanc
 
 def pairwise_cosine_triton(hidden: Hidden, mask: torch.Tensor | None = None) -> Distances:
     """`pairwise_cosine` by the Triton kernel whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
-    states = _check(hidden, mask)
+    states = checked("pairwise_cosine", hidden, mask)
     if states[0].dtype == torch.float64 or len(states) > MOST_STATES:
         raise ReplaceMeError(
             f"pairwise_cosine: the kernel takes up to {MOST_STATES} states of at most 32 bits, "
@@ -202,7 +200,7 @@ def pairwise_cosine_triton(hidden: Hidden, mask: torch.Tensor | None = None) -> 
 
 
 def _launch(states: list[torch.Tensor], mask: torch.Tensor | None) -> Distances:
-    states = [state if state.stride(1) == 1 else state.contiguous() for state in states]
+    states = unit_columns(states)
     first, count = states[0], len(states)
     tokens, columns = first.shape
     interpreted = not first.is_cuda
@@ -215,7 +213,7 @@ def _launch(states: list[torch.Tensor], mask: torch.Tensor | None) -> Distances:
     products = torch.empty(programs, padded, padded, dtype=torch.float32, device=first.device)  # of one token each
     sums = torch.zeros(programs, 2, count, count, dtype=torch.float64, device=first.device)
     if tokens:
-        table, unit = _places(states)
+        table, unit = places(states)
         flags = sums if mask is None else mask.view(torch.uint8)
         with torch.cuda.device(-1 if interpreted else first.device):
             _pairwise_cosine_kernel[(programs,)](
@@ -241,53 +239,8 @@ def _launch(states: list[torch.Tensor], mask: torch.Tensor | None) -> Distances:
     return _means(sums.sum(0), tokens, mask)
 
 
-def _places(states: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Table [2, L] of each state's distance from the first one and row stride, in units; elements of a unit.
-
-    A unit is as many elements, 16 bytes at most, as divide all of these and the columns, so that loads can be wide.
-    """
-    size = states[0].element_size()
-    places = [(state.data_ptr() - states[0].data_ptr()) // size for state in states]
-    strides = [state.stride(0) for state in states]
-    unit = 16 // size
-    while any(number % unit for number in (*places, *strides, states[0].shape[1])):
-        unit //= 2
-    return _table(tuple(number // unit for number in (*places, *strides)), states[0].device), unit
-
-
-@lru_cache(maxsize=64)
-def _table(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The numbers on the device; batches of one shape often lie in the same places."""
-    return torch.tensor(numbers, dtype=torch.int64, device=device)
-
-
 def _means(sums: torch.Tensor, tokens: int, mask: torch.Tensor | None) -> Distances:
     """Sums [2, L, L] over the kept tokens, made symmetric with a zero diagonal."""
     lower = sums.tril(-1)  # a product's two triangles may differ in the last bit
     means = (lower + lower.mT) / (max(tokens, 1) if mask is None else mask.sum().clamp(min=1))
     return means[0], means[1]
-
-
-def _check(hidden: Hidden, mask: torch.Tensor | None) -> list[torch.Tensor]:
-    """Check the arguments and return the list of states."""
-    if isinstance(hidden, torch.Tensor) and hidden.ndim != 3:
-        raise ReplaceMeError(f"pairwise_cosine: a stack must be [L, tokens, hidden] floats, got {describe(hidden)}")
-    states = list(hidden)
-    if not states:
-        raise ReplaceMeError("pairwise_cosine: at least one state is needed, got none")
-    first = states[0]
-    for k, state in enumerate(states):
-        if state.ndim != 2 or state.dtype not in DTYPES:
-            raise ReplaceMeError(f"pairwise_cosine: state {k} must be [tokens, hidden] floats, got {describe(state)}")
-        if (state.shape, state.dtype) != (first.shape, first.dtype):
-            raise ReplaceMeError(
-                f"pairwise_cosine: state {k} must be {describe(first)} as state 0, got {describe(state)}"
-            )
-        if state.device != first.device:
-            raise ReplaceMeError(f"pairwise_cosine: state {k} is on {state.device}, state 0 on {first.device}")
-    if mask is not None:
-        if mask.shape != first.shape[:1] or mask.dtype != torch.bool:
-            raise ReplaceMeError(f"pairwise_cosine: mask must be {len(first)} bools, got {describe(mask)}")
-        if mask.device != first.device:
-            raise ReplaceMeError(f"pairwise_cosine: mask is on {mask.device}, the states on {first.device}")
-    return states

@@ -74,25 +74,12 @@ def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
 
 def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     """Sums over the kept tokens of cosine, angular and l2, float64 [L, L]."""
-    from replaceme.kernels.pairwise_cosine import pairwise_cosine
+    from replaceme.kernels import pairwise_cosine, pairwise_l2
 
     states = [activations.hidden_states[k].flatten(0, 1) for k in range(len(activations.hidden_states))]
-    means = pairwise_cosine(states, keep.flatten())  # few kept tokens need no gathering: the others are not read
-    count = keep.sum()
-    found = {metric: (mean * count).cpu() for metric, mean in zip(METRICS, means, strict=False)}
-    return found | {"l2": _lengths([state[keep.flatten()] for state in states])}
-
-
-def _lengths(states: "list[torch.Tensor]") -> "torch.Tensor":
-    """Sums of |h_i - h_j| over tokens; the differences are formed, as dot products would cancel."""
-    import torch
-
-    found = torch.zeros(len(states), len(states), dtype=torch.float64, device=states[0].device)
-    wide = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
-    for i, one in enumerate(wide):
-        for j in range(i):
-            found[i, j] = found[j, i] = (one - wide[j]).norm(dim=1).double().sum()
-    return found.cpu()
+    flags = keep.flatten()  # few kept tokens need no gathering: the others are not read
+    means = (*pairwise_cosine(states, flags), pairwise_l2(states, flags))
+    return {metric: (mean * keep.sum()).cpu() for metric, mean in zip(METRICS, means, strict=False)}
 
 
 def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) -> None:

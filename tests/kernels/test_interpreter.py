@@ -9,7 +9,7 @@ import numpy
 import pytest
 from packaging.version import Version
 
-FILES = ("test_gram.py", "test_row_cosine.py", "test_pairwise_cosine.py")
+FILES = ("test_gram.py", "test_row_cosine.py", "test_pairwise_cosine.py", "test_pairwise_l2.py")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="would start itself")
