@@ -1,7 +1,7 @@
 """`replaceme.prune`: a model and some text in, a shorter checkpoint out, in one process and without Snakemake.
 
 The same functions as the steps, called one after another: tokens -> distances or candidates -> cut -> gram -> fit ->
-fold.
+fold -> verify.
 """
 
 from collections.abc import Iterable
@@ -26,14 +26,16 @@ def prune(
     cut: CutConfig | None = None,
     fit: FitConfig | None = None,
     device: str = "auto",
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
 
     `source` is a folder, or a Hub id with a `revision`. Calibration text: `texts`, an iterable of strings or the path
     of a .txt, .jsonl or .parquet file, or a whole `calibration` section. Size: `blocks`, `ratio` (of the parameters),
-    or a `cut` section. `fit` defaults to least squares. Returns the provenance record that is also written to
-    `out`/replaceme.json.
-    Raises ReplaceMeError on bad input, before any forward pass where possible.
+    or a `cut` section. `fit` defaults to least squares. `verify`: load the result in a fresh process and
+    compare it with the original (see `replaceme.verify`; some seconds, and either model in float32 in memory).
+    Returns the provenance record that is also written to `out`/replaceme.json.
+    Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
     from replaceme.cuts import groups_of, possible_spans
     from replaceme.fitting import Passes, fit_cut
@@ -72,7 +74,14 @@ def prune(
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
-    return write_pruned(record, {**chosen, "model_sha256": digest}, transforms, out, origin)
+    provenance = write_pruned(record, {**chosen, "model_sha256": digest}, transforms, out, origin)
+    if verify:
+        from replaceme.verify import require_passed
+        from replaceme.verify import verify as checked
+
+        del model, passes  # both models are loaded again, in turn
+        require_passed(checked(record, chosen, transforms, out))
+    return provenance
 
 
 def _calibration(

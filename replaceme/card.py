@@ -1,13 +1,13 @@
 """The model card (README.md) of a pruned checkpoint, from its provenance record."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from replaceme.cuts import described, groups_of
 
 TEMPLATE = """---
-library_name: transformers
-tags: [pruned, replaceme]
-{base_model}---
+{metadata}---
 # {source}, {removed} blocks shorter
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
@@ -24,14 +24,18 @@ removed without training, {fit}.
 `replaceme.json` holds the SHA-256 of every file here and of every file of the source.
 """
 
+LICENCE = ("license", "license_name", "license_link")
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
 LOADING_SEPARATE = """What was added is not part of the original architecture, hence the few lines of code in
 `modeling_replaceme.py`: load the model with `trust_remote_code=True`, after a look at that file."""
 
 
-def model_card(provenance: dict[str, Any]) -> str:
-    """Markdown that says what was removed, how the gap was closed, and from what it was made."""
+def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
+    """Markdown that says what was removed, how the gap was closed, and from what it was made, with the Hub's metadata.
+
+    `licence` is what `licence_of` found of the source.
+    """
     source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
     carriers = [str(start - 1) for start, _ in groups_of(cut)]
     fitted = "and nothing was put in their place (UIDL)"
@@ -44,8 +48,7 @@ def model_card(provenance: dict[str, Any]) -> str:
             f"{'were' if many else 'was'} {put} block{'s' * many} {', '.join(carriers)}"
         )
     return TEMPLATE.format(
-        # the key means a Hub id, which a record with a commit comes from
-        base_model=f"base_model: {source['source']}\n" if source["revision"] else "",
+        metadata=_metadata(source, licence),
         source=source["source"],
         revision=source["revision"] or "local folder",
         removed=cut["blocks"],
@@ -58,6 +61,35 @@ def model_card(provenance: dict[str, Any]) -> str:
         report=", ".join(f"{key} {_short(value)}" for key, value in fit.items() if not isinstance(value, list)),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
     )
+
+
+def licence_of(folder: str | Path) -> dict[str, str]:
+    """The licence entries of a source's model card, or of its config.json; empty when neither names a licence."""
+    for found in (_card_metadata(Path(folder) / "README.md"), json.loads((Path(folder) / "config.json").read_text())):
+        if isinstance(found.get("license"), str):
+            return {key: found[key] for key in LICENCE if isinstance(found.get(key), str)}
+    return {}
+
+
+def _card_metadata(path: Path) -> dict[str, Any]:
+    """What stands in YAML at the top of a model card; empty when there is no card, or none that can be read."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        return (metadata_load(path) if path.is_file() else None) or {}
+    except (ValueError, yaml.YAMLError):
+        return {}
+
+
+def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
+    """The YAML that the Hub reads."""
+    import yaml
+
+    entries = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "replaceme"]}
+    if source["revision"]:  # the key means a Hub id, which a record with a commit comes from
+        entries["base_model"] = source["source"]
+    return yaml.safe_dump(entries | licence, sort_keys=False, allow_unicode=True)
 
 
 def _short(value: Any) -> str:

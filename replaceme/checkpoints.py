@@ -26,7 +26,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
 COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "generation_config.json", "chat_template*", "LICENSE*", "NOTICE*",
+    "generation_config.json", "chat_template*",
+    "LICENSE*", "LICENCE*", "License*", "license*", "COPYING*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 
 
@@ -228,7 +229,8 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
         return local_folder(source), None
     from huggingface_hub import snapshot_download
 
-    patterns = ["model*.safetensors", INDEX, "config.json", *COMPANIONS]
+    # the model card is neither copied nor part of the record, but names the licence
+    patterns = ["model*.safetensors", INDEX, "config.json", "README.md", *COMPANIONS]
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub raises many types: offline, missing, gated, time-out

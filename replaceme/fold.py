@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.card import model_card
+from replaceme.card import licence_of, model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
@@ -75,7 +75,7 @@ def write_pruned(
         "origin": origin,
         "versions": versions(),
     }
-    merge(record["folder"], cut, transforms, out, provenance, model_card(provenance))
+    merge(record["folder"], cut, transforms, out, provenance, model_card(provenance, licence_of(record["folder"])))
     return provenance
 
 

@@ -1,5 +1,6 @@
 """The validated config, and the functions with which rules find their inputs and options."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -65,6 +66,8 @@ def validated_config():
 CONFIG = validated_config()
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
+# a check by vLLM, where that is installed, takes the device that the other checks of a model do without
+VLLM_GPU = GPU * (importlib.util.find_spec("vllm") is not None)
 TASK_FILES = {".yaml", ".py", ".jsonl", ".json", ".csv", ".txt", ".parquet", ".arrow"}
 
 # without this limit `gpu: 1` would limit nothing; clusters count their own devices

@@ -19,3 +19,29 @@ rule merge:
         "merge {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
         "OMP_NUM_THREADS={threads} replaceme merge {input.model:q} {input.cut:q} {input.transform:q} --out {params.folder:q} 2> {log:q}"
+
+
+rule verify:
+    """The shortened checkpoint as a fresh process with plain transformers finds it, against the original."""
+    input:
+        model="results/{model}/model.json",
+        cut="results/{model}/{calibration}/{cut}/cut.json",
+        transform="results/{model}/{calibration}/{cut}/{fit}/transform.safetensors",
+        merged="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
+    output:
+        "results/{model}/{calibration}/{cut}/{fit}/verify.json",
+    log:
+        "results/logs/{model}/{calibration}/{cut}/{fit}/verify.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/verify.tsv"
+    threads: 1
+    resources:
+        gpu=VLLM_GPU,
+    params:
+        folder=lambda wildcards, input: Path(input.merged).parent,
+        code=code_of("verify"),
+    message:
+        "verify {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
+    shell:
+        "OMP_NUM_THREADS={threads} python -m replaceme.gpu {resources.gpu} -- replaceme verify {input.model:q} {input.cut:q}"
+        " {input.transform:q} {params.folder:q} --threads {threads} --out {output:q} 2> {log:q}"

@@ -1,6 +1,7 @@
 """`replaceme.prune` from end to end."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ from safetensors.torch import load_file
 
 import replaceme
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+
+# what comes out is looked at here; that it is verified is one test, and tests/test_verify.py
+prune = partial(replaceme.prune, verify=False)
 
 
 def reload(folder):
@@ -44,7 +48,7 @@ def test_the_fit_is_least_squares_on_the_given_texts(llama, texts, tokenizer, tm
     from replaceme.data import tokens_from_texts
 
     cut = CutConfig(blocks=2, start=3)
-    replaceme.prune(llama, texts=texts, cut=cut, out=tmp_path / "out", device="cpu")
+    prune(llama, texts=texts, cut=cut, out=tmp_path / "out", device="cpu")
     hidden, outputs, _ = brute_rows(llama, tokens_from_texts(texts, tokenizer, None, 1024), "float32")
     best = torch.linalg.lstsq(outputs[2], hidden[4] - hidden[2] + outputs[2]).solution
     name = "model.layers.2.mlp.down_proj.weight"
@@ -55,7 +59,7 @@ def test_the_fit_is_least_squares_on_the_given_texts(llama, texts, tokenizer, tm
 def test_a_ridge_chosen_over_parts_of_the_texts(llama, texts, tmp_path):
     fit = FitConfig(ridge="auto", towards="identity")
     calibration = {"texts": texts, "blocks": 2, "fit": fit, "out": tmp_path / "out", "device": "cpu"}
-    report = replaceme.prune(llama, **calibration)["fit"]
+    report = prune(llama, **calibration)["fit"]
     assert report["ridge"] > 0
     assert len(report["curve"][0]["by_shard"]) > 1
 
@@ -63,7 +67,7 @@ def test_a_ridge_chosen_over_parts_of_the_texts(llama, texts, tmp_path):
 def test_a_cosine_fit_stores_its_rows_only_for_a_while(llama, texts, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     fit = FitConfig(objective="cosine", iterations=2)
-    report = replaceme.prune(llama, texts=texts, blocks=2, fit=fit, out=tmp_path / "out", device="cpu")["fit"]
+    report = prune(llama, texts=texts, blocks=2, fit=fit, out=tmp_path / "out", device="cpu")["fit"]
     assert report["solver"] == "irls" and report["residual"] < report["residual_identity"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -74,7 +78,7 @@ def test_fitting_beats_dropping_on_the_texts(llama, texts, tokenizer, tmp_path):
 
     cut = CutConfig(blocks=1, start=5)
     for name in ("full", "identity"):
-        replaceme.prune(llama, texts=texts, cut=cut, fit=FitConfig(transform=name), out=tmp_path / name, device="cpu")
+        prune(llama, texts=texts, cut=cut, fit=FitConfig(transform=name), out=tmp_path / name, device="cpu")
     original, *pruned = (
         load_causal_model(f, "float32", "cpu") for f in (llama, tmp_path / "full", tmp_path / "identity")
     )
@@ -84,7 +88,7 @@ def test_fitting_beats_dropping_on_the_texts(llama, texts, tokenizer, tmp_path):
 
 
 def test_identity_changes_no_tensor(gemma, texts, tmp_path):
-    record = replaceme.prune(gemma, texts=texts, blocks=2, fit=FitConfig(transform="identity"), out=tmp_path / "out")
+    record = prune(gemma, texts=texts, blocks=2, fit=FitConfig(transform="identity"), out=tmp_path / "out")
     assert record["fit"]["solver"] == "identity"
     before, after = (load_file(folder / "model.safetensors") for folder in (gemma, tmp_path / "out"))
     for name, tensor in after.items():
@@ -98,7 +102,7 @@ def test_identity_changes_no_tensor(gemma, texts, tmp_path):
 
 def test_two_runs_give_the_same_bytes(sharded, texts, tmp_path):
     for name in ("one", "two"):
-        replaceme.prune(sharded, texts=texts, blocks=2, out=tmp_path / name, device="cpu")
+        prune(sharded, texts=texts, blocks=2, out=tmp_path / name, device="cpu")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert len(files) > 5 and files == sorted(path.name for path in (tmp_path / "two").iterdir())
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
@@ -108,19 +112,19 @@ def test_two_runs_give_the_same_bytes(sharded, texts, tmp_path):
 def test_texts_from_a_file(llama, texts, tmp_path, as_path):
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    record = replaceme.prune(llama, texts=as_path(path), blocks=2, out=tmp_path / "out", device="cpu")
+    record = prune(llama, texts=as_path(path), blocks=2, out=tmp_path / "out", device="cpu")
     assert record["origin"]["calibration"]["dataset"] == str(path)
     assert record["origin"]["calibration"]["file_sha256"]
 
 
 def test_a_calibration_section(llama, tmp_path):
     section = CalibrationConfig(dataset="micro", samples=8, tokens=32)
-    record = replaceme.prune(llama, section, blocks=1, out=tmp_path / "out", device="cpu")
+    record = prune(llama, section, blocks=1, out=tmp_path / "out", device="cpu")
     assert record["origin"]["calibration"]["dataset"] == "micro" and record["fit"]["tokens"] == 8 * 32
 
 
 def test_an_iterator_of_texts(llama, texts, tmp_path):
-    record = replaceme.prune(llama, texts=iter(texts), blocks=1, out=tmp_path / "out", device="cpu")
+    record = prune(llama, texts=iter(texts), blocks=1, out=tmp_path / "out", device="cpu")
     assert record["fit"]["tokens"] == sum(len(text.split()) for text in texts)
 
 
@@ -149,7 +153,7 @@ def test_bad_requests_are_refused_before_any_forward_pass(llama, texts, tmp_path
     monkeypatch.setattr("replaceme.capture.forward", forward)
     options, message = BAD[case]
     with refuses(message):
-        replaceme.prune(llama, **{"texts": texts, "out": tmp_path / "out", **options})
+        prune(llama, **{"texts": texts, "out": tmp_path / "out", **options})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,15 +161,15 @@ def test_somebody_elses_folder_is_refused_before_any_work(llama, texts, tmp_path
     (tmp_path / "thesis.txt").write_text("years of work")
     monkeypatch.setattr("replaceme.loading.load_tokenizer", lambda *_: pytest.fail("work was done"))
     with refuses("is not empty (it holds thesis.txt)"):
-        replaceme.prune(llama, texts=texts, blocks=2, out=tmp_path)
+        prune(llama, texts=texts, blocks=2, out=tmp_path)
     with refuses("holds the source model"):
-        replaceme.prune(llama, texts=texts, blocks=2, out=llama)
+        prune(llama, texts=texts, blocks=2, out=llama)
 
 
 def test_a_fit_that_cannot_be_folded_is_refused_at_once(gemma, texts, tmp_path, refuses, monkeypatch):
     monkeypatch.setattr("replaceme.loading.load_base_model", lambda *_: pytest.fail("the model was loaded"))
     with refuses("an intercept cannot pass"):
-        replaceme.prune(gemma, texts=texts, blocks=2, fit=FitConfig(intercept=True), out=tmp_path / "out")
+        prune(gemma, texts=texts, blocks=2, fit=FitConfig(intercept=True), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("fit", [{}, {"objective": "cosine"}, {"ridge": "auto"}, {"placement": "down_proj"}], ids=str)
@@ -174,7 +178,7 @@ def test_a_model_that_normalises_its_mlp_output(gemma, texts, tokenizer, tmp_pat
     from replaceme.data import tokens_from_texts
 
     cut = CutConfig(blocks=2, start=3)
-    record = replaceme.prune(gemma, texts=texts, cut=cut, fit=FitConfig(**fit), out=tmp_path / "out", device="cpu")
+    record = prune(gemma, texts=texts, cut=cut, fit=FitConfig(**fit), out=tmp_path / "out", device="cpu")
     tokens = tokens_from_texts(texts, tokenizer, None, 128)
     hidden, outputs, _ = brute_rows(gemma, tokens, "float32")
     _, folded, _ = brute_rows(tmp_path / "out", tokens, "float32")
@@ -192,7 +196,7 @@ def test_an_intercept_takes_what_least_squares_leaves_of_the_mean(llama, texts, 
     from replaceme.data import tokens_from_texts
 
     cut, fit = CutConfig(blocks=2, start=3), FitConfig(intercept=True)
-    record = replaceme.prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
+    record = prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
     tokens = tokens_from_texts(texts, tokenizer, None, 128)
     hidden, outputs, _ = brute_rows(llama, tokens, "float32")
     _, folded, _ = brute_rows(tmp_path / "out", tokens, "float32")
@@ -215,7 +219,7 @@ def test_several_groups(llama, texts, tokenizer, tmp_path, brute_rows, monkeypat
     monkeypatch.setattr(cuts, "choose", lambda *given: choose(*given) | {"groups": [list(one) for one in groups]})
     fit = FitConfig(estimation=estimation, objective=objective)
     cut = CutConfig(blocks=2, start=3)
-    record = replaceme.prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
+    record = prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
     assert len(reload(tmp_path / "out").model.layers) == 4 and len(record["fit"]["groups"]) == 2
     assert 0 < record["fit"]["residual"] < 1
     if objective == "cosine":

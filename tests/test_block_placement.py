@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from replaceme.shortened import shortened
 from replaceme.speed import speed
 from replaceme.transforms import Transform, fit_identity
 
+prune = partial(replaceme.prune, verify=False)
 SIZES = {
     "vocab_size": 66, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0,
@@ -217,7 +219,7 @@ def test_code_that_is_not_ours_is_never_run(folders, tmp_path, refuses):
 
 def test_a_model_with_layers_of_its_own_is_not_shortened_again(folders, texts, tmp_path, refuses):
     with refuses("already shortened", "give the original model"):
-        replaceme.prune(folders["one"], texts=texts, blocks=1, out=tmp_path / "out")
+        prune(folders["one"], texts=texts, blocks=1, out=tmp_path / "out")
 
 
 def test_a_model_that_transformers_takes_for_another_is_refused(ids, tmp_path, refuses):
@@ -241,7 +243,7 @@ def test_pruning_fits_the_residual_stream(llama, texts, tokenizer, tmp_path, bru
 
     fit = FitConfig(placement="block", intercept=intercept, estimation=estimation)
     cut = CutConfig(blocks=2, start=3)
-    record = replaceme.prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
+    record = prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
     hidden, _, _ = brute_rows(llama, tokens_from_texts(texts, tokenizer, None, 128))
     rows = torch.cat([hidden[2], torch.ones(len(hidden[2]), 1, dtype=torch.float64)], 1) if intercept else hidden[2]
     best = torch.linalg.lstsq(rows, hidden[4]).solution
@@ -266,7 +268,7 @@ STRUCTURES = {
 @pytest.mark.parametrize("transform", STRUCTURES)
 def test_a_norm_after_the_mlp_is_no_obstacle(gemma, texts, tmp_path, transform):
     fit = FitConfig(placement="block", transform=transform, intercept=True, **STRUCTURES[transform])
-    record = replaceme.prune(gemma, texts=texts, cut=CutConfig(blocks=2, start=3), fit=fit, out=tmp_path / "out")
+    record = prune(gemma, texts=texts, cut=CutConfig(blocks=2, start=3), fit=fit, out=tmp_path / "out")
     assert 0 < record["fit"]["residual"] < 1 and "gain" not in record["fit"]
     assert load_causal_model(tmp_path / "out", "float32", "cpu").model.layers[2].replacement.bias is not None
 

@@ -25,6 +25,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, CutConfig, CUT)
     add_options(parser, FitConfig)
     compute_arguments(parser)
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Load the result in a fresh process and compare it with the original, as `replaceme verify`.",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,8 +39,7 @@ def run(args: argparse.Namespace) -> None:
     calibration = from_options(args, CalibrationConfig, CALIBRATION)
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
     fit = from_options(args, FitConfig)
-    provenance = prune(
-        args.source, calibration, cut=cut, fit=fit, out=args.out, revision=args.revision, device=args.device
-    )
+    where = {"out": args.out, "revision": args.revision, "device": args.device}
+    provenance = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
     print(f"replaceme: saved {args.out}, {provenance['cut']['blocks']} blocks shorter", file=sys.stderr)

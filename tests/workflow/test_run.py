@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ALL_JOBS = {
     "model": 1, "tokens": 1, "distances": 1, "candidates": 1, "cut": 1, "gram": 2, "sum": 1, "transform": 2, "merge": 2,
-    "evaluate": 2, "evaluate_baseline": 1, "speed": 2, "speed_baseline": 1, "table": 1, "figure_table": 1,
+    "verify": 2, "evaluate": 2, "evaluate_baseline": 1, "speed": 2, "speed_baseline": 1, "table": 1, "figure_table": 1,
     "figure_distances": 1, "figure_cut": 1,
 }  # fmt: skip
 RESULTS = "results/tiny.v1"
@@ -34,6 +34,9 @@ def test_a_run_makes_the_tables_and_figures(reference):
     rows = reference.table()
     assert [(row["model"], row["fit"]) for row in rows] == [("tiny.v1", fit) for fit in ("baseline", "uidl", "ls")]
     assert all(float(row["perplexity"]) > 1 for row in rows)
+    for fit in ("uidl", "ls"):
+        checks = json.loads((reference.folder / f"{FIT}/{fit}/verify.json").read_text())["checks"]
+        assert all(check["outcome"] == "passed" for name, check in checks.items() if name not in ("vllm", "llama.cpp"))
     logs = list((reference.folder / "results/logs").rglob("*.log"))
     assert len(logs) == sum(ALL_JOBS.values()) and not list((reference.folder / "results").rglob(".tmp-*"))
 

@@ -10,7 +10,9 @@ replaceme sum 0.safetensors 1.safetensors --out sum.safetensors
 replaceme fit model.json tiny.v1/plain/n1/cut.json --statistics sum.safetensors --out tiny.v1/plain/n1/ls
 replaceme fit model.json tiny.v1/plain/n1/cut.json --transform identity --out tiny.v1/plain/n1/uidl
 replaceme merge model.json tiny.v1/plain/n1/cut.json tiny.v1/plain/n1/ls/transform.safetensors --out tiny.v1/plain/n1/ls/model
+replaceme verify model.json tiny.v1/plain/n1/cut.json tiny.v1/plain/n1/ls/transform.safetensors tiny.v1/plain/n1/ls/model --out tiny.v1/plain/n1/ls/verify.json
 replaceme merge model.json tiny.v1/plain/n1/cut.json tiny.v1/plain/n1/uidl/transform.safetensors --out tiny.v1/plain/n1/uidl/model
+replaceme verify model.json tiny.v1/plain/n1/cut.json tiny.v1/plain/n1/uidl/transform.safetensors tiny.v1/plain/n1/uidl/model --out tiny.v1/plain/n1/uidl/verify.json
 replaceme evaluate model.json --include tasks --task pick --task last_word='{"in_average": false}' --perplexity last_word --out tiny.v1/baseline/evaluation/items.json
 replaceme evaluate tiny.v1/plain/n1/ls/model --include tasks --task pick --task last_word='{"in_average": false}' --perplexity last_word --out tiny.v1/plain/n1/ls/evaluation/items.json
 replaceme evaluate tiny.v1/plain/n1/uidl/model --include tasks --task pick --task last_word='{"in_average": false}' --perplexity last_word --out tiny.v1/plain/n1/uidl/evaluation/items.json

@@ -1,0 +1,85 @@
+"""Loads a model folder with plain transformers, as any user of it does, and writes down what that gives.
+
+Run as a file, in a process of its own in which replaceme cannot be imported: `reload` asks, `verify` judges.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def main(work: Path) -> None:
+    """Answer `question.json` in folder `work`: `answer.json` has what is wrong with each part, null where nothing is.
+
+    The logits [sequences, tokens, vocabulary], float32, go to `logits.safetensors`.
+    """
+    sys.modules["replaceme"] = None  # an installed one is not found either
+    question = json.loads((work / "question.json").read_text(encoding="utf-8"))
+    where, inputs = question["where"], question["inputs"]
+    answer: dict[str, str | None] = {}
+    _part(answer, "tokenizer", lambda: _tokenizer(where))
+    if inputs is not None:
+        import torch
+
+        torch.set_num_threads(question["threads"])
+        model = _part(answer, "weights", lambda: _model(where))
+        if model is not None:
+            given = {name: torch.tensor(values) for name, values in inputs.items()}
+            _part(answer, "logits", lambda: _save_logits(model, given, work))
+            _part(answer, "generation", lambda: _generate(model, given, question["new_tokens"]))
+    (work / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _part(answer: dict[str, str | None], name: str, run: Callable[[], Any]) -> Any:
+    """Run a part of the answer and note in one line why it cannot be had."""
+    answer[name] = None
+    try:
+        return run()
+    except Exception as error:  # transformers raises many types
+        answer[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return None
+
+
+def _tokenizer(where: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(**where)
+
+
+def _model(where: dict[str, Any]) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    model, loading = AutoModelForCausalLM.from_pretrained(**where, **options)
+    # transformers fills such tensors with random numbers and only warns
+    for kind in ("missing_keys", "mismatched_keys"):
+        if loading[kind]:
+            raise ValueError(f"{len(loading[kind])} {kind.replace('_', ' ')}, the first is {sorted(loading[kind])[0]}")
+    return model.eval()
+
+
+def _save_logits(model: Any, inputs: dict[str, Any], work: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.inference_mode():
+        logits = model(**inputs, use_cache=False).logits.float().contiguous()
+    save_file({"logits": logits}, work / "logits.safetensors")
+
+
+def _generate(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:
+    """Greedy tokens with the cache must be those without it."""
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    cached, plain = (model.generate(**given, **options, use_cache=use) for use in (True, False))
+    if cached.shape[1] != inputs["input_ids"].shape[1] + new_tokens:
+        raise ValueError(f"{cached.shape[1] - inputs['input_ids'].shape[1]} tokens generated, {new_tokens} asked for")
+    if not cached.equal(plain):
+        raise ValueError(f"{int((cached != plain).sum())} greedy tokens differ with the cache and without it")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,110 @@
+"""A model folder as a fresh process with plain transformers finds it, and what its logits are compared with."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme import plain
+from replaceme.capture import model_inputs
+from replaceme.checkpoints import read_config
+from replaceme.data import Tokens
+from replaceme.errors import ReplaceMeError
+from replaceme.loading import load_causal_model
+from replaceme.models import family_of
+from replaceme.separate import check_code, is_separate
+from replaceme.shortened import shortened
+
+if TYPE_CHECKING:
+    import torch
+
+    from replaceme.transforms import Transform
+
+SEQUENCES, LENGTH, NEW_TOKENS = 2, 32, 8
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def fixed_tokens(config: dict[str, Any]) -> Tokens:
+    """Two sequences of random token ids, always the same; the second is padded on the left, as for generation."""
+    import torch
+
+    length = min(LENGTH, config.get("max_position_embeddings", LENGTH + NEW_TOKENS) - NEW_TOKENS)
+    input_ids = torch.randint(config["vocab_size"], (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(SEQUENCES, length, dtype=torch.bool)
+    mask[-1, : length // 3] = False
+    return Tokens(input_ids, mask)
+
+
+def hooked_logits(
+    folder: str | Path, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", tokens: Tokens
+) -> "torch.Tensor":
+    """Logits, float32, of an original model that runs with the transforms applied by hooks; it is freed afterwards."""
+    import torch
+
+    model = load_causal_model(folder, "float32", "cpu")
+    given = [None if one.is_identity else one for one in transforms]
+    family = family_of(read_config(folder), str(folder))
+    with torch.inference_mode(), shortened(model.base_model, family, groups, given):
+        logits = model(**model_inputs(tokens, torch.device("cpu"))).logits.float()
+    del model
+    gc.collect()  # its blocks hold references to themselves, and the fresh process needs the memory
+    return logits
+
+
+def reload(folder: str | Path, tokens: Tokens | None, work: Path) -> dict[str, str | None]:
+    """What is wrong with each part of a folder for plain transformers, None where nothing is; logits go to `work`.
+
+    Without tokens no weights are loaded. The folder's own code runs only if it is this package's. Raises
+    ReplaceMeError when the process dies.
+    """
+    import torch
+
+    separate = is_separate(read_config(folder))
+    if separate:
+        check_code(folder)
+    where = {
+        "pretrained_model_name_or_path": str(Path(folder).resolve()),
+        "trust_remote_code": separate,
+        "local_files_only": True,
+    }
+    inputs = None
+    if tokens is not None:
+        given = model_inputs(tokens, torch.device("cpu"))
+        inputs = {name: given[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")}
+    question = {"where": where, "inputs": inputs, "new_tokens": NEW_TOKENS, "threads": torch.get_num_threads()}
+    (work / "question.json").write_text(json.dumps(question), encoding="utf-8")
+    # -P: the folder of the file is not searched for modules, of which one is called `statistics`
+    run_alone([sys.executable, "-P", plain.__file__, str(work)], {"HF_MODULES_CACHE": str(work / "modules")})
+    return json.loads((work / "answer.json").read_text(encoding="utf-8"))
+
+
+def run_alone(command: Sequence[str], environment: dict[str, str], seconds: float | None = None) -> None:
+    """Run a command offline to its end; raises ReplaceMeError, in one line, when it fails or takes too long."""
+    given = os.environ | QUIET | {"PYTHONPATH": _path_without_us()} | environment
+    try:
+        done = subprocess.run(
+            command, env=given, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ReplaceMeError(f"{Path(command[0]).name}: no answer within {seconds:.0f} s") from None
+    except OSError as error:
+        raise ReplaceMeError(f"{command[0]}: cannot be run ({error})") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1]
+        raise ReplaceMeError(f"the process ended with code {done.returncode} ({last})")
+
+
+def _path_without_us() -> str:
+    """PYTHONPATH without the folder that holds this package, beside which `kernels` has the name of another's."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    ours = Path(__file__).resolve().parents[1]
+    return os.pathsep.join(path for path in paths if path and Path(path).resolve() != ours)

@@ -1,0 +1,155 @@
+"""Whether a merged checkpoint is what was fitted, and what any user of Hugging Face checkpoints can load.
+
+The original model, run with the transforms applied by hooks, says what the logits must be; a fresh process that loads
+the folder with plain transformers says what they are. Both run in float32 on the CPU, one after the other, so that one
+model at a time is in memory and no GPU has to hold it.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.checkpoints import INDEX, check_merged, open_checkpoint, read_config
+from replaceme.cuts import groups_of
+from replaceme.errors import ReplaceMeError
+from replaceme.files import read_json
+from replaceme.models import PER_BLOCK_LISTS
+from replaceme.outcome import FAILED, PASSED, NotChecked, not_checked, outcome
+from replaceme.provenance import versions
+from replaceme.reload import fixed_tokens, hooked_logits, reload
+from replaceme.separate import check_code, is_separate
+
+if TYPE_CHECKING:
+    import torch
+
+    from replaceme.transforms import Transform
+
+BY_LOADING = ("tokenizer", "weights", "logits", "generation")
+ARITHMETIC = 1e-4
+ROUNDINGS = 16
+# half the distance of 1 to the next number of each stored type
+ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F64": 2**-53}
+
+
+def verify(
+    record: dict[str, Any], cut: dict[str, Any], transforms: "Sequence[Transform]", folder: str | Path
+) -> dict[str, Any]:
+    """The outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
+
+    A check that fails does not raise: see `require_passed`. What needs the model loaded is left out where the files
+    are wrong already.
+    """
+    checks = {
+        "files": outcome(_check_files, folder),
+        "tensors": outcome(_check_tensors, folder),
+        "config": outcome(_check_config, folder),
+    }
+    if all(check["outcome"] == PASSED for check in checks.values()):
+        checks |= _check_by_loading(record, groups_of(cut), transforms, folder)
+    else:
+        checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
+    return {"model": str(folder), "checks": checks, "versions": versions()}
+
+
+def require_passed(report: dict[str, Any]) -> None:
+    """Raise ReplaceMeError for the first check of `verify` that failed."""
+    for name in report["checks"]:
+        check = report["checks"][name]
+        if check["outcome"] == FAILED:
+            raise ReplaceMeError(f"{report['model']}: not a usable export, {name}: {check['reason']}")
+
+
+def tolerance(stored: set[str], fitted: bool) -> float:
+    """The allowed |difference| / |logits| of a token, for weights stored in these types of safetensors.
+
+    Both models compute in float32 from the same weights, and differ in the order of the sums: ARITHMETIC. Where a
+    transform is folded in, the carrier's new weight is rounded to the stored type, each number by at most u = ROUNDING
+    of itself, and the hooks use it as it was before. That moves the carrier's output by about u / 2 of itself, and
+    the blocks after it amplify what they are given: ROUNDINGS leaves room for that (measured in bfloat16: up to 2.8 u).
+    """
+    return ARITHMETIC + (ROUNDINGS * max(ROUNDING.get(kind, 0.0) for kind in stored) if fitted else 0.0)
+
+
+def _check_files(folder: str | Path) -> None:
+    """Every file is the one that was written, and the code that it brings is this package's."""
+    check_merged(folder)
+    if is_separate(read_config(folder)):
+        check_code(folder)
+
+
+def _check_tensors(folder: str | Path) -> None:
+    """Every shard is readable, and holds the tensors that the index says."""
+    checkpoint = open_checkpoint(folder, separate=True)
+    beside = {path.name for path in Path(folder).glob("*.safetensors")} - set(checkpoint.shards)
+    if beside:
+        raise ReplaceMeError(f"{Path(folder) / min(beside)}: a shard that the index does not name")
+    if not (Path(folder) / INDEX).is_file():
+        return
+    indexed = read_json(Path(folder) / INDEX)["weight_map"]
+    held = {name: shard for name, (shard, _, _) in checkpoint.tensors.items()}
+    wrong = sorted(set(indexed.items()) ^ set(held.items()))
+    if wrong:
+        raise ReplaceMeError(f"{Path(folder) / INDEX}: tensor {wrong[0][0]} is not in the shard that the index says")
+
+
+def _check_config(folder: str | Path) -> None:
+    """Every per-block list of config.json has one entry for each block."""
+    config = read_config(folder)
+    blocks = config.get("num_hidden_layers")
+    for key in PER_BLOCK_LISTS:
+        values = config.get(key)
+        if values is not None and len(values) != blocks:
+            raise ReplaceMeError(f"{folder}/config.json: {key} has {len(values)} entries for {blocks} blocks")
+
+
+def _check_by_loading(
+    record: dict[str, Any], groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", folder: str | Path
+) -> dict[str, dict[str, Any]]:
+    memory = outcome(_check_memory, record)
+    enough = memory["outcome"] == PASSED
+    tokens = fixed_tokens(read_config(record["folder"])) if enough else None
+    expected = hooked_logits(record["folder"], groups, transforms, tokens) if enough else None
+    with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
+        try:
+            answer = reload(folder, tokens, Path(work))
+        except ReplaceMeError as error:
+            answer = {"weights": str(error)}
+        checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
+        if checks.get("logits", {}).get("outcome") == PASSED:
+            fitted = not all(one.is_identity for one in transforms)
+            allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, fitted)
+            checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", expected, tokens.mask, allowed)
+    left_out = not_checked("the weights did not load") if enough else memory
+    return {name: checks.get(name, left_out) for name in BY_LOADING}
+
+
+def _raise(reason: str | None) -> None:
+    if reason is not None:
+        raise ReplaceMeError(reason)
+
+
+def _check_memory(record: dict[str, Any]) -> None:
+    """A model that does not fit would take the whole job down."""
+    import psutil
+
+    needed, free = 4.4 * record["parameters"], psutil.virtual_memory().available
+    if needed > free:
+        raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+
+
+def _check_logits(path: Path, expected: "torch.Tensor", mask: "torch.Tensor", allowed: float) -> dict[str, float]:
+    """The largest |difference| / |logits| over the unmasked tokens is within what is allowed."""
+    from safetensors.torch import load_file
+
+    found = load_file(path)["logits"]
+    if found.shape != expected.shape:
+        raise ReplaceMeError(f"logits of shape {list(found.shape)}, those of the original are {list(expected.shape)}")
+    found, expected = found[mask].double(), expected[mask].double()
+    difference = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    if not difference <= allowed:  # NaN is not
+        raise ReplaceMeError(
+            f"logits differ from those of the original with the transform applied by {difference:.2g} of their size, "
+            f"{allowed:.2g} is allowed; merge again"
+        )
+    return {"relative_difference": difference, "allowed": allowed}
