@@ -27,7 +27,7 @@ class Configuration:
 
     tile: int = 16
     block_columns: int = 8
-    warps: int = 2
+    warps: int = 1
     runs: int = 1024
 
 

@@ -46,8 +46,8 @@ def measure(
     first: list[list[torch.Tensor]] = [[] for _ in range(num_blocks)]
     for activations in capture(model, family, batches, Wanted(frozenset(range(num_blocks)))):
         room = max(0, TOKENS - counts["all"]) if representations else 0
-        for block, kept in enumerate(first):
-            kept.append(activations.hidden_states[block][activations.mask][:room])
+        for block, kept in enumerate(first) if room else ():
+            kept.append(activations.hidden_states[block][activations.mask][:room].clone())  # not all of it kept alive
         for position, keep in (("all", activations.mask), ("last", last_tokens(activations.mask))):
             counts[position] += int(keep.sum())
             for metric, total in _sums(activations, keep).items():
