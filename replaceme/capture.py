@@ -117,13 +117,17 @@ def forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) -
 
 def model_inputs(model: "nn.Module", batch: Tokens) -> dict[str, Any]:
     """What a transformers model is called with for a batch."""
-    device = next(model.parameters()).device
+    given = {**placed(batch, next(model.parameters()).device), "use_cache": False}
+    taken = signature(model.forward).parameters
+    return {name: value for name, value in given.items() if name in taken or name != "position_ids"}
+
+
+def placed(batch: Tokens, device: "torch.device") -> dict[str, Any]:
+    """Ids, mask and positions of a batch on a device."""
     mask = batch.mask.to(device).long()
-    given = {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "use_cache": False}
-    if "position_ids" in signature(model.forward).parameters:
-        # positions count real tokens only, so that padding on the left moves nothing
-        given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return given
+    # positions count real tokens only, so that padding on the left moves nothing
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "position_ids": positions}
 
 
 def trimmed(batch: Tokens) -> Tokens:

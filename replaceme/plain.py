@@ -6,6 +6,7 @@ Run as a file, in a process of its own in which replaceme cannot be imported: `r
 import json
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,10 @@ def _save_logits(model: Any, inputs: dict[str, Any], work: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    taken = signature(model.forward).parameters  # not every architecture is told positions
+    given = {name: value for name, value in inputs.items() if name in taken or name != "position_ids"}
     with torch.inference_mode():
-        logits = model(**inputs, use_cache=False).logits.float().contiguous()
+        logits = model(**given, use_cache=False).logits.float().contiguous()
     save_file({"logits": logits}, work / "logits.safetensors")
 
 

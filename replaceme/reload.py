@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme import plain
-from replaceme.capture import model_inputs
+from replaceme.capture import model_inputs, placed
 from replaceme.checkpoints import read_config
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
@@ -54,7 +54,7 @@ def hooked_logits(
     given = [None if one.is_identity else one for one in transforms]
     family = family_of(read_config(folder), str(folder))
     with torch.inference_mode(), shortened(model.base_model, family, groups, given):
-        logits = model(**model_inputs(tokens, torch.device("cpu"))).logits.float()
+        logits = model(**model_inputs(model, tokens)).logits.float()
     del model
     gc.collect()  # its blocks hold references to themselves, and the fresh process needs the memory
     return logits
@@ -78,7 +78,7 @@ def reload(folder: str | Path, tokens: Tokens | None, work: Path) -> dict[str, s
     }
     inputs = None
     if tokens is not None:
-        given = model_inputs(tokens, torch.device("cpu"))
+        given = placed(tokens, torch.device("cpu"))
         inputs = {name: given[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")}
     question = {"where": where, "inputs": inputs, "new_tokens": NEW_TOKENS, "threads": torch.get_num_threads()}
     (work / "question.json").write_text(json.dumps(question), encoding="utf-8")
