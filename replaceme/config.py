@@ -419,7 +419,9 @@ class TableConfig(Strict):
     calibrations: list[str] = Field(min_length=1, description="Names under `calibrations`.")
     cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
     fits: list[str] = Field(min_length=1, description="Names under `fits`.")
-    evaluation: str = Field(description="Name under `evaluations`.")
+    evaluation: str | None = Field(
+        None, description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
+    )
     caption: str = Field("", description="A sentence above the table.")
 
 
@@ -431,7 +433,7 @@ class Config(Strict):
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
     cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
     fits: dict[Name, FitConfig] = Field(min_length=1, description="Fits by name.")
-    evaluations: dict[Name, EvaluationConfig] = Field(min_length=1, description="Evaluations by name.")
+    evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
 
