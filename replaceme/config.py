@@ -420,7 +420,7 @@ class TableConfig(Strict):
     cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
     fits: list[str] = Field(min_length=1, description="Names under `fits`.")
     evaluation: str | None = Field(
-        None, description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
+        description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
     )
     caption: str = Field("", description="A sentence above the table.")
 
@@ -468,7 +468,9 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():
             names = [table.get(key)] if key == "evaluation" else table.get(key)
-            if isinstance(names, list) and _section(raw, section):  # a missing section is an error of its own
+            # a missing section is an error of its own, but for the one that may be left out
+            checked = _section(raw, section) or (section == "evaluations" and not raw.get(section))
+            if isinstance(names, list) and checked:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
@@ -497,7 +499,7 @@ def _section(raw: dict, name: Any) -> dict:
 
 
 def _dangling(where: str, names: list[str], section: str, defined: dict) -> list[str]:
-    known = ", ".join(printable(name) for name in defined)
+    known = ", ".join(printable(name) for name in defined) or "none"
     lines = [
         f"{where}: {name!r} is not defined under {section}; defined: {known}" for name in names if name not in defined
     ]

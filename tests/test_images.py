@@ -315,9 +315,17 @@ def test_preflight_of_an_encoder(encoder, refuses):
         "calibrations": {"photos": {"images": "generated", "samples": 4}},
         "cuts": {"n2": {"blocks": 2}},
         "fits": {"ls": {}},
-        "tables": {"t": {"models": ["m"], "calibrations": ["photos"], "cuts": ["n2"], "fits": ["ls"]}},
+        "tables": {
+            "t": {"models": ["m"], "calibrations": ["photos"], "cuts": ["n2"], "fits": ["ls"], "evaluation": None}
+        },
     }
     check_inputs(parse(raw), "c.yaml")
+    raw["tables"]["t"]["evaluation"] = "nowhere"
+    with refuses("tables.t.evaluation: 'nowhere' is not defined under evaluations"):
+        parse(raw)
+    del raw["tables"]["t"]["evaluation"]
+    with refuses("tables.t.evaluation: missing"):
+        parse(raw)
     raw["calibrations"]["photos"] = {"dataset": "micro"}
     raw["evaluations"] = {"e": {"tasks": {"boolq": {}}}}
     raw["tables"]["t"]["evaluation"] = "e"
