@@ -21,6 +21,7 @@ def prune(
     out: str | Path,
     revision: str | None = None,
     texts: Iterable[str] | str | Path | None = None,
+    images: str | Path | None = None,
     blocks: int | None = None,
     ratio: float | None = None,
     cut: CutConfig | None = None,
@@ -31,17 +32,20 @@ def prune(
     """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
 
     `source` is a folder, or a Hub id with a `revision`. Calibration text: `texts`, an iterable of strings or the path
-    of a .txt, .jsonl or .parquet file, or a whole `calibration` section. Size: `blocks`, `ratio` (of the parameters),
-    or a `cut` section. `fit` defaults to least squares. `verify`: load the result in a fresh process and
-    compare it with the original (see `replaceme.verify`; some seconds, and either model in float32 in memory).
-    Returns the provenance record that is also written to `out`/replaceme.json.
+    of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section. Size:
+    `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `verify`: load the
+    result in a fresh process and compare it with the original (see `replaceme.verify`; some seconds, and either model
+    in float32 in memory; not done for encoders). Returns the provenance record that is also written to
+    `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
     from replaceme.cuts import groups_of, possible_spans
     from replaceme.fitting import Passes, fit_cut
     from replaceme.fold import check_out, write_pruned
-    from replaceme.loading import load_model, load_tokenizer
+    from replaceme.loading import load_model
     from replaceme.models import (
+        check_calibration,
+        check_cut,
         check_fit,
         check_length,
         family_of,
@@ -59,10 +63,12 @@ def prune(
     check_out(record["folder"], out)
     possible_spans(cut, record)
     config = read_config(record["folder"])
-    calibration, texts = _calibration(calibration, texts, longest_sequence(config, str(source)))
+    calibration, texts = _calibration(calibration, texts, images, longest_sequence(config, str(source)))
+    check_calibration(config, calibration, str(source))
+    check_cut(config, cut, str(source))
     check_length(config, calibration.tokens, str(source))
     check_fit(config, str(source), fit.placement, fit.intercept, fit.recycle is not None)
-    tokens, metadata = _tokens(calibration, texts, load_tokenizer(record["folder"]))
+    tokens, metadata = _tokens(calibration, texts, record["folder"])
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
     model = load_model(record["folder"], dtype, device, cut.needs_loss, calibration.streaming)
@@ -75,7 +81,7 @@ def prune(
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
     provenance = write_pruned(record, {**chosen, "model_sha256": digest}, transforms, out, origin)
-    if verify:
+    if verify and family.modality == "text":
         from replaceme.verify import require_passed
         from replaceme.verify import verify as checked
 
@@ -85,13 +91,18 @@ def prune(
 
 
 def _calibration(
-    calibration: CalibrationConfig | None, texts: Iterable[str] | str | Path | None, longest: int | None
+    calibration: CalibrationConfig | None,
+    texts: Iterable[str] | str | Path | None,
+    images: str | Path | None,
+    longest: int | None,
 ) -> tuple[CalibrationConfig, list[str] | None]:
     """The calibration section, and the texts where they were given as strings."""
-    if (calibration is None) == (texts is None):
-        raise ReplaceMeError("prune: give either texts or calibration")
+    if sum(given is not None for given in (calibration, texts, images)) != 1:
+        raise ReplaceMeError("prune: give either texts or calibration (for an encoder: images or calibration)")
     if calibration is not None:
         return calibration, None
+    if images is not None:
+        return CalibrationConfig(images=str(images)), None
     usual = CalibrationConfig.model_fields["tokens"].default
     length = min(usual, longest or usual)
     if isinstance(texts, str | Path):
@@ -100,11 +111,13 @@ def _calibration(
     return CalibrationConfig(dataset="texts given", samples=max(1, len(texts)), tokens=length), texts
 
 
-def _tokens(calibration: CalibrationConfig, texts: list[str] | None, tokenizer: Any):
-    from replaceme.data import calibrate, tokens_from_texts
+def _tokens(calibration: CalibrationConfig, texts: list[str] | None, folder: str):
+    from replaceme.data import calibration_for, tokens_from_texts
+    from replaceme.loading import load_tokenizer
 
     if texts is None:
-        return calibrate(calibration, tokenizer)
+        return calibration_for(folder, calibration)
+    tokenizer = load_tokenizer(folder)
     return tokens_from_texts(texts, tokenizer, calibration.samples, calibration.tokens), {"dataset": "texts given"}
 
 

@@ -58,11 +58,11 @@ def split(tokens: Tokens, samples: int | None) -> tuple[Tokens, Tokens]:
     """(sequences to fit on, held-out ones): `samples` and a quarter as many, where there are fewer 4 to 1."""
     wanted = None if samples is None else samples + max(1, samples // HELD_OUT)
     chosen = tokens.first(wanted)
-    count = len(chosen.input_ids)
+    count = len(chosen)
     if count < 2:
         raise ReplaceMeError("cut: metric loss needs two calibration sequences or more, as one is held out")
     last = max(1, count // (HELD_OUT + 1))
-    return chosen.first(count - last), Tokens(chosen.input_ids[-last:], chosen.mask[-last:])
+    return chosen.first(count - last), chosen[-last:]
 
 
 def measure_candidates(

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
+from replaceme.images import Images
 from replaceme.models import Family
+from replaceme.samples import Samples
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +52,7 @@ class _LastBlockReached(Exception):
     """Raised by a hook to leave the forward pass early."""
 
 
-def capture(model: "nn.Module", family: Family, batches: Iterable[Tokens], wanted: Wanted) -> Iterator[Activations]:
+def capture(model: "nn.Module", family: Family, batches: Iterable[Samples], wanted: Wanted) -> Iterator[Activations]:
     """Run batches through a base model and yield what was asked for; raises ReplaceMeError on NaN or infinity."""
     if hasattr(model, "streamed"):
         from replaceme.streaming import stream
@@ -64,7 +66,7 @@ def capture(model: "nn.Module", family: Family, batches: Iterable[Tokens], wante
         yield activations
 
 
-def forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) -> Activations:
+def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted) -> Activations:
     """What is wanted of one batch, unchecked."""
     import torch
 
@@ -115,9 +117,12 @@ def forward(model: "nn.Module", family: Family, batch: Tokens, wanted: Wanted) -
     return kept
 
 
-def model_inputs(model: "nn.Module", batch: Tokens) -> dict[str, Any]:
+def model_inputs(model: "nn.Module", batch: Samples) -> dict[str, Any]:
     """What a transformers model is called with for a batch."""
-    given = {**placed(batch, next(model.parameters()).device), "use_cache": False}
+    parameter = next(model.parameters())
+    if isinstance(batch, Images):
+        return {"pixel_values": batch.pixels.to(parameter.device, parameter.dtype)}
+    given = {**placed(batch, parameter.device), "use_cache": False}
     taken = signature(model.forward).parameters
     return {name: value for name, value in given.items() if name in taken or name != "position_ids"}
 
@@ -130,8 +135,10 @@ def placed(batch: Tokens, device: "torch.device") -> dict[str, Any]:
     return {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "position_ids": positions}
 
 
-def trimmed(batch: Tokens) -> Tokens:
-    """The batch without the columns in which every sequence is padded."""
+def trimmed(batch: Samples) -> Samples:
+    """The batch without the columns in which every sequence is padded; images have none."""
+    if isinstance(batch, Images):
+        return batch
     used = batch.mask.any(0).nonzero()
     if len(used) == 0:
         raise ReplaceMeError("calibration: a batch holds padding only; remove empty texts")
@@ -148,7 +155,7 @@ def finite(activations: Activations) -> bool:
     return all(bool(torch.isfinite(tensor[activations.mask]).all()) for tensor in tensors)
 
 
-def _name_the_block(model: "nn.Module", family: Family, batch: Tokens, last: int) -> str:
+def _name_the_block(model: "nn.Module", family: Family, batch: Samples, last: int) -> str:
     """Run the batch again with every block watched, and say where NaN or infinity first appears."""
     import torch
 

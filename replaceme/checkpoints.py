@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json, sha256_of_all
-from replaceme.models import Family, family_of
+from replaceme.models import Family, family_of, with_sizes
 from replaceme.separate import is_separate, original_config
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
 COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "generation_config.json", "chat_template*",
+    "generation_config.json", "chat_template*", "preprocessor_config.json", "processor_config.json",
     "LICENSE*", "LICENCE*", "License*", "license*", "COPYING*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 
@@ -43,12 +43,12 @@ class Checkpoint:
     @property
     def num_blocks(self) -> int:
         """L, the number of blocks."""
-        return self.config[self.family.depth]
+        return self.family.sizes(self.config)[self.family.depth]
 
     @property
     def hidden_size(self) -> int:
         """d, the width of the residual stream."""
-        return self.config[self.family.width]
+        return self.family.sizes(self.config)[self.family.width]
 
     @property
     def shards(self) -> list[str]:
@@ -123,7 +123,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
         raise ReplaceMeError(f"{folder}/config.json: no `model_type`; this is not a transformers config")
-    return config
+    return with_sizes(config)
 
 
 def shard_names(folder: Path) -> list[str]:

@@ -44,19 +44,24 @@ class ModelConfig(Strict):
 
 
 class CalibrationConfig(Strict):
-    """The text on which hidden states are observed."""
+    """The text, or for encoders the images, on which hidden states are observed."""
 
-    dataset: str = Field(
-        description="`micro` (the embedded generator), a .txt, .jsonl or .parquet file, or a Hub dataset id."
+    dataset: str | None = Field(
+        None, description="`micro` (the embedded generator), a .txt, .jsonl or .parquet file, or a Hub dataset id."
+    )
+    images: str | None = Field(
+        None,
+        description="For encoders, in place of `dataset`: a folder of images (.png, .jpg, .webp, .bmp), a Hub dataset "
+        "id, or `generated` (textures and shapes).",
     )
     name: str | None = Field(None, description="Hub dataset configuration, such as `sample-10BT`.")
     revision: str | None = Field(None, description="Hub dataset revision.")
     split: str = Field("train", description="Hub dataset split.")
-    column: str = Field("text", description="Column that holds the text.")
+    column: str | None = Field(None, description="Column that holds the text or the images; null: `text`, or `image`.")
     conversations: str | None = Field(
         None, description="Column that holds conversations; they go through the model's chat template."
     )
-    samples: int = Field(128, ge=1, description="Number of token sequences.")
+    samples: int = Field(128, ge=1, description="Number of token sequences, or of images.")
     tokens: int = Field(1024, ge=2, description="Length of a sequence, in tokens; longer ones are truncated.")
     pack: bool | None = Field(
         None,
@@ -64,7 +69,7 @@ class CalibrationConfig(Strict):
     )
     seed: int = Field(0, ge=0, description="Seed of the generator or of the shuffle.")
     shards: int = Field(1, ge=1, le=10_000, description="Jobs over which Gram accumulation is spread.")
-    batch_size: int = Field(8, ge=1, description="Sequences per forward pass.")
+    batch_size: int = Field(8, ge=1, description="Sequences, or images, per forward pass.")
     dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = Field(
         "auto", description="Type of the forward pass; auto: the checkpoint's on a GPU, float32 on a CPU."
     )
@@ -73,6 +78,25 @@ class CalibrationConfig(Strict):
         description="Whether forward passes hold one block's weights at a time (docs/method.md); auto: where a model "
         "does not fit the device.",
     )
+
+    @model_validator(mode="after")
+    def _text_or_images(self) -> "CalibrationConfig":
+        if (self.dataset is None) == (self.images is None):
+            raise ValueError("give either dataset (text) or images")
+        given = self.model_fields_set & {"tokens", "pack", "conversations"}
+        if self.images is not None and given:
+            raise ValueError(f"images take no {', '.join(sorted(given))}; drop it")
+        return self
+
+    @property
+    def source(self) -> str:
+        """Where the text or the images come from."""
+        return self.dataset if self.images is None else self.images
+
+    @property
+    def source_column(self) -> str:
+        """The column of the text or of the images."""
+        return self.column or ("text" if self.images is None else "image")
 
 
 class CutConfig(Strict):
@@ -400,7 +424,9 @@ class TableConfig(Strict):
     calibrations: list[str] = Field(min_length=1, description="Names under `calibrations`.")
     cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
     fits: list[str] = Field(min_length=1, description="Names under `fits`.")
-    evaluation: str = Field(description="Name under `evaluations`.")
+    evaluation: str | None = Field(
+        description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
+    )
     caption: str = Field("", description="A sentence above the table.")
 
 
@@ -412,7 +438,7 @@ class Config(Strict):
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
     cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
     fits: dict[Name, FitConfig] = Field(min_length=1, description="Fits by name.")
-    evaluations: dict[Name, EvaluationConfig] = Field(min_length=1, description="Evaluations by name.")
+    evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
 
@@ -447,7 +473,9 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():
             names = [table.get(key)] if key == "evaluation" else table.get(key)
-            if isinstance(names, list) and _section(raw, section):  # a missing section is an error of its own
+            # a missing section is an error of its own, but for the one that may be left out
+            checked = _section(raw, section) or (section == "evaluations" and not raw.get(section))
+            if isinstance(names, list) and checked:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
@@ -476,7 +504,7 @@ def _section(raw: dict, name: Any) -> dict:
 
 
 def _dangling(where: str, names: list[str], section: str, defined: dict) -> list[str]:
-    known = ", ".join(printable(name) for name in defined)
+    known = ", ".join(printable(name) for name in defined) or "none"
     lines = [
         f"{where}: {name!r} is not defined under {section}; defined: {known}" for name in names if name not in defined
     ]

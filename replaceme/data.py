@@ -1,11 +1,12 @@
 """Calibration text -> token ids and mask, deterministic in (source, seed), saved with hashes of what it holds.
 
+For images see `images`.
+
 Sources: `micro` (the embedded generator), local .txt, .jsonl and .parquet files, and Hub datasets (streamed). Two ways
 to make sequences: `pack` joins documents and cuts full sequences; otherwise each document is one sequence, truncated or
 right-padded, and the padding is masked in every later step.
 """
 
-import hashlib
 import itertools
 import logging
 import random
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CalibrationConfig
 from replaceme.errors import ReplaceMeError
-from replaceme.files import load_tensors, save_tensors, sha256
+from replaceme.files import load_tensors, sha256
+from replaceme.images import Images, calibrate_images, check_images
 from replaceme.progress import progress
+from replaceme.samples import Samples, stream
 
 if TYPE_CHECKING:
     import torch
@@ -29,48 +32,42 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user"
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Samples):
     """Calibration sequences: `input_ids` int64 and `mask` bool (true on real tokens), both [samples, tokens]."""
 
     input_ids: "torch.Tensor"
     mask: "torch.Tensor"
 
-    @property
-    def count(self) -> int:
-        """Number of unmasked tokens."""
-        return int(self.mask.sum())
+    def __getitem__(self, part: slice) -> "Tokens":
+        """Some of the sequences."""
+        return Tokens(self.input_ids[part], self.mask[part])
 
-    def first(self, samples: int | None) -> "Tokens":
-        """The first `samples` sequences (all of them for None)."""
-        return Tokens(self.input_ids[:samples], self.mask[:samples])
-
-    def digest(self) -> str:
-        """SHA-256 of ids, mask and their shape."""
-        shape = f"{list(self.input_ids.shape)}".encode()
-        content = shape + self.input_ids.numpy().tobytes() + self.mask.numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()
-
-    def batches(self, batch_size: int, shard: int = 0, shards: int = 1) -> "list[Tokens]":
-        """Batches in order; shard k of `shards` gets a contiguous, near-equal part of them."""
-        starts = range(0, len(self.input_ids), batch_size)
-        mine = starts[shard * len(starts) // shards : (shard + 1) * len(starts) // shards]
-        return [Tokens(self.input_ids[k : k + batch_size], self.mask[k : k + batch_size]) for k in mine]
-
-    def save(self, path: str | Path, metadata: dict[str, Any]) -> None:
-        """Write ids and mask with their hash and count."""
-        tensors = {"input_ids": self.input_ids, "attention_mask": self.mask}
-        save_tensors(path, tensors, {**metadata, "sha256": self.digest(), "unmasked_tokens": self.count})
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """Ids and mask."""
+        return {"input_ids": self.input_ids, "attention_mask": self.mask}
 
 
-def load_tokens(path: str | Path) -> tuple[Tokens, dict[str, Any]]:
-    """Read what `Tokens.save` wrote and check its hash."""
+def load_tokens(path: str | Path) -> tuple[Samples, dict[str, Any]]:
+    """Read what `Samples.save` wrote, tokens or images, and check its hash."""
     tensors, metadata = load_tensors(path)
-    if not {"input_ids", "attention_mask"} <= tensors.keys():
+    if {"input_ids", "attention_mask"} <= tensors.keys():
+        tokens = Tokens(tensors["input_ids"], tensors["attention_mask"])
+    elif "pixel_values" in tensors:
+        tokens = Images(tensors["pixel_values"], metadata["positions"])
+    else:
         raise ReplaceMeError(f"{path}: not a token file; make it with `replaceme tokens`")
-    tokens = Tokens(tensors["input_ids"], tensors["attention_mask"])
     if tokens.digest() != metadata.get("sha256"):
         raise ReplaceMeError(f"{path}: content does not match its hash; delete it and run again")
     return tokens, metadata
+
+
+def calibration_for(folder: str | Path, config: CalibrationConfig) -> tuple[Samples, dict[str, Any]]:
+    """Tokens or images of a calibration for the checkpoint in a folder, and the record of where they came from."""
+    from replaceme.loading import load_tokenizer
+
+    if config.images is not None:
+        return calibrate_images(config, folder)
+    return calibrate(config, load_tokenizer(folder))
 
 
 def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[str, Any]]:
@@ -87,11 +84,12 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
     tokens = stack(progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"), tokenizer)
     if len(tokens.input_ids) < config.samples:
         log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), config.samples)
-    return tokens, {**config.model_dump(include=set(TOKEN_FIELDS)), "pack": pack, **source}
+    record = config.model_dump(include=set(TOKEN_FIELDS) - {"images"})
+    return tokens, {**record, "column": config.source_column, "pack": pack, **source}
 
 
 TOKEN_FIELDS = (
-    "dataset", "name", "revision", "split", "column", "conversations", "samples", "tokens", "pack", "seed",
+    "dataset", "images", "name", "revision", "split", "column", "conversations", "samples", "tokens", "pack", "seed",
 )  # fmt: skip
 
 
@@ -112,7 +110,9 @@ def is_local(dataset: str) -> bool:
 
 
 def check_source(config: CalibrationConfig) -> None:
-    """Raise ReplaceMeError when a local calibration file is missing or of an unknown kind."""
+    """Raise ReplaceMeError when local calibration files are missing or of an unknown kind."""
+    if config.images is not None:
+        return check_images(config)
     path = Path(config.dataset)
     if not is_local(config.dataset):
         return
@@ -143,29 +143,14 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
 
 
 def _records(config: CalibrationConfig) -> Iterator[dict]:
-    from datasets import load_dataset
-
-    from replaceme.offline import offline
-
-    suffix = Path(config.dataset).suffix
-    try:
-        if is_local(config.dataset):
-            with offline():  # it would report even the reading of a local file
-                stream = load_dataset(READERS[suffix], data_files=config.dataset, split="train", streaming=True)
-        else:
-            stream = load_dataset(
-                config.dataset, config.name, revision=config.revision, split=config.split, streaming=True
-            )
-        yield from stream.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER)
-    except ReplaceMeError:
-        raise
-    except Exception as error:  # datasets and the hub raise many types: offline, missing, broken files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ReplaceMeError(f"{config.dataset}: cannot read the dataset ({reason})") from error
+    local = {}
+    if is_local(config.dataset):
+        local = {"path": READERS[Path(config.dataset).suffix], "data_files": config.dataset}
+    return stream(config, config.dataset, SHUFFLE_BUFFER, **local)
 
 
 def _text(record: dict, config: CalibrationConfig, tokenizer: Any) -> str:
-    column = config.conversations or config.column
+    column = config.conversations or config.source_column
     if column not in record:
         raise ReplaceMeError(f"{config.dataset}: no column {column!r}; its columns: {', '.join(record)}")
     if config.conversations is None:

@@ -33,6 +33,11 @@ class Family:
     longest sequence. `refused`: (config entry, value, why not) of variants that no T can be folded into. `own_layers`:
     whether a checkpoint may have linear layers of its own (placement block), which makes its code a custom one, whose
     tensors outside the blocks transformers does not rename.
+
+    Of encoders: `modality` is image; `section` the config entry under which the sizes lie, where a checkpoint holds a
+    text model too; `spellings` other names of `blocks` in checkpoints, `modules` that of a loaded model, and `fold` has
+    the module's name first. `scale` is the layer scale between MLP and M, `prefix` how many positions come before those
+    of the patches.
     """
 
     blocks: str = "model.layers"
@@ -57,6 +62,16 @@ class Family:
     positions: str = "max_position_embeddings"
     refused: tuple[tuple[str, Any, str], ...] = ()
     own_layers: bool = True
+    modality: str = "text"
+    section: str | None = None
+    spellings: tuple[str, ...] = ()
+    modules: str | None = None
+    scale: str | None = None
+    prefix: int = 0
+
+    def sizes(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The part of a config.json that describes the blocks."""
+        return config[self.section] if self.section else config
 
     def of(self, config: dict[str, Any]) -> "Family":
         """The family with what a config.json says about it."""
@@ -67,12 +82,12 @@ class Family:
         )
 
     def named_like(self, tensors: "Iterable[str]") -> "Family":
-        """The family as a checkpoint names it: some were saved without the prefix of the base model."""
-        bare = self.blocks.partition(".")[2]
+        """The family as a checkpoint names it: some were saved without the base model's prefix."""
         names = list(tensors)
-        if any(name.startswith(f"{self.blocks}.") for name in names):
-            return self
-        return replace(self, blocks=bare) if any(name.startswith(f"{bare}.") for name in names) else self
+        for blocks in (self.blocks, self.blocks.partition(".")[2], *self.spellings):
+            if any(name.startswith(f"{blocks}.") for name in names):
+                return replace(self, blocks=blocks)
+        return self
 
     def block_of(self, tensor_name: str) -> int | None:
         """The number of the block to which a tensor belongs, or None."""
@@ -92,15 +107,16 @@ class Family:
     @property
     def mixture(self) -> bool:
         """Whether MLPs may be mixtures of experts: then no single weight has M as its output."""
-        return len(self.fold) > 1 or "*" in self.fold[0]
+        return any("*" in name for name in self.fold)
 
     def block_modules(self, base_model: "nn.Module") -> "nn.ModuleList":
         """The list of blocks of a loaded base model (AutoModel, without head)."""
-        return base_model.get_submodule(self.blocks.removeprefix(f"{base_model.base_model_prefix}."))
+        return base_model.get_submodule(self.modules or self.blocks.removeprefix(f"{base_model.base_model_prefix}."))
 
     def down_projection(self, block: "nn.Module") -> "nn.Module":
         """The linear layer of a block whose output, a norm aside, is M; of no mixture."""
-        return block.get_submodule(self.fold[0].rpartition(".")[0])
+        modules = dict(block.named_modules())
+        return next(modules[name] for name in (one.rpartition(".")[0] for one in self.fold) if name in modules)
 
     def intermediate_size(self, block: "nn.Module") -> int:
         """How wide the input of a block's down projection is."""
@@ -142,6 +158,19 @@ SANDWICH = Family(
 )
 POST_NORM = replace(SANDWICH, gain_offset=0.0, gate=None, up=None)  # the input of its MLPs is not normalised
 GPT = replace(PLAIN, blocks="transformer.h", depth="n_layer", width="n_embd", positions="n_positions")
+VIT = replace(
+    PLAIN,
+    blocks="vit.encoder.layer",
+    spellings=("vit.layers", "layers"),
+    modules="layers",
+    fold=("mlp.fc2.weight", "output.dense.weight"),
+    own_layers=False,
+    modality="image",
+    prefix=1,
+)
+TOWER = replace(
+    VIT, blocks="vision_model.encoder.layers", spellings=(), modules="encoder.layers", fold=("mlp.fc2.weight",)
+)
 FAMILIES = {
     # the MLP after the attention, each behind a norm
     "llama": SWITCHED,
@@ -199,4 +228,20 @@ FAMILIES = {
     "qwen3_moe": MIXTURE,
     "deepseek_v2": MIXTURE,
     "deepseek_v3": MIXTURE,
+    # encoders of images
+    "vit": VIT,
+    "deit": replace(VIT, blocks="deit.encoder.layer", spellings=("deit.layers", "layers"), prefix=2),
+    "dinov2": replace(
+        VIT,
+        blocks="dinov2.encoder.layer",
+        spellings=(),
+        modules="encoder.layer",
+        mlp_output="layer_scale2",
+        scale="layer_scale2.lambda1",
+        fold=("mlp.fc2.weight", "mlp.down_proj.weight", "mlp.weights_out.weight"),
+    ),
+    "clip_vision_model": TOWER,
+    "siglip_vision_model": replace(TOWER, prefix=0),
+    "clip": replace(TOWER, section="vision_config"),
+    "siglip": replace(TOWER, section="vision_config", prefix=0),
 }

@@ -6,6 +6,7 @@ a sum of such terms, and T goes into each.
 Where a norm with gains g follows the down projection, M = g * u / rms(u) with u = a W^T, and only the direction of M T
 can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
+Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
 A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
 """
 
@@ -13,6 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +208,12 @@ def _edits(
 def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> dict[str, Edit]:
     family, prefix = checkpoint.family, f"{checkpoint.family.blocks}.{carrier}."
     edits = {} if transform.recycled is None else _recycling(family, prefix, transform.recycled)
+    if family.scale is not None:
+        # M = u diag(s) with u = a W^T, so that s goes into T, and is one from now on
+        edits[prefix + family.scale] = lambda scale: scale.new_ones(scale.shape)
+        if transform.placement == "mlp":
+            scale = checkpoint.tensor(prefix + family.scale).to(transform.matrix)
+            transform = replace(transform, matrix=scale[:, None] * transform.matrix)
     for down in checkpoint.folded(carrier):
         if family.post_norm is not None:
             edits |= _normed_fold(checkpoint, prefix, transform)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import open_checkpoint, read_config
 from replaceme.errors import ReplaceMeError
+from replaceme.models import is_encoder
 from replaceme.separate import check_code, is_separate, original_config
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def load_model(
 
         checkpoint = open_checkpoint(folder)
         if needed(checkpoint, dtype, streaming, device):
+            if checkpoint.family.modality != "text":
+                raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
             if head:
                 raise ReplaceMeError(
                     f"{folder}: metric loss needs the whole model, which cannot be streamed; use "
@@ -41,18 +44,24 @@ def load_causal_model(folder: str | Path, dtype: str, device: str) -> "PreTraine
     """The model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
     from transformers import AutoModelForCausalLM
 
+    if is_encoder(read_config(folder)):
+        raise ReplaceMeError(f"{folder}: an encoder of images has no head of a language model; nothing to measure")
     return _load(AutoModelForCausalLM, folder, dtype, device)
 
 
 def load_base_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
-    """The blocks of a checkpoint folder without its head, in inference mode.
+    """The blocks of a checkpoint folder without its head (of text and images: those of images), in inference mode.
 
     Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
     model (transformers would initialise them at random and only warn).
     """
     from transformers import AutoModel
 
-    return _load(AutoModel, folder, dtype, device)
+    if not is_encoder(config := read_config(folder)):
+        return _load(AutoModel, folder, dtype, device)
+    # with the class that saved it, as the bare one may have parts of its own (poolers) that were not
+    model = _load(_saved_class(config) or AutoModel, folder, dtype, device).base_model
+    return getattr(model, "vision_model", model)
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -97,6 +106,15 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreT
             logging.enable_progress_bar()
     _check_complete(folder, loading)
     return model.eval().requires_grad_(False)
+
+
+def _saved_class(config: dict[str, Any]) -> Any:
+    """The class of transformers that a config.json names, if it is one of that architecture."""
+    import transformers
+
+    named = getattr(transformers, str((config.get("architectures") or [None])[0]), None)
+    right = getattr(getattr(named, "config_class", None), "model_type", None) == config["model_type"]
+    return named if right else None
 
 
 def _model_class(auto_class: Any, folder: str | Path) -> Any:

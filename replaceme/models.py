@@ -1,11 +1,14 @@
 """What a config.json says: the family of a model, what can be folded into it, its config when it is shorter."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
 from replaceme.families import FAMILIES, Family
 from replaceme.separate import is_separate
+
+if TYPE_CHECKING:
+    from replaceme.config import CalibrationConfig, CutConfig
 
 # config entries with one value per block: shortened with the blocks
 PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
@@ -28,13 +31,50 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     if config.get("quantization_config"):
         raise ReplaceMeError(f"{where}: quantised weights cannot be folded; give the full-precision checkpoint")
     family = FAMILIES[model_type].of(config)
+    sizes = family.sizes(config)
     for key in (family.depth, family.width):
-        if not isinstance(config.get(key), int) or config[key] < 1:
-            raise ReplaceMeError(f"{where}: config.json gives no usable `{key}` (found {config.get(key)!r})")
+        if not isinstance(sizes.get(key), int) or sizes[key] < 1:
+            raise ReplaceMeError(f"{where}: config.json gives no usable `{key}` (found {sizes.get(key)!r})")
     for key, value, reason in family.refused:
         if config.get(key) == value:
             raise ReplaceMeError(f"{where}: {key} is {value}: {reason}, so nothing can be folded; take another model")
     return family
+
+
+def with_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the sizes of an encoder spelt out: it may leave those that are transformers' defaults out."""
+    family = FAMILIES.get(config["model_type"])
+    if family is None or family.modality != "image":
+        return config
+    given = config.get(family.section, {}) if family.section else config
+    needed = (family.depth, family.width, "image_size", "patch_size")
+    if all(key in given for key in needed):
+        return config
+    from transformers import AutoConfig
+
+    defaults = AutoConfig.for_model(config["model_type"]).to_dict()
+    sizes = {key: family.sizes(defaults)[key] for key in needed} | given
+    return {**config, family.section: sizes} if family.section else sizes
+
+
+def is_encoder(config: dict[str, Any]) -> bool:
+    """Whether a model takes images, and has neither tokens nor a loss."""
+    return config["model_type"] in FAMILIES and FAMILIES[config["model_type"]].modality == "image"
+
+
+def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", where: str) -> None:
+    """Raise ReplaceMeError where a model takes text and the calibration is on images, or the other way round."""
+    if is_encoder(config) and calibration.images is None:
+        raise ReplaceMeError(f"{where}: an encoder of images, which cannot be calibrated on text; give `images`")
+    if not is_encoder(config) and calibration.images is not None:
+        raise ReplaceMeError(f"{where}: a language model, which cannot be calibrated on images; give `dataset`")
+
+
+def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
+    """Raise ReplaceMeError where a cut would be chosen by what an encoder does not have."""
+    if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
+        what = "metric loss" if cut.needs_loss else "position last"
+        raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
 
 
 def check_fit(
@@ -46,6 +86,8 @@ def check_fit(
         raise ReplaceMeError(
             f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
         )
+    if placement == "block" and family.modality == "image":
+        raise ReplaceMeError(f"{where}: placement block is of language models, this is an encoder; use placement mlp")
     if placement == "block" and not family.own_layers:
         raise ReplaceMeError(
             f"{where}: transformers renames tensors of this architecture, which placement block cannot; "
@@ -79,11 +121,17 @@ def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
 
 def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """config.json after the blocks start .. end-1 of each group are gone: their number and all that goes by blocks."""
-    depth = FAMILIES[config["model_type"]].depth
+    section = FAMILIES[config["model_type"]].section
+    if section is not None:
+        return {**config, section: _shortened(config[section], FAMILIES[config["model_type"]].depth, groups)}
+    return _shortened(config, FAMILIES[config["model_type"]].depth, groups)
+
+
+def _shortened(config: dict[str, Any], depth: str, groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
     num_blocks = config[depth]
     gone = {block for start, end in groups for block in range(start, end)}
     kept = [block for block in range(num_blocks) if block not in gone]
-    pruned = {**config, depth: len(kept), **_dense_blocks(config, kept)}
+    pruned = {**config, depth: len(kept), **_dense_blocks(config, kept), **_stages(config, kept)}
     for key in PER_BLOCK_LISTS:
         values = config.get(key)
         if values is None:
@@ -92,6 +140,16 @@ def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> 
             raise ReplaceMeError(f"config.json: {key} has {len(values)} entries for {num_blocks} blocks")
         pruned[key] = [values[block] for block in kept]
     return pruned
+
+
+def _stages(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """The stages of a backbone (stem, then one for each block), and those that it puts out, by their new numbers."""
+    if config.get("out_indices") is None:
+        return {}
+    whole = config["num_hidden_layers"] + 1
+    numbers = sorted({sum(block < stage % whole for block in kept) for stage in config["out_indices"]})
+    names = ["stem", *(f"stage{number + 1}" for number in range(len(kept)))]
+    return {"stage_names": names, "out_indices": numbers, "out_features": [names[number] for number in numbers]}
 
 
 def _dense_blocks(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from replaceme.config import Config, CutConfig
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
-from replaceme.models import check_fit, check_length
+from replaceme.models import check_calibration, check_cut, check_fit, check_length, is_encoder
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -27,7 +27,7 @@ def check_inputs(config: Config, origin: str) -> None:
             check_source(config.calibrations[name])
         except ReplaceMeError as error:
             lines.append(f"calibrations.{name}: {error}")
-    for name in sorted({table.evaluation for table in tables}):
+    for name in sorted({table.evaluation for table in tables if table.evaluation is not None}):
         include = config.evaluations[name].include
         if include is not None and not Path(include).is_dir():
             lines.append(f"evaluations.{name}: {include}: no such folder; `include` is a folder of task YAMLs")
@@ -43,11 +43,12 @@ def _model_problems(config: Config, name: str) -> list[str]:
         checkpoint = open_checkpoint(local_folder(section.source))
     except ReplaceMeError as error:
         return [f"models.{name}: {error}"]
-    found = []
     tables = [table for table in config.tables.values() if name in table.models]
+    found = _encoder_problems(config, name, checkpoint)
     for cut_name in sorted({cut for table in tables for cut in table.cuts}):
         try:
-            _check_cut(config.cuts[cut_name], checkpoint)
+            check_cut(checkpoint.config, config.cuts[cut_name], section.source)
+            _check_size(config.cuts[cut_name], checkpoint)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for table in tables for one in table.calibrations}
@@ -66,6 +67,21 @@ def _model_problems(config: Config, name: str) -> list[str]:
     return found
 
 
+def _encoder_problems(config: Config, name: str, checkpoint: Checkpoint) -> list[str]:
+    """Calibrations of the other kind than a model takes, and evaluations of a model that has no text."""
+    source, found = config.models[name].source, []
+    tables = {key: table for key, table in config.tables.items() if name in table.models}
+    for calibration in sorted({one for table in tables.values() for one in table.calibrations}):
+        try:
+            check_calibration(checkpoint.config, config.calibrations[calibration], source)
+        except ReplaceMeError as error:
+            found.append(f"calibrations.{calibration} on models.{name}: {error}")
+    for key, table in tables.items():
+        if is_encoder(checkpoint.config) and table.evaluation is not None:
+            found.append(f"tables.{key}: {source}: an encoder of images, which no evaluation measures; drop it")
+    return found
+
+
 def sparse_calibrations(config: Config) -> list[str]:
     """Warnings: calibrations with fewer tokens than the rows of a fit are wide, whose Gram cannot have full rank."""
     found = []
@@ -74,6 +90,8 @@ def sparse_calibrations(config: Config) -> list[str]:
             source = config.models[model].source
             sizes = read_config(local_folder(source)) if is_local(source) else {}
             for name in table.calibrations:
+                if config.calibrations[name].images is not None:
+                    continue  # how many positions an image has is the model's affair; the `tokens` step says it
                 tokens = config.calibrations[name].samples * config.calibrations[name].tokens
                 where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
                 for what, width in sorted(_widths(config, table.fits, sizes).items()):
@@ -91,7 +109,7 @@ def _widths(config: Config, fits: Sequence[str], sizes: dict[str, Any]) -> dict[
     return {f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}": sizes.get(name, 0) for name in names}
 
 
-def _check_cut(cut: CutConfig, checkpoint: Checkpoint) -> None:
+def _check_size(cut: CutConfig, checkpoint: Checkpoint) -> None:
     sizes = {
         "num_blocks": checkpoint.num_blocks,
         "parameters": checkpoint.parameters,

@@ -14,7 +14,7 @@ from replaceme.checkpoints import INDEX, check_merged, open_checkpoint, read_con
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
-from replaceme.models import PER_BLOCK_LISTS
+from replaceme.models import PER_BLOCK_LISTS, is_encoder
 from replaceme.outcome import FAILED, PASSED, NotChecked, not_checked, outcome
 from replaceme.provenance import versions
 from replaceme.reload import fixed_tokens, hooked_logits, reload
@@ -106,6 +106,8 @@ def _check_config(folder: str | Path) -> None:
 def _check_by_loading(
     record: dict[str, Any], groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", folder: str | Path
 ) -> dict[str, dict[str, Any]]:
+    if is_encoder(read_config(folder)):
+        return dict.fromkeys(BY_LOADING, not_checked("encoders are not run"))
     memory = outcome(_check_memory, record)
     enough = memory["outcome"] == PASSED
     tokens = fixed_tokens(read_config(record["folder"])) if enough else None

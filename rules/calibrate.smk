@@ -22,7 +22,7 @@ rule model:
 
 
 rule tokens:
-    """Calibration text to token ids and mask."""
+    """Calibration text to token ids and mask, or images to pixel values."""
     input:
         model="results/{model}/model.json",
         source=calibration_files,
@@ -36,7 +36,7 @@ rule tokens:
         options=lambda wildcards: to_flags(
             CONFIG.calibrations[wildcards.calibration], TOKEN_FIELDS
         ),
-        stamps=lambda wildcards, input: stamps(input.source),
+        stamps=calibration_stamps,
         code=code_of("tokens"),
     message:
         "tokens of {wildcards.calibration} for {wildcards.model}"

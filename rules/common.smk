@@ -1,6 +1,7 @@
 """The validated config, and the functions with which rules find their inputs and options."""
 
 import importlib.util
+import hashlib
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
+from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.yaml_file import read_yaml
@@ -141,7 +143,16 @@ def model_files(wildcards):
 def calibration_files(wildcards):
     """The local file from which a calibration is read, if it is one."""
     dataset = CONFIG.calibrations[wildcards.calibration].dataset
-    return [dataset] if Path(dataset).is_file() else []
+    return [dataset] if dataset is not None and Path(dataset).is_file() else []
+
+
+def calibration_stamps(wildcards):
+    """Sizes and times of what a calibration is read from; of a folder of images, which may hold thousands, a hash."""
+    images = CONFIG.calibrations[wildcards.calibration].images
+    if images is None or not Path(images).expanduser().is_dir():
+        return stamps(calibration_files(wildcards))
+    found = stamps(image_files(Path(images).expanduser()))
+    return [f"{len(found)} images {hashlib.sha256(repr(found).encode()).hexdigest()}"]
 
 
 def forward_options(wildcards):
@@ -353,12 +364,18 @@ def table_options(wildcards):
 
 
 def table_files():
-    """All tables, in all formats."""
+    """All tables that have an evaluation, in all formats."""
     return expand(
         "results/tables/{table}.{kind}",
-        table=CONFIG.tables,
+        table=[name for name, table in CONFIG.tables.items() if table.evaluation],
         kind=["csv", "md", "html", "tex", "svg"],
     )
+
+
+def unmeasured_files():
+    """The models of the tables without an evaluation."""
+    names = [name for name, table in CONFIG.tables.items() if not table.evaluation]
+    return [f"{row}/model/replaceme.json" for name in names for row in table_rows(name)]
 
 
 def figure_files():

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from replaceme.capture import Wanted, capture
 from replaceme.checkpoints import open_checkpoint, read_config
@@ -18,9 +18,11 @@ from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.families import FAMILIES
 from replaceme.fold import merge
-from replaceme.loading import load_causal_model
-from replaceme.models import PER_BLOCK_LISTS, check_fit, family_of
+from replaceme.images import Images, positions_of
+from replaceme.loading import load_model
+from replaceme.models import PER_BLOCK_LISTS, check_fit, family_of, is_encoder
 from replaceme.recycling import Recycled, activation_of
+from replaceme.samples import Samples
 from replaceme.shortened import shortened
 from replaceme.transforms import Transform
 
@@ -40,6 +42,13 @@ DEEPSEEK = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 2,
     "n_group": 1, "topk_group": 1, "num_key_value_heads": 2,
 }  # fmt: skip
+VISION = {
+    "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": BLOCKS, "num_attention_heads": 2,
+    "image_size": 16, "patch_size": 4, "initializer_range": 0.3,
+}  # fmt: skip
+TEXT = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 66}
+DINOV2 = {**VISION, "mlp_ratio": 2}
+WHOLE = {"vision_config": VISION, "text_config": {**TEXT, "eos_token_id": 3}, "projection_dim": 8}
 OWN = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
     "qwen3": {"head_dim": 8},
@@ -71,6 +80,10 @@ OWN = {
     "qwen3_moe": {**QWEN_EXPERTS, "head_dim": 8},
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
+    "dinov2": DINOV2,
+    "dinov2, with SwiGLU": {**DINOV2, "use_swiglu_ffn": True},
+    "clip": WHOLE,
+    "siglip": WHOLE,
 }  # fmt: skip
 VARIANTS = sorted({*FAMILIES, *OWN}, key=lambda name: (list(FAMILIES).index(name.partition(",")[0]), name))
 
@@ -81,10 +94,13 @@ def source(variant: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="replaceme-family-"))
     torch.manual_seed(0)
     given = {key: value for key, value in {**SIZES, **OWN.get(variant, {})}.items() if key not in renamed(variant)}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(variant.partition(",")[0], **given)).eval()
+    kind = AutoModelForCausalLM
+    if FAMILIES[variant.partition(",")[0]].modality == "image":
+        given, kind = OWN.get(variant, VISION), AutoModel
+    model = kind.from_config(AutoConfig.for_model(variant.partition(",")[0], **given)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "ln_" in name:  # not all ones, so that a forgotten or misplaced norm shows
+            if "norm" in name or "ln_" in name or "lambda" in name:  # not all ones, so that a misplaced one shows
                 parameter.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 parameter.uniform_(-0.5, 0.5)
@@ -98,9 +114,13 @@ def renamed(variant: str) -> set[str]:
     return {name for name, own in (("num_hidden_layers", family.depth), ("hidden_size", family.width)) if name != own}
 
 
-def tokens() -> Tokens:
-    """Two sequences, one padded on the left."""
+def samples(variant: str) -> Samples:
+    """Two sequences, one padded on the left; for an encoder two images."""
     generator = torch.Generator().manual_seed(0)
+    config = read_config(source(variant))
+    if is_encoder(config):
+        pixels = torch.randn(2, 3, VISION["image_size"], VISION["image_size"], generator=generator)
+        return Images(pixels, positions_of(config, pixels.shape, variant))
     ids = torch.randint(4, 66, (2, 12), generator=generator)
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[1, :3] = False
@@ -166,19 +186,19 @@ def mlp_output_difference(variant: str) -> float:
     """Captured M against what a block loses with its down projection (and the bias) at zero."""
     config = read_config(source(variant))
     family = family_of(config, variant)
-    model = load_causal_model(source(variant), "float32", "cpu").base_model
-    blocks, mask, worst = family.block_modules(model), tokens().mask, 0.0
+    model, given = loaded(source(variant)).base_model, samples(variant)
+    blocks, mask, worst = family.block_modules(model), given.mask, 0.0
     for block in KEPT:
         wanted = Wanted(frozenset({block}), frozenset({block}))
-        whole = next(capture(model, family, [tokens()], wanted))
+        whole = next(capture(model, family, [given], wanted))
         with torch.no_grad():
             for name, parameter in blocks[block].named_parameters():
                 if any(re.fullmatch(_weight_or_bias(pattern), name) for pattern in family.fold):
                     parameter.zero_()
-        without = next(capture(model, family, [tokens()], wanted))
+        without = next(capture(model, family, [given], wanted))
         lost = (whole.hidden_states[block] - without.hidden_states[block])[mask]
         worst = max(worst, difference(whole.mlp_output[block][mask], lost))
-        model = load_causal_model(source(variant), "float32", "cpu").base_model
+        model = loaded(source(variant)).base_model
         blocks = family.block_modules(model)
     return worst
 
@@ -194,28 +214,40 @@ def shorter(variant: str, found: list[Transform]) -> Path:
     return out
 
 
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    """Logits of the unmasked tokens."""
+def loaded(folder: Path) -> torch.nn.Module:
+    """A model as the project loads it: with its head, or the tower of an encoder."""
+    return load_model(folder, "float32", "cpu", head=not is_encoder(read_config(folder)))
+
+
+def outputs(model: torch.nn.Module, variant: str) -> torch.Tensor:
+    """Logits of the unmasked tokens; of an encoder its last states, all norms included."""
     from replaceme.capture import model_inputs
 
+    given = samples(variant)
     with torch.no_grad():
-        return model(**model_inputs(model, tokens())).logits[tokens().mask]
+        found = model(**model_inputs(model, given))
+    return (found.last_hidden_state if isinstance(given, Images) else found.logits)[given.mask]
 
 
 def fold_difference(variant: str, **fit: object) -> float:
-    """Logits of the shortened model, reloaded, against those of the original run with the transforms by hooks."""
+    """Outputs of the shortened model, reloaded, against those of the original run with the transforms by hooks."""
     found = transforms(variant, **fit)
     config = read_config(source(variant))
-    model = load_causal_model(source(variant), "float32", "cpu")
+    model = loaded(source(variant))
     with shortened(model.base_model, family_of(config, variant), GROUPS, found):
-        expected = logits(model)
-    return difference(logits(load_causal_model(shorter(variant, found), "float32", "cpu")), expected)
+        expected = outputs(model, variant)
+    return difference(outputs(loaded(shorter(variant, found)), variant), expected)
 
 
 def generates(variant: str) -> bool:
     """Whether the shortened model generates the same with a cache as without."""
-    model = load_causal_model(shorter(variant, transforms(variant, "mlp")), "float32", "cpu")
-    given = {"input_ids": tokens().input_ids[:1], "max_new_tokens": 16, "do_sample": False, "eos_token_id": None}
+    model = loaded(shorter(variant, transforms(variant, "mlp")))
+    given = {
+        "input_ids": samples(variant).input_ids[:1],
+        "max_new_tokens": 16,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     return torch.equal(model.generate(**given, use_cache=True), model.generate(**given, use_cache=False))
 
@@ -223,7 +255,7 @@ def generates(variant: str) -> bool:
 def config_consistent(variant: str) -> bool:
     """Whether the kept blocks are of the kinds that they were: lists by block, MLPs dense or mixed, attention."""
     out = shorter(variant, transforms(variant, "mlp"))
-    before, after = (load_causal_model(folder, "float32", "cpu") for folder in (source(variant), out))
+    before, after = (loaded(folder) for folder in (source(variant), out))
     family = family_of(read_config(out), variant)
     old, new = (family.block_modules(model.base_model) for model in (before, after))
     lists = [getattr(model.config, key, None) for key in PER_BLOCK_LISTS for model in (before, after)]
@@ -260,7 +292,7 @@ def row(variant: str) -> dict[str, str]:
         "`down_proj`": folded(placement="down_proj"),
         "`recycle`": folded(placement="down_proj", recycle=True),
         "`block`": folded(placement="block", intercept=True),
-        "generates": said(generates(variant)),
+        "generates": "-" if family.modality == "image" else said(generates(variant)),
         "config consistent": said(config_consistent(variant)),
     }
 

@@ -161,7 +161,7 @@ def test_fewer_tokens_than_channels_are_a_warning_with_numbers(run, tmp_path, ca
 def test_check_lists_every_mistake(capsys, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("device: gpu\nmodles: {}\n")
-    shown = fails(capsys, "check", path, lines=8)
+    shown = fails(capsys, "check", path, lines=7)
     assert "modles: unknown key" in shown and "device: Input should be 'auto'" in shown
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from replaceme.checkpoints import open_checkpoint
 from replaceme.fold import fold, merge
-from replaceme.loading import load_causal_model
 from replaceme.models import family_of, pruned_config
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
@@ -41,8 +40,8 @@ def test_checkpoints_saved_without_the_prefix_of_the_base_model(model_type, tmp_
     cut = {"groups": family_checks.GROUPS, "num_blocks": family_checks.BLOCKS}
     merge(bare, cut, found, tmp_path / "out", {})
     merge(source, cut, found, tmp_path / "other", {})
-    one, other = (load_causal_model(tmp_path / name, "float32", "cpu") for name in ("out", "other"))
-    assert torch.equal(family_checks.logits(one), family_checks.logits(other))
+    one, other = (family_checks.loaded(tmp_path / name) for name in ("out", "other"))
+    assert torch.equal(family_checks.outputs(one, model_type), family_checks.outputs(other, model_type))
 
 
 def test_stacked_experts_are_folded_one_by_one():

@@ -3,8 +3,10 @@
 import argparse
 
 from replaceme.candidates import candidates_of
+from replaceme.checkpoints import read_config
 from replaceme.config import CutConfig
 from replaceme.files import write_json
+from replaceme.models import check_cut
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
@@ -21,7 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the metrics of all candidates."""
-    cut = from_options(args, CutConfig)
-    forward = load_forward(args, load_model(args), head=cut.needs_loss)
+    cut, record = from_options(args, CutConfig), load_model(args)
+    check_cut(read_config(record["folder"]), cut, record["source"])
+    forward = load_forward(args, record, head=cut.needs_loss)
     found = candidates_of(cut, forward.record, forward.model, forward.family, forward.tokens, forward.batch_size)
     write_json(args.out, {**forward.origin, **found})

@@ -3,12 +3,13 @@
 import argparse
 import logging
 
-from replaceme.checkpoints import model_sha256
+from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import CutConfig
 from replaceme.cuts import choose, described
 from replaceme.distances import load
 from replaceme.errors import ReplaceMeError
 from replaceme.files import write_json
+from replaceme.models import check_cut
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, model_argument, out_argument, read_record, same_model
 
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     """Write cut.json."""
     record = load_model(args)
     cut = from_options(args, CutConfig)
+    check_cut(read_config(record["folder"]), cut, record["source"])
     distances = candidates = None
     origin: dict = {}
     if cut.post_fit:

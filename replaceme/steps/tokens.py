@@ -1,11 +1,12 @@
-"""tokens: calibration text to token ids and mask."""
+"""tokens: calibration text to token ids and mask, or images to pixel values."""
 
 import argparse
 import logging
 
+from replaceme.checkpoints import read_config
 from replaceme.config import CalibrationConfig
-from replaceme.data import TOKEN_FIELDS, calibrate
-from replaceme.loading import load_tokenizer
+from replaceme.data import TOKEN_FIELDS, calibration_for
+from replaceme.models import check_calibration
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import load_model, model_argument, out_argument
 
@@ -24,13 +25,14 @@ def run(args: argparse.Namespace) -> None:
     """Write the token file."""
     record = load_model(args)
     config = from_options(args, CalibrationConfig)
-    tokens, metadata = calibrate(config, load_tokenizer(record["folder"]))
+    check_calibration(read_config(record["folder"]), config, record["source"])
+    tokens, metadata = calibration_for(record["folder"], config)
     if tokens.count < record["hidden_size"]:
         log.warning(
             "%s: %d unmasked tokens for a hidden size of %d: the Gram will lack rank; raise `samples` or `tokens`",
-            config.dataset,
+            config.source,
             tokens.count,
             record["hidden_size"],
         )
     tokens.save(args.out, metadata)
-    log.info("%d sequences, %d tokens, sha256 %s", len(tokens.input_ids), tokens.count, tokens.digest()[:12])
+    log.info("%d samples, %d tokens, sha256 %s", len(tokens), tokens.count, tokens.digest()[:12])

@@ -1,0 +1,189 @@
+"""Calibration images -> pixel values as an encoder takes them, deterministic in (source, seed).
+
+Sources: a folder (read with its subfolders), Hub datasets with a column of images (streamed), and `generated`, smooth
+textures with shapes on them, for where nothing better is at hand. Images are resized, cropped and normalised by
+transformers' image processor, as the checkpoint's preprocessor_config.json says.
+"""
+
+import itertools
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.checkpoints import is_local, read_config
+from replaceme.config import CalibrationConfig
+from replaceme.errors import ReplaceMeError
+from replaceme.models import family_of
+from replaceme.progress import progress
+from replaceme.samples import Samples, stream
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+GENERATED = "generated"
+SIDE = 256  # of a generated image
+SHUFFLE_BUFFER = 1_000  # images held while shuffling a stream
+IMAGE_FIELDS = ("images", "name", "revision", "split", "samples", "seed")
+
+
+@dataclass(frozen=True)
+class Images(Samples):
+    """Images `pixels` float32 [samples, channels, height, width], of which a model makes `positions` hidden states."""
+
+    pixels: "torch.Tensor"
+    positions: int
+
+    def __getitem__(self, part: slice) -> "Images":
+        """Some of the images."""
+        return Images(self.pixels[part], self.positions)
+
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """The pixel values."""
+        return {"pixel_values": self.pixels}
+
+    @property
+    def mask(self) -> "torch.Tensor":
+        """All true, [samples, positions]."""
+        import torch
+
+        return torch.ones(len(self), self.positions, dtype=torch.bool)
+
+
+def calibrate_images(config: CalibrationConfig, folder: str | Path) -> tuple[Images, dict[str, Any]]:
+    """Images of a calibration for the checkpoint in a folder, and the record of where they came from."""
+    import torch
+
+    processor, model = _processor(folder), read_config(folder)
+    images = itertools.islice(read_images(config), config.samples)
+    rows = [_pixels(processor, one, folder) for one in progress(images, "images", config.samples, "image")]
+    if not rows:
+        raise ReplaceMeError(f"{config.images}: no images; check folder, split and column")
+    if len(rows) < config.samples:
+        log.warning("%s: %d images found, %d asked for", config.images, len(rows), config.samples)
+    if len({row.shape for row in rows}) > 1:
+        raise ReplaceMeError(f"{folder}: preprocessor_config.json leaves images of unequal size; crop or resize them")
+    pixels = torch.stack(rows)
+    positions = positions_of(model, pixels.shape, str(folder))
+    record = {**config.model_dump(include=set(IMAGE_FIELDS)), "column": config.source_column, "positions": positions}
+    return Images(pixels, positions), record
+
+
+def positions_of(config: dict[str, Any], shape: tuple[int, ...], where: str) -> int:
+    """How many hidden states a model makes of an image; raises ReplaceMeError for one of another size than it takes."""
+    family = family_of(config, where)
+    sizes = family.sizes(config)
+    height, width = shape[-2:]
+    # dinov2 alone interpolates its position embeddings without being asked to
+    if config["model_type"] != "dinov2" and (height, width) != (sizes["image_size"],) * 2:
+        raise ReplaceMeError(
+            f"{where}: preprocessor_config.json makes images of {height} x {width}, the model takes "
+            f"{sizes['image_size']} x {sizes['image_size']}"
+        )
+    return (height // sizes["patch_size"]) * (width // sizes["patch_size"]) + family.prefix
+
+
+def check_images(config: CalibrationConfig) -> None:
+    """Raise ReplaceMeError when a local folder of images is missing or holds none."""
+    if config.images == GENERATED or not is_local(config.images):
+        return
+    folder = Path(config.images).expanduser()
+    if not folder.is_dir():
+        raise ReplaceMeError(f"{folder}: no such folder; `images` is a folder, {GENERATED}, or a Hub id")
+    if not image_files(folder):
+        raise ReplaceMeError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder and its subfolders, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def read_images(config: CalibrationConfig) -> "Iterator[Image]":
+    """Images of a source in RGB, in an order fixed by the seed."""
+    check_images(config)
+    if config.images == GENERATED:
+        return (generated(config.seed, number) for number in itertools.count())
+    if is_local(config.images):
+        files = image_files(Path(config.images).expanduser())
+        random.Random(config.seed).shuffle(files)
+        return (_opened(path) for path in files)
+    return (_image(record, config) for record in stream(config, config.images, SHUFFLE_BUFFER))
+
+
+def _opened(path: Path) -> "Image":
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return _upright(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ReplaceMeError(f"{path}: not a readable image ({error}); remove or replace it") from error
+
+
+def _image(record: dict, config: CalibrationConfig) -> "Image":
+    from PIL.Image import Image
+
+    image = record.get(config.source_column)
+    if not isinstance(image, Image):
+        raise ReplaceMeError(
+            f"{config.images}: no images in column {config.source_column!r}; its columns: {', '.join(record)}"
+        )
+    return _upright(image)
+
+
+def _upright(image: "Image") -> "Image":
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _processor(folder: str | Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ReplaceMeError(f"{folder}: no usable preprocessor_config.json ({reason})") from error
+
+
+def _pixels(processor: Any, image: "Image", folder: str | Path) -> "torch.Tensor":
+    """Pixel values [channels, height, width], float32."""
+    try:
+        return processor(images=image, return_tensors="pt")["pixel_values"][0].float()
+    except (ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ReplaceMeError(f"{folder}: its image processor refuses an image ({reason})") from error
+
+
+def generated(seed: int, number: int) -> "Image":
+    """A smooth texture of a few waves over a gradient, with discs and boxes of one colour on it."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng((seed, number))
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    picture = draw.uniform(0, 1, 3) + draw.uniform(-1, 1, 3) * x[..., None] + draw.uniform(-1, 1, 3) * y[..., None]
+    for _ in range(6):
+        across, down = draw.normal(0, 8, 2)
+        wave = np.sin(2 * np.pi * (across * x + down * y) + draw.uniform(0, 2 * np.pi))
+        picture += draw.uniform(-0.3, 0.3, 3) * wave[..., None]
+    for _ in range(draw.integers(1, 6)):
+        picture[_shape(draw, x, y)] = draw.uniform(0, 1, 3)
+    return Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))
+
+
+def _shape(draw: "np.random.Generator", x: "np.ndarray", y: "np.ndarray") -> "np.ndarray":
+    """Where a disc or a box lies, bool [side, side]."""
+    import numpy as np
+
+    (left, top), (wide, high) = draw.uniform(0, 1, 2), draw.uniform(0.05, 0.4, 2)
+    across, down = (x - left) / wide, (y - top) / high
+    return np.hypot(across, down) < 1 if draw.uniform() < 0.5 else np.maximum(abs(across), abs(down)) < 1
