@@ -60,10 +60,14 @@ def capture(model: "nn.Module", family: Family, batches: Iterable[Samples], want
         yield from stream(model, family, batches, wanted)
         return
     for batch in batches:
-        activations = forward(model, family, batch, wanted)
-        if not finite(activations):
-            raise ReplaceMeError(_name_the_block(model, family, batch, wanted.last))
-        yield activations
+        yield _checked(model, family, batch, wanted)  # not held here: the next batch needs its memory
+
+
+def _checked(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted) -> Activations:
+    activations = forward(model, family, batch, wanted)
+    if not finite(activations):
+        raise ReplaceMeError(_name_the_block(model, family, batch, wanted.last))
+    return activations
 
 
 def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted) -> Activations:

@@ -52,6 +52,7 @@ def measure(
             counts[position] += int(keep.sum())
             for metric, total in _sums(activations, keep).items():
                 sums[f"{metric}_{position}"] += total
+        del activations  # before the next batch's are made
     means = {name: total / counts[name.split("_")[1]] for name, total in sums.items()}
     means |= {f"bi_{position}": _influences(means[f"cosine_{position}"]) for position in POSITIONS}
     whole = similarities([torch.cat(kept) for kept in first]) if representations else {}
