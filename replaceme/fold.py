@@ -23,7 +23,7 @@ from replaceme.card import licence_of, model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256, sha256_of_all, sync, write_safetensors
+from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
 from replaceme.models import PER_BLOCK_LISTS, Family, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.transforms import Transform
 
-SHARDS_AT_ONCE = 4  # in memory
+SHARDS_AT_ONCE = 3  # in memory
 Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
@@ -107,7 +107,7 @@ def merge(
         folder.mkdir()
         constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
         biased = constants and not checkpoint.family.has_bias
-        hashes = _write_shards(checkpoint, groups, edits, layers, folder, biased)
+        _write_shards(checkpoint, groups, edits, layers, folder, biased)
         config = pruned_config(with_derived_lists(checkpoint), groups)
         if biased:
             config[checkpoint.family.bias_switch] = True
@@ -120,8 +120,7 @@ def merge(
             shutil.copyfile(path, folder / path.name)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
-        hashes |= sha256_of_all(path for path in folder.iterdir() if path.name not in hashes)
-        record = {**provenance, "files": dict(sorted(hashes.items()))}
+        record = {**provenance, "files": sha256_of_all(folder.iterdir())}
         (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -299,13 +298,12 @@ def _write_shards(
     layers: "dict[str, dict[str, torch.Tensor]]",
     folder: Path,
     biased: bool,
-) -> dict[str, str]:
-    """Write the weights, and return the SHA-256 of each of their files."""
+) -> None:
     kept = [name for name in checkpoint.tensors if _new_name(checkpoint, name, groups) is not None]
     shards = [shard for shard in checkpoint.shards if any(checkpoint.tensors[name][0] == shard for name in kept)]
-    weight_map, total, hashes = {}, 0, {}
+    weight_map, total = {}, 0
 
-    def write(number: int, shard: str) -> tuple[str, str, list[str], int]:
+    def write(number: int, shard: str) -> tuple[str, list[str], int]:
         tensors = checkpoint.read(name for name in kept if checkpoint.tensors[name][0] == shard)
         if biased:
             tensors = _with_biases(checkpoint, tensors)
@@ -315,22 +313,17 @@ def _write_shards(
         tensors = {_new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, tensors, {"format": "pt"})
-        names, size = list(tensors), sum(tensor.nbytes for tensor in tensors.values())
-        del tensors
-        digest = sha256(folder / file)
         sync(folder / file)  # now, so that the disk is at work while the next shard is read
-        return file, digest, names, size
+        return file, list(tensors), sum(tensor.nbytes for tensor in tensors.values())
 
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
         written = threads.map(write, range(1, len(shards) + 1), shards)
-        for file, digest, names, size in progress(written, "folding", len(shards), "shard"):
-            hashes[file] = digest
+        for file, names, size in progress(written, "folding", len(shards), "shard"):
             weight_map |= dict.fromkeys(names, file)
             total += size
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return hashes
 
 
 def _new_name(checkpoint: Checkpoint, name: str, groups: Sequence[tuple[int, int]]) -> str | None:
