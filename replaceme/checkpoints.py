@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json, sha256_of_all
-from replaceme.models import Family, family_of, with_sizes
+from replaceme.models import PER_BLOCK_LISTS, Family, family_of, with_sizes
 from replaceme.separate import is_separate, original_config
 
 if TYPE_CHECKING:
@@ -111,6 +111,21 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
     checkpoint = Checkpoint(folder, config, family.named_like(tensors), tensors)
     _check_names(checkpoint)
     return checkpoint
+
+
+def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json with the per-block lists spelt out that transformers derives from a pattern of block numbers."""
+    config = dict(checkpoint.config)
+    if not checkpoint.family.derived_lists:
+        return config
+    from transformers import AutoConfig
+
+    loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    for key in PER_BLOCK_LISTS:
+        derived = getattr(loaded, key, None)
+        if derived is not None and config.get(key) is None:
+            config[key] = list(derived)
+    return config
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -174,6 +174,14 @@ def sha256_of_all(paths: Iterable[str | Path]) -> dict[str, str]:
         return {path.name: digest for path, digest in zip(paths, threads.map(sha256, paths), strict=True)}
 
 
+def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
+    """Raise ReplaceMeError when the disk of a folder, which need not be there yet, has less than `needed` bytes."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ReplaceMeError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {remedy}")
+
+
 def sweep_temporaries(folder: str | Path) -> list[Path]:
     """Remove what killed jobs left behind under `folder` and return the paths removed.
 

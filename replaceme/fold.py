@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
-from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint
+from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint, with_derived_lists
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
-from replaceme.models import PER_BLOCK_LISTS, Family, check_fit, pruned_config
+from replaceme.models import Family, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
 from replaceme.separate import CODE, check_architecture, layers_of, separate_config
@@ -143,21 +143,6 @@ def check_out(source: str | Path, out: str | Path) -> None:
         raise ReplaceMeError(
             f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
         )
-
-
-def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json with the per-block lists spelt out that transformers derives from a pattern of block numbers."""
-    config = dict(checkpoint.config)
-    if not checkpoint.family.derived_lists:
-        return config
-    from transformers import AutoConfig
-
-    loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-    for key in PER_BLOCK_LISTS:
-        derived = getattr(loaded, key, None)
-        if derived is not None and config.get(key) is None:
-            config[key] = list(derived)
-    return config
 
 
 def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:

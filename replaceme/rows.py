@@ -8,7 +8,6 @@ bfloat16: 2^-9 of each element.
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.capture import Activations, capture
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, replacing, sync, write_json, write_safetensors
+from replaceme.files import check_room, read_json, replacing, sync, write_json, write_safetensors
 from replaceme.models import Family
 from replaceme.progress import progress
 from replaceme.regression import Regression, formed
@@ -160,23 +159,12 @@ def write_rows(
     if regression.placement == "down_proj":
         width = family.intermediate_size(family.block_modules(model)[cut[0] - 1])
     chosen = _chosen(tokens.count, fit_tokens)
-    needed = check_room(folder, int(chosen.sum()), row_bytes((width, hidden), with_state))
+    needed = int(chosen.sum()) * row_bytes((width, hidden), with_state)
+    check_room(folder, needed, f"{int(chosen.sum())} rows", "lower `fit_tokens`")
     LOGGER.info("rows: %d tokens of %d channels, %.2f GB", int(chosen.sum()), width, needed / 1e9)
     batches = tokens.batches(batch_size)
     passes = capture(model, family, progress(batches, "rows", unit="batch"), regression.wanted([cut]))
     return store(folder, _rows(passes, regression, recycled, cut, chosen, with_state), origin)
-
-
-def check_room(folder: Path, rows: int, bytes_each: int) -> int:
-    """Bytes that the rows take; raises ReplaceMeError when the disk has less."""
-    needed = rows * bytes_each
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise ReplaceMeError(
-            f"{folder}: {rows} rows need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; lower `fit_tokens`"
-        )
-    return needed
 
 
 def _chosen(count: int, wanted: int | None) -> "torch.Tensor":

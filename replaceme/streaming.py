@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from replaceme.capture import Activations, Wanted, finite, forward, nan_error
-from replaceme.checkpoints import Checkpoint
+from replaceme.checkpoints import Checkpoint, with_derived_lists
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.fold import with_derived_lists
+from replaceme.files import check_room
 from replaceme.models import Family, pruned_config
 from replaceme.progress import progress
-from replaceme.rows import check_room
 from replaceme.shortened import skipped
 
 if TYPE_CHECKING:
@@ -228,7 +227,7 @@ class Host:
         with tempfile.TemporaryDirectory(prefix="replaceme-states-") as folder:
             from pathlib import Path
 
-            check_room(Path(folder), tokens, size // max(tokens, 1))
+            check_room(Path(folder), size, "states", "lower `samples`, or raise `shards`")
             yield Host(False, folder)
 
     def keep(self, tensor: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
