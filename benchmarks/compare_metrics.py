@@ -17,7 +17,7 @@ import pandas as pd
 from loaded import BATCH_SIZE, Loaded, add_unseen, parser_of
 
 from replaceme.candidates import measure_candidates, split
-from replaceme.config import POST_FIT_METRICS, REPRESENTATIONS, CutConfig
+from replaceme.config.cuts import POST_FIT_METRICS, REPRESENTATIONS, CutConfig
 from replaceme.cuts import choose
 from replaceme.data import Tokens
 from replaceme.distances import measure

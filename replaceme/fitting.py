@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replaceme.config import FIT_OPTIONS, FitConfig
+from replaceme.config.fits import FIT_OPTIONS, FitConfig
 from replaceme.errors import ReplaceMeError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from replaceme.config import FIT_OPTIONS, Config, CutConfig, FitConfig, load, parse
+from replaceme.config import Config, CutConfig, FitConfig, load, parse
+from replaceme.config.fits import FIT_OPTIONS
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml

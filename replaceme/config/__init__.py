@@ -1,0 +1,130 @@
+"""The schema of config.yaml: every key, its type, range, unit and default, in one place.
+
+The same models validate the workflow's config (all errors at once, one line each, before any job starts), give the
+command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from replaceme.config.base import NAME, Name, Strict
+from replaceme.config.calibrations import CalibrationConfig, ModelConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
+from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.errors import ReplaceMeError, printable
+from replaceme.validation import validated
+from replaceme.yaml_file import read_yaml
+
+__all__ = [
+    "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig", "ModelConfig",
+    "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "load", "parse",
+]  # fmt: skip
+
+RESERVED = {
+    "models": {"benchmarks", "logs", "published", "tables"},
+    "calibrations": {"baseline"},
+    "cuts": {"candidates"},
+    "fits": {"gram", "rows"},
+}
+
+
+class TableConfig(Strict):
+    """A result table: the baselines of its models, and every combination of the rest."""
+
+    models: list[str] = Field(min_length=1, description="Names under `models`.")
+    calibrations: list[str] = Field(min_length=1, description="Names under `calibrations`.")
+    cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
+    fits: list[str] = Field(min_length=1, description="Names under `fits`.")
+    evaluation: str | None = Field(
+        description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
+    )
+    caption: str = Field("", description="A sentence above the table.")
+
+
+class Config(Strict):
+    """The whole of config.yaml."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors are computed.")
+    models: dict[Name, ModelConfig] = Field(min_length=1, description="Models by name.")
+    calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
+    cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
+    fits: dict[Name, FitConfig] = Field(min_length=1, description="Fits by name.")
+    evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
+    speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
+    tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
+
+
+# the keys of a table that hold names, and the sections that define those
+REFERENCES = {
+    "models": "models",
+    "calibrations": "calibrations",
+    "cuts": "cuts",
+    "fits": "fits",
+    "evaluation": "evaluations",
+}
+
+
+def parse(raw: Any, origin: str = "config.yaml") -> Config:
+    """Validate a config; raises ReplaceMeError with every error on a line of its own (`file: key: what; remedy`)."""
+    if not isinstance(raw, dict):
+        raise ReplaceMeError(f"{origin}: expected a mapping of sections, found {type(raw).__name__}")
+    return validated(Config, raw, origin, extra_checks=_dangling_and_reserved)
+
+
+def _dangling_and_reserved(raw: dict) -> list[str]:
+    """Reserved names, and names in tables that nothing defines; on plain data, so that it adds to the other errors."""
+    lines = []
+    for section, names in RESERVED.items():
+        lines += [
+            f"{section}.{name}: this name is reserved; choose another"
+            for name in _section(raw, section)
+            if name in names
+        ]
+    for table_name in _section(raw, "tables"):
+        table = _section(raw["tables"], table_name)
+        for key, section in REFERENCES.items():
+            names = [table.get(key)] if key == "evaluation" else table.get(key)
+            # a missing section is an error of its own, but for the one that may be left out
+            checked = _section(raw, section) or (section == "evaluations" and not raw.get(section))
+            if isinstance(names, list) and checked:
+                given = [name for name in names if isinstance(name, str)]
+                lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
+        lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
+    return lines
+
+
+def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
+    """Calibrations of a table that cannot choose a ridge, as nothing would be left when their shard is left out."""
+    named = {key: table[key] if isinstance(table.get(key), list) else [] for key in ("fits", "calibrations")}
+    fits = [name for name in named["fits"] if _entry(raw, "fits", name).get("ridge") == "auto"]
+    few = [name for name in named["calibrations"] if _entry(raw, "calibrations", name).get("shards", 1) == 1]
+    return [
+        f"{where}: {fit!r} chooses its ridge by leaving out shards; set `shards: 2` or more for calibration {name!r}"
+        for fit in fits
+        for name in few
+        if _entry(raw, "calibrations", name)
+    ]
+
+
+def _entry(raw: dict, section: str, name: Any) -> dict:
+    return _section(_section(raw, section), name) if isinstance(name, str) else {}
+
+
+def _section(raw: dict, name: Any) -> dict:
+    return raw[name] if isinstance(raw.get(name), dict) else {}
+
+
+def _dangling(where: str, names: list[str], section: str, defined: dict) -> list[str]:
+    known = ", ".join(printable(name) for name in defined) or "none"
+    lines = [
+        f"{where}: {name!r} is not defined under {section}; defined: {known}" for name in names if name not in defined
+    ]
+    return lines + [f"{where}: {name!r} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]
+
+
+def load(path: str | Path) -> Config:
+    """Read and validate a config file."""
+    return parse(read_yaml(path), str(path))

@@ -1,0 +1,94 @@
+"""The section `cuts`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from replaceme.config.base import Strict
+
+POST_FIT_METRICS = ("residual", "cosine_after_fit", "loss")
+REPRESENTATIONS = ("cka", "cca")
+
+
+class CutConfig(Strict):
+    """Which run of blocks goes."""
+
+    blocks: int | None = Field(None, ge=1, description="Number of blocks to remove.")
+    ratio: float | None = Field(
+        None, gt=0, lt=1, description="Share of the parameters to remove, resolved to the nearest number of blocks."
+    )
+    groups: int = Field(
+        1, ge=1, description="Number of runs into which the blocks to remove are split, one transform each."
+    )
+    adjacency: Literal["merge", "separate"] = Field(
+        "merge",
+        description="What becomes of groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
+        "at least one block is kept between any two (Multi_LT_NC).",
+    )
+    search: Literal["greedy", "dynamic"] = Field(
+        "greedy",
+        description="How several groups are found: greedy, groups of one size, the least metric first (the paper); "
+        "dynamic, at most so many groups of any sizes whose metric has the least sum.",
+    )
+    start: int | None = Field(
+        None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
+    )
+    metric: Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual", "cosine_after_fit", "loss"] = Field(
+        "cosine_after_fit",
+        description="What the choice minimises: a distance of hidden states before and after (cosine, angular: the "
+        "paper; l2; bi: ShortGPT's block influences; cka, cca: of representations), or what is left after the "
+        "least-squares fit of every candidate (residual; cosine_after_fit; loss, the rise of the language-model loss "
+        "on calibration text held out).",
+    )
+    position: Literal["all", "last"] = Field(
+        "all", description="Tokens over which a distance is averaged: all unmasked ones, or the last of each sequence."
+    )
+    samples: int | None = Field(
+        64,
+        ge=1,
+        description="Calibration sequences that the post-fit metrics fit on (loss: and a quarter as many held out); "
+        "null: all of them.",
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "CutConfig":
+        if (self.blocks is None) == (self.ratio is None):
+            raise ValueError("give either blocks or ratio")
+        if self.start is not None and self.start < 1:
+            raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
+        if self.metric in (*REPRESENTATIONS, *POST_FIT_METRICS) and self.position != "all":
+            raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_several_groups(self) -> "CutConfig":
+        if self.groups > 1 and self.start is not None:
+            raise ValueError("start places one group by hand; drop groups")
+        for name in ("adjacency", "search"):
+            if self.groups == 1 and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is about several groups; drop it, or set `groups: 2` or more")
+        if self.blocks is not None and self.groups > self.blocks:
+            raise ValueError(f"{self.blocks} blocks cannot be {self.groups} groups; lower groups")
+        if self.blocks is not None and self.search == "greedy" and self.blocks % self.groups:
+            raise ValueError(f"search greedy needs blocks that {self.groups} divides; change them, or search: dynamic")
+        return self
+
+    @property
+    def post_fit(self) -> bool:
+        """Whether the choice needs the fits of all candidates, rather than distances."""
+        return self.start is None and self.metric in POST_FIT_METRICS
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the choice needs the language-model loss, and so the model's head."""
+        return self.start is None and self.metric == "loss"
+
+    @property
+    def of_representations(self) -> bool:
+        """Whether the choice needs distances that are not measured unless asked for."""
+        return self.start is None and self.metric in REPRESENTATIONS
+
+    @property
+    def size(self) -> str:
+        """The size as a path component: `6-blocks` or `0.25-ratio`."""
+        return f"{self.blocks}-blocks" if self.blocks is not None else f"{self.ratio}-ratio"
