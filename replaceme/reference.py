@@ -1,0 +1,152 @@
+"""A table in the layout of a published one: each of its cells, measured beside published, and their difference.
+
+The published rows and their order come from a CSV file; the config says which row of the table stands for each. A cell
+that was not run is empty and counted, never filled in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.config.reference import ReferenceConfig
+from replaceme.errors import ReplaceMeError
+from replaceme.tables import KEYS
+
+if TYPE_CHECKING:
+    import pandas
+
+NAMES = KEYS[:4]
+Row = str | Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A published table beside the measured one; `cells` in all, of which so many were `run` here."""
+
+    frame: "pandas.DataFrame"
+    cells: int
+    run: int
+
+    @property
+    def note(self) -> str:
+        """How much of it was run."""
+        return f"{self.run} of {self.cells} cells run here; the others are empty."
+
+
+def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
+    """Raise ReplaceMeError when a reference does not belong to its file or to a table of `rows` (`model/...`)."""
+    published = _read(reference.file)
+    missing = [column for column in reference.columns if column not in published.columns]
+    if missing:
+        raise ReplaceMeError(f"{reference.file}: no column {missing[0]!r}; it has {', '.join(published.columns)}")
+    if len(published) != len(reference.rows):
+        raise ReplaceMeError(f"{reference.file}: has {len(published)} rows, {len(reference.rows)} are given under rows")
+    named = {one for row in reference.rows for column in reference.columns if (one := _of(row, column)) is not None}
+    unknown = sorted(named - set(rows))
+    if unknown:
+        raise ReplaceMeError(f"reference: {unknown[0]!r} is no row of the table; add what it names, or set it to null")
+    for measure in reference.columns.values():
+        _scaled(measure)
+
+
+def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
+    """The published table, with columns `<name>`, `<name>_stderr`, `<name>_published` and `<name>_difference`.
+
+    `table` is that of `tables.collect`; measured values are scaled to the unit of the published ones. The difference,
+    measured minus published, is there only where `same_models`. Raises ReplaceMeError for a measure the table lacks.
+    """
+    published = _read(reference.file)
+    measured = {"/".join(str(part) for part in names if part): row for names, row in _by_name(table).items()}
+    frame = published[[name for name in published.columns if name not in reference.columns]].copy()
+    run = 0
+    for column, measure in reference.columns.items():
+        name, scale = _scaled(measure)
+        if name not in table.columns:
+            raise ReplaceMeError(f"{reference.file}: the table measures no {name!r}; it has {', '.join(table.columns)}")
+        rows = [measured.get(_of(row, column)) for row in reference.rows]
+        for ending in ("", "_stderr"):
+            frame[f"{column}{ending}"] = [_value(row, f"{name}{ending}", scale) for row in rows]
+        frame[f"{column}_published"] = published[column]
+        if reference.same_models:
+            frame[f"{column}_difference"] = frame[column] - published[column]
+        run += int(frame[column].notna().sum())
+    return Compared(frame, len(published) * len(reference.columns), run)
+
+
+def markdown(compared: Compared, reference: ReferenceConfig, caption: str) -> str:
+    """The comparison as Markdown: `measured ± error (published)` in each cell, empty where nothing was run."""
+    labels = [name for name in compared.frame.columns if _owner(name, reference) is None]
+    head = [*labels, *reference.columns]
+    lines = (
+        [caption, "", _line(head), _line("---" for _ in head)] if caption else [_line(head), _line("---" for _ in head)]
+    )
+    for _, row in compared.frame.iterrows():
+        names = ["" if _is_missing(row[label]) else f"{row[label]}" for label in labels]
+        lines.append(_line([*names, *(_cell(row, column) for column in reference.columns)]))
+    whose = "the same models" if reference.same_models else "other models, so that only directions can be compared"
+    lines += ["", f"In brackets: published, of {whose}. {compared.note}"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(row: "pandas.Series", column: str) -> str:
+    published = row[f"{column}_published"]
+    shown = "" if _is_missing(published) else f"({published:g})"
+    if _is_missing(row[column]):
+        return shown
+    error = row[f"{column}_stderr"]
+    width = "" if _is_missing(error) else f" ± {error:.2g}"
+    return f"{row[column]:.4g}{width} {shown}".strip()
+
+
+def _owner(name: str, reference: ReferenceConfig) -> str | None:
+    """The compared column to which a column of the frame belongs."""
+    endings = ("", "_stderr", "_published", "_difference")
+    return next((column for column in reference.columns for ending in endings if name == f"{column}{ending}"), None)
+
+
+def _is_missing(value: Any) -> bool:
+    import pandas
+
+    return bool(pandas.isna(value))
+
+
+def _of(row: Row, column: str) -> str | None:
+    """The row of the table that stands for a cell of a published row."""
+    return row.get(column) if isinstance(row, Mapping) else row
+
+
+def _by_name(table: "pandas.DataFrame") -> dict[tuple[str, ...], "pandas.Series"]:
+    """Rows by (model, calibration, cut, fit); baselines by their model alone."""
+    found = {}
+    for _, row in table.iterrows():
+        names = tuple(None if _is_missing(row[name]) else row[name] for name in NAMES)
+        found[names if names[1] is not None else (names[0],)] = row
+    return found
+
+
+def _scaled(measure: str) -> tuple[str, float]:
+    """A measure and its factor out of `average * 100`."""
+    name, star, factor = (part.strip() for part in measure.partition("*"))
+    try:
+        return name, float(factor) if star else 1.0
+    except ValueError:
+        raise ReplaceMeError(f"reference: {measure!r} is no measure; write `average` or `average * 100`") from None
+
+
+def _value(row: "pandas.Series | None", name: str, scale: float) -> float | None:
+    if row is None or name not in row.index or _is_missing(row[name]):
+        return None
+    return scale * float(row[name])
+
+
+def _read(path: str | Path) -> "pandas.DataFrame":
+    import pandas
+
+    if not Path(path).is_file():
+        raise ReplaceMeError(f"{path}: no such file; `reference.file` is a CSV of published values")
+    return pandas.read_csv(path)

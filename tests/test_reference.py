@@ -1,0 +1,89 @@
+"""Published values beside measured ones."""
+
+import pandas
+import pytest
+
+from replaceme.config.reference import ReferenceConfig
+from replaceme.errors import ReplaceMeError
+from replaceme.reference import check_reference, compare, markdown
+
+PUBLISHED = "method,note,avg_acc,ppl\nbaseline,,0.70,3.11\nUIDL,,0.58,2216.96\nother,not ours,0.60,12.31\n"
+ROWS = ["m", "m/c/n8/uidl", "m/c/n8/ls"]
+
+
+@pytest.fixture
+def published(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(PUBLISHED)
+    return str(path)
+
+
+@pytest.fixture
+def table():
+    rows = [("m", None, None, "baseline", 0.5, 0.01, 2.0), ("m", "c", "n8", "uidl", 0.25, 0.02, None)]
+    columns = ["model", "calibration", "cut", "fit", "average", "average_stderr", "perplexity"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def reference(file, **other):
+    columns = {"avg_acc": "average * 100", "ppl": "perplexity"}
+    return ReferenceConfig(**{"file": file, "columns": columns, "rows": ["m", "m/c/n8/uidl", None], **other})
+
+
+def test_each_published_cell_gets_what_was_measured(published, table):
+    found = compare(table, reference(published))
+    assert found.frame["method"].tolist() == ["baseline", "UIDL", "other"]
+    assert found.frame["avg_acc"].tolist()[:2] == [50.0, 25.0]
+    assert found.frame["avg_acc_stderr"].tolist()[:2] == [1.0, 2.0]
+    assert found.frame["avg_acc_difference"][0] == pytest.approx(50 - 0.70)
+    assert found.frame["avg_acc"].isna().tolist() == [False, False, True]
+    assert (found.run, found.cells) == (3, 6)
+
+
+def test_no_difference_to_other_models(published, table):
+    found = compare(table, reference(published, same_models=False))
+    assert not [name for name in found.frame.columns if name.endswith("_difference")]
+    assert "only directions" in markdown(found, reference(published, same_models=False), "")
+
+
+def test_a_published_row_may_hold_several_of_ours(published, table):
+    by_column = [{"avg_acc": "m", "ppl": "m"}, {"avg_acc": "m/c/n8/uidl"}, None]
+    found = compare(table, reference(published, rows=by_column))
+    assert found.frame["ppl"].isna().tolist() == [False, True, True]
+
+
+def test_markdown_leaves_cells_that_were_not_run_empty(published, table):
+    text = markdown(compare(table, reference(published)), reference(published), "A caption.")
+    assert text.startswith("A caption.\n\n| method | note | avg_acc | ppl |")
+    assert "| baseline |  | 50 ± 1 (0.7) | 2 (3.11) |" in text
+    assert "| other | not ours | (0.6) | (12.31) |" in text
+    assert "3 of 6 cells run here" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rows": ["m", None]}, r"has 3 rows, 2 are given under rows"),
+        ({"rows": ["m", "m/c/n9/uidl", None]}, r"'m/c/n9/uidl' is no row of the table"),
+        ({"columns": {"accuracy": "average"}}, r"no column 'accuracy'; it has method, note, avg_acc, ppl"),
+        ({"columns": {"ppl": "perplexity * x"}}, r"'perplexity \* x' is no measure"),
+        ({"file": "gone.csv"}, r"gone.csv: no such file"),
+    ],
+)
+def test_what_does_not_belong_together_is_told(published, changed, message):
+    with pytest.raises(ReplaceMeError, match=message):
+        check_reference(reference(published).model_copy(update=changed), ROWS)
+
+
+def test_what_belongs_together_passes(published):
+    check_reference(reference(published), ROWS)
+
+
+def test_a_measure_that_the_table_lacks(published, table):
+    with pytest.raises(ReplaceMeError, match="the table measures no 'speed'"):
+        compare(table, reference(published, columns={"ppl": "speed"}))
+
+
+def test_a_row_of_an_unknown_column_is_refused(published):
+    with pytest.raises(ValueError, match="'speed', which is not under columns"):
+        reference(published, rows=["m", {"speed": "m"}, None])
