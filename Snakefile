@@ -26,6 +26,7 @@ rule all:
     """Every table and figure of the config."""
     input:
         table_files(),
+        compared_files(),
         unmeasured_files(),
         figure_files(),
 

@@ -10,6 +10,7 @@ from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
 from replaceme.models import check_calibration, check_cut, check_fit, check_length, is_encoder
+from replaceme.reference import check_reference
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -31,6 +32,12 @@ def check_inputs(config: Config, origin: str) -> None:
         include = config.evaluations[name].include
         if include is not None and not Path(include).is_dir():
             lines.append(f"evaluations.{name}: {include}: no such folder; `include` is a folder of task YAMLs")
+    for name, table in config.tables.items():
+        try:
+            if table.reference is not None:
+                check_reference(table.reference, table.rows)
+        except ReplaceMeError as error:
+            lines.append(f"tables.{name}: {error}")
     if lines:
         raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
 

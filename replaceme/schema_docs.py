@@ -52,7 +52,7 @@ def _type(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " \\| ".join("null" if kind is type(None) else _type(kind) for kind in arguments)
     if origin is dict:
-        return "named sections"
+        return "named sections" if _nested(annotation) else "mapping"
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -363,12 +363,28 @@ def table_options(wildcards):
     return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
 
 
+def reference_options(wildcards):
+    """Options of the comparison of a table with published values."""
+    section = CONFIG.tables[wildcards.table]
+    reference = shlex.quote(section.reference.model_dump_json())
+    return f"--reference {reference} --caption={shlex.quote(section.caption)}"
+
+
 def table_files():
     """All tables that have an evaluation, in all formats."""
     return expand(
         "results/tables/{table}.{kind}",
         table=[name for name, table in CONFIG.tables.items() if table.evaluation],
         kind=["csv", "md", "html", "tex", "svg"],
+    )
+
+
+def compared_files():
+    """The tables that are shown beside published values."""
+    return expand(
+        "results/tables/{table}.published.{kind}",
+        table=[name for name, table in CONFIG.tables.items() if table.reference],
+        kind=["csv", "md"],
     )
 
 

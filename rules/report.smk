@@ -31,6 +31,33 @@ rule table:
         "replaceme table {params.options} --out {params.prefix:q} 2> {log:q}"
 
 
+rule compare:
+    """A table beside published values, in their layout."""
+    input:
+        table="results/tables/{table}.csv",
+        published=lambda wildcards: CONFIG.tables[wildcards.table].reference.file,
+    output:
+        csv=report(
+            "results/tables/{table}.published.csv",
+            caption="captions/published.rst",
+            category="Tables",
+            labels={"table": "{table}, beside the published", "format": "csv"},
+        ),
+        md="results/tables/{table}.published.md",
+    log:
+        "results/logs/tables/{table}.published.log",
+    benchmark:
+        "results/benchmarks/tables/{table}.published.tsv"
+    params:
+        options=reference_options,
+        prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
+        code=code_of("compare"),
+    message:
+        "table {wildcards.table} beside the published values"
+    shell:
+        "replaceme compare {input.table:q} {params.options} --out {params.prefix:q} 2> {log:q}"
+
+
 rule figure_table:
     """Accuracy and perplexity of a table over the compression ratio."""
     input:

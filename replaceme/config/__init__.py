@@ -4,16 +4,18 @@ The same models validate the workflow's config (all errors at once, one line eac
 command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from replaceme.config.base import NAME, Name, Strict
 from replaceme.config.calibrations import CalibrationConfig, ModelConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
 from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.config.reference import ReferenceConfig
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
@@ -42,6 +44,19 @@ class TableConfig(Strict):
         description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
     )
     caption: str = Field("", description="A sentence above the table.")
+    reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
+
+    @model_validator(mode="after")
+    def _reference_of_what_is_measured(self) -> "TableConfig":
+        if self.reference is not None and self.evaluation is None:
+            raise ValueError("a reference needs an evaluation to compare; drop one, or set the other")
+        return self
+
+    @property
+    def rows(self) -> list[str]:
+        """Its rows, `model` for a baseline and `model/calibration/cut/fit`."""
+        parts = (self.models, self.calibrations, self.cuts, self.fits)
+        return [*self.models, *("/".join(names) for names in product(*parts))]
 
 
 class Config(Strict):

@@ -21,6 +21,7 @@ STEPS = {
     "evaluate": "Run benchmarks on a model (evaluation.json).",
     "speed": "Measure parameters, file size, prefill and decode tokens/s and peak memory (speed.json).",
     "table": "Collect evaluations and speeds into a table (.csv, .md, .html, .tex).",
+    "compare": "Show a table beside published values, in their layout (.csv and .md).",
     "figure": "Draw distances, the choice of a cut, or a table (.svg or .png).",
     "prune": "Shorten a model in one go: calibrate, choose the cut, fit, fold and save.",
     "publish": "Copy the tables and figures of a finished run to a folder of record.",
