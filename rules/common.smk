@@ -370,28 +370,14 @@ def reference_options(wildcards):
     return f"--reference {reference} --caption={shlex.quote(section.caption)}"
 
 
-def table_files():
-    """All tables that have an evaluation, in all formats."""
-    return expand(
-        "results/tables/{table}.{kind}",
-        table=[name for name, table in CONFIG.tables.items() if table.evaluation],
-        kind=["csv", "md", "html", "tex", "svg"],
-    )
-
-
-def compared_files():
-    """The tables that are shown beside published values."""
-    return expand(
-        "results/tables/{table}.published.{kind}",
-        table=[name for name, table in CONFIG.tables.items() if table.reference],
-        kind=["csv", "md"],
-    )
-
-
-def unmeasured_files():
-    """The models of the tables without an evaluation."""
-    names = [name for name, table in CONFIG.tables.items() if not table.evaluation]
-    return [f"{row}/model/replaceme.json" for name in names for row in table_rows(name)]
+def table_files(name):
+    """A table in all formats, and beside published values where it has such; without an evaluation its models."""
+    table = CONFIG.tables[name]
+    if not table.evaluation:
+        return [f"{row}/model/replaceme.json" for row in table_rows(name)]
+    kinds = ["csv", "md", "html", "tex", "svg"]
+    compared = ["published.csv", "published.md"] if table.reference else []
+    return [f"results/tables/{name}.{kind}" for kind in kinds + compared]
 
 
 def figure_files():

@@ -127,3 +127,14 @@ rule figure_cut:
         "figure of cut {wildcards.cut} of {wildcards.model} on {wildcards.calibration}"
     shell:
         "replaceme figure cut {input:q} --title {params.title:q} --out {output:q} 2> {log:q}"
+
+
+# each table is a target by its name, where that can be one
+for table_name in CONFIG.tables:
+    if table_name.isidentifier() and table_name not in dir(rules):
+
+        rule:
+            name:
+                table_name
+            input:
+                table_files(table_name),

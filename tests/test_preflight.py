@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from replaceme.config import parse
+from replaceme.errors import ReplaceMeError
 from replaceme.preflight import check_inputs, sparse_calibrations
 
 TABLE = {"models": ["a"], "calibrations": ["micro"], "cuts": ["n2"], "fits": ["uidl", "ls"], "evaluation": "quick"}
@@ -33,6 +34,17 @@ def config(source, table=None, **sections):
 def test_a_good_config(llama, sharded):
     check_inputs(config(llama), "x")
     check_inputs(config(sharded), "x")
+
+
+def test_a_reference_that_does_not_belong_to_its_table(llama):
+    paper = {"file": "resources/paper/table3.csv", "columns": {"ratio_25": "average"}, "rows": ["a", None]}
+    check_inputs(config(llama, {"reference": paper}), "x")
+    for change, line in [
+        ({"rows": ["a/micro/n9/ls", None]}, "x: tables.main: reference: 'a/micro/n9/ls' is no row of the table"),
+        ({"file": "gone.csv"}, "x: tables.main: gone.csv: no such file"),
+    ]:
+        with pytest.raises(ReplaceMeError, match=line):
+            check_inputs(config(llama, {"reference": {**paper, **change}}), "x")
 
 
 def test_hub_models_are_not_looked_at():

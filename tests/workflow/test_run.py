@@ -84,6 +84,21 @@ def test_a_model_added_by_hand(completed):
     assert not completed.attempts.exists()
 
 
+def test_a_table_beside_published_values_by_its_name(completed):
+    """An edit of the config adds a comparison to a finished run, and nothing but the comparison is run."""
+    (completed.folder / "published.csv").write_text("method,ours,note\nwhole,0.7,a\ncut,0.5,b\nother,0.6,c\n")
+    table = completed.config()["tables"]["main.1"]
+    model, calibration, cut, fit = (table[key][0] for key in ("models", "calibrations", "cuts", "fits"))
+    rows = [model, f"{model}/{calibration}/{cut}/{fit}", None]
+    reference = {"file": "published.csv", "columns": {"ours": "average"}, "rows": rows}
+    completed.config(tables={"beside": {**table, "reference": reference}})
+    done = completed.snakemake("beside")
+    assert done.returncode == 0, done.stderr
+    shown = (completed.folder / "results/tables/beside.published.md").read_text()
+    assert "(0.7)" in shown and "| other | c | (0.6) |" in shown and "2 of 3 cells run here" in shown
+    assert not completed.attempts.exists()
+
+
 def test_rules_are_linted_and_formatted(project):
     lint = project.snakemake("--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
