@@ -3,13 +3,15 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from replaceme.config import parse
+from replaceme.config import load, parse
 from replaceme.errors import ReplaceMeError
 from replaceme.preflight import check_inputs, sparse_calibrations
 
+ROOT = Path(__file__).resolve().parents[1]
 TABLE = {"models": ["a"], "calibrations": ["micro"], "cuts": ["n2"], "fits": ["uidl", "ls"], "evaluation": "quick"}
 BASE = {
     "models": {"a": {"source": "unset"}},
@@ -123,3 +125,9 @@ def test_too_few_tokens_for_a_full_rank_are_told(llama):
     few = {"micro": {"dataset": "micro", "samples": 2, "tokens": 4}}
     [line] = sparse_calibrations(config(llama, calibrations=few))
     assert "at most 8 tokens for a hidden size of 16" in line and "rank 8" in line
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.stem)
+def test_every_config_of_the_project_is_fine_without_a_network(path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # its paths count from there
+    check_inputs(load(path), str(path))
