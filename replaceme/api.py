@@ -27,22 +27,23 @@ def prune(
     cut: CutConfig | None = None,
     fit: FitConfig | None = None,
     device: str = "auto",
+    gpus: int = 1,
     verify: bool = True,
 ) -> dict[str, Any]:
     """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
 
     `source` is a folder, or a Hub id with a `revision`. Calibration text: `texts`, an iterable of strings or the path
     of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section. Size:
-    `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `verify`: load the
-    result in a fresh process and compare it with the original (see `replaceme.verify`; some seconds, and either model
-    in float32 in memory; not done for encoders). Returns the provenance record that is also written to
-    `out`/replaceme.json.
+    `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how many of
+    them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
+    `replaceme.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
+    provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
     from replaceme.cuts import groups_of, possible_spans
     from replaceme.fitting import Passes, fit_cut
     from replaceme.fold import check_out, write_pruned
-    from replaceme.loading import load_model
+    from replaceme.loading import Held, load_model
     from replaceme.models import (
         check_calibration,
         check_cut,
@@ -71,7 +72,8 @@ def prune(
     tokens, metadata = _tokens(calibration, texts, record["folder"])
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
-    model = load_model(record["folder"], dtype, device, cut.needs_loss, calibration.streaming)
+    held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
+    model = load_model(record["folder"], dtype, device, cut.needs_loss, held)
     family = family_of(config, str(source))
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     stored = stored_dtype(config)
@@ -79,7 +81,7 @@ def prune(
     transforms = fit_cut(fit, groups_of(chosen), record["hidden_size"], None, lambda: passes, family)
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
-    origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
+    origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
     provenance = write_pruned(record, {**chosen, "model_sha256": digest}, transforms, out, origin)
     if verify and family.modality == "text":
         from replaceme.verify import require_passed

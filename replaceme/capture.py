@@ -76,15 +76,15 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted) 
 
     batch = trimmed(batch)
     device = next(model.parameters()).device
-    kept = Activations(batch.mask.to(device))
+    kept = Activations(batch.mask.to(device))  # and so is the rest, where a model is spread over several
     blocks = family.block_modules(model)
 
     def shaped(rows: "torch.Tensor") -> "torch.Tensor":
-        return rows.reshape(*batch.mask.shape, rows.shape[-1])  # some MLPs are given all tokens in one row
+        return rows.to(device).reshape(*batch.mask.shape, rows.shape[-1])  # some MLPs are given all tokens in one row
 
     def keep_state(block: int):
         def hook(module, inputs, output):
-            kept.hidden_states[block] = output[0] if isinstance(output, tuple) else output
+            kept.hidden_states[block] = (output[0] if isinstance(output, tuple) else output).to(device)
 
         return hook
 
