@@ -1,17 +1,26 @@
 """`replaceme.prune`: a model and some text in, a shorter checkpoint out, in one process and without Snakemake.
 
-The same functions as the steps, called one after another: tokens -> distances or candidates -> cut -> gram -> fit ->
-fold -> verify.
+The same functions as the steps: tokens -> distances or candidates -> cut -> gram -> fit -> fold -> verify. Two things
+are faster here than as jobs of their own, and give the same: a cut by distance and what its fit needs take one forward
+pass where they can (`foresight`), and what no transform changes is copied to `out` meanwhile (`fold.Merger`).
 """
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import model_sha256, read_config, resolve
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from replaceme.fitting import Passes
+    from replaceme.fold import Merger
+    from replaceme.transforms import Transform
 
 
 def prune(
@@ -40,9 +49,9 @@ def prune(
     provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
-    from replaceme.cuts import groups_of, possible_spans
-    from replaceme.fitting import Passes, fit_cut
-    from replaceme.fold import check_out, write_pruned
+    from replaceme.cuts import possible_spans
+    from replaceme.fitting import Passes
+    from replaceme.fold import check_out, finish_pruned, merging
     from replaceme.loading import Held, load_model
     from replaceme.models import (
         check_calibration,
@@ -75,14 +84,14 @@ def prune(
     held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
     model = load_model(record["folder"], dtype, device, cut.needs_loss, held)
     family = family_of(config, str(source))
-    chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     stored = stored_dtype(config)
     passes = Passes(model.base_model, family, tokens, calibration.batch_size, stored, calibration.shards)
-    transforms = fit_cut(fit, groups_of(chosen), record["hidden_size"], None, lambda: passes, family)
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
-    provenance = write_pruned(record, {**chosen, "model_sha256": digest}, transforms, out, origin)
+    with merging(record["folder"], out) as merger:
+        chosen, transforms = _fitted(model, passes, record, cut, fit, merger)
+        provenance = finish_pruned(merger, record, {**chosen, "model_sha256": digest}, transforms, origin)
     if verify and family.modality == "text":
         from replaceme.verify import require_passed
         from replaceme.verify import verify as checked
@@ -123,14 +132,38 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | None, folder: str
     return tokens_from_texts(texts, tokenizer, calibration.samples, calibration.tokens), {"dataset": "texts given"}
 
 
-def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> dict[str, Any]:
+def _fitted(
+    model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig, fit: FitConfig, merger: "Merger"
+) -> "tuple[dict[str, Any], list[Transform]]":
+    """The chosen cut and the transforms of its groups; the merger copies meanwhile what they cannot change."""
+    from replaceme.cuts import groups_of
+    from replaceme.fitting import fit_cut
+    from replaceme.foresight import can_foresee, choose_and_gather
+
+    def begin(groups: Sequence[tuple[int, int]]) -> None:
+        if fit.placement != "block" and not fit.intercept:  # those add tensors to every shard
+            merger.begin(groups)
+
+    with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as folder:
+        evidence = None
+        if can_foresee(cut, fit, passes.model):
+            chosen, evidence = choose_and_gather(passes, record, cut, fit, Path(folder), begin)
+        else:
+            chosen = _choose(model, passes, record, cut)
+        begin(groups_of(chosen))
+        gathered = None if evidence is None else evidence.__getitem__
+        sizes = (groups_of(chosen), record["hidden_size"])
+        return chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family)
+
+
+def _choose(model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig) -> dict[str, Any]:
     from replaceme.candidates import candidates_of
     from replaceme.cuts import choose
     from replaceme.distances import measure
 
-    distances = candidates = None
+    given, distances, candidates = (passes.family, passes.tokens, passes.batch_size), None, None
     if cut.post_fit:
-        candidates = candidates_of(cut, record, model, family, tokens, batch_size)["candidates"]
+        candidates = candidates_of(cut, record, model, *given)["candidates"]
     elif cut.start is None:
-        distances = measure(model.base_model, family, tokens, batch_size, cut.of_representations)
+        distances = measure(passes.model, *given, cut.of_representations)
     return choose(cut, record, distances, candidates)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.capture import Activations, Wanted, finite, forward, nan_error
+from replaceme.capture import STORES, Activations, Wanted, finite, forward, nan_error
 from replaceme.checkpoints import Checkpoint, with_derived_lists
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
@@ -190,9 +190,6 @@ def given(block: "nn.Module", state: torch.Tensor | None, device: str) -> Iterat
         yield
     finally:
         handle.remove()
-
-
-STORES = ("hidden_states", "mlp_output", "mlp_input", "down_input")
 
 
 def moved(activations: Activations, device: str) -> Activations:
