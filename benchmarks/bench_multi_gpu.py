@@ -34,30 +34,37 @@ from replaceme.gpu import visible
 from replaceme.loading import Held, load_base_model
 from replaceme.models import family_of
 from replaceme.statistics import TENSORS, Statistics
+from replaceme.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 CUT = {"blocks": 6, "start": 4}
+PARTS = ("gram", "side-by-side")
 
 
 def main() -> None:
     """Measure, print, write; or be one of the jobs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, SIZES)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--job", nargs=4, metavar=("FOLDER", "SHARD", "SHARDS", "GPUS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
         job(Path(arguments.job[0]), *map(int, arguments.job[1:]))
         return
     devices = visible() or ["0"]
+    report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        report = measured(arguments, Path(scratch), devices)
-        report["side by side"] = side_by_side(Path(scratch) / "workflow", devices)
-    report["sizes"] = {name: getattr(arguments, name) for name in SIZES}
+        if "gram" in arguments.part:
+            report |= measured(arguments, Path(scratch), devices)
+            report["sizes"] = {name: getattr(arguments, name) for name in SIZES}
+        if "side-by-side" in arguments.part:
+            report["side by side"] = side_by_side(Path(scratch) / "workflow", devices)
     if torch.cuda.is_available():
-        report |= hardware()
         name = torch.cuda.get_device_name().lower().replace(" ", "-")
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / f"multi-gpu-{len(devices)}-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        path = arguments.out / f"multi-gpu-{len(devices)}-{name}.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}  # the part that is not measured again
+        path.write_text(json.dumps(before | report | hardware(), indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 
@@ -186,7 +193,7 @@ def side_by_side(folder: Path, devices: list[str]) -> dict[str, Any]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices), "REPLACEME_GPU_LOCKS": str(folder / "locks")}
     started = time.perf_counter()
     running = subprocess.Popen(command, env=environment)
-    seen = watched(running)
+    seen = watched(running, devices)
     if running.wait():
         raise SystemExit("snakemake failed")
     holders = {device: sorted(step for one in seen for where, _, step in one if where == device) for device in devices}
@@ -202,7 +209,7 @@ def side_by_side(folder: Path, devices: list[str]) -> dict[str, Any]:
     }
 
 
-def watched(running: subprocess.Popen) -> list[set[tuple[str, int, str]]]:
+def watched(running: subprocess.Popen, devices: list[str]) -> list[set[tuple[str, int, str]]]:
     """Until a command ends, ten times a second: (GPU, process, step) of the jobs below it."""
     import psutil
 
@@ -214,14 +221,10 @@ def watched(running: subprocess.Popen) -> list[set[tuple[str, int, str]]]:
                 words, device = process.cmdline(), process.environ().get("CUDA_VISIBLE_DEVICES", "")
             except psutil.Error:
                 continue
-            # the launcher itself waits without one; Snakemake's own processes see all of them
-            if (
-                "replaceme.gpu" not in words
-                and device
-                and "," not in device
-                and any("replaceme" in w for w in words[:2])
-            ):
-                now.add((device, process.pid, next((word for word in words[2:3]), "")))
+            step = next((word for word in words[:4] if word in STEPS), None)
+            # the launcher itself waits without a device; Snakemake's own processes see all of them
+            if "replaceme.gpu" not in words and step is not None and device in devices:
+                now.add((device, process.pid, step))
         seen.append(now)
         time.sleep(0.1)
     return seen

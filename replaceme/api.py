@@ -90,7 +90,7 @@ def prune(
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
     with merging(record["folder"], out) as merger:
-        chosen, transforms = _fitted(model, passes, record, cut, fit, merger)
+        chosen, transforms = choose_and_fit(model, passes, record, cut, fit, merger)
         provenance = finish_pruned(merger, record, {**chosen, "model_sha256": digest}, transforms, origin)
     if verify and family.modality == "text":
         from replaceme.verify import require_passed
@@ -132,7 +132,7 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | None, folder: str
     return tokens_from_texts(texts, tokenizer, calibration.samples, calibration.tokens), {"dataset": "texts given"}
 
 
-def _fitted(
+def choose_and_fit(
     model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig, fit: FitConfig, merger: "Merger"
 ) -> "tuple[dict[str, Any], list[Transform]]":
     """The chosen cut and the transforms of its groups; the merger copies meanwhile what they cannot change."""

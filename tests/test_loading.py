@@ -21,10 +21,11 @@ def calibration(texts, tmp_path, **options):
     return CalibrationConfig(dataset=str(path), samples=8, tokens=20, **options)
 
 
-def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(llama):
-    whole, rounded = (load_base_model(llama, "float32", "cpu", held) for held in (Held(), Held(load_in_4bit=True)))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(llama, device):
+    whole, rounded = (load_base_model(llama, "float32", device, held) for held in (Held(), Held(load_in_4bit=True)))
     layers = [model.layers[0].mlp.down_proj for model in (whole, rounded)]
-    exact, found = (layer(torch.eye(layer.in_features)) for layer in layers)
+    exact, found = (layer(torch.eye(layer.in_features, device=device)) for layer in layers)
     assert 0.01 < float((found - exact).norm() / exact.norm()) < 0.15, "16 levels"
     assert torch.equal(whole.embed_tokens.weight, rounded.embed_tokens.weight)
     assert rounded.layers[0].mlp.down_proj.weight.dtype == torch.uint8
