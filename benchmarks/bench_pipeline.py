@@ -159,7 +159,7 @@ def one_process(
             stack.enter_context(mock.patch("replaceme.files.os.fsync"))
         model = parts.run("load", lambda: load_base_model(folder, "bfloat16", device))
         passes = Passes(model, family, tokens, arguments.batch, "bfloat16")
-        with merging(folder, out) as merger:
+        with merging(folder, out, record["files"], device) as merger:
             fitted = lambda: choose_and_fit(model, passes, record, cut, fit, merger)  # noqa: E731
             chosen, transforms = parts.run("distances, sums and fit", fitted)
             parts.run("rest of fold and save", lambda: merger.finish(chosen, transforms, {}))

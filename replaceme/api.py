@@ -89,7 +89,7 @@ def prune(
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
-    with merging(record["folder"], out) as merger:
+    with merging(record["folder"], out, record["files"], device) as merger:
         chosen, transforms = choose_and_fit(model, passes, record, cut, fit, merger)
         provenance = finish_pruned(merger, record, {**chosen, "model_sha256": digest}, transforms, origin)
     if verify and family.modality == "text":

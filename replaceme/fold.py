@@ -12,7 +12,7 @@ A transform of placement `block` changes no weight: it is written as a linear la
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
 
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
-    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden]."""
-    return (transform.double().T @ weight.double()).to(weight.dtype)
+    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden].
+
+    Formed where T is, returned where W is.
+    """
+    return (transform.double().T @ weight.to(transform.device).double()).to(weight)
 
 
 def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform: "torch.Tensor") -> "torch.Tensor":
@@ -46,10 +49,10 @@ def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform:
 
     Without gains the transform is a down projection [intermediate, hidden] itself, and the result `c T^T`.
     """
-    folded = transform.double().T
+    folded, given = transform.double().T, weight.to(transform.device).double()
     if gains is not None:
-        folded = folded @ (gains.double()[:, None] * weight.double())
-    return (folded * (weight.double().norm() / folded.norm())).to(weight.dtype)
+        folded = folded @ (gains.to(given)[:, None] * given)
+    return (folded * (given.norm() / folded.norm())).to(weight)
 
 
 def write_pruned(
@@ -64,7 +67,7 @@ def write_pruned(
     `transforms` has one for each group of the cut; `origin` the hashes of what they were fitted on. Errors as in
     `merge`.
     """
-    with merging(record["folder"], out) as merger:
+    with merging(record["folder"], out, record["files"]) as merger:
         return finish_pruned(merger, record, cut, transforms, origin)
 
 
@@ -109,11 +112,16 @@ def merge(
 
 
 @contextmanager
-def merging(source: str | Path, out: str | Path) -> "Iterator[Merger]":
-    """Within it a pruned checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards."""
+def merging(
+    source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
+) -> "Iterator[Merger]":
+    """Within it a pruned checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards.
+
+    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed.
+    """
     check_out(source, out)
     with ExitStack() as stack:
-        merger = Merger(open_checkpoint(source), Path(out), stack)
+        merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
         yield merger
         if not merger.finished:
             raise RuntimeError(f"{out}: a merge was begun and not finished")
@@ -122,8 +130,10 @@ def merging(source: str | Path, out: str | Path) -> "Iterator[Merger]":
 class Merger:
     """Writes a pruned checkpoint: what no transform changes as soon as the cut is known, the rest when they are."""
 
-    def __init__(self, checkpoint: Checkpoint, out: Path, stack: ExitStack) -> None:
-        self.checkpoint, self._out, self._stack = checkpoint, out, stack
+    def __init__(
+        self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
+    ) -> None:
+        self.checkpoint, self._out, self._stack, self._known, self._device = checkpoint, out, stack, known, device
         self.finished = False
         self._folder: Path | None = None
         self._shards: Shards | None = None
@@ -138,7 +148,7 @@ class Merger:
             self._folder.mkdir()
         if self._shards is None or self._shards.groups != list(groups):
             self.drop()
-            self._shards = Shards(self.checkpoint, list(groups), self._folder)
+            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
             self._stack.callback(self._shards.stop)
         return self._shards
 
@@ -160,7 +170,7 @@ class Merger:
         """Write the rest; errors as in `merge`."""
         checkpoint, groups = self.checkpoint, groups_of(cut)
         _check(checkpoint, cut, transforms)
-        edits = _edits(checkpoint, groups, transforms)
+        edits = _edits(checkpoint, groups, [one.to(self._device) for one in transforms])
         layers = layers_of(checkpoint, groups, transforms)
         if layers:
             check_architecture(checkpoint)
@@ -282,16 +292,16 @@ def _plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> di
 
     def weight(given: "torch.Tensor") -> "torch.Tensor":
         if refitted:
-            return (matrix.T / family.multiplier).to(given.dtype)
+            return (matrix.T / family.multiplier).to(given)
         return fold(given, matrix)
 
     def oriented(given: "torch.Tensor") -> "torch.Tensor":
         return (weight(given.T).T if family.transposed else weight(given)).contiguous()
 
     def bias(given: "torch.Tensor") -> "torch.Tensor":
-        folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.double() @ matrix
+        folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.to(matrix) @ matrix
         constant = 0.0 if transform.intercept is None else transform.intercept / family.multiplier
-        return (folded + constant).to(given.dtype)
+        return (folded + constant).to(given)
 
     return {down: oriented, _bias_of(down): bias}
 

@@ -3,7 +3,8 @@
 A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: for each tensor its type,
 shape and place) and the tensors' bytes without gaps. So a shard without some tensors and with other names is another
 header before runs of the same bytes. They never pass through this process: the kernel copies them, or on a filesystem
-that can (XFS, Btrfs) shares them.
+that can (XFS, Btrfs) shares them. Of a checkpoint of several shards, what a transform may change goes into a shard of
+its own, so that all others can be copied, and hashed, before there is a transform.
 """
 
 import errno
@@ -23,21 +24,27 @@ if TYPE_CHECKING:
     import torch
 
 Edit = Callable[["torch.Tensor"], "torch.Tensor"]
-AT_ONCE = 4  # shards; those with changes are in memory
+AT_ONCE = 8  # shards
 ALIGNED = 8
+METADATA = "__metadata__"
+OWN = ""  # the shard of its own of what may change
 NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 
 
 def copy_shard(source: Path, target: Path, names: Mapping[str, str]) -> int:
     """Write the tensors `names` (as they are called in `source`: as they are to be) to `target`; returns their bytes.
 
-    Nothing is synced. `source` must be a valid file (`checkpoints.open_checkpoint` has read its header).
+    All of them under their own names: the file as it is. Nothing is synced. `source` must be a valid file
+    (`checkpoints.open_checkpoint` has read its header).
     """
     with source.open("rb") as given, target.open("wb") as out:
         start = ALIGNED + (length := int.from_bytes(given.read(ALIGNED), "little"))
         header = json.loads(given.read(length))
+        if all(names.get(name) == name for name in header if name != METADATA):
+            _copy_range(given.fileno(), out.fileno(), 0, 0, source.stat().st_size)
+            return source.stat().st_size - start
         kept = sorted(names, key=lambda name: header[name]["data_offsets"])
-        new: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        new: dict[str, object] = {METADATA: {"format": "pt"}}
         runs: list[list[int]] = []
         size = 0
         for name in kept:
@@ -128,15 +135,24 @@ class Written:
 class Shards:
     """The shards of a checkpoint without the blocks of some groups, on their way to a folder.
 
-    `copy` starts with those that no transform of the groups' carriers can change; `write` does the rest.
+    `copy` starts with those that no transform of the groups' carriers can change; `write` does the rest. `known`: the
+    SHA-256 of the source's files, where somebody has them, which are those of the shards copied as they are.
     """
 
-    def __init__(self, checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], folder: Path) -> None:
-        self.checkpoint, self.groups, self.folder = checkpoint, groups, folder
-        kept = [name for name in checkpoint.tensors if self.renamed(name) is not None]
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        groups: Sequence[tuple[int, int]],
+        folder: Path,
+        known: Mapping[str, str] | None = None,
+    ) -> None:
+        self.checkpoint, self.groups, self.folder, self._known = checkpoint, groups, folder, known or {}
         self._names: dict[str, list[str]] = {}
-        for name in sorted(kept, key=lambda name: checkpoint.tensors[name][0]):
-            self._names.setdefault(checkpoint.tensors[name][0], []).append(name)
+        placed = {name: checkpoint.tensors[name][0] for name in checkpoint.tensors if self.renamed(name) is not None}
+        if len(set(placed.values())) > 1:
+            placed |= {name: OWN for start, _ in groups for name in checkpoint.changeable(start - 1)}
+        for name, shard in sorted(placed.items(), key=lambda one: (one[1] == OWN, one[1])):
+            self._names.setdefault(shard, []).append(name)
         self._threads, self._hashing = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(AT_ONCE)
         self._pending: dict[str, Future[Written]] = {}
 
@@ -152,17 +168,18 @@ class Shards:
         return family.renamed(name, block - gone) if gone else name
 
     def copy(self) -> None:
-        """Start to copy the shards without a carrier, in the background."""
-        carriers = {start - 1 for start, _ in self.groups}
+        """Start to copy the shards in which nothing may change, in the background."""
+        changeable = {name for start, _ in self.groups for name in self.checkpoint.changeable(start - 1)}
         for shard, names in self._names.items():
-            if not carriers & {self.checkpoint.family.block_of(name) for name in names}:
-                self._pending.setdefault(shard, self._threads.submit(self._copy, shard))
+            if shard not in self._pending and not changeable & set(names):
+                self._pending[shard] = self._threads.submit(self._copy, shard)
 
     def write(self, changes: Changes) -> dict[str, str]:
         """Write all that is not there yet, and the index; returns the SHA-256 of every shard by its file name."""
         for shard, names in self._names.items():
             if shard not in self._pending:
-                work = (self._change, shard, changes) if changes.touch(names) else (self._copy, shard)
+                anew = shard == OWN or changes.touch(names)
+                work = (self._change, shard, changes) if anew else (self._copy, shard)
                 self._pending[shard] = self._threads.submit(*work)
         shards = list(self._names)
         futures = (self._pending[shard] for shard in shards)
@@ -187,8 +204,10 @@ class Shards:
     def _copy(self, shard: str) -> Written:
         path = self.folder / self._file(shard)
         names = {name: self.renamed(name) for name in self._names[shard]}
-        size = copy_shard(self.checkpoint.folder / shard, path, names)
-        return self._settled(path, list(names.values()), size)
+        source = self.checkpoint.folder / shard
+        size = copy_shard(source, path, names)
+        whole = source.stat().st_size == path.stat().st_size and all(old == new for old, new in names.items())
+        return self._settled(path, list(names.values()), size, self._known.get(shard) if whole else None)
 
     def _change(self, shard: str, changes: Changes) -> Written:
         path = self.folder / self._file(shard)
@@ -197,8 +216,8 @@ class Shards:
         write_safetensors(path, tensors, {"format": "pt"})
         return self._settled(path, list(tensors), sum(tensor.nbytes for tensor in tensors.values()))
 
-    def _settled(self, path: Path, names: list[str], size: int) -> Written:
+    def _settled(self, path: Path, names: list[str], size: int, digest: str | None = None) -> Written:
         path.chmod(0o644)
-        digest = self._hashing.submit(sha256, path)  # from memory, while the disk is at work
+        found = None if digest else self._hashing.submit(sha256, path)  # from memory, while the disk is at work
         sync(path)
-        return Written(names, size, digest.result())
+        return Written(names, size, digest or found.result())

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from replaceme import shards as module
+from replaceme.checkpoints import INDEX
 from replaceme.files import sha256
 from replaceme.fold import merge, merging
 from replaceme.shards import copy_shard
@@ -59,7 +60,14 @@ def test_a_source_that_becomes_shorter(tmp_path):
     with (tmp_path / "source").open("r+b") as file:
         file.truncate(2000)
     with pytest.raises(OSError, match="became shorter"):
-        copy_shard(tmp_path / "source", tmp_path / "target", {"a": "a"})
+        copy_shard(tmp_path / "source", tmp_path / "target", {"a": "b"})
+
+
+def test_a_whole_file_is_the_same_file(tmp_path):
+    tensors = {"a": torch.arange(1000.0), "b": torch.ones(3)}
+    save_file(tensors, tmp_path / "source", {"of": "somebody"})
+    copy_shard(tmp_path / "source", tmp_path / "target", {name: name for name in tensors})
+    assert (tmp_path / "source").read_bytes() == (tmp_path / "target").read_bytes()
 
 
 @pytest.fixture
@@ -92,10 +100,28 @@ def test_every_shard_is_copied_but_the_one_that_changes(sharded, tmp_path, trans
     with merging(sharded, tmp_path / "out") as merger:
         merger.begin([(2, 4)])
         merger.finish(CUT, [transform], {})
-    tensors = merger.checkpoint.tensors
-    changed = tensors["model.layers.1.mlp.down_proj.weight"][0]
-    kept = {shard for name, (shard, _, _) in tensors.items() if ".layers.2." not in name and ".layers.3." not in name}
-    assert sorted(copied) == sorted(kept - {changed})
+    gone = {name for name in merger.checkpoint.tensors if ".layers.2." in name or ".layers.3." in name}
+    changeable = {f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    weight_map = json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"]
+    assert {name for name, file in weight_map.items() if file == last(tmp_path / "out")} == changeable
+    kept = merger.checkpoint.tensors.keys() - gone - changeable
+    assert sorted(copied) == sorted({merger.checkpoint.tensors[name][0] for name in kept})
+
+
+def last(folder):
+    return max(path.name for path in folder.glob("*.safetensors"))
+
+
+def test_a_digest_that_is_known_is_not_computed_again(sharded, tmp_path, transform, monkeypatch):
+    hashed, real = [], module.sha256
+    monkeypatch.setattr(module, "sha256", lambda path: (hashed.append(path.name), real(path))[1])
+    known = {path.name: sha256(path) for path in sharded.iterdir()}
+    with merging(sharded, tmp_path / "out", known) as merger:
+        merger.finish(CUT, [transform], {})
+    files = json.loads((tmp_path / "out/replaceme.json").read_text())["files"]
+    assert files == {name: sha256(tmp_path / "out" / name) for name in files}
+    weights = {name for name in files if name.endswith(".safetensors")}
+    assert set(hashed) < weights and last(tmp_path / "out") in hashed
 
 
 def test_begun_and_not_finished_is_an_error(sharded, tmp_path):
