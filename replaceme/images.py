@@ -40,9 +40,17 @@ class Images(Samples):
     pixels: "torch.Tensor"
     positions: int
 
-    def __getitem__(self, part: slice) -> "Images":
+    def __getitem__(self, part: "slice | torch.Tensor") -> "Images":
         """Some of the images."""
         return Images(self.pixels[part], self.positions)
+
+    def join(self, *others: "Images") -> "Images":
+        """These images and others after them; raises ReplaceMeError for other sizes."""
+        import torch
+
+        if len({(part.pixels.shape[1:], part.positions) for part in (self, *others)}) > 1:
+            raise ReplaceMeError("images of unequal size cannot be mixed; calibrate each for the same model")
+        return Images(torch.cat([part.pixels for part in (self, *others)]), self.positions)
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         """The pixel values."""

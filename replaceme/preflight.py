@@ -6,6 +6,7 @@ from typing import Any
 
 from replaceme.checkpoints import Checkpoint, is_local, local_folder, open_checkpoint, read_config
 from replaceme.config import Config, CutConfig
+from replaceme.config.sources import made_of, unmixed
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
@@ -23,7 +24,7 @@ def check_inputs(config: Config, origin: str) -> None:
     for name in sorted({model for table in tables for model in table.models}):
         if is_local(config.models[name].source):
             lines += _model_problems(config, name)
-    for name in sorted({calibration for table in tables for calibration in table.calibrations}):
+    for name in made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations})):
         try:
             check_source(config.calibrations[name])
         except ReplaceMeError as error:
@@ -58,7 +59,9 @@ def _model_problems(config: Config, name: str) -> list[str]:
             _check_size(config.cuts[cut_name], checkpoint)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
-    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for table in tables for one in table.calibrations}
+    used = made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations}))
+    of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
+    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
     lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
     for where, tokens in sorted(lengths.items()):
         try:
@@ -80,7 +83,8 @@ def _encoder_problems(config: Config, name: str, checkpoint: Checkpoint) -> list
     tables = {key: table for key, table in config.tables.items() if name in table.models}
     for calibration in sorted({one for table in tables.values() for one in table.calibrations}):
         try:
-            check_calibration(checkpoint.config, config.calibrations[calibration], source)
+            for section in unmixed(config.calibrations, calibration):
+                check_calibration(checkpoint.config, section, source)
         except ReplaceMeError as error:
             found.append(f"calibrations.{calibration} on models.{name}: {error}")
     for key, table in tables.items():
@@ -97,9 +101,10 @@ def sparse_calibrations(config: Config) -> list[str]:
             source = config.models[model].source
             sizes = read_config(local_folder(source)) if is_local(source) else {}
             for name in table.calibrations:
-                if config.calibrations[name].images is not None:
+                sections = unmixed(config.calibrations, name)
+                if any(section.images is not None for section in sections):
                     continue  # how many positions an image has is the model's affair; the `tokens` step says it
-                tokens = config.calibrations[name].samples * config.calibrations[name].tokens
+                tokens = config.calibrations[name].samples * max(section.tokens for section in sections)
                 where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
                 for what, width in sorted(_widths(config, table.fits, sizes).items()):
                     if tokens < width:

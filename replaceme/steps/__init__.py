@@ -8,6 +8,8 @@ files. ONLINE says whether the step may use the network (when its source is a Hu
 STEPS = {
     "model": "Resolve a local folder or a Hub id; record commit, file hashes and sizes in model.json.",
     "tokens": "Turn a calibration source into token ids and mask (tokens.safetensors).",
+    "generate": "Have the model answer the prompts of a calibration source (.jsonl).",
+    "mix": "Mix calibrations, by weight, into one (tokens.safetensors).",
     "distances": "Measure cosine and angular distances of all pairs of blocks (.safetensors and .csv).",
     "candidates": "Fit every candidate cut of one size on a token subset and measure what is left (candidates.json).",
     "cut": "Choose the cut by the configured metric and list every candidate (cut.json).",

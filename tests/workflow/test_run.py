@@ -174,3 +174,30 @@ def test_groups_and_placements(completed):
         model = completed.folder / folder / fit / "model"
         assert json.loads((model / "config.json").read_text())["num_hidden_layers"] == 2
         assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["groups"]) == 2
+
+
+def test_calibrations_made_of_others(completed):
+    """The model's own answers to a text with braces in its template, mixed with another calibration."""
+    small = {"samples": 8, "tokens": 16}
+    completed.config(
+        calibrations={
+            "asked": {"dataset": "plain.jsonl", "template": "{text} {{it's}}", **small},
+            "own": {"prompts": "asked", "generation": {"new_tokens": 4}, "samples": 6, "tokens": 32},
+            "mixed": {"mix": {"plain": 2, "own": 1}, "samples": 9},
+        },
+        tables={"main.1": {"calibrations": ["mixed"]}},
+    )
+    done = completed.snakemake("results/tiny.v1/mixed/tokens.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = (completed.folder / "results/tiny.v1/own/generated.jsonl").read_text().splitlines()
+    assert len(answers) == 6 and all("{it's}" in json.loads(line)["text"] for line in answers)
+    assert not completed.attempts.exists()
+    target = "results/tiny.v1/mixed/tokens.safetensors"
+    assert completed.jobs(target) == {}
+    for change, jobs in (
+        ({"asked": {"samples": 9}}, {}),  # its own number, of which the answers take theirs
+        ({"mixed": {"mix": {"plain": 1}}}, {"mix": 1}),
+        ({"own": {"generation": {"temperature": 0.0}}}, {"generate": 1, "tokens": 1, "mix": 1}),
+    ):
+        completed.config(calibrations=change)
+        assert completed.jobs(target) == jobs
