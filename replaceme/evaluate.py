@@ -155,7 +155,20 @@ def _score(
         "metrics": {key: {"value": value, "stderr": stderr} for key, (value, stderr) in estimates.items()},
         "documents": _documents(members, samples),
         "items": pools[chosen],
+        **_parts(members, samples, chosen, seed),
     }
+
+
+def _parts(members: Sequence["Task"], samples: Mapping[str, list], metric: str, seed: int) -> dict[str, Any]:
+    """Of a group, the `members`: each task's value by the group's metric; of a single task nothing."""
+    if len(members) == 1:
+        return {}
+    found = {}
+    for task in members:
+        items = _pools([task], samples).get(metric, [])
+        value, stderr = _estimate(task.aggregation()[metric.split(",")[0]], items, seed) if items else (None, None)
+        found[task.task_name] = {"value": value, "stderr": stderr, "n": len(items)}
+    return {"members": found}
 
 
 def _pools(members: Sequence["Task"], samples: Mapping[str, list]) -> dict[str, list]:

@@ -1,7 +1,8 @@
 """lm-eval's side of an evaluation: find tasks by name, load them (local YAMLs without network), run the model on them.
 
 Tasks of the user's own are YAML files in an `include` folder; in them a relative path of `data_files` means relative
-to the YAML's folder. A group or tag of lm-eval stands for the pool of its tasks.
+to the YAML's folder. A group or tag of lm-eval stands for the pool of its tasks: every item counts alike, which is what
+lm-eval's groups mean by `weight_by_size: true`.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 # builders of `datasets` that read plain files
 FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 Tasks = dict[str, list["Task"]]
@@ -76,15 +78,15 @@ def find_tasks(names: Sequence[str], include: Include) -> "TaskManager":
             raise ReplaceMeError(f"{folder}: no such folder of evaluation tasks (`include`)")
     paths: list[str | Path] = list(folders)
     manager = TaskManager(include_path=paths, include_defaults=False)
-    if any(_leaves(manager, name) is None for name in names):
+    if any(leaves(manager, name) is None for name in names):
         manager = TaskManager(include_path=paths)
     for name in names:
-        if _leaves(manager, name) is None:
+        if leaves(manager, name) is None:
             raise ReplaceMeError(_unknown(name, folders, manager.all_tasks))
     return manager
 
 
-def _leaves(manager: "TaskManager", name: str) -> list[str] | None:
+def leaves(manager: "TaskManager", name: str) -> list[str] | None:
     """Names of the tasks for which a task, group or tag stands; None when it or a member is unknown."""
     entry = manager.task_index.get(name)
     if entry is None:
@@ -97,7 +99,7 @@ def _leaves(manager: "TaskManager", name: str) -> list[str] | None:
         members = [item if isinstance(item, str) else item.get("task") or item.get("group") for item in items]
     else:
         return [name]
-    parts = [_leaves(manager, member) if isinstance(member, str) else None for member in members]
+    parts = [leaves(manager, member) if isinstance(member, str) else None for member in members]
     return None if None in parts else [leaf for part in parts for leaf in part or []]
 
 
@@ -118,7 +120,7 @@ def _unknown(name: str, folders: Sequence[Path], known: Sequence[str]) -> str:
 
 def all_local(manager: "TaskManager", names: Sequence[str]) -> bool:
     """Whether no task among `names` needs the network."""
-    return all(_is_local(manager, leaf) for name in names for leaf in _leaves(manager, name) or [])
+    return all(_is_local(manager, leaf) for name in names for leaf in leaves(manager, name) or [])
 
 
 def _is_local(manager: "TaskManager", leaf: str) -> bool:
@@ -138,12 +140,17 @@ def load_tasks(
     Arrow copies of local data files go to `cache`, not to the user's home.
     """
     folders = [folder.resolve() for folder in _folders(include)]
-    for leaf in {leaf for name in fewshot for leaf in _leaves(manager, name) or []}:
+    for leaf in {leaf for name in fewshot for leaf in leaves(manager, name) or []}:
         entry = manager.task_index[leaf]
         if entry.yaml_path and any(entry.yaml_path.resolve().is_relative_to(folder) for folder in folders):
             _anchor(entry, leaf, str(cache))
     tasks: Tasks = {}
     for name, shots in fewshot.items():
+        if weighs_tasks_alike(manager, name):
+            log.warning(
+                "evaluation task %r: its group weighs tasks alike (`weight_by_size: false`); here items count alike",
+                name,
+            )
         tasks[name] = _load(manager, name)
         for task in tasks[name]:
             if shots is not None or task.get_config("num_fewshot") is None:
@@ -151,6 +158,13 @@ def load_tasks(
             task.set_fewshot_seed(seed=seed)
     _check_distinct(tasks)
     return tasks
+
+
+def weighs_tasks_alike(manager: "TaskManager", name: str) -> bool:
+    """Whether a group asks for the mean over its tasks, rather than over the items of all of them."""
+    rules = (manager.task_index[name].cfg or {}).get("aggregate_metric_list") or []
+    rules = [rules] if isinstance(rules, Mapping) else rules
+    return any(rule.get("weight_by_size", True) is False for rule in rules)
 
 
 def _load(manager: "TaskManager", name: str) -> list["Task"]:
