@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,20 @@ def _folders(include: Include) -> list[Path]:
 
 
 def find_tasks(names: Sequence[str], include: Include) -> "TaskManager":
-    """An index in which every name is known; lm-eval's own tasks (10 s to index) are read only when one is asked for.
+    """An index in which every name is known.
 
     Raises ReplaceMeError for an unknown name, with the closest ones, and for a missing include folder.
+    """
+    manager = index(names, include)
+    for line in unknown_tasks(manager, names, include).values():
+        raise ReplaceMeError(line)
+    return manager
+
+
+def index(names: Sequence[str], include: Include) -> "TaskManager":
+    """An index of tasks; lm-eval's own (10 s to index) are in it only when one of `names` is not in the folders.
+
+    Raises ReplaceMeError for a missing include folder.
     """
     from lm_eval.tasks import TaskManager
 
@@ -80,10 +92,54 @@ def find_tasks(names: Sequence[str], include: Include) -> "TaskManager":
     manager = TaskManager(include_path=paths, include_defaults=False)
     if any(leaves(manager, name) is None for name in names):
         manager = TaskManager(include_path=paths)
-    for name in names:
-        if leaves(manager, name) is None:
-            raise ReplaceMeError(_unknown(name, folders, manager.all_tasks))
     return manager
+
+
+def unknown_tasks(manager: "TaskManager", names: Sequence[str], include: Include) -> dict[str, str]:
+    """For each name that an index lacks, a line with the closest ones."""
+    folders = _folders(include)
+    return {name: _unknown(name, folders, manager.all_tasks) for name in names if leaves(manager, name) is None}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What tasks need: data sets of the Hub with their revisions, and a line for each thing that is missing here."""
+
+    datasets: list[tuple[str, str | None]]
+    problems: list[str]
+
+
+def needs(manager: "TaskManager", names: Sequence[str]) -> Needs:
+    """What known tasks need before they can be loaded; their helpers are imported, which shows missing packages."""
+    datasets: dict[tuple[str, str | None], None] = {}
+    problems: dict[str, None] = {}
+    for leaf in dict.fromkeys(leaf for name in names for leaf in leaves(manager, name) or []):
+        config, problem = _whole_config(manager.task_index[leaf])
+        if problem:
+            problems[problem] = None
+        source = config.get("dataset_path")
+        if isinstance(source, str) and not _is_local_data(config, manager.task_index[leaf].yaml_path):
+            datasets[source, (config.get("dataset_kwargs") or {}).get("revision")] = None
+    return Needs(list(datasets), list(problems))
+
+
+def _whole_config(entry: Any) -> tuple[dict[str, Any], str | None]:
+    """A task's config with what it includes, and what is wrong with its helpers."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if entry.yaml_path is None:
+        return entry.cfg or {}, None
+    try:
+        return load_yaml(entry.yaml_path, resolve_func=True), None
+    except Exception as error:  # a helper may fail in any way
+        missing = isinstance(error, ImportError)
+        reason = " ".join(str(error).split())
+        what = f"a package is missing ({reason}); install it" if missing else f"cannot be read ({reason})"
+        line = f"tasks in {entry.yaml_path.parent.name}: {what}"
+    try:
+        return load_yaml(entry.yaml_path, resolve_func=False), line
+    except Exception:
+        return {}, line
 
 
 def leaves(manager: "TaskManager", name: str) -> list[str] | None:
@@ -125,11 +181,14 @@ def all_local(manager: "TaskManager", names: Sequence[str]) -> bool:
 
 def _is_local(manager: "TaskManager", leaf: str) -> bool:
     entry = manager.task_index[leaf]
-    config = entry.cfg or {}
+    return _is_local_data(entry.cfg or {}, entry.yaml_path)
+
+
+def _is_local_data(config: Mapping[str, Any], yaml_path: Path | None) -> bool:
     path = str(config.get("dataset_path"))
     if path in FILE_FORMATS:
         return "://" not in str((config.get("dataset_kwargs") or {}).get("data_files"))
-    return Path(path).is_dir() or bool(entry.yaml_path and (entry.yaml_path.parent / path).is_dir())
+    return Path(path).is_dir() or bool(yaml_path and (yaml_path.parent / path).is_dir())
 
 
 def load_tasks(

@@ -136,6 +136,11 @@ def _opened(path: Path) -> "Image":
 
 
 def _image(record: dict, config: CalibrationConfig) -> "Image":
+    return _upright(check_image(record, config))
+
+
+def check_image(record: dict, config: CalibrationConfig) -> "Image":
+    """The image of a record; raises ReplaceMeError for a column without images."""
     from PIL.Image import Image
 
     image = record.get(config.source_column)
@@ -143,7 +148,7 @@ def _image(record: dict, config: CalibrationConfig) -> "Image":
         raise ReplaceMeError(
             f"{config.images}: no images in column {config.source_column!r}; its columns: {', '.join(record)}"
         )
-    return _upright(image)
+    return image
 
 
 def _upright(image: "Image") -> "Image":

@@ -27,5 +27,6 @@ STEPS = {
     "figure": "Draw distances, the choice of a cut, or a table (.svg or .png).",
     "prune": "Shorten a model in one go: calibrate, choose the cut, fit, fold and save.",
     "publish": "Copy the tables and figures of a finished run to a folder of record.",
+    "preflight": "Find what would fail later: access, columns, tasks, packages, memory, disk.",
     "check": "Check a config file without running anything, or write docs/config.md.",
 }
