@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme import harness, uncertainty
+from replaceme import harness, task_index, uncertainty
 from replaceme.errors import ReplaceMeError
 from replaceme.offline import offline
 from replaceme.provenance import hardware, versions
@@ -43,7 +43,7 @@ def evaluate(
     model_folder: str | Path,
     tasks: Mapping[str, TaskOptions],
     *,
-    include: harness.Include = None,
+    include: task_index.Include = None,
     perplexity_task: str | None = None,
     batch_size: int = 16,
     limit: int | None = None,
@@ -63,8 +63,8 @@ def evaluate(
     if not wanted:
         raise ReplaceMeError("no evaluation tasks given")
     with harness.quiet(), tempfile.TemporaryDirectory(prefix="replaceme-") as cache:
-        manager = harness.find_tasks(list(wanted), include)
-        with offline() if harness.all_local(manager, list(wanted)) else contextlib.nullcontext():
+        manager = task_index.find_tasks(list(wanted), include)
+        with offline() if task_index.all_local(manager, list(wanted)) else contextlib.nullcontext():
             lm = _language_model(model_folder, dtype, device, batch_size)
             fewshot = {name: options.fewshot for name, options in wanted.items()}
             loaded = harness.load_tasks(manager, fewshot, include, cache, seed)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from replaceme import harness, hub
+from replaceme import harness, hub, task_index
 from replaceme.capacity import disk_problems, memory_problems
 from replaceme.checkpoints import is_local as is_folder
 from replaceme.checkpoints import local_folder, open_checkpoint
@@ -138,9 +138,9 @@ def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
         return []  # an error of its own
     where = f"evaluations.{name}"
     with harness.quiet():
-        manager = harness.index(list(section.tasks), section.include)
-        unknown = harness.unknown_tasks(manager, list(section.tasks), section.include)
-        needed = harness.needs(manager, [task for task in section.tasks if task not in unknown])
+        manager = task_index.index(list(section.tasks), section.include)
+        unknown = task_index.unknown_tasks(manager, list(section.tasks), section.include)
+        needed = task_index.needs(manager, [task for task in section.tasks if task not in unknown])
     for source, revision in needed.datasets:
         asked(where, source, hub.repository, "dataset", source, revision)
     return [f"{where}: {line}" for line in (*unknown.values(), *needed.problems)]

@@ -107,9 +107,9 @@ def test_every_task_is_shown_here_and_holds_no_code():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_prompts_and_choices(name, include, tmp_path):
-    from replaceme import harness
+    from replaceme import harness, task_index
 
-    manager = harness.find_tasks([name], include)
+    manager = task_index.find_tasks([name], include)
     [task] = harness.load_tasks(manager, {name: 0}, include, tmp_path, 0)[name]
     found = [
         (task.doc_to_text(doc), [task.config.target_delimiter + one for one in task.doc_to_choice(doc)],
@@ -167,10 +167,12 @@ FOLDERS = (
 def test_lm_eval_knows_the_other_tasks_of_the_paper():
     import lm_eval
 
-    from replaceme import harness
+    from replaceme import task_index
 
-    manager = harness.find_tasks(list(OF_LM_EVAL), [Path(lm_eval.__file__).parent / "tasks" / one for one in FOLDERS])
-    assert {name: len(harness.leaves(manager, name)) for name in OF_LM_EVAL} == OF_LM_EVAL
+    manager = task_index.find_tasks(
+        list(OF_LM_EVAL), [Path(lm_eval.__file__).parent / "tasks" / one for one in FOLDERS]
+    )
+    assert {name: len(task_index.leaves(manager, name)) for name in OF_LM_EVAL} == OF_LM_EVAL
     assert not set(ROWS) & set(manager.task_index)
     for name in ("mmlu", "cmmlu", *(name for name in OF_LM_EVAL if name.startswith("leaderboard_"))):
-        assert not harness.weighs_tasks_alike(manager, name), "or our number is not lm-eval's"
+        assert not task_index.weighs_tasks_alike(manager, name), "or our number is not lm-eval's"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from replaceme import capacity, harness, hub, requisites
+from replaceme import capacity, hub, requisites, task_index
 from replaceme.cli import main
 from replaceme.config import parse
 from replaceme.outline import estimated_outline
@@ -99,7 +99,7 @@ def quick_index(monkeypatch):
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setattr(
-        harness, "index", lambda names, include: TaskManager(include_path=[include], include_defaults=False)
+        task_index, "index", lambda names, include: TaskManager(include_path=[include], include_defaults=False)
     )
 
 
