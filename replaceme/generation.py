@@ -103,7 +103,14 @@ def _generate(
         written = model.generate(
             input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
         )
-    return tokenizer.batch_decode(written[:, input_ids.shape[1] :], skip_special_tokens=True)
+    ends = written[:, input_ids.shape[1] :].tolist()
+    return [_text_after(row, end, tokenizer) for row, end in zip(rows, ends, strict=True)]
+
+
+def _text_after(row: list[int], end: list[int], tokenizer: Any) -> str:
+    """The text of the tokens `end` after those of `row`: alone they might lose the space that they begin with."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (row, row + end))
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(end, skip_special_tokens=True)
 
 
 def _padding(tokenizer: Any) -> int:
