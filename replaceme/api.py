@@ -111,6 +111,11 @@ def _calibration(
     if sum(given is not None for given in (calibration, texts, images)) != 1:
         raise ReplaceMeError("prune: give either texts or calibration (for an encoder: images or calibration)")
     if calibration is not None:
+        if calibration.dataset is None and calibration.images is None:
+            raise ReplaceMeError(
+                "prune: mix and prompts name calibrations of a config.yaml; use the workflow, or the steps `mix` and "
+                "`generate`"
+            )
         return calibration, None
     if images is not None:
         return CalibrationConfig(images=str(images)), None

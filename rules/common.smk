@@ -20,6 +20,7 @@ from replaceme.gpu import visible
 from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
+from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
 from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -145,15 +146,66 @@ def model_files(wildcards):
     return local_files(source)
 
 
+def answers_file(wildcards):
+    """Where the model's answers lie that a calibration is made of."""
+    return f"results/{wildcards.model}/{wildcards.calibration}/generated.jsonl"
+
+
 def calibration_files(wildcards):
     """The local file from which a calibration is read, if it is one."""
-    dataset = CONFIG.calibrations[wildcards.calibration].dataset
+    section = CONFIG.calibrations[wildcards.calibration]
+    if section.prompts is not None:
+        return [answers_file(wildcards)]
+    dataset = section.dataset
     return [dataset] if dataset is not None and Path(dataset).is_file() else []
+
+
+def prompt_files(wildcards):
+    """The local file from which the prompts of a calibration are read, if it is one."""
+    dataset = CONFIG.calibrations[prompts_of(wildcards)].dataset
+    return [dataset] if Path(dataset).is_file() else []
+
+
+def prompts_of(wildcards):
+    """The name of the calibration that gives the prompts."""
+    return CONFIG.calibrations[wildcards.calibration].prompts
+
+
+def token_options(wildcards):
+    """Options of the tokens of a calibration; of one of answers, those of the file that holds them."""
+    section = CONFIG.calibrations[wildcards.calibration]
+    if section.prompts is not None:
+        source = CONFIG.calibrations[section.prompts]
+        section = section.answered(answers_file(wildcards), source)
+    return to_flags(section, TOKEN_FIELDS)
+
+
+def generate_options(wildcards):
+    """Options of the answers of a model: where the prompts are, and how they are answered."""
+    section = CONFIG.calibrations[wildcards.calibration]
+    source = section.prompts_from(CONFIG.calibrations[section.prompts])
+    return f"{to_flags(source, PROMPT_OPTIONS)} {to_flags(section.generation)}"
+
+
+def mixed_tokens(wildcards):
+    """The token files of the parts of a mix."""
+    parts = CONFIG.calibrations[wildcards.calibration].mix
+    return [f"results/{wildcards.model}/{part}/tokens.safetensors" for part in parts]
+
+
+def mix_options(wildcards):
+    """Options of a mix."""
+    section = CONFIG.calibrations[wildcards.calibration]
+    weights = " ".join(map(str, section.mix.values()))
+    return f"--weights {weights} {to_flags(section, ('samples', 'seed'))}"
 
 
 def calibration_stamps(wildcards):
     """Sizes and times of what a calibration is read from; of a folder of images, which may hold thousands, a hash."""
-    images = CONFIG.calibrations[wildcards.calibration].images
+    section = CONFIG.calibrations[wildcards.calibration]
+    if section.prompts is not None:
+        return []  # of this workflow's own making
+    images = section.images
     if images is None or not Path(images).expanduser().is_dir():
         return stamps(calibration_files(wildcards))
     found = stamps(image_files(Path(images).expanduser()))
