@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CutConfig
 from replaceme.errors import ReplaceMeError
-from replaceme.grouping import Costs, Span, check_room, dynamic, greedy, merged, sizes_needed
+from replaceme.grouping import Costs, Span, check_room, dynamic, greedy, independent, merged, sizes_needed
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,19 @@ def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, in
         )
     sizes = sizes_of(cut, record)
     check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
-    return [span for size in sizes for span in spans(record["num_blocks"], size)]
+    found = [span for size in sizes for span in spans(record["num_blocks"], size)]
+    return _without_kept(cut, record["num_blocks"], blocks, found) if cut.single else found
+
+
+def _without_kept(cut: CutConfig, num_blocks: int, blocks: int, found: list[Span]) -> list[Span]:
+    """Single blocks less the first and the last that stay; raises ReplaceMeError when too few are left."""
+    found = [(start, end) for start, end in found if start >= cut.keep_first and end <= num_blocks - cut.keep_last]
+    if len(found) < blocks:
+        raise ReplaceMeError(
+            f"cut: cannot remove {blocks} of {num_blocks} blocks: the first {cut.keep_first} and the last "
+            f"{cut.keep_last} stay; remove at most {len(found)}"
+        )
+    return found
 
 
 def choose(
@@ -96,7 +108,7 @@ def choose(
         "num_blocks": record["num_blocks"],
         "metric": metric,
         "position": position,
-        **(several if cut.groups > 1 else {}),
+        **(several if cut.several else {}),
         "candidates": listed,
     }
 
@@ -104,6 +116,8 @@ def choose(
 def _search(cut: CutConfig, costs: Costs, num_blocks: int, blocks: int) -> list[Span]:
     if cut.search == "dynamic":
         return dynamic(costs, num_blocks, blocks, cut.groups, cut.adjacency)
+    if cut.single:
+        return independent(costs, blocks)
     return greedy(costs, num_blocks, cut.groups, cut.adjacency)
 
 

@@ -202,7 +202,7 @@ def fit_cut(
     from replaceme.shortened import shortened
     from replaceme.transforms import with_gain
 
-    sequential = config.sequential(len(groups))
+    sequential = config.sequential(len(groups) > 1)
     streamed = sequential or gathered is None
     gain = family.post_norm is not None and config.transform != "identity" and config.placement != "block"
     loaded = passes() if streamed or gain else None

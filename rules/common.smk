@@ -88,7 +88,7 @@ def any_of(names):
 
 def candidates_name(cut):
     """The name under which all cuts of one size, split and token subset share their candidates."""
-    split = f"-{cut.groups}-{cut.search}" if cut.groups > 1 else ""
+    split = f"-{cut.groups}-{cut.search}" if cut.several else ""
     loss = "-loss" if cut.needs_loss else ""
     return f"{cut.size}{split}-{cut.samples or 'all'}-samples{loss}"
 
@@ -227,7 +227,7 @@ def fit_evidence(wildcards):
     calibration = f"results/{wildcards.model}/{wildcards.calibration}"
     # always, as a model that is not here yet may turn out to have norms after its MLPs, which take forward passes
     files = {"tokens": f"{calibration}/tokens.safetensors"}
-    if fit.sequential(CONFIG.cuts[wildcards.cut].groups):
+    if fit.sequential(CONFIG.cuts[wildcards.cut].several):
         return files
     shards = CONFIG.calibrations[wildcards.calibration].shards
     folder = gram_folder(wildcards, fit.regression.kind)

@@ -8,6 +8,8 @@ from replaceme.config.base import Strict
 
 POST_FIT_METRICS = ("residual", "cosine_after_fit", "loss")
 REPRESENTATIONS = ("cka", "cca")
+# searches that take blocks one by one, wherever they lie
+SINGLE = ("independent",)
 
 
 class CutConfig(Strict):
@@ -25,11 +27,16 @@ class CutConfig(Strict):
         description="What becomes of groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
         "at least one block is kept between any two (Multi_LT_NC).",
     )
-    search: Literal["greedy", "dynamic"] = Field(
+    search: Literal["greedy", "dynamic", "independent"] = Field(
         "greedy",
         description="How several groups are found: greedy, groups of one size, the least metric first (the paper); "
-        "dynamic, at most so many groups of any sizes whose metric has the least sum.",
+        "dynamic, at most so many groups of any sizes whose metric has the least sum; independent, the single blocks "
+        "of least metric, wherever they lie, those that touch as one group (ShortGPT).",
     )
+    keep_first: int = Field(
+        1, ge=1, description="First blocks that stay, whatever their metric, for the searches of single blocks."
+    )
+    keep_last: int = Field(0, ge=0, description="Last blocks that stay, likewise.")
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
@@ -62,8 +69,14 @@ class CutConfig(Strict):
 
     @model_validator(mode="after")
     def _options_of_several_groups(self) -> "CutConfig":
-        if self.groups > 1 and self.start is not None:
-            raise ValueError("start places one group by hand; drop groups")
+        if self.start is not None and (self.groups > 1 or self.single):
+            raise ValueError(f"start places one group by hand; drop {'search' if self.single else 'groups'}")
+        if self.single:
+            self._check_single()
+            return self
+        for name in ("keep_first", "keep_last"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is about single blocks; drop it, or set `search: independent`")
         for name in ("adjacency", "search"):
             if self.groups == 1 and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is about several groups; drop it, or set `groups: 2` or more")
@@ -72,6 +85,21 @@ class CutConfig(Strict):
         if self.blocks is not None and self.search == "greedy" and self.blocks % self.groups:
             raise ValueError(f"search greedy needs blocks that {self.groups} divides; change them, or search: dynamic")
         return self
+
+    def _check_single(self) -> None:
+        for name, value in (("groups", 1), ("adjacency", "merge")):
+            if getattr(self, name) != value:
+                raise ValueError(f"search {self.search} makes one group of the blocks that touch; drop {name}")
+
+    @property
+    def single(self) -> bool:
+        """Whether blocks are taken one by one, wherever they lie."""
+        return self.search in SINGLE
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be several groups."""
+        return self.groups > 1 or self.single
 
     @property
     def post_fit(self) -> bool:

@@ -187,9 +187,9 @@ class FitConfig(Strict):
 
         return Regression(self.placement, self.weighting, self.recycle)
 
-    def sequential(self, groups: int) -> bool:
-        """Whether a cut of so many groups is fitted on the model shortened so far, rather than from common sums."""
-        return groups > 1 and self.estimation == "sequential" and self.transform != "identity"
+    def sequential(self, several: bool) -> bool:
+        """Whether a cut of several groups is fitted on the model shortened so far, rather than from common sums."""
+        return several and self.estimation == "sequential" and self.transform != "identity"
 
     @property
     def automatic(self) -> bool:

@@ -13,7 +13,9 @@ from replaceme.steps.common import compute_arguments, out_argument, set_threads
 ONLINE = True
 # the one `--revision` is the model's
 CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), "batch_size", "dtype", "streaming")
-CUT = ("blocks", "ratio", "groups", "adjacency", "search", "start", "metric", "position")
+CUT = (
+    "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", "start", "metric", "position",
+)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
