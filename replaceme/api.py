@@ -127,7 +127,7 @@ def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> d
     from replaceme.distances import measure
 
     distances = candidates = None
-    if cut.post_fit:
+    if cut.needs_candidates:
         candidates = candidates_of(cut, record, model, family, tokens, batch_size)["candidates"]
     elif cut.start is None:
         distances = measure(model.base_model, family, tokens, batch_size, cut.of_representations)

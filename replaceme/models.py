@@ -73,7 +73,7 @@ def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", 
 def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
     """Raise ReplaceMeError where a cut would be chosen by what an encoder does not have."""
     if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
-        what = "metric loss" if cut.needs_loss else "position last"
+        what = f"metric {cut.metric}" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
 
 

@@ -89,7 +89,9 @@ def any_of(names):
 def candidates_name(cut):
     """The name under which all cuts of one size, split and token subset share their candidates."""
     split = f"-{cut.groups}-{cut.search}" if cut.several else ""
-    loss = "-loss" if cut.needs_loss else ""
+    if cut.search == "iterative":
+        split += f"-keep-{cut.keep_first}-{cut.keep_last}"
+    loss = f"-{cut.metric}" if cut.needs_loss else ""
     return f"{cut.size}{split}-{cut.samples or 'all'}-samples{loss}"
 
 
@@ -193,7 +195,7 @@ def candidates_file(wildcards):
 def cut_evidence(wildcards):
     """What a cut is chosen from: candidates for a post-fit metric, distances for the paper's, nothing by hand."""
     cut = CONFIG.cuts[wildcards.cut]
-    if cut.post_fit:
+    if cut.needs_candidates:
         return {"candidates": candidates_file(wildcards)}
     if cut.start is not None:
         return {}
@@ -209,8 +211,16 @@ def candidate_options(wildcards):
         for cut in CONFIG.cuts.values()
         if candidates_name(cut) == wildcards.candidates
     )
-    options = to_flags(cut, ("blocks", "ratio", "groups", "search", "samples"))
-    return f"{options} --metric loss" if cut.needs_loss else options
+    options = (
+        "blocks",
+        "ratio",
+        "groups",
+        "search",
+        "keep_first",
+        "keep_last",
+        "samples",
+    )
+    return to_flags(cut, (*options, "metric") if cut.needs_loss else options)
 
 
 def gram_folder(wildcards, kind):

@@ -46,8 +46,8 @@ def changed(path, value):
 
 def test_a_good_config():
     config = parse(GOOD)
-    assert config.cuts["n4"].metric == "cosine_after_fit" and config.cuts["n4"].post_fit
-    assert not config.cuts["quarter"].post_fit
+    assert config.cuts["n4"].metric == "cosine_after_fit" and config.cuts["n4"].needs_candidates
+    assert not config.cuts["quarter"].needs_candidates
     assert (config.cuts["n4"].size, config.cuts["quarter"].size) == ("4-blocks", "0.25-ratio")
     assert config.tables["main"].cuts == ["n4", "quarter"]
     assert parse(config.model_dump()) == config

@@ -9,7 +9,7 @@ STEPS = {
     "model": "Resolve a local folder or a Hub id; record commit, file hashes and sizes in model.json.",
     "tokens": "Turn a calibration source into token ids and mask (tokens.safetensors).",
     "distances": "Measure cosine and angular distances of all pairs of blocks (.safetensors and .csv).",
-    "candidates": "Fit every candidate cut of one size on a token subset and measure what is left (candidates.json).",
+    "candidates": "Measure every candidate cut on a token subset, after its own fit or without one (candidates.json).",
     "cut": "Choose the cut by the configured metric and list every candidate (cut.json).",
     "gram": "Accumulate the Gram and cross matrices of a cut over one shard of the calibration tokens.",
     "sum": "Add the statistics of all shards of a cut.",
