@@ -7,12 +7,13 @@ Where a norm with gains g follows the down projection, M = g * u / rms(u) with u
 can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
 Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
-A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
+A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`). One of
+placement `upstream` changes all weights that write to the residual stream before the cut (see `upstream`).
 """
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -28,6 +29,7 @@ from replaceme.models import Family, check_fit, pruned_config
 from replaceme.progress import progress
 from replaceme.provenance import versions
 from replaceme.separate import CODE, check_architecture, layers_of, separate_config
+from replaceme.upstream import Edit, factors
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from replaceme.transforms import Transform
 
 SHARDS_AT_ONCE = 3  # in memory
-Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
@@ -105,7 +106,7 @@ def merge(
         check_architecture(checkpoint)
     with replacing(out) as folder:
         folder.mkdir()
-        constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
+        constants = any(one.intercept is not None and not one.on_stream for one in transforms)
         biased = constants and not checkpoint.family.has_bias
         _write_shards(checkpoint, groups, edits, layers, folder, biased)
         config = pruned_config(with_derived_lists(checkpoint), groups)
@@ -173,7 +174,7 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
             )
         if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
             raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
-        normed = checkpoint.family.post_norm is not None and transform.placement != "block"
+        normed = checkpoint.family.post_norm is not None and not transform.on_stream
         if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
 
@@ -184,9 +185,15 @@ def _edits(
     """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
     edits: dict[str, Edit] = {}
     for (start, _), transform in zip(groups, transforms, strict=True):
-        if not transform.is_identity and transform.placement != "block":
+        if not transform.is_identity and not transform.on_stream:
             edits |= _edits_of(checkpoint, start - 1, transform)
+    for name, scaled in factors(checkpoint, groups, transforms).items():
+        edits[name] = _both(edits[name], scaled) if name in edits else scaled
     return edits
+
+
+def _both(first: Edit, second: Edit) -> Edit:
+    return lambda tensor: second(first(tensor))
 
 
 def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> dict[str, Edit]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from replaceme.models import Family
+from replaceme.upstream import PLACEMENT, factor_of, hooked
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,10 @@ def shortened(
         for (start, end), transform in zip(groups, transforms, strict=True):
             for block in blocks[start:end]:
                 hooks.callback(skipped(block, family))
-            if transform is not None:
+            if transform is not None and transform.placement == PLACEMENT:
+                for undo in hooked(base_model, family, start, factor_of(transform)):
+                    hooks.callback(undo)
+            elif transform is not None:
                 module = blocks[start - 1] if transform.placement == "block" else family.mlp_module(blocks[start - 1])
                 hooks.callback(_applied(module, family, blocks[start - 1], transform))
         yield

@@ -261,7 +261,7 @@ def fit_gpu(wildcards):
     return 0 if CONFIG.fits[wildcards.fit].transform == "identity" else GPU
 
 
-REGRESSIONS = {fit.regression.kind: fit for fit in CONFIG.fits.values()}
+REGRESSIONS = {fit.regression.kind: fit.sums for fit in CONFIG.fits.values()}
 BEFORE = {
     fit.regression.before.kind: fit
     for fit in CONFIG.fits.values()

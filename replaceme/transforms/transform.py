@@ -11,6 +11,7 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, load_tensors, save_groups
 from replaceme.recycling import Recycled
 from replaceme.statistics import Statistics
+from replaceme.upstream import ON_STREAM
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Transform:
     def is_identity(self) -> bool:
         """Whether the blocks are dropped and no weight changes."""
         return self.report["solver"] == "identity"
+
+    @property
+    def on_stream(self) -> bool:
+        """Whether it is a map of the whole residual stream, rather than of what the MLP adds."""
+        return self.placement in ON_STREAM
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write a safetensors file atomically, with the report and JSON-able metadata."""
