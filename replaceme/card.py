@@ -40,7 +40,9 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     carriers = [str(start - 1) for start, _ in groups_of(cut)]
     fitted = "and nothing was put in their place (UIDL)"
     separate, upstream = (provenance["placement"] == placement for placement in ("block", "upstream"))
-    if provenance["placement"] is not None:
+    if provenance["placement"] == "collapse":
+        fitted = f"and their weights were merged into those of block{'s' * (len(carriers) > 1)} {', '.join(carriers)}"
+    elif provenance["placement"] is not None:
         put = "added after" if separate else "folded into all before the end of" if upstream else "folded into"
         many = len(carriers) > 1
         fitted = (

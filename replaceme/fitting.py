@@ -51,7 +51,7 @@ class Passes:
         from replaceme.statistics import Statistics
         from replaceme.transforms import Shards
 
-        if config.transform == "identity":
+        if config.unfitted:
             return Evidence()
         count = min(max(self.shards, FOLDS), len(self.tokens.batches(self.batch_size))) if config.automatic else 1
         recycled = self._recycled(config, group)
@@ -126,11 +126,14 @@ class Evidence:
 def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
     """The transform that a fit section describes, for one group, without what a norm makes of it.
 
-    The identity needs no statistics, `ridge: auto` also the shards, a fit over rows these, which it streams through
-    the device.
+    The identity and the collapse need no statistics, `ridge: auto` also the shards, a fit over rows these, which it
+    streams through the device.
     """
+    from replaceme.collapse import fit_collapse
     from replaceme.transforms import fit_identity, with_intercept
 
+    if config.transform == "collapse":
+        return fit_collapse(hidden_size)
     if config.transform == "identity":
         return fit_identity(evidence.statistics, hidden_size)
     if config.intercept:
@@ -220,7 +223,7 @@ def fit_cut(
 
     sequential = config.sequential(len(groups) > 1)
     streamed = sequential or gathered is None
-    gain = family.post_norm is not None and config.transform != "identity" and config.placement not in ON_STREAM
+    gain = family.post_norm is not None and not config.unfitted and config.placement not in ON_STREAM
     loaded = passes() if streamed or gain or config.needs_magnitudes else None
     if sequential and hasattr(loaded.model, "streamed"):
         raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")

@@ -8,7 +8,8 @@ can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transfor
 which keeps the size of W, so that the norm's epsilon matters as little as before.
 Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
 A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`). One of
-placement `upstream` changes all weights that write to the residual stream before the cut (see `upstream`).
+placement `upstream` changes all weights that write to the residual stream before the cut (see `upstream`), one of
+placement `collapse` all matrices of the carrier (see `collapse`).
 """
 
 import json
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint, with_derived_lists
+from replaceme.collapse import PLACEMENT, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
@@ -106,7 +108,7 @@ def merge(
         check_architecture(checkpoint)
     with replacing(out) as folder:
         folder.mkdir()
-        constants = any(one.intercept is not None and not one.on_stream for one in transforms)
+        constants = any(one.intercept is not None and one.of_mlp for one in transforms)
         biased = constants and not checkpoint.family.has_bias
         _write_shards(checkpoint, groups, edits, layers, folder, biased)
         config = pruned_config(with_derived_lists(checkpoint), groups)
@@ -174,7 +176,7 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
             )
         if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
             raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
-        normed = checkpoint.family.post_norm is not None and not transform.on_stream
+        normed = checkpoint.family.post_norm is not None and transform.of_mlp
         if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
 
@@ -184,8 +186,10 @@ def _edits(
 ) -> dict[str, Edit]:
     """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
     edits: dict[str, Edit] = {}
-    for (start, _), transform in zip(groups, transforms, strict=True):
-        if not transform.is_identity and not transform.on_stream:
+    for (start, end), transform in zip(groups, transforms, strict=True):
+        if transform.placement == PLACEMENT:
+            edits |= collapsing(checkpoint, start, end)
+        elif not transform.is_identity and transform.of_mlp:
             edits |= _edits_of(checkpoint, start - 1, transform)
     for name, scaled in factors(checkpoint, groups, transforms).items():
         edits[name] = _both(edits[name], scaled) if name in edits else scaled

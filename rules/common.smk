@@ -232,7 +232,7 @@ def gram_folder(wildcards, kind):
 def fit_evidence(wildcards):
     """What a fit is made from: the summed statistics, the shards for a ridge chosen by them, rows, tokens."""
     fit = CONFIG.fits[wildcards.fit]
-    if fit.transform == "identity":
+    if fit.unfitted:
         return {}
     calibration = f"results/{wildcards.model}/{wildcards.calibration}"
     # always, as a model that is not here yet may turn out to have norms after its MLPs, which take forward passes
@@ -258,7 +258,7 @@ def fit_evidence(wildcards):
 
 def fit_gpu(wildcards):
     """The GPUs of a fit: one, for its rows, its text or its equations; none where there is nothing to solve."""
-    return 0 if CONFIG.fits[wildcards.fit].transform == "identity" else GPU
+    return 0 if CONFIG.fits[wildcards.fit].unfitted else GPU
 
 
 REGRESSIONS = {fit.regression.kind: fit.sums for fit in CONFIG.fits.values()}

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from replaceme.config import Config, CutConfig, FitConfig, load, parse
-from replaceme.config.fits import FIT_OPTIONS, MAGNITUDES
+from replaceme.config.fits import FIT_OPTIONS, MAGNITUDES, UNFITTED
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
@@ -324,7 +324,7 @@ def test_an_automatic_ridge_stands_alone(other):
     assert FitConfig(ridge="auto", towards="identity").automatic
 
 
-@pytest.mark.parametrize("transform", sorted(set(FIT_OPTIONS) - {"identity", *MAGNITUDES}))
+@pytest.mark.parametrize("transform", sorted(set(FIT_OPTIONS) - {*UNFITTED, *MAGNITUDES}))
 def test_a_layer_of_its_own_takes_every_structure_and_an_intercept(transform):
     needed = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}.get(transform, {})
     fit = FitConfig(transform=transform, placement="block", intercept=True, **needed)

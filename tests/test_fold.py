@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from replaceme.checkpoints import check_merged, open_checkpoint
+from replaceme.collapse import fit_collapse
 from replaceme.fold import fold, merge
 from replaceme.loading import load_causal_model
 from replaceme.models import family_of
@@ -369,6 +370,11 @@ WAYS = {
     "block, intercept, shards": ("sharded", THREE, [BLOCK, given(transform(seed=5), placement="block"), BLOCK]),
     "block, dropped, block": ("llama", THREE, [BLOCK, given(None), BLOCK]),
     "block, mlp with an intercept": ("llama", [(1, 3), (4, 5)], [BLOCK, given(transform(), intercept=vector())]),
+    "collapse": ("llama", ONE, [fit_collapse(16)]),
+    "collapse, three groups, shards": ("sharded", THREE, [fit_collapse(16)] * 3),
+    "collapse, biases": ("biased", [(1, 4)], [fit_collapse(16)]),
+    "collapse, norms": ("gemma", [(2, 5)], [fit_collapse(16)]),
+    "collapse, upstream": ("llama", [(1, 3), (4, 5)], [fit_collapse(16), factor(1.4)]),
     "upstream": ("llama", ONE, [factor(1.7)]),
     "upstream, three groups, shards": ("sharded", THREE, [factor(1.7), factor(0.6), factor(1.3)]),
     "upstream, dropped, upstream": ("llama", THREE, [factor(1.7), given(None), factor(0.6)]),

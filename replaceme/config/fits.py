@@ -34,7 +34,10 @@ FIT_OPTIONS = {
     "hadamard": RIDGES,
     "magnitude": (),
     "hadamard_magnitude": (),
+    "collapse": (),
 }
+# nothing is fitted: no text is read
+UNFITTED = ("identity", "collapse")
 # from ratios of magnitudes, on the residual stream
 MAGNITUDES = ("magnitude", "hadamard_magnitude")
 FULL_BATCH = ("fit_tokens", "iterations", "l2_alpha")
@@ -65,12 +68,14 @@ class FitConfig(Strict):
         "hadamard",
         "magnitude",
         "hadamard_magnitude",
+        "collapse",
     ] = Field(
         "full",
         description="Structure of T: full; identity (blocks are dropped, nothing is fitted: UIDL); diagonal; "
         "orthogonal (Procrustes); low_rank; lower_triangular; sparse (L1 penalty: lasso, elastic net); scalar (one "
         "factor); hadamard (a diagonal in a Hadamard basis); both also with ratios of magnitudes for factors, on the "
-        "residual stream: magnitude (Prune&Comp), hadamard_magnitude (LinearPatch).",
+        "residual stream: magnitude (Prune&Comp), hadamard_magnitude (LinearPatch); collapse (the removed blocks' "
+        "weights are merged into the carrier's, nothing is fitted: LaCo).",
     )
     objective: Literal["l2", "cosine", "cosine_exact"] = Field(
         "l2",
@@ -181,8 +186,8 @@ class FitConfig(Strict):
         if self.recycle is not None and self.placement != "down_proj":
             raise ValueError(f"placement {self.placement} recycles no neurons; drop recycle, or take down_proj")
         for name in ("placement", "weighting", "intercept", "estimation"):
-            if self.transform == "identity" and self._given(name):
-                raise ValueError(f"transform identity takes no {name}; drop it")
+            if self.unfitted and self._given(name):
+                raise ValueError(f"transform {self.transform} takes no {name}; drop it")
         for name in ("rank", "l1"):
             if name in allowed and getattr(self, name) is None:
                 raise ValueError(f"transform {self.transform} needs {name}")
@@ -228,13 +233,18 @@ class FitConfig(Strict):
         return FitConfig(**{name: getattr(regression, name) for name in REGRESSION})
 
     @property
+    def unfitted(self) -> bool:
+        """Whether nothing is fitted, and no text read."""
+        return self.transform in UNFITTED
+
+    @property
     def needs_magnitudes(self) -> bool:
         """Whether the fit reads ratios of magnitudes, which the sums do not hold."""
         return self.transform in MAGNITUDES
 
     def sequential(self, several: bool) -> bool:
         """Whether a cut of several groups is fitted on the model shortened so far, rather than from common sums."""
-        return several and self.estimation == "sequential" and self.transform != "identity"
+        return several and self.estimation == "sequential" and not self.unfitted
 
     @property
     def automatic(self) -> bool:

@@ -11,7 +11,6 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, load_tensors, save_groups
 from replaceme.recycling import Recycled
 from replaceme.statistics import Statistics
-from replaceme.upstream import ON_STREAM
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Transform:
         return self.report["solver"] == "identity"
 
     @property
-    def on_stream(self) -> bool:
-        """Whether it is a map of the whole residual stream, rather than of what the MLP adds."""
-        return self.placement in ON_STREAM
+    def of_mlp(self) -> bool:
+        """Whether it is a map of what the MLP adds, and goes into the weights of the carrier's MLP."""
+        return self.placement in ("mlp", "down_proj")
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write a safetensors file atomically, with the report and JSON-able metadata."""
