@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint
     from replaceme.transforms import Transform
 
-PLACEMENT = "collapse"
+COLLAPSE = "collapse"
 
 
 def fit_collapse(hidden_size: int) -> "Transform":
@@ -25,7 +25,7 @@ def fit_collapse(hidden_size: int) -> "Transform":
 
     from replaceme.transforms import Transform
 
-    return Transform(torch.eye(hidden_size, dtype=torch.float64), {"solver": "collapse"}, PLACEMENT)
+    return Transform(torch.eye(hidden_size, dtype=torch.float64), {"solver": "collapse"}, COLLAPSE)
 
 
 def merged(carrier: "torch.Tensor", removed: "Iterable[torch.Tensor]") -> "torch.Tensor":

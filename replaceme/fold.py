@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
 from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint, with_derived_lists
-from replaceme.collapse import PLACEMENT, collapsing
+from replaceme.collapse import COLLAPSE, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
@@ -187,7 +187,7 @@ def _edits(
     """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
     edits: dict[str, Edit] = {}
     for (start, end), transform in zip(groups, transforms, strict=True):
-        if transform.placement == PLACEMENT:
+        if transform.placement == COLLAPSE:
             edits |= collapsing(checkpoint, start, end)
         elif not transform.is_identity and transform.of_mlp:
             edits |= _edits_of(checkpoint, start - 1, transform)

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from replaceme import collapse
+from replaceme.collapse import COLLAPSE, collapsed
 from replaceme.models import Family
-from replaceme.upstream import PLACEMENT, factor_of, hooked
+from replaceme.upstream import UPSTREAM, factor_of, hooked
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,9 @@ def shortened(
         for (start, end), transform in zip(groups, transforms, strict=True):
             for block in blocks[start:end]:
                 hooks.callback(skipped(block, family))
-            if transform is not None and transform.placement == collapse.PLACEMENT:
-                hooks.callback(collapse.collapsed(blocks, start, end))
-            elif transform is not None and transform.placement == PLACEMENT:
+            if transform is not None and transform.placement == COLLAPSE:
+                hooks.callback(collapsed(blocks, start, end))
+            elif transform is not None and transform.placement == UPSTREAM:
                 for undo in hooked(base_model, family, start, factor_of(transform)):
                     hooks.callback(undo)
             elif transform is not None:

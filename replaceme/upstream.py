@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from replaceme.families import Family
     from replaceme.transforms import Transform
 
-PLACEMENT = "upstream"
-ON_STREAM = ("block", PLACEMENT)  # placements of maps of the whole residual stream, not of what the MLP adds
+UPSTREAM = "upstream"
+ON_STREAM = ("block", UPSTREAM)  # placements of maps of the whole residual stream, not of what the MLP adds
 Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
@@ -41,7 +41,7 @@ def factors(
     """What happens to which tensors, by their names in the source; the factors of several groups multiply."""
     found: dict[str, float] = {}
     for (start, _), transform in zip(groups, transforms, strict=True):
-        if transform.placement == PLACEMENT and not transform.is_identity:
+        if transform.placement == UPSTREAM and not transform.is_identity:
             factor = factor_of(transform)
             for name in _writers(checkpoint, start):
                 found[name] = found.get(name, 1.0) * factor
