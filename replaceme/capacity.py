@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from replaceme.config import Config
+from replaceme.config.cuts import UNREPAIRED_METRICS
 from replaceme.config.sources import made_of
 from replaceme.cuts import possible_spans, resolve_blocks
 from replaceme.errors import ReplaceMeError
@@ -80,8 +81,8 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
     if cut.needs_loss:
         used = sorted({one for table in tables if name in table.cuts for one in table.calibrations})
         for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
-            yield from room.lacking(outline, dtype, "metric loss is not streamed; use another metric")
-    if not cut.post_fit:
+            yield from room.lacking(outline, dtype, f"metric {cut.metric} is not streamed; use another metric")
+    if not cut.needs_candidates or cut.metric in UNREPAIRED_METRICS:
         return
     try:
         spans = possible_spans(cut, outline.record)

@@ -94,8 +94,10 @@ def any_of(names):
 
 def candidates_name(cut):
     """The name under which all cuts of one size, split and token subset share their candidates."""
-    split = f"-{cut.groups}-{cut.search}" if cut.groups > 1 else ""
-    loss = "-loss" if cut.needs_loss else ""
+    split = f"-{cut.groups}-{cut.search}" if cut.several else ""
+    if cut.search == "iterative":
+        split += f"-keep-{cut.keep_first}-{cut.keep_last}"
+    loss = f"-{cut.metric}" if cut.needs_loss else ""
     return f"{cut.size}{split}-{cut.samples or 'all'}-samples{loss}"
 
 
@@ -261,7 +263,7 @@ def candidates_file(wildcards):
 def cut_evidence(wildcards):
     """What a cut is chosen from: candidates for a post-fit metric, distances for the paper's, nothing by hand."""
     cut = CONFIG.cuts[wildcards.cut]
-    if cut.post_fit:
+    if cut.needs_candidates:
         return {"candidates": candidates_file(wildcards)}
     if cut.start is not None:
         return {}
@@ -277,8 +279,16 @@ def candidate_options(wildcards):
         for cut in CONFIG.cuts.values()
         if candidates_name(cut) == wildcards.candidates
     )
-    options = to_flags(cut, ("blocks", "ratio", "groups", "search", "samples"))
-    return f"{options} --metric loss" if cut.needs_loss else options
+    options = (
+        "blocks",
+        "ratio",
+        "groups",
+        "search",
+        "keep_first",
+        "keep_last",
+        "samples",
+    )
+    return to_flags(cut, (*options, "metric") if cut.needs_loss else options)
 
 
 def gram_folder(wildcards, kind):
@@ -290,12 +300,12 @@ def gram_folder(wildcards, kind):
 def fit_evidence(wildcards):
     """What a fit is made from: the summed statistics, the shards for a ridge chosen by them, rows, tokens."""
     fit = CONFIG.fits[wildcards.fit]
-    if fit.transform == "identity":
+    if fit.unfitted:
         return {}
     calibration = f"results/{wildcards.model}/{wildcards.calibration}"
     # always, as a model that is not here yet may turn out to have norms after its MLPs, which take forward passes
     files = {"tokens": f"{calibration}/tokens.safetensors"}
-    if fit.sequential(CONFIG.cuts[wildcards.cut].groups):
+    if fit.sequential(CONFIG.cuts[wildcards.cut].several):
         return files
     shards = CONFIG.calibrations[wildcards.calibration].shards
     folder = gram_folder(wildcards, fit.regression.kind)
@@ -316,11 +326,10 @@ def fit_evidence(wildcards):
 
 def fit_gpu(wildcards):
     """The GPUs of a fit: the model's, which its text may take; none where there is nothing to solve."""
-    identity = CONFIG.fits[wildcards.fit].transform == "identity"
-    return 0 if identity else gpus_of(wildcards)
+    return 0 if CONFIG.fits[wildcards.fit].unfitted else gpus_of(wildcards)
 
 
-REGRESSIONS = {fit.regression.kind: fit for fit in CONFIG.fits.values()}
+REGRESSIONS = {fit.regression.kind: fit.sums for fit in CONFIG.fits.values()}
 BEFORE = {
     fit.regression.before.kind: fit
     for fit in CONFIG.fits.values()

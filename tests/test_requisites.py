@@ -284,8 +284,9 @@ def test_memory(config):
     [line] = memory(config(), 19)
     assert line == (
         "evaluations.e on models.m: owner/llama: the whole model in bfloat16 takes about 20.1 GB, the GPU has 19.0; "
-        "it takes a device with more"
+        "raise `gpus`"
     )
+    assert memory(config(models={"m": {"source": "owner/llama", "gpus": 2}}), 11) == []
     [line] = memory(config(evaluations={"e": {"tasks": {"fine": {}}, "dtype": "float32"}}), 21)
     assert "in float32 takes about 40.2 GB" in line and line.endswith("use `dtype: bfloat16`")
     plain = {"evaluation": None}

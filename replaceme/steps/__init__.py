@@ -11,7 +11,7 @@ STEPS = {
     "generate": "Have the model answer the prompts of a calibration source (.jsonl).",
     "mix": "Mix calibrations, by weight, into one (tokens.safetensors).",
     "distances": "Measure cosine and angular distances of all pairs of blocks (.safetensors and .csv).",
-    "candidates": "Fit every candidate cut of one size on a token subset and measure what is left (candidates.json).",
+    "candidates": "Measure every candidate cut on a token subset, after its own fit or without one (candidates.json).",
     "cut": "Choose the cut by the configured metric and list every candidate (cut.json).",
     "gram": "Accumulate the Gram and cross matrices of a cut over one shard of the calibration tokens.",
     "sum": "Add the statistics of all shards of a cut.",

@@ -53,6 +53,11 @@ class Transform:
         """Whether the blocks are dropped and no weight changes."""
         return self.report["solver"] == "identity"
 
+    @property
+    def of_mlp(self) -> bool:
+        """Whether it is a map of what the MLP adds, and goes into the weights of the carrier's MLP."""
+        return self.placement in ("mlp", "down_proj")
+
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write a safetensors file atomically, with the report and JSON-able metadata."""
         self.save_all(path, [self], metadata)

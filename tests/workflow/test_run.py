@@ -226,3 +226,37 @@ def test_preflight(project):
     done = project.snakemake("preflight")
     assert done.returncode == 0 and "preflight: fine (2 models, 1 tables)" in done.stdout, done.stdout + done.stderr
     assert not project.attempts.exists()
+
+
+def test_baselines(project):
+    """Blocks one by one, each measured without those before; both maps of the residual stream read the same sums."""
+    fits = {
+        "prune-comp": {"transform": "magnitude", "placement": "upstream"},
+        "linear-patch": {"transform": "hadamard_magnitude", "placement": "block"},
+        "laco": {"transform": "collapse"},
+    }
+    sleb = {"blocks": 2, "metric": "perplexity", "search": "iterative", "samples": 4, "keep_last": 1}
+    table = {**project.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["sleb"]}
+    project.config(fits=fits, cuts={"sleb": sleb}, tables={"main.1": table})
+    folder = f"{Path(FIT).parent}/sleb"
+    targets = [f"{folder}/{fit}/model/replaceme.json" for fit in fits]
+    done = project.snakemake(*targets, f"{folder}/cut.svg")
+    assert done.returncode == 0, done.stderr
+    stats = project.job_stats(done.stdout + done.stderr)
+    expected = {
+        "model": 1,
+        "tokens": 1,
+        "candidates": 1,
+        "cut": 1,
+        "figure_cut": 1,
+        "gram": 2,
+        "sum": 1,
+        "transform": 3,
+        "merge": 3,
+    }
+    assert stats == expected
+    cut = json.loads((project.folder / folder / "cut.json").read_text())
+    assert (cut["groups"], cut["search"]) == ([[1, 3]], "iterative")
+    placements = {fit: json.loads((project.folder / file).read_text())["placement"] for fit, file in
+                  zip(fits, targets, strict=True)}  # fmt: skip
+    assert placements == {"prune-comp": "upstream", "linear-patch": "block", "laco": "collapse"}
