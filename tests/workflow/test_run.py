@@ -186,7 +186,7 @@ def test_groups_and_placements(completed):
     for fit in fits:
         model = completed.folder / folder / fit / "model"
         assert json.loads((model / "config.json").read_text())["num_hidden_layers"] == 2
-        assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["groups"]) == 2
+        assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["by_group"]) == 2
 
 
 def test_calibrations_made_of_others(project):
