@@ -5,7 +5,7 @@ never carry a meaning alone.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,12 +48,35 @@ NAMES = {
     "cosine_after_fit": "cosine distance after the fit (1 − cos)",
     "loss": "rise of the language-model loss (nats per token)",
 }
+MEASURES = {
+    "average * 100": "average accuracy (%)",
+    "average": "average accuracy",
+    "rp": "relative performance (%)",
+    "perplexity": "perplexity",
+    "residual": "residual of the fit (share of energy)",
+    "average_vs_identity * 100": "points of accuracy above dropping",
+    "log_perplexity_vs_identity": "log perplexity above that of dropping",
+    "parameters": "parameters",
+    "file_bytes": "size on disk (bytes)",
+    "prefill_tokens_per_s": "prefill (tokens/s)",
+    "decode_tokens_per_s": "decoding (tokens/s)",
+    "peak_memory_bytes": "peak memory (bytes)",
+    "seconds": "time (s)",
+    "cpu_seconds": "CPU time (s)",
+    "memory_bytes": "memory of the jobs (bytes)",
+    "gpu_memory_bytes": "GPU memory of the jobs (bytes)",
+    "energy_kwh": "energy (kWh)",
+    "emissions_kg": "emissions (kg CO2e)",
+}
 PLACES = {"all": "all tokens", "last": "last token"}
 
 
 @contextlib.contextmanager
-def figure_in_style(out: str | Path, width: float, height: float, title: str) -> Iterator["Figure"]:
-    """A figure in this module's style, saved atomically to `out` (.svg or .png) at the end of the block."""
+def figure_in_style(out: str | Path, width: float, height: float, title: str, caption: str = "") -> Iterator["Figure"]:
+    """A figure in this module's style, saved atomically to `out` (.svg or .png) at the end of the block.
+
+    The caption goes into an .svg as its description, for those who cannot see it.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -65,8 +88,10 @@ def figure_in_style(out: str | Path, width: float, height: float, title: str) ->
         if title:
             figure.suptitle(title)
         yield figure
+        words = {name: text for name, text in (("Title", title), ("Description", caption)) if text}
+        about = {"Date": None, **words} if kind == "svg" else None
         with replacing(out) as temporary:
-            figure.savefig(temporary, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+            figure.savefig(temporary, format=kind, dpi=160, metadata=about)
 
 
 def legend_outside(axes: "Axes") -> None:
@@ -74,17 +99,22 @@ def legend_outside(axes: "Axes") -> None:
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def log_scale(axes: "Axes") -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten where it spans less than three."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def log_scale(axes: "Axes", which: str = "y", ticks: Sequence[float] = ()) -> None:
+    """A logarithmic axis, with plain numbers at 1, 2 and 5 times the powers of ten where it spans less than three.
 
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
+    `ticks`: at these numbers instead.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
     wide = high / low > 1000
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    if not wide:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    between = (1.0,) if wide else (1.0, 2.0, 5.0) if high / low > 20 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=between))
+    if ticks or not wide:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def whole_numbers(axes: "Axes", y: bool = True) -> None:

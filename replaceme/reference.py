@@ -47,7 +47,7 @@ def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
     if unknown:
         raise ReplaceMeError(f"reference: {unknown[0]!r} is no row of the table; add what it names, or set it to null")
     for measure in reference.columns.values():
-        _scaled(measure)
+        scaled(measure)
 
 
 def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
@@ -61,7 +61,7 @@ def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
     frame = published[[name for name in published.columns if name not in reference.columns]].copy()
     run = 0
     for column, measure in reference.columns.items():
-        name, scale = _scaled(measure)
+        name, scale = scaled(measure)
         if name not in table.columns:
             raise ReplaceMeError(f"{reference.file}: the table measures no {name!r}; it has {', '.join(table.columns)}")
         rows = [measured.get(_of(row, column)) for row in reference.rows]
@@ -129,7 +129,7 @@ def _by_name(table: "pandas.DataFrame") -> dict[tuple[str, ...], "pandas.Series"
     return found
 
 
-def _scaled(measure: str) -> tuple[str, float]:
+def scaled(measure: str) -> tuple[str, float]:
     """A measure and its factor out of `average * 100`."""
     name, star, factor = (part.strip() for part in measure.partition("*"))
     try:

@@ -69,16 +69,31 @@ COST = (
 
 def write(frame: "pandas.DataFrame", prefix: str | Path, caption: str) -> list[Path]:
     """Write <prefix>.csv, .md, .html and .tex, each atomically, and return their paths; missing values stay empty."""
+    legend = "bold: best of its size"
+    return write_parts(tables(frame), frame, prefix, caption, _notes(frame), legend)
+
+
+def write_parts(
+    parts: Sequence[Part],
+    frame: "pandas.DataFrame",
+    prefix: str | Path,
+    caption: str,
+    notes: Sequence[str],
+    legend: str,
+) -> list[Path]:
+    """Write parts as <prefix>.md, .html and .tex with notes below them, and the frame behind them as .csv.
+
+    `legend` says on the page how its cells are to be read.
+    """
     from replaceme.webpage import html
 
-    parts = tables(frame)
-    notes = _notes(frame)
     texts = {
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
         ".md": _markdown(parts, caption, notes),
-        ".html": html(parts, caption, notes),
+        ".html": html(parts, caption, notes, legend),
         ".tex": _latex(parts, caption, notes),
     }
+    # not with_suffix: the name of a table may hold dots
     paths = [Path(f"{prefix}{suffix}") for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)
@@ -102,9 +117,9 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
         for task in tasks
     ]
     return [
-        _part("Summary", [*names, *sizes, *SUMMARY], frame),
-        _part("Tasks, %", [*names, *accuracy], frame),
-        _part("Cost", [*names, *COST], frame),
+        part("Summary", [*names, *sizes, *SUMMARY], frame),
+        part("Tasks, %", [*names, *accuracy], frame),
+        part("Cost", [*names, *COST], frame),
     ]
 
 
@@ -140,7 +155,8 @@ def _grouped(ways: Mapping[str, str]) -> dict[str, list[str]]:
     return groups
 
 
-def _part(title: str, columns: Sequence[Column], frame: "pandas.DataFrame") -> Part:
+def part(title: str, columns: Sequence[Column], frame: "pandas.DataFrame") -> Part:
+    """The rows of a frame as cells; the best values of a size where a column says what is best."""
     cells, best = [], []
     winners = {column.source: _winners(column, frame) for column in columns if column.best}
     for index, row in frame.iterrows():

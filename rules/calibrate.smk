@@ -61,11 +61,7 @@ rule distances:
         gpu=GPU,
     params:
         options=forward_options,
-        representations=(
-            "--representations"
-            if any(cut.of_representations for cut in CONFIG.cuts.values())
-            else ""
-        ),
+        representations="--representations" if needs_representations() else "",
         code=code_of("distances"),
     message:
         "distances of {wildcards.model} on {wildcards.calibration}"

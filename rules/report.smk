@@ -58,6 +58,43 @@ rule compare:
         "replaceme compare {input.table:q} {params.options} --out {params.prefix:q} 2> {log:q}"
 
 
+rule cost:
+    """What each row of a table took to make."""
+    input:
+        # of their costs nothing is declared: where those are missing, no job runs again
+        lambda wildcards: [
+            f"{row}/model/replaceme.json" for row in table_rows(wildcards.table)
+        ],
+    output:
+        csv=report(
+            "results/tables/{table}.cost.csv",
+            caption="captions/cost.rst",
+            category="Tables",
+            labels={"table": "{table}, cost", "format": "csv"},
+        ),
+        html=report(
+            "results/tables/{table}.cost.html",
+            caption="captions/cost.rst",
+            category="Tables",
+            labels={"table": "{table}, cost", "format": "html"},
+        ),
+        md="results/tables/{table}.cost.md",
+        tex="results/tables/{table}.cost.tex",
+    log:
+        "results/logs/tables/{table}.cost.log",
+    benchmark:
+        "results/benchmarks/tables/{table}.cost.tsv"
+    params:
+        jobs=cost_jobs,
+        caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
+        prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
+        code=code_of("cost"),
+    message:
+        "cost of table {wildcards.table}"
+    shell:
+        "replaceme cost results --jobs {params.jobs:q} --caption={params.caption:q} --out {params.prefix:q} 2> {log:q}"
+
+
 rule figure_table:
     """Accuracy and perplexity of a table over the compression ratio."""
     input:
@@ -129,7 +166,34 @@ rule figure_cut:
         "replaceme figure cut {input:q} --title {params.title:q} --out {output:q} 2> {log:q}"
 
 
-# each table is a target by its name, where that can be one
+rule plot:
+    """A figure that the config declares, and the numbers drawn."""
+    input:
+        unpack(figure_inputs),
+    output:
+        svg=report(
+            "results/figures/{figure}.svg",
+            caption="captions/declared.rst",
+            category="Figures",
+            labels={"figure": "{figure}", "of": "the config"},
+        ),
+        csv="results/figures/{figure}.csv",
+    log:
+        "results/logs/figures/{figure}.log",
+    benchmark:
+        "results/benchmarks/figures/{figure}.tsv"
+    params:
+        options=figure_options,
+        prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
+        caption=lambda wildcards: CONFIG.figures[wildcards.figure].caption,
+        code=code_of("plot"),
+    message:
+        "figure {wildcards.figure}"
+    shell:
+        "replaceme plot {params.options} --out {params.prefix:q} 2> {log:q}"
+
+
+# each table and each figure is a target by its name, where that can be one
 for table_name in CONFIG.tables:
     if table_name.isidentifier() and table_name not in dir(rules):
 
@@ -138,3 +202,13 @@ for table_name in CONFIG.tables:
                 table_name
             input:
                 table_files(table_name),
+
+
+for figure_name in CONFIG.figures:
+    if figure_name.isidentifier() and figure_name not in dir(rules):
+
+        rule:
+            name:
+                figure_name
+            input:
+                f"results/figures/{figure_name}.svg",
