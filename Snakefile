@@ -10,6 +10,9 @@ if not workflow.overwrite_configfiles:
     configfile: "config.yaml"
 
 
+report: "rules/captions/workflow.rst"
+
+
 container: "docker://python:3.11-slim"
 
 
@@ -28,6 +31,7 @@ rule all:
     input:
         [table_files(table) for table in CONFIG.tables],
         figure_files(),
+        "results/provenance.html",
 
 
 onstart:

@@ -33,7 +33,7 @@ def cost_file(out: str | Path, results: str | Path | None) -> Path:
     out = Path(out)
     if results is not None and out.absolute().is_relative_to(Path(results).absolute()):
         inside = out.absolute().relative_to(Path(results).absolute())
-        return Path(results) / FOLDER / inside.with_name(f"{inside.name}.json")
+        return Path(results) / FOLDER / inside.with_name(f"{inside.name.removesuffix('.json')}.json")
     return out.with_name(f"{out.name}.cost.json")
 
 

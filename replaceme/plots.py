@@ -5,7 +5,6 @@ Published values are hollow and dotted, or hatched, in the colour of what they a
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +112,7 @@ def _label(name: str, is_published: bool) -> str:
 def _measure_label(figure: FigureConfig, measure: str) -> str:
     name = MEASURES.get(measure, measure)
     # without its unit, which a ratio does not have
-    return f"{name.split(' (')[0]},\n{RELATIVE[figure.relative_to]}" if figure.relative_to else name
+    return f"{name.split(' (')[0]},\n{RELATIVE[figure.relative_to]}" if figure.is_relative(measure) else name
 
 
 def _lines(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -> None:
@@ -208,31 +207,32 @@ def _scatter(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame")
 
 
 def _bars(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -> None:
-    """Measures in one unit as groups of one panel, others in a panel each."""
+    """Multiples as groups of one panel, measures with a unit of their own in a panel each."""
     measures = list(dict.fromkeys(points["measure"]))
-    groups: list[Sequence[str]] = [measures] if figure.relative_to else [[measure] for measure in measures]
+    relative = [measure for measure in measures if figure.is_relative(measure)]
+    groups = [relative] * bool(relative) + [[measure] for measure in measures if measure not in relative]
     styles = looks(figure, points)
-    for axes, group in zip(canvas.subplots(1, len(groups), squeeze=False).flat, groups, strict=True):
+    labelled: dict[str, Any] = {}
+    panels = canvas.subplots(1, len(groups), squeeze=False, width_ratios=[len(group) for group in groups])
+    for axes, group in zip(panels.flat, groups, strict=True):
         shown = points[points["measure"].isin(group)]
-        wide = _is_wide(shown["value"])
-        if wide:
-            axes.set_yscale("log")
         for place, ((name, is_published), look) in enumerate(styles.items()):
             bars = shown[(shown["line"] == name) & (shown["published"] == is_published)]
             at = [group.index(measure) + _offset(place, len(styles)) for measure in bars["measure"]]
-            _one_set_of_bars(axes, bars, at, 0.8 / len(styles), look, _label(name, is_published))
+            if len(bars):
+                _one_set_of_bars(axes, bars, at, 0.8 / len(styles), look, _label(name, is_published))
         for _, row in shown[shown["line"] == BASELINE].iterrows():
             axes.axhline(row["value"], color=GREY, linestyle=DASHES[1], linewidth=1.2, label="unpruned")
-        if figure.relative_to:
+        if group is relative:
             axes.axhline(1, color=GREY, linestyle=DASHES[1], linewidth=1.2)
         axes.margins(y=0.12)
         axes.set_xticks(range(len(group)), [_tick(measure) for measure in group] if len(group) > 1 else [""])
-        axes.set_ylabel(RELATIVE[figure.relative_to] if figure.relative_to else _measure_label(figure, group[0]))
+        axes.set_ylabel(RELATIVE[figure.relative_to] if len(group) > 1 else _measure_label(figure, group[0]))
         axes.grid(axis="x", visible=False)
-        if wide:
+        if _is_wide(shown["value"]):
             log_scale(axes)
-    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    _legend_below(canvas, handles)
+        labelled |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    _legend_below(canvas, labelled)
 
 
 def _tick(measure: str) -> str:

@@ -94,10 +94,10 @@ def _measured(figure: FigureConfig, rows: "pandas.DataFrame", places: "pandas.Se
     for measure in figure.measures:
         name, scale = scaled(measure)
         for index, row in rows.iterrows():
-            baseline = row["fit"] == BASELINE
-            if (baseline and figure.relative_to) or row[name] != row[name]:
+            baseline, relative = row["fit"] == BASELINE, figure.is_relative(measure)
+            if (baseline and relative) or row[name] != row[name]:
                 continue
-            unit = _unit(figure, rows, row, name) if figure.relative_to else 1 / scale
+            unit = _unit(figure, rows, row, name) if relative else 1 / scale
             found.append(
                 {
                     **row[["panel", "line"]],

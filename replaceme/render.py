@@ -3,6 +3,7 @@
 The parts are the summary, the single tasks, and the cost; only the cost depends on the machine and the time.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 TERMINAL = 160
+ERROR = re.compile(r" ± \S+")
 CONTEXT = ("model", "calibration")  # columns shown only where they differ
 
 
@@ -69,7 +71,7 @@ COST = (
 
 def write(frame: "pandas.DataFrame", prefix: str | Path, caption: str) -> list[Path]:
     """Write <prefix>.csv, .md, .html and .tex, each atomically, and return their paths; missing values stay empty."""
-    legend = "bold: best of its size"
+    legend = "Value ± standard error; bold: best of its size."
     return write_parts(tables(frame), frame, prefix, caption, _notes(frame), legend)
 
 
@@ -89,7 +91,7 @@ def write_parts(
 
     texts = {
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
-        ".md": _markdown(parts, caption, notes),
+        ".md": markdown(parts, caption, notes),
         ".html": html(parts, caption, notes, legend),
         ".tex": _latex(parts, caption, notes),
     }
@@ -209,7 +211,8 @@ def _number(value: float, decimals: int, sign: str = "") -> str:
     return f"{value:{sign}.2e}" if decimals < 0 else f"{value:{sign}.{decimals}f}"
 
 
-def _markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
+def markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
+    """Parts as Markdown: caption, aligned tables under their titles, notes."""
     lines = [caption, ""]
     for part in parts:
         lines += [f"**{part.title}**", "", *_grid(part), ""]
@@ -220,7 +223,7 @@ def _grid(part: Part) -> list[str]:
     """Aligned rows with pipes; standard errors are dropped where they would make it wider than a terminal."""
     lines = _aligned(part, part.cells)
     if len(lines[0]) > TERMINAL:
-        lines = _aligned(part, [[cell.split(" ± ")[0] for cell in row] for row in part.cells])
+        lines = _aligned(part, [[ERROR.sub("", cell) for cell in row] for row in part.cells])
     return lines
 
 

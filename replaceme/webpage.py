@@ -26,7 +26,7 @@ tr.baseline td { background: var(--soft); font-style: italic; }
 """
 
 
-def html(parts: Sequence["Part"], caption: str, notes: Sequence[str], legend: str) -> str:
+def html(parts: Sequence["Part"], caption: str, notes: Sequence[str], legend: str = "") -> str:
     """The page; the best value among models of one size is bold, headers explain themselves on hovering."""
     body = "\n".join(f"<h2>{escape(part.title)}</h2>\n{_table(part)}" for part in parts)
     listed = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
@@ -58,8 +58,11 @@ def _table(part: "Part") -> str:
 
 
 def _cell(text: str, marks: list[str]) -> str:
-    value, _, error = text.partition(" ± ")
+    """`value ± error`, with what may follow: the error, and a published value, stand back."""
+    value, _, rest = text.partition(" ± ")
+    error, _, more = rest.partition(" ")
     tail = f' <span class="error">± {escape(error)}</span>' if error else ""
+    tail += f" {escape(more)}" if more else ""
     return f"<td{_class(marks)}>{escape(value)}{tail}</td>"
 
 

@@ -61,7 +61,7 @@ rule distances:
         gpu=GPU,
     params:
         options=forward_options,
-        representations="--representations" if needs_representations() else "",
+        representations=representations_option,
         code=code_of("distances"),
     message:
         "distances of {wildcards.model} on {wildcards.calibration}"

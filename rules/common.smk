@@ -169,12 +169,17 @@ def forward_options(wildcards):
     return f"{to_flags(section, ('batch_size', 'dtype', 'streaming'))} --device {CONFIG.device}"
 
 
-def needs_representations():
-    """Whether a cut or a figure asks for the distances that are not measured otherwise."""
-    figures = CONFIG.figures.values()
-    return any(cut.of_representations for cut in CONFIG.cuts.values()) or any(
-        name in REPRESENTATIONS for figure in figures for name in figure.matrices
-    )
+def representations_option(wildcards):
+    """Where a cut, or a figure of this model and text, asks for the distances that are not measured otherwise."""
+    pair = f"{wildcards.model}/{wildcards.calibration}"
+    shown = [
+        name
+        for figure, section in CONFIG.figures.items()
+        if pair in figure_pairs(figure)
+        for name in section.matrices
+    ]
+    wanted = any(cut.of_representations for cut in CONFIG.cuts.values())
+    return "--representations" if wanted or set(shown) & set(REPRESENTATIONS) else ""
 
 
 def evidence_options(inputs):

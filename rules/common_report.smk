@@ -57,13 +57,40 @@ def reference_options(wildcards):
     return f"--reference {reference} --caption={shlex.quote(section.caption)}"
 
 
+def table_records(tables):
+    """The records of what tables were made from and with."""
+    rows = [row for table in tables for row in table_rows(table)]
+    measured = []
+    for table in tables:
+        evaluation = CONFIG.tables[table].evaluation
+        folders = [*table_baselines(table), *table_rows(table)] if evaluation else []
+        measured += [f"{folder}/evaluation/{evaluation}.json" for folder in folders]
+        measured += [f"{folder}/speed.json" for folder in folders]
+    return {
+        "models": sorted({f"results/{Path(row).parts[1]}/model.json" for row in rows}),
+        "calibrations": sorted(
+            {f"{Path(row).parents[1]}/tokens.safetensors" for row in rows}
+        ),
+        "measured": sorted(set(measured)),
+    }
+
+
+def records_options(inputs):
+    """The options that name these records."""
+    return " ".join(
+        f"--{name} {shlex.join(flat(inputs[name]))}"
+        for name in ("models", "calibrations", "measured")
+        if inputs[name]
+    )
+
+
 def table_files(name):
     """A table in all formats, and beside published values where it has such; without an evaluation its models."""
     table = CONFIG.tables[name]
     if not table.evaluation:
         return [f"{row}/model/replaceme.json" for row in table_rows(name)]
     kinds = ["csv", "md", "html", "tex", "svg"]
-    compared = ["published.csv", "published.md"] if table.reference else []
+    compared = ["published.csv", "published.html"] if table.reference else []
     cost = ["cost.csv", "cost.html"] if CONFIG.cost is not None else []
     return [f"results/tables/{name}.{kind}" for kind in kinds + compared + cost]
 

@@ -69,7 +69,9 @@ class FigureConfig(Strict):
     )
     position: Literal["all", "last"] = Field("all", description="Tokens over which the distances were averaged.")
     relative_to: Literal["baseline", "least"] | None = Field(
-        None, description="Show each measure as a multiple of its model's baseline, or of the least row of its table."
+        None,
+        description="Show each measure but rp, which is relative already, as a multiple of its model's baseline, or of "
+        "the least of its model's rows.",
     )
     published: PublishedConfig | None = Field(None, description="Published values beside them.")
     title: str = Field("", description="Title of the figure.")
@@ -117,6 +119,10 @@ class FigureConfig(Strict):
     def columns(self) -> list[str]:
         """The measures without their factors."""
         return [] if self.kind == "heatmap" else [measure.partition("*")[0].strip() for measure in self.measures]
+
+    def is_relative(self, measure: str) -> bool:
+        """Whether a measure is shown as a multiple of another row's."""
+        return self.relative_to is not None and measure != "rp"
 
     @property
     def needs_cost(self) -> bool:

@@ -33,4 +33,4 @@ def run(args: argparse.Namespace) -> None:
     except json.JSONDecodeError as error:
         raise ReplaceMeError(f"options: --jobs: not valid JSON ({error})") from None
     frame = collect(jobs, args.results)
-    write_parts(parts(frame), frame, args.out, args.caption, notes(frame), "a multiple is of the cheapest row")
+    write_parts(parts(frame), frame, args.out, args.caption, notes(frame), "×: multiple of the cheapest row.")

@@ -12,7 +12,7 @@ BIN = Path(sys.executable).parent
 ALL_JOBS = {
     "model": 1, "tokens": 1, "distances": 1, "candidates": 1, "cut": 1, "gram": 2, "sum": 1, "transform": 2, "merge": 2,
     "verify": 2, "evaluate": 2, "evaluate_baseline": 1, "speed": 2, "speed_baseline": 1, "table": 1, "figure_table": 1,
-    "figure_distances": 1, "figure_cut": 1,
+    "figure_distances": 1, "figure_cut": 1, "provenance": 1,
 }  # fmt: skip
 RESULTS = "results/tiny.v1"
 FIT = f"{RESULTS}/plain/n1"
@@ -95,7 +95,10 @@ def test_a_table_beside_published_values_by_its_name(completed):
     done = completed.snakemake("beside")
     assert done.returncode == 0, done.stderr
     shown = (completed.folder / "results/tables/beside.published.md").read_text()
-    assert "(0.7)" in shown and "| other | c | (0.6) |" in shown and "2 of 3 cells run here" in shown
+    assert "(0.7)" in shown and re.search(r"\| other +\| c +\| +\(0\.6\) \|", shown)
+    assert "2 of 3 cells run here, 1 empty" in shown and "- Models: tiny.v1: models/tiny/first, files " in shown
+    for kind in ("csv", "html", "tex"):
+        assert "0.7" in (completed.folder / f"results/tables/beside.published.{kind}").read_text()
     assert not completed.attempts.exists()
 
 
