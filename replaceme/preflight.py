@@ -75,14 +75,22 @@ def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
         found += [
             f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
         ]
-    try:
-        for measure in figure.measures:
-            scaled(measure)
-        if figure.published is not None:
-            check_published(figure)
-    except ReplaceMeError as error:
-        found.append(f"published: {error}")
+    for what, check in (("measures", _check_measures), ("published", _check_published)):
+        try:
+            check(figure)
+        except ReplaceMeError as error:
+            found.append(f"{what}: {error}")
     return found
+
+
+def _check_measures(figure: FigureConfig) -> None:
+    for measure in figure.measures:
+        scaled(measure)
+
+
+def _check_published(figure: FigureConfig) -> None:
+    if figure.published is not None:
+        check_published(figure)
 
 
 def _real(value: Any) -> bool:

@@ -144,7 +144,7 @@ def scaled(measure: str) -> tuple[str, float]:
     try:
         return name, float(factor) if star else 1.0
     except ValueError:
-        raise ReplaceMeError(f"reference: {measure!r} is no measure; write `average` or `average * 100`") from None
+        raise ReplaceMeError(f"{measure!r} is no measure; write `average` or `average * 100`") from None
 
 
 def _value(row: "pandas.Series | None", name: str, scale: float) -> float | None:
