@@ -59,7 +59,6 @@ EDITS = {
         {"figures": {"f": {"kind": "heatmap", "tables": ["main.1"], "distances": ["cka"]}}},
         {"distances": 1, "figure_distances": 1, "plot": 1},
     ),
-    "its caption": ({"figures": {"f": {"kind": "bars", "tables": ["main.1"], "caption": "'Tis 5%"}}}, {"plot": 1}),
     "cost": ({"cost": {"country": "FRA"}}, {"cost": 1}),
     "speed": ({"speed": {"new_tokens": 3}}, {"speed": 2, "speed_baseline": 1, **TABLE}),
 }
