@@ -2,8 +2,9 @@
 
 On where the variable REPLACEME_COST is set. The workflow sets it from the section `cost` of config.yaml: were it an
 option of the commands, switching it on would run every job again. Energy is CodeCarbon's: a GPU's own counter, the
-processor's (RAPL) where it may be read, else its nominal power times the load of this process; emissions are that
-times the mean of the country's electricity. Nothing is asked of the network.
+processor's (RAPL) where it may be read, else its nominal power times the load of this process; of GPUs those that
+CUDA_VISIBLE_DEVICES names, in a step that used them. Emissions are that times the mean of the country's electricity.
+Nothing is asked of the network.
 """
 
 import contextlib
@@ -44,7 +45,8 @@ def measured(step: str | None, out: str | Path | None) -> Iterator[None]:
         yield
         return
     options = _options()
-    tracker = _started(options) if options["country"] else None
+    # its threads would be in what `speed` measures
+    tracker = _started(options) if options["country"] and step != "speed" else None
     begin, cpu = time.perf_counter(), _cpu_seconds()
     try:
         yield
@@ -132,13 +134,24 @@ def _stopped(tracker: Any) -> dict[str, Any]:
             log.warning("no energy measured: CodeCarbon failed (%s)", error)
     if found is None:
         return {"energy_kwh": None, "emissions_kg": None}
+    energy = {"cpu": found.cpu_energy, "gpu": found.gpu_energy, "ram": found.ram_energy}
+    if _cuda() is None:
+        # CodeCarbon reads the devices of the machine, which here belong to other jobs or to nobody
+        energy["gpu"] = 0.0
+    total = sum(energy.values())
     return {
-        "energy_kwh": found.energy_consumed,
-        "energy_kwh_by_part": {"cpu": found.cpu_energy, "gpu": found.gpu_energy, "ram": found.ram_energy},
-        "emissions_kg": found.emissions,
+        "energy_kwh": total,
+        "energy_kwh_by_part": energy,
+        "emissions_kg": found.emissions * total / found.energy_consumed if found.energy_consumed else 0.0,
         "country": found.country_iso_code,
         "codecarbon": found.codecarbon_version,
     }
+
+
+def _cuda() -> Any:
+    """torch.cuda where this process has used it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
 
 
 def _cpu_seconds() -> float:
@@ -153,8 +166,7 @@ def _memory() -> dict[str, int | None]:
 
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     found: dict[str, int | None] = {"memory_bytes": peak * 1024, "gpu_memory_bytes": None}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        devices = range(torch.cuda.device_count())
-        found["gpu_memory_bytes"] = sum(torch.cuda.max_memory_allocated(index) for index in devices)
+    cuda = _cuda()
+    if cuda is not None:
+        found["gpu_memory_bytes"] = sum(cuda.max_memory_allocated(index) for index in range(cuda.device_count()))
     return found

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from replaceme.cli import main
 from replaceme.cost import VARIABLE, check_country, cost_file, measured, setting
@@ -65,6 +67,35 @@ def test_energy_and_emissions_of_a_country(tmp_path, monkeypatch):
         assert cost["country"] == country
         per_kwh[country] = cost["emissions_kg"] / cost["energy_kwh"]
     assert per_kwh["POL"] > 2 * per_kwh["FRA"]
+
+
+class Tracker:
+    """What CodeCarbon reports on a machine whose GPUs are at work."""
+
+    def __init__(self, **_):
+        energies = {"cpu_energy": 1.0, "gpu_energy": 6.0, "ram_energy": 1.0, "energy_consumed": 8.0}
+        named = {"country_iso_code": "FRA", "codecarbon_version": "3"}
+        self.final_emissions_data = SimpleNamespace(**energies, emissions=4.0, **named)
+
+    def start(self):
+        pass
+
+    stop = start
+
+
+@pytest.mark.parametrize(("used", "energy", "emissions"), [(False, 2.0, 1.0), (True, 8.0, 4.0)])
+def test_gpus_count_in_the_steps_that_use_them(tmp_path, monkeypatch, used, energy, emissions):
+    monkeypatch.setattr(pytest.importorskip("codecarbon"), "OfflineEmissionsTracker", Tracker)
+    monkeypatch.setenv(VARIABLE, setting(tmp_path, country="FRA"))
+    for name, answer in (("is_available", True), ("is_initialized", used), ("device_count", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: 10 + index)
+    monkeypatch.setattr("replaceme.provenance.hardware", lambda: HARDWARE)
+    with measured("gram", tmp_path / "out"):
+        pass
+    cost = json.loads((tmp_path / "cost/out.json").read_text())
+    assert (cost["energy_kwh"], cost["emissions_kg"]) == (energy, emissions)
+    assert cost["gpu_memory_bytes"] == (21 if used else None)
 
 
 def test_a_measurement_that_fails_costs_no_result(tmp_path, monkeypatch, caplog):
