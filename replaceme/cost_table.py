@@ -29,7 +29,7 @@ def collect(jobs: Mapping[str, Sequence[str]], results: str | Path) -> "pandas.D
 
     Columns: names, jobs, measured, COST_MEASURES (sums; of memory the largest), `seconds_shared` (in jobs that other
     rows need too), and `<measure>_relative`, a multiple of the cheapest row of the model. A row of which a job was not
-    measured has no costs. Totals over all jobs, each once, are in `frame.attrs["total"]`, hardware in `["hardware"]`.
+    measured has no costs. `frame.attrs` has the `total` over all jobs, each once, and what was `measured_on`.
     """
     import pandas
 
@@ -56,7 +56,7 @@ def collect(jobs: Mapping[str, Sequence[str]], results: str | Path) -> "pandas.D
         frame[f"{measure}_relative"] = values / values.groupby(frame["model"]).transform("min")
     frame.attrs["total"] = _together([cost for cost in found.values() if cost is not None])
     frame.attrs["counts"] = (sum(cost is not None for cost in found.values()), len(found))
-    frame.attrs["hardware"] = _hardware([cost for cost in found.values() if cost is not None])
+    frame.attrs["measured_on"] = _measured_on([cost for cost in found.values() if cost is not None])
     return frame
 
 
@@ -96,7 +96,7 @@ def notes(frame: "pandas.DataFrame") -> list[str]:
         lines.append(f"All rows together, each job once: {total['seconds']:.4g} s{energy}{emissions}.")
     if measured < jobs:
         lines.append(f"{jobs - measured} of {jobs} jobs ran while cost was not measured; their rows are empty.")
-    return lines + [f"Measured on {hardware}." for hardware in frame.attrs["hardware"]]
+    return lines + frame.attrs["measured_on"]
 
 
 def _read(out: str, results: str | Path) -> dict[str, Any] | None:
@@ -115,12 +115,11 @@ def _together(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return found
 
 
-def _hardware(costs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each machine in words, once; electricity where it counted."""
+def _measured_on(costs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each machine in words, once, and what energy and emissions were reckoned with."""
     from replaceme.provenance import described
 
-    machines = [described(cost["hardware"]) for cost in costs]
-    power = {
-        f"electricity of {cost['country']}, CodeCarbon {cost['codecarbon']}" for cost in costs if "country" in cost
-    }
-    return [*dict.fromkeys(machines), *sorted(power)]
+    machines = dict.fromkeys(f"Measured on {described(cost['hardware'])}; times are wall clock." for cost in costs)
+    powered = [cost for cost in costs if "country" in cost]
+    means = {f"Energy by CodeCarbon {cost['codecarbon']}, electricity of {cost['country']}." for cost in powered}
+    return [*machines, *sorted(means)]

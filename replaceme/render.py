@@ -213,7 +213,7 @@ def _number(value: float, decimals: int, sign: str = "") -> str:
 
 def markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
     """Parts as Markdown: caption, aligned tables under their titles, notes."""
-    lines = [caption, ""]
+    lines = [caption, ""] if caption else []
     for part in parts:
         lines += [f"**{part.title}**", "", *_grid(part), ""]
     return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"

@@ -152,7 +152,8 @@ def test_rows_count_shared_jobs_in_full_and_the_total_once(results):
     assert frame["memory_bytes"].tolist() == [200, 1000] and frame["gpu_memory_bytes"].tolist()[1] == 7
     assert frame.attrs["total"]["seconds"] == 17 and frame.attrs["total"]["energy_kwh"] == pytest.approx(2.0)
     assert "All rows together, each job once: 17 s, 2e+03 Wh, 1e+03 g CO2e." in notes(frame)
-    assert "Measured on a CPU, 2 cores, 4 GB, 2 x a GPU (driver 1.2)." in notes(frame)
+    assert "Measured on a CPU, 2 cores, 4 GB, 2 x a GPU (driver 1.2); times are wall clock." in notes(frame)
+    assert "Energy by CodeCarbon 3, electricity of FRA." in notes(frame)
 
 
 def test_a_row_with_a_job_that_was_not_measured_has_no_costs(results):
