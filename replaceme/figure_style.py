@@ -104,7 +104,7 @@ def log_scale(axes: "Axes", which: str = "y", ticks: Sequence[float] = ()) -> No
 
     `ticks`: at these numbers instead.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
@@ -112,6 +112,8 @@ def log_scale(axes: "Axes", which: str = "y", ticks: Sequence[float] = ()) -> No
     wide = high / low > 1000
     between = (1.0,) if wide else (1.0, 2.0, 5.0) if high / low > 20 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=between))
+    if ticks:
+        axis.set_minor_locator(NullLocator())
     if ticks or not wide:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())

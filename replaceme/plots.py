@@ -78,7 +78,7 @@ def _grid(canvas: "Figure", points: "pandas.DataFrame", beside: bool) -> list[tu
     """Axes with their measure and panel: a row for each measure, or with one panel all beside one another."""
     measures, panels = list(dict.fromkeys(points["measure"])), list(dict.fromkeys(points["panel"]))
     shape = (1, len(measures)) if beside and len(panels) == 1 else (len(measures), len(panels))
-    axes = canvas.subplots(*shape, squeeze=False)
+    axes = canvas.subplots(*shape, squeeze=False, sharey="row" if len(panels) > 1 else False)
     names = [(measure, panel) for measure in measures for panel in panels]
     return [(one, *name) for one, name in zip(axes.flat, names, strict=True)]
 
@@ -129,7 +129,8 @@ def _lines(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -
             if len(line):
                 _one_line(axes, line.sort_values("x", kind="stable"), look, _label(name, is_published))
         axes.set_xlabel(PLACE_NAMES.get(figure.x, figure.x.replace(".", " ")))
-        axes.set_ylabel(_measure_label(figure, measure))
+        if axes.get_subplotspec().is_first_col() or not panel:
+            axes.set_ylabel(_measure_label(figure, measure))
         axes.set_title(panel)
         _scales(axes, figure, shown)
         labelled |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -190,12 +191,13 @@ def _scatter(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame")
             chosen = line.loc[line["x"].idxmin()]
             axes.plot(chosen["x"], chosen["value"], "*", markersize=14, color=look.color, markeredgecolor="white")
             for x, y, start in line[["x", "value", "start"]].itertuples(index=False):
-                axes.annotate(f"{start:.0f}", (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6, color=GREY)
+                axes.annotate(f"{start:.0f}", (x, y), xytext=(6, 4), textcoords="offset points", fontsize=6, color=GREY)
             if line["x"].nunique() > 2 and line["value"].nunique() > 1:
                 correlations.append(f"{name} {line['x'].corr(line['value'], method='spearman'):+.2f}")
         place = f", {PLACES[figure.position]}" if figure.position != "all" and distance != "residual" else ""
         axes.set_xlabel(NAMES[distance] + place)
-        axes.set_ylabel(_measure_label(figure, measure))
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(_measure_label(figure, measure))
         heading = panel.rpartition(", ")[0]
         axes.set_title(
             f"{heading}\n" * bool(heading) + f"rank correlation: {', '.join(correlations) or 'none'}", fontsize=8
