@@ -30,12 +30,12 @@ def html(parts: Sequence["Part"], caption: str, notes: Sequence[str], legend: st
     """The page; the best value among models of one size is bold, headers explain themselves on hovering."""
     body = "\n".join(f"<h2>{escape(part.title)}</h2>\n{_table(part)}" for part in parts)
     listed = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
+    said = f"<p>{escape(legend)}</p>\n" if legend else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(caption)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(caption)}</h1>\n"
-        f'<p>Value <span class="error">± standard error</span>; {escape(legend)}.</p>\n'
-        f'{body}\n<ul class="notes">\n{listed}\n</ul>\n</body>\n</html>\n'
+        f'{said}{body}\n<ul class="notes">\n{listed}\n</ul>\n</body>\n</html>\n'
     )
 
 

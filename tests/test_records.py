@@ -54,3 +54,4 @@ def test_the_page_has_everything(records, tmp_path):
     page, text = ((tmp_path / f"provenance.{kind}").read_text() for kind in ("html", "md"))
     for shown in ("owner/name", COMMIT[:12], "1,234,567", "cdcdcdcdcdcd", "4,096", "efefefefefef", "another, 2 cores"):
         assert shown in page and shown in text
+    assert "standard error" not in page and "<p></p>" not in page
