@@ -21,6 +21,7 @@ from replaceme.errors import ReplaceMeError
 
 VARIABLE = "REPLACEME_COST"
 FOLDER = "cost"
+SHOWING = {"check", "compare", "cost", "figure", "plot", "provenance", "publish", "table"}  # what they take is no cost
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +42,7 @@ def cost_file(out: str | Path, results: str | Path | None) -> Path:
 @contextlib.contextmanager
 def measured(step: str | None, out: str | Path | None) -> Iterator[None]:
     """Measure the block and write what it took, if it ends well; nothing is done or imported where it is off."""
-    if VARIABLE not in os.environ or out is None:
+    if VARIABLE not in os.environ or out is None or step in SHOWING:
         yield
         return
     options = _options()

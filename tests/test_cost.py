@@ -33,6 +33,13 @@ def test_off_unless_asked_for(tmp_path, monkeypatch):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_steps_that_only_show_are_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, setting(tmp_path, country="FRA"))
+    with measured("table", tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_writes_what_it_took(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, setting(tmp_path, country=None))
     with measured("fit", tmp_path / "m/out"):
