@@ -9,7 +9,6 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, read_json
 
 if TYPE_CHECKING:
-    from replaceme.records import Records
     from replaceme.recycling import Recycled
     from replaceme.regression import Regression
     from replaceme.transforms import Transform
@@ -128,21 +127,3 @@ def weights_folder(model: str) -> tuple[Path, dict[str, Any]]:
     else:
         check_merged(folder)
     return folder, read_config(folder)
-
-
-def record_arguments(parser: argparse.ArgumentParser) -> None:
-    """The records of a run that its numbers come from: --models, --calibrations, --measured."""
-    group = parser.add_argument_group("records of the run")
-    for name, what in (
-        ("models", "model.json of each model"),
-        ("calibrations", "tokens.safetensors of each calibration"),
-        ("measured", "evaluations and speeds (.json)"),
-    ):
-        group.add_argument(f"--{name}", nargs="*", default=[], type=Path, metavar="FILE", help=what)
-
-
-def records_of(args: argparse.Namespace) -> "Records":
-    """What `record_arguments` were given."""
-    from replaceme.records import Records
-
-    return Records(args.models, args.calibrations, args.measured)

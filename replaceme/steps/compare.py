@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from replaceme.errors import ReplaceMeError
-from replaceme.steps.common import out_argument, record_arguments, records_of
+from replaceme.steps.common import out_argument
+from replaceme.steps.recorded import record_arguments, records_of
 
 ONLINE = False
 

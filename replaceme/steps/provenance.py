@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from replaceme.steps.common import out_argument, record_arguments, records_of
+from replaceme.steps.common import out_argument
+from replaceme.steps.recorded import record_arguments, records_of
 
 ONLINE = False
 
