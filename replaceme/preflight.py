@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import is_local, local_folder, open_checkpoint, read_config
-from replaceme.config import Config
+from replaceme.config import Config, FigureConfig
+from replaceme.config.figures import COST_MEASURES, MEASURES
 from replaceme.config.sources import made_of, unmixed
+from replaceme.cost import check_country
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
 from replaceme.models import check_calibration, check_cut, check_fit, check_length, is_encoder
 from replaceme.outline import Outline, outline_of
-from replaceme.reference import check_reference
+from replaceme.points import check_published
+from replaceme.reference import check_reference, scaled
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -51,7 +54,59 @@ def local_problems(config: Config) -> list[str]:
                 check_reference(table.reference, table.rows)
         except ReplaceMeError as error:
             lines.append(f"tables.{name}: {error}")
+    if config.cost is not None and config.cost.country is not None:
+        try:
+            check_country(config.cost.country)
+        except ReplaceMeError as error:
+            lines.append(str(error))
+    for name, figure in config.figures.items():
+        lines += [f"figures.{name}.{problem}" for problem in _figure_problems(config, figure)]
     return lines
+
+
+def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
+    """What a figure shows and its tables will not have, and published values that are not in their file."""
+    found = []
+    if figure.needs_cost and config.cost is None:
+        found.append("measures: costs are measured where the section `cost` is set; set it")
+    tables = {name: config.tables[name] for name in figure.tables}
+    for name, table in tables.items():
+        if figure.kind == "heatmap":
+            continue
+        if table.evaluation is None:
+            found.append(f"tables: {name!r} has no evaluation, so there is nothing to show; drop it")
+            continue
+        known = [*MEASURES, *COST_MEASURES, *config.evaluations[table.evaluation].tasks]
+        unknown = [column for column in figure.columns if column not in known]
+        if unknown:
+            found.append(f"measures: {unknown[0]!r} is not measured by table {name!r}; it has {', '.join(known)}")
+    if figure.from_config is not None:
+        section, key = figure.from_config
+        names = {one for table in tables.values() for one in getattr(table, f"{section}s")}
+        values = {one: getattr(getattr(config, f"{section}s")[one], key) for one in sorted(names)}
+        found += [
+            f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
+        ]
+    for what, check in (("measures", _check_measures), ("published", _check_published)):
+        try:
+            check(figure)
+        except ReplaceMeError as error:
+            found.append(f"{what}: {error}")
+    return found
+
+
+def _check_measures(figure: FigureConfig) -> None:
+    for measure in figure.measures:
+        scaled(measure)
+
+
+def _check_published(figure: FigureConfig) -> None:
+    if figure.published is not None:
+        check_published(figure)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model_problems(config: Config, name: str) -> list[str]:

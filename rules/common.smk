@@ -12,6 +12,9 @@ import yaml
 from replaceme.checkpoints import is_local, local_files
 from replaceme.config import FORWARD, REGRESSION
 from replaceme.config import parse as parse_config
+from replaceme.config.cuts import REPRESENTATIONS
+from replaceme.cost import VARIABLE as COST_VARIABLE
+from replaceme.cost import setting as cost_setting
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
 from replaceme.files import sweep_temporaries
@@ -67,6 +70,10 @@ def validated_config():
 
 
 CONFIG = validated_config()
+if (
+    CONFIG.cost is not None
+):  # jobs inherit it; as an option of their commands it would run all of them again
+    os.environ[COST_VARIABLE] = cost_setting("results", **CONFIG.cost.model_dump())
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
@@ -108,6 +115,7 @@ wildcard_constraints:
     fit=any_of(CONFIG.fits),
     evaluation=any_of(CONFIG.evaluations),
     table=any_of(CONFIG.tables),
+    figure=any_of(CONFIG.figures),
     shard=r"\d+",
     shards=r"\d+",
     fit_tokens=r"all|\d+",
@@ -229,6 +237,19 @@ def device_options(wildcards):
 def gpus_of(wildcards):
     """How many GPUs a job takes that runs a model."""
     return GPU * CONFIG.models[wildcards.model].gpus
+
+
+def representations_option(wildcards):
+    """Where a cut, or a figure of this model and text, asks for the distances that are not measured otherwise."""
+    pair = f"{wildcards.model}/{wildcards.calibration}"
+    shown = [
+        name
+        for figure, section in CONFIG.figures.items()
+        if pair in figure_pairs(figure)
+        for name in section.matrices
+    ]
+    wanted = any(cut.of_representations for cut in CONFIG.cuts.values())
+    return "--representations" if wanted or set(shown) & set(REPRESENTATIONS) else ""
 
 
 def evidence_options(inputs):
@@ -398,71 +419,3 @@ def evaluation_files(name):
     if folder is None:
         return []
     return sorted(path for path in Path(folder).rglob("*") if path.suffix in TASK_FILES)
-
-
-def table_rows(table):
-    """The folders that make up a table, without the baselines."""
-    section = CONFIG.tables[table]
-    return expand(
-        "results/{model}/{calibration}/{cut}/{fit}",
-        model=section.models,
-        calibration=section.calibrations,
-        cut=section.cuts,
-        fit=section.fits,
-    )
-
-
-def table_baselines(table):
-    """The baseline folders of a table."""
-    return [f"results/{model}/baseline" for model in CONFIG.tables[table].models]
-
-
-def table_inputs(wildcards):
-    """Everything that a table shows."""
-    evaluation = CONFIG.tables[wildcards.table].evaluation
-    rows, baselines = table_rows(wildcards.table), table_baselines(wildcards.table)
-    return {
-        "evaluations": [
-            f"{folder}/evaluation/{evaluation}.json" for folder in baselines + rows
-        ],
-        "speeds": [f"{folder}/speed.json" for folder in baselines + rows],
-        "fits": [f"{folder}/fit.json" for folder in rows],
-        "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
-    }
-
-
-def table_options(wildcards):
-    """Options of a table."""
-    section = CONFIG.tables[wildcards.table]
-    baselines = " ".join(
-        f"--baseline {folder}" for folder in table_baselines(wildcards.table)
-    )
-    rows = " ".join(table_rows(wildcards.table))
-    return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
-
-
-def reference_options(wildcards):
-    """Options of the comparison of a table with published values."""
-    section = CONFIG.tables[wildcards.table]
-    reference = shlex.quote(section.reference.model_dump_json())
-    return f"--reference {reference} --caption={shlex.quote(section.caption)}"
-
-
-def table_files(name):
-    """A table in all formats, and beside published values where it has such; without an evaluation its models."""
-    table = CONFIG.tables[name]
-    if not table.evaluation:
-        return [f"{row}/model/replaceme.json" for row in table_rows(name)]
-    kinds = ["csv", "md", "html", "tex", "svg"]
-    compared = ["published.csv", "published.md"] if table.reference else []
-    return [f"results/tables/{name}.{kind}" for kind in kinds + compared]
-
-
-def figure_files():
-    """The distances of every model and calibration, and the choice of every cut, that a table uses."""
-    rows = [Path(row) for table in CONFIG.tables for row in table_rows(table)]
-    chosen = {row.parent for row in rows if CONFIG.cuts[row.parent.name].start is None}
-    return sorted(
-        {f"{row.parents[1]}/distances.svg" for row in rows}
-        | {f"{folder}/cut.svg" for folder in chosen}
-    )

@@ -55,6 +55,50 @@ def test_a_reference_that_does_not_belong_to_its_table(llama):
             check_inputs(config(llama, {"reference": {**paper, **change}}), "x")
 
 
+def with_figure(source, cost=None, **figure):
+    """The config with one figure of its table."""
+    raw = {**copy.deepcopy(BASE), "figures": {"f": {"tables": ["main"], **figure}}, "cost": cost}
+    raw["models"]["a"]["source"] = str(source)
+    raw["fits"]["auto"] = {"ridge": "auto"}
+    raw["calibrations"]["micro"]["shards"] = 2
+    return parse(raw)
+
+
+def test_figures_that_can_be_made(llama):
+    check_inputs(with_figure(llama, kind="lines", x="cut.blocks", measures=["piqa * 100", "perplexity"]), "x")
+    check_inputs(with_figure(llama, kind="bars", measures=["seconds"], cost={}), "x")
+
+
+PUBLISHED = {"file": "resources/paper/figure4.csv", "label": "method", "columns": {"average": "relative_time"}}
+
+
+@pytest.mark.parametrize(
+    ("figure", "line"),
+    [
+        (
+            {"measures": ["boolq"]},
+            r"x: figures.f.measures: 'boolq' is not measured by table 'main'; it has average, rp",
+        ),
+        ({"measures": ["seconds"]}, "x: figures.f.measures: costs are measured where the section `cost` is set"),
+        ({"x": "fit.rank"}, "x: figures.f.x: fit 'ls' has no number under rank"),
+        (
+            {"kind": "bars", "measures": ["average"], "published": PUBLISHED},
+            "x: figures.f.published: resources/paper/figure4.csv: no column 'relative_time'; it has method",
+        ),
+        ({"measures": ["average * much"]}, "x: figures.f.measures: 'average \\* much' is no measure"),
+    ],
+)
+def test_figures_that_cannot_be_made(llama, figure, line):
+    with pytest.raises(ReplaceMeError, match=line):
+        check_inputs(with_figure(llama, **{"kind": "lines", **figure}), "x")
+
+
+def test_costs_of_a_country_that_is_none(llama):
+    pytest.importorskip("codecarbon")
+    with pytest.raises(ReplaceMeError, match=r"x: cost\.country: 'XYZ' is no country"):
+        check_inputs(with_figure(llama, kind="lines", cost={"country": "XYZ"}), "x")
+
+
 def test_hub_models_are_not_looked_at():
     check_inputs(config("owner/name"), "x")
 

@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 
 from replaceme.config.base import NAME, Name, Strict
 from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
+from replaceme.config.cost import CostConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
+from replaceme.config.figures import FigureConfig, dangling_figures
 from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.config.reference import ReferenceConfig
 from replaceme.config.sources import source_problems
@@ -22,12 +24,13 @@ from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
 
 __all__ = [
-    "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig",
-    "GenerationConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "load", "parse",
+    "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CostConfig", "CutConfig", "EvaluationConfig",
+    "FigureConfig", "FitConfig", "GenerationConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig",
+    "TaskConfig", "load", "parse",
 ]  # fmt: skip
 
 RESERVED = {
-    "models": {"benchmarks", "logs", "published", "tables"},
+    "models": {"benchmarks", "cost", "figures", "logs", "published", "tables"},
     "calibrations": {"baseline"},
     "cuts": {"candidates"},
     "fits": {"gram", "rows"},
@@ -71,6 +74,8 @@ class Config(Strict):
     evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
+    figures: dict[Name, FigureConfig] = Field({}, description="Figures by name.")
+    cost: CostConfig | None = Field(None, description="Measurement of the run itself; null: none.")
 
 
 # the keys of a table that hold names, and the sections that define those
@@ -110,7 +115,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
-    return lines
+    return lines + dangling_figures(raw)
 
 
 def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
