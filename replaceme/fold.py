@@ -12,8 +12,9 @@ A transform of placement `block` changes no weight: it is written as a linear la
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -103,18 +104,31 @@ def merge(
     layers = layers_of(checkpoint, groups, transforms)
     if layers:
         check_architecture(checkpoint)
+    constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
+    biased = constants and not checkpoint.family.has_bias
+    config = pruned_config(with_derived_lists(checkpoint), groups)
+    if biased:
+        config[checkpoint.family.bias_switch] = True
+    if layers:
+        names = [_new_name(checkpoint, name, groups) for tensors in layers.values() for name in tensors]
+        config = separate_config(config, names)
+    with written(checkpoint, config, out, provenance, card) as folder:
+        write_shards(checkpoint, groups, edits, layers, folder, biased)
+        if layers:
+            shutil.copyfile(CODE, folder / CODE.name)
+
+
+@contextmanager
+def written(
+    checkpoint: Checkpoint, config: dict[str, Any], out: str | Path, provenance: dict[str, Any], card: str | None
+) -> Iterator[Path]:
+    """A folder that becomes `out` when the block, which writes the weights into it, succeeds.
+
+    What else a checkpoint made from another needs is written here: config, companions, model card, and replaceme.json.
+    """
     with replacing(out) as folder:
         folder.mkdir()
-        constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
-        biased = constants and not checkpoint.family.has_bias
-        _write_shards(checkpoint, groups, edits, layers, folder, biased)
-        config = pruned_config(with_derived_lists(checkpoint), groups)
-        if biased:
-            config[checkpoint.family.bias_switch] = True
-        if layers:
-            names = [_new_name(checkpoint, name, groups) for tensors in layers.values() for name in tensors]
-            config = separate_config(config, names)
-            shutil.copyfile(CODE, folder / CODE.name)
+        yield folder
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in checkpoint.companions():
             shutil.copyfile(path, folder / path.name)
@@ -202,7 +216,7 @@ def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> d
         if family.post_norm is not None:
             edits |= _normed_fold(checkpoint, prefix, transform)
         else:
-            edits |= _plain_fold(checkpoint, down, transform)
+            edits |= plain_fold(checkpoint, down, transform)
     return edits
 
 
@@ -210,7 +224,8 @@ def _bias_of(weight: str) -> str:
     return weight.removesuffix("weight") + "bias"
 
 
-def _plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
+def plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
+    """What T does to a down projection of this name and to its bias, whatever follows it."""
     family, matrix, refitted = checkpoint.family, transform.matrix, transform.placement == "down_proj"
     if transform.intercept is not None and family.has_bias and _bias_of(down) not in checkpoint.tensors:
         raise ReplaceMeError(f"{checkpoint.folder}: no tensor {_bias_of(down)}, into which the intercept should go")
@@ -276,7 +291,7 @@ def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> 
     return tensors | {name: bias for name, bias in added.items() if name not in checkpoint.tensors}
 
 
-def _write_shards(
+def write_shards(
     checkpoint: Checkpoint,
     groups: Sequence[tuple[int, int]],
     edits: dict[str, Edit],
@@ -284,6 +299,10 @@ def _write_shards(
     folder: Path,
     biased: bool,
 ) -> None:
+    """Write the kept tensors of a checkpoint, edited and renumbered, to shards in `folder`, with their index.
+
+    `layers` has new tensors by the one beside which they go; `biased`: MLPs get biases of zero.
+    """
     kept = [name for name in checkpoint.tensors if _new_name(checkpoint, name, groups) is not None]
     shards = [shard for shard in checkpoint.shards if any(checkpoint.tensors[name][0] == shard for name in kept)]
     weight_map, total = {}, 0
