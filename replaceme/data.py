@@ -2,9 +2,9 @@
 
 For images see `images`.
 
-Sources: `micro` (the embedded generator), local .txt, .jsonl and .parquet files, and Hub datasets (streamed). Two ways
-to make sequences: `pack` joins documents and cuts full sequences; otherwise each document is one sequence, truncated or
-right-padded, and the padding is masked in every later step.
+Sources: `micro` and `micro-training` (the embedded generator; they share no document), local .txt, .jsonl and .parquet
+files, and Hub datasets (streamed). Two ways to make sequences: `pack` joins documents and cuts full sequences;
+otherwise each document is one sequence, truncated or right-padded, and the padding is masked in every later step.
 """
 
 import itertools
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+GENERATED = ("micro", "micro-training")
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SHUFFLE_BUFFER = 10_000  # records held while shuffling a stream
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
@@ -101,12 +102,12 @@ def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None,
 
 def packs(config: CalibrationConfig) -> bool:
     """Whether documents are joined: as configured, else for the generator and for plain text."""
-    return config.pack if config.pack is not None else config.dataset == "micro" or config.dataset.endswith(".txt")
+    return config.pack if config.pack is not None else config.dataset in GENERATED or config.dataset.endswith(".txt")
 
 
 def is_local(dataset: str) -> bool:
-    """Whether a dataset is a file rather than `micro` or a Hub id."""
-    return dataset != "micro" and (Path(dataset).suffix in READERS or Path(dataset).exists())
+    """Whether a dataset is a file rather than generated or a Hub id."""
+    return dataset not in GENERATED and (Path(dataset).suffix in READERS or Path(dataset).exists())
 
 
 def check_source(config: CalibrationConfig) -> None:
@@ -134,6 +135,10 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
         from replaceme.micro.world import documents
 
         return documents(config.seed)
+    if config.dataset == "micro-training":
+        from replaceme.micro.world import training_documents
+
+        return training_documents(config.seed)
     if config.dataset.endswith(".txt"):
         try:
             return iter([Path(config.dataset).read_text(encoding="utf-8")])

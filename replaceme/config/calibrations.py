@@ -18,7 +18,9 @@ class CalibrationConfig(Strict):
     """The text, or for encoders the images, on which hidden states are observed."""
 
     dataset: str | None = Field(
-        None, description="`micro` (the embedded generator), a .txt, .jsonl or .parquet file, or a Hub dataset id."
+        None,
+        description="`micro` (the embedded generator; `micro-training`: its text to train on), a .txt, .jsonl or "
+        ".parquet file, or a Hub dataset id.",
     )
     images: str | None = Field(
         None,
