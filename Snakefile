@@ -19,6 +19,7 @@ include: "rules/cut.smk"
 include: "rules/fit.smk"
 include: "rules/merge.smk"
 include: "rules/evaluate.smk"
+include: "rules/heal.smk"
 include: "rules/report.smk"
 
 

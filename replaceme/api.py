@@ -1,4 +1,4 @@
-"""`replaceme.prune`: a model and some text in, a shorter checkpoint out, in one process and without Snakemake.
+"""`replaceme.prune` and `replaceme.heal`: a model and some text in, a checkpoint out, without Snakemake.
 
 The same functions as the steps, called one after another: tokens -> distances or candidates -> cut -> gram -> fit ->
 fold -> verify.
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import model_sha256, read_config, resolve
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 
@@ -90,6 +90,31 @@ def prune(
     return provenance
 
 
+def heal(
+    folder: str | Path,
+    calibration: CalibrationConfig | None = None,
+    *,
+    out: str | Path,
+    training: TrainingConfig,
+    texts: Iterable[str] | str | Path | None = None,
+    device: str = "auto",
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Train the checkpoint that `prune` or `merge` wrote to `folder`, and save the result to folder `out`.
+
+    Text as for `prune`. `training` says what is trained, for how long and how; an interrupted call goes on where it was
+    when it is made again. Returns the report: options, losses (nats per token), checks (None without `verify`).
+    Raises ReplaceMeError on bad input, and when the result is not right.
+    """
+    from replaceme.healing import Output, heal_checkpoint
+    from replaceme.models import longest_sequence, pick_device
+
+    longest = longest_sequence(read_config(folder), str(folder))
+    calibration, texts = _calibration(calibration, texts, None, longest)
+    tokens, metadata = _tokens(calibration, texts, str(folder))
+    return heal_checkpoint(folder, tokens, metadata, training, Output(out, verify=verify), pick_device(device))
+
+
 def _calibration(
     calibration: CalibrationConfig | None,
     texts: Iterable[str] | str | Path | None,
@@ -98,7 +123,7 @@ def _calibration(
 ) -> tuple[CalibrationConfig, list[str] | None]:
     """The calibration section, and the texts where they were given as strings."""
     if sum(given is not None for given in (calibration, texts, images)) != 1:
-        raise ReplaceMeError("prune: give either texts or calibration (for an encoder: images or calibration)")
+        raise ReplaceMeError("give either texts or calibration (for an encoder: images or calibration)")
     if calibration is not None:
         return calibration, None
     if images is not None:

@@ -24,6 +24,30 @@ removed without training, {fit}.
 `replaceme.json` holds the SHA-256 of every file here and of every file of the source.
 """
 
+HEALED = """---
+{metadata}---
+# {source}, {removed} blocks shorter and healed
+
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
+removed, {fit}.
+Then {trained}, in {steps} steps on {text}.
+The architecture is unchanged: load it as you load the original.
+
+| | |
+|---|---|
+| source | {source} ({revision}) |
+| shortened | {merged} |
+| training | {training} |
+| versions | {versions} |
+
+`replaceme.json` holds the SHA-256 of every file here and of every file of the shortened model.
+"""
+
+TRAINED = {
+    "transform": "the linear map at each place was trained",
+    "lora": "adapters were trained and merged into the weights",
+    "full": "all weights were trained",
+}
 LICENCE = ("license", "license_name", "license_link")
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
@@ -59,6 +83,31 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         loading=LOADING_SEPARATE if separate else LOADING,
         metric=cut["metric"],
         report=", ".join(f"{key} {_short(value)}" for key, value in fit.items() if not isinstance(value, list)),
+        versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
+    )
+
+
+def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
+    """Markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
+    source, cut, healing = provenance["original"], provenance["cut"], provenance["healing"]
+    put = "and nothing was put in their place (UIDL)"
+    if provenance["placement"] is not None:
+        put = "and a linear map was fitted in place of each run of them"
+    text = provenance["origin"]["text"]
+    return HEALED.format(
+        metadata=_metadata(source, licence),
+        source=source["source"],
+        revision=source["revision"] or "local folder",
+        merged=provenance["source"]["source"],
+        removed=cut["blocks"],
+        span=described(cut),
+        final=cut["num_blocks"] - 1,
+        version=provenance["versions"]["replaceme"],
+        fit=put,
+        trained=TRAINED[healing["train"]],
+        steps=healing["steps"],
+        text=text["dataset"],
+        training=", ".join(f"{key} {_short(value)}" for key, value in healing.items()),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import Checkpoint, is_local, local_folder, open_checkpoint, read_config
-from replaceme.config import Config, CutConfig
+from replaceme.config import Config, CutConfig, TableConfig
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
@@ -23,11 +23,12 @@ def check_inputs(config: Config, origin: str) -> None:
     for name in sorted({model for table in tables for model in table.models}):
         if is_local(config.models[name].source):
             lines += _model_problems(config, name)
-    for name in sorted({calibration for table in tables for calibration in table.calibrations}):
+    for name in sorted({one for table in tables for one in [*table.calibrations, *_texts(config, table)]}):
         try:
             check_source(config.calibrations[name])
         except ReplaceMeError as error:
             lines.append(f"calibrations.{name}: {error}")
+    lines += _healing_problems(config)
     for name in sorted({table.evaluation for table in tables if table.evaluation is not None}):
         include = config.evaluations[name].include
         if include is not None and not Path(include).is_dir():
@@ -40,6 +41,31 @@ def check_inputs(config: Config, origin: str) -> None:
             lines.append(f"tables.{name}: {error}")
     if lines:
         raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
+
+
+def _texts(config: Config, table: TableConfig) -> list[str]:
+    """The calibrations whose text the healings of a table train on."""
+    return [config.healings[name].text for name in table.healings]
+
+
+def _healing_problems(config: Config) -> list[str]:
+    """Healings of a table that have no text, too little of it, or fits that cannot be trained."""
+    found = []
+    for table_name, table in config.tables.items():
+        for name in table.healings:
+            healing = config.healings[name]
+            text = config.calibrations[healing.text]
+            where = f"healings.{name} on calibrations.{healing.text}"
+            if text.images is not None:
+                found.append(f"{where}: images, but a healing trains on text; name a calibration with a dataset")
+            elif text.samples <= healing.held_out:
+                found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
+        layers = [fit for fit in table.fits if table.healings and config.fits[fit].placement == "block"]
+        found += [
+            f"tables.{table_name}: fit {fit!r} adds layers (placement block), which cannot be healed; drop one"
+            for fit in layers
+        ]
+    return list(dict.fromkeys(found))
 
 
 def _model_problems(config: Config, name: str) -> list[str]:
@@ -58,7 +84,8 @@ def _model_problems(config: Config, name: str) -> list[str]:
             _check_size(config.cuts[cut_name], checkpoint)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
-    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for table in tables for one in table.calibrations}
+    used = [one for table in tables for one in [*table.calibrations, *_texts(config, table)]]
+    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in used}
     lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
     for where, tokens in sorted(lengths.items()):
         try:
@@ -86,6 +113,8 @@ def _encoder_problems(config: Config, name: str, checkpoint: Checkpoint) -> list
     for key, table in tables.items():
         if is_encoder(checkpoint.config) and table.evaluation is not None:
             found.append(f"tables.{key}: {source}: an encoder of images, which no evaluation measures; drop it")
+        if is_encoder(checkpoint.config) and table.healings:
+            found.append(f"tables.{key}: {source}: an encoder of images, which has no loss to heal by; drop healings")
     return found
 
 

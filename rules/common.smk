@@ -10,7 +10,7 @@ import sys
 import yaml
 
 from replaceme.checkpoints import is_local, local_files
-from replaceme.config import REGRESSION
+from replaceme.config import REGRESSION, TrainingConfig
 from replaceme.config import parse as parse_config
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
@@ -20,6 +20,7 @@ from replaceme.gpu import visible
 from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
+from replaceme.tables import HEALED
 from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -70,6 +71,7 @@ LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
 VLLM_GPU = GPU * (importlib.util.find_spec("vllm") is not None)
+TRAINING = tuple(TrainingConfig.model_fields)
 TASK_FILES = {".yaml", ".py", ".jsonl", ".json", ".csv", ".txt", ".parquet", ".arrow"}
 
 # without this limit `gpu: 1` would limit nothing; clusters count their own devices
@@ -98,6 +100,7 @@ wildcard_constraints:
     calibration=any_of(CONFIG.calibrations),
     cut=any_of(CONFIG.cuts),
     fit=any_of(CONFIG.fits),
+    healing=any_of(CONFIG.healings),
     evaluation=any_of(CONFIG.evaluations),
     table=any_of(CONFIG.tables),
     shard=r"\d+",
@@ -323,7 +326,7 @@ def evaluation_files(name):
 
 
 def table_rows(table):
-    """The folders that make up a table, without the baselines."""
+    """The folders of the fits of a table."""
     section = CONFIG.tables[table]
     return expand(
         "results/{model}/{calibration}/{cut}/{fit}",
@@ -332,6 +335,22 @@ def table_rows(table):
         cut=section.cuts,
         fit=section.fits,
     )
+
+
+def measured_rows(table):
+    """The folders that make up a table, without the baselines: each fit, and after it its healings."""
+    names = CONFIG.tables[table].healings
+    return [
+        folder
+        for fit in table_rows(table)
+        for folder in [fit, *(f"{fit}/{HEALED}/{name}" for name in names)]
+    ]
+
+
+def healing_tokens(wildcards):
+    """The token file of the text that a healing trains on."""
+    text = CONFIG.healings[wildcards.healing].text
+    return f"results/{wildcards.model}/{text}/tokens.safetensors"
 
 
 def table_baselines(table):
@@ -343,11 +362,12 @@ def table_inputs(wildcards):
     """Everything that a table shows."""
     evaluation = CONFIG.tables[wildcards.table].evaluation
     rows, baselines = table_rows(wildcards.table), table_baselines(wildcards.table)
+    measured = baselines + measured_rows(wildcards.table)
     return {
         "evaluations": [
-            f"{folder}/evaluation/{evaluation}.json" for folder in baselines + rows
+            f"{folder}/evaluation/{evaluation}.json" for folder in measured
         ],
-        "speeds": [f"{folder}/speed.json" for folder in baselines + rows],
+        "speeds": [f"{folder}/speed.json" for folder in measured],
         "fits": [f"{folder}/fit.json" for folder in rows],
         "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
     }
@@ -359,7 +379,7 @@ def table_options(wildcards):
     baselines = " ".join(
         f"--baseline {folder}" for folder in table_baselines(wildcards.table)
     )
-    rows = " ".join(table_rows(wildcards.table))
+    rows = " ".join(measured_rows(wildcards.table))
     return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
 
 
@@ -374,17 +394,23 @@ def table_files(name):
     """A table in all formats, and beside published values where it has such; without an evaluation its models."""
     table = CONFIG.tables[name]
     if not table.evaluation:
-        return [f"{row}/model/replaceme.json" for row in table_rows(name)]
+        return [f"{row}/model/replaceme.json" for row in measured_rows(name)]
     kinds = ["csv", "md", "html", "tex", "svg"]
     compared = ["published.csv", "published.md"] if table.reference else []
     return [f"results/tables/{name}.{kind}" for kind in kinds + compared]
 
 
 def figure_files():
-    """The distances of every model and calibration, and the choice of every cut, that a table uses."""
+    """The distances of every model and calibration, the choice of every cut, and the healings that a table uses."""
     rows = [Path(row) for table in CONFIG.tables for row in table_rows(table)]
     chosen = {row.parent for row in rows if CONFIG.cuts[row.parent.name].start is None}
     return sorted(
         {f"{row.parents[1]}/distances.svg" for row in rows}
         | {f"{folder}/cut.svg" for folder in chosen}
+        | {
+            f"{row}/healing.svg"
+            for table in CONFIG.tables
+            for row in measured_rows(table)
+            if Path(row).parent.name == HEALED
+        }
     )

@@ -15,14 +15,15 @@ from replaceme.config.calibrations import CalibrationConfig, ModelConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
 from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.config.healings import HealingConfig, TrainingConfig
 from replaceme.config.reference import ReferenceConfig
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
 
 __all__ = [
-    "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig", "ModelConfig",
-    "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "load", "parse",
+    "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig", "HealingConfig",
+    "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "TrainingConfig", "load", "parse",
 ]  # fmt: skip
 
 RESERVED = {
@@ -40,6 +41,7 @@ class TableConfig(Strict):
     calibrations: list[str] = Field(min_length=1, description="Names under `calibrations`.")
     cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
     fits: list[str] = Field(min_length=1, description="Names under `fits`.")
+    healings: list[str] = Field([], description="Names under `healings`; each row comes unhealed too.")
     evaluation: str | None = Field(
         description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
     )
@@ -54,9 +56,9 @@ class TableConfig(Strict):
 
     @property
     def rows(self) -> list[str]:
-        """Its rows, `model` for a baseline and `model/calibration/cut/fit`."""
-        parts = (self.models, self.calibrations, self.cuts, self.fits)
-        return [*self.models, *("/".join(names) for names in product(*parts))]
+        """Its rows: `model` for a baseline, `model/calibration/cut/fit`, and the same with `/healing`."""
+        parts = (self.models, self.calibrations, self.cuts, self.fits, ["", *self.healings])
+        return [*self.models, *("/".join(filter(None, names)) for names in product(*parts))]
 
 
 class Config(Strict):
@@ -67,6 +69,7 @@ class Config(Strict):
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
     cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
     fits: dict[Name, FitConfig] = Field(min_length=1, description="Fits by name.")
+    healings: dict[Name, HealingConfig] = Field({}, description="Healings by name.")
     evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
@@ -78,8 +81,10 @@ REFERENCES = {
     "calibrations": "calibrations",
     "cuts": "cuts",
     "fits": "fits",
+    "healings": "healings",
     "evaluation": "evaluations",
 }
+OPTIONAL = ("healings", "evaluations")  # sections that may be left out
 
 
 def parse(raw: Any, origin: str = "config.yaml") -> Config:
@@ -102,13 +107,25 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():
             names = [table.get(key)] if key == "evaluation" else table.get(key)
-            # a missing section is an error of its own, but for the one that may be left out
-            checked = _section(raw, section) or (section == "evaluations" and not raw.get(section))
+            # a missing section is an error of its own, but for those that may be left out
+            checked = _section(raw, section) or (section in OPTIONAL and not raw.get(section))
             if isinstance(names, list) and checked:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
-    return lines
+    return lines + _texts(raw)
+
+
+def _texts(raw: dict) -> list[str]:
+    """Texts of healings that nothing defines."""
+    calibrations = _section(raw, "calibrations")
+    texts = {name: _entry(raw, "healings", name).get("text") for name in _section(raw, "healings")}
+    given = {name: text for name, text in texts.items() if isinstance(text, str) and calibrations}
+    return [
+        line
+        for name, text in given.items()
+        for line in _dangling(f"healings.{printable(name)}.text", [text], "calibrations", calibrations)
+    ]
 
 
 def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
