@@ -122,15 +122,25 @@ def _training(model: "nn.Module", options: TrainingConfig, device: torch.device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     model.train()
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _recompute(model)
     try:
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        if options.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
-        model.eval()
+        model.eval()  # which also ends the recomputing
+
+
+def _recompute(model: "nn.Module") -> None:
+    """Have the blocks keep no activations in training."""
+    # newer versions of transformers have the one, older ones the other
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ReplaceMeError(f"healing: {error}; set `gradient_checkpointing: false`") from error
+    # transformers would have a gradient flow to the embeddings too, past all that is trained
+    model.disable_input_require_grads()
 
 
 def _optimiser(trained: Trainable, options: TrainingConfig) -> torch.optim.AdamW:

@@ -119,7 +119,7 @@ def _adapters(model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfi
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=options.lora_dropout, target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        inject_adapter_in_model(config, model)
+        inject_adapter_in_model(config, model).eval()  # adapters come with their dropout on
     found = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
     for parameter in found.values():
         parameter.data = parameter.data.float()
