@@ -10,25 +10,24 @@ Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones
 A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
 """
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
-from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint, with_derived_lists
+from replaceme.checkpoint_folder import check_out, complete
+from replaceme.checkpoints import Checkpoint, open_checkpoint, with_derived_lists
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
+from replaceme.files import replacing
 from replaceme.models import Family, check_fit, pruned_config
-from replaceme.progress import progress
 from replaceme.provenance import versions
 from replaceme.separate import CODE, check_architecture, layers_of, separate_config
+from replaceme.shards import Changes, Edit, Shards
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +35,13 @@ if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.transforms import Transform
 
-SHARDS_AT_ONCE = 3  # in memory
-Edit = Callable[["torch.Tensor"], "torch.Tensor"]
-
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
-    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden]."""
-    return (transform.double().T @ weight.double()).to(weight.dtype)
+    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden].
+
+    Formed where T is, returned where W is.
+    """
+    return (transform.double().T @ weight.to(transform.device).double()).to(weight)
 
 
 def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform: "torch.Tensor") -> "torch.Tensor":
@@ -50,10 +49,10 @@ def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform:
 
     Without gains the transform is a down projection [intermediate, hidden] itself, and the result `c T^T`.
     """
-    folded = transform.double().T
+    folded, given = transform.double().T, weight.to(transform.device).double()
     if gains is not None:
-        folded = folded @ (gains.double()[:, None] * weight.double())
-    return (folded * (weight.double().norm() / folded.norm())).to(weight.dtype)
+        folded = folded @ (gains.to(given)[:, None] * given)
+    return (folded * (given.norm() / folded.norm())).to(weight)
 
 
 def write_pruned(
@@ -68,6 +67,18 @@ def write_pruned(
     `transforms` has one for each group of the cut; `origin` the hashes of what they were fitted on. Errors as in
     `merge`.
     """
+    with merging(record["folder"], out, record["files"]) as merger:
+        return finish_pruned(merger, record, cut, transforms, origin)
+
+
+def finish_pruned(
+    merger: "Merger",
+    record: dict[str, Any],
+    cut: dict[str, Any],
+    transforms: "Sequence[Transform]",
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """`write_pruned` by a merger that may have begun already."""
     from replaceme.transforms import joint_report
 
     provenance = {
@@ -78,7 +89,7 @@ def write_pruned(
         "origin": origin,
         "versions": versions(),
     }
-    merge(record["folder"], cut, transforms, out, provenance, model_card(provenance, licence_of(record["folder"])))
+    merger.finish(cut, transforms, provenance, model_card(provenance, licence_of(record["folder"])))
     return provenance
 
 
@@ -96,67 +107,89 @@ def merge(
     model card (README.md). Raises ReplaceMeError when the architecture cannot carry a transform, or the cut and the
     transforms do not belong to this model.
     """
-    check_out(source, out)
-    checkpoint = open_checkpoint(source)
-    groups = groups_of(cut)
-    _check(checkpoint, cut, transforms)
-    edits = _edits(checkpoint, groups, transforms)
-    layers = layers_of(checkpoint, groups, transforms)
-    if layers:
-        check_architecture(checkpoint)
-    constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
-    biased = constants and not checkpoint.family.has_bias
-    config = pruned_config(with_derived_lists(checkpoint), groups)
-    if biased:
-        config[checkpoint.family.bias_switch] = True
-    if layers:
-        names = [_new_name(checkpoint, name, groups) for tensors in layers.values() for name in tensors]
-        config = separate_config(config, names)
-    with written(checkpoint, config, out, provenance, card) as folder:
-        write_shards(checkpoint, groups, edits, layers, folder, biased)
-        if layers:
-            shutil.copyfile(CODE, folder / CODE.name)
+    with merging(source, out) as merger:
+        merger.finish(cut, transforms, provenance, card)
 
 
 @contextmanager
-def written(
-    checkpoint: Checkpoint, config: dict[str, Any], out: str | Path, provenance: dict[str, Any], card: str | None
-) -> Iterator[Path]:
-    """A folder that becomes `out` when the block, which writes the weights into it, succeeds.
+def merging(
+    source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
+) -> "Iterator[Merger]":
+    """Within it a pruned checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards.
 
-    What else a checkpoint made from another needs is written here: config, companions, model card, and replaceme.json.
+    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed.
     """
-    with replacing(out) as folder:
-        folder.mkdir()
-        yield folder
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for path in checkpoint.companions():
-            shutil.copyfile(path, folder / path.name)
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        record = {**provenance, "files": sha256_of_all(folder.iterdir())}
-        (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    check_out(source, out)
+    with ExitStack() as stack:
+        merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
+        yield merger
+        if not merger.finished:
+            raise RuntimeError(f"{out}: a merge was begun and not finished")
 
 
-def check_out(source: str | Path, out: str | Path) -> None:
-    """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
+class Merger:
+    """Writes a pruned checkpoint: what no transform changes as soon as the cut is known, the rest when they are."""
 
-    The folder is replaced as a whole, so neither the source nor somebody's own files may be in it.
-    """
-    out = Path(out)
-    if Path(source).resolve().is_relative_to(out.resolve()):
-        raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
-    if not out.is_dir():
-        return
-    patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
-    ours = {path for pattern in patterns for path in out.glob(pattern)}
-    if (out / "replaceme.json").is_file():
-        ours |= {out / "replaceme.json", out / "config.json"}
-    foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
-    if foreign:
-        raise ReplaceMeError(
-            f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
-        )
+    def __init__(
+        self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
+    ) -> None:
+        self.checkpoint, self._out, self._stack, self._known, self._device = checkpoint, out, stack, known, device
+        self.finished = False
+        self._folder: Path | None = None
+        self._shards: Shards | None = None
+
+    def begin(self, groups: Sequence[tuple[int, int]]) -> None:
+        """Start to copy the shards that the transforms of these groups leave as they are; another cut may come yet."""
+        self._begun(groups).copy()
+
+    def _begun(self, groups: Sequence[tuple[int, int]]) -> "Shards":
+        if self._folder is None:
+            self._folder = self._stack.enter_context(replacing(self._out))
+            self._folder.mkdir()
+        if self._shards is None or self._shards.groups != list(groups):
+            self.drop()
+            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
+            self._stack.callback(self._shards.stop)
+        return self._shards
+
+    def drop(self) -> None:
+        """Remove what was begun."""
+        if self._shards is not None:
+            self._shards.stop()
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._shards = None
+
+    def finish(
+        self,
+        cut: dict[str, Any],
+        transforms: "Sequence[Transform]",
+        provenance: dict[str, Any],
+        card: str | None = None,
+    ) -> None:
+        """Write the rest; errors as in `merge`."""
+        checkpoint, groups = self.checkpoint, groups_of(cut)
+        _check(checkpoint, cut, transforms)
+        edits = _edits(checkpoint, groups, [one.to(self._device) for one in transforms])
+        layers = layers_of(checkpoint, groups, transforms)
+        if layers:
+            check_architecture(checkpoint)
+        constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
+        biased = constants and not checkpoint.family.has_bias
+        if biased or layers:
+            self.drop()  # tensors are added to shards that were begun
+        shards = self._begun(groups)
+        folder = self._folder
+        digests = shards.write(Changes(edits, layers, biased))
+        config = pruned_config(with_derived_lists(checkpoint), groups)
+        if biased:
+            config[checkpoint.family.bias_switch] = True
+        if layers:
+            names = [shards.renamed(name) for tensors in layers.values() for name in tensors]
+            config = separate_config(config, names)
+            shutil.copyfile(CODE, folder / CODE.name)
+        complete(folder, checkpoint, config, digests, provenance, card)
+        self.finished = True
 
 
 def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:
@@ -232,16 +265,16 @@ def plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dic
 
     def weight(given: "torch.Tensor") -> "torch.Tensor":
         if refitted:
-            return (matrix.T / family.multiplier).to(given.dtype)
+            return (matrix.T / family.multiplier).to(given)
         return fold(given, matrix)
 
     def oriented(given: "torch.Tensor") -> "torch.Tensor":
         return (weight(given.T).T if family.transposed else weight(given)).contiguous()
 
     def bias(given: "torch.Tensor") -> "torch.Tensor":
-        folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.double() @ matrix
+        folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.to(matrix) @ matrix
         constant = 0.0 if transform.intercept is None else transform.intercept / family.multiplier
-        return (folded + constant).to(given.dtype)
+        return (folded + constant).to(given)
 
     return {down: oriented, _bias_of(down): bias}
 
@@ -278,64 +311,3 @@ def _recycling(family: Family, carrier: str, recycled: "Recycled") -> dict[str, 
         for name, values in ((family.gate, recycled.gate), (family.up, recycled.up)):
             edits[name], edits[_bias_of(name)] = rows((0, values)), rows((0, zero))
     return {carrier + name: edit for name, edit in edits.items()}
-
-
-def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Zero biases beside the weights of a shard that have none, for the layers that the family's switch gives them."""
-    layers = tuple(f".{layer}.weight" for layer in checkpoint.family.biased)
-    added = {
-        name.removesuffix("weight") + "bias": weight.new_zeros(len(weight))
-        for name, weight in tensors.items()
-        if checkpoint.family.block_of(name) is not None and name.endswith(layers)
-    }
-    return tensors | {name: bias for name, bias in added.items() if name not in checkpoint.tensors}
-
-
-def write_shards(
-    checkpoint: Checkpoint,
-    groups: Sequence[tuple[int, int]],
-    edits: dict[str, Edit],
-    layers: "dict[str, dict[str, torch.Tensor]]",
-    folder: Path,
-    biased: bool,
-) -> None:
-    """Write the kept tensors of a checkpoint, edited and renumbered, to shards in `folder`, with their index.
-
-    `layers` has new tensors by the one beside which they go; `biased`: MLPs get biases of zero.
-    """
-    kept = [name for name in checkpoint.tensors if _new_name(checkpoint, name, groups) is not None]
-    shards = [shard for shard in checkpoint.shards if any(checkpoint.tensors[name][0] == shard for name in kept)]
-    weight_map, total = {}, 0
-
-    def write(number: int, shard: str) -> tuple[str, list[str], int]:
-        tensors = checkpoint.read(name for name in kept if checkpoint.tensors[name][0] == shard)
-        if biased:
-            tensors = _with_biases(checkpoint, tensors)
-        near = [name for name in layers if name in tensors]
-        new = {name: one.to(tensors[at].dtype) for at in near for name, one in layers[at].items()}
-        tensors = {name: edits[name](tensor) if name in edits else tensor for name, tensor in tensors.items()} | new
-        tensors = {_new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, tensors, {"format": "pt"})
-        sync(folder / file)  # now, so that the disk is at work while the next shard is read
-        return file, list(tensors), sum(tensor.nbytes for tensor in tensors.values())
-
-    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
-        written = threads.map(write, range(1, len(shards) + 1), shards)
-        for file, names, size in progress(written, "folding", len(shards), "shard"):
-            weight_map |= dict.fromkeys(names, file)
-            total += size
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _new_name(checkpoint: Checkpoint, name: str, groups: Sequence[tuple[int, int]]) -> str | None:
-    """A tensor's name in the pruned checkpoint, or None when its block goes."""
-    block = checkpoint.family.block_of(name)
-    if block is None:
-        return name
-    if any(start <= block < end for start, end in groups):
-        return None
-    gone = sum(end - start for start, end in groups if end <= block)
-    return checkpoint.family.renamed(name, block - gone) if gone else name

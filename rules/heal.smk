@@ -16,18 +16,18 @@ rule heal:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/healed/{healing}/heal.tsv"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus_of,
     params:
         source=lambda wildcards, input: Path(input.merged).parent,
         folder=lambda wildcards, output: Path(output.record).parent,
         options=lambda wildcards: to_flags(CONFIG.healings[wildcards.healing], TRAINING),
-        device=CONFIG.device,
+        device=device_options,
         code=code_of("heal"),
     message:
         "heal {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}: {wildcards.healing}"
     shell:
         "OMP_NUM_THREADS={threads} python -m replaceme.gpu {resources.gpu} -- replaceme heal {params.source:q} {input.tokens:q}"
-        " {params.options} --device {params.device} --threads {threads} --report {output.report:q} --out {params.folder:q} 2> {log:q}"
+        " {params.options} {params.device} --threads {threads} --report {output.report:q} --out {params.folder:q} 2> {log:q}"
 
 
 use rule evaluate as evaluate_healed with:

@@ -14,13 +14,13 @@ from replaceme.cli import main
 from replaceme.config import CutConfig, FitConfig, TrainingConfig
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.fold import write_shards
 from replaceme.healing import Output, heal_checkpoint
 from replaceme.healing.heal import carriers_of, curve_of
 from replaceme.healing.loop import Order, rate
 from replaceme.healing.parameters import trainable
 from replaceme.loading import load_causal_model
 from replaceme.reload import fixed_tokens
+from replaceme.shards import Changes
 
 TEXT = {"dataset": "given"}
 CUT = CutConfig(blocks=2, start=3)
@@ -229,10 +229,7 @@ def test_the_result_is_loaded_by_plain_transformers(merged, tokens, tmp_path):
 
 
 def test_a_result_that_is_not_what_was_trained_shows(merged, tokens, tmp_path, monkeypatch, checked_here):
-    monkeypatch.setattr(
-        "replaceme.healing.heal.write_shards",
-        lambda checkpoint, groups, edits, *rest: write_shards(checkpoint, groups, {}, *rest),
-    )
+    monkeypatch.setattr("replaceme.healing.heal.Changes", lambda edits, *rest: Changes({}, *rest))
     with pytest.raises(AssertionError, match="not close"):
         heal(merged, tokens, tmp_path / "out", options(), verify=True)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from replaceme.config.base import NAME, Name, Strict
-from replaceme.config.calibrations import CalibrationConfig, ModelConfig
+from replaceme.config.calibrations import FORWARD, CalibrationConfig, ModelConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
 from replaceme.config.fits import REGRESSION, FitConfig
@@ -22,8 +22,9 @@ from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
 
 __all__ = [
-    "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig", "HealingConfig",
-    "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "TrainingConfig", "load", "parse",
+    "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig",
+    "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "TrainingConfig",
+    "load", "parse",
 ]  # fmt: skip
 
 RESERVED = {

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +12,20 @@ import torch
 
 from replaceme.capture import model_inputs
 from replaceme.card import healed_card, licence_of
-from replaceme.checkpoints import check_merged, model_sha256, open_checkpoint, read_config, resolve
+from replaceme.checkpoint_folder import check_out, complete
+from replaceme.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
 from replaceme.config import TrainingConfig
 from replaceme.config.healings import LORA
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.files import write_json
-from replaceme.fold import check_out, write_shards, written
+from replaceme.files import replacing, write_json
 from replaceme.healing.loop import rate, train
 from replaceme.healing.parameters import Trainable, trainable
 from replaceme.language_loss import sequence_losses
-from replaceme.loading import load_causal_model
+from replaceme.loading import Held, load_causal_model
 from replaceme.models import check_length, family_of, is_encoder, pick_dtype
 from replaceme.provenance import versions
+from replaceme.shards import Changes, Shards
 from replaceme.transforms.resume import State
 from replaceme.uncertainty import paired_log_perplexity
 from replaceme.verify import require_passed, verify_against
@@ -54,6 +56,7 @@ def heal_checkpoint(
     options: TrainingConfig,
     output: Output,
     device: str,
+    gpus: int = 1,
 ) -> dict[str, Any]:
     """Train the merged checkpoint in `folder` on tokens, write the result, and return the report.
 
@@ -69,7 +72,8 @@ def heal_checkpoint(
     training, held_out = _split(tokens, options)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same bits on a GPU; read when it is first used
     dtype = pick_dtype(options.dtype, device, config)
-    model = load_causal_model(folder, dtype, device)
+    held = Held(gpus)
+    model = load_causal_model(folder, dtype, device, held)
     checkpoint = open_checkpoint(folder)
 
     before = sequence_losses(model, held_out)
@@ -77,7 +81,7 @@ def heal_checkpoint(
     numbers = options.model_dump(exclude={*UNSEEN, *(() if options.train == "lora" else LORA)})
     packages = versions("peft") if options.train == "lora" else versions()
     origin = {"model_sha256": model_sha256(record), "tokens_sha256": tokens.digest(), "text": text}
-    state = _state(out, {**numbers, **origin, "versions": packages}, options, device)
+    state = _state(out, {**numbers, **origin, "versions": packages, "gpus": gpus}, options, device)
     losses = train(model, trained, training, options, state)
     count = sum(parameter.numel() for parameter in trained.parameters.values())
     healing = {**numbers, "dtype": dtype, "trained_parameters": count}
@@ -89,13 +93,11 @@ def heal_checkpoint(
         "origin": origin,
         "versions": packages,
     }
-    card = healed_card(provenance, licence_of(folder))
-    with written(checkpoint, checkpoint.config, out, provenance, card) as target:
-        write_shards(checkpoint, [], trained.edits(), {}, target, False)
+    _write(checkpoint, trained, record["files"], provenance, out)
     checks = _checked(model, trained, record, out) if output.verify else None
     del model, trained
     gc.collect()
-    after = sequence_losses(load_causal_model(out, dtype, device), held_out)
+    after = sequence_losses(load_causal_model(out, dtype, device, held), held_out)
     loss = _loss(before, after)
     log.info("held-out loss %.4f before, %.4f after %d steps", loss["before"], loss["after"], options.steps)
     curve = curve_of(losses, options)
@@ -159,10 +161,26 @@ def _state(out: str | Path, what: dict[str, Any], options: TrainingConfig, devic
     return State(path, {**what, **where}, options.checkpoint_seconds)
 
 
+def _write(
+    checkpoint: Checkpoint, trained: Trainable, known: dict[str, str], provenance: dict[str, Any], out: str | Path
+) -> None:
+    """Write the checkpoint with what was trained to folder `out`; `known` are the SHA-256 of its files as they were."""
+    with replacing(out) as target, ExitStack() as stack:
+        target.mkdir()
+        shards = Shards(checkpoint, [], target, known)
+        stack.callback(shards.stop)
+        digests = shards.write(Changes(trained.edits(), {}, False))
+        card = healed_card(provenance, licence_of(checkpoint.folder))
+        complete(target, checkpoint, checkpoint.config, digests, provenance, card)
+
+
 def _checked(model: "nn.Module", trained: Trainable, record: dict[str, Any], out: str | Path) -> dict[str, Any]:
     """Outcomes of the checks of the saved folder against the model as trained, in float32 on the CPU."""
 
+    from accelerate.hooks import remove_hook_from_module
+
     def expected(tokens: Tokens) -> torch.Tensor:
+        remove_hook_from_module(model, recurse=True)  # of a model over several GPUs, which move what a block is given
         whole = model.cpu().float()
         with torch.no_grad():
             for name, follower in trained.followers.items():

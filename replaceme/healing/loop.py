@@ -38,7 +38,6 @@ def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: Train
     Raises ReplaceMeError for a loss that is not finite, and for sequences without two tokens.
     """
     optimiser = _optimiser(trained, options)
-    device = next(model.parameters()).device
     losses = torch.zeros(options.steps, dtype=torch.float64)
     first = 0
     saved = state.read()
@@ -49,7 +48,7 @@ def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: Train
     def content(done: int) -> Callable[[], tuple[Tensors, dict[str, Any]]]:
         return lambda: (_memory(optimiser, trained, losses), {"done": done})
 
-    with _training(model, options, device):
+    with _training(model, options):
         for step in progress(range(first, options.steps), "healing", options.steps - first, "step"):
             for group in optimiser.param_groups:
                 group["lr"] = options.learning_rate * rate(step, options)
@@ -116,7 +115,7 @@ def _gradients(
 
 
 @contextmanager
-def _training(model: "nn.Module", options: TrainingConfig, device: torch.device) -> Iterator[None]:
+def _training(model: "nn.Module", options: TrainingConfig) -> Iterator[None]:
     """Within it the model trains, deterministically; afterwards its mode and torch's random numbers are as before."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -124,7 +123,7 @@ def _training(model: "nn.Module", options: TrainingConfig, device: torch.device)
     if options.gradient_checkpointing:
         _recompute(model)
     try:
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        with torch.random.fork_rng(devices={one.device for one in model.parameters() if one.is_cuda}):
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -19,7 +19,8 @@ import torch
 from replaceme.checkpoints import Checkpoint
 from replaceme.config import TrainingConfig
 from replaceme.errors import ReplaceMeError
-from replaceme.fold import Edit, plain_fold
+from replaceme.fold import plain_fold
+from replaceme.shards import Edit
 from replaceme.transforms import Transform
 
 if TYPE_CHECKING:
@@ -72,13 +73,12 @@ def trainable(
 def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[int]) -> Trainable:
     family, size = checkpoint.family, checkpoint.hidden_size
     blocks = family.block_modules(model.base_model)
-    device = next(model.parameters()).device
     found = {}
     for carrier in carriers:
         checkpoint.folded(carrier)  # there is something to fold into
         block = blocks[carrier]
         module = family.mlp_module(block) if family.post_norm is None else family.down_projection(block)
-        change = torch.zeros(size, size, device=device, requires_grad=True)
+        change = torch.zeros(size, size, device=next(block.parameters()).device, requires_grad=True)
         module.register_forward_hook(_times(change))
         found[f"transform.{carrier}"] = change
 

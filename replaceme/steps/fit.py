@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import model_sha256, read_config
-from replaceme.config import CalibrationConfig, FitConfig
+from replaceme.config import FORWARD, CalibrationConfig, FitConfig
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, write_json
@@ -55,7 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
-    add_options(parser, CalibrationConfig, ("batch_size", "dtype", "streaming"))
+    add_options(parser, CalibrationConfig, FORWARD)
     compute_arguments(parser)
 
 

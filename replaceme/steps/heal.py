@@ -8,7 +8,7 @@ from replaceme.data import load_tokens
 from replaceme.healing import Output, heal_checkpoint
 from replaceme.models import pick_device
 from replaceme.options import add_options, from_options
-from replaceme.steps.common import compute_arguments, out_argument, set_threads
+from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
 
 ONLINE = False
 
@@ -23,12 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, TrainingConfig)
     compute_arguments(parser)
-    parser.add_argument(
-        "--verify",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Load the result in a fresh process and compare it with what was trained.",
-    )
+    verify_argument(parser, "what was trained")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,4 +32,4 @@ def run(args: argparse.Namespace) -> None:
     options = from_options(args, TrainingConfig)
     tokens, metadata = load_tokens(args.tokens_file)
     output = Output(args.out, args.report, args.verify)
-    heal_checkpoint(args.folder, tokens, metadata, options, output, pick_device(args.device))
+    heal_checkpoint(args.folder, tokens, metadata, options, output, pick_device(args.device), gpus_of(args))

@@ -5,14 +5,14 @@ import json
 import sys
 
 from replaceme.api import prune
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.config import FORWARD, CalibrationConfig, CutConfig, FitConfig
 from replaceme.data import TOKEN_FIELDS
 from replaceme.options import add_options, from_options
-from replaceme.steps.common import compute_arguments, out_argument, set_threads
+from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
 
 ONLINE = True
 # the one `--revision` is the model's
-CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), "batch_size", "dtype", "streaming")
+CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *FORWARD)
 CUT = ("blocks", "ratio", "groups", "adjacency", "search", "start", "metric", "position")
 
 
@@ -25,12 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, CutConfig, CUT)
     add_options(parser, FitConfig)
     compute_arguments(parser)
-    parser.add_argument(
-        "--verify",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Load the result in a fresh process and compare it with the original, as `replaceme verify`.",
-    )
+    verify_argument(parser, "the original, as `replaceme verify`")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     calibration = from_options(args, CalibrationConfig, CALIBRATION)
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
     fit = from_options(args, FitConfig)
-    where = {"out": args.out, "revision": args.revision, "device": args.device}
+    where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
     provenance = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
     print(f"replaceme: saved {args.out}, {provenance['cut']['blocks']} blocks shorter", file=sys.stderr)
