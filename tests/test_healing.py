@@ -1,7 +1,7 @@
-"""Healing: what is trained and nothing else, by hand; adapters merged; the same bits after an interruption; errors."""
+"""Healing: what is trained and nothing else, by hand; the same bits after an interruption; what is written; errors."""
 
+import gc
 import json
-from itertools import pairwise
 
 import pytest
 import torch
@@ -9,15 +9,13 @@ from safetensors.torch import load_file
 
 import replaceme
 from replaceme.capture import model_inputs
-from replaceme.checkpoints import open_checkpoint, read_config
+from replaceme.checkpoints import check_merged, open_checkpoint, read_config
 from replaceme.cli import main
 from replaceme.config import CutConfig, FitConfig, TrainingConfig
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.healing import Output, heal_checkpoint
-from replaceme.healing.heal import carriers_of, curve_of
-from replaceme.healing.loop import Order, rate
-from replaceme.healing.parameters import trainable
+from replaceme.healing.loop import Order
 from replaceme.loading import load_causal_model
 from replaceme.reload import fixed_tokens
 from replaceme.shards import Changes
@@ -32,7 +30,9 @@ def merged(llama, texts, tmp_path_factory):
     """The tiny Llama without blocks 3 and 4; its carrier is block 2."""
     out = tmp_path_factory.mktemp("merged") / "model"
     replaceme.prune(llama, texts=texts, cut=CUT, out=out, device="cpu", verify=False)
-    return out
+    gc.freeze()  # a healing collects garbage, and would look through all that was imported
+    yield out
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -135,25 +135,6 @@ def test_passes_of_a_step_add_up(merged, tokens, tmp_path, train):
         torch.testing.assert_close(one[name], several[name], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("targets", "part"), [("mlp", ".mlp."), ("attention", ".self_attn."), ("all", ".layers.")])
-def test_merged_adapters_have_the_logits_of_the_adapters(merged, tokens, targets, part, tmp_path):
-    given = options("lora", lora_rank=3, lora_alpha=6, lora_targets=targets)
-    checkpoint, model = open_checkpoint(merged), load_causal_model(merged, "float32", "cpu")
-    adapters = trainable(model, checkpoint, given, [2])
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in adapters.parameters.values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
-        expected = model(tokens.input_ids).logits
-    plain = load_causal_model(merged, "float32", "cpu")
-    untouched = plain(tokens.input_ids).logits
-    edits = adapters.edits()
-    assert edits.keys() == {n for n in checkpoint.tensors if part in n and n.endswith("proj.weight")}
-    plain.load_state_dict({name: edit(checkpoint.tensor(name)) for name, edit in edits.items()}, strict=False)
-    torch.testing.assert_close(plain(tokens.input_ids).logits, expected, atol=1e-4, rtol=1e-4)
-    assert (expected - untouched).abs().max() > 0.1
-
-
 MORE = {
     "transform": {"dtype": "bfloat16"},
     "lora": {"lora_rank": 4, "lora_targets": "all"},
@@ -169,10 +150,10 @@ class Killed(BaseException):
 def test_an_interrupted_healing_ends_with_the_same_bits(merged, tokens, tmp_path, train, monkeypatch):
     """Killed twice; dropout, a warm-up, epochs that end between, weight decay and gradient checkpointing are in it."""
     more = {"schedule": "cosine", "warmup": 2, "weight_decay": 0.1, "gradient_checkpointing": True, **MORE[train]}
-    given = options(train, steps=7, batch_size=3, accumulation=2, checkpoint_seconds=0.0, **more)
+    given = options(train, steps=5, batch_size=3, accumulation=2, checkpoint_seconds=0.0, **more)
     whole = heal(merged, tokens, tmp_path / "whole", given)
     batches = Order.batches
-    for deadly in (2, 5):
+    for deadly in (2, 4):
 
         def kill(self, tokens, step, options, deadly=deadly):
             if step == deadly:
@@ -186,7 +167,7 @@ def test_an_interrupted_healing_ends_with_the_same_bits(merged, tokens, tmp_path
     first = []
     monkeypatch.setattr(Order, "batches", lambda *a: first.append(a[2]) or batches(*a))
     report = heal(merged, tokens, tmp_path / "out", given)
-    assert first == [5, 6] and report == whole
+    assert first == [4] and report == whole
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert not list(tmp_path.glob(".*"))
 
@@ -234,6 +215,16 @@ def test_a_result_that_is_not_what_was_trained_shows(merged, tokens, tmp_path, m
         heal(merged, tokens, tmp_path / "out", options(), verify=True)
 
 
+def test_shards_without_what_was_trained_are_copied(sharded, texts, tokens, tmp_path):
+    out = tmp_path / "model"
+    replaceme.prune(sharded, texts=texts, cut=CUT, out=out, device="cpu", verify=False)
+    heal(out, tokens, tmp_path / "out", options())
+    before, after = (check_merged(folder)["files"] for folder in (out, tmp_path / "out"))
+    trained = open_checkpoint(out).tensors[CARRIER][0]
+    assert open_checkpoint(tmp_path / "out").tensors == open_checkpoint(out).tensors
+    assert {name for name in before if before[name] != after[name]} == {trained, "README.md"}
+
+
 def test_a_norm_after_the_mlp_stays_and_the_map_acts_before_it(gemma, texts, tokens, tmp_path, checked_here):
     out = tmp_path / "model"
     replaceme.prune(gemma, texts=texts, cut=CUT, out=out, device="cpu", verify=False)
@@ -248,59 +239,6 @@ def test_tied_weights_are_trained_once(gemma, texts, tokens, tmp_path, checked_h
     report = heal(out, tokens, tmp_path / "out", options("full"), verify=True)
     assert changed(weights(out), weights(tmp_path / "out")) == weights(out).keys()
     assert report["trained_parameters"] == sum(tensor.numel() for tensor in weights(out).values())
-
-
-def test_trained_in_bfloat16_small_steps_are_kept(make_llama, texts, tokens, tmp_path):
-    """A step of 1e-4 of a weight vanishes in bfloat16, a hundred of them do not: the parameters are float32."""
-    folder, out = make_llama(dtype="bfloat16"), tmp_path / "model"
-    replaceme.prune(folder, texts=texts, cut=CUT, out=out, device="cpu", verify=False)
-    checkpoint, model = open_checkpoint(out), load_causal_model(out, "bfloat16", "cpu")
-    trained = trainable(model, checkpoint, options("full", dtype="bfloat16"), [2])
-    before = {name: follower.detach().clone() for name, follower in trained.followers.items()}
-    with torch.no_grad():
-        for _ in range(100):
-            for parameter in trained.parameters.values():
-                parameter.mul_(1 + 1e-4)
-            trained.follow()
-    for name, follower in trained.followers.items():
-        torch.testing.assert_close(follower.double(), before[name].double() * 1.01, rtol=2**-8, atol=0)
-
-
-# ---- parts
-
-
-def test_carriers_are_numbered_after_the_cut():
-    assert carriers_of({"groups": [[3, 5]]}) == [2]
-    assert carriers_of({"groups": [[2, 4], [6, 9], [10, 11]]}) == [1, 3, 4]
-
-
-def test_every_sequence_once_an_epoch(tokens):
-    given = options(batch_size=3)
-    order = Order(len(tokens), seed=4)
-    seen = [
-        tuple(ids.tolist()) for step in range(20) for b in order.batches(tokens, step, given) for ids in b.input_ids
-    ]
-    lengths = [len([i for i in ids if i]) for ids in seen]
-    whole = sorted(int(mask.sum()) for mask in tokens.mask)
-    epochs = [sorted(lengths[k : k + 20]) for k in (0, 20, 40)]
-    assert epochs == [whole] * 3 and len({tuple(lengths[k : k + 20]) for k in (0, 20, 40)}) == 3
-    again = Order(len(tokens), seed=4)
-    assert torch.equal(again.batches(tokens, 9, given)[0].input_ids, order.batches(tokens, 9, given)[0].input_ids)
-
-
-def test_schedules():
-    steps = range(10)
-    assert [rate(k, options(steps=10)) for k in steps] == [1.0] * 10
-    line = [rate(k, options(steps=10, schedule="linear", warmup=2)) for k in steps]
-    assert line == pytest.approx([0.5, 1.0, *(1 - k / 8 for k in range(8))])
-    half = [rate(k, options(steps=10, schedule="cosine")) for k in steps]
-    assert half[0] == 1 and half[5] == pytest.approx(0.5) and all(a > b > 0 for a, b in pairwise(half))
-
-
-def test_long_curves_are_thinned():
-    curve = curve_of([float(k) for k in range(1201)], options(steps=1201))
-    assert len(curve) == 401 and curve[0] == {"step": 3, "loss": 1.0, "learning_rate": 0.01}
-    assert curve[-1]["step"] == 1201 and curve[-1]["loss"] == 1200.0
 
 
 # ---- errors
@@ -350,16 +288,6 @@ def test_the_step(merged, tokens, tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, *out, "--train=full", "--lora-rank=3"]) == 1
     assert "options: top level: train full takes no lora_rank; drop it" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [({"warmup": 3}, "warmup 3 leaves nothing"), ({"clip": 0.0}, "clip"), ({"train": "qlora"}, "'transform', 'lora'")],
-    ids=str,
-)
-def test_options_that_make_no_sense(given, message):
-    with pytest.raises(ValueError, match=message):
-        options(**given)
 
 
 def test_a_mixture_of_experts_takes_a_map_but_no_adapters(tmp_path, texts, tokens, checked_here):

@@ -44,7 +44,9 @@ class TrainingConfig(Strict):
         ge=1,
         description="Last sequences of the text, kept out of the training; the loss before and after is theirs.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the order of the sequences, of the adapters and of dropout.")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of the order of the sequences, of the adapters and of dropout."
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="Type of forward and backward passes; auto: the checkpoint's on a GPU, float32 on a CPU. What is "

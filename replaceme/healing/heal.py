@@ -16,6 +16,7 @@ from replaceme.checkpoint_folder import check_out, complete
 from replaceme.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
 from replaceme.config import TrainingConfig
 from replaceme.config.healings import LORA
+from replaceme.cuts import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import replacing, write_json
@@ -85,15 +86,8 @@ def heal_checkpoint(
     losses = train(model, trained, training, options, state)
     count = sum(parameter.numel() for parameter in trained.parameters.values())
     healing = {**numbers, "dtype": dtype, "trained_parameters": count}
-    provenance = {
-        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
-        "original": shortened.get("original", shortened["source"]),
-        **{key: shortened[key] for key in KEPT},
-        "healing": healing,
-        "origin": origin,
-        "versions": packages,
-    }
-    _write(checkpoint, trained, record["files"], provenance, out)
+    about = {"healing": healing, "origin": origin, "versions": packages}
+    _write(checkpoint, trained, record, {**_history(record, shortened), **about}, out)
     checks = _checked(model, trained, record, out) if output.verify else None
     del model, trained
     gc.collect()
@@ -110,7 +104,7 @@ def heal_checkpoint(
 
 def carriers_of(cut: dict[str, Any]) -> list[int]:
     """The carriers of a cut, as numbered after it."""
-    groups = sorted(cut["groups"])
+    groups = groups_of(cut)
     return [start - 1 - sum(b - a for a, b in groups[:number]) for number, (start, _) in enumerate(groups)]
 
 
@@ -161,13 +155,22 @@ def _state(out: str | Path, what: dict[str, Any], options: TrainingConfig, devic
     return State(path, {**what, **where}, options.checkpoint_seconds)
 
 
+def _history(record: dict[str, Any], shortened: dict[str, Any]) -> dict[str, Any]:
+    """Where a healed checkpoint comes from: the shortened one, the original, and what was done to that."""
+    return {
+        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
+        "original": shortened.get("original", shortened["source"]),
+        **{key: shortened[key] for key in KEPT},
+    }
+
+
 def _write(
-    checkpoint: Checkpoint, trained: Trainable, known: dict[str, str], provenance: dict[str, Any], out: str | Path
+    checkpoint: Checkpoint, trained: Trainable, record: dict[str, Any], provenance: dict[str, Any], out: str | Path
 ) -> None:
-    """Write the checkpoint with what was trained to folder `out`; `known` are the SHA-256 of its files as they were."""
+    """Write the checkpoint of a record with what was trained to folder `out`."""
     with replacing(out) as target, ExitStack() as stack:
         target.mkdir()
-        shards = Shards(checkpoint, [], target, known)
+        shards = Shards(checkpoint, [], target, record["files"])
         stack.callback(shards.stop)
         digests = shards.write(Changes(trained.edits(), {}, False))
         card = healed_card(provenance, licence_of(checkpoint.folder))
@@ -175,7 +178,10 @@ def _write(
 
 
 def _checked(model: "nn.Module", trained: Trainable, record: dict[str, Any], out: str | Path) -> dict[str, Any]:
-    """Outcomes of the checks of the saved folder against the model as trained, in float32 on the CPU."""
+    """Outcomes of the checks of the saved folder against the model as trained, in float32 on the CPU.
+
+    The model is of no use afterwards.
+    """
 
     from accelerate.hooks import remove_hook_from_module
 
@@ -186,7 +192,10 @@ def _checked(model: "nn.Module", trained: Trainable, record: dict[str, Any], out
             for name, follower in trained.followers.items():
                 follower.data = trained.parameters[name].detach().cpu()
         with torch.inference_mode():
-            return whole(**model_inputs(whole, tokens)).logits
+            logits = whole(**model_inputs(whole, tokens)).logits
+        for tensor in (*whole.parameters(), *whole.buffers()):
+            tensor.data = torch.empty(0)  # the fresh process needs the memory
+        return logits
 
     report = verify_against(expected, record, True, out)
     require_passed(report)

@@ -2,7 +2,7 @@
 
 A loop of our own rather than transformers' Trainer: the Trainer (and accelerate's `save_state`) keeps the optimiser and
 the random states as pickles, which this package neither writes nor reads, and averages over passes what should be a
-mean over tokens. One process, one device; `accumulation` stands for more.
+mean over tokens. One process, also where the blocks lie on several GPUs; `accumulation` stands for more.
 
 Everything a step does follows from its number: its sequences from seed and epoch, dropout from seed and pass, the
 learning rate from the schedule. So a checkpoint is parameters, moments and losses, one safetensors file, by the same

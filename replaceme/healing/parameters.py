@@ -127,10 +127,13 @@ def _adapters(model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfi
 
     def merged(name: str) -> Edit:
         layer = model.get_submodule(name)
-        down, up = (side[ADAPTER].weight.detach().cpu().double() for side in (layer.lora_A, layer.lora_B))
-        change = layer.scaling[ADAPTER] * (up @ down)
-        change = change.T if layer.fan_in_fan_out else change
-        return lambda given: (given.double() + change).to(given.dtype)
+
+        def weight(given: torch.Tensor) -> torch.Tensor:
+            down, up = (side[ADAPTER].weight.detach().cpu().double() for side in (layer.lora_A, layer.lora_B))
+            change = layer.scaling[ADAPTER] * (up @ down)
+            return (given.double() + (change.T if layer.fan_in_fan_out else change)).to(given.dtype)
+
+        return weight
 
     return Trainable(found, lambda: {stored[f"{name}.weight"][0]: merged(name) for name in names})
 
