@@ -61,16 +61,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     `licence` is what `licence_of` found of the source.
     """
     source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
-    carriers = [str(start - 1) for start, _ in groups_of(cut)]
-    fitted = "and nothing was put in their place (UIDL)"
     separate = provenance["placement"] == "block"
-    if provenance["placement"] is not None:
-        put = "added after" if separate else "folded into"
-        many = len(carriers) > 1
-        fitted = (
-            f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
-            f"{'were' if many else 'was'} {put} block{'s' * many} {', '.join(carriers)}"
-        )
     return TEMPLATE.format(
         metadata=_metadata(source, licence),
         source=source["source"],
@@ -79,7 +70,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         span=described(cut),
         final=cut["num_blocks"] - 1,
         version=provenance["versions"]["replaceme"],
-        fit=fitted,
+        fit=_fitted(provenance),
         loading=LOADING_SEPARATE if separate else LOADING,
         metric=cut["metric"],
         report=", ".join(f"{key} {_short(value)}" for key, value in fit.items() if not isinstance(value, list)),
@@ -90,9 +81,6 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     """Markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
     source, cut, healing = provenance["original"], provenance["cut"], provenance["healing"]
-    put = "and nothing was put in their place (UIDL)"
-    if provenance["placement"] is not None:
-        put = "and a linear map was fitted in place of each run of them"
     text = provenance["origin"]["text"]
     return HEALED.format(
         metadata=_metadata(source, licence),
@@ -103,12 +91,29 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         span=described(cut),
         final=cut["num_blocks"] - 1,
         version=provenance["versions"]["replaceme"],
-        fit=put,
+        fit=_fitted(provenance),
         trained=TRAINED[healing["train"]],
         steps=healing["steps"],
         text=text["dataset"],
         training=", ".join(f"{key} {_short(value)}" for key, value in healing.items()),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
+    )
+
+
+def _fitted(provenance: dict[str, Any]) -> str:
+    """What was put in the place of the removed blocks."""
+    cut, fit, placement = (provenance[key] for key in ("cut", "fit", "placement"))
+    if placement is None:
+        return "and nothing was put in their place (UIDL)"
+    carriers = [str(start - 1) for start, _ in groups_of(cut)]
+    many = len(carriers) > 1
+    blocks = f"block{'s' * many} {', '.join(carriers)}"
+    if placement == "collapse":
+        return f"and their weights were merged into those of {blocks}"
+    put = {"block": "added after", "upstream": "folded into all before the end of"}.get(placement, "folded into")
+    return (
+        f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
+        f"{'were' if many else 'was'} {put} {blocks}"
     )
 
 

@@ -7,7 +7,9 @@ Where a norm with gains g follows the down projection, M = g * u / rms(u) with u
 can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
 Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
-A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
+A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`). One of
+placement `upstream` changes all weights that write to the residual stream before the cut (see `upstream`), one of
+placement `collapse` all matrices of the carrier (see `collapse`).
 """
 
 import shutil
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.card import licence_of, model_card
 from replaceme.checkpoint_folder import check_out, complete
 from replaceme.checkpoints import Checkpoint, open_checkpoint, with_derived_lists
+from replaceme.collapse import COLLAPSE, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import replacing
@@ -28,6 +31,7 @@ from replaceme.models import Family, check_fit, pruned_config
 from replaceme.provenance import versions
 from replaceme.separate import CODE, check_architecture, layers_of, separate_config
 from replaceme.shards import Changes, Edit, Shards
+from replaceme.upstream import factors
 
 if TYPE_CHECKING:
     import torch
@@ -147,12 +151,12 @@ class Merger:
             self._folder = self._stack.enter_context(replacing(self._out))
             self._folder.mkdir()
         if self._shards is None or self._shards.groups != list(groups):
-            self.drop()
+            self._drop()
             self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
             self._stack.callback(self._shards.stop)
         return self._shards
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """Remove what was begun."""
         if self._shards is not None:
             self._shards.stop()
@@ -174,10 +178,8 @@ class Merger:
         layers = layers_of(checkpoint, groups, transforms)
         if layers:
             check_architecture(checkpoint)
-        constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
+        constants = any(one.intercept is not None and one.of_mlp for one in transforms)
         biased = constants and not checkpoint.family.has_bias
-        if biased or layers:
-            self.drop()  # tensors are added to shards that were begun
         shards = self._begun(groups)
         folder = self._folder
         digests = shards.write(Changes(edits, layers, biased))
@@ -220,7 +222,7 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
             )
         if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
             raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
-        normed = checkpoint.family.post_norm is not None and transform.placement != "block"
+        normed = checkpoint.family.post_norm is not None and transform.of_mlp
         if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
 
@@ -230,10 +232,18 @@ def _edits(
 ) -> dict[str, Edit]:
     """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
     edits: dict[str, Edit] = {}
-    for (start, _), transform in zip(groups, transforms, strict=True):
-        if not transform.is_identity and transform.placement != "block":
+    for (start, end), transform in zip(groups, transforms, strict=True):
+        if transform.placement == COLLAPSE:
+            edits |= collapsing(checkpoint, start, end)
+        elif not transform.is_identity and transform.of_mlp:
             edits |= _edits_of(checkpoint, start - 1, transform)
+    for name, scaled in factors(checkpoint, groups, transforms).items():
+        edits[name] = _both(edits[name], scaled) if name in edits else scaled
     return edits
+
+
+def _both(first: Edit, second: Edit) -> Edit:
+    return lambda tensor: second(first(tensor))
 
 
 def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> dict[str, Edit]:

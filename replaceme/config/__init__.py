@@ -4,6 +4,7 @@ The same models validate the workflow's config (all errors at once, one line eac
 command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
 """
 
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -11,20 +12,21 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from replaceme.config.base import NAME, Name, Strict
-from replaceme.config.calibrations import FORWARD, CalibrationConfig, ModelConfig
+from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
 from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.config.healings import HealingConfig, TrainingConfig
 from replaceme.config.reference import ReferenceConfig
+from replaceme.config.sources import made_of, source_problems
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
 
 __all__ = [
     "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig",
-    "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "TrainingConfig",
-    "load", "parse",
+    "GenerationConfig", "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig",
+    "TrainingConfig", "load", "parse",
 ]  # fmt: skip
 
 RESERVED = {
@@ -75,6 +77,12 @@ class Config(Strict):
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
 
+    def observed(self, tables: Iterable[TableConfig]) -> list[str]:
+        """The calibrations that some tables need, for cuts, fits and healings, and those that these are made of."""
+        named = {one for table in tables for one in table.calibrations}
+        named |= {self.healings[one].text for table in tables for one in table.healings}
+        return made_of(self.calibrations, sorted(named))
+
 
 # the keys of a table that hold names, and the sections that define those
 REFERENCES = {
@@ -104,6 +112,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
             for name in _section(raw, section)
             if name in names
         ]
+    lines += source_problems(_section(raw, "calibrations"))
     for table_name in _section(raw, "tables"):
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():

@@ -32,7 +32,14 @@ FIT_OPTIONS = {
     "sparse": ("l1", *RIDGES),
     "scalar": RIDGES,
     "hadamard": RIDGES,
+    "magnitude": (),
+    "hadamard_magnitude": (),
+    "collapse": (),
 }
+# nothing is fitted: no text is read
+UNFITTED = ("identity", "collapse")
+# from ratios of magnitudes, on the residual stream
+MAGNITUDES = ("magnitude", "hadamard_magnitude")
 FULL_BATCH = ("fit_tokens", "iterations", "l2_alpha")
 # what each solver can be told where the fit reads stored rows
 SOLVER_OPTIONS = {
@@ -50,12 +57,25 @@ class FitConfig(Strict):
     """How the transform T is found."""
 
     transform: Literal[
-        "full", "identity", "diagonal", "orthogonal", "low_rank", "lower_triangular", "sparse", "scalar", "hadamard"
+        "full",
+        "identity",
+        "diagonal",
+        "orthogonal",
+        "low_rank",
+        "lower_triangular",
+        "sparse",
+        "scalar",
+        "hadamard",
+        "magnitude",
+        "hadamard_magnitude",
+        "collapse",
     ] = Field(
         "full",
         description="Structure of T: full; identity (blocks are dropped, nothing is fitted: UIDL); diagonal; "
         "orthogonal (Procrustes); low_rank; lower_triangular; sparse (L1 penalty: lasso, elastic net); scalar (one "
-        "factor); hadamard (a diagonal in a Hadamard basis).",
+        "factor); hadamard (a diagonal in a Hadamard basis); both also with ratios of magnitudes for factors, on the "
+        "residual stream: magnitude (Prune&Comp), hadamard_magnitude (LinearPatch); collapse (the removed blocks' "
+        "weights are merged into the carrier's, nothing is fitted: LaCo).",
     )
     objective: Literal["l2", "cosine", "cosine_exact"] = Field(
         "l2",
@@ -85,11 +105,12 @@ class FitConfig(Strict):
         lt=1,
         description="L1 penalty of `sparse`, as a share of the smallest one that leaves nothing of T (or T - I).",
     )
-    placement: Literal["mlp", "down_proj", "block"] = Field(
+    placement: Literal["mlp", "down_proj", "block", "upstream"] = Field(
         "mlp",
         description="Where T goes: mlp, onto the output of the carrier's MLP, folded into its down projection; "
         "down_proj, in place of the down projection (full T only); block, onto the whole residual stream after the "
-        "carrier, as a linear layer of its own (the saved model then needs `trust_remote_code`).",
+        "carrier, as a linear layer of its own (the saved model then needs `trust_remote_code`); upstream, onto the "
+        "same, folded into all weights that write to it up to there (one factor: scalar, magnitude).",
     )
     weighting: Literal["uniform", "inverse_energy"] = Field(
         "uniform",
@@ -165,8 +186,8 @@ class FitConfig(Strict):
         if self.recycle is not None and self.placement != "down_proj":
             raise ValueError(f"placement {self.placement} recycles no neurons; drop recycle, or take down_proj")
         for name in ("placement", "weighting", "intercept", "estimation"):
-            if self.transform == "identity" and self._given(name):
-                raise ValueError(f"transform identity takes no {name}; drop it")
+            if self.unfitted and self._given(name):
+                raise ValueError(f"transform {self.transform} takes no {name}; drop it")
         for name in ("rank", "l1"):
             if name in allowed and getattr(self, name) is None:
                 raise ValueError(f"transform {self.transform} needs {name}")
@@ -177,6 +198,22 @@ class FitConfig(Strict):
             raise ValueError("ridge auto chooses the penalty of a full T; drop the rest, an intercept included")
         return self
 
+    @model_validator(mode="after")
+    def _options_on_the_stream(self) -> "FitConfig":
+        if self.placement == "upstream" and self.transform not in ("scalar", "magnitude"):
+            raise ValueError("placement upstream takes one factor, transform scalar or magnitude; change either")
+        if self.placement == "upstream" and self.intercept:
+            raise ValueError("placement upstream has no place for an intercept; drop it, or take block")
+        if not self.needs_magnitudes:
+            return self
+        allowed = ("upstream", "block") if self.transform == "magnitude" else ("block",)
+        if self.placement not in allowed:
+            raise ValueError(f"transform {self.transform} is of the residual stream; set `placement: {allowed[0]}`")
+        for name in ("weighting", "intercept"):
+            if self._given(name):
+                raise ValueError(f"transform {self.transform} takes no {name}; drop it")
+        return self
+
     def _given(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default
 
@@ -185,11 +222,29 @@ class FitConfig(Strict):
         """What is fitted on what."""
         from replaceme.regression import Regression
 
-        return Regression(self.placement, self.weighting, self.recycle)
+        # upstream and block differ in where the map goes, not in what it is fitted on
+        placement = "block" if self.placement == "upstream" else self.placement
+        return Regression(placement, self.weighting, self.recycle)
 
-    def sequential(self, groups: int) -> bool:
-        """Whether a cut of so many groups is fitted on the model shortened so far, rather than from common sums."""
-        return groups > 1 and self.estimation == "sequential" and self.transform != "identity"
+    @property
+    def sums(self) -> "FitConfig":
+        """The section that asks for the sums of this one, and nothing else."""
+        regression = self.regression
+        return FitConfig(**{name: getattr(regression, name) for name in REGRESSION})
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether nothing is fitted, and no text read."""
+        return self.transform in UNFITTED
+
+    @property
+    def needs_magnitudes(self) -> bool:
+        """Whether the fit reads ratios of magnitudes, which the sums do not hold."""
+        return self.transform in MAGNITUDES
+
+    def sequential(self, several: bool) -> bool:
+        """Whether a cut of several groups is fitted on the model shortened so far, rather than from common sums."""
+        return several and self.estimation == "sequential" and not self.unfitted
 
     @property
     def automatic(self) -> bool:

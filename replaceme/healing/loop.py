@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.capture import trimmed
 from replaceme.config import TrainingConfig
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.healing.parameters import Trainable
-from replaceme.language_loss import followers, token_losses
+from replaceme.language_loss import are_counted, token_losses
 from replaceme.progress import progress
 from replaceme.transforms.resume import State, Tensors
 
@@ -83,11 +82,11 @@ class Order:
         self._epoch, self._order = -1, torch.empty(0)
 
     def batches(self, tokens: Tokens, step: int, options: TrainingConfig) -> list[Tokens]:
-        """The batches of a step, without columns of padding."""
+        """The batches of a step."""
         size, passes = options.batch_size, options.accumulation
         places = [self._at(k) for k in range(step * size * passes, (step + 1) * size * passes)]
         chosen = [torch.tensor(places[k : k + size]) for k in range(0, len(places), size)]
-        return [trimmed(Tokens(tokens.input_ids[one], tokens.mask[one])) for one in chosen]
+        return [Tokens(tokens.input_ids[one], tokens.mask[one]) for one in chosen]
 
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, self.count)
@@ -101,7 +100,7 @@ def _gradients(
     model: "nn.Module", trained: Trainable, batches: list[Tokens], options: TrainingConfig, step: int
 ) -> float:
     """The mean loss over the tokens of all batches, whose gradient is left at the parameters."""
-    count = sum(int(followers(batch).sum()) for batch in batches)
+    count = sum(int(are_counted(batch).sum()) for batch in batches)
     if not count:
         raise ReplaceMeError(f"healing: no sequence of step {step + 1} has two tokens; give longer texts")
     total = 0.0
