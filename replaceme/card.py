@@ -81,7 +81,6 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     """Markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
     source, cut, healing = provenance["original"], provenance["cut"], provenance["healing"]
-    text = provenance["origin"]["text"]
     return HEALED.format(
         metadata=_metadata(source, licence),
         source=source["source"],
@@ -94,10 +93,15 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         fit=_fitted(provenance),
         trained=TRAINED[healing["train"]],
         steps=healing["steps"],
-        text=text["dataset"],
+        text=_named(provenance["origin"]["text"]),
         training=", ".join(f"{key} {_short(value)}" for key, value in healing.items()),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
     )
+
+
+def _named(text: dict[str, Any]) -> str:
+    """What a text is called by the record of its tokens, or of what it was mixed from."""
+    return text["dataset"] if "mix" not in text else " and ".join(map(_named, text["mix"]))
 
 
 def _fitted(provenance: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from replaceme.loading import load_causal_model
 from replaceme.reload import fixed_tokens
 from replaceme.shards import Changes
 
-TEXT = {"dataset": "given"}
+TEXT = {"mix": [{"dataset": "given"}, {"dataset": "others"}]}
 CUT = CutConfig(blocks=2, start=3)
 CARRIER = "model.layers.2.mlp.down_proj.weight"
 
@@ -223,6 +223,10 @@ def test_shards_without_what_was_trained_are_copied(sharded, texts, tokens, tmp_
     trained = open_checkpoint(out).tensors[CARRIER][0]
     assert open_checkpoint(tmp_path / "out").tensors == open_checkpoint(out).tensors
     assert {name for name in before if before[name] != after[name]} == {trained, "README.md"}
+    assert (
+        "Then the linear map at each place was trained, in 3 steps on given and others."
+        in (tmp_path / "out/README.md").read_text()
+    )
 
 
 def test_a_norm_after_the_mlp_stays_and_the_map_acts_before_it(gemma, texts, tokens, tmp_path, checked_here):
