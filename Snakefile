@@ -24,6 +24,7 @@ include: "rules/fit.smk"
 include: "rules/merge.smk"
 include: "rules/evaluate.smk"
 include: "rules/common_report.smk"
+include: "rules/heal.smk"
 include: "rules/report.smk"
 
 

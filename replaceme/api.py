@@ -1,4 +1,4 @@
-"""`replaceme.prune`: a model and some text in, a shorter checkpoint out, in one process and without Snakemake.
+"""`replaceme.prune` and `replaceme.heal`: a model and some text in, a checkpoint out, without Snakemake.
 
 The same functions as the steps: tokens -> distances or candidates -> cut -> gram -> fit -> fold -> verify. Two things
 are faster here than as jobs of their own, and give the same: a cut by distance and what its fit needs take one forward
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import model_sha256, read_config, resolve
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 
@@ -49,9 +49,10 @@ def prune(
     provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
+    from replaceme.checkpoint_folder import check_out
     from replaceme.cuts import possible_spans
     from replaceme.fitting import Passes
-    from replaceme.fold import check_out, finish_pruned, merging
+    from replaceme.fold import finish_pruned, merging
     from replaceme.loading import Held, load_model
     from replaceme.models import (
         check_calibration,
@@ -101,6 +102,34 @@ def prune(
     return provenance
 
 
+def heal(
+    folder: str | Path,
+    calibration: CalibrationConfig | None = None,
+    *,
+    out: str | Path,
+    training: TrainingConfig,
+    texts: Iterable[str] | str | Path | None = None,
+    device: str = "auto",
+    gpus: int = 1,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Train the checkpoint that `prune` or `merge` wrote to `folder`, and save the result to folder `out`.
+
+    Text and `gpus` as for `prune`. `training` says what is trained, for how long and how; an interrupted call goes on
+    where it was when it is made again. Returns the report: options, losses (nats per token), checks (None without
+    `verify`).
+    Raises ReplaceMeError on bad input, and when the result is not right.
+    """
+    from replaceme.healing import Output, heal_checkpoint
+    from replaceme.models import longest_sequence, pick_device
+
+    longest = longest_sequence(read_config(folder), str(folder))
+    calibration, texts = _calibration(calibration, texts, None, longest)
+    tokens, metadata = _tokens(calibration, texts, str(folder))
+    output = Output(out, verify=verify)
+    return heal_checkpoint(folder, tokens, metadata, training, output, pick_device(device), gpus)
+
+
 def _calibration(
     calibration: CalibrationConfig | None,
     texts: Iterable[str] | str | Path | None,
@@ -109,7 +138,7 @@ def _calibration(
 ) -> tuple[CalibrationConfig, list[str] | None]:
     """The calibration section, and the texts where they were given as strings."""
     if sum(given is not None for given in (calibration, texts, images)) != 1:
-        raise ReplaceMeError("prune: give either texts or calibration (for an encoder: images or calibration)")
+        raise ReplaceMeError("give either texts or calibration (for an encoder: images or calibration)")
     if calibration is not None:
         if calibration.dataset is None and calibration.images is None:
             raise ReplaceMeError(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from replaceme.config import Config
 from replaceme.config.cuts import UNREPAIRED_METRICS
-from replaceme.config.sources import made_of
 from replaceme.cuts import possible_spans, resolve_blocks
 from replaceme.errors import ReplaceMeError
 from replaceme.models import is_encoder, pick_dtype
 from replaceme.outline import FOUR_BITS, Outline
+from replaceme.tables import HEALED
 
 MARGIN = 1.25  # of a model's weights, for activations and what else a pass takes; as `streaming` has it
 Outlines = Mapping[str, Outline]
@@ -26,7 +26,7 @@ def memory_problems(config: Config, outlines: Outlines, memory: int, device: str
     for name, outline in outlines.items():
         room = _Room(memory, device, config.models[name].gpus)
         tables = [table for table in config.tables.values() if name in table.models]
-        for one in made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations})):
+        for one in config.observed(tables):
             lines += [f"calibrations.{one} on models.{name}: {line}" for line in _passes(config, one, outline, room)]
         for one in sorted({one for table in tables for one in table.cuts}):
             lines += [f"cuts.{one} on models.{name}: {line}" for line in _choice(config, one, tables, outline, room)]
@@ -126,16 +126,17 @@ def disk_problems(
 
 
 def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
-    """Bytes of each merged model of the tables that is not there yet."""
+    """Bytes of each merged or healed model of the tables that is not there yet."""
     rows = {
         names
         for table in config.tables.values()
-        for names in product(table.models, table.calibrations, table.cuts, table.fits)
+        for names in product(table.models, table.calibrations, table.cuts, table.fits, ["", *table.healings])
     }
-    for model, *rest in sorted(rows):
-        if model not in outlines or results.joinpath(model, *rest, "model/replaceme.json").exists():
+    for model, calibration, cut, fit, healing in sorted(rows):
+        folder = results.joinpath(model, calibration, cut, fit, *([HEALED, healing] if healing else []), "model")
+        if model not in outlines or (folder / "replaceme.json").exists():
             continue
         try:
-            yield outlines[model].shortened_bytes(resolve_blocks(config.cuts[rest[1]], outlines[model].record))
+            yield outlines[model].shortened_bytes(resolve_blocks(config.cuts[cut], outlines[model].record))
         except ReplaceMeError:
             continue  # an error of its own

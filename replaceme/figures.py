@@ -1,4 +1,4 @@
-"""Figures from result files: distance heat maps, the candidates of a cut, quality over compression.
+"""Figures from result files: distance heat maps, the candidates of a cut, loss curves, quality over compression.
 
 Their look is in `figure_style`; the figures that config.yaml declares are in `plots`.
 """
@@ -127,6 +127,26 @@ def _line(axes: "Axes", candidates: list[dict[str, Any]], name: str, color: str,
     axes.plot(starts, values, color=color, marker=marker, markersize=4, linewidth=1.3, label=NAMES.get(name, name))
 
 
+def draw_healing(healing_json: str | Path, out: str | Path, title: str = "") -> None:
+    """The training loss and the learning rate over the steps, and the held-out loss before and after."""
+    report = read_json(healing_json)
+    curve, loss = report["curve"], report["loss"]
+    with _figure(out, 7, 4.8, title) as figure:
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        steps = [point["step"] for point in curve]
+        panels[0].plot(steps, [point["loss"] for point in curve], color=COLORS[0], linewidth=1, label="training")
+        ends = ([0, report["steps"]], [loss["before"], loss["after"]])
+        label = f"held out: {ends[1][0]:.4f} before, {ends[1][1]:.4f} after"
+        panels[0].plot(*ends, color=COLORS[1], marker="o", linestyle=DASHES[1], linewidth=1, label=label)
+        panels[0].set_ylabel("loss (nats per token)")
+        panels[0].legend(fontsize=8)
+        panels[1].plot(steps, [point["learning_rate"] for point in curve], color=COLORS[2], linewidth=1.3)
+        panels[1].set_ylabel("learning rate")
+        panels[1].set_ylim(bottom=0)
+        panels[1].set_xlabel(f"step of {report['batch_size'] * report['accumulation']} sequences")
+        _whole_numbers(panels[1], y=False)
+
+
 def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
     """Average accuracy and perplexity over compression, from a table's csv: a line per fit and way of choosing cuts.
 
@@ -138,6 +158,8 @@ def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
     if not Path(csv).is_file():
         raise ReplaceMeError(f"{csv}: no such file; make the table first")
     frame = pandas.read_csv(csv)
+    if "healing" in frame:  # a healed row stands beside its own, under a name of its own
+        frame["fit"] += frame["healing"].map(lambda name: f", {name}", na_action="ignore").fillna("")
     models = list(dict.fromkeys(frame["model"]))
     with figure_in_style(out, 9.5, 3.9 * len(models), title) as figure:
         grid = figure.subplots(len(models), 2, squeeze=False)

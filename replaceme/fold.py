@@ -12,7 +12,6 @@ placement `upstream` changes all weights that write to the residual stream befor
 placement `collapse` all matrices of the carrier (see `collapse`).
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
-from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint, with_derived_lists
+from replaceme.checkpoint_folder import check_out, complete
+from replaceme.checkpoints import Checkpoint, open_checkpoint, with_derived_lists
 from replaceme.collapse import COLLAPSE, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256_of_all
+from replaceme.files import replacing
 from replaceme.models import Family, check_fit, pruned_config
 from replaceme.provenance import versions
 from replaceme.separate import CODE, check_architecture, layers_of, separate_config
@@ -190,36 +190,8 @@ class Merger:
             names = [shards.renamed(name) for tensors in layers.values() for name in tensors]
             config = separate_config(config, names)
             shutil.copyfile(CODE, folder / CODE.name)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for path in checkpoint.companions():
-            shutil.copyfile(path, folder / path.name)
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        others = sha256_of_all(path for path in folder.iterdir() if path.name not in digests)
-        record = {**provenance, "files": dict(sorted((digests | others).items()))}
-        (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        complete(folder, checkpoint, config, digests, provenance, card)
         self.finished = True
-
-
-def check_out(source: str | Path, out: str | Path) -> None:
-    """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
-
-    The folder is replaced as a whole, so neither the source nor somebody's own files may be in it.
-    """
-    out = Path(out)
-    if Path(source).resolve().is_relative_to(out.resolve()):
-        raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
-    if not out.is_dir():
-        return
-    patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
-    ours = {path for pattern in patterns for path in out.glob(pattern)}
-    if (out / "replaceme.json").is_file():
-        ours |= {out / "replaceme.json", out / "config.json"}
-    foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
-    if foreign:
-        raise ReplaceMeError(
-            f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
-        )
 
 
 def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:
@@ -287,7 +259,7 @@ def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> d
         if family.post_norm is not None:
             edits |= _normed_fold(checkpoint, prefix, transform)
         else:
-            edits |= _plain_fold(checkpoint, down, transform)
+            edits |= plain_fold(checkpoint, down, transform)
     return edits
 
 
@@ -295,7 +267,8 @@ def _bias_of(weight: str) -> str:
     return weight.removesuffix("weight") + "bias"
 
 
-def _plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
+def plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
+    """What T does to a down projection of this name and to its bias, whatever follows it."""
     family, matrix, refitted = checkpoint.family, transform.matrix, transform.placement == "down_proj"
     if transform.intercept is not None and family.has_bias and _bias_of(down) not in checkpoint.tensors:
         raise ReplaceMeError(f"{checkpoint.folder}: no tensor {_bias_of(down)}, into which the intercept should go")

@@ -11,7 +11,7 @@ from typing import Any
 from replaceme.checkpoints import is_local, local_folder, open_checkpoint, read_config
 from replaceme.config import Config, FigureConfig
 from replaceme.config.figures import COST_MEASURES, MEASURES
-from replaceme.config.sources import made_of, unmixed
+from replaceme.config.sources import unmixed
 from replaceme.cost import check_country
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
@@ -39,11 +39,12 @@ def local_problems(config: Config) -> list[str]:
     for name in sorted({model for table in tables for model in table.models}):
         if is_local(config.models[name].source):
             lines += _model_problems(config, name)
-    for name in made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations})):
+    for name in config.observed(tables):
         try:
             check_source(config.calibrations[name])
         except ReplaceMeError as error:
             lines.append(f"calibrations.{name}: {error}")
+    lines += _healing_problems(config)
     for name in sorted({table.evaluation for table in tables if table.evaluation is not None}):
         include = config.evaluations[name].include
         if include is not None and not Path(include).is_dir():
@@ -62,6 +63,26 @@ def local_problems(config: Config) -> list[str]:
     for name, figure in config.figures.items():
         lines += [f"figures.{name}.{problem}" for problem in _figure_problems(config, figure)]
     return lines
+
+
+def _healing_problems(config: Config) -> list[str]:
+    """Healings of a table that have no text, too little of it, or fits that cannot be trained."""
+    found = []
+    for table_name, table in config.tables.items():
+        for name in table.healings:
+            healing = config.healings[name]
+            text = config.calibrations[healing.text]
+            where = f"healings.{name} on calibrations.{healing.text}"
+            if any(one.images is not None for one in unmixed(config.calibrations, healing.text)):
+                found.append(f"{where}: images, but a healing trains on text; name a calibration of text")
+            elif text.samples <= healing.held_out:
+                found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
+        layers = [fit for fit in table.fits if table.healings and config.fits[fit].placement == "block"]
+        found += [
+            f"tables.{table_name}: fit {fit!r} adds layers (placement block), which cannot be healed; drop one"
+            for fit in layers
+        ]
+    return list(dict.fromkeys(found))
 
 
 def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
@@ -131,7 +152,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
             possible_spans(config.cuts[cut_name], outline.record)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
-    used = made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations}))
+    used = config.observed(tables)
     of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
     lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
@@ -162,6 +183,8 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
     for key, table in tables.items():
         if is_encoder(model) and table.evaluation is not None:
             found.append(f"tables.{key}: {source}: an encoder of images, which no evaluation measures; drop it")
+        if is_encoder(model) and table.healings:
+            found.append(f"tables.{key}: {source}: an encoder of images, which has no loss to heal by; drop healings")
     return found
 
 

@@ -12,10 +12,10 @@ from typing import Any
 PACKAGES = ("replaceme", "torch", "transformers", "lm_eval", "datasets", "numpy", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages on which results depend; read from metadata, nothing is imported."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages (and `more`) on which results depend, read from their metadata."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from replaceme.render import Part
 
-NAMES = KEYS[:4]
+NAMES = KEYS[:5]
 Row = str | Mapping[str, str] | None
 
 
@@ -130,10 +130,10 @@ def _of(row: Row, column: str) -> str | None:
 
 
 def _by_name(table: "pandas.DataFrame") -> dict[tuple[str, ...], "pandas.Series"]:
-    """Rows by (model, calibration, cut, fit); baselines by their model alone."""
+    """Rows by (model, calibration, cut, fit, healing); baselines by their model alone."""
     found = {}
     for _, row in table.iterrows():
-        names = tuple(None if _is_missing(row[name]) else row[name] for name in NAMES)
+        names = tuple(None if _is_missing(row.get(name)) else row[name] for name in NAMES)
         found[names if names[1] is not None else (names[0],)] = row
     return found
 

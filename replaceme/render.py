@@ -107,6 +107,8 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
     names = [
         Column(name, name) for name in ("model", "calibration", "cut", "fit") if name not in _constant(frame, CONTEXT)
     ]
+    if "healing" in frame:
+        names.append(Column("healed by", "healing", meaning="training after the shortening; empty: none"))
     sizes = [Column("removed", "span", meaning="blocks removed, start included, end not")]
     sizes += [Column("ratio %", "compression", "percent", 100, meaning="share of the parameters removed")]
     tasks = task_columns(list(frame.columns))

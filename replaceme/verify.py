@@ -6,12 +6,13 @@ model at a time is in memory and no GPU has to hold it.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import INDEX, check_merged, open_checkpoint, read_config
 from replaceme.cuts import groups_of
+from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
 from replaceme.models import PER_BLOCK_LISTS, is_encoder
@@ -40,13 +41,28 @@ def verify(
     A check that fails does not raise: see `require_passed`. What needs the model loaded is left out where the files
     are wrong already.
     """
+    source, fitted = record["folder"], not all(one.is_identity for one in transforms)
+
+    def expected(tokens: Tokens) -> "torch.Tensor":
+        return hooked_logits(source, groups_of(cut), transforms, tokens)
+
+    return verify_against(expected, record, fitted, folder)
+
+
+def verify_against(
+    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path
+) -> dict[str, Any]:
+    """The outcome of every check of a `folder` made from the model of a record, its logits against `expected` ones.
+
+    `expected` gives those of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so rounded.
+    """
     checks = {
         "files": outcome(_check_files, folder),
         "tensors": outcome(_check_tensors, folder),
         "config": outcome(_check_config, folder),
     }
     if all(check["outcome"] == PASSED for check in checks.values()):
-        checks |= _check_by_loading(record, groups_of(cut), transforms, folder)
+        checks |= _check_by_loading(expected, record, edited, folder)
     else:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
     return {"model": str(folder), "checks": checks, "versions": versions()}
@@ -104,14 +120,14 @@ def _check_config(folder: str | Path) -> None:
 
 
 def _check_by_loading(
-    record: dict[str, Any], groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", folder: str | Path
+    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path
 ) -> dict[str, dict[str, Any]]:
     if is_encoder(read_config(folder)):
         return dict.fromkeys(BY_LOADING, not_checked("encoders are not run"))
     memory = outcome(_check_memory, record)
     enough = memory["outcome"] == PASSED
     tokens = fixed_tokens(read_config(record["folder"])) if enough else None
-    expected = hooked_logits(record["folder"], groups, transforms, tokens) if enough else None
+    logits = expected(tokens) if enough else None
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
         try:
             answer = reload(folder, tokens, Path(work))
@@ -119,9 +135,8 @@ def _check_by_loading(
             answer = {"weights": str(error)}
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
         if checks.get("logits", {}).get("outcome") == PASSED:
-            fitted = not all(one.is_identity for one in transforms)
-            allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, fitted)
-            checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", expected, tokens.mask, allowed)
+            allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, edited)
+            checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", logits, tokens.mask, allowed)
     left_out = not_checked("the weights did not load") if enough else memory
     return {name: checks.get(name, left_out) for name in BY_LOADING}
 

@@ -10,7 +10,7 @@ import sys
 import yaml
 
 from replaceme.checkpoints import is_local, local_files
-from replaceme.config import FORWARD, REGRESSION
+from replaceme.config import FORWARD, REGRESSION, TrainingConfig
 from replaceme.config import parse as parse_config
 from replaceme.config.cuts import REPRESENTATIONS
 from replaceme.cost import VARIABLE as COST_VARIABLE
@@ -24,6 +24,7 @@ from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
+from replaceme.tables import HEALED
 from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -78,6 +79,7 @@ LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
 VLLM_GPU = GPU * (importlib.util.find_spec("vllm") is not None)
+TRAINING = tuple(TrainingConfig.model_fields)
 TASK_FILES = {".yaml", ".py", ".jsonl", ".json", ".csv", ".txt", ".parquet", ".arrow"}
 
 # without this limit `gpu: 1` would limit nothing; clusters count their own devices
@@ -113,6 +115,7 @@ wildcard_constraints:
     calibration=any_of(CONFIG.calibrations),
     cut=any_of(CONFIG.cuts),
     fit=any_of(CONFIG.fits),
+    healing=any_of(CONFIG.healings),
     evaluation=any_of(CONFIG.evaluations),
     table=any_of(CONFIG.tables),
     figure=any_of(CONFIG.figures),
@@ -419,3 +422,9 @@ def evaluation_files(name):
     if folder is None:
         return []
     return sorted(path for path in Path(folder).rglob("*") if path.suffix in TASK_FILES)
+
+
+def healing_tokens(wildcards):
+    """The token file of the text that a healing trains on."""
+    text = CONFIG.healings[wildcards.healing].text
+    return f"results/{wildcards.model}/{text}/tokens.safetensors"

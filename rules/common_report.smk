@@ -10,7 +10,7 @@ class Names(dict):
 
 
 def table_rows(table):
-    """The folders that make up a table, without the baselines."""
+    """The folders of the fits of a table."""
     section = CONFIG.tables[table]
     return expand(
         "results/{model}/{calibration}/{cut}/{fit}",
@@ -19,6 +19,16 @@ def table_rows(table):
         cut=section.cuts,
         fit=section.fits,
     )
+
+
+def measured_rows(table):
+    """The folders that make up a table, without the baselines: each fit, and after it its healings."""
+    names = CONFIG.tables[table].healings
+    return [
+        folder
+        for fit in table_rows(table)
+        for folder in [fit, *(f"{fit}/{HEALED}/{name}" for name in names)]
+    ]
 
 
 def table_baselines(table):
@@ -30,11 +40,12 @@ def table_inputs(wildcards):
     """Everything that a table shows."""
     evaluation = CONFIG.tables[wildcards.table].evaluation
     rows, baselines = table_rows(wildcards.table), table_baselines(wildcards.table)
+    measured = baselines + measured_rows(wildcards.table)
     return {
         "evaluations": [
-            f"{folder}/evaluation/{evaluation}.json" for folder in baselines + rows
+            f"{folder}/evaluation/{evaluation}.json" for folder in measured
         ],
-        "speeds": [f"{folder}/speed.json" for folder in baselines + rows],
+        "speeds": [f"{folder}/speed.json" for folder in measured],
         "fits": [f"{folder}/fit.json" for folder in rows],
         "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
     }
@@ -46,7 +57,7 @@ def table_options(wildcards):
     baselines = " ".join(
         f"--baseline {folder}" for folder in table_baselines(wildcards.table)
     )
-    rows = " ".join(table_rows(wildcards.table))
+    rows = " ".join(measured_rows(wildcards.table))
     return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
 
 
@@ -63,13 +74,19 @@ def table_records(tables):
     measured = []
     for table in tables:
         evaluation = CONFIG.tables[table].evaluation
-        folders = [*table_baselines(table), *table_rows(table)] if evaluation else []
+        folders = [*table_baselines(table), *measured_rows(table)] if evaluation else []
         measured += [f"{folder}/evaluation/{evaluation}.json" for folder in folders]
         measured += [f"{folder}/speed.json" for folder in folders]
     return {
         "models": sorted({f"results/{Path(row).parts[1]}/model.json" for row in rows}),
         "calibrations": sorted(
             {f"{Path(row).parents[1]}/tokens.safetensors" for row in rows}
+            | {
+                f"results/{model}/{CONFIG.healings[name].text}/tokens.safetensors"
+                for table in tables
+                for model in CONFIG.tables[table].models
+                for name in CONFIG.tables[table].healings
+            }
         ),
         "measured": sorted(set(measured)),
     }
@@ -88,7 +105,7 @@ def table_files(name):
     """A table in all formats, and beside published values where it has such; without an evaluation its models."""
     table = CONFIG.tables[name]
     if not table.evaluation:
-        return [f"{row}/model/replaceme.json" for row in table_rows(name)]
+        return [f"{row}/model/replaceme.json" for row in measured_rows(name)]
     kinds = ["csv", "md", "html", "tex", "svg"]
     compared = ["published.csv", "published.html"] if table.reference else []
     cost = ["cost.csv", "cost.html"] if CONFIG.cost is not None else []
@@ -136,13 +153,19 @@ def cost_jobs(wildcards):
 
 
 def figure_files():
-    """The declared figures; the distances of every model and calibration, and the choice of every cut, of a table."""
+    """The declared figures; the distances of every model and text, choices of cuts, and healings, of a table."""
     rows = [Path(row) for table in CONFIG.tables for row in table_rows(table)]
     chosen = {row.parent for row in rows if CONFIG.cuts[row.parent.name].start is None}
     return sorted(
         {f"{row.parents[1]}/distances.svg" for row in rows}
         | {f"{folder}/cut.svg" for folder in chosen}
         | {f"results/figures/{figure}.svg" for figure in CONFIG.figures}
+        | {
+            f"{row}/healing.svg"
+            for table in CONFIG.tables
+            for row in measured_rows(table)
+            if Path(row).parent.name == HEALED
+        }
     )
 
 

@@ -239,6 +239,33 @@ rule provenance:
         "replaceme provenance {params.records} --out {params.prefix:q} 2> {log:q}"
 
 
+rule figure_healing:
+    """The loss of a healing over its steps."""
+    input:
+        "results/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing.json",
+    output:
+        report(
+            "results/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing.svg",
+            caption="captions/healing.rst",
+            category="Figures",
+            labels={
+                "figure": "{model}, {calibration}, {cut}, {fit}, {healing}",
+                "of": "healing",
+            },
+        ),
+    log:
+        "results/logs/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing-figure.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing-figure.tsv"
+    params:
+        title="{model} on {calibration}: {cut}, {fit}, healed by {healing}",
+        code=code_of("figure"),
+    message:
+        "figure of healing {wildcards.healing} of {wildcards.fit}, {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
+    shell:
+        "replaceme figure healing {input:q} --title {params.title:q} --out {output:q} 2> {log:q}"
+
+
 # each table and each figure is a target by its name, where that can be one
 for table_name in CONFIG.tables:
     if table_name.isidentifier() and table_name not in dir(rules):

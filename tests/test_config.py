@@ -82,6 +82,7 @@ def test_sections_cannot_change():
         parse(GOOD).device = "cpu"
 
 
+HEALING = {"train": "lora", "text": "c4", "steps": 10, "learning_rate": 0.1}
 BAD = {
     "unknown key": (("cuts/n4/bloks", 3), "cuts.n4.bloks: unknown key; did you mean 'blocks'?"),
     "unknown key, nothing close": (("fits/ls/zzz", 3), "fits.ls.zzz: unknown key; known keys: transform, objective"),
@@ -160,6 +161,14 @@ BAD = {
     "dangling cut": (("tables/main/cuts", ["n5"]), "tables.main.cuts: 'n5' is not defined under cuts; defined: n4, qu"),
     "dangling evaluation": (("tables/main/evaluation", "slow"), "tables.main.evaluation: 'slow' is not defined under "
                             "evaluations; defined: quick"),
+    "dangling healing": (("tables/main/healings", ["lora"]), "tables.main.healings: 'lora' is not defined under "
+                         "healings; defined: none"),
+    "dangling text": (("healings/lora", {**HEALING, "text": "c5"}), "healings.lora.text: 'c5' is not defined under "
+                      "calibrations; defined: c4"),
+    "a healing without steps": (("healings/lora", {"train": "lora", "text": "c4", "learning_rate": 1.0}),
+                                "healings.lora.steps: missing; Steps of the optimiser"),
+    "a rank of all weights": (("healings/full", {**HEALING, "train": "full", "lora_rank": 8}),
+                              "healings.full: train full takes no lora_rank; drop it"),
     "listed twice": (("tables/main/fits", ["ls", "ls"]), "tables.main.fits: 'ls' is listed twice"),
     "empty list": (("tables/main/fits", []), "tables.main.fits: List should have at least 1 item"),
     "reserved model": (("models/tables", {"source": "x"}), "models.tables: this name is reserved; choose another"),

@@ -99,6 +99,32 @@ def test_costs_of_a_country_that_is_none(llama):
         check_inputs(with_figure(llama, kind="lines", cost={"country": "XYZ"}), "x")
 
 
+HEALING = {"train": "lora", "text": "text", "steps": 10, "learning_rate": 0.1}
+
+
+def test_healings_that_cannot_be_trained(llama):
+    def healed(text, table=None, **fits):
+        raw = {**copy.deepcopy(BASE), "healings": {"lora": HEALING}, "tables": {"main": {**TABLE, **(table or {})}}}
+        raw["models"]["a"]["source"] = str(llama)
+        raw["calibrations"]["text"] = text
+        raw["fits"].update(fits)
+        raw["tables"]["main"]["healings"] = ["lora"]
+        return parse(raw)
+
+    good = {"dataset": "micro-training", "tokens": 64, "samples": 40}
+    check_inputs(healed(good), "x")
+    for text, line in [
+        ({**good, "samples": 32}, "x: healings.lora on calibrations.text: 32 samples, 32 of them held out"),
+        ({**good, "tokens": 256}, "x: calibrations.text on models.a: .* sequences of 256 tokens"),
+        ({**good, "dataset": "gone.jsonl"}, "x: calibrations.text: gone.jsonl: no such file"),
+        ({"images": "generated", "samples": 40}, "x: healings.lora on calibrations.text: images, but"),
+    ]:
+        with pytest.raises(ReplaceMeError, match=line):
+            check_inputs(healed(text), "x")
+    with pytest.raises(ReplaceMeError, match=r"x: tables\.main: fit 'apart' adds layers"):
+        check_inputs(healed(good, {"fits": ["apart"]}, apart={"placement": "block"}), "x")
+
+
 def test_hub_models_are_not_looked_at():
     check_inputs(config("owner/name"), "x")
 

@@ -41,6 +41,12 @@ def test_each_published_cell_gets_what_was_measured(published, table):
     assert (found.run, found.cells) == (3, 6)
 
 
+def test_a_healed_row_by_its_name(published, table):
+    healed = pandas.concat([table.assign(healing=None), table[1:].assign(healing="full", average=0.4)])
+    found = compare(healed, reference(published, rows=["m", "m/c/n8/uidl", "m/c/n8/uidl/full"]))
+    assert found.frame["avg_acc"].tolist() == [50.0, 25.0, 40.0]
+
+
 def test_no_difference_to_other_models(published, table):
     found = compare(table, reference(published, same_models=False))
     assert not [name for name in found.frame.columns if name.endswith("_difference")]

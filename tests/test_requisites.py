@@ -323,6 +323,18 @@ def test_disk(config, monkeypatch, tmp_path):
     assert "1 merged models 12.6 GB" in line
 
 
+def test_disk_of_healed_models(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    healing = {"train": "full", "text": "c", "steps": 1, "learning_rate": 0.1}
+    healed = config({"healings": ["h"]}, healings={"h": healing})
+    (tmp_path / "results/m/c/n/f/healed/h/model").mkdir(parents=True)
+    [line] = capacity.disk_problems(healed, {"m": big()}, {}, tmp_path / "results", tmp_path)
+    assert "2 merged models 25.1 GB" in line
+    (tmp_path / "results/m/c/n/f/healed/h/model/replaceme.json").touch()
+    [line] = capacity.disk_problems(healed, {"m": big()}, {}, tmp_path / "results", tmp_path)
+    assert "1 merged models 12.6 GB" in line
+
+
 # ---- the step
 
 

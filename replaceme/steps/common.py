@@ -44,6 +44,12 @@ def compute_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
 
 
+def verify_argument(parser: argparse.ArgumentParser, against: str) -> None:
+    """--verify and --no-verify of a step that writes a checkpoint."""
+    text = f"Load the result in a fresh process and compare it with {against}."
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
+
+
 def gpus_of(args: argparse.Namespace) -> int:
     """The --gpus of `compute_arguments`."""
     return validated(ModelConfig, {"source": "", "gpus": getattr(args, "gpus", 1)}, "options").gpus

@@ -133,6 +133,21 @@ def test_figures_and_costs_of_a_finished_run(completed):
     assert not completed.attempts.exists(), completed.attempts.read_text()
 
 
+def test_a_healing_added_to_a_finished_run(completed):
+    """Each fit comes healed too, and nothing but that is run; another learning rate trains again, and that alone."""
+    table = completed.config()["tables"]["main.1"]
+    healing = {"train": "full", "text": "plain", "steps": 3, "learning_rate": 0.01, "held_out": 4}
+    completed.config(healings={"few": healing}, tables={"main.1": {**table, "fits": ["ls"], "healings": ["few"]}})
+    done = completed.snakemake()
+    assert done.returncode == 0, done.stderr
+    new = {"heal": 1, "evaluate_healed": 1, "speed_healed": 1, "table": 1, "figure_table": 1, "figure_healing": 1}
+    assert completed.job_stats(done.stdout + done.stderr) == new
+    assert [(row["fit"], row["healing"]) for row in completed.table()] == [("baseline", ""), ("ls", ""), ("ls", "few")]
+    assert (completed.folder / FIT / "ls/healed/few/healing.svg").is_file() and not completed.attempts.exists()
+    completed.config(healings={"few": {"learning_rate": 0.02}})
+    assert completed.jobs() == new
+
+
 def test_rules_are_linted_and_formatted(project):
     lint = project.snakemake("--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
