@@ -131,7 +131,7 @@ def draw_healing(healing_json: str | Path, out: str | Path, title: str = "") -> 
     """The training loss and the learning rate over the steps, and the held-out loss before and after."""
     report = read_json(healing_json)
     curve, loss = report["curve"], report["loss"]
-    with _figure(out, 7, 4.8, title) as figure:
+    with figure_in_style(out, 7, 4.8, title) as figure:
         panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         steps = [point["step"] for point in curve]
         panels[0].plot(steps, [point["loss"] for point in curve], color=COLORS[0], linewidth=1, label="training")
@@ -144,7 +144,7 @@ def draw_healing(healing_json: str | Path, out: str | Path, title: str = "") -> 
         panels[1].set_ylabel("learning rate")
         panels[1].set_ylim(bottom=0)
         panels[1].set_xlabel(f"step of {report['batch_size'] * report['accumulation']} sequences")
-        _whole_numbers(panels[1], y=False)
+        whole_numbers(panels[1], y=False)
 
 
 def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
