@@ -41,7 +41,7 @@ def prune(
     """
     from replaceme.cuts import groups_of, possible_spans
     from replaceme.fitting import Passes, fit_cut
-    from replaceme.fold import check_out, write_pruned
+    from replaceme.fold import write_pruned
     from replaceme.loading import load_model
     from replaceme.models import (
         check_calibration,
@@ -54,6 +54,7 @@ def prune(
         pick_dtype,
         stored_dtype,
     )
+    from replaceme.writing import check_out
 
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")

@@ -10,24 +10,20 @@ Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones
 A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
 """
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
-from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint, open_checkpoint, with_derived_lists
+from replaceme.checkpoints import Checkpoint, open_checkpoint, with_derived_lists
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
 from replaceme.models import Family, check_fit, pruned_config
-from replaceme.progress import progress
 from replaceme.provenance import versions
-from replaceme.separate import CODE, check_architecture, layers_of, separate_config
+from replaceme.separate import check_architecture, layers_of, separate_config
+from replaceme.writing import Content, check_out, write_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +31,6 @@ if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.transforms import Transform
 
-SHARDS_AT_ONCE = 3  # in memory
 Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
@@ -99,50 +94,33 @@ def merge(
     checkpoint = open_checkpoint(source)
     groups = groups_of(cut)
     _check(checkpoint, cut, transforms)
+    write_checkpoint(checkpoint, _content(checkpoint, groups, transforms), out, provenance, card)
+
+
+def _content(checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]") -> Content:
+    """Config and tensors of the pruned checkpoint."""
     edits = _edits(checkpoint, groups, transforms)
     layers = layers_of(checkpoint, groups, transforms)
     if layers:
         check_architecture(checkpoint)
-    with replacing(out) as folder:
-        folder.mkdir()
-        constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
-        biased = constants and not checkpoint.family.has_bias
-        _write_shards(checkpoint, groups, edits, layers, folder, biased)
-        config = pruned_config(with_derived_lists(checkpoint), groups)
+    constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
+    biased = constants and not checkpoint.family.has_bias
+    config = pruned_config(with_derived_lists(checkpoint), groups)
+    if biased:
+        config[checkpoint.family.bias_switch] = True
+    if layers:
+        names = [new_name(checkpoint, name, groups) for tensors in layers.values() for name in tensors]
+        config = separate_config(config, names)
+
+    def rewritten(tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
         if biased:
-            config[checkpoint.family.bias_switch] = True
-        if layers:
-            names = [_new_name(checkpoint, name, groups) for tensors in layers.values() for name in tensors]
-            config = separate_config(config, names)
-            shutil.copyfile(CODE, folder / CODE.name)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for path in checkpoint.companions():
-            shutil.copyfile(path, folder / path.name)
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        record = {**provenance, "files": sha256_of_all(folder.iterdir())}
-        (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            tensors = _with_biases(checkpoint, tensors)
+        near = [name for name in layers if name in tensors]
+        new = {name: one.to(tensors[at].dtype) for at in near for name, one in layers[at].items()}
+        tensors = {name: edits[name](tensor) if name in edits else tensor for name, tensor in tensors.items()} | new
+        return {new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
 
-
-def check_out(source: str | Path, out: str | Path) -> None:
-    """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
-
-    The folder is replaced as a whole, so neither the source nor somebody's own files may be in it.
-    """
-    out = Path(out)
-    if Path(source).resolve().is_relative_to(out.resolve()):
-        raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
-    if not out.is_dir():
-        return
-    patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
-    ours = {path for pattern in patterns for path in out.glob(pattern)}
-    if (out / "replaceme.json").is_file():
-        ours |= {out / "replaceme.json", out / "config.json"}
-    foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
-    if foreign:
-        raise ReplaceMeError(
-            f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
-        )
+    return Content(kept_tensors(checkpoint, groups), rewritten, config, bool(layers))
 
 
 def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:
@@ -276,42 +254,12 @@ def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> 
     return tensors | {name: bias for name, bias in added.items() if name not in checkpoint.tensors}
 
 
-def _write_shards(
-    checkpoint: Checkpoint,
-    groups: Sequence[tuple[int, int]],
-    edits: dict[str, Edit],
-    layers: "dict[str, dict[str, torch.Tensor]]",
-    folder: Path,
-    biased: bool,
-) -> None:
-    kept = [name for name in checkpoint.tensors if _new_name(checkpoint, name, groups) is not None]
-    shards = [shard for shard in checkpoint.shards if any(checkpoint.tensors[name][0] == shard for name in kept)]
-    weight_map, total = {}, 0
-
-    def write(number: int, shard: str) -> tuple[str, list[str], int]:
-        tensors = checkpoint.read(name for name in kept if checkpoint.tensors[name][0] == shard)
-        if biased:
-            tensors = _with_biases(checkpoint, tensors)
-        near = [name for name in layers if name in tensors]
-        new = {name: one.to(tensors[at].dtype) for at in near for name, one in layers[at].items()}
-        tensors = {name: edits[name](tensor) if name in edits else tensor for name, tensor in tensors.items()} | new
-        tensors = {_new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, tensors, {"format": "pt"})
-        sync(folder / file)  # now, so that the disk is at work while the next shard is read
-        return file, list(tensors), sum(tensor.nbytes for tensor in tensors.values())
-
-    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
-        written = threads.map(write, range(1, len(shards) + 1), shards)
-        for file, names, size in progress(written, "folding", len(shards), "shard"):
-            weight_map |= dict.fromkeys(names, file)
-            total += size
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+def kept_tensors(checkpoint: Checkpoint, groups: Sequence[tuple[int, int]]) -> list[str]:
+    """The tensors of a checkpoint that are of no block that goes."""
+    return [name for name in checkpoint.tensors if new_name(checkpoint, name, groups) is not None]
 
 
-def _new_name(checkpoint: Checkpoint, name: str, groups: Sequence[tuple[int, int]]) -> str | None:
+def new_name(checkpoint: Checkpoint, name: str, groups: Sequence[tuple[int, int]]) -> str | None:
     """A tensor's name in the pruned checkpoint, or None when its block goes."""
     block = checkpoint.family.block_of(name)
     if block is None:

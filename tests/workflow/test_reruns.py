@@ -119,7 +119,7 @@ CODE = {
         {"merge": 2, "verify": 2, "evaluate": 2, "speed": 2, **TABLE},
     ),
     "verify": ("replaceme/plain.py", "return model.eval()", "return model.train(False)", {"verify": 2}),
-    "comment": ("replaceme/fold.py", "import json\n", "import json  # the standard library's\n", {}),
+    "comment": ("replaceme/fold.py", "import pairwise\n", "import pairwise  # of neighbours\n", {}),
 }
 
 
