@@ -43,11 +43,12 @@ def prune(
     from replaceme.fitting import Passes, fit_cut
     from replaceme.fold import write_pruned
     from replaceme.loading import load_model
+    from replaceme.methods import fit_method, write_found
     from replaceme.models import (
         check_calibration,
         check_cut,
-        check_fit,
         check_length,
+        check_section,
         family_of,
         longest_sequence,
         pick_device,
@@ -68,7 +69,7 @@ def prune(
     check_calibration(config, calibration, str(source))
     check_cut(config, cut, str(source))
     check_length(config, calibration.tokens, str(source))
-    check_fit(config, str(source), fit.placement, fit.intercept, fit.recycle is not None)
+    check_section(config, fit, str(source))
     tokens, metadata = _tokens(calibration, texts, record["folder"])
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
@@ -77,17 +78,23 @@ def prune(
     chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     stored = stored_dtype(config)
     passes = Passes(model.base_model, family, tokens, calibration.batch_size, stored, calibration.shards)
-    transforms = fit_cut(fit, groups_of(chosen), record["hidden_size"], None, lambda: passes, family)
+    if fit.is_other:
+        found, write = fit_method(passes, fit, chosen, record), write_found
+    else:
+        found, write = (
+            fit_cut(fit, groups_of(chosen), record["hidden_size"], None, lambda: passes, family),
+            write_pruned,
+        )
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
-    provenance = write_pruned(record, {**chosen, "model_sha256": digest}, transforms, out, origin)
+    provenance = write(record, {**chosen, "model_sha256": digest}, found, out, origin)
     if verify and family.modality == "text":
         from replaceme.verify import require_passed
         from replaceme.verify import verify as checked
 
         del model, passes  # both models are loaded again, in turn
-        require_passed(checked(record, chosen, transforms, out))
+        require_passed(checked(record, chosen, found, out))
     return provenance
 
 

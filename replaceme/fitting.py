@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replaceme.config.fits import FIT_OPTIONS, FitConfig
 from replaceme.errors import ReplaceMeError
@@ -34,7 +34,7 @@ class Passes:
     """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch.
 
     `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from; `shards` the least
-    number of parts by which `ridge: auto` is chosen.
+    number of parts by which `ridge: auto` is chosen; `state` that of an unfinished fit of a method that trains.
     """
 
     model: "nn.Module"
@@ -43,6 +43,12 @@ class Passes:
     batch_size: int
     stored: str
     shards: int = 1
+    state: "State | None" = None
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(next(self.model.parameters()).device)
 
     def evidence(self, config: FitConfig, group: tuple[int, int], folder: Path) -> "Evidence":
         """What the fit of a group needs, from the model as it runs now; rows, if any, go to a folder."""
@@ -60,8 +66,7 @@ class Passes:
             given = (self.model, self.family, self.tokens, group, self.batch_size, config.fit_tokens)
             shape = {"regression": config.regression, "recycled": recycled}
             rows = write_rows(folder, *given, with_state=config.needs_state, **shape)
-        device = str(next(self.model.parameters()).device)
-        return Evidence(Statistics.sum(parts), Shards.of(parts), rows, device, recycled)
+        return Evidence(Statistics.sum(parts), Shards.of(parts), rows, self.device, recycled)
 
     def _gathered(
         self, regression: "Regression", group: tuple[int, int], recycled: "Recycled | None", shard=0, shards=1
@@ -174,15 +179,21 @@ def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
 
 def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
     """The state of a fit over rows in `path`: good for the same rows, options, device and versions only."""
+    from replaceme.transforms import State
+
+    stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
+    return State(path, state_identity(config, stored, device))
+
+
+def state_identity(config: FitConfig, rows: dict[str, Any], device: str) -> dict[str, Any]:
+    """What a state is good for: a fit section, what is known of the rows or the text, device and versions."""
     import torch
 
     from replaceme import __version__
-    from replaceme.transforms import State
 
     machine = {"replaceme": __version__, "torch": torch.__version__, "device": str(device)}
     machine["threads"] = torch.get_num_threads()
-    stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
-    return State(path, {"fit": config.model_dump(), "rows": stored, **machine})
+    return {"fit": config.model_dump(), "rows": rows, **machine}
 
 
 def fit_cut(

@@ -9,7 +9,7 @@ from replaceme.config import Config, CutConfig
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
-from replaceme.models import check_calibration, check_cut, check_fit, check_length, is_encoder
+from replaceme.models import check_calibration, check_cut, check_length, check_section, is_encoder
 from replaceme.reference import check_reference
 
 
@@ -68,7 +68,7 @@ def _model_problems(config: Config, name: str) -> list[str]:
     for fit_name in sorted({fit for table in tables for fit in table.fits}):
         fit = config.fits[fit_name]
         try:
-            check_fit(checkpoint.config, section.source, fit.placement, fit.intercept, fit.recycle is not None)
+            check_section(checkpoint.config, fit, section.source)
         except ReplaceMeError as error:
             found.append(f"fits.{fit_name} on models.{name}: {error}")
     return found

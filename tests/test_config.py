@@ -77,7 +77,7 @@ def test_sections_cannot_change():
 
 BAD = {
     "unknown key": (("cuts/n4/bloks", 3), "cuts.n4.bloks: unknown key; did you mean 'blocks'?"),
-    "unknown key, nothing close": (("fits/ls/zzz", 3), "fits.ls.zzz: unknown key; known keys: transform, objective"),
+    "unknown key, nothing close": (("fits/ls/zzz", 3), "fits.ls.zzz: unknown key; known keys: method, transform"),
     "unknown section": (("modles", {}), "modles: unknown key; did you mean 'models'?"),
     "unknown key in a task": (("evaluations/quick/tasks/piqa/shots", 1), "evaluations.quick.tasks.piqa.shots: unknown"),
     "unknown key in speed": (("speed/repeat", 1), "speed.repeat: unknown key; did you mean 'repeats'?"),

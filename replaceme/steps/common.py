@@ -9,6 +9,7 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, read_json
 
 if TYPE_CHECKING:
+    from replaceme.methods.found import Found
     from replaceme.recycling import Recycled
     from replaceme.regression import Regression
     from replaceme.transforms import Transform
@@ -105,14 +106,19 @@ def load_model(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_fitted(
     args: argparse.Namespace,
-) -> "tuple[dict[str, Any], dict[str, Any], list[Transform], dict[str, Any]]":
-    """(model record, cut, transform of each group, their origin) of `fitted_arguments`, made from one another."""
+) -> "tuple[dict[str, Any], dict[str, Any], list[Transform] | Found, dict[str, Any]]":
+    """(model record, cut, transform of each group, their origin) of `fitted_arguments`, made from one another.
+
+    In place of transforms what another method found, where that made the file.
+    """
+    from replaceme.methods.found import Found, is_found
     from replaceme.transforms import Transform
 
     record = load_model(args)
     cut = load_cut(args.cut)
     same_model(record, cut, args.cut)
-    transforms, origin = Transform.load_all(args.transform)
+    load = Found.load if is_found(args.transform) else Transform.load_all
+    transforms, origin = load(args.transform)
     same_model(record, origin, args.transform)
     if origin.get("groups", cut["groups"]) != cut["groups"]:
         raise ReplaceMeError(f"{args.transform}: fitted for another cut than {args.cut}; fit it again")

@@ -3,6 +3,8 @@
 import argparse
 
 from replaceme.fold import write_pruned
+from replaceme.methods import write_found
+from replaceme.methods.found import Found
 from replaceme.steps.common import fitted_arguments, load_fitted, out_argument
 
 ONLINE = False
@@ -16,5 +18,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint."""
-    record, cut, transforms, origin = load_fitted(args)
-    write_pruned(record, cut, transforms, args.out, origin)
+    record, cut, found, origin = load_fitted(args)
+    write = write_found if isinstance(found, Found) else write_pruned
+    write(record, cut, found, args.out, origin)
