@@ -70,6 +70,11 @@ def test_one_config_shows_every_structure_objective_and_solver():
         assert {getattr(fit, name) for fit in fits} == set(offered)
 
 
+def test_one_config_shows_every_method():
+    fits = load(ROOT / "config" / "width.yaml").fits.values()
+    assert {fit.method for fit in fits} == set(get_args(FitConfig.model_fields["method"].annotation))
+
+
 def test_sections_cannot_change():
     with pytest.raises(Exception, match="frozen"):
         parse(GOOD).device = "cpu"
@@ -128,6 +133,12 @@ BAD = {
     "adam of a diagonal": (("fits/ls", {"solver": "adam", "transform": "diagonal"}), "solver adam fits a full T"),
     "adam with a ridge": (("fits/ls", {"solver": "adam", "ridge_relative": 0.1}), "adam takes no ridge_relative"),
     "adam with iterations": (("fits/ls", {"solver": "adam", "iterations": 5}), "solver adam takes no iterations; drop"),
+    "unknown method": (("fits/ls", {"method": "svd"}), "fits.ls.method: Input should be 'replaceme', 'svd_llm', "),
+    "method with a ridge": (("fits/ls", {"method": "svd_llm", "ridge": 1.0}), "method svd_llm takes no ridge; drop it"),
+    "method with a placement": (("fits/ls", {"method": "slicegpt", "placement": "block"}),
+                                "fits.ls: method slicegpt takes no placement; drop it"),
+    "trained method with an estimation": (("fits/ls", {"method": "llm_streamline", "estimation": "sequential"}),
+                                          "fits.ls: method llm_streamline takes no estimation; drop it"),
     "epochs of least squares": (("fits/ls/epochs", 5), "fits.ls: objective l2 takes no epochs; drop it"),
     "rows of least squares": (("fits/ls/fit_tokens", 500), "fits.ls: objective l2 takes no fit_tokens; drop it"),
     "batches of lbfgs": (("fits/ls", {"solver": "lbfgs", "batch_tokens": 5}), "solver lbfgs takes no batch_tokens"),

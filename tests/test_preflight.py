@@ -70,6 +70,13 @@ def test_what_no_table_uses_is_not_looked_at(llama):
     check_inputs(config(llama, models={"unused": {"source": "./none"}}), "x")
 
 
+def test_a_method_that_a_model_is_not_for(llama, gemma, refuses):
+    fits = {"slices": {"method": "slicegpt"}}
+    check_inputs(config(llama, {"fits": ["slices"]}, fits=fits), "x")
+    with refuses("x: fits.slices on models.a: ", "method slicegpt is not for this model"):
+        check_inputs(config(gemma, {"fits": ["slices"]}, fits=fits), "x")
+
+
 def test_a_fit_that_cannot_be_folded(gemma, refuses):
     fits = {"affine": {"intercept": True}}
     with refuses("x: fits.affine on models.a: ", "an intercept cannot pass"):

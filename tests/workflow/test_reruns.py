@@ -129,6 +129,23 @@ def test_an_edit_of_the_code(completed, tmp_path, name):
     assert edited(completed, tmp_path, file, old, new).jobs() == expected
 
 
+def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
+    completed.config(fits={"sliced": {"method": "slicegpt"}}, tables={"main.1": {"fits": ["uidl", "ls", "sliced"]}})
+    new = {"transform": 1, "merge": 1, "verify": 1, "evaluate": 1, "speed": 1, **TABLE}
+    assert completed.jobs() == new
+    done = completed.snakemake("results/tables/main.1.md")
+    assert done.returncode == 0, done.stderr
+    assert {row["fit"]: row["removed"] for row in completed.table()} == {
+        "baseline": "0",
+        "uidl": "1",
+        "ls": "1",
+        "sliced": "0",
+    }
+    before = ("replaceme/methods/slicegpt.py", "return rows @ both", "return both.T @ rows")
+    jobs = edited(completed, tmp_path, *before).jobs("results/tables/main.1.md")
+    assert jobs == {"transform": 1, "merge": 1, "verify": 1, "evaluate": 1, "speed": 1, "table": 1}
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
 def test_another_tokenizer_or_other_weights(completed, file):
     path = completed.folder / "models/tiny/first" / file
