@@ -130,20 +130,22 @@ def test_an_edit_of_the_code(completed, tmp_path, name):
 
 
 def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
+    model = "results/tiny.v1/plain/n1/sliced/model/replaceme.json"
     completed.config(fits={"sliced": {"method": "slicegpt"}}, tables={"main.1": {"fits": ["uidl", "ls", "sliced"]}})
-    new = {"transform": 1, "merge": 1, "verify": 1, "evaluate": 1, "speed": 1, **TABLE}
-    assert completed.jobs() == new
-    done = completed.snakemake("results/tables/main.1.md")
+    assert completed.jobs() == {"transform": 1, **ROW, **TABLE}
+    done = completed.snakemake(model)
     assert done.returncode == 0, done.stderr
-    assert {row["fit"]: row["removed"] for row in completed.table()} == {
-        "baseline": "0",
-        "uidl": "1",
-        "ls": "1",
-        "sliced": "0",
-    }
-    before = ("replaceme/methods/slicegpt.py", "return rows @ both", "return both.T @ rows")
-    jobs = edited(completed, tmp_path, *before).jobs("results/tables/main.1.md")
-    assert jobs == {"transform": 1, "merge": 1, "verify": 1, "evaluate": 1, "speed": 1, "table": 1}
+    for method, old, new, expected in (
+        ("svd_llm", "return max(1, int(", "return max(2, int(", {}),
+        (
+            "slicegpt",
+            "range(config.hidden_size, 0, -1)",
+            "range(config.hidden_size, 1, -1)",
+            {"transform": 1, "merge": 1},
+        ),
+    ):
+        (tmp_path / method).mkdir()
+        assert edited(completed, tmp_path / method, f"replaceme/methods/{method}.py", old, new).jobs(model) == expected
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
