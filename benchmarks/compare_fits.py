@@ -21,7 +21,8 @@ from replaceme.config import FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.fitting import Passes, fit_cut
 from replaceme.language_loss import sequence_losses
-from replaceme.models import check_section, stored_dtype
+from replaceme.methods import check_section
+from replaceme.models import stored_dtype
 from replaceme.shortened import shortened
 from replaceme.transforms import joint_report
 from replaceme.validation import validated

@@ -1,17 +1,27 @@
 """`replaceme.prune`: a model and some text in, a shorter checkpoint out, in one process and without Snakemake.
 
-The same functions as the steps, called one after another: tokens -> distances or candidates -> cut -> gram -> fit ->
-fold -> verify.
+The same functions as the steps: tokens -> distances or candidates -> cut -> gram -> fit -> fold -> verify. Two things
+are faster here than as jobs of their own, and give the same: a cut by distance and what its fit needs take one forward
+pass where they can (`foresight`), and what no transform changes is copied to `out` meanwhile (`writing.Merger`).
 """
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import model_sha256, read_config, resolve
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from replaceme.fitting import Passes
+    from replaceme.methods.found import Found
+    from replaceme.transforms import Transform
+    from replaceme.writing import Merger
 
 
 def prune(
@@ -27,35 +37,36 @@ def prune(
     cut: CutConfig | None = None,
     fit: FitConfig | None = None,
     device: str = "auto",
+    gpus: int = 1,
     verify: bool = True,
 ) -> dict[str, Any]:
     """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
 
     `source` is a folder, or a Hub id with a `revision`. Calibration text: `texts`, an iterable of strings or the path
     of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section. Size:
-    `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `verify`: load the
-    result in a fresh process and compare it with the original (see `replaceme.verify`; some seconds, and either model
-    in float32 in memory; not done for encoders). Returns the provenance record that is also written to
-    `out`/replaceme.json.
+    `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how many of
+    them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
+    `replaceme.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
+    provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
-    from replaceme.cuts import groups_of, possible_spans
-    from replaceme.fitting import Passes, fit_cut
-    from replaceme.fold import write_pruned
-    from replaceme.loading import load_model
-    from replaceme.methods import fit_method, write_found
+    from replaceme.cuts import possible_spans
+    from replaceme.fitting import Passes
+    from replaceme.fold import finish_pruned
+    from replaceme.loading import Held, load_model
+    from replaceme.methods import check_section
+    from replaceme.methods.saving import finish_found
     from replaceme.models import (
         check_calibration,
         check_cut,
         check_length,
-        check_section,
         family_of,
         longest_sequence,
         pick_device,
         pick_dtype,
         stored_dtype,
     )
-    from replaceme.writing import check_out
+    from replaceme.writing import check_out, merging
 
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
@@ -73,22 +84,18 @@ def prune(
     tokens, metadata = _tokens(calibration, texts, record["folder"])
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
-    model = load_model(record["folder"], dtype, device, cut.needs_loss, calibration.streaming)
+    held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
+    model = load_model(record["folder"], dtype, device, cut.needs_loss, held)
     family = family_of(config, str(source))
-    chosen = _choose(model, family, tokens, record, cut, calibration.batch_size)
     stored = stored_dtype(config)
     passes = Passes(model.base_model, family, tokens, calibration.batch_size, stored, calibration.shards)
-    if fit.is_other:
-        found, write = fit_method(passes, fit, chosen, record), write_found
-    else:
-        found, write = (
-            fit_cut(fit, groups_of(chosen), record["hidden_size"], None, lambda: passes, family),
-            write_pruned,
-        )
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
-    origin |= {"dtype": dtype, "batch_size": calibration.batch_size}
-    provenance = write(record, {**chosen, "model_sha256": digest}, found, out, origin)
+    origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
+    with merging(record["folder"], out, record["files"], device) as merger:
+        chosen, found = choose_and_fit(model, passes, record, cut, fit, merger)
+        finish = finish_found if fit.is_other else finish_pruned
+        provenance = finish(merger, record, {**chosen, "model_sha256": digest}, found, origin)
     if verify and family.modality == "text":
         from replaceme.verify import require_passed
         from replaceme.verify import verify as checked
@@ -129,14 +136,44 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | None, folder: str
     return tokens_from_texts(texts, tokenizer, calibration.samples, calibration.tokens), {"dataset": "texts given"}
 
 
-def _choose(model, family, tokens, record, cut: CutConfig, batch_size: int) -> dict[str, Any]:
+def choose_and_fit(
+    model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig, fit: FitConfig, merger: "Merger"
+) -> "tuple[dict[str, Any], list[Transform] | Found]":
+    """The chosen cut and the transforms of its groups; the merger copies meanwhile what they cannot change.
+
+    In place of transforms what another method found.
+    """
+    from replaceme.cuts import groups_of
+    from replaceme.fitting import fit_cut
+    from replaceme.foresight import can_foresee, choose_and_gather
+    from replaceme.methods import fit_method
+
+    def begin(groups: Sequence[tuple[int, int]]) -> None:
+        if fit.placement != "block" and not fit.intercept:  # those add tensors to every shard
+            merger.begin(groups)
+
+    with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as folder:
+        evidence = None
+        if can_foresee(cut, fit, passes.model):
+            chosen, evidence = choose_and_gather(passes, record, cut, fit, Path(folder), begin)
+        else:
+            chosen = _choose(model, passes, record, cut)
+        if fit.is_other:
+            return chosen, fit_method(passes, fit, chosen, record)
+        begin(groups_of(chosen))
+        gathered = None if evidence is None else evidence.__getitem__
+        sizes = (groups_of(chosen), record["hidden_size"])
+        return chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family)
+
+
+def _choose(model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig) -> dict[str, Any]:
     from replaceme.candidates import candidates_of
     from replaceme.cuts import choose
     from replaceme.distances import measure
 
-    distances = candidates = None
+    given, distances, candidates = (passes.family, passes.tokens, passes.batch_size), None, None
     if cut.post_fit:
-        candidates = candidates_of(cut, record, model, family, tokens, batch_size)["candidates"]
+        candidates = candidates_of(cut, record, model, *given)["candidates"]
     elif cut.start is None:
-        distances = measure(model.base_model, family, tokens, batch_size, cut.of_representations)
+        distances = measure(passes.model, *given, cut.of_representations)
     return choose(cut, record, distances, candidates)

@@ -5,11 +5,13 @@ final norm, and `mlp_output[k]`, what its MLP adds to the residual stream. Value
 and are never read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from operator import or_
+from typing import TYPE_CHECKING, Any, Protocol
 
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
@@ -47,6 +49,24 @@ class Wanted:
         """The last block that has to run."""
         return max(self.hidden_states | self.mlp_output | self.mlp_input | self.down_input)
 
+    def __or__(self, other: "Wanted") -> "Wanted":
+        """What either wants."""
+        return Wanted(*(getattr(self, store) | getattr(other, store) for store in STORES))
+
+
+STORES = tuple(Wanted.__dataclass_fields__)  # what Activations have by block
+
+
+class Collector(Protocol):
+    """Something that is made from the batches of a forward pass, one after another."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """What it takes of a batch."""
+
+    def add(self, activations: Activations) -> None:
+        """Take it."""
+
 
 class _LastBlockReached(Exception):
     """Raised by a hook to leave the forward pass early."""
@@ -63,6 +83,14 @@ def capture(model: "nn.Module", family: Family, batches: Iterable[Samples], want
         yield _checked(model, family, batch, wanted)  # not held here: the next batch needs its memory
 
 
+def collect(model: "nn.Module", family: Family, batches: Iterable[Samples], collectors: Sequence[Collector]) -> None:
+    """Give every collector what it wants of the batches, by one forward pass; errors as in `capture`."""
+    for activations in capture(model, family, batches, reduce(or_, (one.wanted for one in collectors))):
+        for collector in collectors:
+            collector.add(activations)
+        del activations  # before the next batch's are made
+
+
 def _checked(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted) -> Activations:
     activations = forward(model, family, batch, wanted)
     if not finite(activations):
@@ -76,15 +104,15 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, 
 
     batch = trimmed(batch)
     device = next(model.parameters()).device
-    kept = Activations(batch.mask.to(device))
+    kept = Activations(batch.mask.to(device))  # and so is the rest, where a model is spread over several
     blocks = family.block_modules(model)
 
     def shaped(rows: "torch.Tensor") -> "torch.Tensor":
-        return rows.reshape(*batch.mask.shape, rows.shape[-1])  # some MLPs are given all tokens in one row
+        return rows.to(device).reshape(*batch.mask.shape, rows.shape[-1])  # some MLPs are given all tokens in one row
 
     def keep_state(block: int):
         def hook(module, inputs, output):
-            kept.hidden_states[block] = output[0] if isinstance(output, tuple) else output
+            kept.hidden_states[block] = (output[0] if isinstance(output, tuple) else output).to(device)
 
         return hook
 
@@ -154,8 +182,7 @@ def finite(activations: Activations) -> bool:
     """Whether there is neither NaN nor infinity on any unmasked token."""
     import torch
 
-    stores = (activations.hidden_states, activations.mlp_output, activations.mlp_input, activations.down_input)
-    tensors = [tensor for store in stores for tensor in store.values()]
+    tensors = [tensor for store in STORES for tensor in getattr(activations, store).values()]
     return all(bool(torch.isfinite(tensor[activations.mask]).all()) for tensor in tensors)
 
 

@@ -77,6 +77,10 @@ class Checkpoint:
             raise ReplaceMeError(f"{self.folder}: no tensor {looked}, into which the transform should be folded")
         return names
 
+    def changeable(self, block: int) -> list[str]:
+        """The tensors of a block that a transform may change, whatever its placement."""
+        return self.family.changeable(self.tensors, block)
+
     def tensor(self, name: str) -> "torch.Tensor":
         """One tensor, as stored."""
         return self.read([name])[name]

@@ -12,7 +12,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replaceme.capture import Activations, Wanted, capture
+from replaceme.capture import Activations, Wanted, collect
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_tensors, save_tensors, write_text
@@ -34,29 +34,46 @@ def measure(
 
     `representations`: also cka and cca, which cost more than all others.
     """
-    import torch
+    distances = Distances(len(family.block_modules(model)), representations)
+    collect(model, family, progress(tokens.batches(batch_size), "distances", unit="batch"), [distances])
+    return distances.means()
 
-    from replaceme.similarity import TOKENS, similarities
 
-    num_blocks = len(family.block_modules(model))
-    batches = progress(tokens.batches(batch_size), "distances", unit="batch")
-    summed = METRICS[:3]
-    sums = {f"{m}_{p}": torch.zeros(num_blocks, num_blocks, dtype=torch.float64) for m in summed for p in POSITIONS}
-    counts = dict.fromkeys(POSITIONS, 0)
-    first: list[list[torch.Tensor]] = [[] for _ in range(num_blocks)]
-    for activations in capture(model, family, batches, Wanted(frozenset(range(num_blocks)))):
-        room = max(0, TOKENS - counts["all"]) if representations else 0
-        for block, kept in enumerate(first) if room else ():
+class Distances:
+    """The sums of `measure`, batch by batch."""
+
+    def __init__(self, num_blocks: int, representations: bool = False) -> None:
+        import torch
+
+        shape = (num_blocks, num_blocks)
+        names = [f"{metric}_{position}" for metric in METRICS[:3] for position in POSITIONS]
+        self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
+        self.counts = dict.fromkeys(POSITIONS, 0)
+        self.first: list[list[torch.Tensor]] | None = [[] for _ in range(num_blocks)] if representations else None
+        self.wanted = Wanted(frozenset(range(num_blocks)))
+
+    def add(self, activations: Activations) -> None:
+        """Add the distances of a batch."""
+        from replaceme.similarity import TOKENS
+
+        room = max(0, TOKENS - self.counts["all"]) if self.first else 0
+        for block, kept in enumerate(self.first) if room else ():
             kept.append(activations.hidden_states[block][activations.mask][:room].clone())  # not all of it kept alive
         for position, keep in (("all", activations.mask), ("last", last_tokens(activations.mask))):
-            counts[position] += int(keep.sum())
+            self.counts[position] += int(keep.sum())
             for metric, total in _sums(activations, keep).items():
-                sums[f"{metric}_{position}"] += total
-        del activations  # before the next batch's are made
-    means = {name: total / counts[name.split("_")[1]] for name, total in sums.items()}
-    means |= {f"bi_{position}": _influences(means[f"cosine_{position}"]) for position in POSITIONS}
-    whole = similarities([torch.cat(kept) for kept in first]) if representations else {}
-    return means | {f"{metric}_all": matrix for metric, matrix in whole.items()}
+                self.sums[f"{metric}_{position}"] += total
+
+    def means(self) -> dict[str, "torch.Tensor"]:
+        """The matrices of `measure`, of the batches so far."""
+        import torch
+
+        from replaceme.similarity import similarities
+
+        means = {name: total / self.counts[name.split("_")[1]] for name, total in self.sums.items()}
+        means |= {f"bi_{position}": _influences(means[f"cosine_{position}"]) for position in POSITIONS}
+        whole = similarities([torch.cat(kept) for kept in self.first]) if self.first else {}
+        return means | {f"{metric}_all": matrix for metric, matrix in whole.items()}
 
 
 def _influences(cosine: "torch.Tensor") -> "torch.Tensor":

@@ -50,6 +50,7 @@ def evaluate(
     seed: int = 1234,
     device: str = "cpu",
     dtype: str = "float32",
+    gpus: int = 1,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint folder on lm-eval tasks and return a JSON-able record.
 
@@ -65,7 +66,7 @@ def evaluate(
     with harness.quiet(), tempfile.TemporaryDirectory(prefix="replaceme-") as cache:
         manager = harness.find_tasks(list(wanted), include)
         with offline() if harness.all_local(manager, list(wanted)) else contextlib.nullcontext():
-            lm = _language_model(model_folder, dtype, device, batch_size)
+            lm = _language_model(model_folder, (dtype, device, gpus), batch_size)
             fewshot = {name: options.fewshot for name, options in wanted.items()}
             loaded = harness.load_tasks(manager, fewshot, include, cache, seed)
             metrics = {name: _metric(name, loaded[name], options) for name, options in wanted.items()}
@@ -90,10 +91,12 @@ def evaluate(
     }
 
 
-def _language_model(folder: str | Path, dtype: str, device: str, batch_size: int) -> Any:
-    from replaceme.loading import load_causal_model, load_tokenizer
+def _language_model(folder: str | Path, where: tuple[str, str, int], batch_size: int) -> Any:
+    from replaceme.loading import Held, load_causal_model, load_tokenizer
 
-    return harness.language_model(load_causal_model(folder, dtype, device), load_tokenizer(folder), batch_size)
+    dtype, device, gpus = where
+    model = load_causal_model(folder, dtype, device, Held(gpus))
+    return harness.language_model(model, load_tokenizer(folder), batch_size)
 
 
 def _seed(seed: int) -> None:

@@ -99,6 +99,13 @@ class Family:
         rest = tensor_name.removeprefix(f"{self.blocks}.").split(".", 1)[1]
         return f"{self.blocks}.{block}.{rest}"
 
+    def changeable(self, tensors: "Iterable[str]", block: int) -> list[str]:
+        """The tensors of a block that a transform may change, of a checkpoint's tensors."""
+        beside = (self.gate, self.up, self.post_norm, self.scale)
+        weights = [*self.folded(tensors, block), *(f"{self.blocks}.{block}.{name}" for name in beside if name)]
+        biases = [name.removesuffix("weight") + "bias" for name in weights]
+        return [name for name in dict.fromkeys([*weights, *biases]) if name in set(tensors)]
+
     def folded(self, tensors: "Iterable[str]", block: int) -> list[str]:
         """The weights of a block that T multiplies, of a checkpoint's tensors."""
         patterns = [re.escape(f"{self.blocks}.{block}.{name}").replace(r"\*", r"\d+") for name in self.fold]

@@ -6,7 +6,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from replaceme.capture import Collector
     from replaceme.data import Tokens
     from replaceme.models import Family
     from replaceme.recycling import Recycled
-    from replaceme.regression import Regression
     from replaceme.rows import Rows
     from replaceme.statistics import Statistics
     from replaceme.transforms import Shards, State, Transform
@@ -50,42 +50,74 @@ class Passes:
         """Where the model is."""
         return str(next(self.model.parameters()).device)
 
-    def evidence(self, config: FitConfig, group: tuple[int, int], folder: Path) -> "Evidence":
-        """What the fit of a group needs, from the model as it runs now; rows, if any, go to a folder."""
-        from replaceme.rows import write_rows
+    def evidence(
+        self,
+        config: FitConfig,
+        groups: Sequence[tuple[int, int]],
+        folder: Path,
+        more: "Sequence[Collector]" = (),
+    ) -> "list[Evidence]":
+        """What the fits of the groups need, from the model as it runs now, by one pass, of which `more` get theirs too.
+
+        Recycled neurons take a pass before it. Rows, if any, stay in memory or go to a folder.
+        """
+        from replaceme.gather import Gathered
+        from replaceme.rows import RowCollector, keeping
+
+        if config.transform == "identity":
+            self._collect("distances", more)
+            return [Evidence()] * len(groups)
+        recycled = self._recycled(config, groups)
+        if config.automatic:
+            return [self._by_parts(config, group, one) for group, one in zip(groups, recycled, strict=True)]
+        gathered = Gathered(groups, config.regression, recycled)
+        shape = (self.tokens.count, config.fit_tokens, config.needs_state, config.regression)
+        rows = [
+            RowCollector(group, *shape, one) for group, one in zip(groups, recycled, strict=True) if config.needs_rows
+        ]
+        with ExitStack() as stack:
+            for number, one in enumerate(rows):
+                needed = one.bytes(self.model, self.family)
+                one.parts = stack.enter_context(keeping(folder / str(number), needed))
+            self._collect("gram", [*more, gathered, *rows])
+        stored = [one.parts.rows for one in rows] or [None] * len(groups)
+        found = zip(gathered.statistics(), stored, recycled, strict=True)
+        return [Evidence(sums, None, kept, self.device, changed) for sums, kept, changed in found]
+
+    def _collect(self, name: str, collectors: "Sequence[Collector]") -> None:
+        from replaceme.capture import collect
+        from replaceme.progress import progress
+
+        if collectors:
+            batches = progress(self.tokens.batches(self.batch_size), name, unit="batch")
+            collect(self.model, self.family, batches, collectors)
+
+    def _by_parts(self, config: FitConfig, group: tuple[int, int], recycled: "Recycled | None") -> "Evidence":
+        """Statistics by parts of the text, by which a ridge can be chosen."""
+        from replaceme.gather import gather_groups, shard_batches
         from replaceme.statistics import Statistics
         from replaceme.transforms import Shards
 
-        if config.transform == "identity":
-            return Evidence()
-        count = min(max(self.shards, FOLDS), len(self.tokens.batches(self.batch_size))) if config.automatic else 1
-        recycled = self._recycled(config, group)
-        parts = [self._gathered(config.regression, group, recycled, shard, count) for shard in range(count)]
-        rows = None
-        if config.needs_rows:
-            given = (self.model, self.family, self.tokens, group, self.batch_size, config.fit_tokens)
-            shape = {"regression": config.regression, "recycled": recycled}
-            rows = write_rows(folder, *given, with_state=config.needs_state, **shape)
-        return Evidence(Statistics.sum(parts), Shards.of(parts), rows, self.device, recycled)
+        count = min(max(self.shards, FOLDS), len(self.tokens.batches(self.batch_size)))
+        parts = []
+        for shard in range(count):
+            batches = shard_batches(self.tokens, self.batch_size, shard, count)
+            parts += gather_groups(self.model, self.family, batches, [group], config.regression, [recycled])
+        return Evidence(Statistics.sum(parts), Shards.of(parts), None, self.device, recycled)
 
-    def _gathered(
-        self, regression: "Regression", group: tuple[int, int], recycled: "Recycled | None", shard=0, shards=1
-    ) -> "Statistics":
-        from replaceme.gather import gather_groups, shard_batches
-
-        batches = shard_batches(self.tokens, self.batch_size, shard, shards)
-        return gather_groups(self.model, self.family, batches, [group], regression, recycled and [recycled])[0]
-
-    def _recycled(self, config: FitConfig, group: tuple[int, int]) -> "Recycled | None":
+    def _recycled(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[Recycled | None]":
         import torch
 
+        from replaceme.gather import Gathered
         from replaceme.recycling import activation_of, choose_neurons
 
         if config.recycle is None:
-            return None
-        statistics = self._gathered(config.regression.before, group, None)
+            return [None] * len(groups)
+        gathered = Gathered(groups, config.regression.before)
+        self._collect("neurons", [gathered])
         activation = activation_of(self.model.config.to_dict())
-        return choose_neurons(statistics, config.recycle, activation, getattr(torch, self.stored))
+        stored = getattr(torch, self.stored)
+        return [choose_neurons(one, config.recycle, activation, stored) for one in gathered.statistics()]
 
     def stream(
         self, config: FitConfig, group: tuple[int, int], recycled: "Recycled | None"
@@ -206,27 +238,28 @@ def fit_cut(
 ) -> "list[Transform]":
     """The transforms of the groups [start, end) of a cut, in order.
 
-    `gathered(k)` gives the evidence of group k on the original model, from what was gathered before; without it
-    forward passes do. `passes()` loads what these need, and is called for that, for a sequential estimation of several
+    `gathered(k)` gives the evidence of group k on the original model, from what was gathered before; without it a
+    forward pass does. `passes()` loads what these need, and is called for that, for a sequential estimation of several
     groups and for a gain.
     """
     from replaceme.shortened import shortened
     from replaceme.transforms import with_gain
 
     sequential = config.sequential(len(groups))
-    streamed = sequential or gathered is None
     gain = family.post_norm is not None and config.transform != "identity" and config.placement != "block"
-    loaded = passes() if streamed or gain else None
+    loaded = passes() if sequential or gathered is None or gain else None
     if sequential and hasattr(loaded.model, "streamed"):
         raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")
     found: list[Transform] = []
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
+        if gathered is None and not sequential:
+            gathered = loaded.evidence(config, groups, Path(scratch)).__getitem__
         for number, group in enumerate(groups):
             before = found if sequential else []
             running = shortened(loaded.model, family, groups[: len(before)], before) if before else nullcontext()
             with running:
                 folder = Path(scratch) / str(number)
-                evidence = loaded.evidence(config, group, folder) if streamed else gathered(number)
+                evidence = loaded.evidence(config, [group], folder)[0] if sequential else gathered(number)
                 transform = fit_section(config, evidence, hidden_size)
                 if gain:
                     transform = with_gain(transform, loaded.stream(config, group, evidence.recycled))

@@ -10,20 +10,21 @@ Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones
 A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
-from replaceme.checkpoints import Checkpoint, open_checkpoint, with_derived_lists
+from replaceme.changes import Changes, Content, Edit
+from replaceme.checkpoints import Checkpoint, with_derived_lists
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.models import Family, check_fit, pruned_config
-from replaceme.provenance import versions
 from replaceme.separate import check_architecture, layers_of, separate_config
-from replaceme.writing import Content, check_out, write_checkpoint
+from replaceme.shards import renamed
+from replaceme.writing import Merger, merging, provenance_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.transforms import Transform
 
-Edit = Callable[["torch.Tensor"], "torch.Tensor"]
-
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
-    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden]."""
-    return (transform.double().T @ weight.double()).to(weight.dtype)
+    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden].
+
+    Formed where T is, returned where W is.
+    """
+    return (transform.double().T @ weight.to(transform.device).double()).to(weight)
 
 
 def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform: "torch.Tensor") -> "torch.Tensor":
@@ -44,17 +46,17 @@ def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform:
 
     Without gains the transform is a down projection [intermediate, hidden] itself, and the result `c T^T`.
     """
-    folded = transform.double().T
+    folded, given = transform.double().T, weight.to(transform.device).double()
     if gains is not None:
-        folded = folded @ (gains.double()[:, None] * weight.double())
-    return (folded * (weight.double().norm() / folded.norm())).to(weight.dtype)
+        folded = folded @ (gains.to(given)[:, None] * given)
+    return (folded * (given.norm() / folded.norm())).to(weight)
 
 
-def write_pruned(
+def finish_pruned(
+    merger: Merger,
     record: dict[str, Any],
     cut: dict[str, Any],
     transforms: "Sequence[Transform]",
-    out: str | Path,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the pruned checkpoint of a model record with its model card; returns what goes into replaceme.json.
@@ -64,15 +66,9 @@ def write_pruned(
     """
     from replaceme.transforms import joint_report
 
-    provenance = {
-        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
-        "cut": {key: value for key, value in cut.items() if key != "candidates"},
-        "fit": joint_report(transforms),
-        "placement": next((one.placement for one in transforms if not one.is_identity), None),
-        "origin": origin,
-        "versions": versions(),
-    }
-    merge(record["folder"], cut, transforms, out, provenance, model_card(provenance, licence_of(record["folder"])))
+    provenance = provenance_of(record, cut, joint_report(transforms), origin)
+    provenance["placement"] = next((one.placement for one in transforms if not one.is_identity), None)
+    finish(merger, cut, transforms, provenance, model_card(provenance, licence_of(record["folder"])))
     return provenance
 
 
@@ -90,37 +86,37 @@ def merge(
     model card (README.md). Raises ReplaceMeError when the architecture cannot carry a transform, or the cut and the
     transforms do not belong to this model.
     """
-    check_out(source, out)
-    checkpoint = open_checkpoint(source)
-    groups = groups_of(cut)
-    _check(checkpoint, cut, transforms)
-    write_checkpoint(checkpoint, _content(checkpoint, groups, transforms), out, provenance, card)
+    with merging(source, out) as merger:
+        finish(merger, cut, transforms, provenance, card)
 
 
-def _content(checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]") -> Content:
-    """Config and tensors of the pruned checkpoint."""
-    edits = _edits(checkpoint, groups, transforms)
+def finish(
+    merger: Merger,
+    cut: dict[str, Any],
+    transforms: "Sequence[Transform]",
+    provenance: dict[str, Any],
+    card: str | None = None,
+) -> None:
+    """`merge` by a merger that may have begun already."""
+    _check(merger.checkpoint, cut, transforms)
+    merger.write(_content(merger.checkpoint, groups_of(cut), transforms, merger.device), provenance, card)
+
+
+def _content(
+    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", device: str
+) -> Content:
+    edits = _edits(checkpoint, groups, [one.to(device) for one in transforms])
     layers = layers_of(checkpoint, groups, transforms)
-    if layers:
-        check_architecture(checkpoint)
     constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
     biased = constants and not checkpoint.family.has_bias
     config = pruned_config(with_derived_lists(checkpoint), groups)
     if biased:
         config[checkpoint.family.bias_switch] = True
     if layers:
-        names = [new_name(checkpoint, name, groups) for tensors in layers.values() for name in tensors]
+        check_architecture(checkpoint)
+        names = [renamed(checkpoint.family, groups, name) for tensors in layers.values() for name in tensors]
         config = separate_config(config, names)
-
-    def rewritten(tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-        if biased:
-            tensors = _with_biases(checkpoint, tensors)
-        near = [name for name in layers if name in tensors]
-        new = {name: one.to(tensors[at].dtype) for at in near for name, one in layers[at].items()}
-        tensors = {name: edits[name](tensor) if name in edits else tensor for name, tensor in tensors.items()} | new
-        return {new_name(checkpoint, name, groups): tensor for name, tensor in tensors.items()}
-
-    return Content(kept_tensors(checkpoint, groups), rewritten, config, bool(layers))
+    return Content(groups, Changes(edits, layers, biased), config, bool(layers))
 
 
 def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:
@@ -195,16 +191,16 @@ def _plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> di
 
     def weight(given: "torch.Tensor") -> "torch.Tensor":
         if refitted:
-            return (matrix.T / family.multiplier).to(given.dtype)
+            return (matrix.T / family.multiplier).to(given)
         return fold(given, matrix)
 
     def oriented(given: "torch.Tensor") -> "torch.Tensor":
         return (weight(given.T).T if family.transposed else weight(given)).contiguous()
 
     def bias(given: "torch.Tensor") -> "torch.Tensor":
-        folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.double() @ matrix
+        folded = matrix.new_zeros(matrix.shape[1]) if refitted else given.to(matrix) @ matrix
         constant = 0.0 if transform.intercept is None else transform.intercept / family.multiplier
-        return (folded + constant).to(given.dtype)
+        return (folded + constant).to(given)
 
     return {down: oriented, _bias_of(down): bias}
 
@@ -241,30 +237,3 @@ def _recycling(family: Family, carrier: str, recycled: "Recycled") -> dict[str, 
         for name, values in ((family.gate, recycled.gate), (family.up, recycled.up)):
             edits[name], edits[_bias_of(name)] = rows((0, values)), rows((0, zero))
     return {carrier + name: edit for name, edit in edits.items()}
-
-
-def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Zero biases beside the weights of a shard that have none, for the layers that the family's switch gives them."""
-    layers = tuple(f".{layer}.weight" for layer in checkpoint.family.biased)
-    added = {
-        name.removesuffix("weight") + "bias": weight.new_zeros(len(weight))
-        for name, weight in tensors.items()
-        if checkpoint.family.block_of(name) is not None and name.endswith(layers)
-    }
-    return tensors | {name: bias for name, bias in added.items() if name not in checkpoint.tensors}
-
-
-def kept_tensors(checkpoint: Checkpoint, groups: Sequence[tuple[int, int]]) -> list[str]:
-    """The tensors of a checkpoint that are of no block that goes."""
-    return [name for name in checkpoint.tensors if new_name(checkpoint, name, groups) is not None]
-
-
-def new_name(checkpoint: Checkpoint, name: str, groups: Sequence[tuple[int, int]]) -> str | None:
-    """A tensor's name in the pruned checkpoint, or None when its block goes."""
-    block = checkpoint.family.block_of(name)
-    if block is None:
-        return name
-    if any(start <= block < end for start, end in groups):
-        return None
-    gone = sum(end - start for start, end in groups if end <= block)
-    return checkpoint.family.renamed(name, block - gone) if gone else name

@@ -3,10 +3,10 @@
 A Gram job gathers the groups of its cut over its shard of the batches; the choice of the cut gathers all candidates.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from replaceme.capture import Activations, capture
+from replaceme.capture import Activations, collect
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.models import Family
@@ -22,25 +22,34 @@ if TYPE_CHECKING:
 MLP = Regression()
 
 
-def gather(
-    passes: Iterable[Activations],
-    groups: Sequence[tuple[int, int]],
-    regression: Regression = MLP,
-    recycled: "Sequence[Recycled] | None" = None,
-) -> list[Statistics]:
-    """Statistics of every [start, end) over all batches; each batch must hold what `Regression.wanted` names.
+class Gathered:
+    """Statistics of the groups [start, end) of a cut, batch by batch.
 
     `recycled`: the neurons of each group that are, where the regression has such.
     """
-    statistics: list[Statistics] = []
-    changed = recycled or [None] * len(groups)
-    for activations in passes:
-        rows = [regression.rows(activations, *group, one) for group, one in zip(groups, changed, strict=True)]
-        if not statistics:
-            statistics = [Statistics.zeros(terms[0].shape[-1], m.device, m.shape[-1]) for m, terms in rows]
-        for one, (m, terms) in zip(statistics, rows, strict=True):
-            one.add_batch(m, terms, activations.mask, regression.weights(terms))
-    return statistics
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[int, int]],
+        regression: Regression = MLP,
+        recycled: "Sequence[Recycled] | None" = None,
+    ) -> None:
+        self.groups, self.regression, self.recycled = groups, regression, recycled or [None] * len(groups)
+        self.wanted = regression.wanted(groups)
+        self._sums: list[Statistics] = []
+
+    def add(self, activations: Activations) -> None:
+        """Add the rows of a batch."""
+        pairs = zip(self.groups, self.recycled, strict=True)
+        rows = [self.regression.rows(activations, *group, changed) for group, changed in pairs]
+        if not self._sums:
+            self._sums = [Statistics.zeros(terms[0].shape[-1], m.device, m.shape[-1]) for m, terms in rows]
+        for one, (m, terms) in zip(self._sums, rows, strict=True):
+            one.add_batch(m, terms, activations.mask, self.regression.weights(terms))
+
+    def statistics(self) -> list[Statistics]:
+        """Those of each group, on the CPU, where they are added up and solved."""
+        return [one.to("cpu") for one in self._sums]
 
 
 def gather_groups(
@@ -51,9 +60,10 @@ def gather_groups(
     regression: Regression = MLP,
     recycled: "Sequence[Recycled] | None" = None,
 ) -> list[Statistics]:
-    """Statistics of the groups [start, end) of a cut over batches, on the CPU, where they are added up and solved."""
-    passes = capture(model, family, progress(batches, "gram", unit="batch"), regression.wanted(groups))
-    return [one.to("cpu") for one in gather(passes, groups, regression, recycled)]
+    """Statistics of the groups [start, end) of a cut over batches, by one forward pass; see `Gathered`."""
+    gathered = Gathered(groups, regression, recycled)
+    collect(model, family, progress(batches, "gram", unit="batch"), [gathered])
+    return gathered.statistics()
 
 
 def shard_batches(tokens: Tokens, batch_size: int, shard: int, shards: int) -> list[Tokens]:

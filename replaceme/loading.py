@@ -4,6 +4,7 @@ A checkpoint with linear layers of their own (placement `block`) is loaded by th
 beside it (see `separate`).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +14,42 @@ from replaceme.models import is_encoder
 from replaceme.separate import check_code, is_separate, original_config
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Held:
+    """How a model's weights are held: over how many GPUs, in 4 bits or as they are, all of them or block by block.
+
+    `streaming`: always, never, or auto, where they do not fit (see `streaming.needed`).
+    """
+
+    gpus: int = 1
+    load_in_4bit: bool = False
+    streaming: str = "never"
+
+    def of_type(self, dtype: str) -> str:
+        """In which numbers a forward pass computes, for the record of what was made from it."""
+        return f"{dtype}, weights in 4 bits" if self.load_in_4bit else dtype
+
+
+WHOLE = Held()
+
+
 def load_model(
-    folder: str | Path, dtype: str, device: str, head: bool, streaming: str = "never"
+    folder: str | Path, dtype: str, device: str, head: bool, held: Held = WHOLE
 ) -> "PreTrainedModel | nn.Module":
     """The model of a checkpoint folder with its head or without; errors as in `load_base_model`.
 
-    `streaming` (see `streaming.needed`): without its head it may be one whose blocks get their weights in turn.
+    Without its head it may be a streamed one, whose blocks get their weights in turn.
     """
-    if streaming != "never":
+    if held.streaming != "never":
         from replaceme.streaming import load_streamed, needed
 
         checkpoint = open_checkpoint(folder)
-        if needed(checkpoint, dtype, streaming, device):
+        if needed(checkpoint, dtype, held, device):
             if checkpoint.family.modality != "text":
                 raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
             if head:
@@ -37,19 +58,19 @@ def load_model(
                     "another metric, or `streaming: never`"
                 )
             return load_streamed(checkpoint, dtype, device)
-    return (load_causal_model if head else load_base_model)(folder, dtype, device)
+    return (load_causal_model if head else load_base_model)(folder, dtype, device, held)
 
 
-def load_causal_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
+def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
     """The model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
     from transformers import AutoModelForCausalLM
 
     if is_encoder(read_config(folder)):
         raise ReplaceMeError(f"{folder}: an encoder of images has no head of a language model; nothing to measure")
-    return _load(AutoModelForCausalLM, folder, dtype, device)
+    return _load(AutoModelForCausalLM, folder, dtype, device, held)
 
 
-def load_base_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
+def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
     """The blocks of a checkpoint folder without its head (of text and images: those of images), in inference mode.
 
     Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
@@ -58,9 +79,9 @@ def load_base_model(folder: str | Path, dtype: str, device: str) -> "PreTrainedM
     from transformers import AutoModel
 
     if not is_encoder(config := read_config(folder)):
-        return _load(AutoModel, folder, dtype, device)
+        return _load(AutoModel, folder, dtype, device, held)
     # with the class that saved it, as the bare one may have parts of its own (poolers) that were not
-    model = _load(_saved_class(config) or AutoModel, folder, dtype, device).base_model
+    model = _load(_saved_class(config) or AutoModel, folder, dtype, device, held).base_model
     return getattr(model, "vision_model", model)
 
 
@@ -77,13 +98,14 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ReplaceMeError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
 
 
-def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreTrainedModel":
+def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":
     import torch
     from transformers.utils import logging
 
     open_checkpoint(folder, separate=True)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
+    options = _placed(device, held.gpus) | (_in_4bit(getattr(torch, dtype)) if held.load_in_4bit else {})
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -95,9 +117,9 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreT
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            **({} if device == "cpu" else {"device_map": device}),  # weight by weight, never whole in host memory
+            **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ReplaceMeError(f"{folder}: transformers cannot load it ({reason})") from error
     finally:
@@ -105,7 +127,41 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str) -> "PreT
         if bar:
             logging.enable_progress_bar()
     _check_complete(folder, loading)
+    if "disk" in getattr(model, "hf_device_map", {}).values():
+        raise ReplaceMeError(f"{folder}: does not fit {held.gpus} GPUs; raise `gpus`, or use `streaming: always`")
     return model.eval().requires_grad_(False)
+
+
+def _placed(device: str, gpus: int) -> dict[str, Any]:
+    """Where transformers puts the weights, one after the other, so that they are never whole in host memory."""
+    import torch
+
+    if device == "cpu":
+        return {}
+    if gpus == 1:
+        return {"device_map": device}
+    if torch.cuda.device_count() < gpus:
+        raise ReplaceMeError(f"gpus: {gpus} asked for, torch sees {torch.cuda.device_count()}; lower `gpus`")
+    # none to the host: a model that does not fit is streamed, which is faster
+    return {"device_map": "auto", "max_memory": {k: _free(k) for k in range(gpus)}}
+
+
+def _free(gpu: int) -> int:
+    import torch
+
+    return torch.cuda.mem_get_info(gpu)[0]
+
+
+def _in_4bit(computed: "torch.dtype") -> dict[str, Any]:
+    """NF4, with its scales rounded too, as in the authors' code."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ReplaceMeError("load_in_4bit: needs the package bitsandbytes: pip install 'replaceme[4bit]'")
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": computed}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options)}
 
 
 def _saved_class(config: dict[str, Any]) -> Any:

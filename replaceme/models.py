@@ -8,7 +8,7 @@ from replaceme.families import FAMILIES, Family
 from replaceme.separate import is_separate
 
 if TYPE_CHECKING:
-    from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+    from replaceme.config import CalibrationConfig, CutConfig
 
 # config entries with one value per block: shortened with the blocks
 PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
@@ -76,16 +76,6 @@ def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
     if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
         what = "metric loss" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
-
-
-def check_section(config: dict[str, Any], fit: "FitConfig", where: str) -> None:
-    """Raise ReplaceMeError where what a fit section asks for cannot be done with a model."""
-    from replaceme.methods import check_method
-
-    if fit.method == "replaceme":
-        check_fit(config, where, fit.placement, fit.intercept, fit.recycle is not None)
-    else:
-        check_method(config, fit.method, where)
 
 
 def check_fit(

@@ -9,7 +9,8 @@ from replaceme.config import Config, CutConfig
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
-from replaceme.models import check_calibration, check_cut, check_length, check_section, is_encoder
+from replaceme.methods import check_section
+from replaceme.models import check_calibration, check_cut, check_length, is_encoder
 from replaceme.reference import check_reference
 
 

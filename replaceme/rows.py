@@ -1,20 +1,20 @@
-"""Rows of a cut on disk, for the fits that cannot do with sums: m (see `regression`) and r of each token, bfloat16.
+"""Rows of a cut, for the fits that cannot do with sums: m (see `regression`) and r of each token, bfloat16.
 
 The exact cosine objective (eq. 7 of arXiv 2505.02819) also needs the residual stream Y = hidden_states[start-1] - M,
 the `state`; R + Y is then hidden_states[end-1]. A folder of safetensors parts and an index.json that is written last.
-Parts are memory-mapped and read in blocks, so no [tokens, hidden] array is ever in memory. A row is rounded once to
-bfloat16: 2^-9 of each element.
+Parts are memory-mapped and read in blocks, so no [tokens, hidden] array is ever in memory. Where one process makes and
+uses them they stay in memory if there is plenty. A row is rounded once to bfloat16: 2^-9 of each element.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.capture import Activations, capture
+from replaceme.capture import Activations, collect
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import check_room, read_json, replacing, sync, write_json, write_safetensors
@@ -33,13 +33,15 @@ INDEX = "index.json"
 NAMES = ("mlp_output", "target", "state")
 MLP = Regression()
 BYTES = 2  # of an element, bfloat16
+MEMORY_SHARE = 0.25  # of the free memory, for rows that need no folder
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows in a folder: `parts` are (file, rows) in order; `origin` says what they were made from.
 
-    `columns` are the widths of MLP output and target; `state`: each row has Y too, as wide as the target.
+    `columns` are the widths of MLP output and target; `state`: each row has Y too, as wide as the target; `held`: the
+    tensors of each part, of rows in memory, that no folder holds.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Rows:
     columns: tuple[int, int]
     state: bool
     origin: dict[str, Any]
+    held: tuple[tuple["torch.Tensor", ...], ...] | None = field(default=None, compare=False, repr=False)
 
     @property
     def count(self) -> int:
@@ -80,14 +83,29 @@ class Rows:
 
         Always cut at the same places. Raises ReplaceMeError for a corrupted part, and where there is no state.
         """
+        for number, (_, rows) in enumerate(self.parts):
+            with self._part(number, state) as tensors:
+                for start in range(0, rows, size):
+                    yield tuple(one[start : start + size] for one in tensors)
+
+    def tensors(self, state: bool = False) -> list[list["torch.Tensor"]]:
+        """The tensors of `blocks` of each part, whole, but mapped: nothing is read yet. Errors as there."""
+        found = []
+        for number in range(len(self.parts)):
+            with self._part(number, state) as tensors:
+                found.append([one[:] for one in tensors])
+        return found
+
+    @contextlib.contextmanager
+    def _part(self, number: int, state: bool) -> Iterator[Sequence[Any]]:
         if state:
             self.require_state()
         names = NAMES if state else NAMES[:2]
-        for name, rows in self.parts:
-            with opened(self.folder / name) as file:
-                slices = [file.get_slice(tensor) for tensor in names]
-                for start in range(0, rows, size):
-                    yield tuple(one[start : start + size] for one in slices)
+        if self.held is not None:
+            yield self.held[number][: len(names)]
+            return
+        with opened(self.folder / self.parts[number][0]) as file:
+            yield [file.get_slice(name) for name in names]
 
 
 @contextlib.contextmanager
@@ -107,32 +125,126 @@ def row_bytes(columns: tuple[int, int], state: bool) -> int:
     return BYTES * (columns[0] + columns[1] * (1 + state))
 
 
-def store(folder: str | Path, rows: Iterable[tuple["torch.Tensor", ...]], origin: dict[str, Any] | None = None) -> Rows:
-    """Write rows, given part by part as (mlp_output, target) or (mlp_output, target, state), and return them."""
+class HeldParts:
+    """Rows on their way, in memory; `rows` are those so far."""
+
+    def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
+        self.rows = Rows(folder, (), (0, 0), False, origin, ())
+
+    def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
+        """Take a part, (mlp_output, target) or (mlp_output, target, state)."""
+        self._note(tensors, (*self.rows.held, tensors))
+
+    def _note(self, tensors: tuple["torch.Tensor", ...], held: tuple | None) -> None:
+        parts = (*self.rows.parts, (f"rows-{len(self.rows.parts):05}.safetensors", len(tensors[0])))
+        columns = (tensors[0].shape[1], tensors[1].shape[1])
+        self.rows = replace(self.rows, parts=parts, columns=columns, state=len(tensors) == len(NAMES), held=held)
+
+
+class Parts(HeldParts):
+    """Rows on their way to a folder; `rows` are what it holds once it is complete."""
+
+    def __init__(self, folder: Path, origin: dict[str, Any], temporary: Path, writer: ThreadPoolExecutor) -> None:
+        super().__init__(folder, origin)
+        self._temporary, self._writer = temporary, writer
+        self._pending: Future | None = None
+
+    def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
+        """Write a part while the next is made."""
+        self.settle()
+        self._note(tensors, None)
+        self._pending = self._writer.submit(self._write, self._temporary / self.rows.parts[-1][0], tensors)
+
+    def settle(self) -> None:
+        """Wait for the part that is being written."""
+        if self._pending is not None:
+            self._pending.result()
+
+    @staticmethod
+    def _write(path: Path, tensors: tuple["torch.Tensor", ...]) -> None:
+        write_safetensors(path, dict(zip(NAMES, tensors, strict=False)), {})
+        sync(path)
+
+
+@contextlib.contextmanager
+def storing(folder: str | Path, origin: dict[str, Any] | None = None) -> Iterator[Parts]:
+    """Within it rows can be added to a folder, which is there, complete, afterwards."""
     folder = Path(folder)
-    parts: list[tuple[str, int]] = []
-    columns, width = (0, 0), 2
-    with replacing(folder) as temporary:
+    with replacing(folder) as temporary, ThreadPoolExecutor(1) as writer:
         temporary.mkdir()
-
-        def write(name: str, tensors: tuple["torch.Tensor", ...]) -> None:
-            write_safetensors(temporary / name, dict(zip(NAMES, tensors, strict=False)), {})
-            sync(temporary / name)
-
-        with ThreadPoolExecutor(1) as writer:  # one part is written while the next is made
-            pending = None
-            for tensors in rows:
-                name = f"rows-{len(parts):05}.safetensors"
-                if pending is not None:
-                    pending.result()
-                pending = writer.submit(write, name, tensors)
-                parts.append((name, len(tensors[0])))
-                columns, width = (tensors[0].shape[1], tensors[1].shape[1]), len(tensors)
-            if pending is not None:
-                pending.result()
-        index = {"parts": parts, "columns": columns, "state": width == len(NAMES), "origin": origin or {}}
+        parts = Parts(folder, origin or {}, temporary, writer)
+        yield parts
+        parts.settle()
+        rows = parts.rows
+        index = {"parts": rows.parts, "columns": rows.columns, "state": rows.state, "origin": rows.origin}
         write_json(temporary / INDEX, index)
-    return Rows(folder, tuple(parts), columns, width == len(NAMES), origin or {})
+
+
+@contextlib.contextmanager
+def keeping(folder: Path, needed: int) -> Iterator[HeldParts]:
+    """Within it rows of `needed` bytes can be added: to memory where there is plenty, else to a folder."""
+    import psutil
+
+    if needed < MEMORY_SHARE * psutil.virtual_memory().available:
+        yield HeldParts(folder, {})
+        return
+    check_room(folder, needed, "rows", "lower `fit_tokens`")
+    with storing(folder) as parts:
+        yield parts
+
+
+def store(folder: str | Path, rows: Iterable[tuple["torch.Tensor", ...]], origin: dict[str, Any] | None = None) -> Rows:
+    """Write rows, given part by part as `Parts.add` takes them, and return them."""
+    with storing(folder, origin) as parts:
+        for tensors in rows:
+            parts.add(tensors)
+    return parts.rows
+
+
+class RowCollector:
+    """The rows of a cut [start, end), batch by batch, all of them or `fit_tokens` drawn uniformly.
+
+    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has such.
+    """
+
+    def __init__(
+        self,
+        cut: tuple[int, int],
+        count: int,
+        fit_tokens: int | None = None,
+        with_state: bool = False,
+        regression: Regression = MLP,
+        recycled: "Recycled | None" = None,
+    ) -> None:
+        self.cut, self.with_state, self.regression, self.recycled = cut, with_state, regression, recycled
+        self.chosen = _chosen(count, fit_tokens)
+        self.wanted = regression.wanted([cut])
+        self.parts: HeldParts | None = None
+        self._done = 0
+
+    def bytes(self, model: "nn.Module", family: Family) -> int:
+        """What they take; it is logged too."""
+        hidden = width = model.config.hidden_size
+        if self.regression.placement == "down_proj":
+            width = family.intermediate_size(family.block_modules(model)[self.cut[0] - 1])
+        count = int(self.chosen.sum())
+        needed = count * row_bytes((width, hidden), self.with_state)
+        LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, needed / 1e9)
+        return needed
+
+    def add(self, activations: Activations) -> None:
+        """Add (m, target[, state]) of the chosen tokens of a batch, in bfloat16."""
+        import torch
+
+        here = int(activations.mask.sum())
+        keep = self.chosen[self._done : self._done + here].to(activations.mask.device)
+        self._done += here
+        if keep.any():
+            m, terms = self.regression.rows(activations, *self.cut, self.recycled)
+            m, goal, state, added = (tensor[activations.mask][keep] for tensor in (m, *terms))
+            target = formed((goal, state, added))
+            before = (state.to(target.dtype) - added.to(target.dtype),) if self.with_state else ()
+            self.parts.add(tuple(tensor.to(torch.bfloat16).cpu() for tensor in (m, target, *before)))
 
 
 def write_rows(
@@ -148,23 +260,15 @@ def write_rows(
     regression: Regression = MLP,
     recycled: "Recycled | None" = None,
 ) -> Rows:
-    """Write the rows of a cut [start, end), all of them or `fit_tokens` drawn uniformly, and return them.
-
-    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has such.
+    """Write the rows of a cut (see `RowCollector`) and return them.
 
     Raises ReplaceMeError before the first forward pass when the disk has no room for them.
     """
-    folder = Path(folder)
-    hidden = width = model.config.hidden_size
-    if regression.placement == "down_proj":
-        width = family.intermediate_size(family.block_modules(model)[cut[0] - 1])
-    chosen = _chosen(tokens.count, fit_tokens)
-    needed = int(chosen.sum()) * row_bytes((width, hidden), with_state)
-    check_room(folder, needed, f"{int(chosen.sum())} rows", "lower `fit_tokens`")
-    LOGGER.info("rows: %d tokens of %d channels, %.2f GB", int(chosen.sum()), width, needed / 1e9)
-    batches = tokens.batches(batch_size)
-    passes = capture(model, family, progress(batches, "rows", unit="batch"), regression.wanted([cut]))
-    return store(folder, _rows(passes, regression, recycled, cut, chosen, with_state), origin)
+    collector = RowCollector(cut, tokens.count, fit_tokens, with_state, regression, recycled)
+    check_room(Path(folder), collector.bytes(model, family), "rows", "lower `fit_tokens`")
+    with storing(folder, origin) as collector.parts:
+        collect(model, family, progress(tokens.batches(batch_size), "rows", unit="batch"), [collector])
+    return collector.parts.rows
 
 
 def _chosen(count: int, wanted: int | None) -> "torch.Tensor":
@@ -175,27 +279,3 @@ def _chosen(count: int, wanted: int | None) -> "torch.Tensor":
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     chosen[drawn[: count if wanted is None else wanted]] = True
     return chosen
-
-
-def _rows(
-    passes: Iterable[Activations],
-    regression: Regression,
-    recycled: "Recycled | None",
-    cut: tuple[int, int],
-    chosen: "torch.Tensor",
-    with_state: bool,
-) -> Iterator[tuple["torch.Tensor", ...]]:
-    """(m, target[, state]) of the chosen tokens of each batch, as they come, in bfloat16 on the CPU."""
-    import torch
-
-    done = 0
-    for activations in passes:
-        here = int(activations.mask.sum())
-        keep = chosen[done : done + here].to(activations.mask.device)
-        done += here
-        if keep.any():
-            m, terms = regression.rows(activations, *cut, recycled)
-            m, goal, state, added = (tensor[activations.mask][keep] for tensor in (m, *terms))
-            target = formed((goal, state, added))
-            kept = (m, target, state.to(target.dtype) - added.to(target.dtype)) if with_state else (m, target)
-            yield tuple(tensor.to(torch.bfloat16).cpu() for tensor in kept)

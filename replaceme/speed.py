@@ -32,6 +32,7 @@ def speed(
     *,
     device: str,
     dtype: str,
+    gpus: int = 1,
     prompt_tokens: int = 256,
     new_tokens: int = 32,
     batch_size: int = 1,
@@ -41,17 +42,18 @@ def speed(
 ) -> dict[str, Any]:
     """Measure a checkpoint folder and return a JSON-able record; rates in tokens per second, memory in bytes.
 
-    `peak_memory_bytes` is what CUDA allocated at most (weights included) or, on a CPU, the peak resident memory of
-    the process. Raises ReplaceMeError for a broken folder or a sequence longer than the model's.
+    `peak_memory_bytes` is what CUDA allocated at most, on all GPUs (weights included) or, on a CPU, the peak resident
+    memory of the process. Raises ReplaceMeError for a broken folder or a sequence longer than the model's.
     """
     import torch
 
-    from replaceme.loading import load_causal_model
+    from replaceme.loading import Held, load_causal_model
 
     on_gpu = device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-    model = load_causal_model(model_folder, dtype, device)
+    devices = range(torch.cuda.device_count()) if on_gpu else ()
+    for one in devices:
+        torch.cuda.reset_peak_memory_stats(one)
+    model = load_causal_model(model_folder, dtype, device, Held(gpus))
     _check_length(model, model_folder, prompt_tokens + new_tokens)
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randint(model.config.vocab_size, (batch_size, prompt_tokens), generator=generator).to(device)
@@ -71,8 +73,9 @@ def speed(
         "file_bytes": sum(path.stat().st_size for path in Path(model_folder).glob("*.safetensors")),
         "prefill_tokens_per_s": _rates([batch_size * prompt_tokens / prefill for prefill, _ in times]),
         "decode_tokens_per_s": _rates([batch_size * new_tokens / decode for _, decode in times]),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else _peak_resident(),
+        "peak_memory_bytes": sum(map(torch.cuda.max_memory_allocated, devices)) if on_gpu else _peak_resident(),
         "device": device,
+        "gpus": gpus,
         "dtype": dtype,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,

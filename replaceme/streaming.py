@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.capture import Activations, Wanted, finite, forward, nan_error
+from replaceme.capture import STORES, Activations, Wanted, finite, forward, nan_error
 from replaceme.checkpoints import Checkpoint, with_derived_lists
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import check_room
+from replaceme.loading import Held
 from replaceme.models import Family, pruned_config
 from replaceme.progress import progress
 from replaceme.shortened import skipped
@@ -32,21 +33,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger(__name__)
+BYTES_IN_4BIT = 0.6  # of a weight, with its scale, and with what is not rounded
 MARGIN = 1.25  # of a model's weights, for activations and what else a forward pass takes
 HOST_SHARE = 0.5  # of the free host memory, for states
 
 
-def needed(checkpoint: Checkpoint, dtype: str, setting: str, device: str) -> bool:
-    """Whether a model is streamed: `always`, `never`, or `auto`, where its weights do not fit the device's memory."""
-    if setting != "auto":
-        return setting == "always"
-    return MARGIN * checkpoint.parameters * getattr(torch, dtype).itemsize > free_memory(device)
+def needed(checkpoint: Checkpoint, dtype: str, held: Held, device: str) -> bool:
+    """Whether a model is streamed: `always`, `never`, or `auto`, where its weights do not fit the devices' memory."""
+    if held.streaming != "auto":
+        return held.streaming == "always"
+    size = BYTES_IN_4BIT if held.load_in_4bit else getattr(torch, dtype).itemsize
+    return MARGIN * checkpoint.parameters * size > free_memory(device, held.gpus)
 
 
-def free_memory(device: str) -> int:
-    """Bytes that are free on a device."""
+def free_memory(device: str, gpus: int = 1) -> int:
+    """Bytes that are free on a device, or on the first `gpus` ones."""
     if device != "cpu":
-        return torch.cuda.mem_get_info(device)[0]
+        return sum(torch.cuda.mem_get_info(k)[0] for k in range(min(gpus, torch.cuda.device_count())))
     import psutil
 
     return psutil.virtual_memory().available
@@ -187,9 +190,6 @@ def given(block: "nn.Module", state: torch.Tensor | None, device: str) -> Iterat
         yield
     finally:
         handle.remove()
-
-
-STORES = ("hidden_states", "mlp_output", "mlp_input", "down_input")
 
 
 def moved(activations: Activations, device: str) -> Activations:

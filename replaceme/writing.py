@@ -1,65 +1,108 @@
-"""Write a checkpoint made from another one, one safetensors shard at a time, so that no model is ever whole in memory.
+"""Write a checkpoint that is made from another one: shards, index, config, tokenizer, licence, model card and record.
 
-What becomes of the tensors is told by a `Content`; shards, index, config, tokenizer, licence, model card and the
-provenance record are written here, all at once or not at all.
+What it holds is told by a `Content`. It is there as a whole or not at all.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from replaceme.checkpoints import COMPANIONS, INDEX, SINGLE, Checkpoint
+from replaceme.changes import Content
+from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256_of_all, sync, write_safetensors
-from replaceme.progress import progress
+from replaceme.files import TEMPORARY, replacing, sha256_of_all
+from replaceme.provenance import versions
 from replaceme.separate import CODE
-
-if TYPE_CHECKING:
-    import torch
-
-SHARDS_AT_ONCE = 3  # in memory
-Tensors = dict[str, "torch.Tensor"]
+from replaceme.shards import Shards
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a new checkpoint holds.
+@contextmanager
+def merging(
+    source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
+) -> "Iterator[Merger]":
+    """Within it a checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards.
 
-    `kept` are the tensors of the source from which it is made; `rewritten` gives those of one shard under their new
-    names, from what the source stores in it. `config` is its config.json; `code`: the file of code goes with it.
+    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed. Errors as in
+    `check_out`.
     """
+    check_out(source, out)
+    with ExitStack() as stack:
+        merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
+        yield merger
+        if not merger.finished:
+            raise RuntimeError(f"{out}: a merge was begun and not finished")
 
-    kept: Sequence[str]
-    rewritten: Callable[[Tensors], Tensors]
-    config: dict[str, Any]
-    code: bool = False
 
+class Merger:
+    """Writes a checkpoint: what no transform changes as soon as the cut is known, the rest when they are."""
 
-def write_checkpoint(
-    checkpoint: Checkpoint, content: Content, out: str | Path, provenance: dict[str, Any], card: str | None = None
-) -> None:
-    """Write a checkpoint to folder `out`, atomically, from the one that it is made of.
+    def __init__(
+        self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
+    ) -> None:
+        self.checkpoint, self._out, self._stack, self._known, self.device = checkpoint, out, stack, known, device
+        self.finished = False
+        self._folder: Path | None = None
+        self._shards: Shards | None = None
 
-    `provenance` goes into replaceme.json with the SHA-256 of every file; `card` is the model card (README.md). Errors
-    as in `check_out`.
-    """
-    check_out(checkpoint.folder, out)
-    with replacing(out) as folder:
-        folder.mkdir()
-        _write_shards(checkpoint, content, folder)
+    def begin(self, groups: Sequence[tuple[int, int]]) -> None:
+        """Start to copy the shards that the transforms of these groups leave as they are; another cut may come yet."""
+        self._begun(groups).copy()
+
+    def _begun(self, groups: Sequence[tuple[int, int]]) -> "Shards":
+        if self._folder is None:
+            self._folder = self._stack.enter_context(replacing(self._out))
+            self._folder.mkdir()
+        if self._shards is None or self._shards.groups != list(groups):
+            self.drop()
+            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
+            self._stack.callback(self._shards.stop)
+        return self._shards
+
+    def drop(self) -> None:
+        """Remove what was begun."""
+        if self._shards is not None:
+            self._shards.stop()
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._shards = None
+
+    def write(self, content: Content, provenance: dict[str, Any], card: str | None = None) -> None:
+        """Write the rest; `card` is the model card (README.md).
+
+        `provenance` goes into replaceme.json with the SHA-256 of every file.
+        """
+        if content.changes.add:
+            self.drop()
+        shards = self._begun(content.groups)
+        folder = self._folder
+        digests = shards.write(content.changes)
         if content.code:
             shutil.copyfile(CODE, folder / CODE.name)
         (folder / "config.json").write_text(json.dumps(content.config, indent=2) + "\n", encoding="utf-8")
-        for path in checkpoint.companions():
+        for path in self.checkpoint.companions():
             shutil.copyfile(path, folder / path.name)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
-        record = {**provenance, "files": sha256_of_all(folder.iterdir())}
+        others = sha256_of_all(path for path in folder.iterdir() if path.name not in digests)
+        record = {**provenance, "files": dict(sorted((digests | others).items()))}
         (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        self.finished = True
+
+
+def provenance_of(
+    record: dict[str, Any], cut: dict[str, Any], fit: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    """What replaceme.json tells of any checkpoint: from which model, by which cut and fit, from which text."""
+    return {
+        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
+        "cut": {key: value for key, value in cut.items() if key != "candidates"},
+        "fit": fit,
+        "origin": origin,
+        "versions": versions(),
+    }
 
 
 def check_out(source: str | Path, out: str | Path) -> None:
@@ -81,27 +124,3 @@ def check_out(source: str | Path, out: str | Path) -> None:
         raise ReplaceMeError(
             f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
         )
-
-
-def _write_shards(checkpoint: Checkpoint, content: Content, folder: Path) -> None:
-    by_shard: dict[str, list[str]] = {}
-    for name in content.kept:
-        by_shard.setdefault(checkpoint.tensors[name][0], []).append(name)
-    shards = sorted(by_shard)
-    weight_map, total = {}, 0
-
-    def write(number: int, shard: str) -> tuple[str, list[str], int]:
-        tensors = content.rewritten(checkpoint.read(by_shard[shard]))
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, tensors, {"format": "pt"})
-        sync(folder / file)  # now, so that the disk is at work while the next shard is read
-        return file, list(tensors), sum(tensor.nbytes for tensor in tensors.values())
-
-    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
-        written = threads.map(write, range(1, len(shards) + 1), shards)
-        for file, names, size in progress(written, "folding", len(shards), "shard"):
-            weight_map |= dict.fromkeys(names, file)
-            total += size
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

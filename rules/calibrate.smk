@@ -58,7 +58,7 @@ rule distances:
         "results/benchmarks/{model}/{calibration}/distances.tsv"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus_of,
     params:
         options=forward_options,
         representations=(

@@ -10,7 +10,7 @@ import sys
 import yaml
 
 from replaceme.checkpoints import is_local, local_files
-from replaceme.config import REGRESSION
+from replaceme.config import FORWARD, REGRESSION
 from replaceme.config import parse as parse_config
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
@@ -78,6 +78,11 @@ if LOCAL and "gpu" not in workflow.global_resources:
         raise WorkflowError(
             "device: cuda: this machine shows no GPU; use `device: auto`"
         )
+    for name, model in CONFIG.models.items():
+        if GPU and model.gpus > len(visible()):
+            raise WorkflowError(
+                f"models.{name}.gpus: {model.gpus} asked for, {len(visible())} visible; ask for fewer"
+            )
     workflow.register_resource("gpu", len(visible()))
 
 
@@ -169,7 +174,18 @@ def calibration_stamps(wildcards):
 def forward_options(wildcards):
     """Options of the forward passes of a calibration."""
     section = CONFIG.calibrations[wildcards.calibration]
-    return f"{to_flags(section, ('batch_size', 'dtype', 'streaming'))} --device {CONFIG.device}"
+    return f"{to_flags(section, FORWARD)} {device_options(wildcards)}"
+
+
+def device_options(wildcards):
+    """Where a model runs."""
+    spread = to_flags(CONFIG.models[wildcards.model], ("gpus",))
+    return f"{spread} --device {CONFIG.device}"
+
+
+def gpus_of(wildcards):
+    """How many GPUs a job takes that runs a model."""
+    return GPU * CONFIG.models[wildcards.model].gpus
 
 
 def evidence_options(inputs):
@@ -258,8 +274,9 @@ def fit_evidence(wildcards):
 
 
 def fit_gpu(wildcards):
-    """The GPUs of a fit: one, for its rows, its text or its equations; none where there is nothing to solve."""
-    return 0 if CONFIG.fits[wildcards.fit].transform == "identity" else GPU
+    """The GPUs of a fit: the model's, which its text may take; none where there is nothing to solve."""
+    identity = CONFIG.fits[wildcards.fit].transform == "identity"
+    return 0 if identity else gpus_of(wildcards)
 
 
 REGRESSIONS = {fit.regression.kind: fit for fit in CONFIG.fits.values()}

@@ -11,7 +11,7 @@ rule candidates:
         "results/benchmarks/{model}/{calibration}/candidates/{candidates}.tsv"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus_of,
     params:
         options=forward_options,
         size=candidate_options,

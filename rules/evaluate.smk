@@ -13,17 +13,17 @@ rule evaluate:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/evaluation/{evaluation}.tsv"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus_of,
     params:
         model=lambda wildcards, input: Path(input.model).parent,
-        device=CONFIG.device,
+        device=device_options,
         options=lambda wildcards: evaluation_options(wildcards.evaluation),
         code=code_of("evaluate"),
     message:
         "evaluate {output}"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme evaluate {params.model:q} {params.options}"
-        " --device {params.device} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 use rule evaluate as evaluate_baseline with:
@@ -38,7 +38,7 @@ use rule evaluate as evaluate_baseline with:
         "results/benchmarks/{model}/baseline/evaluation/{evaluation}.tsv"
     params:
         model=lambda wildcards, input: input.model,
-        device=CONFIG.device,
+        device=device_options,
         options=lambda wildcards: evaluation_options(wildcards.evaluation),
         code=code_of("evaluate"),
 
@@ -55,17 +55,17 @@ rule speed:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/speed.tsv"
     threads: all_cores()
     resources:
-        gpu=GPU,
+        gpu=gpus_of,
     params:
         model=lambda wildcards, input: Path(input.model).parent,
-        device=CONFIG.device,
+        device=device_options,
         options=to_flags(CONFIG.speed),
         code=code_of("speed"),
     message:
         "speed {output}"
     shell:
         "python -m replaceme.gpu {resources.gpu} -- replaceme speed {params.model:q} {params.options}"
-        " --device {params.device} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 use rule speed as speed_baseline with:
@@ -79,6 +79,6 @@ use rule speed as speed_baseline with:
         "results/benchmarks/{model}/baseline/speed.tsv"
     params:
         model=lambda wildcards, input: input.model,
-        device=CONFIG.device,
+        device=device_options,
         options=to_flags(CONFIG.speed),
         code=code_of("speed"),

@@ -13,7 +13,7 @@ rule gram:
         "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/{shard}-of-{shards}.tsv"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus_of,
     params:
         options=forward_options,
         regression=regression_options,
@@ -89,7 +89,7 @@ rule rows:
         "results/benchmarks/{model}/{calibration}/{cut}/rows/{kind}/{fit_tokens}{exact}.tsv"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus_of,
     params:
         options=forward_options,
         regression=rows_options,

@@ -5,7 +5,7 @@ import torch
 
 from replaceme.capture import Activations
 from replaceme.data import Tokens
-from replaceme.gather import gather, gather_groups, shard_batches
+from replaceme.gather import Gathered, gather_groups, shard_batches
 from replaceme.statistics import NAMES, Statistics
 from replaceme.transforms import fit_least_squares
 
@@ -104,18 +104,17 @@ def test_masked_rows_are_never_read(make_tokens, poison):
     spoilt = [torch.where(mask[..., None], state, poison) for state in states]
 
     def statistics(a, b, m):
-        return gather([Activations(mask, {1: a, 4: b}, {1: m})], [CUT])[0]
+        gathered = Gathered([CUT])
+        gathered.add(Activations(mask, {1: a, 4: b}, {1: m}))
+        return gathered.statistics()[0]
 
     assert same_bits(statistics(*states), statistics(*spoilt))
 
 
 def test_all_cuts_in_one_pass_equal_one_pass_each(llama, make_tokens, blocks_of):
-    from replaceme.capture import Wanted, capture
-
     model, family = blocks_of(llama)
     tokens, cuts = make_tokens(), [(1, 3), (2, 4), (4, 6)]
-    wanted = Wanted(frozenset(range(6)), frozenset(range(6)))
-    together = gather(capture(model, family, tokens.batches(4), wanted), cuts)
+    together = gather_groups(model, family, tokens.batches(4), cuts)
     for cut, found in zip(cuts, together, strict=True):
         assert same_bits(found, gather_cut(model, family, tokens, cut, 4))
 

@@ -99,7 +99,7 @@ def test_rows_of_two_widths(tmp_path):
 def test_a_full_disk_is_told_before_the_forward_pass(llama, blocks_of, expected, tmp_path, monkeypatch):
     tokens, _, _ = expected
     monkeypatch.setattr("replaceme.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
-    monkeypatch.setattr(module, "capture", lambda *given: pytest.fail("a forward pass"))
+    monkeypatch.setattr(module, "collect", lambda *given: pytest.fail("a forward pass"))
     with pytest.raises(ReplaceMeError, match=r"rows need 0.0 GB, 0.0 GB are free; lower `fit_tokens`"):
         write_rows(tmp_path / "rows", *blocks_of(llama, "float64"), tokens, CUT, 5)
     assert not (tmp_path / "rows").exists()

@@ -13,7 +13,7 @@ from replaceme.checkpoints import open_checkpoint
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.distances import measure
 from replaceme.families import FAMILIES
-from replaceme.loading import load_base_model, load_model
+from replaceme.loading import Held, load_base_model, load_model
 from replaceme.models import family_of
 
 EVERYTHING = Wanted(*(frozenset({1, 3, 4}) for _ in range(4)))
@@ -21,7 +21,7 @@ EVERYTHING = Wanted(*(frozenset({1, 3, 4}) for _ in range(4)))
 
 def both(folder, dtype="float32"):
     """The whole model, and the streamed one."""
-    return load_base_model(folder, dtype, "cpu"), load_model(folder, dtype, "cpu", False, "always")
+    return load_base_model(folder, dtype, "cpu"), load_model(folder, dtype, "cpu", False, Held(streaming="always"))
 
 
 def same(one, other):
@@ -68,7 +68,7 @@ def test_batches_shards_and_states_in_a_file(sharded, make_tokens, dtype, spille
 
 
 def test_one_block_has_weights_at_a_time_and_none_after(llama, make_tokens, monkeypatch):
-    streamed = load_model(llama, "float32", "cpu", False, "always")
+    streamed = load_model(llama, "float32", "cpu", False, Held(streaming="always"))
     blocks, counts = FAMILIES["llama"].block_modules(streamed), []
 
     def held():
@@ -90,18 +90,18 @@ def test_nan_is_named(make_llama, make_tokens, refuses):
     def spoil(model):
         model.model.layers[2].mlp.up_proj.weight[0, 0] = torch.nan
 
-    streamed = load_model(make_llama(edit=spoil), "float32", "cpu", False, "always")
+    streamed = load_model(make_llama(edit=spoil), "float32", "cpu", False, Held(streaming="always"))
     with refuses("NaN or infinity in the output of block 2"):
         list(capture(streamed, FAMILIES["llama"], make_tokens().batches(8), Wanted(frozenset({4}))))
 
 
 def test_auto_streams_what_does_not_fit(llama, monkeypatch, refuses):
-    assert not hasattr(load_model(llama, "float32", "cpu", False, "auto"), "streamed")
-    monkeypatch.setattr(streaming, "free_memory", lambda device: 1000)
-    assert hasattr(load_model(llama, "float32", "cpu", False, "auto"), "streamed")
-    assert not hasattr(load_model(llama, "float32", "cpu", False, "never"), "streamed")
+    assert not hasattr(load_model(llama, "float32", "cpu", False, Held(streaming="auto")), "streamed")
+    monkeypatch.setattr(streaming, "free_memory", lambda device, gpus: 1000)
+    assert hasattr(load_model(llama, "float32", "cpu", False, Held(streaming="auto")), "streamed")
+    assert not hasattr(load_model(llama, "float32", "cpu", False, Held(streaming="never")), "streamed")
     with refuses("metric loss needs the whole model"):
-        load_model(llama, "float32", "cpu", True, "auto")
+        load_model(llama, "float32", "cpu", True, Held(streaming="auto"))
 
 
 @pytest.mark.parametrize("fit", [{}, {"placement": "down_proj", "recycle": 0.25, "objective": "cosine"}])
@@ -132,7 +132,7 @@ def test_the_same_bits_on_a_gpu(source, request, make_tokens):
     folder = request.getfixturevalue(source)
     family = family_of(open_checkpoint(folder).config, source)
     whole = load_base_model(folder, "bfloat16", "cuda")
-    streamed = load_model(folder, "bfloat16", "cuda", False, "always")
+    streamed = load_model(folder, "bfloat16", "cuda", False, Held(streaming="always"))
     batches = make_tokens(side="left").batches(5)
     found = [list(capture(model, family, batches, EVERYTHING)) for model in (whole, streamed)]
     for one, other in zip(*found, strict=True):

@@ -6,12 +6,20 @@ from pydantic import Field, model_validator
 
 from replaceme.config.base import Strict
 
+FORWARD = ("batch_size", "dtype", "streaming", "load_in_4bit")  # the keys that forward passes over a calibration go by
+
 
 class ModelConfig(Strict):
     """A model to shorten."""
 
     source: str = Field(description="Folder of a safetensors checkpoint, or a Hub id (`owner/name`).")
     revision: str | None = Field(None, description="Hub revision: commit, tag or branch; recorded as a commit.")
+    gpus: int = Field(
+        1,
+        ge=1,
+        description="GPUs of one host over which the blocks are spread wherever the model runs (`device_map: auto` of "
+        "transformers); without a GPU it makes no difference.",
+    )
 
 
 class CalibrationConfig(Strict):
@@ -49,6 +57,11 @@ class CalibrationConfig(Strict):
         description="Whether forward passes hold one block's weights at a time (docs/method.md); auto: where a model "
         "does not fit the device.",
     )
+    load_in_4bit: bool = Field(
+        False,
+        description="Whether forward passes run with weights rounded to 4 bits (NF4; needs `pip install "
+        "replaceme[4bit]`); what is saved is made from the stored weights all the same.",
+    )
 
     @model_validator(mode="after")
     def _text_or_images(self) -> "CalibrationConfig":
@@ -57,6 +70,12 @@ class CalibrationConfig(Strict):
         given = self.model_fields_set & {"tokens", "pack", "conversations"}
         if self.images is not None and given:
             raise ValueError(f"images take no {', '.join(sorted(given))}; drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _streamed_as_stored(self) -> "CalibrationConfig":
+        if self.load_in_4bit and self.streaming == "always":
+            raise ValueError("weights in 4 bits are not streamed; drop load_in_4bit or `streaming: always`")
         return self
 
     @property

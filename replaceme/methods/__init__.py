@@ -9,7 +9,7 @@ below, and the ratio of a table is that of the parameters counted in the loaded 
 A method is a module of this package, named as in the config, with
 
     fit(passes, config, cut, record) -> Found
-    content(checkpoint, cut, found) -> Content           what `writing` makes the checkpoint of
+    content(checkpoint, cut, found) -> Content           what the checkpoint holds
     running(model, family, cut, found)                   context in which the original model runs as the new one does
 
 and a line in METHODS. Where the new model is of no architecture of transformers, its content names the layers that
@@ -21,15 +21,16 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
-from replaceme.models import family_of
+from replaceme.models import check_fit, family_of
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from replaceme.changes import Content
+    from replaceme.checkpoints import Checkpoint
     from replaceme.config import FitConfig
     from replaceme.families import Family
     from replaceme.fitting import Passes
@@ -98,6 +99,14 @@ METHODS = {
 }
 
 
+def check_section(config: dict[str, Any], fit: "FitConfig", where: str) -> None:
+    """Raise ReplaceMeError where what a fit section asks for cannot be done with the model of a config.json."""
+    if fit.is_other:
+        check_method(config, fit.method, where)
+    else:
+        check_fit(config, where, fit.placement, fit.intercept, fit.recycle is not None)
+
+
 def check_method(config: dict[str, Any], method: str, where: str) -> None:
     """Raise ReplaceMeError where a method cannot be done with the model of a config.json."""
     reason = METHODS[method].refusal(family_of(config, where), config)
@@ -106,44 +115,27 @@ def check_method(config: dict[str, Any], method: str, where: str) -> None:
 
 
 def fit_method(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> "Found":
-    """What the method of a fit section finds for a cut's size; needs the whole model in memory."""
+    """What the method of a fit section finds for a cut's size; needs the model's own weights whole on one device."""
+    needs = f"fit: method {config.method} needs"
     if hasattr(passes.model, "streamed"):
-        raise ReplaceMeError(f"fit: method {config.method} needs the whole model; use `streaming: never`")
+        raise ReplaceMeError(f"{needs} the whole model; use `streaming: never`")
+    parameters = list(passes.model.parameters())
+    if not all(one.is_floating_point() for one in parameters):
+        raise ReplaceMeError(f"{needs} the weights as they are; drop `load_in_4bit`")
+    if len({one.device for one in parameters}) > 1:
+        raise ReplaceMeError(f"{needs} the model on one device; use `gpus: 1`")
     return _module(config.method).fit(passes, config, cut, record)
 
 
 def running(model: "nn.Module", family: "Family", cut: dict[str, Any], found: "Found") -> AbstractContextManager[None]:
-    """Context in which the original base model runs as the checkpoint of `write_found` does, rounding aside."""
+    """Context in which the original base model runs as the checkpoint with `content` does, rounding aside."""
     return _module(found.method).running(model, family, cut, found)
 
 
-def write_found(
-    record: dict[str, Any], cut: dict[str, Any], found: "Found", out: str | Path, origin: dict[str, Any]
-) -> dict[str, Any]:
-    """Write the checkpoint of a method with its model card; returns what goes into replaceme.json."""
-    from replaceme.card import licence_of, method_card
-    from replaceme.checkpoints import open_checkpoint
-    from replaceme.provenance import versions
-    from replaceme.separate import check_architecture
-    from replaceme.writing import check_out, write_checkpoint
-
-    check_out(record["folder"], out)
-    checkpoint = open_checkpoint(record["folder"])
+def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: "Found") -> "Content":
+    """What the checkpoint of a method holds; errors as in `check_method`, and where the model is another one."""
     check_method(checkpoint.config, found.method, str(checkpoint.folder))
-    content = _module(found.method).content(checkpoint, cut, found)
-    if content.code:
-        check_architecture(checkpoint)
-    provenance = {
-        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
-        "cut": {key: value for key, value in cut.items() if key != "candidates"},
-        "method": found.method,
-        "fit": found.report,
-        "origin": origin,
-        "versions": versions(),
-    }
-    card = method_card(provenance, METHODS[found.method], licence_of(record["folder"]), content.code)
-    write_checkpoint(checkpoint, content, out, provenance, card)
-    return provenance
+    return _module(found.method).content(checkpoint, cut, found)
 
 
 def removed_parameters(cut: dict[str, Any], record: dict[str, Any]) -> int:

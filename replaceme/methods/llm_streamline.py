@@ -19,6 +19,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,10 @@ import torch
 from torch import nn
 
 from replaceme.capture import Wanted, forward
+from replaceme.changes import Changes, Content, Tensors
 from replaceme.checkpoints import with_derived_lists
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.fold import kept_tensors, new_name
 from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
 from replaceme.models import pruned_config
@@ -37,7 +38,6 @@ from replaceme.progress import progress
 from replaceme.shortened import shortened, skipped
 from replaceme.streaming import given
 from replaceme.transforms import State
-from replaceme.writing import Content, Tensors
 
 if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint
@@ -214,15 +214,12 @@ def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Cont
     for name, one in trained.items():
         if checkpoint.tensors.get(name, ("", ()))[1] != tuple(one.shape):
             raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name} of shape {list(one.shape)} to replace")
+    edits = {name: partial(_instead, one) for name, one in trained.items()}
+    return Content(groups, Changes(edits), pruned_config(with_derived_lists(checkpoint), groups))
 
-    def rewritten(tensors: Tensors) -> Tensors:
-        return {
-            new_name(checkpoint, name, groups): trained[name].to(one.dtype) if name in trained else one
-            for name, one in tensors.items()
-        }
 
-    config = pruned_config(with_derived_lists(checkpoint), groups)
-    return Content(kept_tensors(checkpoint, groups), rewritten, config)
+def _instead(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    return new.to(old.dtype)
 
 
 @contextmanager

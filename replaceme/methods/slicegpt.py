@@ -13,11 +13,13 @@ the blocks of the cut, those two layers of each block, and an output embedding o
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from replaceme.changes import Changes, Content, Split, Tensors
 from replaceme.errors import ReplaceMeError
 from replaceme.kernels import gram
 from replaceme.methods import removed_parameters
@@ -25,7 +27,6 @@ from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
 from replaceme.progress import progress
 from replaceme.separate import coded_config
-from replaceme.writing import Content, Tensors
 
 if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint
@@ -184,44 +185,65 @@ def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Foun
 
 def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Content:
     """The weights between rotated and sliced streams, and the shortcuts; the norms, without gains, have no tensor."""
-    blocks = checkpoint.family.blocks
-    prefix = blocks.removesuffix("layers")
     axes = [found.tensors[str(point)].double() for point in range(len(found.tensors))]
     if len(axes) != 2 * checkpoint.num_blocks + 1 or axes[0].shape[0] != checkpoint.hidden_size:
         raise ReplaceMeError(f"{checkpoint.folder}: the axes are of a model of another shape; fit them again")
-    embeddings, head, final = f"{prefix}embed_tokens.weight", "lm_head.weight", f"{prefix}norm.weight"
+    slicing = Slicing(checkpoint, axes)
+    changes = Changes(parts=slicing.outside() | slicing.blocks())
+    config = {**checkpoint.config, "tie_word_embeddings": False}
+    return Content([], changes, coded_config(config, {"sliced": axes[0].shape[1]}), True)
 
-    def read_by(weight: torch.Tensor, norm: str, point: int) -> torch.Tensor:
-        return ((weight.double() * checkpoint.tensor(norm).double()) @ axes[point]).to(weight.dtype)
 
-    def of_block(name: str, tensor: torch.Tensor) -> Tensors:
-        number, _, rest = name.removeprefix(f"{blocks}.").partition(".")
-        layer, _, part = rest.rpartition(".")
-        before = 2 * int(number) + layer.startswith("mlp.")  # the point that the layer reads, or is added to
-        if layer in READERS and part == "weight":
-            return {name: read_by(tensor, f"{blocks}.{number}.{READERS[layer]}.weight", before)}
-        if layer in WRITERS:
-            new = {name: (axes[before + 1].T @ tensor.double()).to(tensor.dtype)}
-            if part == "weight":
-                shortcut = axes[before + 1].T @ axes[before]
-                new[f"{blocks}.{number}.{WRITERS[layer]}.weight"] = shortcut.to(tensor.dtype)
-            return new
-        return {} if layer in READERS.values() else {name: tensor}
+class Slicing:
+    """What becomes of the tensors of a checkpoint, given the axes of all points."""
 
-    def rewritten(tensors: Tensors) -> Tensors:
-        new: Tensors = {}
-        for name, tensor in tensors.items():
-            if checkpoint.family.block_of(name) is not None:
-                new |= of_block(name, tensor)
-            elif name == embeddings:
-                new[name] = (tensor.double() @ axes[0]).to(tensor.dtype)
-                if head not in checkpoint.tensors:  # was the same tensor
-                    new[head] = read_by(tensor, final, -1)
-            elif name == head:
-                new[name] = read_by(tensor, final, -1)
-            elif name != final:
-                new[name] = tensor
-        return new
+    def __init__(self, checkpoint: "Checkpoint", axes: list[torch.Tensor]) -> None:
+        self.checkpoint, self.axes = checkpoint, axes
 
-    config = coded_config({**checkpoint.config, "tie_word_embeddings": False}, {"sliced": axes[0].shape[1]})
-    return Content(list(checkpoint.tensors), rewritten, config, True)
+    def outside(self) -> dict[str, Split]:
+        """Embeddings, output embeddings and the norm before these."""
+        prefix = self.checkpoint.family.blocks.removesuffix("layers")
+        head, final = "lm_head.weight", f"{prefix}norm.weight"
+        tied = head not in self.checkpoint.tensors
+
+        def embedded(weight: torch.Tensor) -> Tensors:
+            sliced = {f"{prefix}embed_tokens.weight": (weight.double() @ self.axes[0]).to(weight.dtype)}
+            return sliced | (self._reader(weight, head, final, -1) if tied else {})
+
+        return {
+            f"{prefix}embed_tokens.weight": embedded,
+            head: lambda weight: self._reader(weight, head, final, -1),
+            final: lambda gains: {},
+        }
+
+    def blocks(self) -> dict[str, Split]:
+        """Of every block the weights that read and write the residual stream, and its norms."""
+        parts: dict[str, Split] = {}
+        for number in range(self.checkpoint.num_blocks):
+            block = f"{self.checkpoint.family.blocks}.{number}."
+            parts |= {f"{block}{norm}.weight": lambda gains: {} for norm in READERS.values()}
+            for layer, norm in READERS.items():
+                name, gains, point = f"{block}{layer}.weight", f"{block}{norm}.weight", _point(number, layer)
+                parts[name] = partial(self._reader, name=name, gains=gains, point=point)
+            for layer, shortcut in WRITERS.items():
+                name, point = f"{block}{layer}", _point(number, layer)
+                parts[f"{name}.weight"] = partial(self._writer, name=name, shortcut=block + shortcut, point=point)
+                parts[f"{name}.bias"] = partial(self._written, name=f"{name}.bias", point=point + 1)
+        return parts
+
+    def _reader(self, weight: torch.Tensor, name: str, gains: str, point: int) -> Tensors:
+        read = weight.double() * self.checkpoint.tensor(gains).double()
+        return {name: (read @ self.axes[point]).to(weight.dtype)}
+
+    def _writer(self, weight: torch.Tensor, name: str, shortcut: str, point: int) -> Tensors:
+        beside = self.axes[point + 1].T @ self.axes[point]
+        written = self._written(weight, f"{name}.weight", point + 1)
+        return {**written, f"{shortcut}.weight": beside.to(weight.dtype)}
+
+    def _written(self, tensor: torch.Tensor, name: str, point: int) -> Tensors:
+        return {name: (self.axes[point].T @ tensor.double()).to(tensor.dtype)}
+
+
+def _point(block: int, layer: str) -> int:
+    """The point that a layer reads, or that what it writes is added to."""
+    return 2 * block + layer.startswith("mlp.")

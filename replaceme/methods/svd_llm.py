@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from replaceme.changes import Changes, Content, Split, Tensors
 from replaceme.errors import ReplaceMeError
 from replaceme.kernels import gram
 from replaceme.methods import removed_parameters
@@ -26,7 +27,6 @@ from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
 from replaceme.progress import progress
 from replaceme.separate import coded_config
-from replaceme.writing import Content, Tensors
 
 if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint
@@ -139,28 +139,25 @@ def product(factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Content:
     """The two layers `<layer>.0` and `<layer>.1` in place of each; a bias goes to the second."""
-    names = {f"{checkpoint.family.blocks}.{name}": factor for name, factor in found.tensors.items()}
-    missing = sorted(f"{name}.weight" for name in names if f"{name}.weight" not in checkpoint.tensors)
-    if missing:
-        raise ReplaceMeError(f"{checkpoint.folder}: no tensor {missing[0]}; the factors are of another model")
+    parts: dict[str, Split] = {}
+    ranks: dict[str, int] = {}
+    for name, factor in found.tensors.items():
+        layer = f"{checkpoint.family.blocks}.{name}"
+        if f"{layer}.weight" not in checkpoint.tensors:
+            raise ReplaceMeError(f"{checkpoint.folder}: no tensor {layer}.weight; the factors are of another model")
+        ranks[layer] = factor.shape[1]
+        parts |= _pair(layer, factor)
+    return Content([], Changes(parts=parts), coded_config(checkpoint.config, {"factors": ranks}), True)
 
-    def rewritten(tensors: Tensors) -> Tensors:
-        new: Tensors = {}
-        for name, tensor in tensors.items():
-            layer, _, part = name.rpartition(".")
-            if layer not in names:
-                new[name] = tensor
-            elif part == "bias":
-                new[f"{layer}.1.bias"] = tensor
-            else:
-                factor = names[layer].to(tensor.dtype)
-                # of the factor as it is stored, so that its rounding is not in the product twice
-                new[f"{layer}.0.weight"] = (factor.double().T @ tensor.double()).to(tensor.dtype)
-                new[f"{layer}.1.weight"] = factor
-        return new
 
-    ranks = {name: factor.shape[1] for name, factor in names.items()}
-    return Content(list(checkpoint.tensors), rewritten, coded_config(checkpoint.config, {"factors": ranks}), True)
+def _pair(layer: str, factor: torch.Tensor) -> dict[str, Split]:
+    def weights(weight: torch.Tensor) -> Tensors:
+        stored = factor.to(weight.dtype)
+        # of the factor as it is stored, so that its rounding is not in the product twice
+        inner = (stored.double().T @ weight.double()).to(weight.dtype)
+        return {f"{layer}.0.weight": inner, f"{layer}.1.weight": stored}
+
+    return {f"{layer}.weight": weights, f"{layer}.bias": lambda bias: {f"{layer}.1.bias": bias}}
 
 
 @contextmanager

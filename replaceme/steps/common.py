@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import check_merged, load_record, model_sha256, read_config
+from replaceme.config import ModelConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, read_json
+from replaceme.options import add_options
+from replaceme.validation import validated
 
 if TYPE_CHECKING:
     from replaceme.methods.found import Found
@@ -35,10 +38,16 @@ def out_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def compute_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to compute: --device and --threads."""
+    """Where to compute: --device, --gpus and --threads."""
     group = parser.add_argument_group("where to compute")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: the GPU if any.")
+    add_options(parser, ModelConfig, ("gpus",))
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
+
+
+def gpus_of(args: argparse.Namespace) -> int:
+    """The --gpus of `compute_arguments`."""
+    return validated(ModelConfig, {"source": "", "gpus": getattr(args, "gpus", 1)}, "options").gpus
 
 
 def set_threads(threads: int | None) -> None:

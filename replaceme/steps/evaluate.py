@@ -8,7 +8,7 @@ from replaceme.evaluate import TaskOptions, evaluate
 from replaceme.files import write_json
 from replaceme.models import pick_device, pick_dtype
 from replaceme.options import add_options, from_options
-from replaceme.steps.common import compute_arguments, model_argument, out_argument, set_threads, weights_folder
+from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
 from replaceme.validation import validated
 
 ONLINE = True
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         seed=config.seed,
         device=device,
         dtype=pick_dtype(config.dtype, device, model_config),
+        gpus=gpus_of(args),
     )
     write_json(args.out, results)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import model_sha256, read_config
-from replaceme.config import CalibrationConfig, FitConfig
+from replaceme.config import FORWARD, CalibrationConfig, FitConfig
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, write_json
 from replaceme.fitting import Evidence, Passes, fit_cut, fit_state, state_identity
-from replaceme.methods import fit_method
-from replaceme.models import check_section, family_of, pick_device, stored_dtype
+from replaceme.methods import check_section, fit_method
+from replaceme.models import family_of, pick_device, stored_dtype
 from replaceme.options import add_options, from_options
 from replaceme.rows import Rows
 from replaceme.statistics import Statistics
@@ -57,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
-    add_options(parser, CalibrationConfig, ("batch_size", "dtype", "streaming"))
+    add_options(parser, CalibrationConfig, FORWARD)
     compute_arguments(parser)
 
 

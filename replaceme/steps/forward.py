@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import model_sha256, read_config
-from replaceme.config import CalibrationConfig
+from replaceme.config import FORWARD, CalibrationConfig
 from replaceme.data import Tokens, load_tokens
-from replaceme.loading import load_model
+from replaceme.loading import Held, load_model
 from replaceme.models import Family, family_of, pick_device, pick_dtype
 from replaceme.options import add_options
-from replaceme.steps.common import compute_arguments, model_argument, set_threads
+from replaceme.steps.common import compute_arguments, gpus_of, model_argument, set_threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +20,14 @@ def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
     """MODEL, TOKENS, the options of a forward pass (and `more` of the calibration's), and where to compute."""
     model_argument(parser)
     parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step")
-    add_options(parser, CalibrationConfig, ("batch_size", "dtype", "streaming", *more))
+    add_options(parser, CalibrationConfig, (*FORWARD, *more))
     compute_arguments(parser)
+
+
+def held_by(args: argparse.Namespace) -> Held:
+    """How the options of a forward pass have the weights held."""
+    in_4bit = getattr(args, "load_in_4bit", False)
+    return Held(gpus_of(args), in_4bit, getattr(args, "streaming", "auto"))
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,14 @@ def load_forward(args: argparse.Namespace, record: dict[str, Any], head: bool = 
     config = read_config(record["folder"])
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
-    model = load_model(record["folder"], dtype, device, head, getattr(args, "streaming", "auto"))
+    held = held_by(args)
+    model = load_model(record["folder"], dtype, device, head, held)
     batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
     origin = {
         "model_sha256": model_sha256(record),
         "tokens_sha256": metadata["sha256"],
         "calibration": metadata,
-        "dtype": dtype,
+        "dtype": held.of_type(dtype),
         "batch_size": batch_size,
     }
     return Forward(record, tokens, origin, model, family_of(config, record["folder"]), batch_size)

@@ -2,10 +2,11 @@
 
 import argparse
 
-from replaceme.fold import write_pruned
-from replaceme.methods import write_found
+from replaceme.fold import finish_pruned
 from replaceme.methods.found import Found
+from replaceme.methods.saving import finish_found
 from replaceme.steps.common import fitted_arguments, load_fitted, out_argument
+from replaceme.writing import merging
 
 ONLINE = False
 
@@ -19,5 +20,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint."""
     record, cut, found, origin = load_fitted(args)
-    write = write_found if isinstance(found, Found) else write_pruned
-    write(record, cut, found, args.out, origin)
+    finish = finish_found if isinstance(found, Found) else finish_pruned
+    with merging(record["folder"], args.out, record["files"]) as merger:
+        finish(merger, record, cut, found, origin)

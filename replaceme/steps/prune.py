@@ -5,14 +5,14 @@ import json
 import sys
 
 from replaceme.api import prune
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.config import FORWARD, CalibrationConfig, CutConfig, FitConfig
 from replaceme.data import TOKEN_FIELDS
 from replaceme.options import add_options, from_options
-from replaceme.steps.common import compute_arguments, out_argument, set_threads
+from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads
 
 ONLINE = True
 # the one `--revision` is the model's
-CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), "batch_size", "dtype", "streaming")
+CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *FORWARD)
 CUT = ("blocks", "ratio", "groups", "adjacency", "search", "start", "metric", "position")
 
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     calibration = from_options(args, CalibrationConfig, CALIBRATION)
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
     fit = from_options(args, FitConfig)
-    where = {"out": args.out, "revision": args.revision, "device": args.device}
+    where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
     provenance = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
     size = f"{provenance['cut']['blocks']} blocks shorter"

@@ -7,7 +7,7 @@ from replaceme.files import write_json
 from replaceme.models import pick_device, pick_dtype
 from replaceme.options import add_options, from_options
 from replaceme.speed import speed
-from replaceme.steps.common import compute_arguments, model_argument, out_argument, set_threads, weights_folder
+from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
 
 ONLINE = False
 
@@ -28,4 +28,4 @@ def run(args: argparse.Namespace) -> None:
     folder, model_config = weights_folder(args.model)
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, model_config)
-    write_json(args.out, speed(folder, device=device, dtype=dtype, **config.model_dump()))
+    write_json(args.out, speed(folder, device=device, dtype=dtype, gpus=gpus_of(args), **config.model_dump()))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from replaceme.rows import NAMES, Rows, opened
+from replaceme.rows import Rows
 
 HELD_OUT = 8  # one block of rows in so many is held out
 BLOCK_ROWS = 65536
@@ -49,13 +49,8 @@ class Table:
 
     def __init__(self, rows: Rows, device: str | torch.device, state: bool = False) -> None:
         """Open all parts; raises ReplaceMeError for a corrupted one, and where a state is wanted that is not there."""
-        if state:
-            rows.require_state()
         self.count, self.columns, self.device = rows.count, rows.columns, torch.device(device)
-        names, self._parts = NAMES if state else NAMES[:2], []
-        for name, _ in rows.parts:
-            with opened(rows.folder / name) as file:
-                self._parts.append([file.get_tensor(tensor) for tensor in names])  # mapped: nothing is read yet
+        self._parts = rows.tensors(state)
         self._ends = torch.tensor([length for _, length in rows.parts]).cumsum(0)
         if _fits(rows, device, state):
             self._parts = [[_gathered(tensors, device) for tensors in zip(*self._parts, strict=True)]]

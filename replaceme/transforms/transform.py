@@ -1,7 +1,7 @@
 """A fitted linear map and how well it fits, both computed from statistics alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class Transform:
         if self.gain is not None:
             found = self.gain * found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
         return found
+
+    def to(self, device: torch.device | str) -> "Transform":
+        """The same map on another device."""
+        intercept = None if self.intercept is None else self.intercept.to(device)
+        return replace(self, matrix=self.matrix.to(device), intercept=intercept)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What `save` writes."""

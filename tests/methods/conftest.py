@@ -7,7 +7,9 @@ from replaceme.config import FitConfig
 from replaceme.fitting import Passes
 from replaceme.loading import load_base_model
 from replaceme.methods import fit_method
+from replaceme.methods.saving import finish_found
 from replaceme.models import family_of
+from replaceme.writing import merging
 
 CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
 
@@ -32,3 +34,14 @@ def fitted(make_passes):
         return record, fit_method(make_passes(folder, tokens), FitConfig(method=method, **options), cut, record)
 
     return fit
+
+
+@pytest.fixture(scope="session")
+def write_found():
+    """A function that writes the checkpoint of what a method found."""
+
+    def write(record, cut, found, out):
+        with merging(record["folder"], out) as merger:
+            return finish_found(merger, record, cut, found, {})
+
+    return write

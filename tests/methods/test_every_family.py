@@ -7,7 +7,7 @@ from replaceme.checkpoints import read_config, resolve
 from replaceme.config import FitConfig
 from replaceme.families import FAMILIES
 from replaceme.fitting import Passes
-from replaceme.methods import METHODS, fit_method, running, write_found
+from replaceme.methods import METHODS, fit_method, running
 from replaceme.models import family_of
 
 CUT = {"groups": [list(group) for group in GROUPS], "blocks": 4, "num_blocks": BLOCKS, "metric": "given"}
@@ -23,13 +23,13 @@ PAIRS = [(method, one) for method in METHODS for one in FAMILIES if offered(meth
 
 
 @pytest.mark.parametrize(("method", "model_type"), PAIRS)
-def test_the_reloaded_model_is_the_original_run_as_the_method_says(method, model_type, tmp_path):
+def test_the_reloaded_model_is_the_original_run_as_the_method_says(method, model_type, write_found, tmp_path):
     model, record = loaded(source(model_type)), resolve(str(source(model_type)))
     family = family_of(read_config(source(model_type)), model_type)
     before = outputs(model, model_type)
     passes = Passes(model.base_model, family, samples(model_type), 2, "float32")
     found = fit_method(passes, FitConfig(method=method, **OPTIONS.get(method, {})), CUT, record)
-    write_found(record, CUT, found, tmp_path / "out", {})
+    write_found(record, CUT, found, tmp_path / "out")
     assert difference(outputs(model, model_type), before) == 0, "the fit leaves the model as it was"
     with running(model.base_model, family, CUT, found):
         expected = outputs(model, model_type)

@@ -7,7 +7,7 @@ import torch
 
 from replaceme.config import FitConfig
 from replaceme.loading import load_base_model, load_causal_model
-from replaceme.methods import fit_method, write_found
+from replaceme.methods import fit_method
 from replaceme.transforms import State
 
 CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
@@ -92,9 +92,9 @@ def test_an_interruption_changes_no_bit(llama, make_tokens, make_passes, tmp_pat
     assert all(torch.equal(again.tensors[name], one) for name, one in whole.tensors.items())
 
 
-def test_the_checkpoint_is_plain_and_the_rest_of_it_untouched(sharded, make_tokens, fitted, tmp_path):
+def test_the_checkpoint_is_plain_and_the_rest_of_it_untouched(sharded, make_tokens, fitted, write_found, tmp_path):
     record, found = fitted(sharded, make_tokens(samples=6), "llm_streamline", **SETTINGS)
-    write_found(record, CUT, found, tmp_path / "out", {})
+    write_found(record, CUT, found, tmp_path / "out")
     before, after = (load_causal_model(one, "float32", "cpu") for one in (sharded, tmp_path / "out"))
     assert type(after).__name__ == "LlamaForCausalLM" and len(after.model.layers) == 4
     for new, old in enumerate([0, 1, 4, 5]):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme.loading import load_base_model, load_causal_model
-from replaceme.methods import running, slicegpt, write_found
+from replaceme.methods import running, slicegpt
 from replaceme.methods.found import Found
 from replaceme.models import family_of
 
@@ -30,23 +30,25 @@ def ids():
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_nothing_changes_where_nothing_is_cut_off(source, make_llama, make_tokens, fitted, ids, tmp_path, monkeypatch):
+def test_nothing_changes_where_nothing_is_cut_off(
+    source, make_llama, make_tokens, fitted, ids, write_found, tmp_path, monkeypatch
+):
     monkeypatch.setattr(slicegpt, "width_for", lambda model, parameters: 16)
     folder = make_llama(**SOURCES[source])
     record, found = fitted(folder, make_tokens(samples=8), "slicegpt")
     assert max(found.report["energy_lost"]) < 1e-9
-    write_found(record, CUT, found, tmp_path / "out", {})
+    write_found(record, CUT, found, tmp_path / "out")
     whole, sliced = (load_causal_model(one, "float32", "cpu")(ids).logits for one in (folder, tmp_path / "out"))
     assert float((whole - sliced).abs().max() / whole.abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_sliced_model_is_the_original_with_its_stream_projected(
-    source, make_llama, make_tokens, fitted, ids, tmp_path
+    source, make_llama, make_tokens, fitted, ids, write_found, tmp_path
 ):
     folder = make_llama(**SOURCES[source])
     record, found = fitted(folder, make_tokens(samples=8), "slicegpt", estimation="sequential")
-    write_found(record, CUT, found, tmp_path / "out", {})
+    write_found(record, CUT, found, tmp_path / "out")
     model, sliced = (load_causal_model(one, "float32", "cpu") for one in (folder, tmp_path / "out"))
     whole, found_logits = model(ids).logits, sliced(ids).logits
     with running(model.base_model, family_of(model.config.to_dict(), "llama"), CUT, found):
@@ -96,11 +98,11 @@ def test_the_axes_are_the_principal_ones_at_each_point(estimation, llama, make_t
 
 @pytest.mark.parametrize("source", ["plain", "biases", "tied"])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_the_width_is_the_largest_that_fits(source, blocks, make_llama, make_tokens, fitted, tmp_path):
+def test_the_width_is_the_largest_that_fits(source, blocks, make_llama, make_tokens, fitted, write_found, tmp_path):
     folder = make_llama(**SOURCES[source])
     cut = {**CUT, "groups": [[1, 1 + blocks]], "blocks": blocks}
     record, found = fitted(folder, make_tokens(samples=4), "slicegpt", cut)
-    write_found(record, cut, found, tmp_path / "out", {})
+    write_found(record, cut, found, tmp_path / "out")
     target = record["parameters"] - sum(record["block_parameters"][1 : 1 + blocks])
     count = load_causal_model(tmp_path / "out", "float32", "cpu").num_parameters()
     base = load_base_model(folder, "float32", "cpu")
@@ -110,9 +112,9 @@ def test_the_width_is_the_largest_that_fits(source, blocks, make_llama, make_tok
     assert slicegpt.width_for(base, count - 1) == found.report["width"] - 1
 
 
-def test_axes_of_another_model_are_refused(llama, make_llama, make_tokens, fitted, tmp_path, refuses):
+def test_axes_of_another_model_are_refused(llama, make_llama, make_tokens, fitted, write_found, tmp_path, refuses):
     record, found = fitted(llama, make_tokens(samples=4), "slicegpt")
     fewer = Found("slicegpt", {str(point): found.tensors[str(point)] for point in range(11)}, found.report)
     with refuses("another shape", "fit them again"):
-        write_found(record, CUT, fewer, tmp_path / "out", {})
+        write_found(record, CUT, fewer, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -118,6 +118,19 @@ def test_gpu_jobs_take_one_device_each_of_those_visible(project):
     assert re.search(r"Provided resources:.*\bgpu\W.*\b2\b", touched.stdout + touched.stderr)
 
 
+def test_jobs_of_a_model_that_is_spread_take_its_gpus(project):
+    models = {"tiny.v1": {**project.config()["models"]["tiny.v1"], "gpus": 3}}
+    project.config(device="auto", models=models)
+    done = project.snakemake("--dry-run", "--printshellcmds", CUDA_VISIBLE_DEVICES="0,1,2")
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in (done.stdout + done.stderr).splitlines() if "replaceme.gpu 3 -- replaceme" in line]
+    steps = {line.split("-- replaceme ")[1].split()[0] for line in commands}
+    assert steps == set(), steps
+    assert all("--gpus=3" in line for line in commands)
+    few = project.snakemake("--dry-run", CUDA_VISIBLE_DEVICES="0,1")
+    assert few.returncode != 0 and "models.tiny.v1.gpus: 3 asked for, 2 visible" in few.stdout + few.stderr
+
+
 def test_other_fits_of_the_same_cut(completed):
     """They read the shards that the Gram jobs made; only the cosine fits need rows, which are gone afterwards."""
     fits = {

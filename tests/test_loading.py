@@ -1,0 +1,107 @@
+"""How weights are held: in 4 bits, and over several GPUs."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import replaceme
+from replaceme.checkpoints import read_config
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.distances import measure
+from replaceme.gather import gather_groups
+from replaceme.loading import Held, load_base_model, load_causal_model
+from replaceme.models import family_of
+
+CUT = CutConfig(blocks=2, start=2)
+
+
+def calibration(texts, tmp_path, **options):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(texts))
+    return CalibrationConfig(dataset=str(path), samples=8, tokens=20, **options)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(llama, device):
+    whole, rounded = (load_base_model(llama, "float32", device, held) for held in (Held(), Held(load_in_4bit=True)))
+    layers = [model.layers[0].mlp.down_proj for model in (whole, rounded)]
+    exact, found = (layer(torch.eye(layer.in_features, device=device)) for layer in layers)
+    assert 0.01 < float((found - exact).norm() / exact.norm()) < 0.15, "16 levels"
+    assert torch.equal(whole.embed_tokens.weight, rounded.embed_tokens.weight)
+    assert rounded.layers[0].mlp.down_proj.weight.dtype == torch.uint8
+
+
+def test_calibrated_in_4_bits_the_fold_is_of_the_stored_weights(llama, texts, tmp_path):
+    records = [
+        replaceme.prune(llama, calibration(texts, tmp_path, load_in_4bit=bits), cut=CUT, out=tmp_path / str(bits))
+        for bits in (False, True)
+    ]
+    assert records[1]["origin"]["dtype"] == "float32, weights in 4 bits"
+    folders = (llama, tmp_path / "False", tmp_path / "True")
+    stored, exact, found = (load_file(folder / "model.safetensors") for folder in folders)
+    folded = "model.layers.1.mlp.down_proj.weight"
+    for name, tensor in found.items():
+        assert torch.equal(tensor, exact[name]) == (name != folded)
+    difference = (found[folded] - exact[folded]).norm() / (exact[folded] - stored[folded]).norm()
+    assert difference < 1, "the map fitted in 4 bits is nearer to the exact one than no map"
+
+
+def test_4_bits_are_not_streamed(refuses):
+    with pytest.raises(ValueError, match="not streamed"):
+        CalibrationConfig(dataset="micro", load_in_4bit=True, streaming="always")
+
+
+def test_4_bits_without_the_package(llama, monkeypatch, refuses):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with refuses("load_in_4bit: needs the package bitsandbytes", "pip install 'replaceme[4bit]'"):
+        load_base_model(llama, "float32", "cpu", Held(load_in_4bit=True))
+
+
+def test_more_gpus_than_there_are(llama, refuses):
+    with refuses(f"gpus: 99 asked for, torch sees {torch.cuda.device_count()}"):
+        load_base_model(llama, "float32", "cuda", Held(gpus=99))
+
+
+def test_without_a_gpu_their_number_makes_no_difference(llama, texts, tmp_path):
+    for gpus in (1, 2):
+        out = tmp_path / str(gpus)
+        replaceme.prune(llama, calibration(texts, tmp_path), cut=CUT, out=out, gpus=gpus, device="cpu")
+    assert (tmp_path / "1/model.safetensors").read_bytes() == (tmp_path / "2/model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A model spread over two devices, however small: transformers would leave it on the first."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    monkeypatch.setattr("replaceme.loading._free", lambda gpu: 150_000)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_a_model_spread_over_two_gpus_gives_what_it_gives_on_one(request, make_tokens, two_gpus, name):
+    folder, tokens = request.getfixturevalue(name), make_tokens()
+    family = family_of(read_config(folder), name)
+    one, two = (load_base_model(folder, "float32", "cuda", Held(gpus=gpus)) for gpus in (1, 2))
+    assert set(two.hf_device_map.values()) == {0, 1}
+    exact, found = (gather_groups(model, family, tokens.batches(4), [(2, 4)])[0] for model in (one, two))
+    assert torch.equal(exact.gram, found.gram) and torch.equal(exact.cross, found.cross)
+    exact, found = (measure(model, family, tokens, 4) for model in (one, two))
+    assert all(torch.equal(exact[key], found[key]) for key in exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fit", [{}, {"estimation": "sequential"}, {"objective": "cosine"}])
+def test_prune_over_two_gpus_gives_the_same_weights(llama, texts, tmp_path, two_gpus, fit):
+    cut = CutConfig(blocks=2, groups=2, adjacency="separate", metric="loss")
+    for gpus in (1, 2):
+        options = {"fit": FitConfig(**fit), "device": "cuda", "gpus": gpus, "verify": False}
+        replaceme.prune(llama, calibration(texts, tmp_path), cut=cut, out=tmp_path / str(gpus), **options)
+    assert (tmp_path / "1/model.safetensors").read_bytes() == (tmp_path / "2/model.safetensors").read_bytes()
+
+
+@pytest.mark.gpu
+def test_generation_over_two_gpus(llama, two_gpus):
+    ids = torch.arange(10, 20, device="cuda")[None]
+    one, two = (load_causal_model(llama, "float32", "cuda", Held(gpus=gpus)) for gpus in (1, 2))
+    assert torch.equal(*(model.generate(ids, max_new_tokens=8, do_sample=False) for model in (one, two)))
