@@ -14,6 +14,7 @@ container: "docker://python:3.11-slim"
 
 
 include: "rules/common.smk"
+include: "rules/preflight.smk"
 include: "rules/calibrate.smk"
 include: "rules/cut.smk"
 include: "rules/fit.smk"

@@ -115,6 +115,11 @@ def _calibration(
     if sum(given is not None for given in (calibration, texts, images)) != 1:
         raise ReplaceMeError("prune: give either texts or calibration (for an encoder: images or calibration)")
     if calibration is not None:
+        if calibration.dataset is None and calibration.images is None:
+            raise ReplaceMeError(
+                "prune: mix and prompts name calibrations of a config.yaml; use the workflow, or the steps `mix` and "
+                "`generate`"
+            )
         return calibration, None
     if images is not None:
         return CalibrationConfig(images=str(images)), None
@@ -147,9 +152,10 @@ def choose_and_fit(
     from replaceme.fitting import fit_cut
     from replaceme.foresight import can_foresee, choose_and_gather
     from replaceme.methods import fit_method
+    from replaceme.upstream import ON_STREAM
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:
-        if fit.placement != "block" and not fit.intercept:  # those add tensors to every shard
+        if fit.placement not in ON_STREAM and not fit.intercept:  # those change many shards
             merger.begin(groups)
 
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as folder:
@@ -172,7 +178,7 @@ def _choose(model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: C
     from replaceme.distances import measure
 
     given, distances, candidates = (passes.family, passes.tokens, passes.batch_size), None, None
-    if cut.post_fit:
+    if cut.needs_candidates:
         candidates = candidates_of(cut, record, model, *given)["candidates"]
     elif cut.start is None:
         distances = measure(passes.model, *given, cut.of_representations)

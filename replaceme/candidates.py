@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.capture import Activations, capture
 from replaceme.config import CutConfig
+from replaceme.config.cuts import UNREPAIRED_METRICS
 from replaceme.cuts import sizes_of, spans
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
@@ -45,9 +46,14 @@ MLP = Regression()
 def candidates_of(
     cut: CutConfig, record: dict[str, Any], model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
 ) -> dict[str, Any]:
-    """The contents of candidates.json that a cut section asks for; metric `loss` needs a model with its head."""
+    """The contents of candidates.json that a cut section asks for; where `needs_loss` the model with its head."""
     sizes = sizes_of(cut, record)
     fitted, held_out = tokens.first(cut.samples), {}
+    if cut.metric in UNREPAIRED_METRICS:
+        from replaceme.unrepaired import unrepaired_candidates
+
+        measured = unrepaired_candidates(cut, record, model, family, fitted, batch_size)
+        return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
     if cut.needs_loss:
         fitted, held_out["loss"] = split(tokens, cut.samples)
     measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out)

@@ -60,9 +60,11 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
     carriers = [str(start - 1) for start, _ in groups_of(cut)]
     fitted = "and nothing was put in their place (UIDL)"
-    separate = provenance["placement"] == "block"
-    if provenance["placement"] is not None:
-        put = "added after" if separate else "folded into"
+    separate, upstream = (provenance["placement"] == placement for placement in ("block", "upstream"))
+    if provenance["placement"] == "collapse":
+        fitted = f"and their weights were merged into those of block{'s' * (len(carriers) > 1)} {', '.join(carriers)}"
+    elif provenance["placement"] is not None:
+        put = "added after" if separate else "folded into all before the end of" if upstream else "folded into"
         many = len(carriers) > 1
         fitted = (
             f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "

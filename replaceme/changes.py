@@ -41,11 +41,6 @@ class Changes:
                 new[name] = self.edits[name](one) if name in self.edits else one
         return new
 
-    @property
-    def add(self) -> bool:
-        """Whether there may be tensors that the source has not."""
-        return self.biased or bool(self.layers or self.parts)
-
     def touch(self, names: Iterable[str]) -> bool:
         """Whether a shard with these tensors is another one afterwards."""
         return self.biased or any(name in one for name in names for one in (self.edits, self.layers, self.parts))

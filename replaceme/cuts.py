@@ -4,13 +4,14 @@ Every candidate [start, end) with 1 <= start and end = start + n <= L competes; 
 
 - cosine, angular, l2, bi, cka, cca: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4; `distances`).
 - residual, cosine_after_fit, loss: what is left after the least-squares fit of each (`candidates`).
+- perplexity, taylor: what is left of the model without each (`unrepaired`).
 """
 
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CutConfig
 from replaceme.errors import ReplaceMeError
-from replaceme.grouping import Costs, Span, check_room, dynamic, greedy, merged, sizes_needed
+from replaceme.grouping import Costs, Span, check_room, dynamic, greedy, independent, least, merged, sizes_needed
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,19 @@ def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, in
         )
     sizes = sizes_of(cut, record)
     check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
-    return [span for size in sizes for span in spans(record["num_blocks"], size)]
+    found = [span for size in sizes for span in spans(record["num_blocks"], size)]
+    return _without_kept(cut, record["num_blocks"], blocks, found) if cut.single else found
+
+
+def _without_kept(cut: CutConfig, num_blocks: int, blocks: int, found: list[Span]) -> list[Span]:
+    """Single blocks less the first and the last that stay; raises ReplaceMeError when too few are left."""
+    found = [(start, end) for start, end in found if start >= cut.keep_first and end <= num_blocks - cut.keep_last]
+    if len(found) < blocks:
+        raise ReplaceMeError(
+            f"cut: cannot remove {blocks} of {num_blocks} blocks: the first {cut.keep_first} and the last "
+            f"{cut.keep_last} stay; remove at most {len(found)}"
+        )
+    return found
 
 
 def choose(
@@ -84,11 +97,13 @@ def choose(
         metric, position, listed, parts = "given", None, [], [(cut.start, cut.start + blocks)]
     else:
         metric, position = cut.metric, cut.position
-        if cut.post_fit:
+        if cut.search == "iterative":
+            listed = candidates
+        elif cut.needs_candidates:
             listed = _measured(candidates, possible, metric)
         else:
             listed = _by_distance(_matrix(distances, metric, position), possible, metric)
-        parts = _search(cut, {(one["start"], one["end"]): one[metric] for one in listed}, record["num_blocks"], blocks)
+        parts = _search(cut, listed, possible, record["num_blocks"], blocks)
     several = {"parts": [list(part) for part in parts], "search": cut.search, "adjacency": cut.adjacency}
     return {
         "groups": [list(group) for group in merged(parts)],
@@ -96,15 +111,40 @@ def choose(
         "num_blocks": record["num_blocks"],
         "metric": metric,
         "position": position,
-        **(several if cut.groups > 1 else {}),
+        **(several if cut.several else {}),
         "candidates": listed,
     }
 
 
-def _search(cut: CutConfig, costs: Costs, num_blocks: int, blocks: int) -> list[Span]:
+def _search(
+    cut: CutConfig, listed: list[dict[str, Any]], possible: list[Span], num_blocks: int, blocks: int
+) -> list[Span]:
+    if cut.search == "iterative":
+        return _least_of_rounds(listed, possible, cut.metric, blocks)
+    costs = _costs(listed, cut.metric)
     if cut.search == "dynamic":
         return dynamic(costs, num_blocks, blocks, cut.groups, cut.adjacency)
+    if cut.single:
+        return independent(costs, blocks)
     return greedy(costs, num_blocks, cut.groups, cut.adjacency)
+
+
+def _costs(listed: list[dict[str, Any]], metric: str) -> Costs:
+    return {(one["start"], one["end"]): one[metric] for one in listed}
+
+
+def _least_of_rounds(listed: list[dict[str, Any]], possible: list[Span], metric: str, blocks: int) -> list[Span]:
+    """The run of least value in each round, all of which measured the runs that were left."""
+    gone: list[Span] = []
+    for number in range(blocks):
+        costs = _costs([one for one in listed if one.get("round") == number and metric in one], metric)
+        if set(costs) != set(possible) - set(gone):
+            raise ReplaceMeError(
+                f"cut: the candidates measured are not those of round {number} of {blocks} by {metric}; measure them "
+                "again"
+            )
+        gone.append(least(costs))
+    return sorted(gone)
 
 
 def _measured(candidates: list[dict[str, Any]], possible: list[Span], metric: str) -> list[dict[str, Any]]:

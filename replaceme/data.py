@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CalibrationConfig
+from replaceme.config.calibrations import packed_alone
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_tensors, sha256
 from replaceme.images import Images, calibrate_images, check_images
 from replaceme.progress import progress
 from replaceme.samples import Samples, stream
+from replaceme.templates import filled
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +40,18 @@ class Tokens(Samples):
     input_ids: "torch.Tensor"
     mask: "torch.Tensor"
 
-    def __getitem__(self, part: slice) -> "Tokens":
+    def __getitem__(self, part: "slice | torch.Tensor") -> "Tokens":
         """Some of the sequences."""
         return Tokens(self.input_ids[part], self.mask[part])
+
+    def join(self, *others: "Tokens") -> "Tokens":
+        """These sequences and others after them; shorter ones are padded to the longest, and the padding masked."""
+        import torch
+        from torch.nn.functional import pad
+
+        width = max(part.mask.shape[1] for part in (self, *others))
+        wider = [[pad(x, (0, width - x.shape[1])) for x in (part.input_ids, part.mask)] for part in (self, *others)]
+        return Tokens(*(torch.cat(parts) for parts in zip(*wider, strict=True)))
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         """Ids and mask."""
@@ -89,7 +100,8 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
 
 
 TOKEN_FIELDS = (
-    "dataset", "images", "name", "revision", "split", "column", "conversations", "samples", "tokens", "pack", "seed",
+    "dataset", "images", "name", "revision", "split", "column", "conversations", "template", "samples", "tokens",
+    "pack", "seed",
 )  # fmt: skip
 
 
@@ -101,7 +113,7 @@ def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None,
 
 def packs(config: CalibrationConfig) -> bool:
     """Whether documents are joined: as configured, else for the generator and for plain text."""
-    return config.pack if config.pack is not None else config.dataset == "micro" or config.dataset.endswith(".txt")
+    return config.pack if config.pack is not None else packed_alone(config.dataset)
 
 
 def is_local(dataset: str) -> bool:
@@ -113,6 +125,8 @@ def check_source(config: CalibrationConfig) -> None:
     """Raise ReplaceMeError when local calibration files are missing or of an unknown kind."""
     if config.images is not None:
         return check_images(config)
+    if config.dataset is None:  # made of other calibrations
+        return
     path = Path(config.dataset)
     if not is_local(config.dataset):
         return
@@ -139,34 +153,56 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
             return iter([Path(config.dataset).read_text(encoding="utf-8")])
         except UnicodeDecodeError as error:
             raise ReplaceMeError(f"{config.dataset}: not UTF-8 text (byte {error.start})") from error
-    return (_text(record, config, tokenizer) for record in _records(config))
+    if config.conversations is None:
+        return (text_of(record, config) for record in records(config))
+    return (chat(turns, tokenizer, config.dataset) for turns in conversations(config, tokenizer))
 
 
-def _records(config: CalibrationConfig) -> Iterator[dict]:
+def records(config: CalibrationConfig) -> Iterator[dict]:
+    """Records of a file or of a Hub dataset, in an order fixed by the seed."""
     local = {}
     if is_local(config.dataset):
         local = {"path": READERS[Path(config.dataset).suffix], "data_files": config.dataset}
     return stream(config, config.dataset, SHUFFLE_BUFFER, **local)
 
 
-def _text(record: dict, config: CalibrationConfig, tokenizer: Any) -> str:
-    column = config.conversations or config.source_column
-    if column not in record:
-        raise ReplaceMeError(f"{config.dataset}: no column {column!r}; its columns: {', '.join(record)}")
-    if config.conversations is None:
-        return str(record[column] or "")
+def text_of(record: dict, config: CalibrationConfig) -> str:
+    """The text of a record: a column of it, or a template filled with several."""
+    if config.template is not None:
+        return filled(config.template, record, config.dataset)
+    return str(_column(record, config.source_column, config.dataset) or "")
+
+
+def conversations(config: CalibrationConfig, tokenizer: Any) -> Iterator[list[dict[str, str]]]:
+    """Conversations of a source as lists of {role, content}, in an order fixed by the seed."""
     if not tokenizer.chat_template:
         raise ReplaceMeError(
             f"{config.dataset}: conversations need a chat template, and the model's tokenizer has none"
         )
-    turns = record[column] or []
+    return (messages_of(record, config) for record in records(config))
+
+
+def messages_of(record: dict, config: CalibrationConfig) -> list[dict[str, str]]:
+    """The conversation of a record as a list of {role, content}."""
+    turns = _column(record, config.conversations, config.dataset) or []
     if not isinstance(turns, list):
-        raise ReplaceMeError(f"{config.dataset}: column {column!r} holds {type(turns).__name__}, not a list of turns")
-    messages = [_message(turn, config.dataset) for turn in turns]
+        kind = type(turns).__name__
+        raise ReplaceMeError(f"{config.dataset}: column {config.conversations!r} holds {kind}, not a list of turns")
+    return [_message(turn, config.dataset) for turn in turns]
+
+
+def _column(record: dict, column: str, dataset: str) -> Any:
+    if column not in record:
+        raise ReplaceMeError(f"{dataset}: no column {column!r}; its columns: {', '.join(record)}")
+    return record[column]
+
+
+def chat(messages: list[dict[str, str]], tokenizer: Any, dataset: str, answer: bool = False) -> str:
+    """A conversation as the model's chat template writes it, with `answer` up to where the model should speak."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False) if messages else ""
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer) if messages else ""
     except Exception as error:  # templates raise jinja2's errors, on roles that do not alternate for instance
-        raise ReplaceMeError(f"{config.dataset}: the model's chat template refuses a conversation ({error})") from error
+        raise ReplaceMeError(f"{dataset}: the model's chat template refuses a conversation ({error})") from error
 
 
 def _message(turn: Any, dataset: str) -> dict[str, str]:

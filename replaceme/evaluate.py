@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme import harness, uncertainty
+from replaceme import harness, task_index, uncertainty
 from replaceme.errors import ReplaceMeError
 from replaceme.offline import offline
 from replaceme.provenance import hardware, versions
@@ -43,7 +43,7 @@ def evaluate(
     model_folder: str | Path,
     tasks: Mapping[str, TaskOptions],
     *,
-    include: harness.Include = None,
+    include: task_index.Include = None,
     perplexity_task: str | None = None,
     batch_size: int = 16,
     limit: int | None = None,
@@ -64,8 +64,8 @@ def evaluate(
     if not wanted:
         raise ReplaceMeError("no evaluation tasks given")
     with harness.quiet(), tempfile.TemporaryDirectory(prefix="replaceme-") as cache:
-        manager = harness.find_tasks(list(wanted), include)
-        with offline() if harness.all_local(manager, list(wanted)) else contextlib.nullcontext():
+        manager = task_index.find_tasks(list(wanted), include)
+        with offline() if task_index.all_local(manager, list(wanted)) else contextlib.nullcontext():
             lm = _language_model(model_folder, (dtype, device, gpus), batch_size)
             fewshot = {name: options.fewshot for name, options in wanted.items()}
             loaded = harness.load_tasks(manager, fewshot, include, cache, seed)
@@ -158,7 +158,20 @@ def _score(
         "metrics": {key: {"value": value, "stderr": stderr} for key, (value, stderr) in estimates.items()},
         "documents": _documents(members, samples),
         "items": pools[chosen],
+        **_parts(members, samples, chosen, seed),
     }
+
+
+def _parts(members: Sequence["Task"], samples: Mapping[str, list], metric: str, seed: int) -> dict[str, Any]:
+    """Of a group, the `members`: each task's value by the group's metric; of a single task nothing."""
+    if len(members) == 1:
+        return {}
+    found = {}
+    for task in members:
+        items = _pools([task], samples).get(metric, [])
+        value, stderr = _estimate(task.aggregation()[metric.split(",")[0]], items, seed) if items else (None, None)
+        found[task.task_name] = {"value": value, "stderr": stderr, "n": len(items)}
+    return {"members": found}
 
 
 def _pools(members: Sequence["Task"], samples: Mapping[str, list]) -> dict[str, list]:

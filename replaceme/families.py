@@ -23,7 +23,9 @@ class Family:
     linear weights [hidden, intermediate] that T multiplies (with `*` for a number; those that a block has: one, or in a
     mixture that of every expert, separate or stacked), `transposed` where they are [intermediate, hidden]. `gate` and
     `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is the weight
-    of an RMS norm between MLP and M, which scales by `gain_offset + weight`.
+    of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the weight that
+    writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks read
+    the stream through norms alone.
 
     `bias_switch` is the config entry that gives the MLP's linear layers biases, `biased` those layers; `has_bias` says
     that the down projection has one anyway (`bias_key`: where the config says so). `scaled_by` is the config entry of a
@@ -48,6 +50,7 @@ class Family:
     up: str | None = "mlp.up_proj.weight"
     post_norm: str | None = None
     gain_offset: float = 0.0
+    attention_output: str | None = None
     bias_switch: str | None = None
     biased: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     has_bias: bool = False
@@ -151,19 +154,21 @@ EXPERTS = (
     "mlp.shared_expert.down_proj.weight",
     "mlp.shared_experts.down_proj.weight",
 )
-SEQUENTIAL = Family()
-LISTED = Family(derived_lists=True)
-SWITCHED = Family(bias_switch="mlp_bias")
-FUSED = Family(gate="mlp.gate_up_proj.weight", up="mlp.gate_up_proj.weight")
+SEQUENTIAL = Family(attention_output="self_attn.o_proj.weight")
+LISTED = replace(SEQUENTIAL, derived_lists=True)
+SWITCHED = replace(SEQUENTIAL, bias_switch="mlp_bias")
+FUSED = replace(SEQUENTIAL, gate="mlp.gate_up_proj.weight", up="mlp.gate_up_proj.weight")
 PLAIN = Family(gate=None, up=None, has_bias=True)  # an MLP without a gate, with biases
-MIXTURE = Family(fold=EXPERTS, gate=None, up=None, derived_lists=True)
+MIXTURE = replace(LISTED, fold=EXPERTS, gate=None, up=None)
 SANDWICH = Family(
     mlp_output="post_feedforward_layernorm",
     post_norm="post_feedforward_layernorm.weight",
     gain_offset=1.0,
+    attention_output="post_attention_layernorm.weight",
     derived_lists=True,
 )
-POST_NORM = replace(SANDWICH, gain_offset=0.0, gate=None, up=None)  # the input of its MLPs is not normalised
+# the input of its MLPs is not normalised
+POST_NORM = replace(SANDWICH, gain_offset=0.0, attention_output=None, gate=None, up=None)
 GPT = replace(PLAIN, blocks="transformer.h", depth="n_layer", width="n_embd", positions="n_positions")
 VIT = replace(
     PLAIN,
@@ -184,7 +189,7 @@ FAMILIES = {
     "mistral": SEQUENTIAL,
     "qwen2": LISTED,
     "qwen3": LISTED,
-    "gemma": SEQUENTIAL,
+    "gemma": replace(SEQUENTIAL, gain_offset=1.0),
     "phi3": FUSED,
     "smollm3": replace(LISTED, bias_switch="mlp_bias"),
     "stablelm": SEQUENTIAL,
@@ -228,7 +233,12 @@ FAMILIES = {
     "gemma3_text": SANDWICH,
     "olmo2": POST_NORM,
     "olmo3": POST_NORM,
-    "glm4": replace(FUSED, mlp_output="post_mlp_layernorm", post_norm="post_mlp_layernorm.weight"),
+    "glm4": replace(
+        FUSED,
+        mlp_output="post_mlp_layernorm",
+        post_norm="post_mlp_layernorm.weight",
+        attention_output="post_self_attn_layernorm.weight",
+    ),
     # mixtures of experts
     "mixtral": replace(MIXTURE, fold=("block_sparse_moe.experts.*.w2.weight", "mlp.experts.down_proj")),
     "qwen2_moe": MIXTURE,

@@ -50,6 +50,8 @@ NAMES = {
     "residual_identity": "residual of the identity (share of energy)",
     "cosine_after_fit": "cosine distance after the fit (1 − cos)",
     "loss": "rise of the language-model loss (nats per token)",
+    "perplexity": "perplexity without the blocks",
+    "taylor": "Taylor score of the blocks (nats per token)",
 }
 PLACES = {"all": "all tokens", "last": "last token"}
 
@@ -132,6 +134,9 @@ def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
     metric, parts = cut["metric"], [tuple(part) for part in cut.get("parts", cut["groups"])]
     values = {(one["start"], one["end"]): one[metric] for one in cut["candidates"]}
     sizes = sorted({end - start for start, end in parts})
+    if any("round" in one for one in cut["candidates"]):
+        _draw_rounds(axes, cut)
+        return
     for index, size in enumerate(sizes):
         listed = [one for one in cut["candidates"] if one["end"] - one["start"] == size]
         if len(sizes) == 1:
@@ -145,6 +150,21 @@ def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
         axes.plot([start], [values[start, end]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
     axes.set_ylabel(NAMES.get(metric, metric).replace(" (", "\n("))
     axes.set_ylim(bottom=0)
+    _legend_outside(axes)
+
+
+def _draw_rounds(axes: "Axes", cut: dict[str, Any]) -> None:
+    """A line for each round of an iterative search, with a star on what went."""
+    metric = cut["metric"]
+    for number in range(cut["blocks"]):
+        listed = [one for one in cut["candidates"] if one["round"] == number]
+        gone = min(listed, key=lambda one: (one[metric], one["start"]))
+        color, starts = COLORS[number % len(COLORS)], [one["start"] for one in listed]
+        axes.plot(starts, [one[metric] for one in listed], color=color, marker=MARKERS[number % len(MARKERS)], ms=3)
+        label = f"{number + 1}. block {gone['start']}, {gone[metric]:.4g}"
+        axes.plot([gone["start"]], [gone[metric]], "*", markersize=13, color=color, zorder=3, label=label)
+    axes.set_ylabel(NAMES[metric])
+    axes.set_yscale("log")  # the first blocks may cost a thousand times as much as others
     _legend_outside(axes)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.fits import FIT_OPTIONS, FitConfig
 from replaceme.errors import ReplaceMeError
+from replaceme.upstream import ON_STREAM
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class Passes:
         from replaceme.gather import Gathered
         from replaceme.rows import RowCollector, keeping
 
-        if config.transform == "identity":
+        if config.unfitted:
             self._collect("distances", more)
             return [Evidence()] * len(groups)
         recycled = self._recycled(config, groups)
@@ -130,12 +131,24 @@ class Passes:
         for activations in capture(self.model, self.family, batches, config.regression.wanted([group])):
             yield config.regression.unmasked(activations, *group, recycled)
 
+    def ratios(self, config: FitConfig, group: tuple[int, int]) -> "torch.Tensor":
+        """Ratios of magnitudes of the stream after the group to that before it, in the basis that the fit works in."""
+        from replaceme.capture import capture
+        from replaceme.magnitudes import magnitude_ratios
+        from replaceme.progress import progress
+        from replaceme.transforms.scaling import hadamard
+
+        batches = progress(self.tokens.batches(self.batch_size), "magnitudes", unit="batch")
+        basis = hadamard(self.model.config.hidden_size) if config.transform == "hadamard_magnitude" else None
+        passes = capture(self.model, self.family, batches, config.regression.wanted([group]))
+        return magnitude_ratios(passes, group, basis)
+
 
 @dataclass(frozen=True)
 class Evidence:
     """What a group is fitted from: its statistics, and for the fits that need them its shards, rows and neurons.
 
-    `state` is that of an unfinished fit over the rows.
+    `state` is that of an unfinished fit over the rows, `ratios` those of magnitudes.
     """
 
     statistics: "Statistics | None" = None
@@ -144,16 +157,20 @@ class Evidence:
     device: str = "cpu"
     recycled: "Recycled | None" = None
     state: "State | None" = None
+    ratios: "torch.Tensor | None" = None
 
 
 def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
     """The transform that a fit section describes, for one group, without what a norm makes of it.
 
-    The identity needs no statistics, `ridge: auto` also the shards, a fit over rows these, which it streams through
-    the device.
+    The identity and the collapse need no statistics, `ridge: auto` also the shards, a fit over rows these, which it
+    streams through the device.
     """
+    from replaceme.collapse import fit_collapse
     from replaceme.transforms import fit_identity, with_intercept
 
+    if config.transform == "collapse":
+        return fit_collapse(hidden_size)
     if config.transform == "identity":
         return fit_identity(evidence.statistics, hidden_size)
     if config.intercept:
@@ -192,6 +209,8 @@ def _closed_form(config: FitConfig, evidence: Evidence) -> "Transform":
             state=evidence.state,
         )
     options = {name: getattr(config, name) for name in FIT_OPTIONS[config.transform]}
+    if config.needs_magnitudes:
+        options["ratios"] = evidence.ratios
     return fit(evidence.statistics, config.transform, **options)
 
 
@@ -240,14 +259,14 @@ def fit_cut(
 
     `gathered(k)` gives the evidence of group k on the original model, from what was gathered before; without it a
     forward pass does. `passes()` loads what these need, and is called for that, for a sequential estimation of several
-    groups and for a gain.
+    groups, for a gain and for ratios of magnitudes.
     """
     from replaceme.shortened import shortened
     from replaceme.transforms import with_gain
 
-    sequential = config.sequential(len(groups))
-    gain = family.post_norm is not None and config.transform != "identity" and config.placement != "block"
-    loaded = passes() if sequential or gathered is None or gain else None
+    sequential = config.sequential(len(groups) > 1)
+    gain = family.post_norm is not None and not config.unfitted and config.placement not in ON_STREAM
+    loaded = passes() if sequential or gathered is None or gain or config.needs_magnitudes else None
     if sequential and hasattr(loaded.model, "streamed"):
         raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")
     found: list[Transform] = []
@@ -260,6 +279,8 @@ def fit_cut(
             with running:
                 folder = Path(scratch) / str(number)
                 evidence = loaded.evidence(config, [group], folder)[0] if sequential else gathered(number)
+                if config.needs_magnitudes:
+                    evidence = replace(evidence, ratios=loaded.ratios(config, group))
                 transform = fit_section(config, evidence, hidden_size)
                 if gain:
                     transform = with_gain(transform, loaded.stream(config, group, evidence.recycled))

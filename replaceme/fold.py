@@ -7,7 +7,9 @@ Where a norm with gains g follows the down projection, M = g * u / rms(u) with u
 can be had: W becomes c T^T diag(g) W, the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
 Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
-A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`).
+A transform of placement `block` changes no weight: it is written as a linear layer of its own (see `separate`). One of
+placement `upstream` changes all weights that write to the residual stream before the cut (see `upstream`), one of
+placement `collapse` all matrices of the carrier (see `collapse`).
 """
 
 from collections.abc import Sequence
@@ -19,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 from replaceme.card import licence_of, model_card
 from replaceme.changes import Changes, Content, Edit
 from replaceme.checkpoints import Checkpoint, with_derived_lists
+from replaceme.collapse import COLLAPSE, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.models import Family, check_fit, pruned_config
 from replaceme.separate import check_architecture, layers_of, separate_config
 from replaceme.shards import renamed
+from replaceme.upstream import factors
 from replaceme.writing import Merger, merging, provenance_of
 
 if TYPE_CHECKING:
@@ -107,7 +111,7 @@ def _content(
 ) -> Content:
     edits = _edits(checkpoint, groups, [one.to(device) for one in transforms])
     layers = layers_of(checkpoint, groups, transforms)
-    constants = any(one.intercept is not None and one.placement != "block" for one in transforms)
+    constants = any(one.intercept is not None and one.of_mlp for one in transforms)
     biased = constants and not checkpoint.family.has_bias
     config = pruned_config(with_derived_lists(checkpoint), groups)
     if biased:
@@ -147,7 +151,7 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
             )
         if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
             raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
-        normed = checkpoint.family.post_norm is not None and transform.placement != "block"
+        normed = checkpoint.family.post_norm is not None and transform.of_mlp
         if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
 
@@ -157,10 +161,18 @@ def _edits(
 ) -> dict[str, Edit]:
     """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
     edits: dict[str, Edit] = {}
-    for (start, _), transform in zip(groups, transforms, strict=True):
-        if not transform.is_identity and transform.placement != "block":
+    for (start, end), transform in zip(groups, transforms, strict=True):
+        if transform.placement == COLLAPSE:
+            edits |= collapsing(checkpoint, start, end)
+        elif not transform.is_identity and transform.of_mlp:
             edits |= _edits_of(checkpoint, start - 1, transform)
+    for name, scaled in factors(checkpoint, groups, transforms).items():
+        edits[name] = _both(edits[name], scaled) if name in edits else scaled
     return edits
+
+
+def _both(first: Edit, second: Edit) -> Edit:
+    return lambda tensor: second(first(tensor))
 
 
 def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> dict[str, Edit]:

@@ -1,14 +1,17 @@
-"""The split of the blocks to remove into several runs: the paper's greedy search, or the best split of all (dynamic).
+"""The split of the blocks to remove into several runs: greedy (the paper), the best of all (dynamic), or independent.
 
-Both minimise the sum of the metric over runs [start, end) with start >= 1, so that each has a carrier before it. Under
+All minimise the sum of the metric over runs [start, end) with start >= 1, so that each has a carrier before it. Under
 `adjacency: separate` (Multi_LT_NC of the paper) a block is kept between any two; under `merge` (Multi_LT) runs may
-touch, and those that do become one, with one transform.
+touch, and those that do become one, with one transform. `independent` (ShortGPT, arXiv 2403.03853) takes single blocks,
+as many as the metric says are the least, however many groups they make. `iterative` (SLEB, arXiv 2402.09025) takes
+them one after another, each measured without those that went before it (`unrepaired`).
 """
 
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 
+from replaceme.config.cuts import SINGLE
 from replaceme.errors import ReplaceMeError
 
 Span = tuple[int, int]
@@ -17,6 +20,8 @@ Costs = Mapping[Span, float]
 
 def sizes_needed(blocks: int, groups: int, search: str) -> list[int]:
     """The sizes of the runs that a search compares; raises ReplaceMeError where a greedy one cannot split evenly."""
+    if search in SINGLE:
+        return [1]
     if groups == 1:
         return [blocks]
     if search == "dynamic":
@@ -78,6 +83,16 @@ def dynamic(costs: Costs, num_blocks: int, blocks: int, groups: int, adjacency: 
         return min(found)
 
     return list(best(1, groups, blocks)[1])
+
+
+def independent(costs: Costs, blocks: int) -> list[Span]:
+    """The `blocks` single blocks of least cost, in order. Ties go to the lower start."""
+    return sorted(sorted(costs, key=lambda one: (costs[one], one))[:blocks])
+
+
+def least(costs: Costs) -> Span:
+    """The run of least cost. Ties go to the lower start."""
+    return min(costs, key=lambda one: (costs[one], one))
 
 
 def merged(chosen: Sequence[Span]) -> list[Span]:

@@ -1,7 +1,8 @@
-"""lm-eval's side of an evaluation: find tasks by name, load them (local YAMLs without network), run the model on them.
+"""lm-eval's side of an evaluation: load tasks (local YAMLs without network), run the model on them.
 
 Tasks of the user's own are YAML files in an `include` folder; in them a relative path of `data_files` means relative
-to the YAML's folder. A group or tag of lm-eval stands for the pool of its tasks.
+to the YAML's folder. A group or tag of lm-eval stands for the pool of its tasks: every item counts alike, which is what
+lm-eval's groups mean by `weight_by_size: true`.
 """
 
 import contextlib
@@ -9,22 +10,20 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
+from replaceme.task_index import FILE_FORMATS, Include, folders_of, leaves, weighs_tasks_alike
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# builders of `datasets` that read plain files
-FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+log = logging.getLogger(__name__)
 Tasks = dict[str, list["Task"]]
-Include = Path | str | Sequence[Path | str] | None
 
 
 @contextlib.contextmanager
@@ -59,77 +58,6 @@ def _one_bar() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _folders(include: Include) -> list[Path]:
-    return [Path(folder) for folder in ([include] if isinstance(include, str | Path) else include or [])]
-
-
-def find_tasks(names: Sequence[str], include: Include) -> "TaskManager":
-    """An index in which every name is known; lm-eval's own tasks (10 s to index) are read only when one is asked for.
-
-    Raises ReplaceMeError for an unknown name, with the closest ones, and for a missing include folder.
-    """
-    from lm_eval.tasks import TaskManager
-
-    folders = _folders(include)
-    for folder in folders:
-        if not folder.is_dir():
-            raise ReplaceMeError(f"{folder}: no such folder of evaluation tasks (`include`)")
-    paths: list[str | Path] = list(folders)
-    manager = TaskManager(include_path=paths, include_defaults=False)
-    if any(_leaves(manager, name) is None for name in names):
-        manager = TaskManager(include_path=paths)
-    for name in names:
-        if _leaves(manager, name) is None:
-            raise ReplaceMeError(_unknown(name, folders, manager.all_tasks))
-    return manager
-
-
-def _leaves(manager: "TaskManager", name: str) -> list[str] | None:
-    """Names of the tasks for which a task, group or tag stands; None when it or a member is unknown."""
-    entry = manager.task_index.get(name)
-    if entry is None:
-        return None
-    config = entry.cfg or {}
-    if entry.kind.name == "TAG":
-        members = sorted(entry.tags)
-    elif entry.kind.name == "GROUP":
-        items = config.get("task") or []
-        members = [item if isinstance(item, str) else item.get("task") or item.get("group") for item in items]
-    else:
-        return [name]
-    parts = [_leaves(manager, member) if isinstance(member, str) else None for member in members]
-    return None if None in parts else [leaf for part in parts for leaf in part or []]
-
-
-def _unknown(name: str, folders: Sequence[Path], known: Sequence[str]) -> str:
-    import yaml
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
-        try:
-            load_yaml(path, resolve_func=False)
-        except (yaml.YAMLError, ValueError, OSError) as error:
-            return f"evaluation task {name!r} not found, and {path} cannot be read ({str(error).splitlines()[0]})"
-    where = ", ".join(str(folder) for folder in folders) or "none given"
-    close = get_close_matches(name, known, n=3)
-    hint = f"; close: {', '.join(close)}" if close else ""
-    return f"unknown evaluation task {name!r}: neither in the include folder ({where}) nor in lm-eval{hint}"
-
-
-def all_local(manager: "TaskManager", names: Sequence[str]) -> bool:
-    """Whether no task among `names` needs the network."""
-    return all(_is_local(manager, leaf) for name in names for leaf in _leaves(manager, name) or [])
-
-
-def _is_local(manager: "TaskManager", leaf: str) -> bool:
-    entry = manager.task_index[leaf]
-    config = entry.cfg or {}
-    path = str(config.get("dataset_path"))
-    if path in FILE_FORMATS:
-        return "://" not in str((config.get("dataset_kwargs") or {}).get("data_files"))
-    return Path(path).is_dir() or bool(entry.yaml_path and (entry.yaml_path.parent / path).is_dir())
-
-
 def load_tasks(
     manager: "TaskManager", fewshot: Mapping[str, int | None], include: Include, cache: str | Path, seed: int
 ) -> Tasks:
@@ -137,13 +65,18 @@ def load_tasks(
 
     Arrow copies of local data files go to `cache`, not to the user's home.
     """
-    folders = [folder.resolve() for folder in _folders(include)]
-    for leaf in {leaf for name in fewshot for leaf in _leaves(manager, name) or []}:
+    folders = [folder.resolve() for folder in folders_of(include)]
+    for leaf in {leaf for name in fewshot for leaf in leaves(manager, name) or []}:
         entry = manager.task_index[leaf]
         if entry.yaml_path and any(entry.yaml_path.resolve().is_relative_to(folder) for folder in folders):
             _anchor(entry, leaf, str(cache))
     tasks: Tasks = {}
     for name, shots in fewshot.items():
+        if weighs_tasks_alike(manager, name):
+            log.warning(
+                "evaluation task %r: its group weighs tasks alike (`weight_by_size: false`); here items count alike",
+                name,
+            )
         tasks[name] = _load(manager, name)
         for task in tasks[name]:
             if shots is not None or task.get_config("num_fewshot") is None:

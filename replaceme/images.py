@@ -40,9 +40,17 @@ class Images(Samples):
     pixels: "torch.Tensor"
     positions: int
 
-    def __getitem__(self, part: slice) -> "Images":
+    def __getitem__(self, part: "slice | torch.Tensor") -> "Images":
         """Some of the images."""
         return Images(self.pixels[part], self.positions)
+
+    def join(self, *others: "Images") -> "Images":
+        """These images and others after them; raises ReplaceMeError for other sizes."""
+        import torch
+
+        if len({(part.pixels.shape[1:], part.positions) for part in (self, *others)}) > 1:
+            raise ReplaceMeError("images of unequal size cannot be mixed; calibrate each for the same model")
+        return Images(torch.cat([part.pixels for part in (self, *others)]), self.positions)
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         """The pixel values."""
@@ -128,6 +136,11 @@ def _opened(path: Path) -> "Image":
 
 
 def _image(record: dict, config: CalibrationConfig) -> "Image":
+    return _upright(check_image(record, config))
+
+
+def check_image(record: dict, config: CalibrationConfig) -> "Image":
+    """The image of a record; raises ReplaceMeError for a column without images."""
     from PIL.Image import Image
 
     image = record.get(config.source_column)
@@ -135,7 +148,7 @@ def _image(record: dict, config: CalibrationConfig) -> "Image":
         raise ReplaceMeError(
             f"{config.images}: no images in column {config.source_column!r}; its columns: {', '.join(record)}"
         )
-    return _upright(image)
+    return image
 
 
 def _upright(image: "Image") -> "Image":

@@ -22,29 +22,56 @@ def mean_loss(model: "nn.Module", tokens: Tokens) -> float:
 def sequence_losses(model: "nn.Module", tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
     """(sum of the losses, number of tokens) of each sequence, float64 on the CPU, of a model with its head.
 
-    Counted are the unmasked tokens that follow an unmasked one; the softmax is in float32. Raises ReplaceMeError where
-    no token follows another, and for a loss that is not finite.
+    Raises ReplaceMeError where no token follows another, and for a loss that is not finite.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
-    device = next(model.parameters()).device
+    counted_tokens(tokens)
     sums, counts = [], []
-    for batch in tokens.batches(max(1, LOGITS // (model.config.vocab_size * tokens.input_ids.shape[1]))):
-        batch = trimmed(batch)
+    for batch in loss_batches(model, tokens):
         with torch.inference_mode():
-            logits = model(**model_inputs(model, batch)).logits[:, :-1]
-        counted = (batch.mask[:, 1:] & batch.mask[:, :-1]).to(device)
-        goals = batch.input_ids[:, 1:].to(device)
-        losses = torch.zeros(counted.shape, dtype=torch.float64, device=device)
-        losses[counted] = cross_entropy(logits[counted].float(), goals[counted], reduction="none").double()
+            losses, counted = token_losses(model, batch)
         sums.append(losses.sum(1).cpu())
         counts.append(counted.sum(1).double().cpu())
     total, number = torch.cat(sums), torch.cat(counts)
-    if not number.sum():
-        raise ReplaceMeError("loss: no sequence of two tokens or more")
     if not torch.isfinite(total).all():
         raise ReplaceMeError(
             f"loss: not finite in {int((~torch.isfinite(total)).sum())} sequences; set `dtype: float32`"
         )
     return total, number
+
+
+def token_losses(model: "nn.Module", batch: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
+    """(loss of each token but the first, whether it counts), [samples, tokens - 1] of the trimmed batch.
+
+    Counted are the unmasked tokens that follow an unmasked one, the loss of others is zero; float64, the softmax in
+    float32. Gradients flow unless the caller stops them.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    batch = trimmed(batch)
+    logits = model(**model_inputs(model, batch)).logits[:, :-1]
+    counted = _counted(batch).to(logits.device)
+    goals = batch.input_ids[:, 1:].to(logits.device)
+    losses = torch.zeros(counted.shape, dtype=torch.float64, device=logits.device)
+    losses[counted] = cross_entropy(logits[counted].float(), goals[counted], reduction="none").double()
+    return losses, counted
+
+
+def counted_tokens(tokens: Tokens) -> int:
+    """How many tokens a loss counts; raises ReplaceMeError where no token follows another."""
+    number = int(_counted(tokens).sum())
+    if not number:
+        raise ReplaceMeError("loss: no sequence of two tokens or more")
+    return number
+
+
+def loss_batches(model: "nn.Module", tokens: Tokens, most: int | None = None) -> list[Tokens]:
+    """Batches whose logits are LOGITS numbers at most (or one sequence), of at most `most` sequences."""
+    room = max(1, LOGITS // (model.config.vocab_size * tokens.input_ids.shape[1]))
+    return tokens.batches(min(room, most or room))
+
+
+def _counted(tokens: Tokens) -> "torch.Tensor":
+    return tokens.mask[:, 1:] & tokens.mask[:, :-1]

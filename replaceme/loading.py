@@ -54,7 +54,7 @@ def load_model(
                 raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
             if head:
                 raise ReplaceMeError(
-                    f"{folder}: metric loss needs the whole model, which cannot be streamed; use "
+                    f"{folder}: the loss of a model needs all of it, which cannot be streamed; use "
                     "another metric, or `streaming: never`"
                 )
             return load_streamed(checkpoint, dtype, device)

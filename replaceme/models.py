@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.errors import ReplaceMeError
 from replaceme.families import FAMILIES, Family
 from replaceme.separate import is_separate
+from replaceme.upstream import ON_STREAM
 
 if TYPE_CHECKING:
     from replaceme.config import CalibrationConfig, CutConfig
@@ -74,7 +75,7 @@ def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", 
 def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
     """Raise ReplaceMeError where a cut would be chosen by what an encoder does not have."""
     if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
-        what = "metric loss" if cut.needs_loss else "position last"
+        what = f"metric {cut.metric}" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
 
 
@@ -87,12 +88,19 @@ def check_fit(
         raise ReplaceMeError(
             f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
         )
-    if placement == "block" and family.modality == "image":
-        raise ReplaceMeError(f"{where}: placement block is of language models, this is an encoder; use placement mlp")
+    if placement in ON_STREAM and family.modality == "image":
+        raise ReplaceMeError(
+            f"{where}: placement {placement} is of language models, this is an encoder; use placement mlp"
+        )
     if placement == "block" and not family.own_layers:
         raise ReplaceMeError(
             f"{where}: transformers renames tensors of this architecture, which placement block cannot; "
             "use placement mlp"
+        )
+    if placement == "upstream" and family.attention_output is None:
+        raise ReplaceMeError(
+            f"{where}: placement upstream is not known for model_type {config['model_type']!r}, which may read the "
+            "residual stream not through norms alone; use placement block"
         )
     if recycle and family.gate is None:
         raise ReplaceMeError(f"{where}: its MLPs have no gate behind a norm, so no neuron can be recycled; drop it")

@@ -1,16 +1,22 @@
-"""What can be known to fail before any job starts: local models and files checked against the tables that use them."""
+"""What can be known to fail before any job starts.
+
+`check_inputs`, at every start, looks at local models and files against the tables that use them and takes no time;
+`requisites` also asks the Hub, lm-eval and the machine, for `replaceme preflight`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from replaceme.checkpoints import Checkpoint, is_local, local_folder, open_checkpoint, read_config
-from replaceme.config import Config, CutConfig
+from replaceme.checkpoints import is_local, local_folder, open_checkpoint, read_config
+from replaceme.config import Config
+from replaceme.config.sources import made_of, unmixed
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
 from replaceme.methods import check_section
 from replaceme.models import check_calibration, check_cut, check_length, is_encoder
+from replaceme.outline import Outline, outline_of
 from replaceme.reference import check_reference
 
 
@@ -19,12 +25,19 @@ def check_inputs(config: Config, origin: str) -> None:
 
     Of the weights only the headers are read, which finds missing and truncated shards.
     """
+    lines = local_problems(config)
+    if lines:
+        raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
+
+
+def local_problems(config: Config) -> list[str]:
+    """The lines of `check_inputs`, each beginning with the section that it is about."""
     tables = config.tables.values()
     lines: list[str] = []
     for name in sorted({model for table in tables for model in table.models}):
         if is_local(config.models[name].source):
             lines += _model_problems(config, name)
-    for name in sorted({calibration for table in tables for calibration in table.calibrations}):
+    for name in made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations})):
         try:
             check_source(config.calibrations[name])
         except ReplaceMeError as error:
@@ -39,8 +52,7 @@ def check_inputs(config: Config, origin: str) -> None:
                 check_reference(table.reference, table.rows)
         except ReplaceMeError as error:
             lines.append(f"tables.{name}: {error}")
-    if lines:
-        raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
+    return lines
 
 
 def _model_problems(config: Config, name: str) -> list[str]:
@@ -48,44 +60,53 @@ def _model_problems(config: Config, name: str) -> list[str]:
     try:
         if section.revision is not None:
             raise ReplaceMeError(f"{section.source}: a local folder has no revision; drop it")
-        checkpoint = open_checkpoint(local_folder(section.source))
+        outline = outline_of(open_checkpoint(local_folder(section.source)), section.source)
     except ReplaceMeError as error:
         return [f"models.{name}: {error}"]
+    return uses_of(config, name, outline)
+
+
+def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
+    """A line for each calibration, cut, fit or table that a model, as far as its outline tells, cannot take."""
+    section = config.models[name]
     tables = [table for table in config.tables.values() if name in table.models]
-    found = _encoder_problems(config, name, checkpoint)
+    found = _encoder_problems(config, name, outline.config)
     for cut_name in sorted({cut for table in tables for cut in table.cuts}):
         try:
-            check_cut(checkpoint.config, config.cuts[cut_name], section.source)
-            _check_size(config.cuts[cut_name], checkpoint)
+            check_cut(outline.config, config.cuts[cut_name], section.source)
+            possible_spans(config.cuts[cut_name], outline.record)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
-    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for table in tables for one in table.calibrations}
+    used = made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations}))
+    of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
+    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
     lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
     for where, tokens in sorted(lengths.items()):
         try:
-            check_length(checkpoint.config, tokens, section.source)
+            check_length(outline.config, tokens, section.source)
         except ReplaceMeError as error:
             found.append(f"{where} on models.{name}: {error}")
     for fit_name in sorted({fit for table in tables for fit in table.fits}):
         fit = config.fits[fit_name]
         try:
-            check_section(checkpoint.config, fit, section.source)
+            check_section(outline.config, fit, section.source)
         except ReplaceMeError as error:
             found.append(f"fits.{fit_name} on models.{name}: {error}")
     return found
 
 
-def _encoder_problems(config: Config, name: str, checkpoint: Checkpoint) -> list[str]:
+def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[str]:
     """Calibrations of the other kind than a model takes, and evaluations of a model that has no text."""
     source, found = config.models[name].source, []
     tables = {key: table for key, table in config.tables.items() if name in table.models}
     for calibration in sorted({one for table in tables.values() for one in table.calibrations}):
         try:
-            check_calibration(checkpoint.config, config.calibrations[calibration], source)
+            for section in unmixed(config.calibrations, calibration):
+                check_calibration(model, section, source)
         except ReplaceMeError as error:
             found.append(f"calibrations.{calibration} on models.{name}: {error}")
     for key, table in tables.items():
-        if is_encoder(checkpoint.config) and table.evaluation is not None:
+        if is_encoder(model) and table.evaluation is not None:
             found.append(f"tables.{key}: {source}: an encoder of images, which no evaluation measures; drop it")
     return found
 
@@ -98,9 +119,10 @@ def sparse_calibrations(config: Config) -> list[str]:
             source = config.models[model].source
             sizes = read_config(local_folder(source)) if is_local(source) else {}
             for name in table.calibrations:
-                if config.calibrations[name].images is not None:
+                sections = unmixed(config.calibrations, name)
+                if any(section.images is not None for section in sections):
                     continue  # how many positions an image has is the model's affair; the `tokens` step says it
-                tokens = config.calibrations[name].samples * config.calibrations[name].tokens
+                tokens = config.calibrations[name].samples * max(section.tokens for section in sections)
                 where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
                 for what, width in sorted(_widths(config, table.fits, sizes).items()):
                     if tokens < width:
@@ -115,12 +137,3 @@ def _widths(config: Config, fits: Sequence[str], sizes: dict[str, Any]) -> dict[
     """How wide the rows are that some fits regress on, by what that is called in config.json."""
     names = {"intermediate_size" if config.fits[fit].placement == "down_proj" else "hidden_size" for fit in fits}
     return {f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}": sizes.get(name, 0) for name in names}
-
-
-def _check_size(cut: CutConfig, checkpoint: Checkpoint) -> None:
-    sizes = {
-        "num_blocks": checkpoint.num_blocks,
-        "parameters": checkpoint.parameters,
-        "block_parameters": checkpoint.block_parameters(),
-    }
-    possible_spans(cut, sizes)

@@ -5,6 +5,7 @@
 - down_proj: m = the input of the carrier's down projection, the same r. T [intermediate, hidden] is its new weight: the
   maps `W T` of the mlp placement are among these, and the parameters are as many as before.
 - block: m = hidden_states[start-1], r = hidden_states[end-1]. T is a linear layer of its own after the carrier (A.9).
+- upstream: as block; T, a multiple of the identity, goes into the weights that write to the stream (see `upstream`).
 - inputs: m = the inputs of the down projection and of the MLP, side by side, and the r of mlp: no placement, but what
   the neurons to recycle are chosen from.
 """

@@ -20,8 +20,12 @@ class Samples(ABC):
     mask: "torch.Tensor"
 
     @abstractmethod
-    def __getitem__(self, part: slice) -> Self:
-        """Some of the samples."""
+    def __getitem__(self, part: "slice | torch.Tensor") -> Self:
+        """Some of the samples: a slice of them, or those with the given numbers."""
+
+    @abstractmethod
+    def join(self, *others: Self) -> Self:
+        """These samples and, after them, those of others of the same kind."""
 
     @abstractmethod
     def tensors(self) -> "dict[str, torch.Tensor]":

@@ -147,6 +147,8 @@ class Shards:
     def write(self, changes: Changes) -> dict[str, str]:
         """Write all that is not there yet, and the index; returns the SHA-256 of every shard by its file name."""
         for shard, names in self._names.items():
+            if shard in self._pending and changes.touch(names):
+                self._pending.pop(shard).result()  # some transforms change more than their carriers
             if shard not in self._pending:
                 if shard == OWN or changes.touch(names):
                     self._pending[shard] = self._changing.submit(self._change, shard, changes)

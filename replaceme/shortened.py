@@ -1,8 +1,8 @@
 """A loaded model that runs as if blocks were removed and transforms folded in, for as long as it is asked to.
 
-Removed blocks hand on what they get, and the transform is applied where its placement says. No weight changes and no
-block is renumbered, so that masks and position-dependent settings stay those of each kept block. What `fold` writes
-must give the same logits (tests/test_fold.py).
+Removed blocks hand on what they get, and the transform is applied where its placement says. No weight changes for
+longer than that (and none at all but for `collapse`) and no block is renumbered, so that masks and position-dependent
+settings stay those of each kept block. What `fold` writes must give the same logits (tests/test_fold.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from replaceme.collapse import COLLAPSE, collapsed
 from replaceme.models import Family
+from replaceme.upstream import UPSTREAM, factor_of, hooked
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,12 @@ def shortened(
         for (start, end), transform in zip(groups, transforms, strict=True):
             for block in blocks[start:end]:
                 hooks.callback(skipped(block, family))
-            if transform is not None:
+            if transform is not None and transform.placement == COLLAPSE:
+                hooks.callback(collapsed(blocks, start, end))
+            elif transform is not None and transform.placement == UPSTREAM:
+                for undo in hooked(base_model, family, start, factor_of(transform)):
+                    hooks.callback(undo)
+            elif transform is not None:
                 module = blocks[start - 1] if transform.placement == "block" else family.mlp_module(blocks[start - 1])
                 hooks.callback(_applied(module, family, blocks[start - 1], transform))
         yield

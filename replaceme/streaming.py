@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BYTES_IN_4BIT = 0.6  # of a weight, with its scale, and with what is not rounded
 MARGIN = 1.25  # of a model's weights, for activations and what else a forward pass takes
+TRIAL = 2**26  # bytes
 HOST_SHARE = 0.5  # of the free host memory, for states
 
 
@@ -53,6 +54,19 @@ def free_memory(device: str, gpus: int = 1) -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def link_rate(device: str) -> float | None:
+    """Bytes a second from host memory to a GPU, by a trial of some milliseconds."""
+    if device == "cpu":
+        return None
+    given = torch.empty(TRIAL, dtype=torch.uint8, pin_memory=True)
+    times = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    times[0].record()
+    given.to(device, non_blocking=True)
+    times[1].record()
+    torch.cuda.synchronize()
+    return TRIAL / (times[0].elapsed_time(times[1]) / 1e3)
 
 
 class Weights:
@@ -217,9 +231,14 @@ class Host:
         read = sum(weights.checkpoint.block_parameters()[: wanted.last + 1]) * weights.dtype.itemsize
         on_disk = size > HOST_SHARE * free_memory("cpu")
         place_of = "a file" if on_disk else "host memory"
+        # a state comes and goes once a block
+        carried = read + 2 * tokens * model.config.hidden_size * weights.dtype.itemsize * (wanted.last + 1)
+        rate = link_rate(weights.device)
+        at_least = "" if rate is None else f", at least {carried / rate:.0f} s at {rate / 1e9:.0f} GB/s to the device"
         log.info(
             "streaming %d blocks: %.1f GB of weights to read, one block of %.1f GB on the device at a time, %.1f GB of "
-            "states in %s", wanted.last + 1, read / 1e9, read / 1e9 / (wanted.last + 1), size / 1e9, place_of,
+            "states in %s%s",
+            wanted.last + 1, read / 1e9, read / 1e9 / (wanted.last + 1), size / 1e9, place_of, at_least,
         )  # fmt: skip
         if not on_disk:
             yield Host(weights.device != "cpu", None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme import uncertainty
-from replaceme.config.fits import WIDTH_METHODS
+from replaceme.config.methods import NARROWING
 from replaceme.cuts import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
@@ -153,7 +153,7 @@ def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
 def _record(result: _Result, reference: _Result, identity: _Result | None) -> dict[str, Any]:
     cut, speed = result.cut, result.speed
     record = dict(zip(KEYS, result.names, strict=False))
-    narrower = result.fit.get("method") in WIDTH_METHODS
+    narrower = result.fit.get("method") in NARROWING
     record["removed"] = 0 if narrower else cut.get("blocks", 0)
     record["span"] = "none, narrower" if narrower else described(cut) if cut else None
     record["metric"], record["position"] = cut.get("metric"), cut.get("position")

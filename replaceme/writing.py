@@ -56,12 +56,12 @@ class Merger:
             self._folder = self._stack.enter_context(replacing(self._out))
             self._folder.mkdir()
         if self._shards is None or self._shards.groups != list(groups):
-            self.drop()
+            self._drop()
             self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
             self._stack.callback(self._shards.stop)
         return self._shards
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """Remove what was begun."""
         if self._shards is not None:
             self._shards.stop()
@@ -74,8 +74,6 @@ class Merger:
 
         `provenance` goes into replaceme.json with the SHA-256 of every file.
         """
-        if content.changes.add:
-            self.drop()
         shards = self._begun(content.groups)
         folder = self._folder
         digests = shards.write(content.changes)

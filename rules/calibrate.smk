@@ -21,6 +21,57 @@ rule model:
         "replaceme model {params.source:q} {params.revision} --out {output:q} 2> {log:q}"
 
 
+rule generate:
+    """The model's own answers to the prompts of another calibration."""
+    input:
+        model="results/{model}/model.json",
+        source=prompt_files,
+    output:
+        "results/{model}/{calibration}/generated.jsonl",
+    log:
+        "results/logs/{model}/{calibration}/generated.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/generated.tsv"
+    wildcard_constraints:
+        calibration=any_of(
+            name for name, one in CONFIG.calibrations.items() if one.prompts
+        ),
+    threads: 1
+    resources:
+        gpu=gpus_of,
+    params:
+        options=generate_options,
+        device=device_options,
+        stamps=lambda wildcards: stamps(prompt_files(wildcards)),
+        code=code_of("generate"),
+    message:
+        "answers of {wildcards.model} for {wildcards.calibration}"
+    shell:
+        "python -m replaceme.gpu {resources.gpu} -- replaceme generate {input.model:q} {params.options}"
+        " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
+
+
+rule mix:
+    """Tokens of several calibrations in one, by weight."""
+    input:
+        mixed_tokens,
+    output:
+        "results/{model}/{calibration}/tokens.safetensors",
+    log:
+        "results/logs/{model}/{calibration}/tokens.log",
+    benchmark:
+        "results/benchmarks/{model}/{calibration}/tokens.tsv"
+    wildcard_constraints:
+        calibration=any_of(name for name, one in CONFIG.calibrations.items() if one.mix),
+    params:
+        options=mix_options,
+        code=code_of("mix"),
+    message:
+        "mix {wildcards.calibration} for {wildcards.model}"
+    shell:
+        "OMP_NUM_THREADS={threads} replaceme mix {input:q} {params.options} --out {output:q} 2> {log:q}"
+
+
 rule tokens:
     """Calibration text to token ids and mask, or images to pixel values."""
     input:
@@ -32,10 +83,12 @@ rule tokens:
         "results/logs/{model}/{calibration}/tokens.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/tokens.tsv"
-    params:
-        options=lambda wildcards: to_flags(
-            CONFIG.calibrations[wildcards.calibration], TOKEN_FIELDS
+    wildcard_constraints:
+        calibration=any_of(
+            name for name, one in CONFIG.calibrations.items() if one.mix is None
         ),
+    params:
+        options=token_options,
         stamps=calibration_stamps,
         code=code_of("tokens"),
     message:

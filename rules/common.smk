@@ -20,6 +20,7 @@ from replaceme.gpu import visible
 from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
+from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
 from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -93,8 +94,10 @@ def any_of(names):
 
 def candidates_name(cut):
     """The name under which all cuts of one size, split and token subset share their candidates."""
-    split = f"-{cut.groups}-{cut.search}" if cut.groups > 1 else ""
-    loss = "-loss" if cut.needs_loss else ""
+    split = f"-{cut.groups}-{cut.search}" if cut.several else ""
+    if cut.search == "iterative":
+        split += f"-keep-{cut.keep_first}-{cut.keep_last}"
+    loss = f"-{cut.metric}" if cut.needs_loss else ""
     return f"{cut.size}{split}-{cut.samples or 'all'}-samples{loss}"
 
 
@@ -156,15 +159,66 @@ def model_files(wildcards):
     return local_files(source)
 
 
+def answers_file(wildcards):
+    """Where the model's answers lie that a calibration is made of."""
+    return f"results/{wildcards.model}/{wildcards.calibration}/generated.jsonl"
+
+
 def calibration_files(wildcards):
     """The local file from which a calibration is read, if it is one."""
-    dataset = CONFIG.calibrations[wildcards.calibration].dataset
+    section = CONFIG.calibrations[wildcards.calibration]
+    if section.prompts is not None:
+        return [answers_file(wildcards)]
+    dataset = section.dataset
     return [dataset] if dataset is not None and Path(dataset).is_file() else []
+
+
+def prompt_files(wildcards):
+    """The local file from which the prompts of a calibration are read, if it is one."""
+    dataset = CONFIG.calibrations[prompts_of(wildcards)].dataset
+    return [dataset] if Path(dataset).is_file() else []
+
+
+def prompts_of(wildcards):
+    """The name of the calibration that gives the prompts."""
+    return CONFIG.calibrations[wildcards.calibration].prompts
+
+
+def token_options(wildcards):
+    """Options of the tokens of a calibration; of one of answers, those of the file that holds them."""
+    section = CONFIG.calibrations[wildcards.calibration]
+    if section.prompts is not None:
+        source = CONFIG.calibrations[section.prompts]
+        section = section.answered(answers_file(wildcards), source)
+    return to_flags(section, TOKEN_FIELDS)
+
+
+def generate_options(wildcards):
+    """Options of the answers of a model: where the prompts are, and how they are answered."""
+    section = CONFIG.calibrations[wildcards.calibration]
+    source = section.prompts_from(CONFIG.calibrations[section.prompts])
+    return f"{to_flags(source, PROMPT_OPTIONS)} {to_flags(section.generation)}"
+
+
+def mixed_tokens(wildcards):
+    """The token files of the parts of a mix."""
+    parts = CONFIG.calibrations[wildcards.calibration].mix
+    return [f"results/{wildcards.model}/{part}/tokens.safetensors" for part in parts]
+
+
+def mix_options(wildcards):
+    """Options of a mix."""
+    section = CONFIG.calibrations[wildcards.calibration]
+    weights = " ".join(map(str, section.mix.values()))
+    return f"--weights {weights} {to_flags(section, ('samples', 'seed'))}"
 
 
 def calibration_stamps(wildcards):
     """Sizes and times of what a calibration is read from; of a folder of images, which may hold thousands, a hash."""
-    images = CONFIG.calibrations[wildcards.calibration].images
+    section = CONFIG.calibrations[wildcards.calibration]
+    if section.prompts is not None:
+        return []  # of this workflow's own making
+    images = section.images
     if images is None or not Path(images).expanduser().is_dir():
         return stamps(calibration_files(wildcards))
     found = stamps(image_files(Path(images).expanduser()))
@@ -220,7 +274,7 @@ def candidates_file(wildcards):
 def cut_evidence(wildcards):
     """What a cut is chosen from: candidates for a post-fit metric, distances for the paper's, nothing by hand."""
     cut = CONFIG.cuts[wildcards.cut]
-    if cut.post_fit:
+    if cut.needs_candidates:
         return {"candidates": candidates_file(wildcards)}
     if cut.start is not None:
         return {}
@@ -236,8 +290,16 @@ def candidate_options(wildcards):
         for cut in CONFIG.cuts.values()
         if candidates_name(cut) == wildcards.candidates
     )
-    options = to_flags(cut, ("blocks", "ratio", "groups", "search", "samples"))
-    return f"{options} --metric loss" if cut.needs_loss else options
+    options = (
+        "blocks",
+        "ratio",
+        "groups",
+        "search",
+        "keep_first",
+        "keep_last",
+        "samples",
+    )
+    return to_flags(cut, (*options, "metric") if cut.needs_loss else options)
 
 
 def gram_folder(wildcards, kind):
@@ -249,12 +311,12 @@ def gram_folder(wildcards, kind):
 def fit_evidence(wildcards):
     """What a fit is made from: the summed statistics, the shards for a ridge chosen by them, rows, tokens."""
     fit = CONFIG.fits[wildcards.fit]
-    if fit.transform == "identity":
+    if fit.unfitted:
         return {}
     calibration = f"results/{wildcards.model}/{wildcards.calibration}"
     # always, as a model that is not here yet may turn out to have norms after its MLPs, which take forward passes
     files = {"tokens": f"{calibration}/tokens.safetensors"}
-    if fit.is_other or fit.sequential(CONFIG.cuts[wildcards.cut].groups):
+    if fit.is_other or fit.sequential(CONFIG.cuts[wildcards.cut].several):
         return files
     shards = CONFIG.calibrations[wildcards.calibration].shards
     folder = gram_folder(wildcards, fit.regression.kind)
@@ -275,11 +337,10 @@ def fit_evidence(wildcards):
 
 def fit_gpu(wildcards):
     """The GPUs of a fit: the model's, which its text may take; none where there is nothing to solve."""
-    identity = CONFIG.fits[wildcards.fit].transform == "identity"
-    return 0 if identity else gpus_of(wildcards)
+    return 0 if CONFIG.fits[wildcards.fit].unfitted else gpus_of(wildcards)
 
 
-REGRESSIONS = {fit.regression.kind: fit for fit in CONFIG.fits.values()}
+REGRESSIONS = {fit.regression.kind: fit.sums for fit in CONFIG.fits.values()}
 BEFORE = {
     fit.regression.before.kind: fit
     for fit in CONFIG.fits.values()

@@ -25,6 +25,7 @@ from replaceme.recycling import Recycled, activation_of
 from replaceme.samples import Samples
 from replaceme.shortened import shortened
 from replaceme.transforms import Transform
+from replaceme.upstream import ON_STREAM
 
 HIDDEN, INTERMEDIATE, BLOCKS = 16, 24, 6
 GROUPS = [(1, 3), (4, 6)]
@@ -140,6 +141,8 @@ def transforms(variant: str, placement: str, intercept: bool = False, recycle: b
     for start, _ in GROUPS:
         width = intermediate(variant, start - 1) if placement == "down_proj" else HIDDEN
         matrix = random(width, HIDDEN) * 0.3 + (0.0 if placement == "down_proj" else torch.eye(HIDDEN))
+        if placement == "upstream":  # a factor, another one for each group
+            matrix = (0.5 + 0.4 * start) * torch.eye(HIDDEN, dtype=torch.float64)
         recycled = Recycled(torch.tensor([1, 5]), random(HIDDEN).float(), random(2, HIDDEN).float(), activation)
         found.append(
             Transform(
@@ -147,7 +150,7 @@ def transforms(variant: str, placement: str, intercept: bool = False, recycle: b
                 {"solver": "least_squares", "residual": 0.5},
                 placement,
                 intercept=random(HIDDEN) if intercept else None,
-                gain=None if family.post_norm is None or placement == "block" else 0.7,
+                gain=None if family.post_norm is None or placement in ON_STREAM else 0.7,
                 recycled=recycled if recycle else None,
             )
         )
@@ -292,6 +295,7 @@ def row(variant: str) -> dict[str, str]:
         "`down_proj`": folded(placement="down_proj"),
         "`recycle`": folded(placement="down_proj", recycle=True),
         "`block`": folded(placement="block", intercept=True),
+        "`upstream`": folded(placement="upstream"),
         "generates": "-" if family.modality == "image" else said(generates(variant)),
         "config consistent": said(config_consistent(variant)),
     }

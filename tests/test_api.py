@@ -220,7 +220,7 @@ def test_several_groups(llama, texts, tokenizer, tmp_path, brute_rows, monkeypat
     fit = FitConfig(estimation=estimation, objective=objective)
     cut = CutConfig(blocks=2, start=3)
     record = prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
-    assert len(reload(tmp_path / "out").model.layers) == 4 and len(record["fit"]["groups"]) == 2
+    assert len(reload(tmp_path / "out").model.layers) == 4 and len(record["fit"]["by_group"]) == 2
     assert 0 < record["fit"]["residual"] < 1
     if objective == "cosine":
         return
@@ -233,7 +233,7 @@ def test_several_groups(llama, texts, tokenizer, tmp_path, brute_rows, monkeypat
     first = hidden[1] - hidden[0] + outputs[0]
     expected = outputs[0] @ torch.linalg.lstsq(outputs[0], first).solution
     assert (folded[0] - expected).abs().max() < 1e-4 * expected.abs().max()
-    errors = [one["residual"] for one in record["fit"]["groups"]]
+    errors = [one["residual"] for one in record["fit"]["by_group"]]
     parallel = float((target - best).square().sum() / target.square().sum())
     assert (errors[1] == pytest.approx(parallel, rel=1e-4)) == (estimation == "parallel")
 

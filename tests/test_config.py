@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from replaceme.config import Config, CutConfig, FitConfig, load, parse
-from replaceme.config.fits import FIT_OPTIONS
+from replaceme.config.fits import FIT_OPTIONS, MAGNITUDES, UNFITTED
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
@@ -46,8 +46,8 @@ def changed(path, value):
 
 def test_a_good_config():
     config = parse(GOOD)
-    assert config.cuts["n4"].metric == "cosine_after_fit" and config.cuts["n4"].post_fit
-    assert not config.cuts["quarter"].post_fit
+    assert config.cuts["n4"].metric == "cosine_after_fit" and config.cuts["n4"].needs_candidates
+    assert not config.cuts["quarter"].needs_candidates
     assert (config.cuts["n4"].size, config.cuts["quarter"].size) == ("4-blocks", "0.25-ratio")
     assert config.tables["main"].cuts == ["n4", "quarter"]
     assert parse(config.model_dump()) == config
@@ -63,8 +63,8 @@ def test_the_shipped_configs_are_good(path):
     assert isinstance(load(path), Config)
 
 
-def test_one_config_shows_every_structure_objective_and_solver():
-    fits = load(ROOT / "config" / "fits.yaml").fits.values()
+def test_two_configs_show_every_structure_objective_and_solver():
+    fits = [fit for name in ("fits", "baselines") for fit in load(ROOT / "config" / f"{name}.yaml").fits.values()]
     for name in ("transform", "objective", "solver"):
         offered = get_args(FitConfig.model_fields[name].annotation)
         assert {getattr(fit, name) for fit in fits} == set(offered)
@@ -128,6 +128,17 @@ BAD = {
     "hadamard with a rank": (("fits/ls", {"transform": "hadamard", "rank": 2}), "hadamard takes no rank; drop it"),
     "scalar in place of the down projection": (("fits/ls", {"transform": "scalar", "placement": "down_proj"}),
                                                "fits.ls: placement down_proj fits a full T; drop transform"),
+    "a full T upstream": (("fits/ls/placement", "upstream"), "fits.ls: placement upstream takes one factor, transform"),
+    "a constant upstream": (("fits/ls", {"placement": "upstream", "transform": "scalar", "intercept": True}),
+                            "fits.ls: placement upstream has no place for an intercept"),
+    "magnitudes of the MLP": (("fits/ls/transform", "magnitude"), "of the residual stream; set `placement: upstream`"),
+    "a patch upstream": (("fits/ls", {"transform": "hadamard_magnitude", "placement": "upstream"}),
+                         "fits.ls: placement upstream takes one factor"),
+    "a patch of the MLP": (("fits/ls/transform", "hadamard_magnitude"), "set `placement: block`"),
+    "magnitudes, an intercept": (("fits/ls", {"transform": "magnitude", "placement": "block", "intercept": True}),
+                            "fits.ls: transform magnitude takes no intercept; drop it"),
+    "magnitude with a ridge": (("fits/ls", {"transform": "magnitude", "placement": "block", "ridge": 1.0}),
+                               "fits.ls: transform magnitude takes no ridge; drop it"),
     "rank of a cosine fit": (("fits/ls", {"objective": "cosine", "transform": "low_rank", "rank": 2}),
                              "fits.ls: objective cosine fits a full T; drop transform and ridge"),
     "adam of a diagonal": (("fits/ls", {"solver": "adam", "transform": "diagonal"}), "solver adam fits a full T"),
@@ -167,6 +178,15 @@ def test_one_line_for_each_mistake(case, refuses):
     (path, value), message = BAD[case]
     with refuses("my.yaml: ", message):
         parse(changed(path, value), "my.yaml")
+
+
+@pytest.mark.parametrize(("key", "value"), [("streaming", "always"), ("load_in_4bit", True)])
+def test_a_method_needs_the_model_as_it_is_stored(key, value, refuses):
+    config = changed(f"calibrations/c4/{key}", value)
+    parse(config)
+    config["fits"]["ls"] = {"method": "slicegpt"}
+    with refuses(f"tables.main: 'ls' needs the whole model as it is stored; drop `{key}` of calibration 'c4'"):
+        parse(config)
 
 
 @pytest.mark.parametrize("name", ["a:b", "..", ".", "../up", ".hidden", "", "a b", "-x", "a\\b", "a\n", "é", 4, None])
@@ -324,7 +344,7 @@ def test_an_automatic_ridge_stands_alone(other):
     assert FitConfig(ridge="auto", towards="identity").automatic
 
 
-@pytest.mark.parametrize("transform", sorted(set(FIT_OPTIONS) - {"identity"}))
+@pytest.mark.parametrize("transform", sorted(set(FIT_OPTIONS) - {*UNFITTED, *MAGNITUDES}))
 def test_a_layer_of_its_own_takes_every_structure_and_an_intercept(transform):
     needed = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}.get(transform, {})
     fit = FitConfig(transform=transform, placement="block", intercept=True, **needed)

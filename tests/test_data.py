@@ -198,7 +198,7 @@ def test_a_short_text_file_is_one_sequence(tokenizer, tmp_path):
 
 
 def test_packing_closes_each_document(tokenizer, save, monkeypatch):
-    monkeypatch.setattr(data, "_records", lambda section: ({"text": text} for text in [*TEXTS, ""]))
+    monkeypatch.setattr(data, "records", lambda section: ({"text": text} for text in [*TEXTS, ""]))
     path = save([{"text": "unused"}], "jsonl")
     tokens, record = calibrate(config(path, tokens=5, pack=True), tokenizer)
     joined = [token for text in TEXTS for token in [*ids(text), EOS]]
@@ -228,7 +228,7 @@ def test_special_tokens_are_written_once(opening, save, monkeypatch):
     path = save([{"text": "w1 w2", "chat": [{"role": "user", "content": "w3"}]}], "jsonl")
     assert rows(calibrate(config(path), opening)[0]) == [[2, 7, 8]]
     assert rows(calibrate(config(path, conversations="chat"), opening)[0]) == [ids("user w3 </s>")]
-    monkeypatch.setattr(data, "_records", lambda section: ({"text": text} for text in ["w1", "w2"]))
+    monkeypatch.setattr(data, "records", lambda section: ({"text": text} for text in ["w1", "w2"]))
     assert rows(calibrate(config(path, pack=True), opening)[0]) == [[2, 7, EOS, 2, 8, EOS]]
 
 

@@ -270,6 +270,88 @@ def test_a_group_is_the_pool_of_its_tasks(model, tmp_path, include):
         evaluate(model, {"tiny_group": TaskOptions(), "tiny_choice": TaskOptions()}, include=tmp_path / "tasks")
 
 
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory, include):
+    """Task files with a group in a group, of 12, 5 and 12 items."""
+    folder = shutil.copytree(include, tmp_path_factory.mktemp("grouped") / "tasks")
+    lines = (folder / "data/choice.jsonl").read_text().splitlines(keepends=True)
+    (folder / "data/few.jsonl").write_text("".join(lines[5:10]).replace('"gold": 1', '"gold": 0'))
+    few = CHOICE.replace("tiny_choice", "tiny_few").replace("choice.jsonl", "few.jsonl")
+    (folder / "few.yaml").write_text(few)
+    third = CHOICE.replace("tiny_choice", "tiny_third").replace("doc_to_target: gold", 'doc_to_target: "2"')
+    (folder / "third.yaml").write_text(third)
+    pair = "group: tiny_pair\ntask: [tiny_choice, tiny_few]\naggregate_metric_list: [{metric: acc_norm}]\n"
+    (folder / "pair.yaml").write_text(pair)
+    rule = "aggregate_metric_list: [{metric: acc_norm, weight_by_size: true}]"
+    (folder / "all.yaml").write_text(f"group: tiny_all\ntask: [tiny_pair, tiny_third]\n{rule}\n")
+    return folder
+
+
+def test_the_number_of_a_group_is_that_of_lm_eval(model, grouped, monkeypatch):
+    """A group in a group of unequal tasks: every item counts alike, as `weight_by_size: true` has it."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    found = evaluate(model, {"tiny_all": TaskOptions()}, include=grouped)["tasks"]["tiny_all"]
+    assert {name: part["n"] for name, part in found["members"].items()} == {
+        "tiny_choice": 12, "tiny_few": 5, "tiny_third": 12,
+    }  # fmt: skip
+    assert found["n"] == len(found["items"]) == 29 and found["value"] == pytest.approx(sum(found["items"]) / 29)
+    assert found["stderr"] == uncertainty.mean(found["items"])[1]
+    assert len({part["value"] for part in found["members"].values()}) > 1
+    monkeypatch.chdir(grouped)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    answer = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=4),
+        tasks=["tiny_all"],
+        task_manager=TaskManager(include_path=str(grouped), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert found["value"] == pytest.approx(answer["results"]["tiny_all"]["acc_norm,none"])
+    for name, part in found["members"].items():
+        assert part["value"] == answer["results"][name]["acc_norm,none"]
+
+
+def test_a_group_in_a_table(model, grouped, tmp_path):
+    """As one column; differences are paired over the items of all its tasks."""
+    from replaceme import tables
+    from replaceme.files import write_json
+
+    record = evaluate(model, {"tiny_all": TaskOptions(), "tiny_last": TaskOptions(in_average=False)}, include=grouped)
+    worse = json.loads(json.dumps(record))
+    worse["tasks"]["tiny_all"]["items"] = [0.0] * 29
+    rate = {"median": 1.0}
+    speed = {"parameters": 9, "file_bytes": 18, "peak_memory_bytes": 1}
+    cut = tmp_path / "m/c/n"
+    write_json(cut / "cut.json", {"groups": [[1, 2]], "blocks": 1, "metric": "cosine", "position": "all"})
+    for folder, transform, values in (
+        (tmp_path / "m/baseline", None, record), (cut / "uidl", "identity", worse), (cut / "ls", "full", record),
+    ):  # fmt: skip
+        write_json(folder / "evaluation/e.json", values)
+        write_json(folder / "speed.json", {**speed, "prefill_tokens_per_s": rate, "decode_tokens_per_s": rate})
+        write_json(folder / "fit.json", {"transform": transform})
+    frame = tables.collect([cut / "uidl", cut / "ls"], [tmp_path / "m/baseline"], "e")
+    group = record["tasks"]["tiny_all"]
+    assert tables.task_columns(frame.columns) == ["tiny_all", "tiny_last"]
+    assert frame["tiny_all"][0] == frame["average"][0] == group["value"]
+    assert frame["tiny_all_stderr"][0] == group["stderr"]
+    difference = uncertainty.paired_mean(group["items"], [0.0] * 29)
+    assert (frame["average_vs_identity"][2], frame["average_vs_identity_stderr"][2]) == pytest.approx(difference)
+    assert frame.attrs["tasks"]["tiny_all"] == "acc_norm, 0-shot, n = 29, v2.0"
+
+
+def test_a_group_that_weighs_its_tasks_alike_is_told(model, grouped, tmp_path, caplog):
+    folder = shutil.copytree(grouped, tmp_path / "tasks")
+    text = (folder / "pair.yaml").read_text()
+    (folder / "pair.yaml").write_text(text.replace("acc_norm", "acc_norm, weight_by_size: false"))
+    evaluate(model, {"tiny_pair": TaskOptions()}, include=folder)
+    assert "'tiny_pair': its group weighs tasks alike" in caplog.text
+    caplog.clear()
+    evaluate(model, {"tiny_pair": TaskOptions()}, include=grouped)
+    assert "alike" not in caplog.text
+
+
 def test_closed_forms_by_hand():
     assert uncertainty.mean([1.0, 0.0, 0.0, 1.0]) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
     value, stderr = uncertainty.perplexity([-1.0, -2.0, -3.0])

@@ -98,6 +98,12 @@ def test_what_no_map_can_be_folded_into(refuses):
             family_checks.check_fit(family_checks.read_config(family_checks.source(variant)), variant, **fit)
 
 
+@pytest.mark.parametrize("variant", ["gpt2", "olmo2", "vit"])
+def test_a_factor_upstream_is_refused_where_blocks_read_the_stream_otherwise(variant, refuses):
+    with refuses("placement upstream is"):
+        family_checks.check_fit(family_checks.read_config(family_checks.source(variant)), variant, "upstream")
+
+
 def test_a_checkpoint_without_the_weight_of_its_family_is_refused(tmp_path, refuses):
     source = Path(shutil.copytree(family_checks.source("gpt2"), tmp_path / "source"))
     tensors = load_file(source / "model.safetensors")

@@ -34,6 +34,14 @@ def sources(tmp_path):
     ]
     cut = {"groups": [[1, 3]], "blocks": 2, "num_blocks": 6, "position": "all"}
     (tmp_path / "cut.json").write_text(json.dumps(cut | {"metric": "cosine_after_fit", "candidates": candidates}))
+    rounds = [
+        {"start": s, "end": s + 1, "perplexity": 3.0 + number + (s - 2) ** 2, "round": number}
+        for number, starts in enumerate(([1, 2, 3, 4, 5], [1, 3, 4, 5]))
+        for s in starts
+    ]
+    several = {"groups": [[1, 3]], "parts": [[1, 2], [2, 3]], "search": "iterative", "adjacency": "merge"}
+    one_by_one = cut | several | {"metric": "perplexity", "candidates": rounds}
+    (tmp_path / "rounds.json").write_text(json.dumps(one_by_one))
     (tmp_path / "given.json").write_text(json.dumps(cut | {"metric": "given", "position": None, "candidates": []}))
     (tmp_path / "table.csv").write_text(CSV)
     return tmp_path
@@ -43,6 +51,7 @@ DRAW = {
     "distances.safetensors": figures.draw_distances,
     "cut.json": figures.draw_cut,
     "given.json": figures.draw_cut,
+    "rounds.json": figures.draw_cut,
     "table.csv": figures.draw_table,
 }
 
@@ -100,6 +109,14 @@ def test_choice_is_marked(sources, drawn):
     assert (list(star.get_xdata()), list(star.get_ydata())) == ([1], [0.01])
     assert "[1, 3) of 6" in top.get_title()
     assert list(top.lines[0].get_ydata()) == [0.01, 0.02, 0.03, 0.04]
+
+
+def test_rounds_have_a_line_and_a_choice_each(sources, drawn):
+    figures.draw_cut(sources / "rounds.json", sources / "out.png")
+    lines = drawn[0].axes[0].lines
+    stars = [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines if line.get_marker() == "*"]
+    assert stars == [(2, 3.0), (1, 5.0)]
+    assert [list(line.get_xdata()) for line in lines if line.get_marker() != "*"] == [[1, 2, 3, 4, 5], [1, 3, 4, 5]]
 
 
 def test_table_has_a_line_per_fit_and_choice(sources, drawn):

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from replaceme.checkpoints import check_merged, open_checkpoint
+from replaceme.collapse import fit_collapse
 from replaceme.fold import fold, merge
 from replaceme.loading import load_causal_model
 from replaceme.models import family_of
@@ -337,6 +338,10 @@ def changed(activation="silu"):
     return Recycled(torch.tensor([1, 7, 20]), torch.randn(16, generator=generator), up, activation)
 
 
+def factor(alpha):
+    return given(alpha * torch.eye(16, dtype=torch.float64), placement="upstream")
+
+
 ONE, THREE = [(2, 4)], [(1, 2), (3, 4), (5, 6)]
 BLOCK = given(transform(seed=4), placement="block", intercept=vector())
 WAYS = {
@@ -365,6 +370,17 @@ WAYS = {
     "block, intercept, shards": ("sharded", THREE, [BLOCK, given(transform(seed=5), placement="block"), BLOCK]),
     "block, dropped, block": ("llama", THREE, [BLOCK, given(None), BLOCK]),
     "block, mlp with an intercept": ("llama", [(1, 3), (4, 5)], [BLOCK, given(transform(), intercept=vector())]),
+    "collapse": ("llama", ONE, [fit_collapse(16)]),
+    "collapse, three groups, shards": ("sharded", THREE, [fit_collapse(16)] * 3),
+    "collapse, biases": ("biased", [(1, 4)], [fit_collapse(16)]),
+    "collapse, norms": ("gemma", [(2, 5)], [fit_collapse(16)]),
+    "collapse, upstream": ("llama", [(1, 3), (4, 5)], [fit_collapse(16), factor(1.4)]),
+    "upstream": ("llama", ONE, [factor(1.7)]),
+    "upstream, three groups, shards": ("sharded", THREE, [factor(1.7), factor(0.6), factor(1.3)]),
+    "upstream, dropped, upstream": ("llama", THREE, [factor(1.7), given(None), factor(0.6)]),
+    "upstream, mlp before it": ("llama", [(1, 3), (4, 5)], [given(transform(), intercept=vector()), factor(1.4)]),
+    "upstream, biases": ("biased", ONE, [factor(1.7)]),
+    "upstream, norms, one head and embedding": ("gemma", THREE, [factor(1.7), factor(0.6), factor(1.3)]),
     "block, norm": ("gemma", THREE, [BLOCK, given(None), given(transform(seed=5), placement="block")]),
 }
 

@@ -294,7 +294,11 @@ def test_text_for_an_encoder_and_images_for_a_language_model(encoder, llama, tmp
         replaceme.prune(folder, texts=["a"], cut=CUT, out=tmp_path / "out")
     with refuses("cannot be calibrated on images"):
         replaceme.prune(llama, images="generated", cut=CUT, out=tmp_path / "out")
-    for options, message in (({"metric": "loss"}, "metric loss"), ({"metric": "cosine", "position": "last"}, "last")):
+    for options, message in (
+        ({"metric": "loss"}, "metric loss"),
+        ({"metric": "taylor"}, "metric taylor"),
+        ({"metric": "cosine", "position": "last"}, "last"),
+    ):
         with refuses(message, "this is an encoder"):
             replaceme.prune(folder, given(), cut=CutConfig(blocks=2, **options), out=tmp_path / "out")
     for options, message in (

@@ -128,7 +128,7 @@ HELD = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_help_mentions_every_option(step, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as left:
         main([step, "--help"])
     assert left.value.code == 0

@@ -17,7 +17,13 @@ BASE = {
     "models": {"a": {"source": "unset"}},
     "calibrations": {"micro": {"dataset": "micro", "tokens": 64}},
     "speed": {"prompt_tokens": 64},
-    "cuts": {"n2": {"blocks": 2}, "n9": {"blocks": 9}, "late": {"blocks": 3, "start": 4}, "most": {"ratio": 0.95}},
+    "cuts": {
+        "n2": {"blocks": 2},
+        "n9": {"blocks": 9},
+        "late": {"blocks": 3, "start": 4},
+        "most": {"ratio": 0.95},
+        "kept": {"blocks": 2, "metric": "taylor", "search": "independent", "keep_first": 4, "keep_last": 1},
+    },
     "fits": {"uidl": {"transform": "identity"}, "ls": {}},
     "evaluations": {"quick": {"tasks": {"piqa": {}}}},
     "tables": {"main": TABLE},
@@ -59,6 +65,7 @@ def test_hub_models_are_not_looked_at():
         ("n9", "cannot remove 9 of 6 blocks"),
         ("late", "start 4 must lie between 1 and 3"),
         ("most", "ratio 0.95 is out of reach"),
+        ("kept", "the first 4 and the last 1 stay; remove at most 1"),
     ],
 )
 def test_cuts_that_do_not_fit(llama, refuses, cut, message):

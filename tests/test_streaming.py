@@ -100,7 +100,7 @@ def test_auto_streams_what_does_not_fit(llama, monkeypatch, refuses):
     monkeypatch.setattr(streaming, "free_memory", lambda device, gpus: 1000)
     assert hasattr(load_model(llama, "float32", "cpu", False, Held(streaming="auto")), "streamed")
     assert not hasattr(load_model(llama, "float32", "cpu", False, Held(streaming="never")), "streamed")
-    with refuses("metric loss needs the whole model"):
+    with refuses("the loss of a model needs all of it"):
         load_model(llama, "float32", "cpu", True, Held(streaming="auto"))
 
 

@@ -11,18 +11,19 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from replaceme.config.base import NAME, Name, Strict
-from replaceme.config.calibrations import FORWARD, CalibrationConfig, ModelConfig
+from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
 from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.config.reference import ReferenceConfig
+from replaceme.config.sources import source_problems
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
 from replaceme.yaml_file import read_yaml
 
 __all__ = [
     "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig",
-    "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "load", "parse",
+    "GenerationConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "load", "parse",
 ]  # fmt: skip
 
 RESERVED = {
@@ -98,6 +99,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
             for name in _section(raw, section)
             if name in names
         ]
+    lines += source_problems(_section(raw, "calibrations"))
     for table_name in _section(raw, "tables"):
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():

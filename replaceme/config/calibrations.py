@@ -1,12 +1,23 @@
 """The sections `models` and `calibrations`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from replaceme.config.base import Strict
+from replaceme.config.base import Name, Strict
+from replaceme.templates import template_columns
 
+Weight = Annotated[float, Field(gt=0)]
 FORWARD = ("batch_size", "dtype", "streaming", "load_in_4bit")  # the keys that forward passes over a calibration go by
+# what a calibration that is made of others may still say
+OF_ANY = {"samples", "seed", "shards", *FORWARD}
+ALLOWED = {"images": OF_ANY | {"name", "revision", "split", "column"}, "mix": OF_ANY}
+ALLOWED["prompts"] = OF_ANY | {"tokens", "generation"}
+
+
+def packed_alone(dataset: str) -> bool:
+    """Whether a dataset is running text without columns, whose documents are joined unless told otherwise."""
+    return dataset == "micro" or dataset.endswith(".txt")
 
 
 class ModelConfig(Strict):
@@ -22,6 +33,15 @@ class ModelConfig(Strict):
     )
 
 
+class GenerationConfig(Strict):
+    """How the model to be shortened answers the prompts of a calibration."""
+
+    new_tokens: int = Field(512, ge=1, description="Most tokens of an answer.")
+    temperature: float = Field(
+        1.0, ge=0, description="Temperature at which tokens are drawn; 0: always the likeliest one."
+    )
+
+
 class CalibrationConfig(Strict):
     """The text, or for encoders the images, on which hidden states are observed."""
 
@@ -33,6 +53,17 @@ class CalibrationConfig(Strict):
         description="For encoders, in place of `dataset`: a folder of images (.png, .jpg, .webp, .bmp), a Hub dataset "
         "id, or `generated` (textures and shapes).",
     )
+    mix: dict[Name, Weight] | None = Field(
+        None,
+        min_length=1,
+        description="In place of `dataset`: other calibrations by name, each with its weight; their first samples, in "
+        "proportion to the weights, shuffled.",
+    )
+    prompts: str | None = Field(
+        None,
+        description="In place of `dataset`: name of a calibration of text whose prompts the model itself answers; the "
+        "answers, with their prompts, are the text.",
+    )
     name: str | None = Field(None, description="Hub dataset configuration, such as `sample-10BT`.")
     revision: str | None = Field(None, description="Hub dataset revision.")
     split: str = Field("train", description="Hub dataset split.")
@@ -40,13 +71,16 @@ class CalibrationConfig(Strict):
     conversations: str | None = Field(
         None, description="Column that holds conversations; they go through the model's chat template."
     )
+    template: str | None = Field(
+        None, description="Text made of several columns, their names in braces: `{question} {answer}`."
+    )
     samples: int = Field(128, ge=1, description="Number of token sequences, or of images.")
     tokens: int = Field(1024, ge=2, description="Length of a sequence, in tokens; longer ones are truncated.")
     pack: bool | None = Field(
         None,
         description="Join documents into full sequences instead of padding each; default: only for `micro` and .txt.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the generator or of the shuffle.")
+    seed: int = Field(0, ge=0, description="Seed of the generator, of the shuffle, and of the model's own answers.")
     shards: int = Field(1, ge=1, le=10_000, description="Jobs over which Gram accumulation is spread.")
     batch_size: int = Field(8, ge=1, description="Sequences, or images, per forward pass.")
     dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = Field(
@@ -62,14 +96,41 @@ class CalibrationConfig(Strict):
         description="Whether forward passes run with weights rounded to 4 bits (NF4; needs `pip install "
         "replaceme[4bit]`); what is saved is made from the stored weights all the same.",
     )
+    generation: GenerationConfig = Field(GenerationConfig(), description="How `prompts` are answered.")
+
+    @field_validator("template")
+    @classmethod
+    def _names_columns(cls, template: str | None) -> str | None:
+        if template is not None:
+            template_columns(template)
+        return template
 
     @model_validator(mode="after")
-    def _text_or_images(self) -> "CalibrationConfig":
-        if (self.dataset is None) == (self.images is None):
-            raise ValueError("give either dataset (text) or images")
-        given = self.model_fields_set & {"tokens", "pack", "conversations"}
-        if self.images is not None and given:
-            raise ValueError(f"images take no {', '.join(sorted(given))}; drop it")
+    def _one_source(self) -> "CalibrationConfig":
+        kinds = [kind for kind in ("dataset", "images", "mix", "prompts") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError("give either dataset (text) or images, or mix or prompts (of other calibrations)")
+        [kind] = kinds
+        fields = type(self).model_fields
+        changed = {key for key in self.model_fields_set if getattr(self, key) != fields[key].default}
+        foreign = changed - {kind} - ALLOWED.get(kind, fields.keys() - {"generation"})
+        if foreign:
+            verb = "takes" if kind in ("dataset", "mix") else "take"
+            raise ValueError(f"{kind} {verb} no {', '.join(sorted(foreign))}; drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_text(self) -> "CalibrationConfig":
+        given = [key for key in ("column", "conversations") if getattr(self, key) is not None]
+        if self.template is not None and given:
+            raise ValueError(f"template takes the place of {' and '.join(given)}; keep one of them")
+        if self.template is not None and self.dataset is not None and packed_alone(self.dataset):
+            raise ValueError(f"{self.dataset} has no columns for a template; drop it")
+        if self.prompts is not None and self.generation.new_tokens >= self.tokens:
+            raise ValueError(
+                f"answers of {self.generation.new_tokens} tokens leave no prompt in sequences of {self.tokens}; "
+                "lower generation.new_tokens or raise tokens"
+            )
         return self
 
     @model_validator(mode="after")
@@ -81,9 +142,20 @@ class CalibrationConfig(Strict):
     @property
     def source(self) -> str:
         """Where the text or the images come from."""
-        return self.dataset if self.images is None else self.images
+        return self.dataset or self.images or self.prompts or ", ".join(self.mix or ())
 
     @property
     def source_column(self) -> str:
         """The column of the text or of the images."""
         return self.column or ("text" if self.images is None else "image")
+
+    def prompts_from(self, source: "CalibrationConfig") -> "CalibrationConfig":
+        """Where the prompts of this calibration, whose `prompts` names `source`, are read from, and how many."""
+        own = ("samples", "tokens", "seed", "batch_size", "dtype")
+        return source.model_copy(update={key: getattr(self, key) for key in own})
+
+    def answered(self, path: str, source: "CalibrationConfig") -> "CalibrationConfig":
+        """This calibration once the file at `path` has the answers to the prompts of `source`."""
+        own = {key: getattr(self, key) for key in OF_ANY | {"tokens"}}
+        conversations = None if source.conversations is None else "messages"
+        return CalibrationConfig(dataset=path, conversations=conversations, **own)

@@ -7,7 +7,11 @@ from pydantic import Field, model_validator
 from replaceme.config.base import Strict
 
 POST_FIT_METRICS = ("residual", "cosine_after_fit", "loss")
+# what is left of the model without the blocks, nothing in their place
+UNREPAIRED_METRICS = ("perplexity", "taylor")
 REPRESENTATIONS = ("cka", "cca")
+# searches that take blocks one by one, wherever they lie
+SINGLE = ("independent", "iterative")
 
 
 class CutConfig(Strict):
@@ -25,20 +29,29 @@ class CutConfig(Strict):
         description="What becomes of groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
         "at least one block is kept between any two (Multi_LT_NC).",
     )
-    search: Literal["greedy", "dynamic"] = Field(
+    search: Literal["greedy", "dynamic", "independent", "iterative"] = Field(
         "greedy",
         description="How several groups are found: greedy, groups of one size, the least metric first (the paper); "
-        "dynamic, at most so many groups of any sizes whose metric has the least sum.",
+        "dynamic, at most so many groups of any sizes whose metric has the least sum; independent, the single blocks "
+        "of least metric, wherever they lie, those that touch as one group (ShortGPT); iterative, single blocks one "
+        "after another, each measured without those before it (SLEB; metric perplexity or taylor).",
     )
+    keep_first: int = Field(
+        1, ge=1, description="First blocks that stay, whatever their metric, for the searches of single blocks."
+    )
+    keep_last: int = Field(0, ge=0, description="Last blocks that stay, likewise.")
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
-    metric: Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual", "cosine_after_fit", "loss"] = Field(
+    metric: Literal[
+        "cosine", "angular", "l2", "bi", "cka", "cca", "residual", "cosine_after_fit", "loss", "perplexity", "taylor"
+    ] = Field(
         "cosine_after_fit",
         description="What the choice minimises: a distance of hidden states before and after (cosine, angular: the "
-        "paper; l2; bi: ShortGPT's block influences; cka, cca: of representations), or what is left after the "
+        "paper; l2; bi: ShortGPT's block influences; cka, cca: of representations), what is left after the "
         "least-squares fit of every candidate (residual; cosine_after_fit; loss, the rise of the language-model loss "
-        "on calibration text held out).",
+        "on calibration text held out), or without any fit the perplexity of the model without the blocks, or the sum "
+        "of |w dL/dw| over their weights (perplexity, taylor: Shortened LLaMA).",
     )
     position: Literal["all", "last"] = Field(
         "all", description="Tokens over which a distance is averaged: all unmasked ones, or the last of each sequence."
@@ -46,8 +59,8 @@ class CutConfig(Strict):
     samples: int | None = Field(
         64,
         ge=1,
-        description="Calibration sequences that the post-fit metrics fit on (loss: and a quarter as many held out); "
-        "null: all of them.",
+        description="Calibration sequences that the post-fit metrics fit on (loss: and a quarter as many held out), "
+        "or perplexity and taylor measure on; null: all of them.",
     )
 
     @model_validator(mode="after")
@@ -56,14 +69,22 @@ class CutConfig(Strict):
             raise ValueError("give either blocks or ratio")
         if self.start is not None and self.start < 1:
             raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
-        if self.metric in (*REPRESENTATIONS, *POST_FIT_METRICS) and self.position != "all":
+        if self.metric in (*REPRESENTATIONS, *POST_FIT_METRICS, *UNREPAIRED_METRICS) and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
         return self
 
     @model_validator(mode="after")
     def _options_of_several_groups(self) -> "CutConfig":
-        if self.groups > 1 and self.start is not None:
-            raise ValueError("start places one group by hand; drop groups")
+        if self.start is not None and (self.groups > 1 or self.single):
+            raise ValueError(f"start places one group by hand; drop {'search' if self.single else 'groups'}")
+        if self.search == "dynamic" and self.metric == "perplexity":
+            raise ValueError("search dynamic adds the metric up, which perplexities do not; take metric loss or taylor")
+        if self.single:
+            self._check_single()
+            return self
+        for name in ("keep_first", "keep_last"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is about single blocks; drop it, or set `search: independent`")
         for name in ("adjacency", "search"):
             if self.groups == 1 and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is about several groups; drop it, or set `groups: 2` or more")
@@ -73,15 +94,32 @@ class CutConfig(Strict):
             raise ValueError(f"search greedy needs blocks that {self.groups} divides; change them, or search: dynamic")
         return self
 
+    def _check_single(self) -> None:
+        for name, value in (("groups", 1), ("adjacency", "merge")):
+            if getattr(self, name) != value:
+                raise ValueError(f"search {self.search} makes one group of the blocks that touch; drop {name}")
+        if self.search == "iterative" and self.metric not in UNREPAIRED_METRICS:
+            raise ValueError(f"search iterative measures {' or '.join(UNREPAIRED_METRICS)}; change metric")
+
     @property
-    def post_fit(self) -> bool:
-        """Whether the choice needs the fits of all candidates, rather than distances."""
-        return self.start is None and self.metric in POST_FIT_METRICS
+    def single(self) -> bool:
+        """Whether blocks are taken one by one, wherever they lie."""
+        return self.search in SINGLE
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be several groups."""
+        return self.groups > 1 or self.single
+
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether the choice needs a measure of each candidate, rather than distances."""
+        return self.start is None and self.metric in (*POST_FIT_METRICS, *UNREPAIRED_METRICS)
 
     @property
     def needs_loss(self) -> bool:
         """Whether the choice needs the language-model loss, and so the model's head."""
-        return self.start is None and self.metric == "loss"
+        return self.start is None and self.metric in ("loss", *UNREPAIRED_METRICS)
 
     @property
     def of_representations(self) -> bool:

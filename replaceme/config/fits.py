@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
+from replaceme.config import methods
 from replaceme.config.base import Strict
 from replaceme.errors import printable
 
@@ -32,7 +33,14 @@ FIT_OPTIONS = {
     "sparse": ("l1", *RIDGES),
     "scalar": RIDGES,
     "hadamard": RIDGES,
+    "magnitude": (),
+    "hadamard_magnitude": (),
+    "collapse": (),
 }
+# nothing is fitted: no text is read
+UNFITTED = ("identity", "collapse")
+# from ratios of magnitudes, on the residual stream
+MAGNITUDES = ("magnitude", "hadamard_magnitude")
 FULL_BATCH = ("fit_tokens", "iterations", "l2_alpha")
 # what each solver can be told where the fit reads stored rows
 SOLVER_OPTIONS = {
@@ -45,15 +53,6 @@ SOLVER_OPTIONS = {
     "trust_ncg": FULL_BATCH,
 }  # fmt: skip
 
-# what each method other than replaceme can be told, and those whose models bring code of their own
-METHOD_OPTIONS = {
-    "svd_llm": ("estimation",),
-    "llm_streamline": ("learning_rate", "batch_tokens", "epochs", "order_seed"),
-    "slicegpt": ("estimation",),
-}
-CODED_METHODS = ("svd_llm", "slicegpt")
-WIDTH_METHODS = ("svd_llm", "slicegpt")  # all blocks stay, and get narrower
-
 
 class FitConfig(Strict):
     """How the transform T is found, or which other method makes the model as small."""
@@ -65,12 +64,25 @@ class FitConfig(Strict):
         "llm_streamline (the carrier trained to do the work of the blocks), slicegpt (a narrower residual stream).",
     )
     transform: Literal[
-        "full", "identity", "diagonal", "orthogonal", "low_rank", "lower_triangular", "sparse", "scalar", "hadamard"
+        "full",
+        "identity",
+        "diagonal",
+        "orthogonal",
+        "low_rank",
+        "lower_triangular",
+        "sparse",
+        "scalar",
+        "hadamard",
+        "magnitude",
+        "hadamard_magnitude",
+        "collapse",
     ] = Field(
         "full",
         description="Structure of T: full; identity (blocks are dropped, nothing is fitted: UIDL); diagonal; "
         "orthogonal (Procrustes); low_rank; lower_triangular; sparse (L1 penalty: lasso, elastic net); scalar (one "
-        "factor); hadamard (a diagonal in a Hadamard basis).",
+        "factor); hadamard (a diagonal in a Hadamard basis); both also with ratios of magnitudes for factors, on the "
+        "residual stream: magnitude (Prune&Comp), hadamard_magnitude (LinearPatch); collapse (the removed blocks' "
+        "weights are merged into the carrier's, nothing is fitted: LaCo).",
     )
     objective: Literal["l2", "cosine", "cosine_exact"] = Field(
         "l2",
@@ -100,11 +112,12 @@ class FitConfig(Strict):
         lt=1,
         description="L1 penalty of `sparse`, as a share of the smallest one that leaves nothing of T (or T - I).",
     )
-    placement: Literal["mlp", "down_proj", "block"] = Field(
+    placement: Literal["mlp", "down_proj", "block", "upstream"] = Field(
         "mlp",
         description="Where T goes: mlp, onto the output of the carrier's MLP, folded into its down projection; "
         "down_proj, in place of the down projection (full T only); block, onto the whole residual stream after the "
-        "carrier, as a linear layer of its own (the saved model then needs `trust_remote_code`).",
+        "carrier, as a linear layer of its own (the saved model then needs `trust_remote_code`); upstream, onto the "
+        "same, folded into all weights that write to it up to there (one factor: scalar, magnitude).",
     )
     weighting: Literal["uniform", "inverse_energy"] = Field(
         "uniform",
@@ -160,7 +173,7 @@ class FitConfig(Strict):
     @model_validator(mode="after")
     def _options_of_the_method(self) -> "FitConfig":
         for name in type(self).model_fields:
-            if self.is_other and name not in ("method", *METHOD_OPTIONS[self.method]) and self._given(name):
+            if self.is_other and name not in ("method", *methods.OPTIONS[self.method]) and self._given(name):
                 raise ValueError(f"method {self.method} takes no {name}; drop it")
         return self
 
@@ -194,8 +207,8 @@ class FitConfig(Strict):
         if self.recycle is not None and self.placement != "down_proj":
             raise ValueError(f"placement {self.placement} recycles no neurons; drop recycle, or take down_proj")
         for name in ("placement", "weighting", "intercept", "estimation"):
-            if self.transform == "identity" and self._given(name):
-                raise ValueError(f"transform identity takes no {name}; drop it")
+            if self.unfitted and self._given(name):
+                raise ValueError(f"transform {self.transform} takes no {name}; drop it")
         for name in ("rank", "l1"):
             if name in allowed and getattr(self, name) is None:
                 raise ValueError(f"transform {self.transform} needs {name}")
@@ -206,6 +219,22 @@ class FitConfig(Strict):
             raise ValueError("ridge auto chooses the penalty of a full T; drop the rest, an intercept included")
         return self
 
+    @model_validator(mode="after")
+    def _options_on_the_stream(self) -> "FitConfig":
+        if self.placement == "upstream" and self.transform not in ("scalar", "magnitude"):
+            raise ValueError("placement upstream takes one factor, transform scalar or magnitude; change either")
+        if self.placement == "upstream" and self.intercept:
+            raise ValueError("placement upstream has no place for an intercept; drop it, or take block")
+        if not self.needs_magnitudes:
+            return self
+        allowed = ("upstream", "block") if self.transform == "magnitude" else ("block",)
+        if self.placement not in allowed:
+            raise ValueError(f"transform {self.transform} is of the residual stream; set `placement: {allowed[0]}`")
+        for name in ("weighting", "intercept"):
+            if self._given(name):
+                raise ValueError(f"transform {self.transform} takes no {name}; drop it")
+        return self
+
     @property
     def is_other(self) -> bool:
         """Whether this is a method that fits no T."""
@@ -214,12 +243,12 @@ class FitConfig(Strict):
     @property
     def described(self) -> dict[str, Any]:
         """The section as plain data: what the method can be told."""
-        return self.model_dump(include={"method", *METHOD_OPTIONS[self.method]} if self.is_other else None)
+        return self.model_dump(include={"method", *methods.OPTIONS[self.method]} if self.is_other else None)
 
     @property
     def own_code(self) -> bool:
         """Whether the model brings code of its own."""
-        return self.method in CODED_METHODS or (self.placement == "block" and self.transform != "identity")
+        return self.method in methods.CODED or (self.placement == "block" and self.transform != "identity")
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default
@@ -229,11 +258,29 @@ class FitConfig(Strict):
         """What is fitted on what."""
         from replaceme.regression import Regression
 
-        return Regression(self.placement, self.weighting, self.recycle)
+        # upstream and block differ in where the map goes, not in what it is fitted on
+        placement = "block" if self.placement == "upstream" else self.placement
+        return Regression(placement, self.weighting, self.recycle)
 
-    def sequential(self, groups: int) -> bool:
-        """Whether a cut of so many groups is fitted on the model shortened so far, rather than from common sums."""
-        return groups > 1 and self.estimation == "sequential" and self.transform != "identity"
+    @property
+    def sums(self) -> "FitConfig":
+        """The section that asks for the sums of this one, and nothing else."""
+        regression = self.regression
+        return FitConfig(**{name: getattr(regression, name) for name in REGRESSION})
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether nothing is fitted, and no text read."""
+        return self.transform in UNFITTED
+
+    @property
+    def needs_magnitudes(self) -> bool:
+        """Whether the fit reads ratios of magnitudes, which the sums do not hold."""
+        return self.transform in MAGNITUDES
+
+    def sequential(self, several: bool) -> bool:
+        """Whether a cut of several groups is fitted on the model shortened so far, rather than from common sums."""
+        return several and self.estimation == "sequential" and not self.unfitted
 
     @property
     def automatic(self) -> bool:

@@ -8,8 +8,10 @@ files. ONLINE says whether the step may use the network (when its source is a Hu
 STEPS = {
     "model": "Resolve a local folder or a Hub id; record commit, file hashes and sizes in model.json.",
     "tokens": "Turn a calibration source into token ids and mask (tokens.safetensors).",
+    "generate": "Have the model answer the prompts of a calibration source (.jsonl).",
+    "mix": "Mix calibrations, by weight, into one (tokens.safetensors).",
     "distances": "Measure cosine and angular distances of all pairs of blocks (.safetensors and .csv).",
-    "candidates": "Fit every candidate cut of one size on a token subset and measure what is left (candidates.json).",
+    "candidates": "Measure every candidate cut on a token subset, after its own fit or without one (candidates.json).",
     "cut": "Choose the cut by the configured metric and list every candidate (cut.json).",
     "gram": "Accumulate the Gram and cross matrices of a cut over one shard of the calibration tokens.",
     "sum": "Add the statistics of all shards of a cut.",
@@ -25,5 +27,6 @@ STEPS = {
     "figure": "Draw distances, the choice of a cut, or a table (.svg or .png).",
     "prune": "Shorten a model in one go: calibrate, choose the cut, fit, fold and save.",
     "publish": "Copy the tables and figures of a finished run to a folder of record.",
+    "preflight": "Find what would fail later: access, columns, tasks, packages, memory, disk.",
     "check": "Check a config file without running anything, or write docs/config.md.",
 }

@@ -1,4 +1,4 @@
-"""candidates: what each possible cut of the sizes that a choice compares leaves unexplained after its own fit."""
+"""candidates: what each possible cut of the sizes that a choice compares costs, after its own fit or without one."""
 
 import argparse
 
@@ -12,12 +12,14 @@ from replaceme.steps.common import load_model, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
+# what the measured candidates depend on
+CANDIDATES = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", "metric", "samples")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     out_argument(parser, "where candidates.json goes")
-    add_options(parser, CutConfig, ("blocks", "ratio", "groups", "search", "metric", "samples"))
+    add_options(parser, CutConfig, CANDIDATES)
     forward_arguments(parser)
 
 

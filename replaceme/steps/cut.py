@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     model_argument(parser)
     parser.add_argument("--distances", metavar="FILE", help="distance file, for the metrics of pairs of states")
-    parser.add_argument("--candidates", metavar="FILE", help="candidates file, for residual, cosine_after_fit and loss")
+    parser.add_argument("--candidates", metavar="FILE", help="candidates file, for the other metrics")
     out_argument(parser, "where cut.json goes")
     add_options(parser, CutConfig)
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     check_cut(read_config(record["folder"]), cut, record["source"])
     distances = candidates = None
     origin: dict = {}
-    if cut.post_fit:
+    if cut.needs_candidates:
         if args.candidates is None:
             raise ReplaceMeError(f"options: metric {cut.metric} needs --candidates, made by `replaceme candidates`")
         origin = read_record(args.candidates, "candidates")

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
     family = family_of(model_config, record["source"])
     # a sequential estimation has no sums, also where the groups that were asked for have become one
-    summed = args.statistics is not None or config.transform == "identity"
+    summed = args.statistics is not None or config.unfitted
     found = fit_cut(config, groups, record["hidden_size"], gathered if summed else None, passes, family)
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin)
@@ -131,7 +131,7 @@ def _write_report(args: argparse.Namespace, config: FitConfig, report: dict[str,
 def _origin(args: argparse.Namespace, record: dict[str, Any], config: FitConfig, cut: dict[str, Any]) -> dict[str, Any]:
     """What the transforms are made from, after a check that the statistics belong to the cut and the fit."""
     if args.statistics is None:
-        if config.transform != "identity" and config.estimation != "sequential":
+        if not config.unfitted and config.estimation != "sequential":
             raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
         return {"model_sha256": model_sha256(record), "groups": cut["groups"]}
     metadata = load_metadata(args.statistics)

@@ -13,7 +13,9 @@ from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set
 ONLINE = True
 # the one `--revision` is the model's
 CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *FORWARD)
-CUT = ("blocks", "ratio", "groups", "adjacency", "search", "start", "metric", "position")
+CUT = (
+    "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", "start", "metric", "position",
+)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

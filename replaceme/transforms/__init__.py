@@ -10,6 +10,7 @@ from replaceme.transforms.affine import Gain, with_gain, with_intercept
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
 from replaceme.transforms.gradient import fit_gradient
+from replaceme.transforms.magnitude import fit_hadamard_magnitude, fit_magnitude
 from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State
 from replaceme.transforms.ridge import Shards, fit_auto_ridge
@@ -28,11 +29,13 @@ FITS: dict[str, Callable[..., Transform]] = {
     "lower_triangular": fit_lower_triangular,
     "scalar": fit_scalar,
     "hadamard": fit_hadamard,
+    "magnitude": fit_magnitude,
+    "hadamard_magnitude": fit_hadamard_magnitude,
 }
 
 
 def fit(statistics: Statistics, transform: str = "full", **options: Any) -> Transform:
-    """Fit a T of a structure, one of `FITS`, by least squares; options are those of its function.
+    """Fit a T of a structure, one of `FITS`; options are those of its function.
 
     Raises ReplaceMeError for an unknown structure.
     """
@@ -56,10 +59,12 @@ __all__ = [
     "fit_elastic_net",
     "fit_gradient",
     "fit_hadamard",
+    "fit_hadamard_magnitude",
     "fit_identity",
     "fit_least_squares",
     "fit_low_rank",
     "fit_lower_triangular",
+    "fit_magnitude",
     "fit_orthogonal",
     "fit_scalar",
     "joint_report",

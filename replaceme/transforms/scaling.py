@@ -1,6 +1,7 @@
 """Fits of a T that only scales, by least squares in closed form: all channels alike, or each in a Hadamard basis.
 
-They are the least-squares forms of two published repairs of magnitudes, for comparison; both take any placement.
+They are the least-squares forms of two published repairs of magnitudes (as published: `magnitude`), for comparison;
+both take any placement.
 """
 
 import math
@@ -17,10 +18,8 @@ def fit_scalar(
 ) -> Transform:
     """One factor for all channels, `T = t I`, `t = tr C / (tr G + alpha d)`; towards the identity that is of t - 1.
 
-    Like Prune&Comp (arXiv 2507.18212), which closes the gap in magnitude that removed blocks leave. Theirs estimates
-    that gap as a ratio of magnitudes, rescales the remaining weights of the whole model by it, and alternates with
-    the choice of blocks; ours is the least-squares factor of one cut, at its placement. The report holds `scale` (t);
-    errors as for least squares.
+    Like Prune&Comp (arXiv 2507.18212), which closes the gap in magnitude that removed blocks leave, by a ratio of
+    magnitudes; here it is the least-squares factor. The report holds `scale` (t); errors as for least squares.
     """
     check(statistics)
     alpha = Ridge(ridge, ridge_relative, towards).alpha(statistics)

@@ -53,6 +53,11 @@ class Transform:
         """Whether the blocks are dropped and no weight changes."""
         return self.report["solver"] == "identity"
 
+    @property
+    def of_mlp(self) -> bool:
+        """Whether it is a map of what the MLP adds, and goes into the weights of the carrier's MLP."""
+        return self.placement in ("mlp", "down_proj")
+
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write a safetensors file atomically, with the report and JSON-able metadata."""
         self.save_all(path, [self], metadata)
@@ -105,7 +110,7 @@ def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: s
 
 
 def joint_report(groups: Sequence[Transform]) -> dict[str, Any]:
-    """The report of a cut of one group as it is; of several, what they share and a list with the report of each.
+    """The report of a cut of one group as it is; of several, what they share, and `by_group` the report of each.
 
     `residual` is then the mean over the groups.
     """
@@ -115,7 +120,7 @@ def joint_report(groups: Sequence[Transform]) -> dict[str, Any]:
     shared = {key: value for key, value in reports[0].items() if all(one.get(key) == value for one in reports)}
     residuals = [one["residual"] for one in reports if "residual" in one]
     mean = {"residual": sum(residuals) / len(residuals)} if residuals else {}
-    return {**shared, **mean, "groups": reports}
+    return {**shared, **mean, "by_group": reports}
 
 
 def residual(statistics: Statistics, matrix: torch.Tensor) -> float:

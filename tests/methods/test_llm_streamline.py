@@ -44,8 +44,7 @@ def loop(folder, tokens, start, end, epochs, size, lr):
     return dict(block.named_parameters()), losses
 
 
-@pytest.mark.parametrize(("start", "end"), [(2, 4), (1, 3), (3, 6)])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("start", "end", "side"), [(1, 3, "left"), (3, 6, "right")])
 def test_it_learns_what_a_plain_loop_learns(llama, make_tokens, fitted, start, end, side):
     tokens = make_tokens(samples=10, longest=20, side=side)
     cut = {**CUT, "groups": [[start, end]], "blocks": end - start}
@@ -64,7 +63,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6, 9, 11])
+@pytest.mark.parametrize("stop", [1, 5, 12])
 def test_an_interruption_changes_no_bit(llama, make_tokens, make_passes, tmp_path, monkeypatch, stop):
     """Two groups of four batches and two epochs: in the middle of an epoch, between epochs, groups, in the second."""
     from replaceme.checkpoints import resolve

@@ -3,16 +3,21 @@
 import json
 
 import pytest
+import torch
 
 import replaceme
+from replaceme import shards
 from replaceme.card import licence_of
+from replaceme.checkpoints import open_checkpoint
 from replaceme.cli import main
 from replaceme.config import CutConfig, FitConfig
 from replaceme.files import read_json
+from replaceme.foresight import can_foresee
 from replaceme.loading import load_causal_model
-from replaceme.methods import METHODS, check_method
+from replaceme.methods import METHODS, check_method, fit_method
 from replaceme.methods.found import Found
 from replaceme.separate import CODE
+from replaceme.writing import Merger
 
 CODED = {"svd_llm", "slicegpt"}
 QUICK = {"llm_streamline": {"epochs": 1}}
@@ -20,10 +25,10 @@ CUT = CutConfig(blocks=2, start=2)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_fresh_process_loads_a_model_of_the_size_of_the_cut(method, sharded, texts, tmp_path):
-    """`verify` compares its logits with those of the original run as the method says."""
+def test_the_model_has_the_size_of_the_cut_and_a_fresh_process_loads_it(method, sharded, texts, tmp_path):
+    """`verify` compares the logits of one of them in that process with those of the original run as the method says."""
     fit, out = FitConfig(method=method, **QUICK.get(method, {})), tmp_path / "out"
-    record = replaceme.prune(sharded, texts=texts, cut=CUT, fit=fit, out=out, device="cpu", verify=True)
+    record = replaceme.prune(sharded, texts=texts, cut=CUT, fit=fit, out=out, device="cpu", verify=method == "slicegpt")
     original = load_causal_model(sharded, "float32", "cpu")
     target = original.num_parameters() - sum(one.numel() for one in original.model.layers[2:4].parameters())
     count = load_causal_model(out, "float32", "cpu").num_parameters()
@@ -96,6 +101,41 @@ def test_a_model_that_a_method_cannot_do_is_refused(method, model_type, refuses)
 def test_all_refusals_come_before_any_work(gemma, tmp_path, texts, refuses):
     with refuses("method slicegpt is not for this model"):
         replaceme.prune(gemma, texts=texts, cut=CUT, fit=FitConfig(method="slicegpt"), out=tmp_path / "out")
+
+
+def test_weights_in_4_bits_and_on_several_devices_are_refused(llama, make_tokens, make_passes, refuses):
+    def fit(parameter):
+        passes = make_passes(llama, make_tokens(samples=2))
+        passes.model.norm.weight = torch.nn.Parameter(parameter, requires_grad=False)
+        fit_method(passes, FitConfig(method="svd_llm"), {}, {})
+
+    with refuses("method svd_llm needs the weights as they are", "drop `load_in_4bit`"):
+        fit(torch.ones(16, dtype=torch.uint8))
+    with refuses("method svd_llm needs the model on one device", "use `gpus: 1`"):
+        fit(torch.ones(16, device="meta"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_begun_before_a_method_is_through(method, sharded, texts, tmp_path, monkeypatch):
+    """Also where the cut is chosen by distance, which for a T takes one forward pass with the fit."""
+    monkeypatch.setattr(Merger, "begin", lambda *_: pytest.fail("shards are copied"))
+    fit, cut = FitConfig(method=method, **QUICK.get(method, {})), CutConfig(blocks=2, metric="cosine")
+    assert not can_foresee(cut, fit, None) and can_foresee(cut, FitConfig(), None)
+    record = replaceme.prune(sharded, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", verify=False)
+    assert record["cut"]["metric"] == "cosine" and record["method"] == method
+
+
+def test_shards_without_linear_layers_are_copied(make_llama, make_tokens, fitted, write_found, tmp_path, monkeypatch):
+    folder = make_llama(shard="4KB")
+    copied, real = [], shards.copy_shard
+    monkeypatch.setattr(
+        shards, "copy_shard", lambda source, *rest: (copied.append(source.name), real(source, *rest))[1]
+    )
+    record, found = fitted(make_llama, make_tokens(samples=4), "svd_llm")
+    write_found(record, {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6}, found, tmp_path / "out")
+    checkpoint = open_checkpoint(folder)
+    linear = {shard for name, (shard, *_) in checkpoint.tensors.items() if "_proj" in name}
+    assert copied and set(copied) == set(checkpoint.shards) - linear
 
 
 @pytest.mark.parametrize("method", METHODS)

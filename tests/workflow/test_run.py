@@ -186,4 +186,77 @@ def test_groups_and_placements(completed):
     for fit in fits:
         model = completed.folder / folder / fit / "model"
         assert json.loads((model / "config.json").read_text())["num_hidden_layers"] == 2
-        assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["groups"]) == 2
+        assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["by_group"]) == 2
+
+
+def test_calibrations_made_of_others(project):
+    """The model's own answers to a text with braces in its template, mixed with another calibration."""
+    small = {"samples": 8, "tokens": 16}
+    project.config(
+        calibrations={
+            "asked": {"dataset": "plain.jsonl", "template": "{text} {{it's}}", **small},
+            "own": {"prompts": "asked", "generation": {"new_tokens": 4}, "samples": 6, "tokens": 32},
+            "mixed": {"mix": {"plain": 2, "own": 1}, "samples": 9},
+        },
+        tables={"main.1": {"calibrations": ["mixed"]}},
+    )
+    done = project.snakemake("results/tiny.v1/mixed/tokens.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = (project.folder / "results/tiny.v1/own/generated.jsonl").read_text().splitlines()
+    assert len(answers) == 6 and all("{it's}" in json.loads(line)["text"] for line in answers)
+    assert not project.attempts.exists()
+    for change, jobs in (
+        ({"asked": {"samples": 9}}, {}),  # its own number, of which the answers take theirs
+        ({"mixed": {"mix": {"plain": 1}}}, {"mix": 1}),
+    ):
+        project.config(calibrations=change)
+        assert project.jobs("--until", "mix") == jobs
+
+
+def test_preflight(project):
+    """It says what is missing, in the terminal and in a log; braces and quotes of the config reach it."""
+    table = {"caption": 'it\'s {that} "table" of 5%', "models": ["tiny.v1", "hub"]}
+    project.config(models={"hub": {"source": "owner/name"}}, tables={"main.1": table})
+    failed = project.snakemake("preflight", HF_HUB_OFFLINE="1")
+    line = "replaceme: error: huggingface.co: no answer ("
+    assert failed.returncode != 0 and line in failed.stdout, failed.stdout + failed.stderr
+    log = (project.folder / "results/logs/preflight.log").read_text()
+    assert log.splitlines() == [one for one in log.splitlines() if line in one and one.endswith("checked: owner/name")]
+    project.config(tables={"main.1": {"models": ["tiny.v1"]}})
+    done = project.snakemake("preflight")
+    assert done.returncode == 0 and "preflight: fine (2 models, 1 tables)" in done.stdout, done.stdout + done.stderr
+    assert not project.attempts.exists()
+
+
+def test_baselines(project):
+    """Blocks one by one, each measured without those before; both maps of the residual stream read the same sums."""
+    fits = {
+        "prune-comp": {"transform": "magnitude", "placement": "upstream"},
+        "linear-patch": {"transform": "hadamard_magnitude", "placement": "block"},
+        "laco": {"transform": "collapse"},
+    }
+    sleb = {"blocks": 2, "metric": "perplexity", "search": "iterative", "samples": 4, "keep_last": 1}
+    table = {**project.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["sleb"]}
+    project.config(fits=fits, cuts={"sleb": sleb}, tables={"main.1": table})
+    folder = f"{Path(FIT).parent}/sleb"
+    targets = [f"{folder}/{fit}/model/replaceme.json" for fit in fits]
+    done = project.snakemake(*targets, f"{folder}/cut.svg")
+    assert done.returncode == 0, done.stderr
+    stats = project.job_stats(done.stdout + done.stderr)
+    expected = {
+        "model": 1,
+        "tokens": 1,
+        "candidates": 1,
+        "cut": 1,
+        "figure_cut": 1,
+        "gram": 2,
+        "sum": 1,
+        "transform": 3,
+        "merge": 3,
+    }
+    assert stats == expected
+    cut = json.loads((project.folder / folder / "cut.json").read_text())
+    assert (cut["groups"], cut["search"]) == ([[1, 3]], "iterative")
+    placements = {fit: json.loads((project.folder / file).read_text())["placement"] for fit, file in
+                  zip(fits, targets, strict=True)}  # fmt: skip
+    assert placements == {"prune-comp": "upstream", "linear-patch": "block", "laco": "collapse"}

@@ -1,0 +1,135 @@
+"""What the Hub says about a model or a data set before it is downloaded: there, open, at a revision, how large."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from replaceme.checkpoints import read_config
+from replaceme.errors import ReplaceMeError, printable
+from replaceme.outline import Outline, estimated_outline
+
+# of httpx, requests and huggingface_hub, whichever of them is below: no connection, rather than an answer
+NO_CONNECTION = {"TransportError", "TimeoutException", "ConnectionError", "Timeout", "OfflineModeIsEnabled", "gaierror"}
+PLACES = {"model": "", "dataset": "datasets/"}
+WORDS = {"model": "model", "dataset": "data set"}
+
+
+class Unreachable(Exception):
+    """The Hub gives no answer; the message says why."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model or a data set of the Hub, of which one may read."""
+
+    kind: str
+    name: str
+    revision: str | None
+    files: dict[str, int]
+    parameters: int | None
+
+
+def host() -> str:
+    """The host that is asked."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT.partition("://")[2].strip("/")
+
+
+@cache
+def repository(kind: str, name: str, revision: str | None) -> Repository:
+    """Ask for a `model` or a `dataset`; the answer to the same question is kept.
+
+    Raises ReplaceMeError, in one line with what to do, where it is missing, gated or has no such revision, and
+    Unreachable where nobody answers.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    what, page = WORDS[kind], f"https://{host()}/{PLACES[kind]}{name}"
+    try:
+        HfApi().auth_check(name, repo_type=kind)
+        info = HfApi().repo_info(name, revision=revision, repo_type=kind, files_metadata=kind == "model")
+    except GatedRepoError as error:
+        raise ReplaceMeError(
+            f"{name}: this {what} is gated; accept its licence at {page} and log in (`hf auth login`)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ReplaceMeError(f"{name}: no revision {revision!r}; see {page}/commits") from error
+    except RepositoryNotFoundError as error:
+        raise ReplaceMeError(
+            f"{name}: no such {what}, or a private one; check the id, or log in (`hf auth login`)"
+        ) from error
+    except Exception as error:
+        raise as_reported(error, name) from error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    total = getattr(getattr(info, "safetensors", None), "total", None)
+    return Repository(kind, name, revision, sizes, total)
+
+
+def as_reported(error: Exception, name: str) -> Exception:
+    """Unreachable for an error of the connection or of the server, else a ReplaceMeError with its first line."""
+    reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    names = {cls.__name__ for one in chain for cls in type(one).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if names & NO_CONNECTION or status >= 500:
+        return Unreachable(reason)
+    return ReplaceMeError(f"{name}: the Hub refuses ({reason})")
+
+
+def model_outline(name: str, revision: str | None) -> Outline:
+    """The outline of a model of the Hub, of which config.json alone is downloaded.
+
+    Raises what `repository` does, and ReplaceMeError for a model without safetensors or of no known family.
+    """
+    from pathlib import Path
+
+    from huggingface_hub import hf_hub_download
+
+    found = repository("model", name, revision)
+    weights = [size for file, size in found.files.items() if is_weights(file)]
+    if not weights:
+        raise ReplaceMeError(f"{name}: no model*.safetensors in it; pickles are not read, take a converted revision")
+    if "config.json" not in found.files:
+        raise ReplaceMeError(f"{name}: no config.json in it; this is not a checkpoint of transformers")
+    try:
+        path = hf_hub_download(name, "config.json", revision=revision)
+    except Exception as error:
+        raise as_reported(error, name) from error
+    return estimated_outline(name, read_config(Path(path).parent), sum(weights), found.parameters)
+
+
+def is_weights(file: str) -> bool:
+    """Whether a file of a repository is one of the weights that would be downloaded."""
+    return file.startswith("model") and file.endswith(".safetensors") and "/" not in file
+
+
+def cached_folder(name: str, revision: str | None) -> str | None:
+    """The folder of a model that is here already, weights and all; None where it is not."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(
+            name, revision=revision, local_files_only=True, allow_patterns=["*.json", "*.safetensors"]
+        )
+    except Exception:  # of several types, and none of them matters: then it has to be downloaded
+        return None
+
+
+def first_record(source: str, name: str | None, revision: str | None, split: str) -> dict[str, Any]:
+    """The first record of a data set, by streaming; raises as `repository` does, and for an unknown name or split."""
+    from datasets import load_dataset
+
+    try:
+        return next(iter(load_dataset(source, name, revision=revision, split=split, streaming=True)))
+    except StopIteration:
+        raise ReplaceMeError(f"{source}: split {split!r} is empty; take another") from None
+    except Exception as error:
+        reported = as_reported(error, source)
+        if isinstance(reported, Unreachable):
+            raise reported from error
+        reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
+        raise ReplaceMeError(f"{source}: cannot read split {split!r} ({reason}); check name and split") from error

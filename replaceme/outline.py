@@ -1,0 +1,67 @@
+"""What a model is and takes, as far as headers, or the Hub, tell it before anything is loaded or downloaded."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from replaceme.checkpoints import Checkpoint
+from replaceme.models import family_of, stored_dtype
+
+FOUR_BITS = "4 bits"
+# of a weight; in 4 bits with its scale, and with what is not rounded
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, FOUR_BITS: 0.6}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model by its config.json and its numbers of parameters; `file_bytes` is what its weights take on disk."""
+
+    source: str
+    config: dict[str, Any]
+    num_blocks: int
+    hidden_size: int
+    parameters: int
+    block_parameters: list[int]
+    file_bytes: int
+
+    def bytes_in(self, dtype: str) -> int:
+        """Bytes of its weights in a type of torch, or in FOUR_BITS."""
+        return round(self.parameters * ITEM_BYTES.get(dtype, 4))
+
+    def shortened_bytes(self, blocks: int) -> int:
+        """About the bytes on disk that are left without so many of its blocks."""
+        share = blocks / self.num_blocks * sum(self.block_parameters) / self.parameters
+        return round(self.file_bytes * (1 - share))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the sizes of cuts are resolved on, as in model.json."""
+        names = ("num_blocks", "parameters", "block_parameters")
+        return {name: getattr(self, name) for name in names}
+
+
+def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
+    """The outline of a local checkpoint."""
+    return Outline(
+        source,
+        checkpoint.config,
+        checkpoint.num_blocks,
+        checkpoint.hidden_size,
+        checkpoint.parameters,
+        checkpoint.block_parameters(),
+        sum((checkpoint.folder / shard).stat().st_size for shard in checkpoint.shards),
+    )
+
+
+def estimated_outline(source: str, config: dict[str, Any], file_bytes: int, parameters: int | None) -> Outline:
+    """The outline of a model of which only config.json and the size of its weights are known.
+
+    All parameters but those of the embeddings are taken to lie in equal blocks. Raises ReplaceMeError for a config that
+    no family fits.
+    """
+    family = family_of(config, source)
+    sizes = family.sizes(config)
+    depth, width = sizes[family.depth], sizes[family.width]
+    parameters = parameters or file_bytes // ITEM_BYTES.get(stored_dtype(config), 4)
+    tables = 1 if config.get("tie_word_embeddings") else 2
+    blocks = max(0, parameters - tables * config.get("vocab_size", 0) * width)
+    return Outline(source, config, depth, width, parameters, [blocks // depth] * depth, file_bytes)

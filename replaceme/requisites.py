@@ -1,0 +1,168 @@
+"""What a config needs from elsewhere, found missing before the first GPU hour: the Hub, lm-eval, packages, room.
+
+Nothing is downloaded but config.json of models, the first record of data sets, and what describes them.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from replaceme import harness, hub, task_index
+from replaceme.capacity import disk_problems, memory_problems
+from replaceme.checkpoints import is_local as is_folder
+from replaceme.checkpoints import local_folder, open_checkpoint
+from replaceme.config import CalibrationConfig, Config
+from replaceme.config.sources import made_of
+from replaceme.data import is_local as is_file
+from replaceme.data import messages_of, text_of
+from replaceme.errors import ReplaceMeError
+from replaceme.images import GENERATED, check_image
+from replaceme.models import pick_device
+from replaceme.outline import Outline, outline_of
+from replaceme.preflight import local_problems, uses_of
+
+REQUIREMENT = re.compile(r"[\w.-]+")
+
+
+class _Asked:
+    """Questions to the Hub: lines for what it refuses, and once nobody answers, the names of what stays unchecked."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.unchecked: list[str] = []
+        self.reason: str | None = None
+
+    def __call__(self, where: str, what: str, question: Callable[..., Any], *arguments: Any) -> Any:
+        """The answer, or None."""
+        if self.reason is None:
+            try:
+                return question(*arguments)
+            except hub.Unreachable as error:
+                self.reason = str(error)
+            except ReplaceMeError as error:
+                self.refused.append(f"{where}: {error}")
+                return None
+        self.unchecked.append(what)
+        return None
+
+    def lines(self) -> list[str]:
+        """A line for each refusal, and one for the host where it gave no answer."""
+        if not self.unchecked:
+            return self.refused
+        listed = ", ".join(dict.fromkeys(self.unchecked))
+        return [*self.refused, f"{hub.host()}: no answer ({self.reason}); not checked: {listed}"]
+
+
+def problems(config: Config, results: Path = Path("results")) -> list[str]:
+    """A line for each thing that a run of all tables would fail for, each with what to do; none when all is well.
+
+    `results`: where the merged models go. The network is used only where tables name the Hub.
+    """
+    asked, used = _Asked(), config.tables.values()
+    models = sorted({model for table in used for model in table.models})
+    lines, downloads = [*missing_packages(), *local_problems(config)], {}
+    outlines: dict[str, Outline] = {}
+    for name in models:
+        section = config.models[name]
+        if is_folder(section.source):
+            outline = _local_outline(section.source)
+        else:
+            where = f"models.{name}"
+            here = hub.cached_folder(section.source, section.revision)
+            outline = asked(where, section.source, hub.model_outline, section.source, section.revision)
+            if outline is None and here is not None:
+                outline = _local_outline(here)
+                asked.unchecked = [one for one in asked.unchecked if one != section.source]
+            elif outline is not None and here is None:
+                downloads[section.source] = outline.file_bytes
+            lines += uses_of(config, name, outline) if outline else []
+        if outline is not None:
+            outlines[name] = outline
+    for name in made_of(config.calibrations, sorted({one for table in used for one in table.calibrations})):
+        _look_at_data(asked, name, config.calibrations[name])
+    for name in sorted({table.evaluation for table in used if table.evaluation}):
+        lines += _task_problems(asked, name, config)
+    return [*lines, *asked.lines(), *_room(config, outlines, downloads, results)]
+
+
+def missing_packages() -> Iterator[str]:
+    """A line for each package that this one needs and that is not installed."""
+    for requirement in importlib.metadata.requires("replaceme") or []:
+        if "extra ==" in requirement:
+            continue
+        name = REQUIREMENT.match(requirement)[0]
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield f"package {name} is not installed; run `pip install -r requirements.txt`"
+
+
+def _local_outline(folder: str) -> Outline | None:
+    try:
+        return outline_of(open_checkpoint(local_folder(folder)), folder)
+    except ReplaceMeError:
+        return None  # `local_problems` says why
+
+
+def _look_at_data(asked: _Asked, name: str, section: CalibrationConfig) -> None:
+    """Ask for the data set of a calibration, and look whether its first record has the columns that are named."""
+    source = section.dataset or section.images
+    if source in (None, "micro", GENERATED):
+        return
+    if is_file(source) if section.images is None else is_folder(source):
+        return
+    where = f"calibrations.{name}"
+    if asked(where, source, hub.repository, "dataset", source, section.revision) is None:
+        return
+    place = (source, section.name, section.revision, section.split)
+    record = asked(where, source, hub.first_record, *place)
+    if record is not None:
+        asked(where, source, _check_columns, record, section)
+
+
+def _check_columns(record: dict, section: CalibrationConfig) -> None:
+    if section.images is not None:
+        check_image(record, section)
+    elif section.conversations is not None:
+        messages_of(record, section)
+    else:
+        text_of(record, section)
+
+
+def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
+    """Tasks of an evaluation that lm-eval lacks, and what the others need; their data sets are asked for."""
+    section = config.evaluations[name]
+    if section.include is not None and not Path(section.include).is_dir():
+        return []  # an error of its own
+    where = f"evaluations.{name}"
+    with harness.quiet():
+        manager = task_index.index(list(section.tasks), section.include)
+        unknown = task_index.unknown_tasks(manager, list(section.tasks), section.include)
+        needed = task_index.needs(manager, [task for task in section.tasks if task not in unknown])
+    for source, revision in needed.datasets:
+        asked(where, source, hub.repository, "dataset", source, revision)
+    return [f"{where}: {line}" for line in (*unknown.values(), *needed.problems)]
+
+
+def _room(config: Config, outlines: dict[str, Outline], downloads: dict[str, int], results: Path) -> list[str]:
+    from huggingface_hub import constants
+
+    lines = disk_problems(config, outlines, downloads, results, Path(constants.HF_HUB_CACHE))
+    try:
+        device = pick_device(config.device)
+    except ReplaceMeError as error:
+        return [*lines, str(error)]
+    return [*lines, *memory_problems(config, outlines, device_memory(device), device)]
+
+
+def device_memory(device: str) -> int:
+    """Bytes of memory that a device has, used or not."""
+    if device == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().total
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory

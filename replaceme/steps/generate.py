@@ -1,0 +1,46 @@
+"""generate: the model's own answers to the prompts of a calibration source (.jsonl)."""
+
+import argparse
+import json
+import logging
+
+from replaceme.checkpoints import read_config
+from replaceme.config import CalibrationConfig
+from replaceme.config.calibrations import GenerationConfig
+from replaceme.data import TOKEN_FIELDS
+from replaceme.files import write_text
+from replaceme.generation import answers
+from replaceme.loading import Held, load_causal_model, load_tokenizer
+from replaceme.models import check_calibration, check_length, pick_device, pick_dtype
+from replaceme.options import add_options, from_options
+from replaceme.steps.common import compute_arguments, gpus_of, load_model, model_argument, out_argument, set_threads
+
+ONLINE = True
+OPTIONS = (*(name for name in TOKEN_FIELDS if name not in ("images", "pack")), "batch_size", "dtype")
+log = logging.getLogger(__name__)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    model_argument(parser)
+    out_argument(parser, "where the prompts with their answers go (.jsonl)")
+    add_options(parser, CalibrationConfig, OPTIONS)
+    add_options(parser, GenerationConfig)
+    compute_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the file of answers."""
+    record = load_model(args)
+    source = from_options(args, CalibrationConfig, OPTIONS)
+    generation = from_options(args, GenerationConfig)
+    model_config = read_config(record["folder"])
+    check_calibration(model_config, source, record["source"])
+    check_length(model_config, source.tokens, record["source"])
+    set_threads(args.threads)
+    device = pick_device(args.device)
+    dtype = pick_dtype(source.dtype, device, model_config)
+    model = load_causal_model(record["folder"], dtype, device, Held(gpus_of(args)))
+    found = answers(model, load_tokenizer(record["folder"]), source, generation)
+    write_text(args.out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
+    log.info("%d answers", len(found))

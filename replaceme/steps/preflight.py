@@ -1,0 +1,27 @@
+"""preflight: all that can be known to fail, before anything is computed."""
+
+import argparse
+import json
+import sys
+
+from replaceme.config import load, parse
+from replaceme.errors import ReplaceMeError
+from replaceme.requisites import problems
+
+ONLINE = True
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    parser.add_argument(
+        "config", nargs="?", default="config.yaml", help="config file, or - for JSON on stdin. Default: config.yaml."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print that all is well, or fail with a line for each problem."""
+    config = parse(json.load(sys.stdin), "config") if args.config == "-" else load(args.config)
+    found = problems(config)
+    if found:
+        raise ReplaceMeError("\n".join(found))
+    print(f"preflight: fine ({len(config.models)} models, {len(config.tables)} tables)")
