@@ -151,7 +151,7 @@ def choose_and_fit(
     from replaceme.cuts import groups_of
     from replaceme.fitting import fit_cut
     from replaceme.foresight import can_foresee, choose_and_gather
-    from replaceme.methods import fit_method
+    from replaceme.methods.fitting import fit_method
     from replaceme.upstream import ON_STREAM
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:

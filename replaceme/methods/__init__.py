@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint
     from replaceme.config import FitConfig
     from replaceme.families import Family
-    from replaceme.fitting import Passes
     from replaceme.methods.found import Found
 
 
@@ -114,28 +113,15 @@ def check_method(config: dict[str, Any], method: str, where: str) -> None:
         raise ReplaceMeError(f"{where}: method {method} is not for this model: {reason}; use another method")
 
 
-def fit_method(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> "Found":
-    """What the method of a fit section finds for a cut's size; needs the model's own weights whole on one device."""
-    needs = f"fit: method {config.method} needs"
-    if hasattr(passes.model, "streamed"):
-        raise ReplaceMeError(f"{needs} the whole model; use `streaming: never`")
-    parameters = list(passes.model.parameters())
-    if not all(one.is_floating_point() for one in parameters):
-        raise ReplaceMeError(f"{needs} the weights as they are; drop `load_in_4bit`")
-    if len({one.device for one in parameters}) > 1:
-        raise ReplaceMeError(f"{needs} the model on one device; use `gpus: 1`")
-    return _module(config.method).fit(passes, config, cut, record)
-
-
 def running(model: "nn.Module", family: "Family", cut: dict[str, Any], found: "Found") -> AbstractContextManager[None]:
     """Context in which the original base model runs as the checkpoint with `content` does, rounding aside."""
-    return _module(found.method).running(model, family, cut, found)
+    return module_of(found.method).running(model, family, cut, found)
 
 
 def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: "Found") -> "Content":
     """What the checkpoint of a method holds; errors as in `check_method`, and where the model is another one."""
     check_method(checkpoint.config, found.method, str(checkpoint.folder))
-    return _module(found.method).content(checkpoint, cut, found)
+    return module_of(found.method).content(checkpoint, cut, found)
 
 
 def removed_parameters(cut: dict[str, Any], record: dict[str, Any]) -> int:
@@ -144,5 +130,6 @@ def removed_parameters(cut: dict[str, Any], record: dict[str, Any]) -> int:
     return sum(sum(counts[start:end]) for start, end in cut["groups"])
 
 
-def _module(method: str) -> Any:
+def module_of(method: str) -> Any:
+    """The module of a method."""
     return importlib.import_module(f"{__name__}.{method}")

@@ -12,7 +12,8 @@ from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, write_json
 from replaceme.fitting import Evidence, Passes, fit_cut, fit_state, state_identity
-from replaceme.methods import check_section, fit_method
+from replaceme.methods import check_section
+from replaceme.methods.fitting import fit_method
 from replaceme.models import family_of, pick_device, stored_dtype
 from replaceme.options import add_options, from_options
 from replaceme.rows import Rows

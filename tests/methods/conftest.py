@@ -6,7 +6,7 @@ from replaceme.checkpoints import read_config, resolve
 from replaceme.config import FitConfig
 from replaceme.fitting import Passes
 from replaceme.loading import load_base_model
-from replaceme.methods import fit_method
+from replaceme.methods.fitting import fit_method
 from replaceme.methods.saving import finish_found
 from replaceme.models import family_of
 from replaceme.writing import merging

@@ -6,7 +6,8 @@ from family_checks import BLOCKS, EXACT, GROUPS, difference, loaded, outputs, sa
 from replaceme.checkpoints import read_config, resolve
 from replaceme.config import FitConfig
 from replaceme.fitting import Passes
-from replaceme.methods import METHODS, fit_method, running
+from replaceme.methods import METHODS, running
+from replaceme.methods.fitting import fit_method
 from replaceme.models import family_of
 
 CUT = {"groups": [list(group) for group in GROUPS], "blocks": 4, "num_blocks": BLOCKS, "metric": "given"}

@@ -7,7 +7,7 @@ import torch
 
 from replaceme.config import FitConfig
 from replaceme.loading import load_base_model, load_causal_model
-from replaceme.methods import fit_method
+from replaceme.methods.fitting import fit_method
 from replaceme.transforms import State
 
 CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}

@@ -14,7 +14,8 @@ from replaceme.config import CutConfig, FitConfig
 from replaceme.files import read_json
 from replaceme.foresight import can_foresee
 from replaceme.loading import load_causal_model
-from replaceme.methods import METHODS, check_method, fit_method
+from replaceme.methods import METHODS, check_method
+from replaceme.methods.fitting import fit_method
 from replaceme.methods.found import Found
 from replaceme.separate import CODE
 from replaceme.writing import Merger
@@ -131,7 +132,7 @@ def test_shards_without_linear_layers_are_copied(make_llama, make_tokens, fitted
     monkeypatch.setattr(
         shards, "copy_shard", lambda source, *rest: (copied.append(source.name), real(source, *rest))[1]
     )
-    record, found = fitted(make_llama, make_tokens(samples=4), "svd_llm")
+    record, found = fitted(folder, make_tokens(samples=4), "svd_llm")
     write_found(record, {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6}, found, tmp_path / "out")
     checkpoint = open_checkpoint(folder)
     linear = {shard for name, (shard, *_) in checkpoint.tensors.items() if "_proj" in name}
