@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaceme.cuts import described, groups_of
+
+if TYPE_CHECKING:
+    from replaceme.methods import About
 
 TEMPLATE = """---
 {metadata}---
@@ -18,6 +21,24 @@ removed without training, {fit}.
 |---|---|
 | source | {source} ({revision}) |
 | cut | {span}, chosen by {metric} |
+| fit | {report} |
+| versions | {versions} |
+
+`replaceme.json` holds the SHA-256 of every file here and of every file of the source.
+"""
+
+METHOD_TEMPLATE = """---
+{metadata}---
+# {source}, by {title}
+
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version} with another method, {title}
+([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})), for comparison: {sentence}.
+{loading}
+
+| | |
+|---|---|
+| source | {source} ({revision}) |
+| size | that without blocks {span} |
 | fit | {report} |
 | versions | {versions} |
 
@@ -73,8 +94,27 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         fit=_fitted(provenance),
         loading=LOADING_SEPARATE if separate else LOADING,
         metric=cut["metric"],
-        report=", ".join(f"{key} {_short(value)}" for key, value in fit.items() if not isinstance(value, list)),
-        versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
+        report=_listed(fit),
+        versions=_listed(provenance["versions"]),
+    )
+
+
+def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, str], code: bool) -> str:
+    """The same of a checkpoint that another method made; `code`: it brings the file of code."""
+    source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
+    known = {**fit, "blocks": cut["blocks"], "span": described(cut), "final": cut["num_blocks"] - 1}
+    return METHOD_TEMPLATE.format(
+        metadata=_metadata(source, licence),
+        source=source["source"],
+        revision=source["revision"] or "local folder",
+        title=about.title,
+        arxiv=about.arxiv,
+        sentence=about.sentence.format(**known),
+        version=provenance["versions"]["replaceme"],
+        loading=LOADING_SEPARATE if code else LOADING,
+        span=described(cut),
+        report=_listed(fit),
+        versions=_listed(provenance["versions"]),
     )
 
 
@@ -148,6 +188,11 @@ def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
     if source["revision"]:  # the key means a Hub id, which a record with a commit comes from
         entries["base_model"] = source["source"]
     return yaml.safe_dump(entries | licence, sort_keys=False, allow_unicode=True)
+
+
+def _listed(numbers: dict[str, Any]) -> str:
+    """The numbers and words of a report in a line."""
+    return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items() if not isinstance(value, list | dict))
 
 
 def _short(value: Any) -> str:

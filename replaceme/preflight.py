@@ -16,7 +16,8 @@ from replaceme.cost import check_country
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
-from replaceme.models import check_calibration, check_cut, check_fit, check_length, is_encoder
+from replaceme.methods import check_section
+from replaceme.models import check_calibration, check_cut, check_length, is_encoder
 from replaceme.outline import Outline, outline_of
 from replaceme.points import check_published
 from replaceme.reference import check_reference, scaled
@@ -77,9 +78,9 @@ def _healing_problems(config: Config) -> list[str]:
                 found.append(f"{where}: images, but a healing trains on text; name a calibration of text")
             elif text.samples <= healing.held_out:
                 found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
-        layers = [fit for fit in table.fits if table.healings and config.fits[fit].placement == "block"]
+        layers = [fit for fit in table.fits if table.healings and config.fits[fit].brings_code]
         found += [
-            f"tables.{table_name}: fit {fit!r} adds layers (placement block), which cannot be healed; drop one"
+            f"tables.{table_name}: fit {fit!r} makes layers of its own, which cannot be healed; drop one"
             for fit in layers
         ]
     return list(dict.fromkeys(found))
@@ -164,7 +165,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     for fit_name in sorted({fit for table in tables for fit in table.fits}):
         fit = config.fits[fit_name]
         try:
-            check_fit(outline.config, section.source, fit.placement, fit.intercept, fit.recycle is not None)
+            check_section(outline.config, fit, section.source)
         except ReplaceMeError as error:
             found.append(f"fits.{fit_name} on models.{name}: {error}")
     return found

@@ -144,6 +144,8 @@ def _notes(frame: "pandas.DataFrame") -> list[str]:
     """What the columns do not say: constant names, how tasks were scored, by what each cut was chosen."""
     notes = [f"{name.capitalize()}: {value}." for name, value in _constant(frame, CONTEXT).items()]
     notes += [f"{how}: {', '.join(names)}." for how, names in _grouped(frame.attrs.get("tasks", {})).items()]
+    if coded := frame.attrs.get("own_code"):
+        notes.append(f"Models that bring code, loaded with trust_remote_code: {', '.join(coded)}.")
     ways = {}
     for cut, metric, position in frame[["cut", "metric", "position"]].dropna(subset=["cut"]).itertuples(index=False):
         place = f" over {position} tokens" if metric in ("cosine", "angular") else ""

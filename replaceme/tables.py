@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme import uncertainty
+from replaceme.config.methods import NARROWING
 from replaceme.cuts import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
@@ -68,6 +69,7 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) ->
     columns = _columns(everything)
     frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
     frame.attrs["tasks"] = _task_notes(everything)
+    frame.attrs["own_code"] = sorted({result.names[3] for result in results if result.fit.get("own_code")})
     own = [_own_columns(result) for result in everything]
     frame.attrs["perplexities"] = sorted({name for tasks in own for name in tasks if _is_perplexity(tasks[name])})
     return frame
@@ -159,8 +161,9 @@ def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
 def _record(result: _Result, reference: _Result, identity: _Result | None) -> dict[str, Any]:
     cut, speed = result.cut, result.speed
     record = dict(zip(KEYS, result.names, strict=False))
-    record["removed"] = cut.get("blocks", 0)
-    record["span"] = described(cut) if cut else None
+    narrower = result.fit.get("method") in NARROWING
+    record["removed"] = 0 if narrower else cut.get("blocks", 0)
+    record["span"] = "none, narrower" if narrower else described(cut) if cut else None
     record["metric"], record["position"] = cut.get("metric"), cut.get("position")
     record["compression"] = 1 - speed["parameters"] / reference.speed["parameters"]
     for name, task in _own_columns(result).items():

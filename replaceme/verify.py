@@ -15,11 +15,14 @@ from replaceme.cuts import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
+from replaceme.methods import running
+from replaceme.methods.found import Found
 from replaceme.models import PER_BLOCK_LISTS, is_encoder
 from replaceme.outcome import FAILED, PASSED, NotChecked, not_checked, outcome
 from replaceme.provenance import versions
-from replaceme.reload import fixed_tokens, hooked_logits, reload
+from replaceme.reload import Running, fixed_tokens, hooked_logits, reload
 from replaceme.separate import check_code, is_separate
+from replaceme.shortened import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -34,19 +37,17 @@ ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F64": 2**-53}
 
 
 def verify(
-    record: dict[str, Any], cut: dict[str, Any], transforms: "Sequence[Transform]", folder: str | Path
+    record: dict[str, Any], cut: dict[str, Any], transforms: "Sequence[Transform] | Found", folder: str | Path
 ) -> dict[str, Any]:
     """The outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
+
+    In place of transforms may stand what another method found.
 
     A check that fails does not raise: see `require_passed`. What needs the model loaded is left out where the files
     are wrong already.
     """
-    source, fitted = record["folder"], not all(one.is_identity for one in transforms)
-
-    def expected(tokens: Tokens) -> "torch.Tensor":
-        return hooked_logits(source, groups_of(cut), transforms, tokens)
-
-    return verify_against(expected, record, fitted, folder)
+    as_made, edited = _running(cut, transforms)
+    return verify_against(lambda tokens: hooked_logits(record["folder"], as_made, tokens), record, edited, folder)
 
 
 def verify_against(
@@ -139,6 +140,16 @@ def _check_by_loading(
             checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", logits, tokens.mask, allowed)
     left_out = not_checked("the weights did not load") if enough else memory
     return {name: checks.get(name, left_out) for name in BY_LOADING}
+
+
+def _running(cut: dict[str, Any], transforms: "Sequence[Transform] | Found") -> tuple[Running, bool]:
+    """How the original model is run as the new one does, and whether weights were computed for that."""
+    if isinstance(transforms, Found):
+        return (lambda model, family: running(model, family, cut, transforms)), True
+    given = [None if one.is_identity else one for one in transforms]
+    return (lambda model, family: shortened(model, family, groups_of(cut), given)), any(
+        one is not None for one in given
+    )
 
 
 def _raise(reason: str | None) -> None:

@@ -145,6 +145,17 @@ def code_of(step):
     return fingerprint(f"replaceme.steps.{step}")
 
 
+def code_of_fit(step):
+    """The same for a step that runs the method of a fit too, which its module does not import by name."""
+
+    def code(wildcards):
+        method = CONFIG.fits[wildcards.fit].method
+        modules = [] if method == "replaceme" else [f"replaceme.methods.{method}"]
+        return fingerprint(f"replaceme.steps.{step}", *modules)
+
+    return code
+
+
 def stamps(files):
     """Size and time of files, as a parameter: `cp -a` and `tar` bring changed files whose time is older."""
     found = [(str(path), os.stat(path)) for path in files if os.path.isfile(path)]
@@ -329,7 +340,7 @@ def fit_evidence(wildcards):
     calibration = f"results/{wildcards.model}/{wildcards.calibration}"
     # always, as a model that is not here yet may turn out to have norms after its MLPs, which take forward passes
     files = {"tokens": f"{calibration}/tokens.safetensors"}
-    if fit.sequential(CONFIG.cuts[wildcards.cut].several):
+    if fit.is_other or fit.sequential(CONFIG.cuts[wildcards.cut].several):
         return files
     shards = CONFIG.calibrations[wildcards.calibration].shards
     folder = gram_folder(wildcards, fit.regression.kind)

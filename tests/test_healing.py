@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import replaceme
 from replaceme.capture import model_inputs
+from replaceme.changes import Changes
 from replaceme.checkpoints import check_merged, open_checkpoint, read_config
 from replaceme.cli import main
 from replaceme.config import CutConfig, FitConfig, TrainingConfig
@@ -18,7 +19,6 @@ from replaceme.healing import Output, heal_checkpoint
 from replaceme.healing.loop import Order
 from replaceme.loading import load_causal_model
 from replaceme.reload import fixed_tokens
-from replaceme.shards import Changes
 
 TEXT = {"mix": [{"dataset": "given"}, {"dataset": "others"}]}
 CUT = CutConfig(blocks=2, start=3)

@@ -121,7 +121,7 @@ def test_healings_that_cannot_be_trained(llama):
     ]:
         with pytest.raises(ReplaceMeError, match=line):
             check_inputs(healed(text), "x")
-    with pytest.raises(ReplaceMeError, match=r"x: tables\.main: fit 'apart' adds layers"):
+    with pytest.raises(ReplaceMeError, match=r"x: tables\.main: fit 'apart' makes layers of its own"):
         check_inputs(healed(good, {"fits": ["apart"]}, apart={"placement": "block"}), "x")
 
 
@@ -145,6 +145,13 @@ def test_cuts_that_do_not_fit(llama, refuses, cut, message):
 
 def test_what_no_table_uses_is_not_looked_at(llama):
     check_inputs(config(llama, models={"unused": {"source": "./none"}}), "x")
+
+
+def test_a_method_that_a_model_is_not_for(llama, gemma, refuses):
+    fits = {"slices": {"method": "slicegpt"}}
+    check_inputs(config(llama, {"fits": ["slices"]}, fits=fits), "x")
+    with refuses("x: fits.slices on models.a: ", "method slicegpt is not for this model"):
+        check_inputs(config(gemma, {"fits": ["slices"]}, fits=fits), "x")
 
 
 def test_a_fit_that_cannot_be_folded(gemma, refuses):

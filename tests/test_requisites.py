@@ -124,6 +124,7 @@ def config(include):
             "cuts": {"n": {"blocks": 8, "metric": "cosine"}},
             "fits": {"f": {}},
             "speed": {},
+            "healings": {},
             "evaluations": {"e": {"include": str(include), "tasks": {task: {} for task in tasks}}},
             "tables": {"t": {"models": ["m"], "calibrations": ["c"], "cuts": ["n"], "fits": ["f"], "evaluation": "e"}},
         }
@@ -297,6 +298,12 @@ def test_memory(config):
     assert line.startswith("calibrations.own on models.m: ") and "not streamed" in line
     [line] = memory(config(plain, cuts={"n": {"blocks": 8, "metric": "loss"}}), 19)
     assert line.startswith("cuts.n on models.m: ") and "use another metric" in line
+    other = {"fits": {"f": {"method": "slicegpt"}}}
+    assert memory(config(plain, **other), 21) == []
+    [line] = memory(config(plain, **other), 19)
+    assert line.startswith("fits.f on models.m: ") and "method slicegpt is not streamed" in line
+    [line] = memory(config(plain, **other, models={"m": {"source": "owner/llama", "gpus": 2}}), 21)
+    assert line.startswith("fits.f on models.m: ") and line.endswith("on one device; use `gpus: 1`")
     # 24 candidates of 8 blocks: a Gram for each start and two matrices for each, 72 times 134 MB
     [line] = memory(config(plain, cuts={"n": {"blocks": 8}}), 9)
     assert "cosine_after_fit holds 72 matrices, 9.7 GB" in line

@@ -119,6 +119,19 @@ def test_missing_cells_stay_missing(results):
     assert alone["average_vs_identity"].isna().all(), "no identity fit in the table"
 
 
+def test_a_method_that_removes_no_block_and_brings_code(results, tmp_path):
+    rows, baselines = results
+    report = json.loads((rows[1] / "fit.json").read_text())
+    put(rows[1] / "fit.json", {**report, "method": "slicegpt", "own_code": True})
+    frame = tables.collect(rows, baselines, "micro")
+    assert frame["removed"].tolist()[2] == 0 and frame["span"].tolist()[2] == "none, narrower"
+    assert frame["span"].tolist()[1] != "none, narrower" and frame["removed"].tolist()[1] > 0
+    render.write(frame, tmp_path / "out", "")
+    for suffix in (".md", ".html", ".tex"):
+        text = (tmp_path / f"out{suffix}").read_text().replace("\\_", "_")
+        assert "loaded with trust_remote_code: ls." in text
+
+
 def test_cost_is_last(results):
     frame = tables.collect(*results, "micro")
     assert tuple(frame.columns[-5:]) == tables.COST

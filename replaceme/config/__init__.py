@@ -127,6 +127,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
+        lines += _not_as_stored(raw, table, f"tables.{printable(table_name)}")
     return lines + _texts(raw) + dangling_figures(raw)
 
 
@@ -144,15 +145,32 @@ def _texts(raw: dict) -> list[str]:
 
 def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
     """Calibrations of a table that cannot choose a ridge, as nothing would be left when their shard is left out."""
-    named = {key: table[key] if isinstance(table.get(key), list) else [] for key in ("fits", "calibrations")}
-    fits = [name for name in named["fits"] if _entry(raw, "fits", name).get("ridge") == "auto"]
-    few = [name for name in named["calibrations"] if _entry(raw, "calibrations", name).get("shards", 1) == 1]
+    fits = [name for name, fit in _named(raw, table, "fits") if fit.get("ridge") == "auto"]
+    few = [name for name, one in _named(raw, table, "calibrations") if one.get("shards", 1) == 1]
     return [
         f"{where}: {fit!r} chooses its ridge by leaving out shards; set `shards: 2` or more for calibration {name!r}"
         for fit in fits
         for name in few
-        if _entry(raw, "calibrations", name)
     ]
+
+
+def _not_as_stored(raw: dict, table: dict, where: str) -> list[str]:
+    """Calibrations of a table in which a method other than replaceme would not have the whole model as it is stored."""
+    methods = [name for name, fit in _named(raw, table, "fits") if fit.get("method", "replaceme") != "replaceme"]
+    keys = (("streaming", "always"), ("load_in_4bit", True))
+    return [
+        f"{where}: {fit!r} needs the whole model as it is stored; drop `{key}` of calibration {name!r}"
+        for fit in methods
+        for name, one in _named(raw, table, "calibrations")
+        for key, value in keys
+        if one.get(key) == value
+    ]
+
+
+def _named(raw: dict, table: dict, section: str) -> list[tuple[str, dict]]:
+    """The entries of a section that a table names, with their names; without those that are missing or empty."""
+    names = table[section] if isinstance(table.get(section), list) else []
+    return [(name, _entry(raw, section, name)) for name in names if _entry(raw, section, name)]
 
 
 def _entry(raw: dict, section: str, name: Any) -> dict:

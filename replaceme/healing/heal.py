@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +11,24 @@ import torch
 
 from replaceme.capture import model_inputs
 from replaceme.card import healed_card, licence_of
-from replaceme.checkpoint_folder import check_out, complete
+from replaceme.changes import Changes, Content
 from replaceme.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
 from replaceme.config import TrainingConfig
 from replaceme.config.healings import LORA
 from replaceme.cuts import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.files import replacing, write_json
+from replaceme.files import write_json
 from replaceme.healing.loop import rate, train
 from replaceme.healing.parameters import Trainable, trainable
 from replaceme.language_loss import sequence_losses
 from replaceme.loading import Held, load_causal_model
 from replaceme.models import check_length, family_of, is_encoder, pick_dtype
 from replaceme.provenance import versions
-from replaceme.shards import Changes, Shards
 from replaceme.transforms.resume import State
 from replaceme.uncertainty import paired_log_perplexity
 from replaceme.verify import require_passed, verify_against
+from replaceme.writing import check_out, merging
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,13 +167,9 @@ def _write(
     checkpoint: Checkpoint, trained: Trainable, record: dict[str, Any], provenance: dict[str, Any], out: str | Path
 ) -> None:
     """Write the checkpoint of a record with what was trained to folder `out`."""
-    with replacing(out) as target, ExitStack() as stack:
-        target.mkdir()
-        shards = Shards(checkpoint, [], target, record["files"])
-        stack.callback(shards.stop)
-        digests = shards.write(Changes(trained.edits(), {}, False))
+    with merging(checkpoint.folder, out, record["files"]) as merger:
         card = healed_card(provenance, licence_of(checkpoint.folder))
-        complete(target, checkpoint, checkpoint.config, digests, provenance, card)
+        merger.write(Content([], Changes(trained.edits()), checkpoint.config), provenance, card)
 
 
 def _checked(model: "nn.Module", trained: Trainable, record: dict[str, Any], out: str | Path) -> dict[str, Any]:

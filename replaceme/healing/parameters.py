@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from replaceme.changes import Edit
 from replaceme.checkpoints import Checkpoint
 from replaceme.config import TrainingConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.fold import plain_fold
-from replaceme.shards import Edit
 from replaceme.transforms import Transform
 
 if TYPE_CHECKING:

@@ -39,4 +39,7 @@ def run(args: argparse.Namespace) -> None:
     where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
     provenance = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
-    print(f"replaceme: saved {args.out}, {provenance['cut']['blocks']} blocks shorter", file=sys.stderr)
+    size = f"{provenance['cut']['blocks']} blocks shorter"
+    if fit.is_other:
+        size = f"by {fit.method}, as small as {size}"
+    print(f"replaceme: saved {args.out}, {size}", file=sys.stderr)

@@ -126,7 +126,7 @@ CODE = {
         {"merge": 2, "verify": 2, "evaluate": 2, "speed": 2, **TABLE},
     ),
     "verify": ("replaceme/plain.py", "return model.eval()", "return model.train(False)", {"verify": 2}),
-    "comment": ("replaceme/fold.py", "import json\n", "import json  # the standard library's\n", {}),
+    "comment": ("replaceme/fold.py", "import pairwise\n", "import pairwise  # of neighbours\n", {}),
 }
 
 
@@ -134,6 +134,25 @@ CODE = {
 def test_an_edit_of_the_code(completed, tmp_path, name):
     file, old, new, expected = CODE[name]
     assert edited(completed, tmp_path, file, old, new).jobs() == expected
+
+
+def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
+    model = "results/tiny.v1/plain/n1/sliced/model/replaceme.json"
+    completed.config(fits={"sliced": {"method": "slicegpt"}}, tables={"main.1": {"fits": ["uidl", "ls", "sliced"]}})
+    assert completed.jobs() == {"transform": 1, **ROW, **TABLE}
+    done = completed.snakemake(model)
+    assert done.returncode == 0, done.stderr
+    for method, old, new, expected in (
+        ("svd_llm", "return max(1, int(", "return max(2, int(", {}),
+        (
+            "slicegpt",
+            "range(config.hidden_size, 0, -1)",
+            "range(config.hidden_size, 1, -1)",
+            {"transform": 1, "merge": 1},
+        ),
+    ):
+        (tmp_path / method).mkdir()
+        assert edited(completed, tmp_path / method, f"replaceme/methods/{method}.py", old, new).jobs(model) == expected
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
