@@ -123,6 +123,7 @@ def config(include):
             "calibrations": {"c": {"dataset": "owner/text", "revision": "main"}},
             "cuts": {"n": {"blocks": 8, "metric": "cosine"}},
             "fits": {"f": {}},
+            "healings": {},
             "speed": {},
             "healings": {},
             "evaluations": {"e": {"include": str(include), "tasks": {task: {} for task in tasks}}},
