@@ -96,9 +96,12 @@ if LOCAL and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(visible()))
 
 
+NOTHING = r"(?!)"  # an empty constraint would admit everything
+
+
 def any_of(names):
-    """A wildcard constraint that admits exactly the configured names."""
-    return "|".join(re.escape(name) for name in names)
+    """A wildcard constraint that admits exactly the configured names; none at all where there are none."""
+    return "|".join(re.escape(name) for name in names) or NOTHING
 
 
 def candidates_name(cut):
