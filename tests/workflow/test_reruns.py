@@ -114,8 +114,8 @@ CODE = {
     ),
     "merge": (
         "replaceme/fold.py",
-        "transform.double().T @ weight.double()",
-        "(weight.double().T @ transform.double()).T",
+        "transform.double().T @ weight.to(transform.device).double()",
+        "(weight.to(transform.device).double().T @ transform.double()).T",
         {"merge": 2, "verify": 2, "evaluate": 2, "speed": 2, **TABLE},
     ),
     "verify": ("replaceme/plain.py", "return model.eval()", "return model.train(False)", {"verify": 2}),
