@@ -145,7 +145,10 @@ def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
         ),
     ):
         (tmp_path / method).mkdir()
-        assert edited(completed, tmp_path / method, f"replaceme/methods/{method}.py", old, new).jobs(model) == expected
+        assert (
+            edited(completed, tmp_path / method, f"replaceme/methods/{method}.py", old, new).jobs("--until", "merge")
+            == expected
+        )
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
