@@ -10,7 +10,7 @@ import sys
 import yaml
 
 from replaceme.checkpoints import is_local, local_files
-from replaceme.config import FORWARD, REGRESSION
+from replaceme.config import FORWARD, REGRESSION, read_config
 from replaceme.config import parse as parse_config
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
@@ -21,7 +21,6 @@ from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
-from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
@@ -51,12 +50,14 @@ def typed(value):
 def validated_config():
     """The config as typed sections; every error in it stops the workflow before any job, one line each."""
     try:
-        # Snakemake has read them too, but lets a key given twice pass
-        for path in workflow.configfiles:
-            read_yaml(path)
-        origin = " + ".join(map(str, workflow.configfiles)) or "config"
-        update_config(config, typed(workflow.config_settings.config))
-        checked = parse_config(config, origin)
+        # Snakemake has read them too, but lets a key given twice pass, and knows no `include`
+        files = [read_config(path) for path in workflow.configfiles]
+        origin = " + ".join(one.origin for one in files) or "config"
+        whole = {}
+        for part in [*(one.sections for one in files), typed(workflow.config_settings.config)]:
+            update_config(whole, part)
+        problems = [line for one in files for line in one.problems]
+        checked = parse_config(whole, origin, problems)
         if workflow.is_main_process:
             check_inputs(checked, origin)
             for line in sparse_calibrations(checked):
@@ -458,9 +459,14 @@ def table_files(name):
     return [f"results/tables/{name}.{kind}" for kind in kinds + compared]
 
 
-def figure_files():
-    """The distances of every model and calibration, and the choice of every cut, that a table uses."""
-    rows = [Path(row) for table in CONFIG.tables for row in table_rows(table)]
+def target_files(names):
+    """The files of tables by their names."""
+    return [table_files(name) for name in names]
+
+
+def figure_files(names):
+    """The distances of every model and calibration, and the choice of every cut, that these tables use."""
+    rows = [Path(row) for name in names for row in table_rows(name)]
     chosen = {row.parent for row in rows if CONFIG.cuts[row.parent.name].start is None}
     return sorted(
         {f"{row.parents[1]}/distances.svg" for row in rows}

@@ -138,3 +138,12 @@ for table_name in CONFIG.tables:
                 table_name
             input:
                 table_files(table_name),
+
+
+for target_name in CONFIG.targets:
+
+    rule:
+        name:
+            target_name
+        input:
+            target_files(CONFIG.targets[target_name]),

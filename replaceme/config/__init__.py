@@ -4,9 +4,10 @@ The same models validate the workflow's config (all errors at once, one line eac
 command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,15 +16,17 @@ from replaceme.config.calibrations import FORWARD, CalibrationConfig, Generation
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
 from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.config.including import read_config
 from replaceme.config.reference import ReferenceConfig
 from replaceme.config.sources import source_problems
+from replaceme.config.targets import target_problems
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
-from replaceme.yaml_file import read_yaml
 
 __all__ = [
     "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig",
     "GenerationConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "load", "parse",
+    "read_config",
 ]  # fmt: skip
 
 RESERVED = {
@@ -63,6 +66,11 @@ class TableConfig(Strict):
 class Config(Strict):
     """The whole of config.yaml."""
 
+    include: list[str] = Field(
+        [],
+        description="Other config files, relative to this one, whose named sections are added; a name that several "
+        "define has the same value in all. What they say of `default` is theirs.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors are computed.")
     models: dict[Name, ModelConfig] = Field(min_length=1, description="Models by name.")
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
@@ -71,6 +79,17 @@ class Config(Strict):
     evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
+    default: list[str] | None = Field(
+        None, min_length=1, description="Tables and figures that `snakemake` makes without a target; null: all."
+    )
+    targets: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
+        {}, description="Tables and figures to be made together, by the name of a target: `snakemake <name>`."
+    )
+
+    @property
+    def default_names(self) -> list[str]:
+        """The tables that are made without a target."""
+        return list(self.tables) if self.default is None else self.default
 
 
 # the keys of a table that hold names, and the sections that define those
@@ -83,11 +102,14 @@ REFERENCES = {
 }
 
 
-def parse(raw: Any, origin: str = "config.yaml") -> Config:
-    """Validate a config; raises ReplaceMeError with every error on a line of its own (`file: key: what; remedy`)."""
+def parse(raw: Any, origin: str = "config.yaml", problems: Sequence[str] = ()) -> Config:
+    """Validate a config; raises ReplaceMeError with every error on a line of its own (`file: key: what; remedy`).
+
+    `problems` are lines known already; what a config includes was added before, by `read_config`.
+    """
     if not isinstance(raw, dict):
         raise ReplaceMeError(f"{origin}: expected a mapping of sections, found {type(raw).__name__}")
-    return validated(Config, raw, origin, extra_checks=_dangling_and_reserved)
+    return validated(Config, raw, origin, extra_checks=lambda raw: [*problems, *_dangling_and_reserved(raw)])
 
 
 def _dangling_and_reserved(raw: dict) -> list[str]:
@@ -100,6 +122,8 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
             if name in names
         ]
     lines += source_problems(_section(raw, "calibrations"))
+    if raw.get("include"):
+        lines.append("include: only a file can include others; write it into the config file")
     for table_name in _section(raw, "tables"):
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():
@@ -110,7 +134,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
-    return lines
+    return lines + target_problems(raw)
 
 
 def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
@@ -143,5 +167,6 @@ def _dangling(where: str, names: list[str], section: str, defined: dict) -> list
 
 
 def load(path: str | Path) -> Config:
-    """Read and validate a config file."""
-    return parse(read_yaml(path), str(path))
+    """Read and validate a config file with all that it includes."""
+    found = read_config(path)
+    return parse(found.sections, found.origin, found.problems)
