@@ -127,6 +127,13 @@ def check_source(config: CalibrationConfig) -> None:
         return check_images(config)
     if config.dataset is None:  # made of other calibrations
         return
+    if config.dataset == "micro" and config.name is not None:
+        from replaceme.micro.world import FAMILIES
+
+        if config.name not in FAMILIES:
+            raise ReplaceMeError(
+                f"micro: no documents named {config.name!r}; name one of {', '.join(FAMILIES)}, or none"
+            )
     path = Path(config.dataset)
     if not is_local(config.dataset):
         return
@@ -147,7 +154,7 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
     if config.dataset == "micro":
         from replaceme.micro.world import documents
 
-        return documents(config.seed)
+        return documents(config.seed, config.name)
     if config.dataset.endswith(".txt"):
         try:
             return iter([Path(config.dataset).read_text(encoding="utf-8")])

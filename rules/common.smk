@@ -54,7 +54,10 @@ def validated_config():
         files = [read_config(path) for path in workflow.configfiles]
         origin = " + ".join(one.origin for one in files) or "config"
         whole = {}
-        for part in [*(one.sections for one in files), typed(workflow.config_settings.config)]:
+        for part in [
+            *(one.sections for one in files),
+            typed(workflow.config_settings.config),
+        ]:
             update_config(whole, part)
         problems = [line for one in files for line in one.problems]
         checked = parse_config(whole, origin, problems)
