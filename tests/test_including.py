@@ -12,6 +12,7 @@ from replaceme.config import Config, load, parse
 from replaceme.config.including import OWN, SETTINGS
 from replaceme.config.targets import RULES
 from replaceme.errors import ReplaceMeError
+from replaceme.preflight import check_inputs
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,3 +126,12 @@ def test_the_lists_of_settings_and_rules_are_whole():
     named = re.compile(r"^ *(?:rule|use rule \w+ as) (\w+)\b", re.MULTILINE)
     found = {name for file in files for name in named.findall(file.read_text())}
     assert found == RULES
+
+
+def test_targets_of_the_paper_are_whole(monkeypatch):
+    """Every table of the shipped configs has the rows of its reference, and is made by default or by a target."""
+    monkeypatch.chdir(ROOT)
+    for path, name in (("config.yaml", "micro_paper"), ("config/paper.yaml", "paper")):
+        config = load(path)
+        check_inputs(config, path)
+        assert {*config.targets[name], *(config.default or [])} == set(config.tables)
