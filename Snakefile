@@ -10,6 +10,9 @@ if not workflow.overwrite_configfiles:
     configfile: "config.yaml"
 
 
+report: "rules/captions/workflow.rst"
+
+
 container: "docker://python:3.11-slim"
 
 
@@ -20,6 +23,8 @@ include: "rules/cut.smk"
 include: "rules/fit.smk"
 include: "rules/merge.smk"
 include: "rules/evaluate.smk"
+include: "rules/common_report.smk"
+include: "rules/heal.smk"
 include: "rules/report.smk"
 
 
@@ -28,6 +33,7 @@ rule all:
     input:
         target_files(CONFIG.default_names),
         figure_files(CONFIG.default_names),
+        "results/provenance.html",
 
 
 onstart:

@@ -37,7 +37,7 @@ from replaceme.checkpoints import resolve
 from replaceme.config import CutConfig, FitConfig
 from replaceme.data import Tokens
 from replaceme.fitting import Passes
-from replaceme.fold import merge, merging
+from replaceme.fold import finish, merge
 from replaceme.gather import gather_groups
 from replaceme.loading import load_base_model
 from replaceme.models import family_of
@@ -45,6 +45,7 @@ from replaceme.regression import Regression
 from replaceme.rows import Rows, write_rows
 from replaceme.statistics import Statistics
 from replaceme.transforms import fit_cosine, fit_least_squares
+from replaceme.writing import merging
 
 AUTHORS = {"distances": 12.3, "least squares": 17.2, "cosine": 43.6}
 AUTHORS_LONG = {"distances": 530.0, "least squares": 262.0, "cosine": 608.0 + 1536.0}  # of 8000 x 1024 tokens
@@ -162,7 +163,7 @@ def one_process(
         with merging(folder, out, record["files"], device) as merger:
             fitted = lambda: choose_and_fit(model, passes, record, cut, fit, merger)  # noqa: E731
             chosen, transforms = parts.run("distances, sums and fit", fitted)
-            parts.run("rest of fold and save", lambda: merger.finish(chosen, transforms, {}))
+            parts.run("rest of fold and save", lambda: finish(merger, chosen, transforms, {}))
         seconds = time.perf_counter() - start
     shutil.rmtree(out)
     return {

@@ -21,7 +21,8 @@ from replaceme.config import FitConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.fitting import Passes, fit_cut
 from replaceme.language_loss import sequence_losses
-from replaceme.models import check_fit, stored_dtype
+from replaceme.methods import check_section
+from replaceme.models import stored_dtype
 from replaceme.shortened import shortened
 from replaceme.transforms import joint_report
 from replaceme.validation import validated
@@ -83,7 +84,7 @@ def chosen_fits(arguments: argparse.Namespace, config: dict) -> dict[str, FitCon
     for name in arguments.fits or sections:
         fit = validated(FitConfig, sections[name], f"fits.{name}")
         try:
-            check_fit(config, arguments.model, fit.placement, fit.intercept, fit.recycle is not None)
+            check_section(config, fit, arguments.model)
         except ReplaceMeError as error:
             print(f"{name}: {error}")
         else:

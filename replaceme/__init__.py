@@ -1,6 +1,7 @@
 """ReplaceMe: shorten transformer models without training (arXiv 2505.02819).
 
-Importing the package loads no model library: `replaceme.prune` and the steps import what they need when called.
+Importing the package loads no model library: `replaceme.prune`, `replaceme.heal` and the steps import what they need
+when called.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -10,12 +11,12 @@ try:
 except PackageNotFoundError:  # a source tree used in place, without installation
     __version__ = "0+unknown"
 
-__all__ = ["prune"]
+__all__ = ["heal", "prune"]
 
 
 def __getattr__(name: str):
-    if name == "prune":
-        from replaceme.api import prune
+    if name in __all__:
+        from replaceme import api
 
-        return prune
+        return getattr(api, name)
     raise AttributeError(f"module 'replaceme' has no attribute {name!r}")

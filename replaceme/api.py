@@ -1,8 +1,8 @@
-"""`replaceme.prune`: a model and some text in, a shorter checkpoint out, in one process and without Snakemake.
+"""`replaceme.prune` and `replaceme.heal`: a model and some text in, a checkpoint out, without Snakemake.
 
 The same functions as the steps: tokens -> distances or candidates -> cut -> gram -> fit -> fold -> verify. Two things
 are faster here than as jobs of their own, and give the same: a cut by distance and what its fit needs take one forward
-pass where they can (`foresight`), and what no transform changes is copied to `out` meanwhile (`fold.Merger`).
+pass where they can (`foresight`), and what no transform changes is copied to `out` meanwhile (`writing.Merger`).
 """
 
 import tempfile
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import model_sha256, read_config, resolve
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.validation import validated
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.fitting import Passes
-    from replaceme.fold import Merger
+    from replaceme.methods.found import Found
     from replaceme.transforms import Transform
+    from replaceme.writing import Merger
 
 
 def prune(
@@ -51,12 +52,13 @@ def prune(
     """
     from replaceme.cuts import possible_spans
     from replaceme.fitting import Passes
-    from replaceme.fold import check_out, finish_pruned, merging
+    from replaceme.fold import finish_pruned
     from replaceme.loading import Held, load_model
+    from replaceme.methods import check_section
+    from replaceme.methods.saving import finish_found
     from replaceme.models import (
         check_calibration,
         check_cut,
-        check_fit,
         check_length,
         family_of,
         longest_sequence,
@@ -64,6 +66,7 @@ def prune(
         pick_dtype,
         stored_dtype,
     )
+    from replaceme.writing import check_out, merging
 
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
@@ -77,7 +80,7 @@ def prune(
     check_calibration(config, calibration, str(source))
     check_cut(config, cut, str(source))
     check_length(config, calibration.tokens, str(source))
-    check_fit(config, str(source), fit.placement, fit.intercept, fit.recycle is not None)
+    check_section(config, fit, str(source))
     tokens, metadata = _tokens(calibration, texts, record["folder"])
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
@@ -90,15 +93,44 @@ def prune(
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
     with merging(record["folder"], out, record["files"], device) as merger:
-        chosen, transforms = choose_and_fit(model, passes, record, cut, fit, merger)
-        provenance = finish_pruned(merger, record, {**chosen, "model_sha256": digest}, transforms, origin)
+        chosen, found = choose_and_fit(model, passes, record, cut, fit, merger)
+        finish = finish_found if fit.is_other else finish_pruned
+        provenance = finish(merger, record, {**chosen, "model_sha256": digest}, found, origin)
     if verify and family.modality == "text":
         from replaceme.verify import require_passed
         from replaceme.verify import verify as checked
 
         del model, passes  # both models are loaded again, in turn
-        require_passed(checked(record, chosen, transforms, out))
+        require_passed(checked(record, chosen, found, out))
     return provenance
+
+
+def heal(
+    folder: str | Path,
+    calibration: CalibrationConfig | None = None,
+    *,
+    out: str | Path,
+    training: TrainingConfig,
+    texts: Iterable[str] | str | Path | None = None,
+    device: str = "auto",
+    gpus: int = 1,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Train the checkpoint that `prune` or `merge` wrote to `folder`, and save the result to folder `out`.
+
+    Text and `gpus` as for `prune`. `training` says what is trained, for how long and how; an interrupted call goes on
+    where it was when it is made again. Returns the report: options, losses (nats per token), checks (None without
+    `verify`).
+    Raises ReplaceMeError on bad input, and when the result is not right.
+    """
+    from replaceme.healing import Output, heal_checkpoint
+    from replaceme.models import longest_sequence, pick_device
+
+    longest = longest_sequence(read_config(folder), str(folder))
+    calibration, texts = _calibration(calibration, texts, None, longest)
+    tokens, metadata = _tokens(calibration, texts, str(folder))
+    output = Output(out, verify=verify)
+    return heal_checkpoint(folder, tokens, metadata, training, output, pick_device(device), gpus)
 
 
 def _calibration(
@@ -109,7 +141,7 @@ def _calibration(
 ) -> tuple[CalibrationConfig, list[str] | None]:
     """The calibration section, and the texts where they were given as strings."""
     if sum(given is not None for given in (calibration, texts, images)) != 1:
-        raise ReplaceMeError("prune: give either texts or calibration (for an encoder: images or calibration)")
+        raise ReplaceMeError("give either texts or calibration (for an encoder: images or calibration)")
     if calibration is not None:
         if calibration.dataset is None and calibration.images is None:
             raise ReplaceMeError(
@@ -139,11 +171,15 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | None, folder: str
 
 def choose_and_fit(
     model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig, fit: FitConfig, merger: "Merger"
-) -> "tuple[dict[str, Any], list[Transform]]":
-    """The chosen cut and the transforms of its groups; the merger copies meanwhile what they cannot change."""
+) -> "tuple[dict[str, Any], list[Transform] | Found]":
+    """The chosen cut and the transforms of its groups; the merger copies meanwhile what they cannot change.
+
+    In place of transforms what another method found.
+    """
     from replaceme.cuts import groups_of
     from replaceme.fitting import fit_cut
     from replaceme.foresight import can_foresee, choose_and_gather
+    from replaceme.methods.fitting import fit_method
     from replaceme.upstream import ON_STREAM
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:
@@ -156,6 +192,8 @@ def choose_and_fit(
             chosen, evidence = choose_and_gather(passes, record, cut, fit, Path(folder), begin)
         else:
             chosen = _choose(model, passes, record, cut)
+        if fit.is_other:
+            return chosen, fit_method(passes, fit, chosen, record)
         begin(groups_of(chosen))
         gathered = None if evidence is None else evidence.__getitem__
         sizes = (groups_of(chosen), record["hidden_size"])

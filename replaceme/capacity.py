@@ -7,11 +7,11 @@ from pathlib import Path
 
 from replaceme.config import Config
 from replaceme.config.cuts import UNREPAIRED_METRICS
-from replaceme.config.sources import made_of
 from replaceme.cuts import possible_spans, resolve_blocks
 from replaceme.errors import ReplaceMeError
 from replaceme.models import is_encoder, pick_dtype
 from replaceme.outline import FOUR_BITS, Outline
+from replaceme.tables import HEALED
 
 MARGIN = 1.25  # of a model's weights, for activations and what else a pass takes; as `streaming` has it
 Outlines = Mapping[str, Outline]
@@ -26,10 +26,12 @@ def memory_problems(config: Config, outlines: Outlines, memory: int, device: str
     for name, outline in outlines.items():
         room = _Room(memory, device, config.models[name].gpus)
         tables = [table for table in config.tables.values() if name in table.models]
-        for one in made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations})):
+        for one in config.observed(tables):
             lines += [f"calibrations.{one} on models.{name}: {line}" for line in _passes(config, one, outline, room)]
         for one in sorted({one for table in tables for one in table.cuts}):
             lines += [f"cuts.{one} on models.{name}: {line}" for line in _choice(config, one, tables, outline, room)]
+        for one in sorted({one for table in tables for one in table.fits}):
+            lines += [f"fits.{one} on models.{name}: {line}" for line in _method(config, one, tables, outline, room)]
         for one in sorted({table.evaluation for table in tables if table.evaluation}):
             if is_encoder(outline.config):
                 continue  # an error of its own
@@ -42,7 +44,7 @@ class _Room:
     """The memory of the devices over which a model is spread."""
 
     def __init__(self, memory: int, device: str, gpus: int) -> None:
-        count = 1 if device == "cpu" else gpus
+        self.devices = count = 1 if device == "cpu" else gpus
         self.memory, self.device = memory * count, device
         self.words = "this machine has" if device == "cpu" else "the GPU has" if count == 1 else f"{count} GPUs have"
 
@@ -79,7 +81,7 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
     """What the choice of a cut holds: the whole model for its loss, float64 matrices for every candidate."""
     cut = config.cuts[name]
     if cut.needs_loss:
-        used = sorted({one for table in tables if name in table.cuts for one in table.calibrations})
+        used = {one for table in tables if name in table.cuts for one in table.calibrations}
         for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
             yield from room.lacking(outline, dtype, f"metric {cut.metric} is not streamed; use another metric")
     if not cut.needs_candidates or cut.metric in UNREPAIRED_METRICS:
@@ -95,6 +97,19 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
             f"{outline.source}: metric {cut.metric} holds {matrices} matrices, {needed / 1e9:.1f} GB, {room.words} "
             f"{room.memory / 1e9:.1f}; use a distance (cosine, angular), or fewer groups"
         )
+
+
+def _method(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:
+    """What a method other than replaceme holds: the whole model, on one device."""
+    fit = config.fits[name]
+    if not fit.is_other:
+        return
+    if room.devices > 1:
+        yield f"{outline.source}: method {fit.method} needs the model on one device; use `gpus: 1`"
+        return
+    used = {one for table in tables if name in table.fits for one in table.calibrations}
+    for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
+        yield from room.lacking(outline, dtype, f"method {fit.method} is not streamed; use another")
 
 
 def disk_problems(
@@ -126,16 +141,17 @@ def disk_problems(
 
 
 def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
-    """Bytes of each merged model of the tables that is not there yet."""
+    """Bytes of each merged or healed model of the tables that is not there yet."""
     rows = {
         names
         for table in config.tables.values()
-        for names in product(table.models, table.calibrations, table.cuts, table.fits)
+        for names in product(table.models, table.calibrations, table.cuts, table.fits, ["", *table.healings])
     }
-    for model, *rest in sorted(rows):
-        if model not in outlines or results.joinpath(model, *rest, "model/replaceme.json").exists():
+    for model, calibration, cut, fit, healing in sorted(rows):
+        folder = results.joinpath(model, calibration, cut, fit, *([HEALED, healing] if healing else []), "model")
+        if model not in outlines or (folder / "replaceme.json").exists():
             continue
         try:
-            yield outlines[model].shortened_bytes(resolve_blocks(config.cuts[rest[1]], outlines[model].record))
+            yield outlines[model].shortened_bytes(resolve_blocks(config.cuts[cut], outlines[model].record))
         except ReplaceMeError:
             continue  # an error of its own

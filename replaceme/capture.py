@@ -98,8 +98,8 @@ def _checked(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted)
     return activations
 
 
-def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted) -> Activations:
-    """What is wanted of one batch, unchecked."""
+def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, gradients: bool = False) -> Activations:
+    """What is wanted of one batch, unchecked; with `gradients` they can be trained through."""
     import torch
 
     batch = trimmed(batch)
@@ -131,7 +131,7 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted) 
     def leave(module, inputs, output):
         raise _LastBlockReached
 
-    with ExitStack() as hooks, torch.inference_mode():
+    with ExitStack() as hooks, torch.inference_mode(not gradients):
         for block in wanted.mlp_output:
             hook = family.mlp_module(blocks[block]).register_forward_hook(keep_mlp_output(block))
             hooks.callback(hook.remove)

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaceme.cuts import described, groups_of
+
+if TYPE_CHECKING:
+    from replaceme.methods import About
 
 TEMPLATE = """---
 {metadata}---
@@ -24,6 +27,48 @@ removed without training, {fit}.
 `replaceme.json` holds the SHA-256 of every file here and of every file of the source.
 """
 
+METHOD_TEMPLATE = """---
+{metadata}---
+# {source}, by {title}
+
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version} with another method, {title}
+([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})), for comparison: {sentence}.
+{loading}
+
+| | |
+|---|---|
+| source | {source} ({revision}) |
+| size | that without blocks {span} |
+| fit | {report} |
+| versions | {versions} |
+
+`replaceme.json` holds the SHA-256 of every file here and of every file of the source.
+"""
+
+HEALED = """---
+{metadata}---
+# {source}, {removed} blocks shorter and healed
+
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
+removed, {fit}.
+Then {trained}, in {steps} steps on {text}.
+The architecture is unchanged: load it as you load the original.
+
+| | |
+|---|---|
+| source | {source} ({revision}) |
+| shortened | {merged} |
+| training | {training} |
+| versions | {versions} |
+
+`replaceme.json` holds the SHA-256 of every file here and of every file of the shortened model.
+"""
+
+TRAINED = {
+    "transform": "the linear map at each place was trained",
+    "lora": "adapters were trained and merged into the weights",
+    "full": "all weights were trained",
+}
 LICENCE = ("license", "license_name", "license_link")
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
@@ -37,18 +82,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     `licence` is what `licence_of` found of the source.
     """
     source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
-    carriers = [str(start - 1) for start, _ in groups_of(cut)]
-    fitted = "and nothing was put in their place (UIDL)"
-    separate, upstream = (provenance["placement"] == placement for placement in ("block", "upstream"))
-    if provenance["placement"] == "collapse":
-        fitted = f"and their weights were merged into those of block{'s' * (len(carriers) > 1)} {', '.join(carriers)}"
-    elif provenance["placement"] is not None:
-        put = "added after" if separate else "folded into all before the end of" if upstream else "folded into"
-        many = len(carriers) > 1
-        fitted = (
-            f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
-            f"{'were' if many else 'was'} {put} block{'s' * many} {', '.join(carriers)}"
-        )
+    separate = provenance["placement"] == "block"
     return TEMPLATE.format(
         metadata=_metadata(source, licence),
         source=source["source"],
@@ -57,11 +91,73 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         span=described(cut),
         final=cut["num_blocks"] - 1,
         version=provenance["versions"]["replaceme"],
-        fit=fitted,
+        fit=_fitted(provenance),
         loading=LOADING_SEPARATE if separate else LOADING,
         metric=cut["metric"],
-        report=", ".join(f"{key} {_short(value)}" for key, value in fit.items() if not isinstance(value, list)),
+        report=_listed(fit),
+        versions=_listed(provenance["versions"]),
+    )
+
+
+def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, str], code: bool) -> str:
+    """The same of a checkpoint that another method made; `code`: it brings the file of code."""
+    source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
+    known = {**fit, "blocks": cut["blocks"], "span": described(cut), "final": cut["num_blocks"] - 1}
+    return METHOD_TEMPLATE.format(
+        metadata=_metadata(source, licence),
+        source=source["source"],
+        revision=source["revision"] or "local folder",
+        title=about.title,
+        arxiv=about.arxiv,
+        sentence=about.sentence.format(**known),
+        version=provenance["versions"]["replaceme"],
+        loading=LOADING_SEPARATE if code else LOADING,
+        span=described(cut),
+        report=_listed(fit),
+        versions=_listed(provenance["versions"]),
+    )
+
+
+def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
+    """Markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
+    source, cut, healing = provenance["original"], provenance["cut"], provenance["healing"]
+    return HEALED.format(
+        metadata=_metadata(source, licence),
+        source=source["source"],
+        revision=source["revision"] or "local folder",
+        merged=provenance["source"]["source"],
+        removed=cut["blocks"],
+        span=described(cut),
+        final=cut["num_blocks"] - 1,
+        version=provenance["versions"]["replaceme"],
+        fit=_fitted(provenance),
+        trained=TRAINED[healing["train"]],
+        steps=healing["steps"],
+        text=_named(provenance["origin"]["text"]),
+        training=", ".join(f"{key} {_short(value)}" for key, value in healing.items()),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
+    )
+
+
+def _named(text: dict[str, Any]) -> str:
+    """What a text is called by the record of its tokens, or of what it was mixed from."""
+    return text["dataset"] if "mix" not in text else " and ".join(map(_named, text["mix"]))
+
+
+def _fitted(provenance: dict[str, Any]) -> str:
+    """What was put in the place of the removed blocks."""
+    cut, fit, placement = (provenance[key] for key in ("cut", "fit", "placement"))
+    if placement is None:
+        return "and nothing was put in their place (UIDL)"
+    carriers = [str(start - 1) for start, _ in groups_of(cut)]
+    many = len(carriers) > 1
+    blocks = f"block{'s' * many} {', '.join(carriers)}"
+    if placement == "collapse":
+        return f"and their weights were merged into those of {blocks}"
+    put = {"block": "added after", "upstream": "folded into all before the end of"}.get(placement, "folded into")
+    return (
+        f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
+        f"{'were' if many else 'was'} {put} {blocks}"
     )
 
 
@@ -92,6 +188,11 @@ def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
     if source["revision"]:  # the key means a Hub id, which a record with a commit comes from
         entries["base_model"] = source["source"]
     return yaml.safe_dump(entries | licence, sort_keys=False, allow_unicode=True)
+
+
+def _listed(numbers: dict[str, Any]) -> str:
+    """The numbers and words of a report in a line."""
+    return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items() if not isinstance(value, list | dict))
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from replaceme import __version__
+from replaceme.cost import measured
 from replaceme.errors import ReplaceMeError
 from replaceme.steps import STEPS
 
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         step = _asked_for(argv)
         _set_environment(online=step is not None and importlib.import_module(f"replaceme.steps.{step}").ONLINE)
         args = _parser(step).parse_args(argv)
-        args.run(args)
+        with measured(step, getattr(args, "out", None)):
+            args.run(args)
     except ReplaceMeError as error:
         print("\n".join(f"replaceme: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1

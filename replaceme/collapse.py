@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from replaceme.changes import Edit
     from replaceme.checkpoints import Checkpoint
-    from replaceme.shards import Edit
     from replaceme.transforms import Transform
 
 COLLAPSE = "collapse"

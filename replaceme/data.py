@@ -2,9 +2,9 @@
 
 For images see `images`.
 
-Sources: `micro` (the embedded generator), local .txt, .jsonl and .parquet files, and Hub datasets (streamed). Two ways
-to make sequences: `pack` joins documents and cuts full sequences; otherwise each document is one sequence, truncated or
-right-padded, and the padding is masked in every later step.
+Sources: `micro` and `micro-training` (the embedded generator; they share no document), local .txt, .jsonl and .parquet
+files, and Hub datasets (streamed). Two ways to make sequences: `pack` joins documents and cuts full sequences;
+otherwise each document is one sequence, truncated or right-padded, and the padding is masked in every later step.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CalibrationConfig
-from replaceme.config.calibrations import packed_alone
+from replaceme.config.calibrations import MICRO, packed_alone
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_tensors, sha256
 from replaceme.images import Images, calibrate_images, check_images
@@ -117,8 +117,8 @@ def packs(config: CalibrationConfig) -> bool:
 
 
 def is_local(dataset: str) -> bool:
-    """Whether a dataset is a file rather than `micro` or a Hub id."""
-    return dataset != "micro" and (Path(dataset).suffix in READERS or Path(dataset).exists())
+    """Whether a dataset is a file rather than generated or a Hub id."""
+    return dataset not in MICRO and (Path(dataset).suffix in READERS or Path(dataset).exists())
 
 
 def check_source(config: CalibrationConfig) -> None:
@@ -127,13 +127,13 @@ def check_source(config: CalibrationConfig) -> None:
         return check_images(config)
     if config.dataset is None:  # made of other calibrations
         return
-    if config.dataset == "micro" and config.name is not None:
+    if config.dataset in MICRO and config.name is not None:
         from replaceme.micro.world import FAMILIES
 
-        if config.name not in FAMILIES:
-            raise ReplaceMeError(
-                f"micro: no documents named {config.name!r}; name one of {', '.join(FAMILIES)}, or none"
-            )
+        known = FAMILIES if config.dataset == "micro" else {}
+        if config.name not in known:
+            named = f"name one of {', '.join(known)}, or none" if known else "drop name"
+            raise ReplaceMeError(f"{config.dataset}: no documents named {config.name!r}; {named}")
     path = Path(config.dataset)
     if not is_local(config.dataset):
         return
@@ -155,6 +155,10 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
         from replaceme.micro.world import documents
 
         return documents(config.seed, config.name)
+    if config.dataset == "micro-training":
+        from replaceme.micro.world import training_documents
+
+        return training_documents(config.seed)
     if config.dataset.endswith(".txt"):
         try:
             return iter([Path(config.dataset).read_text(encoding="utf-8")])

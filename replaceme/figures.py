@@ -1,77 +1,30 @@
-"""Figures from result files: distance heat maps, the candidates of a cut, quality over compression.
+"""Figures from result files: distance heat maps, the candidates of a cut, loss curves, quality over compression.
 
-Drawn without a display; the same input gives the same bytes. Colours can be told apart by colour-blind readers, and
-never carry a meaning alone.
+Their look is in `figure_style`; the figures that config.yaml declares are in `plots`.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.cuts import described, groups_of
 from replaceme.distances import METRICS
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, replacing
+from replaceme.figure_style import (
+    COLORS,
+    DASHES,
+    MARKERS,
+    NAMES,
+    PLACES,
+    figure_in_style,
+    legend_outside,
+    log_scale,
+    whole_numbers,
+)  # fmt: skip
+from replaceme.files import read_json
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": True,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "figure.constrained_layout.use": True,
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "replaceme",
-}
-NAMES = {
-    "cosine": "cosine distance (1 − cos)",
-    "angular": "angular distance (arccos(cos) / π)",
-    "l2": "L2 distance",
-    "bi": "sum of block influences (1 − cos)",
-    "cka": "1 − linear CKA",
-    "cca": "1 − mean canonical correlation",
-    "residual": "residual of the fit (share of energy)",
-    "residual_identity": "residual of the identity (share of energy)",
-    "cosine_after_fit": "cosine distance after the fit (1 − cos)",
-    "loss": "rise of the language-model loss (nats per token)",
-    "perplexity": "perplexity without the blocks",
-    "taylor": "Taylor score of the blocks (nats per token)",
-}
-PLACES = {"all": "all tokens", "last": "last token"}
-
-
-@contextlib.contextmanager
-def _figure(out: str | Path, width: float, height: float, title: str) -> Iterator["Figure"]:
-    """A figure in this module's style, saved atomically to `out` (.svg or .png) at the end of the block."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    kind = Path(out).suffix.removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise ReplaceMeError(f"{out}: figures are written as .svg or .png")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        if title:
-            figure.suptitle(title)
-        yield figure
-        with replacing(out) as temporary:
-            figure.savefig(temporary, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
 
 
 def draw_distances(distances_path: str | Path, out: str | Path, title: str = "") -> None:
@@ -79,7 +32,7 @@ def draw_distances(distances_path: str | Path, out: str | Path, title: str = "")
     from replaceme.distances import load
 
     matrices, _ = load(distances_path)
-    with _figure(out, 9, 7.6, title) as figure:
+    with figure_in_style(out, 9, 7.6, title) as figure:
         for axes, name in zip(
             figure.subplots(2, 2).flat, ("cosine_all", "cosine_last", "angular_all", "angular_last"), strict=True
         ):
@@ -90,7 +43,7 @@ def draw_distances(distances_path: str | Path, out: str | Path, title: str = "")
             axes.set_xlabel("after block j")
             axes.set_ylabel("after block i")
             axes.grid(False)
-            _whole_numbers(axes)
+            whole_numbers(axes)
             figure.colorbar(image, ax=axes, shrink=0.9, label=NAMES[metric])
 
 
@@ -100,7 +53,7 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
     candidates, metric = cut["candidates"], cut["metric"]
     one_size = len({one["end"] - one["start"] for one in candidates}) == 1
     others = [name for name in NAMES if name != metric and one_size and all(name in one for one in candidates)]
-    with _figure(out, 7, 5.6 if others else 3.4, title) as figure:
+    with figure_in_style(out, 7, 5.6 if others else 3.4, title) as figure:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
         size = f"{cut['blocks']} block{'s' if cut['blocks'] != 1 else ''}"
         place = f", {PLACES[cut['position']]}" if metric in METRICS else ""
@@ -122,11 +75,11 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
             for start, _ in groups_of(cut):
                 panels[1].axvline(start, color=COLORS[1], linewidth=1, linestyle=DASHES[1])
             panels[1].set_ylabel("other measures (no unit)")
-            _legend_outside(panels[1])
+            legend_outside(panels[1])
             values = [one[name] for one in candidates for name in others]
             if min(values) > 0 and max(values) > 100 * min(values):
                 panels[1].set_yscale("log")
-        _whole_numbers(panels[-1], y=False)
+        whole_numbers(panels[-1], y=False)
 
 
 def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
@@ -150,7 +103,7 @@ def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
         axes.plot([start], [values[start, end]], "*", markersize=15, color=COLORS[1], zorder=3, label=label)
     axes.set_ylabel(NAMES.get(metric, metric).replace(" (", "\n("))
     axes.set_ylim(bottom=0)
-    _legend_outside(axes)
+    legend_outside(axes)
 
 
 def _draw_rounds(axes: "Axes", cut: dict[str, Any]) -> None:
@@ -165,18 +118,33 @@ def _draw_rounds(axes: "Axes", cut: dict[str, Any]) -> None:
         axes.plot([gone["start"]], [gone[metric]], "*", markersize=13, color=color, zorder=3, label=label)
     axes.set_ylabel(NAMES[metric])
     axes.set_yscale("log")  # the first blocks may cost a thousand times as much as others
-    _legend_outside(axes)
-
-
-def _legend_outside(axes: "Axes") -> None:
-    """A legend to the right of the axes, where it hides no data."""
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_outside(axes)
 
 
 def _line(axes: "Axes", candidates: list[dict[str, Any]], name: str, color: str, marker: str) -> None:
     starts = [one["start"] for one in candidates]
     values = [one[name] for one in candidates]
     axes.plot(starts, values, color=color, marker=marker, markersize=4, linewidth=1.3, label=NAMES.get(name, name))
+
+
+def draw_healing(healing_json: str | Path, out: str | Path, title: str = "") -> None:
+    """The training loss and the learning rate over the steps, and the held-out loss before and after."""
+    report = read_json(healing_json)
+    curve, loss = report["curve"], report["loss"]
+    with figure_in_style(out, 7, 4.8, title) as figure:
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        steps = [point["step"] for point in curve]
+        panels[0].plot(steps, [point["loss"] for point in curve], color=COLORS[0], linewidth=1, label="training")
+        ends = ([0, report["steps"]], [loss["before"], loss["after"]])
+        label = f"held out: {ends[1][0]:.4f} before, {ends[1][1]:.4f} after"
+        panels[0].plot(*ends, color=COLORS[1], marker="o", linestyle=DASHES[1], linewidth=1, label=label)
+        panels[0].set_ylabel("loss (nats per token)")
+        panels[0].legend(fontsize=8)
+        panels[1].plot(steps, [point["learning_rate"] for point in curve], color=COLORS[2], linewidth=1.3)
+        panels[1].set_ylabel("learning rate")
+        panels[1].set_ylim(bottom=0)
+        panels[1].set_xlabel(f"step of {report['batch_size'] * report['accumulation']} sequences")
+        whole_numbers(panels[1], y=False)
 
 
 def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
@@ -190,8 +158,10 @@ def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
     if not Path(csv).is_file():
         raise ReplaceMeError(f"{csv}: no such file; make the table first")
     frame = pandas.read_csv(csv)
+    if "healing" in frame:  # a healed row stands beside its own, under a name of its own
+        frame["fit"] += frame["healing"].map(lambda name: f", {name}", na_action="ignore").fillna("")
     models = list(dict.fromkeys(frame["model"]))
-    with _figure(out, 9.5, 3.9 * len(models), title) as figure:
+    with figure_in_style(out, 9.5, 3.9 * len(models), title) as figure:
         grid = figure.subplots(len(models), 2, squeeze=False)
         labelled = {}
         for (left, right), model in zip(grid, models, strict=True):
@@ -202,7 +172,7 @@ def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
             left.set_ylabel("average accuracy (%)")
             right.set_ylabel("perplexity (log scale)")
             if rows["perplexity"].notna().any():
-                _log_scale(right)
+                log_scale(right)
             labelled |= {label: handle for handle, label in zip(*left.get_legend_handles_labels(), strict=True)}
         figure.legend(
             labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(len(labelled), 5) or 1, fontsize=8
@@ -257,24 +227,3 @@ def _chosen(rows: "pandas.DataFrame") -> "pandas.Series":
     if rows["calibration"].nunique() > 1:
         way = way + rows["calibration"].map(lambda name: f" ({name})")
     return way
-
-
-def _log_scale(axes: "Axes") -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten where it spans less than three."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    wide = high / low > 1000
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    if not wide:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _whole_numbers(axes: "Axes", y: bool = True) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=13))
-    if y:
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=13))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replaceme.config.fits import FIT_OPTIONS, FitConfig
 from replaceme.errors import ReplaceMeError
@@ -35,7 +35,7 @@ class Passes:
     """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch.
 
     `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from; `shards` the least
-    number of parts by which `ridge: auto` is chosen.
+    number of parts by which `ridge: auto` is chosen; `state` that of an unfinished fit of a method that trains.
     """
 
     model: "nn.Module"
@@ -44,6 +44,12 @@ class Passes:
     batch_size: int
     stored: str
     shards: int = 1
+    state: "State | None" = None
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(next(self.model.parameters()).device)
 
     def evidence(
         self,
@@ -62,7 +68,6 @@ class Passes:
         if config.unfitted:
             self._collect("distances", more)
             return [Evidence()] * len(groups)
-        device = str(next(self.model.parameters()).device)
         recycled = self._recycled(config, groups)
         if config.automatic:
             return [self._by_parts(config, group, one) for group, one in zip(groups, recycled, strict=True)]
@@ -78,7 +83,7 @@ class Passes:
             self._collect("gram", [*more, gathered, *rows])
         stored = [one.parts.rows for one in rows] or [None] * len(groups)
         found = zip(gathered.statistics(), stored, recycled, strict=True)
-        return [Evidence(sums, None, kept, device, changed) for sums, kept, changed in found]
+        return [Evidence(sums, None, kept, self.device, changed) for sums, kept, changed in found]
 
     def _collect(self, name: str, collectors: "Sequence[Collector]") -> None:
         from replaceme.capture import collect
@@ -99,8 +104,7 @@ class Passes:
         for shard in range(count):
             batches = shard_batches(self.tokens, self.batch_size, shard, count)
             parts += gather_groups(self.model, self.family, batches, [group], config.regression, [recycled])
-        device = str(next(self.model.parameters()).device)
-        return Evidence(Statistics.sum(parts), Shards.of(parts), None, device, recycled)
+        return Evidence(Statistics.sum(parts), Shards.of(parts), None, self.device, recycled)
 
     def _recycled(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[Recycled | None]":
         import torch
@@ -226,15 +230,21 @@ def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
 
 def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
     """The state of a fit over rows in `path`: good for the same rows, options, device and versions only."""
+    from replaceme.transforms import State
+
+    stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
+    return State(path, state_identity(config, stored, device))
+
+
+def state_identity(config: FitConfig, rows: dict[str, Any], device: str) -> dict[str, Any]:
+    """What a state is good for: a fit section, what is known of the rows or the text, device and versions."""
     import torch
 
     from replaceme import __version__
-    from replaceme.transforms import State
 
     machine = {"replaceme": __version__, "torch": torch.__version__, "device": str(device)}
     machine["threads"] = torch.get_num_threads()
-    stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
-    return State(path, {"fit": config.model_dump(), "rows": stored, **machine})
+    return {"fit": config.model_dump(), "rows": rows, **machine}
 
 
 def fit_cut(

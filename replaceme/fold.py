@@ -12,26 +12,23 @@ placement `upstream` changes all weights that write to the residual stream befor
 placement `collapse` all matrices of the carrier (see `collapse`).
 """
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, model_card
-from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint, with_derived_lists
+from replaceme.changes import Changes, Content, Edit
+from replaceme.checkpoints import Checkpoint, with_derived_lists
 from replaceme.collapse import COLLAPSE, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256_of_all
 from replaceme.models import Family, check_fit, pruned_config
-from replaceme.provenance import versions
-from replaceme.separate import CODE, check_architecture, layers_of, separate_config
-from replaceme.shards import Changes, Edit, Shards
+from replaceme.separate import check_architecture, layers_of, separate_config
+from replaceme.shards import renamed
 from replaceme.upstream import factors
+from replaceme.writing import Merger, merging, provenance_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,11 +56,11 @@ def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform:
     return (folded * (given.norm() / folded.norm())).to(weight)
 
 
-def write_pruned(
+def finish_pruned(
+    merger: Merger,
     record: dict[str, Any],
     cut: dict[str, Any],
     transforms: "Sequence[Transform]",
-    out: str | Path,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the pruned checkpoint of a model record with its model card; returns what goes into replaceme.json.
@@ -71,29 +68,11 @@ def write_pruned(
     `transforms` has one for each group of the cut; `origin` the hashes of what they were fitted on. Errors as in
     `merge`.
     """
-    with merging(record["folder"], out, record["files"]) as merger:
-        return finish_pruned(merger, record, cut, transforms, origin)
-
-
-def finish_pruned(
-    merger: "Merger",
-    record: dict[str, Any],
-    cut: dict[str, Any],
-    transforms: "Sequence[Transform]",
-    origin: dict[str, Any],
-) -> dict[str, Any]:
-    """`write_pruned` by a merger that may have begun already."""
     from replaceme.transforms import joint_report
 
-    provenance = {
-        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
-        "cut": {key: value for key, value in cut.items() if key != "candidates"},
-        "fit": joint_report(transforms),
-        "placement": next((one.placement for one in transforms if not one.is_identity), None),
-        "origin": origin,
-        "versions": versions(),
-    }
-    merger.finish(cut, transforms, provenance, model_card(provenance, licence_of(record["folder"])))
+    provenance = provenance_of(record, cut, joint_report(transforms), origin)
+    provenance["placement"] = next((one.placement for one in transforms if not one.is_identity), None)
+    finish(merger, cut, transforms, provenance, model_card(provenance, licence_of(record["folder"])))
     return provenance
 
 
@@ -112,114 +91,36 @@ def merge(
     transforms do not belong to this model.
     """
     with merging(source, out) as merger:
-        merger.finish(cut, transforms, provenance, card)
+        finish(merger, cut, transforms, provenance, card)
 
 
-@contextmanager
-def merging(
-    source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
-) -> "Iterator[Merger]":
-    """Within it a pruned checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards.
-
-    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed.
-    """
-    check_out(source, out)
-    with ExitStack() as stack:
-        merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
-        yield merger
-        if not merger.finished:
-            raise RuntimeError(f"{out}: a merge was begun and not finished")
+def finish(
+    merger: Merger,
+    cut: dict[str, Any],
+    transforms: "Sequence[Transform]",
+    provenance: dict[str, Any],
+    card: str | None = None,
+) -> None:
+    """`merge` by a merger that may have begun already."""
+    _check(merger.checkpoint, cut, transforms)
+    merger.write(_content(merger.checkpoint, groups_of(cut), transforms, merger.device), provenance, card)
 
 
-class Merger:
-    """Writes a pruned checkpoint: what no transform changes as soon as the cut is known, the rest when they are."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
-    ) -> None:
-        self.checkpoint, self._out, self._stack, self._known, self._device = checkpoint, out, stack, known, device
-        self.finished = False
-        self._folder: Path | None = None
-        self._shards: Shards | None = None
-
-    def begin(self, groups: Sequence[tuple[int, int]]) -> None:
-        """Start to copy the shards that the transforms of these groups leave as they are; another cut may come yet."""
-        self._begun(groups).copy()
-
-    def _begun(self, groups: Sequence[tuple[int, int]]) -> "Shards":
-        if self._folder is None:
-            self._folder = self._stack.enter_context(replacing(self._out))
-            self._folder.mkdir()
-        if self._shards is None or self._shards.groups != list(groups):
-            self._drop()
-            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
-            self._stack.callback(self._shards.stop)
-        return self._shards
-
-    def _drop(self) -> None:
-        """Remove what was begun."""
-        if self._shards is not None:
-            self._shards.stop()
-            for path in self._folder.iterdir():
-                path.unlink()
-            self._shards = None
-
-    def finish(
-        self,
-        cut: dict[str, Any],
-        transforms: "Sequence[Transform]",
-        provenance: dict[str, Any],
-        card: str | None = None,
-    ) -> None:
-        """Write the rest; errors as in `merge`."""
-        checkpoint, groups = self.checkpoint, groups_of(cut)
-        _check(checkpoint, cut, transforms)
-        edits = _edits(checkpoint, groups, [one.to(self._device) for one in transforms])
-        layers = layers_of(checkpoint, groups, transforms)
-        if layers:
-            check_architecture(checkpoint)
-        constants = any(one.intercept is not None and one.of_mlp for one in transforms)
-        biased = constants and not checkpoint.family.has_bias
-        shards = self._begun(groups)
-        folder = self._folder
-        digests = shards.write(Changes(edits, layers, biased))
-        config = pruned_config(with_derived_lists(checkpoint), groups)
-        if biased:
-            config[checkpoint.family.bias_switch] = True
-        if layers:
-            names = [shards.renamed(name) for tensors in layers.values() for name in tensors]
-            config = separate_config(config, names)
-            shutil.copyfile(CODE, folder / CODE.name)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for path in checkpoint.companions():
-            shutil.copyfile(path, folder / path.name)
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        others = sha256_of_all(path for path in folder.iterdir() if path.name not in digests)
-        record = {**provenance, "files": dict(sorted((digests | others).items()))}
-        (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        self.finished = True
-
-
-def check_out(source: str | Path, out: str | Path) -> None:
-    """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
-
-    The folder is replaced as a whole, so neither the source nor somebody's own files may be in it.
-    """
-    out = Path(out)
-    if Path(source).resolve().is_relative_to(out.resolve()):
-        raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
-    if not out.is_dir():
-        return
-    patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
-    ours = {path for pattern in patterns for path in out.glob(pattern)}
-    if (out / "replaceme.json").is_file():
-        ours |= {out / "replaceme.json", out / "config.json"}
-    foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
-    if foreign:
-        raise ReplaceMeError(
-            f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
-        )
+def _content(
+    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", device: str
+) -> Content:
+    edits = _edits(checkpoint, groups, [one.to(device) for one in transforms])
+    layers = layers_of(checkpoint, groups, transforms)
+    constants = any(one.intercept is not None and one.of_mlp for one in transforms)
+    biased = constants and not checkpoint.family.has_bias
+    config = pruned_config(with_derived_lists(checkpoint), groups)
+    if biased:
+        config[checkpoint.family.bias_switch] = True
+    if layers:
+        check_architecture(checkpoint)
+        names = [renamed(checkpoint.family, groups, name) for tensors in layers.values() for name in tensors]
+        config = separate_config(config, names)
+    return Content(groups, Changes(edits, layers, biased), config, bool(layers))
 
 
 def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:
@@ -287,7 +188,7 @@ def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> d
         if family.post_norm is not None:
             edits |= _normed_fold(checkpoint, prefix, transform)
         else:
-            edits |= _plain_fold(checkpoint, down, transform)
+            edits |= plain_fold(checkpoint, down, transform)
     return edits
 
 
@@ -295,7 +196,8 @@ def _bias_of(weight: str) -> str:
     return weight.removesuffix("weight") + "bias"
 
 
-def _plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
+def plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
+    """What T does to a down projection of this name and to its bias, whatever follows it."""
     family, matrix, refitted = checkpoint.family, transform.matrix, transform.placement == "down_proj"
     if transform.intercept is not None and family.has_bias and _bias_of(down) not in checkpoint.tensors:
         raise ReplaceMeError(f"{checkpoint.folder}: no tensor {_bias_of(down)}, into which the intercept should go")

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def can_foresee(cut: CutConfig, fit: FitConfig, model: "nn.Module") -> bool:
-    """Whether the cut is chosen by distance, and its fit takes one pass over a model that is there as a whole."""
+    """Whether the cut is chosen by distance, and its T takes one pass over a model that is there as a whole."""
     by_distance = cut.start is None and not cut.needs_candidates
     one_pass = fit.recycle is None and not fit.automatic and not fit.sequential(cut.several)
-    return by_distance and one_pass and not hasattr(model, "streamed")
+    return by_distance and one_pass and not fit.is_other and not hasattr(model, "streamed")
 
 
 def choose_and_gather(

@@ -52,7 +52,7 @@ def token_losses(model: "nn.Module", batch: Tokens) -> "tuple[torch.Tensor, torc
 
     batch = trimmed(batch)
     logits = model(**model_inputs(model, batch)).logits[:, :-1]
-    counted = _counted(batch).to(logits.device)
+    counted = are_counted(batch).to(logits.device)
     goals = batch.input_ids[:, 1:].to(logits.device)
     losses = torch.zeros(counted.shape, dtype=torch.float64, device=logits.device)
     losses[counted] = cross_entropy(logits[counted].float(), goals[counted], reduction="none").double()
@@ -61,7 +61,7 @@ def token_losses(model: "nn.Module", batch: Tokens) -> "tuple[torch.Tensor, torc
 
 def counted_tokens(tokens: Tokens) -> int:
     """How many tokens a loss counts; raises ReplaceMeError where no token follows another."""
-    number = int(_counted(tokens).sum())
+    number = int(are_counted(tokens).sum())
     if not number:
         raise ReplaceMeError("loss: no sequence of two tokens or more")
     return number
@@ -73,5 +73,6 @@ def loss_batches(model: "nn.Module", tokens: Tokens, most: int | None = None) ->
     return tokens.batches(min(room, most or room))
 
 
-def _counted(tokens: Tokens) -> "torch.Tensor":
+def are_counted(tokens: Tokens) -> "torch.Tensor":
+    """Which tokens but the first of each sequence are unmasked and follow an unmasked one, bool."""
     return tokens.mask[:, 1:] & tokens.mask[:, :-1]

@@ -1,8 +1,13 @@
-"""A transformers model with linear layers after some of its blocks, in place of blocks that ReplaceMe removed.
+"""A transformers model some of whose layers are not those of its architecture; config.json says which.
 
-config.json says which: `model_type` is that of the original architecture behind `replaceme_`, `replacements` maps the
-name of a block to the options of the linear layer (`bias`) that its output goes through. That layer is the block's own
-submodule `replacement`; everything else is the original architecture of transformers, untouched.
+`model_type` is that of the original architecture behind `replaceme_`, and names are those of modules:
+- `replacements`: a block -> the options of a linear layer (`bias`), its submodule `replacement`, that its output goes
+  through, in place of blocks that were removed;
+- `factors`: a linear layer -> the rank of the two linear layers, one after the other, that are in its place;
+- `sliced`: the width of the residual stream, less than `hidden_size`. Norms have no gains and divide by the root of
+  `sum of squares / hidden_size`; what a block adds its parts to goes through a linear layer each, `attention_shortcut`
+  and `mlp_shortcut`.
+Everything else is the original architecture of transformers, untouched.
 
 This file is all code that such a checkpoint needs, hence no import but torch and transformers. ReplaceMe writes an
 exact copy of it beside the weights, and loads no other.
@@ -11,6 +16,7 @@ exact copy of it beside the weights, and loads no other.
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
@@ -41,6 +47,14 @@ def _config_class(original: str) -> type:
     return type("ReplaceMeConfig", (CONFIG_MAPPING[original],), entries)
 
 
+def _add_replacements(model: Any, replacements: dict[str, dict[str, Any]]) -> None:
+    size = model.config.hidden_size
+    for name, options in replacements.items():
+        block = _module(model, name)
+        block.replacement = nn.Linear(size, size, **options)
+        block.register_forward_hook(_replace)
+
+
 def _replace(block: nn.Module, inputs: Any, output: Any) -> Any:
     """Forward hook of a carrier: its output [samples, tokens, hidden] goes through the linear layer."""
     if isinstance(output, tuple):
@@ -48,29 +62,92 @@ def _replace(block: nn.Module, inputs: Any, output: Any) -> Any:
     return block.replacement(output)
 
 
+def _factorise(model: Any, factors: dict[str, int]) -> None:
+    for name, rank in factors.items():
+        parent, _, last = name.rpartition(".")
+        layer = _module(model, name)
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+        setattr(_module(model, parent), last, nn.Sequential(first, second))
+
+
+class SlicedNorm(nn.Module):
+    """`x / sqrt(sum of squares / size + eps)`, x [samples, tokens, width], in float32, in the type of x."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.size, self.eps = size, eps
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        exact = rows.float()
+        return (exact * torch.rsqrt(exact.square().sum(-1, keepdim=True) / self.size + self.eps)).to(rows.dtype)
+
+
+def _slice(model: Any, width: int) -> None:
+    config, base = model.config, model.base_model
+    norm = SlicedNorm(config.hidden_size, config.rms_norm_eps)
+    base.set_input_embeddings(nn.Embedding(config.vocab_size, width))
+    base.norm = norm
+    for block in base.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            _resize(block.self_attn, name, inputs=width)
+        for name in ("gate_proj", "up_proj"):
+            _resize(block.mlp, name, inputs=width)
+        _resize(block.self_attn, "o_proj", outputs=width)
+        _resize(block.mlp, "down_proj", outputs=width)
+        block.input_layernorm = block.post_attention_layernorm = norm
+        block.attention_shortcut = nn.Linear(width, width, bias=False)
+        block.mlp_shortcut = nn.Linear(width, width, bias=False)
+        block.__class__ = _sliced_block(type(block))
+    if model.get_output_embeddings() is not None:
+        model.set_output_embeddings(nn.Linear(width, config.vocab_size, bias=False))
+
+
+def _resize(module: nn.Module, name: str, inputs: int | None = None, outputs: int | None = None) -> None:
+    layer = getattr(module, name)
+    sizes = inputs or layer.in_features, outputs or layer.out_features
+    setattr(module, name, nn.Linear(*sizes, bias=layer.bias is not None))
+
+
 @cache
-def _with_replacements(architecture: type, name: str, auto_class: str) -> type:
-    """The architecture with linear layers, under a name by which transformers saves it as custom code."""
+def _sliced_block(block: type) -> type:
+    def forward(self: Any, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = self.attention_shortcut(hidden_states) + attention
+        return self.mlp_shortcut(hidden_states) + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    return type(block.__name__, (block,), {"forward": forward, "__module__": __name__})
+
+
+CHANGES = {"replacements": _add_replacements, "factors": _factorise, "sliced": _slice}
+
+
+def _module(model: Any, name: str) -> nn.Module:
+    return model.base_model.get_submodule(name.removeprefix(f"{model.base_model_prefix}."))
+
+
+@cache
+def _changed(architecture: type, name: str, auto_class: str) -> type:
+    """The architecture with the layers of the config, under a name by which transformers saves it as custom code."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         architecture.__init__(self, config, *args, **kwargs)
-        for path, options in config.replacements.items():
-            block = self.base_model.get_submodule(path.removeprefix(f"{self.base_model_prefix}."))
-            block.replacement = nn.Linear(config.hidden_size, config.hidden_size, **options)
-            block.register_forward_hook(_replace)
+        for entry, change in CHANGES.items():
+            if getattr(config, entry, None):
+                change(self, getattr(config, entry))
 
     entries = {"__init__": __init__, "__module__": __name__, "_auto_class": auto_class}
     return type(name, (architecture,), entries)
 
 
 class ReplaceMeModel:
-    """What the auto classes need of a model class: makes the original architecture with its linear layers."""
+    """What the auto classes need of a model class: makes the original architecture with the layers of the config."""
 
     auto_class, mapping = "AutoModel", MODEL_MAPPING
 
     @classmethod
     def _of(cls, config: Any) -> type:
-        return _with_replacements(cls.mapping[type(config).__base__], cls.__name__, cls.auto_class)
+        return _changed(cls.mapping[type(config).__base__], cls.__name__, cls.auto_class)
 
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:

@@ -20,7 +20,8 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     model_type = config["model_type"]
     if is_separate(config):
         raise ReplaceMeError(
-            f"{where}: already shortened, with linear layers of their own (placement block); give the original model"
+            f"{where}: already made smaller, with layers of its own (placement block, svd_llm, slicegpt); give the "
+            "original model"
         )
     if model_type not in FAMILIES:
         raise ReplaceMeError(

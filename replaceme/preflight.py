@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import is_local, local_folder, open_checkpoint, read_config
-from replaceme.config import Config
-from replaceme.config.sources import made_of, unmixed
+from replaceme.config import Config, FigureConfig
+from replaceme.config.figures import COST_MEASURES, MEASURES
+from replaceme.config.sources import unmixed
+from replaceme.cost import check_country
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
-from replaceme.models import check_calibration, check_cut, check_fit, check_length, is_encoder
+from replaceme.methods import check_section
+from replaceme.models import check_calibration, check_cut, check_length, is_encoder
 from replaceme.outline import Outline, outline_of
-from replaceme.reference import check_reference
+from replaceme.points import check_published
+from replaceme.reference import check_reference, scaled
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -36,11 +40,12 @@ def local_problems(config: Config) -> list[str]:
     for name in sorted({model for table in tables for model in table.models}):
         if is_local(config.models[name].source):
             lines += _model_problems(config, name)
-    for name in made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations})):
+    for name in config.observed(tables):
         try:
             check_source(config.calibrations[name])
         except ReplaceMeError as error:
             lines.append(f"calibrations.{name}: {error}")
+    lines += _healing_problems(config)
     for name in sorted({table.evaluation for table in tables if table.evaluation is not None}):
         include = config.evaluations[name].include
         if include is not None and not Path(include).is_dir():
@@ -51,7 +56,79 @@ def local_problems(config: Config) -> list[str]:
                 check_reference(table.reference, table.rows)
         except ReplaceMeError as error:
             lines.append(f"tables.{name}: {error}")
+    if config.cost is not None and config.cost.country is not None:
+        try:
+            check_country(config.cost.country)
+        except ReplaceMeError as error:
+            lines.append(str(error))
+    for name, figure in config.figures.items():
+        lines += [f"figures.{name}.{problem}" for problem in _figure_problems(config, figure)]
     return lines
+
+
+def _healing_problems(config: Config) -> list[str]:
+    """Healings of a table that have no text, too little of it, or fits that cannot be trained."""
+    found = []
+    for table_name, table in config.tables.items():
+        for name in table.healings:
+            healing = config.healings[name]
+            text = config.calibrations[healing.text]
+            where = f"healings.{name} on calibrations.{healing.text}"
+            if any(one.images is not None for one in unmixed(config.calibrations, healing.text)):
+                found.append(f"{where}: images, but a healing trains on text; name a calibration of text")
+            elif text.samples <= healing.held_out:
+                found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
+        layers = [fit for fit in table.fits if table.healings and config.fits[fit].brings_code]
+        found += [
+            f"tables.{table_name}: fit {fit!r} makes layers of its own, which cannot be healed; drop one"
+            for fit in layers
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
+    """What a figure shows and its tables will not have, and published values that are not in their file."""
+    found = []
+    if figure.needs_cost and config.cost is None:
+        found.append("measures: costs are measured where the section `cost` is set; set it")
+    tables = {name: config.tables[name] for name in figure.tables}
+    for name, table in tables.items():
+        if figure.kind == "heatmap":
+            continue
+        if table.evaluation is None:
+            found.append(f"tables: {name!r} has no evaluation, so there is nothing to show; drop it")
+            continue
+        known = [*MEASURES, *COST_MEASURES, *config.evaluations[table.evaluation].tasks]
+        unknown = [column for column in figure.columns if column not in known]
+        if unknown:
+            found.append(f"measures: {unknown[0]!r} is not measured by table {name!r}; it has {', '.join(known)}")
+    if figure.from_config is not None:
+        section, key = figure.from_config
+        names = {one for table in tables.values() for one in getattr(table, f"{section}s")}
+        values = {one: getattr(getattr(config, f"{section}s")[one], key) for one in sorted(names)}
+        found += [
+            f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
+        ]
+    for what, check in (("measures", _check_measures), ("published", _check_published)):
+        try:
+            check(figure)
+        except ReplaceMeError as error:
+            found.append(f"{what}: {error}")
+    return found
+
+
+def _check_measures(figure: FigureConfig) -> None:
+    for measure in figure.measures:
+        scaled(measure)
+
+
+def _check_published(figure: FigureConfig) -> None:
+    if figure.published is not None:
+        check_published(figure)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model_problems(config: Config, name: str) -> list[str]:
@@ -76,7 +153,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
             possible_spans(config.cuts[cut_name], outline.record)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
-    used = made_of(config.calibrations, sorted({one for table in tables for one in table.calibrations}))
+    used = config.observed(tables)
     of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
     lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
@@ -88,7 +165,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     for fit_name in sorted({fit for table in tables for fit in table.fits}):
         fit = config.fits[fit_name]
         try:
-            check_fit(outline.config, section.source, fit.placement, fit.intercept, fit.recycle is not None)
+            check_section(outline.config, fit, section.source)
         except ReplaceMeError as error:
             found.append(f"fits.{fit_name} on models.{name}: {error}")
     return found
@@ -107,6 +184,8 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
     for key, table in tables.items():
         if is_encoder(model) and table.evaluation is not None:
             found.append(f"tables.{key}: {source}: an encoder of images, which no evaluation measures; drop it")
+        if is_encoder(model) and table.healings:
+            found.append(f"tables.{key}: {source}: an encoder of images, which has no loss to heal by; drop healings")
     return found
 
 

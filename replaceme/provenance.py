@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 PACKAGES = ("replaceme", "torch", "transformers", "lm_eval", "datasets", "numpy", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages on which results depend; read from metadata, nothing is imported."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages (and `more`) on which results depend, read from their metadata."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -43,6 +44,14 @@ def hardware(ask_gpu: bool = False) -> dict[str, Any]:
             found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
             found["gpu_driver"] = _driver()
     return found
+
+
+def described(hardware: Mapping[str, Any]) -> str:
+    """Hardware in words: `AMD EPYC, 2 cores, 25 GB, 1 x NVIDIA H100 (driver 570)`."""
+    words = [hardware["cpu"], f"{hardware['cores']} cores", f"{hardware['memory_bytes'] / 1e9:.0f} GB"]
+    gpus = hardware["gpus"]
+    words += [f"{gpus.count(name)} x {name} (driver {hardware['gpu_driver']})" for name in dict.fromkeys(gpus)]
+    return ", ".join(words)
 
 
 def _cpu_model() -> str:

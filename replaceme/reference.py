@@ -16,7 +16,9 @@ from replaceme.tables import KEYS
 if TYPE_CHECKING:
     import pandas
 
-NAMES = KEYS[:4]
+    from replaceme.render import Part
+
+NAMES = KEYS[:5]
 Row = str | Mapping[str, str] | None
 
 
@@ -31,7 +33,7 @@ class Compared:
     @property
     def note(self) -> str:
         """How much of it was run."""
-        return f"{self.run} of {self.cells} cells run here; the others are empty."
+        return f"{self.run} of {self.cells} cells run here, {self.cells - self.run} empty."
 
 
 def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
     if unknown:
         raise ReplaceMeError(f"reference: {unknown[0]!r} is no row of the table; add what it names, or set it to null")
     for measure in reference.columns.values():
-        _scaled(measure)
+        scaled(measure)
 
 
 def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
@@ -61,7 +63,7 @@ def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
     frame = published[[name for name in published.columns if name not in reference.columns]].copy()
     run = 0
     for column, measure in reference.columns.items():
-        name, scale = _scaled(measure)
+        name, scale = scaled(measure)
         if name not in table.columns:
             raise ReplaceMeError(f"{reference.file}: the table measures no {name!r}; it has {', '.join(table.columns)}")
         rows = [measured.get(_of(row, column)) for row in reference.rows]
@@ -74,23 +76,30 @@ def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
     return Compared(frame, len(published) * len(reference.columns), run)
 
 
-def markdown(compared: Compared, reference: ReferenceConfig, caption: str) -> str:
-    """The comparison as Markdown: `measured ± error (published)` in each cell, empty where nothing was run."""
+def shown(compared: Compared, reference: ReferenceConfig, title: str) -> "Part":
+    """The comparison as it is shown: `measured ± error (published)` in each cell, empty where nothing was run."""
+    from replaceme.render import Column, Part
+
     labels = [name for name in compared.frame.columns if _owner(name, reference) is None]
-    head = [*labels, *reference.columns]
-    lines = (
-        [caption, "", _line(head), _line("---" for _ in head)] if caption else [_line(head), _line("---" for _ in head)]
-    )
-    for _, row in compared.frame.iterrows():
-        names = ["" if _is_missing(row[label]) else f"{row[label]}" for label in labels]
-        lines.append(_line([*names, *(_cell(row, column) for column in reference.columns)]))
+    columns = [Column(name.replace("_", " "), name) for name in labels]
+    columns += [
+        Column(name.replace("_", " "), name, "significant", meaning=f"{measure} ± standard error (published)")
+        for name, measure in reference.columns.items()
+    ]
+    cells = [
+        [
+            *("" if _is_missing(row[label]) else f"{row[label]}" for label in labels),
+            *(_cell(row, column) for column in reference.columns),
+        ]
+        for _, row in compared.frame.iterrows()
+    ]
+    return Part(title, columns, cells, [[False] * len(columns) for _ in cells])
+
+
+def notes(compared: Compared, reference: ReferenceConfig) -> list[str]:
+    """Whose the published values are, and how much was run here."""
     whose = "the same models" if reference.same_models else "other models, so that only directions can be compared"
-    lines += ["", f"In brackets: published, of {whose}. {compared.note}"]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+    return [f"In brackets: published, of {whose}.", compared.note]
 
 
 def _cell(row: "pandas.Series", column: str) -> str:
@@ -121,21 +130,21 @@ def _of(row: Row, column: str) -> str | None:
 
 
 def _by_name(table: "pandas.DataFrame") -> dict[tuple[str, ...], "pandas.Series"]:
-    """Rows by (model, calibration, cut, fit); baselines by their model alone."""
+    """Rows by (model, calibration, cut, fit, healing); baselines by their model alone."""
     found = {}
     for _, row in table.iterrows():
-        names = tuple(None if _is_missing(row[name]) else row[name] for name in NAMES)
+        names = tuple(None if _is_missing(row.get(name)) else row[name] for name in NAMES)
         found[names if names[1] is not None else (names[0],)] = row
     return found
 
 
-def _scaled(measure: str) -> tuple[str, float]:
+def scaled(measure: str) -> tuple[str, float]:
     """A measure and its factor out of `average * 100`."""
     name, star, factor = (part.strip() for part in measure.partition("*"))
     try:
         return name, float(factor) if star else 1.0
     except ValueError:
-        raise ReplaceMeError(f"reference: {measure!r} is no measure; write `average` or `average * 100`") from None
+        raise ReplaceMeError(f"{measure!r} is no measure; write `average` or `average * 100`") from None
 
 
 def _value(row: "pandas.Series | None", name: str, scale: float) -> float | None:

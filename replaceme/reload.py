@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,15 @@ from replaceme.errors import ReplaceMeError
 from replaceme.loading import load_causal_model
 from replaceme.models import family_of
 from replaceme.separate import check_code, is_separate
-from replaceme.shortened import shortened
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from replaceme.transforms import Transform
+    from replaceme.families import Family
 
+# what lets a loaded original, base model and family, run as the new model does
+Running = Callable[["nn.Module", "Family"], AbstractContextManager[None]]
 SEQUENCES, LENGTH, NEW_TOKENS = 2, 32, 8
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -44,16 +47,13 @@ def fixed_tokens(config: dict[str, Any]) -> Tokens:
     return Tokens(input_ids, mask)
 
 
-def hooked_logits(
-    folder: str | Path, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", tokens: Tokens
-) -> "torch.Tensor":
-    """Logits, float32, of an original model that runs with the transforms applied by hooks; it is freed afterwards."""
+def hooked_logits(folder: str | Path, running: Running, tokens: Tokens) -> "torch.Tensor":
+    """Logits, float32, of an original model that runs as the new one does; it is freed afterwards."""
     import torch
 
     model = load_causal_model(folder, "float32", "cpu")
-    given = [None if one.is_identity else one for one in transforms]
     family = family_of(read_config(folder), str(folder))
-    with torch.inference_mode(), shortened(model.base_model, family, groups, given):
+    with torch.inference_mode(), running(model.base_model, family):
         logits = model(**model_inputs(model, tokens)).logits.float()
     del model
     gc.collect()  # its blocks hold references to themselves, and the fresh process needs the memory

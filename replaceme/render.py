@@ -3,6 +3,7 @@
 The parts are the summary, the single tasks, and the cost; only the cost depends on the machine and the time.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 TERMINAL = 160
+ERROR = re.compile(r" ± \S+")
 CONTEXT = ("model", "calibration")  # columns shown only where they differ
 
 
@@ -69,16 +71,31 @@ COST = (
 
 def write(frame: "pandas.DataFrame", prefix: str | Path, caption: str) -> list[Path]:
     """Write <prefix>.csv, .md, .html and .tex, each atomically, and return their paths; missing values stay empty."""
+    legend = "Value ± standard error; bold: best of its size."
+    return write_parts(tables(frame), frame, prefix, caption, _notes(frame), legend)
+
+
+def write_parts(
+    parts: Sequence[Part],
+    frame: "pandas.DataFrame",
+    prefix: str | Path,
+    caption: str,
+    notes: Sequence[str],
+    legend: str,
+) -> list[Path]:
+    """Write parts as <prefix>.md, .html and .tex with notes below them, and the frame behind them as .csv.
+
+    `legend` says on the page how its cells are to be read.
+    """
     from replaceme.webpage import html
 
-    parts = tables(frame)
-    notes = _notes(frame)
     texts = {
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
-        ".md": _markdown(parts, caption, notes),
-        ".html": html(parts, caption, notes),
+        ".md": markdown(parts, caption, notes),
+        ".html": html(parts, caption, notes, legend),
         ".tex": _latex(parts, caption, notes),
     }
+    # not with_suffix: the name of a table may hold dots
     paths = [Path(f"{prefix}{suffix}") for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)
@@ -90,6 +107,8 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
     names = [
         Column(name, name) for name in ("model", "calibration", "cut", "fit") if name not in _constant(frame, CONTEXT)
     ]
+    if "healing" in frame:
+        names.append(Column("healed by", "healing", meaning="training after the shortening; empty: none"))
     sizes = [Column("removed", "span", meaning="blocks removed, start included, end not")]
     sizes += [Column("ratio %", "compression", "percent", 100, meaning="share of the parameters removed")]
     tasks = task_columns(list(frame.columns))
@@ -102,9 +121,9 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
         for task in tasks
     ]
     return [
-        _part("Summary", [*names, *sizes, *SUMMARY], frame),
-        _part("Tasks, %", [*names, *accuracy], frame),
-        _part("Cost", [*names, *COST], frame),
+        part("Summary", [*names, *sizes, *SUMMARY], frame),
+        part("Tasks, %", [*names, *accuracy], frame),
+        part("Cost", [*names, *COST], frame),
     ]
 
 
@@ -125,6 +144,8 @@ def _notes(frame: "pandas.DataFrame") -> list[str]:
     """What the columns do not say: constant names, how tasks were scored, by what each cut was chosen."""
     notes = [f"{name.capitalize()}: {value}." for name, value in _constant(frame, CONTEXT).items()]
     notes += [f"{how}: {', '.join(names)}." for how, names in _grouped(frame.attrs.get("tasks", {})).items()]
+    if coded := frame.attrs.get("own_code"):
+        notes.append(f"Models that bring code, loaded with trust_remote_code: {', '.join(coded)}.")
     ways = {}
     for cut, metric, position in frame[["cut", "metric", "position"]].dropna(subset=["cut"]).itertuples(index=False):
         place = f" over {position} tokens" if metric in ("cosine", "angular") else ""
@@ -140,7 +161,8 @@ def _grouped(ways: Mapping[str, str]) -> dict[str, list[str]]:
     return groups
 
 
-def _part(title: str, columns: Sequence[Column], frame: "pandas.DataFrame") -> Part:
+def part(title: str, columns: Sequence[Column], frame: "pandas.DataFrame") -> Part:
+    """The rows of a frame as cells; the best values of a size where a column says what is best."""
     cells, best = [], []
     winners = {column.source: _winners(column, frame) for column in columns if column.best}
     for index, row in frame.iterrows():
@@ -193,8 +215,9 @@ def _number(value: float, decimals: int, sign: str = "") -> str:
     return f"{value:{sign}.2e}" if decimals < 0 else f"{value:{sign}.{decimals}f}"
 
 
-def _markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
-    lines = [caption, ""]
+def markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
+    """Parts as Markdown: caption, aligned tables under their titles, notes."""
+    lines = [caption, ""] if caption else []
     for part in parts:
         lines += [f"**{part.title}**", "", *_grid(part), ""]
     return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
@@ -204,7 +227,7 @@ def _grid(part: Part) -> list[str]:
     """Aligned rows with pipes; standard errors are dropped where they would make it wider than a terminal."""
     lines = _aligned(part, part.cells)
     if len(lines[0]) > TERMINAL:
-        lines = _aligned(part, [[cell.split(" ± ")[0] for cell in row] for row in part.cells])
+        lines = _aligned(part, [[ERROR.sub("", cell) for cell in row] for row in part.cells])
     return lines
 
 

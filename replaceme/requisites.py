@@ -14,7 +14,7 @@ from replaceme.capacity import disk_problems, memory_problems
 from replaceme.checkpoints import is_local as is_folder
 from replaceme.checkpoints import local_folder, open_checkpoint
 from replaceme.config import CalibrationConfig, Config
-from replaceme.config.sources import made_of
+from replaceme.config.calibrations import MICRO
 from replaceme.data import is_local as is_file
 from replaceme.data import messages_of, text_of
 from replaceme.errors import ReplaceMeError
@@ -80,7 +80,7 @@ def problems(config: Config, results: Path = Path("results")) -> list[str]:
             lines += uses_of(config, name, outline) if outline else []
         if outline is not None:
             outlines[name] = outline
-    for name in made_of(config.calibrations, sorted({one for table in used for one in table.calibrations})):
+    for name in config.observed(used):
         _look_at_data(asked, name, config.calibrations[name])
     for name in sorted({table.evaluation for table in used if table.evaluation}):
         lines += _task_problems(asked, name, config)
@@ -109,7 +109,7 @@ def _local_outline(folder: str) -> Outline | None:
 def _look_at_data(asked: _Asked, name: str, section: CalibrationConfig) -> None:
     """Ask for the data set of a calibration, and look whether its first record has the columns that are named."""
     source = section.dataset or section.images
-    if source in (None, "micro", GENERATED):
+    if source in (None, *MICRO, GENERATED):
         return
     if is_file(source) if section.images is None else is_folder(source):
         return

@@ -1,8 +1,9 @@
-"""Transforms as linear layers of their own (placement `block`): tensors, config and code of such a checkpoint.
+"""Checkpoints that no architecture of transformers holds: their config and code, and the layers of placement `block`.
 
-No weight of the original can take up a map of the whole residual stream, so the checkpoint brings a small file of code
-with it (`modeling_replaceme`), which transformers runs only with `trust_remote_code=True`. Its `model_type` is one that
-transformers does not know: without the code the layers would be left out with a mere warning.
+No weight of the original can take up a map of the whole residual stream, nor a pair of factors, nor a narrower residual
+stream. So the checkpoint brings a small file of code with it (`modeling_replaceme`), which transformers runs only with
+`trust_remote_code=True`. Its `model_type` is one that transformers does not know: without the code the layers would be
+left out with a mere warning.
 This package runs its own copy of the file, and only for folders whose file is the same.
 """
 
@@ -55,30 +56,38 @@ def separate_config(config: dict[str, Any], tensors: Sequence[str]) -> dict[str,
         name.removesuffix(f".{LAYER}.weight"): {"bias": f"{name.removesuffix('weight')}bias" in tensors}
         for name in weights
     }
+    return coded_config(config, {"replacements": replacements})
+
+
+def coded_config(config: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a checkpoint that needs the code, with the entries that tell it what is other than in `config`."""
     return {
         **config,
         "architectures": [AUTO_MAP["AutoModelForCausalLM"].rpartition(".")[2]],
         "auto_map": AUTO_MAP,
         "model_type": PREFIX + config["model_type"],
-        "replacements": replacements,
+        **entries,
     }
 
 
 def check_architecture(checkpoint: "Checkpoint") -> None:
-    """Raise ReplaceMeError where transformers would run a checkpoint as another `model_type` than it names."""
+    """Raise ReplaceMeError where transformers would run a checkpoint as another `model_type` than it names.
+
+    Such a checkpoint cannot be one that brings code.
+    """
     from transformers import AutoConfig
 
     loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     named, taken = checkpoint.config["model_type"], type(loaded).model_type
     if named != taken:
         raise ReplaceMeError(
-            f"{checkpoint.folder}: transformers takes this {named!r} for {taken!r}, which placement block cannot; use "
-            "placement mlp"
+            f"{checkpoint.folder}: transformers takes this {named!r} for {taken!r}, which placement block, svd_llm and "
+            "slicegpt cannot; use another placement or method"
         )
 
 
 def is_separate(config: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a checkpoint with linear layers of their own."""
+    """Whether a config.json is that of a checkpoint with layers of its own, which brings the code for them."""
     return str(config["model_type"]).startswith(PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""The shards of a pruned checkpoint: most are copied byte by byte, those with tensors that change are written anew.
+"""The shards of a new checkpoint: most are copied byte by byte, those with tensors that change are written anew.
 
 A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: for each tensor its type,
 shape and place) and the tensors' bytes without gaps. So a shard without some tensors and with other names is another
@@ -10,21 +10,22 @@ its own, so that all others can be copied, and hashed, before there is a transfo
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from replaceme.changes import Changes
 from replaceme.checkpoints import INDEX, SINGLE, Checkpoint
 from replaceme.files import sha256, sync, write_safetensors
 from replaceme.progress import progress
 
 if TYPE_CHECKING:
-    import torch
+    from replaceme.families import Family
 
-Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 AT_ONCE = 8  # shards
+IN_MEMORY = 3  # of those that are written anew
 ALIGNED = 8
 METADATA = "__metadata__"
 OWN = ""  # the shard of its own of what may change
@@ -87,40 +88,15 @@ def _copy_range(source: int, target: int, begin: int, position: int, count: int)
         begin, position, count = begin + done, position + done, count - done
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What becomes of tensors, by their name in the source.
-
-    `edits`: a tensor's new content. `layers`: tensors that are added beside one, by their names in the numbering of the
-    source. `biased`: linear layers of the MLPs without biases get zeros.
-    """
-
-    edits: Mapping[str, Edit]
-    layers: "Mapping[str, Mapping[str, torch.Tensor]]"
-    biased: bool
-
-    def of(self, checkpoint: Checkpoint, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-        """The tensors of a shard with their changes, under the names of the source."""
-        if self.biased:
-            tensors = _with_biases(checkpoint, tensors)
-        near = [name for name in self.layers if name in tensors]
-        new = {name: one.to(tensors[at].dtype) for at in near for name, one in self.layers[at].items()}
-        return {name: self.edits[name](one) if name in self.edits else one for name, one in tensors.items()} | new
-
-    def touch(self, names: Iterable[str]) -> bool:
-        """Whether a shard with these tensors is another one afterwards."""
-        return self.biased or any(name in self.edits or name in self.layers for name in names)
-
-
-def _with_biases(checkpoint: Checkpoint, tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Zero biases beside the weights of a shard that have none, for the layers that the family's switch gives them."""
-    layers = tuple(f".{layer}.weight" for layer in checkpoint.family.biased)
-    added = {
-        name.removesuffix("weight") + "bias": weight.new_zeros(len(weight))
-        for name, weight in tensors.items()
-        if checkpoint.family.block_of(name) is not None and name.endswith(layers)
-    }
-    return tensors | {name: bias for name, bias in added.items() if name not in checkpoint.tensors}
+def renamed(family: "Family", groups: Sequence[tuple[int, int]], name: str) -> str | None:
+    """A tensor's name in a checkpoint without the blocks of some groups, or None when its block goes."""
+    block = family.block_of(name)
+    if block is None:
+        return name
+    if any(start <= block < end for start, end in groups):
+        return None
+    gone = sum(end - start for start, end in groups if end <= block)
+    return family.renamed(name, block - gone) if gone else name
 
 
 @dataclass(frozen=True)
@@ -153,26 +129,20 @@ class Shards:
             placed |= {name: OWN for start, _ in groups for name in checkpoint.changeable(start - 1)}
         for name, shard in sorted(placed.items(), key=lambda one: (one[1] == OWN, one[1])):
             self._names.setdefault(shard, []).append(name)
-        self._threads, self._hashing = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(AT_ONCE)
+        self._copying, self._hashing = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(AT_ONCE)
+        self._changing = ThreadPoolExecutor(IN_MEMORY)
         self._pending: dict[str, Future[Written]] = {}
 
     def renamed(self, name: str) -> str | None:
-        """A tensor's name in the pruned checkpoint, or None when its block goes."""
-        family = self.checkpoint.family
-        block = family.block_of(name)
-        if block is None:
-            return name
-        if any(start <= block < end for start, end in self.groups):
-            return None
-        gone = sum(end - start for start, end in self.groups if end <= block)
-        return family.renamed(name, block - gone) if gone else name
+        """A tensor's name in the new checkpoint, or None when its block goes."""
+        return renamed(self.checkpoint.family, self.groups, name)
 
     def copy(self) -> None:
         """Start to copy the shards in which nothing may change, in the background."""
         changeable = {name for start, _ in self.groups for name in self.checkpoint.changeable(start - 1)}
         for shard, names in self._names.items():
             if shard not in self._pending and not changeable & set(names):
-                self._pending[shard] = self._threads.submit(self._copy, shard)
+                self._pending[shard] = self._copying.submit(self._copy, shard)
 
     def write(self, changes: Changes) -> dict[str, str]:
         """Write all that is not there yet, and the index; returns the SHA-256 of every shard by its file name."""
@@ -180,9 +150,10 @@ class Shards:
             if shard in self._pending and changes.touch(names):
                 self._pending.pop(shard).result()  # some transforms change more than their carriers
             if shard not in self._pending:
-                anew = shard == OWN or changes.touch(names)
-                work = (self._change, shard, changes) if anew else (self._copy, shard)
-                self._pending[shard] = self._threads.submit(*work)
+                if shard == OWN or changes.touch(names):
+                    self._pending[shard] = self._changing.submit(self._change, shard, changes)
+                else:
+                    self._pending[shard] = self._copying.submit(self._copy, shard)
         shards = list(self._names)
         futures = (self._pending[shard] for shard in shards)
         written = [future.result() for future in progress(futures, "folding", len(shards), "shard")]
@@ -196,7 +167,7 @@ class Shards:
 
     def stop(self) -> None:
         """Give up what has not begun, and wait for the rest."""
-        for threads in (self._threads, self._hashing):
+        for threads in (self._copying, self._changing, self._hashing):
             threads.shutdown(cancel_futures=True)
 
     def _file(self, shard: str) -> str:

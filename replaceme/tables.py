@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme import uncertainty
+from replaceme.config.methods import NARROWING
 from replaceme.cuts import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
@@ -17,17 +18,18 @@ from replaceme.files import read_json
 if TYPE_CHECKING:
     import pandas
 
-KEYS = ("model", "calibration", "cut", "fit", "removed", "span", "metric", "position", "compression")
+KEYS = ("model", "calibration", "cut", "fit", "healing", "removed", "span", "metric", "position", "compression")
+HEALED = "healed"  # the folder of the healings of a fit
 # depend on the machine or on the time; everything left of them is the same in every run
 COST = ("parameters", "file_bytes", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What the steps left about one model: `names` are model, calibration, cut and fit."""
+    """What the steps left about one model: `names` are model, calibration, cut, fit and healing."""
 
     folder: Path
-    names: tuple[str, str | None, str | None, str]
+    names: tuple[str, str | None, str | None, str, str | None]
     evaluation: Mapping[str, Any]
     speed: Mapping[str, Any]
     cut: Mapping[str, Any]
@@ -35,15 +37,16 @@ class _Result:
 
     @property
     def is_identity(self) -> bool:
-        return self.fit.get("transform") == "identity"
+        return self.fit.get("transform") == "identity" and self.names[4] is None
 
 
 def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) -> "pandas.DataFrame":
     """One row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures, COST.
 
-    `rows` are folders <model>/<calibration>/<cut>/<fit>, `baselines` folders <model>/baseline; `evaluation` names a
-    file in their `evaluation` folder. Accuracies are fractions, `rp` and only it is in percent. `*_vs_identity` are
-    paired over items with the identity fit of the same cut. Raises ReplaceMeError naming a missing file or baseline.
+    `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> in such a one (only then there is a column
+    `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. Accuracies
+    are fractions, `rp` and only it is in percent. `*_vs_identity` are paired over items with the identity fit of the
+    same cut, not healed. Raises ReplaceMeError naming a missing file or baseline.
     """
     import pandas
 
@@ -66,6 +69,7 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) ->
     columns = _columns(everything)
     frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
     frame.attrs["tasks"] = _task_notes(everything)
+    frame.attrs["own_code"] = sorted({result.names[3] for result in results if result.fit.get("own_code")})
     own = [_own_columns(result) for result in everything]
     frame.attrs["perplexities"] = sorted({name for tasks in own for name in tasks if _is_perplexity(tasks[name])})
     return frame
@@ -73,20 +77,25 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) ->
 
 def _baseline(folder: Path, evaluation: str) -> _Result:
     parts = (_read(folder, f"evaluation/{evaluation}.json"), _read(folder, "speed.json"))
-    return _Result(folder, (folder.parent.name, None, None, "baseline"), *parts, {}, {})
+    return _Result(folder, (folder.parent.name, None, None, "baseline", None), *parts, {}, {})
 
 
 def _row(folder: Path, evaluation: str) -> _Result:
-    if len(folder.parts) < 4:
-        raise ReplaceMeError(f"{folder}: a row is a folder <model>/<calibration>/<cut>/<fit>")
-    model, calibration, cut, fit = folder.parts[-4:]
+    healing = folder.name if folder.parent.name == HEALED else None
+    fitted = folder if healing is None else folder.parents[1]
+    if len(fitted.parts) < 4:
+        raise ReplaceMeError(
+            f"{folder}: a row is a folder <model>/<calibration>/<cut>/<fit>, or healed/<healing> in it"
+        )
+    fit = _read(fitted, "fit.json")
     return _Result(
         folder,
-        (model, calibration, cut, fit),
+        (*fitted.parts[-4:], healing),
         _read(folder, f"evaluation/{evaluation}.json"),
         _read(folder, "speed.json"),
-        _read(folder.parent, "cut.json"),
-        _read(folder, "fit.json"),
+        _read(fitted.parent, "cut.json"),
+        # what the map leaves of its target was not measured again
+        fit if healing is None else {key: value for key, value in fit.items() if key != "residual"},
     )
 
 
@@ -111,7 +120,8 @@ def _columns(results: Sequence[_Result]) -> list[str]:
         "log_perplexity_vs_identity",
         "log_perplexity_vs_identity_stderr",
     ]
-    return [*KEYS, *measures, *COST]
+    healed = any(result.names[4] for result in results)
+    return [*(key for key in KEYS if healed or key != "healing"), *measures, *COST]
 
 
 def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
@@ -151,8 +161,9 @@ def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
 def _record(result: _Result, reference: _Result, identity: _Result | None) -> dict[str, Any]:
     cut, speed = result.cut, result.speed
     record = dict(zip(KEYS, result.names, strict=False))
-    record["removed"] = cut.get("blocks", 0)
-    record["span"] = described(cut) if cut else None
+    narrower = result.fit.get("method") in NARROWING
+    record["removed"] = 0 if narrower else cut.get("blocks", 0)
+    record["span"] = "none, narrower" if narrower else described(cut) if cut else None
     record["metric"], record["position"] = cut.get("metric"), cut.get("position")
     record["compression"] = 1 - speed["parameters"] / reference.speed["parameters"]
     for name, task in _own_columns(result).items():

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from replaceme.changes import Edit
     from replaceme.checkpoints import Checkpoint
     from replaceme.families import Family
-    from replaceme.shards import Edit
     from replaceme.transforms import Transform
 
 UPSTREAM = "upstream"

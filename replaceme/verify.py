@@ -6,19 +6,23 @@ model at a time is in memory and no GPU has to hold it.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import INDEX, check_merged, open_checkpoint, read_config
 from replaceme.cuts import groups_of
+from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
+from replaceme.methods import running
+from replaceme.methods.found import Found
 from replaceme.models import PER_BLOCK_LISTS, is_encoder
 from replaceme.outcome import FAILED, PASSED, NotChecked, not_checked, outcome
 from replaceme.provenance import versions
-from replaceme.reload import fixed_tokens, hooked_logits, reload
+from replaceme.reload import Running, fixed_tokens, hooked_logits, reload
 from replaceme.separate import check_code, is_separate
+from replaceme.shortened import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +37,25 @@ ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F64": 2**-53}
 
 
 def verify(
-    record: dict[str, Any], cut: dict[str, Any], transforms: "Sequence[Transform]", folder: str | Path
+    record: dict[str, Any], cut: dict[str, Any], transforms: "Sequence[Transform] | Found", folder: str | Path
 ) -> dict[str, Any]:
     """The outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
 
+    In place of transforms may stand what another method found.
+
     A check that fails does not raise: see `require_passed`. What needs the model loaded is left out where the files
     are wrong already.
+    """
+    as_made, edited = _running(cut, transforms)
+    return verify_against(lambda tokens: hooked_logits(record["folder"], as_made, tokens), record, edited, folder)
+
+
+def verify_against(
+    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path
+) -> dict[str, Any]:
+    """The outcome of every check of a `folder` made from the model of a record, its logits against `expected` ones.
+
+    `expected` gives those of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so rounded.
     """
     checks = {
         "files": outcome(_check_files, folder),
@@ -46,7 +63,7 @@ def verify(
         "config": outcome(_check_config, folder),
     }
     if all(check["outcome"] == PASSED for check in checks.values()):
-        checks |= _check_by_loading(record, groups_of(cut), transforms, folder)
+        checks |= _check_by_loading(expected, record, edited, folder)
     else:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
     return {"model": str(folder), "checks": checks, "versions": versions()}
@@ -104,14 +121,14 @@ def _check_config(folder: str | Path) -> None:
 
 
 def _check_by_loading(
-    record: dict[str, Any], groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", folder: str | Path
+    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path
 ) -> dict[str, dict[str, Any]]:
     if is_encoder(read_config(folder)):
         return dict.fromkeys(BY_LOADING, not_checked("encoders are not run"))
     memory = outcome(_check_memory, record)
     enough = memory["outcome"] == PASSED
     tokens = fixed_tokens(read_config(record["folder"])) if enough else None
-    expected = hooked_logits(record["folder"], groups, transforms, tokens) if enough else None
+    logits = expected(tokens) if enough else None
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
         try:
             answer = reload(folder, tokens, Path(work))
@@ -119,11 +136,20 @@ def _check_by_loading(
             answer = {"weights": str(error)}
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
         if checks.get("logits", {}).get("outcome") == PASSED:
-            fitted = not all(one.is_identity for one in transforms)
-            allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, fitted)
-            checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", expected, tokens.mask, allowed)
+            allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, edited)
+            checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", logits, tokens.mask, allowed)
     left_out = not_checked("the weights did not load") if enough else memory
     return {name: checks.get(name, left_out) for name in BY_LOADING}
+
+
+def _running(cut: dict[str, Any], transforms: "Sequence[Transform] | Found") -> tuple[Running, bool]:
+    """How the original model is run as the new one does, and whether weights were computed for that."""
+    if isinstance(transforms, Found):
+        return (lambda model, family: running(model, family, cut, transforms)), True
+    given = [None if one.is_identity else one for one in transforms]
+    return (lambda model, family: shortened(model, family, groups_of(cut), given)), any(
+        one is not None for one in given
+    )
 
 
 def _raise(reason: str | None) -> None:

@@ -26,16 +26,16 @@ tr.baseline td { background: var(--soft); font-style: italic; }
 """
 
 
-def html(parts: Sequence["Part"], caption: str, notes: Sequence[str]) -> str:
+def html(parts: Sequence["Part"], caption: str, notes: Sequence[str], legend: str = "") -> str:
     """The page; the best value among models of one size is bold, headers explain themselves on hovering."""
     body = "\n".join(f"<h2>{escape(part.title)}</h2>\n{_table(part)}" for part in parts)
     listed = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
+    said = f"<p>{escape(legend)}</p>\n" if legend else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(caption)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(caption)}</h1>\n"
-        '<p>Value <span class="error">± standard error</span>; bold: best of its size.</p>\n'
-        f'{body}\n<ul class="notes">\n{listed}\n</ul>\n</body>\n</html>\n'
+        f'{said}{body}\n<ul class="notes">\n{listed}\n</ul>\n</body>\n</html>\n'
     )
 
 
@@ -58,8 +58,11 @@ def _table(part: "Part") -> str:
 
 
 def _cell(text: str, marks: list[str]) -> str:
-    value, _, error = text.partition(" ± ")
+    """`value ± error`, with what may follow: the error, and a published value, stand back."""
+    value, _, rest = text.partition(" ± ")
+    error, _, more = rest.partition(" ")
     tail = f' <span class="error">± {escape(error)}</span>' if error else ""
+    tail += f" {escape(more)}" if more else ""
     return f"<td{_class(marks)}>{escape(value)}{tail}</td>"
 
 

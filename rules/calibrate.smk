@@ -114,11 +114,7 @@ rule distances:
         gpu=gpus_of,
     params:
         options=forward_options,
-        representations=(
-            "--representations"
-            if any(cut.of_representations for cut in CONFIG.cuts.values())
-            else ""
-        ),
+        representations=representations_option,
         code=code_of("distances"),
     message:
         "distances of {wildcards.model} on {wildcards.calibration}"

@@ -10,8 +10,11 @@ import sys
 import yaml
 
 from replaceme.checkpoints import is_local, local_files
-from replaceme.config import FORWARD, REGRESSION, read_config
+from replaceme.config import FORWARD, REGRESSION, TrainingConfig, read_config
 from replaceme.config import parse as parse_config
+from replaceme.config.cuts import REPRESENTATIONS
+from replaceme.cost import VARIABLE as COST_VARIABLE
+from replaceme.cost import setting as cost_setting
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
 from replaceme.files import sweep_temporaries
@@ -21,6 +24,7 @@ from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
+from replaceme.tables import HEALED
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
@@ -71,10 +75,15 @@ def validated_config():
 
 
 CONFIG = validated_config()
+if (
+    CONFIG.cost is not None
+):  # jobs inherit it; as an option of their commands it would run all of them again
+    os.environ[COST_VARIABLE] = cost_setting("results", **CONFIG.cost.model_dump())
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
 VLLM_GPU = GPU * (importlib.util.find_spec("vllm") is not None)
+TRAINING = tuple(TrainingConfig.model_fields)
 TASK_FILES = {".yaml", ".py", ".jsonl", ".json", ".csv", ".txt", ".parquet", ".arrow"}
 
 # without this limit `gpu: 1` would limit nothing; clusters count their own devices
@@ -110,8 +119,10 @@ wildcard_constraints:
     calibration=any_of(CONFIG.calibrations),
     cut=any_of(CONFIG.cuts),
     fit=any_of(CONFIG.fits),
+    healing=any_of(CONFIG.healings),
     evaluation=any_of(CONFIG.evaluations),
     table=any_of(CONFIG.tables),
+    figure=any_of(CONFIG.figures),
     shard=r"\d+",
     shards=r"\d+",
     fit_tokens=r"all|\d+",
@@ -136,6 +147,17 @@ def all_cores():
 def code_of(step):
     """A parameter that changes when the code of a step does, comments and docstrings aside."""
     return fingerprint(f"replaceme.steps.{step}")
+
+
+def code_of_fit(step):
+    """The same for a step that runs the method of a fit too, which its module does not import by name."""
+
+    def code(wildcards):
+        method = CONFIG.fits[wildcards.fit].method
+        modules = [] if method == "replaceme" else [f"replaceme.methods.{method}"]
+        return fingerprint(f"replaceme.steps.{step}", *modules)
+
+    return code
 
 
 def stamps(files):
@@ -235,6 +257,19 @@ def gpus_of(wildcards):
     return GPU * CONFIG.models[wildcards.model].gpus
 
 
+def representations_option(wildcards):
+    """Where a cut, or a figure of this model and text, asks for the distances that are not measured otherwise."""
+    pair = f"{wildcards.model}/{wildcards.calibration}"
+    shown = [
+        name
+        for figure, section in CONFIG.figures.items()
+        if pair in figure_pairs(figure)
+        for name in section.matrices
+    ]
+    wanted = any(cut.of_representations for cut in CONFIG.cuts.values())
+    return "--representations" if wanted or set(shown) & set(REPRESENTATIONS) else ""
+
+
 def evidence_options(inputs):
     """`--name file ...` for the optional inputs of a job."""
     names = (
@@ -309,7 +344,7 @@ def fit_evidence(wildcards):
     calibration = f"results/{wildcards.model}/{wildcards.calibration}"
     # always, as a model that is not here yet may turn out to have norms after its MLPs, which take forward passes
     files = {"tokens": f"{calibration}/tokens.safetensors"}
-    if fit.sequential(CONFIG.cuts[wildcards.cut].several):
+    if fit.is_other or fit.sequential(CONFIG.cuts[wildcards.cut].several):
         return files
     shards = CONFIG.calibrations[wildcards.calibration].shards
     folder = gram_folder(wildcards, fit.regression.kind)
@@ -404,74 +439,7 @@ def evaluation_files(name):
     return sorted(path for path in Path(folder).rglob("*") if path.suffix in TASK_FILES)
 
 
-def table_rows(table):
-    """The folders that make up a table, without the baselines."""
-    section = CONFIG.tables[table]
-    return expand(
-        "results/{model}/{calibration}/{cut}/{fit}",
-        model=section.models,
-        calibration=section.calibrations,
-        cut=section.cuts,
-        fit=section.fits,
-    )
-
-
-def table_baselines(table):
-    """The baseline folders of a table."""
-    return [f"results/{model}/baseline" for model in CONFIG.tables[table].models]
-
-
-def table_inputs(wildcards):
-    """Everything that a table shows."""
-    evaluation = CONFIG.tables[wildcards.table].evaluation
-    rows, baselines = table_rows(wildcards.table), table_baselines(wildcards.table)
-    return {
-        "evaluations": [
-            f"{folder}/evaluation/{evaluation}.json" for folder in baselines + rows
-        ],
-        "speeds": [f"{folder}/speed.json" for folder in baselines + rows],
-        "fits": [f"{folder}/fit.json" for folder in rows],
-        "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
-    }
-
-
-def table_options(wildcards):
-    """Options of a table."""
-    section = CONFIG.tables[wildcards.table]
-    baselines = " ".join(
-        f"--baseline {folder}" for folder in table_baselines(wildcards.table)
-    )
-    rows = " ".join(table_rows(wildcards.table))
-    return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
-
-
-def reference_options(wildcards):
-    """Options of the comparison of a table with published values."""
-    section = CONFIG.tables[wildcards.table]
-    reference = shlex.quote(section.reference.model_dump_json())
-    return f"--reference {reference} --caption={shlex.quote(section.caption)}"
-
-
-def table_files(name):
-    """A table in all formats, and beside published values where it has such; without an evaluation its models."""
-    table = CONFIG.tables[name]
-    if not table.evaluation:
-        return [f"{row}/model/replaceme.json" for row in table_rows(name)]
-    kinds = ["csv", "md", "html", "tex", "svg"]
-    compared = ["published.csv", "published.md"] if table.reference else []
-    return [f"results/tables/{name}.{kind}" for kind in kinds + compared]
-
-
-def target_files(names):
-    """The files of tables by their names."""
-    return [table_files(name) for name in names]
-
-
-def figure_files(names):
-    """The distances of every model and calibration, and the choice of every cut, that these tables use."""
-    rows = [Path(row) for name in names for row in table_rows(name)]
-    chosen = {row.parent for row in rows if CONFIG.cuts[row.parent.name].start is None}
-    return sorted(
-        {f"{row.parents[1]}/distances.svg" for row in rows}
-        | {f"{folder}/cut.svg" for folder in chosen}
-    )
+def healing_tokens(wildcards):
+    """The token file of the text that a healing trains on."""
+    text = CONFIG.healings[wildcards.healing].text
+    return f"results/{wildcards.model}/{text}/tokens.safetensors"

@@ -129,7 +129,7 @@ rule transform:
         options=lambda wildcards: to_flags(CONFIG.fits[wildcards.fit]),
         forward=forward_options,
         folder=lambda wildcards, output: Path(output.report).parent,
-        code=code_of("fit"),
+        code=code_of_fit("fit"),
     message:
         "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:

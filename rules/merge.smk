@@ -14,7 +14,7 @@ rule merge:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/merge.tsv"
     params:
         folder=lambda wildcards, output: Path(output.record).parent,
-        code=code_of("merge"),
+        code=code_of_fit("merge"),
     message:
         "merge {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
@@ -39,7 +39,7 @@ rule verify:
         gpu=VLLM_GPU,
     params:
         folder=lambda wildcards, input: Path(input.merged).parent,
-        code=code_of("verify"),
+        code=code_of_fit("verify"),
     message:
         "verify {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:

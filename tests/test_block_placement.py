@@ -218,7 +218,7 @@ def test_code_that_is_not_ours_is_never_run(folders, tmp_path, refuses):
 
 
 def test_a_model_with_layers_of_its_own_is_not_shortened_again(folders, texts, tmp_path, refuses):
-    with refuses("already shortened", "give the original model"):
+    with refuses("already made smaller", "give the original model"):
         prune(folders["one"], texts=texts, blocks=1, out=tmp_path / "out")
 
 

@@ -70,14 +70,20 @@ def test_two_configs_show_every_structure_objective_and_solver():
         assert {getattr(fit, name) for fit in fits} == set(offered)
 
 
+def test_one_config_shows_every_method():
+    fits = load(ROOT / "config" / "width.yaml").fits.values()
+    assert {fit.method for fit in fits} == set(get_args(FitConfig.model_fields["method"].annotation))
+
+
 def test_sections_cannot_change():
     with pytest.raises(Exception, match="frozen"):
         parse(GOOD).device = "cpu"
 
 
+HEALING = {"train": "lora", "text": "c4", "steps": 10, "learning_rate": 0.1}
 BAD = {
     "unknown key": (("cuts/n4/bloks", 3), "cuts.n4.bloks: unknown key; did you mean 'blocks'?"),
-    "unknown key, nothing close": (("fits/ls/zzz", 3), "fits.ls.zzz: unknown key; known keys: transform, objective"),
+    "unknown key, nothing close": (("fits/ls/zzz", 3), "fits.ls.zzz: unknown key; known keys: method, transform"),
     "unknown section": (("modles", {}), "modles: unknown key; did you mean 'models'?"),
     "unknown key in a task": (("evaluations/quick/tasks/piqa/shots", 1), "evaluations.quick.tasks.piqa.shots: unknown"),
     "unknown key in speed": (("speed/repeat", 1), "speed.repeat: unknown key; did you mean 'repeats'?"),
@@ -139,6 +145,12 @@ BAD = {
     "adam of a diagonal": (("fits/ls", {"solver": "adam", "transform": "diagonal"}), "solver adam fits a full T"),
     "adam with a ridge": (("fits/ls", {"solver": "adam", "ridge_relative": 0.1}), "adam takes no ridge_relative"),
     "adam with iterations": (("fits/ls", {"solver": "adam", "iterations": 5}), "solver adam takes no iterations; drop"),
+    "unknown method": (("fits/ls", {"method": "svd"}), "fits.ls.method: Input should be 'replaceme', 'svd_llm', "),
+    "method with a ridge": (("fits/ls", {"method": "svd_llm", "ridge": 1.0}), "method svd_llm takes no ridge; drop it"),
+    "method with a placement": (("fits/ls", {"method": "slicegpt", "placement": "block"}),
+                                "fits.ls: method slicegpt takes no placement; drop it"),
+    "trained method with an estimation": (("fits/ls", {"method": "llm_streamline", "estimation": "sequential"}),
+                                          "fits.ls: method llm_streamline takes no estimation; drop it"),
     "epochs of least squares": (("fits/ls/epochs", 5), "fits.ls: objective l2 takes no epochs; drop it"),
     "rows of least squares": (("fits/ls/fit_tokens", 500), "fits.ls: objective l2 takes no fit_tokens; drop it"),
     "batches of lbfgs": (("fits/ls", {"solver": "lbfgs", "batch_tokens": 5}), "solver lbfgs takes no batch_tokens"),
@@ -153,6 +165,14 @@ BAD = {
     "dangling cut": (("tables/main/cuts", ["n5"]), "tables.main.cuts: 'n5' is not defined under cuts; defined: n4, qu"),
     "dangling evaluation": (("tables/main/evaluation", "slow"), "tables.main.evaluation: 'slow' is not defined under "
                             "evaluations; defined: quick"),
+    "dangling healing": (("tables/main/healings", ["lora"]), "tables.main.healings: 'lora' is not defined under "
+                         "healings; defined: none"),
+    "dangling text": (("healings/lora", {**HEALING, "text": "c5"}), "healings.lora.text: 'c5' is not defined under "
+                      "calibrations; defined: c4"),
+    "a healing without steps": (("healings/lora", {"train": "lora", "text": "c4", "learning_rate": 1.0}),
+                                "healings.lora.steps: missing; Steps of the optimiser"),
+    "a rank of all weights": (("healings/full", {**HEALING, "train": "full", "lora_rank": 8}),
+                              "healings.full: train full takes no lora_rank; drop it"),
     "listed twice": (("tables/main/fits", ["ls", "ls"]), "tables.main.fits: 'ls' is listed twice"),
     "empty list": (("tables/main/fits", []), "tables.main.fits: List should have at least 1 item"),
     "reserved model": (("models/tables", {"source": "x"}), "models.tables: this name is reserved; choose another"),
@@ -167,6 +187,15 @@ def test_one_line_for_each_mistake(case, refuses):
     (path, value), message = BAD[case]
     with refuses("my.yaml: ", message):
         parse(changed(path, value), "my.yaml")
+
+
+@pytest.mark.parametrize(("key", "value"), [("streaming", "always"), ("load_in_4bit", True)])
+def test_a_method_needs_the_model_as_it_is_stored(key, value, refuses):
+    config = changed(f"calibrations/c4/{key}", value)
+    parse(config)
+    config["fits"]["ls"] = {"method": "slicegpt"}
+    with refuses(f"tables.main: 'ls' needs the whole model as it is stored; drop `{key}` of calibration 'c4'"):
+        parse(config)
 
 
 @pytest.mark.parametrize("name", ["a:b", "..", ".", "../up", ".hidden", "", "a b", "-x", "a\\b", "a\n", "é", 4, None])

@@ -12,6 +12,7 @@ import torch
 from replaceme import data
 from replaceme.config import CalibrationConfig
 from replaceme.data import Tokens, calibrate, check_source, load_tokens, read_documents, tokens_from_texts
+from replaceme.micro.questions import held_out
 
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
 EOS = 3
@@ -163,6 +164,8 @@ def test_one_family_of_micro_documents(tokenizer, refuses):
     assert not [text for text in sums for question in asked if question in text]
     with refuses("micro: no documents named 'sum'", "states, stories"):
         check_source(config("micro", name="sum"))
+    with refuses("micro-training: no documents named 'sums'; drop name"):
+        check_source(config("micro-training", name="sums"))
 
 
 def test_micro_is_deterministic(tokenizer):
@@ -172,6 +175,16 @@ def test_micro_is_deterministic(tokenizer):
     assert one.digest() == two.digest() and one.mask.all() and one.input_ids.shape == (4, 32)
     assert record["dataset"] == "micro" and record["seed"] == 1 and record["pack"] is True
     assert calibrate(config("micro", samples=4, tokens=32, seed=2), tokenizer)[0].digest() != one.digest()
+
+
+def test_text_to_train_on_shares_no_document_with_the_text_to_measure_on(tokenizer):
+    trained, measured = (
+        set(itertools.islice(read_documents(config(name, seed=1), tokenizer), 300))
+        for name in ("micro-training", "micro")
+    )
+    assert not trained & measured and not any(held_out(text) for text in trained)
+    _, record = calibrate(config("micro-training", samples=2, tokens=32), tokenizer)
+    assert record["pack"] is True
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -44,6 +44,9 @@ def sources(tmp_path):
     (tmp_path / "rounds.json").write_text(json.dumps(one_by_one))
     (tmp_path / "given.json").write_text(json.dumps(cut | {"metric": "given", "position": None, "candidates": []}))
     (tmp_path / "table.csv").write_text(CSV)
+    curve = [{"step": 3 * k + 3, "loss": 2 - 0.1 * k, "learning_rate": 0.1 - 0.01 * k} for k in range(9)]
+    report = {"curve": curve, "steps": 27, "batch_size": 2, "accumulation": 4, "loss": {"before": 1.9, "after": 1.25}}
+    (tmp_path / "healing.json").write_text(json.dumps(report))
     return tmp_path
 
 
@@ -51,6 +54,7 @@ DRAW = {
     "distances.safetensors": figures.draw_distances,
     "cut.json": figures.draw_cut,
     "given.json": figures.draw_cut,
+    "healing.json": figures.draw_healing,
     "rounds.json": figures.draw_cut,
     "table.csv": figures.draw_table,
 }
@@ -109,6 +113,23 @@ def test_choice_is_marked(sources, drawn):
     assert (list(star.get_xdata()), list(star.get_ydata())) == ([1], [0.01])
     assert "[1, 3) of 6" in top.get_title()
     assert list(top.lines[0].get_ydata()) == [0.01, 0.02, 0.03, 0.04]
+
+
+def test_a_healing_shows_its_losses(sources, drawn):
+    figures.draw_healing(sources / "healing.json", sources / "out.png")
+    top, below = drawn[0].axes
+    training, held_out = top.lines
+    assert list(training.get_xdata())[-1] == 27 and max(training.get_ydata()) == 2
+    assert (list(held_out.get_xdata()), list(held_out.get_ydata())) == ([0, 27], [1.9, 1.25])
+    assert below.get_xlabel() == "step of 8 sequences"
+
+
+def test_a_healed_row_has_a_place_of_its_own(sources, drawn):
+    header, *rows = CSV.splitlines()
+    lines = [f"{header},healing", f"{rows[0]},", f"{rows[1]},", f"{rows[1]},lora", f"{rows[1]},full"]
+    (sources / "table.csv").write_text("\n".join(lines) + "\n")
+    figures.draw_table(sources / "table.csv", sources / "out.png")
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["uidl", "uidl, lora", "uidl, full"]
 
 
 def test_rounds_have_a_line_and_a_choice_each(sources, drawn):

@@ -46,6 +46,15 @@ SECTIONS = {
     "cut as a ratio": cuts({"ratio": st.floats(0, 1, exclude_min=True, exclude_max=True)}),
     "full fit": st.builds(schema.FitConfig, ridge=FINITE, ridge_relative=FINITE),
     "identity": st.builds(schema.FitConfig, transform=st.just("identity")),
+    "method": st.builds(
+        schema.FitConfig,
+        method=st.sampled_from(["svd_llm", "slicegpt"]),
+        estimation=st.sampled_from(["parallel", "sequential"]),
+    ),
+    "trained method": st.builds(
+        schema.FitConfig, method=st.just("llm_streamline"), learning_rate=st.floats(1e-9, 1), epochs=COUNT,
+        batch_tokens=COUNT, order_seed=COUNT,
+    ),
     "speed": st.builds(
         schema.SpeedConfig, prompt_tokens=COUNT, new_tokens=COUNT, batch_size=COUNT, repeats=COUNT, warmup=COUNT
     ),

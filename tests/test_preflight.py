@@ -55,6 +55,76 @@ def test_a_reference_that_does_not_belong_to_its_table(llama):
             check_inputs(config(llama, {"reference": {**paper, **change}}), "x")
 
 
+def with_figure(source, cost=None, **figure):
+    """The config with one figure of its table."""
+    raw = {**copy.deepcopy(BASE), "figures": {"f": {"tables": ["main"], **figure}}, "cost": cost}
+    raw["models"]["a"]["source"] = str(source)
+    raw["fits"]["auto"] = {"ridge": "auto"}
+    raw["calibrations"]["micro"]["shards"] = 2
+    return parse(raw)
+
+
+def test_figures_that_can_be_made(llama):
+    check_inputs(with_figure(llama, kind="lines", x="cut.blocks", measures=["piqa * 100", "perplexity"]), "x")
+    check_inputs(with_figure(llama, kind="bars", measures=["seconds"], cost={}), "x")
+
+
+PUBLISHED = {"file": "resources/paper/figure4.csv", "label": "method", "columns": {"average": "relative_time"}}
+
+
+@pytest.mark.parametrize(
+    ("figure", "line"),
+    [
+        (
+            {"measures": ["boolq"]},
+            r"x: figures.f.measures: 'boolq' is not measured by table 'main'; it has average, rp",
+        ),
+        ({"measures": ["seconds"]}, "x: figures.f.measures: costs are measured where the section `cost` is set"),
+        ({"x": "fit.rank"}, "x: figures.f.x: fit 'ls' has no number under rank"),
+        (
+            {"kind": "bars", "measures": ["average"], "published": PUBLISHED},
+            "x: figures.f.published: resources/paper/figure4.csv: no column 'relative_time'; it has method",
+        ),
+        ({"measures": ["average * much"]}, "x: figures.f.measures: 'average \\* much' is no measure"),
+    ],
+)
+def test_figures_that_cannot_be_made(llama, figure, line):
+    with pytest.raises(ReplaceMeError, match=line):
+        check_inputs(with_figure(llama, **{"kind": "lines", **figure}), "x")
+
+
+def test_costs_of_a_country_that_is_none(llama):
+    pytest.importorskip("codecarbon")
+    with pytest.raises(ReplaceMeError, match=r"x: cost\.country: 'XYZ' is no country"):
+        check_inputs(with_figure(llama, kind="lines", cost={"country": "XYZ"}), "x")
+
+
+HEALING = {"train": "lora", "text": "text", "steps": 10, "learning_rate": 0.1}
+
+
+def test_healings_that_cannot_be_trained(llama):
+    def healed(text, table=None, **fits):
+        raw = {**copy.deepcopy(BASE), "healings": {"lora": HEALING}, "tables": {"main": {**TABLE, **(table or {})}}}
+        raw["models"]["a"]["source"] = str(llama)
+        raw["calibrations"]["text"] = text
+        raw["fits"].update(fits)
+        raw["tables"]["main"]["healings"] = ["lora"]
+        return parse(raw)
+
+    good = {"dataset": "micro-training", "tokens": 64, "samples": 40}
+    check_inputs(healed(good), "x")
+    for text, line in [
+        ({**good, "samples": 32}, "x: healings.lora on calibrations.text: 32 samples, 32 of them held out"),
+        ({**good, "tokens": 256}, "x: calibrations.text on models.a: .* sequences of 256 tokens"),
+        ({**good, "dataset": "gone.jsonl"}, "x: calibrations.text: gone.jsonl: no such file"),
+        ({"images": "generated", "samples": 40}, "x: healings.lora on calibrations.text: images, but"),
+    ]:
+        with pytest.raises(ReplaceMeError, match=line):
+            check_inputs(healed(text), "x")
+    with pytest.raises(ReplaceMeError, match=r"x: tables\.main: fit 'apart' makes layers of its own"):
+        check_inputs(healed(good, {"fits": ["apart"]}, apart={"placement": "block"}), "x")
+
+
 def test_hub_models_are_not_looked_at():
     check_inputs(config("owner/name"), "x")
 
@@ -75,6 +145,13 @@ def test_cuts_that_do_not_fit(llama, refuses, cut, message):
 
 def test_what_no_table_uses_is_not_looked_at(llama):
     check_inputs(config(llama, models={"unused": {"source": "./none"}}), "x")
+
+
+def test_a_method_that_a_model_is_not_for(llama, gemma, refuses):
+    fits = {"slices": {"method": "slicegpt"}}
+    check_inputs(config(llama, {"fits": ["slices"]}, fits=fits), "x")
+    with refuses("x: fits.slices on models.a: ", "method slicegpt is not for this model"):
+        check_inputs(config(gemma, {"fits": ["slices"]}, fits=fits), "x")
 
 
 def test_a_fit_that_cannot_be_folded(gemma, refuses):

@@ -18,6 +18,8 @@ def results(tmp_path):
         "tables/t.md": TABLE,
         "tables/t.csv": "fit\nls\n",
         "m/c/n1/cut.svg": "<svg/>",
+        "provenance.md": "sources",
+        "report.html": "everything",
         "m/c/n1/ls/model/README.md": "card",
     }
     for name, text in files.items():
@@ -34,7 +36,7 @@ def test_tables_and_figures_are_kept_and_the_readme_renewed(results, tmp_path):
     for _ in range(2):  # a second time changes nothing: copies of record are not results
         assert main(["publish", str(results), "--out", str(out), "--command", "make run", "--readme", str(readme)]) == 0
     kept = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert kept == ["m/c/n1/cut.svg", "record.json", "tables/t.csv", "tables/t.md"]
+    assert kept == ["m/c/n1/cut.svg", "provenance.md", "record.json", "tables/t.csv", "tables/t.md"]
     assert json.loads((out / "record.json").read_text())["command"] == "make run"
     shown = readme.read_text()
     assert shown.startswith("before\n<!-- table: t -->\n\nA caption.") and shown.endswith(

@@ -5,7 +5,8 @@ import pytest
 
 from replaceme.config.reference import ReferenceConfig
 from replaceme.errors import ReplaceMeError
-from replaceme.reference import check_reference, compare, markdown
+from replaceme.reference import check_reference, compare, notes, shown
+from replaceme.render import markdown, write_parts
 
 PUBLISHED = "method,note,avg_acc,ppl\nbaseline,,0.70,3.11\nUIDL,,0.58,2216.96\nother,not ours,0.60,12.31\n"
 ROWS = ["m", "m/c/n8/uidl", "m/c/n8/ls"]
@@ -40,10 +41,16 @@ def test_each_published_cell_gets_what_was_measured(published, table):
     assert (found.run, found.cells) == (3, 6)
 
 
+def test_a_healed_row_by_its_name(published, table):
+    healed = pandas.concat([table.assign(healing=None), table[1:].assign(healing="full", average=0.4)])
+    found = compare(healed, reference(published, rows=["m", "m/c/n8/uidl", "m/c/n8/uidl/full"]))
+    assert found.frame["avg_acc"].tolist() == [50.0, 25.0, 40.0]
+
+
 def test_no_difference_to_other_models(published, table):
     found = compare(table, reference(published, same_models=False))
     assert not [name for name in found.frame.columns if name.endswith("_difference")]
-    assert "only directions" in markdown(found, reference(published, same_models=False), "")
+    assert "only directions" in notes(found, reference(published, same_models=False))[0]
 
 
 def test_a_published_row_may_hold_several_of_ours(published, table):
@@ -52,12 +59,25 @@ def test_a_published_row_may_hold_several_of_ours(published, table):
     assert found.frame["ppl"].isna().tolist() == [False, True, True]
 
 
-def test_markdown_leaves_cells_that_were_not_run_empty(published, table):
-    text = markdown(compare(table, reference(published)), reference(published), "A caption.")
-    assert text.startswith("A caption.\n\n| method | note | avg_acc | ppl |")
-    assert "| baseline |  | 50 ± 1 (0.7) | 2 (3.11) |" in text
-    assert "| other | not ours | (0.6) | (12.31) |" in text
-    assert "3 of 6 cells run here" in text
+def test_cells_that_were_not_run_are_empty_and_counted(published, table):
+    found = compare(table, reference(published))
+    part = shown(found, reference(published), "Beside the published")
+    text = markdown([part], "A caption.", notes(found, reference(published)))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[:5] == ["A caption.", "", "**Beside the published**", "", "| method | note | avg acc | ppl |"]
+    assert "| baseline | | 50 ± 1 (0.7) | 2 (3.11) |" in lines
+    assert "| other | not ours | (0.6) | (12.31) |" in lines
+    assert "- 3 of 6 cells run here, 3 empty." in lines
+
+
+def test_all_formats_have_the_cells_and_the_notes(published, table, tmp_path):
+    found = compare(table, reference(published))
+    part = shown(found, reference(published), "Beside the published")
+    paths = write_parts([part], found.frame, tmp_path / "t.published", "A caption.", ["A note."], "How to read.")
+    assert [path.name for path in paths] == [f"t.published.{kind}" for kind in ("csv", "md", "html", "tex")]
+    page, tex = paths[2].read_text(), paths[3].read_text()
+    assert '50 <span class="error">± 1</span> (0.7)' in page and "<li>A note.</li>" in page and "How to read." in page
+    assert r"50 $\pm$ 1 (0.7)" in tex and "% A note." in tex
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def config(include):
             "cuts": {"n": {"blocks": 8, "metric": "cosine"}},
             "fits": {"f": {}},
             "speed": {},
+            "healings": {},
             "evaluations": {"e": {"include": str(include), "tasks": {task: {} for task in tasks}}},
             "tables": {"t": {"models": ["m"], "calibrations": ["c"], "cuts": ["n"], "fits": ["f"], "evaluation": "e"}},
         }
@@ -297,6 +298,12 @@ def test_memory(config):
     assert line.startswith("calibrations.own on models.m: ") and "not streamed" in line
     [line] = memory(config(plain, cuts={"n": {"blocks": 8, "metric": "loss"}}), 19)
     assert line.startswith("cuts.n on models.m: ") and "use another metric" in line
+    other = {"fits": {"f": {"method": "slicegpt"}}}
+    assert memory(config(plain, **other), 21) == []
+    [line] = memory(config(plain, **other), 19)
+    assert line.startswith("fits.f on models.m: ") and "method slicegpt is not streamed" in line
+    [line] = memory(config(plain, **other, models={"m": {"source": "owner/llama", "gpus": 2}}), 21)
+    assert line.startswith("fits.f on models.m: ") and line.endswith("on one device; use `gpus: 1`")
     # 24 candidates of 8 blocks: a Gram for each start and two matrices for each, 72 times 134 MB
     [line] = memory(config(plain, cuts={"n": {"blocks": 8}}), 9)
     assert "cosine_after_fit holds 72 matrices, 9.7 GB" in line
@@ -320,6 +327,18 @@ def test_disk(config, monkeypatch, tmp_path):
     done.parent.mkdir(parents=True)
     done.touch()
     [line] = lines({"owner/llama": 2 * SIZE_8B})
+    assert "1 merged models 12.6 GB" in line
+
+
+def test_disk_of_healed_models(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    healing = {"train": "full", "text": "c", "steps": 1, "learning_rate": 0.1}
+    healed = config({"healings": ["h"]}, healings={"h": healing})
+    (tmp_path / "results/m/c/n/f/healed/h/model").mkdir(parents=True)
+    [line] = capacity.disk_problems(healed, {"m": big()}, {}, tmp_path / "results", tmp_path)
+    assert "2 merged models 25.1 GB" in line
+    (tmp_path / "results/m/c/n/f/healed/h/model/replaceme.json").touch()
+    [line] = capacity.disk_problems(healed, {"m": big()}, {}, tmp_path / "results", tmp_path)
     assert "1 merged models 12.6 GB" in line
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from replaceme import shards as module
 from replaceme.checkpoints import INDEX
 from replaceme.files import sha256
-from replaceme.fold import merge, merging
+from replaceme.fold import finish, merge
 from replaceme.shards import copy_shard
 from replaceme.transforms import Transform
+from replaceme.writing import merging
 
 CUT = {"groups": [[2, 4]], "num_blocks": 6}
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.bool)
@@ -86,7 +87,7 @@ def test_begun_for_any_cut_the_end_is_the_same(sharded, tmp_path, transform, fir
         merger.begin(first)
         merger.begin(first)
         assert not (tmp_path / "twice").exists()
-        merger.finish(CUT, [transform], {})
+        finish(merger, CUT, [transform], {})
     assert contents(tmp_path / "once") == contents(tmp_path / "twice")
     files = json.loads((tmp_path / "twice/replaceme.json").read_text())["files"]
     assert files == {name: sha256(tmp_path / "twice" / name) for name in files}
@@ -99,7 +100,7 @@ def test_every_shard_is_copied_but_the_one_that_changes(sharded, tmp_path, trans
     )
     with merging(sharded, tmp_path / "out") as merger:
         merger.begin([(2, 4)])
-        merger.finish(CUT, [transform], {})
+        finish(merger, CUT, [transform], {})
     gone = {name for name in merger.checkpoint.tensors if ".layers.2." in name or ".layers.3." in name}
     changeable = {f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
     weight_map = json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"]
@@ -117,7 +118,7 @@ def test_a_digest_that_is_known_is_not_computed_again(sharded, tmp_path, transfo
     monkeypatch.setattr(module, "sha256", lambda path: (hashed.append(path.name), real(path))[1])
     known = {path.name: sha256(path) for path in sharded.iterdir()}
     with merging(sharded, tmp_path / "out", known) as merger:
-        merger.finish(CUT, [transform], {})
+        finish(merger, CUT, [transform], {})
     files = json.loads((tmp_path / "out/replaceme.json").read_text())["files"]
     assert files == {name: sha256(tmp_path / "out" / name) for name in files}
     weights = {name for name in files if name.endswith(".safetensors")}
@@ -141,5 +142,5 @@ def test_a_failure_in_the_background_is_told_and_leaves_nothing(sharded, tmp_pat
     with refuses("cannot write", "free some space"), merging(sharded, tmp_path / "out") as merger:
         merger.begin([(2, 4)])
         assert reached.wait(10)
-        merger.finish(CUT, [transform], {})
+        finish(merger, CUT, [transform], {})
     assert not list(tmp_path.iterdir())

@@ -92,6 +92,24 @@ def test_paired_differences(results):
     assert ls["log_perplexity_vs_identity"] == pytest.approx(math.log(ls["perplexity"]) - 2)
 
 
+def test_a_healed_row_is_compared_with_what_was_not_healed(results, tmp_path):
+    rows, baselines = results
+    healed = [fit / "healed/full" for fit in rows]
+    for folder, items in zip(healed, (MIDDLE, GOOD), strict=True):
+        evaluation(folder, items, GOOD, [-0.5, -0.5, -0.5])
+        speed(folder, 750)
+    assert "healing" not in tables.collect(rows, baselines, "micro").columns
+    frame = tables.collect([rows[0], healed[0], rows[1], healed[1]], baselines, "micro")
+    assert list(frame["fit"]) == ["baseline", "uidl", "uidl", "ls", "ls"]
+    assert list(frame["healing"].fillna("")) == ["", "", "full", "", "full"]
+    # paired with the blocks dropped and nothing trained, of which the first task has one of four
+    assert list(frame["average_vs_identity"].fillna(0)) == [0, 0, 0.125, 0.125, 0.375]
+    assert list(frame["residual"].fillna(0)) == [0, 0.9, 0, 0.25, 0], "the map's alone"
+    render.write(frame, tmp_path / "table", "Toy")
+    text = (tmp_path / "table.md").read_text()
+    assert "| cut | fit      | healed by |" in text and text.count("| full ") == 6
+
+
 def test_missing_cells_stay_missing(results):
     rows, baselines = results
     frame = tables.collect(rows, baselines, "micro")
@@ -99,6 +117,19 @@ def test_missing_cells_stay_missing(results):
         assert pandas.isna(frame.iloc[row][column])
     alone = tables.collect(rows[1:], baselines, "micro")
     assert alone["average_vs_identity"].isna().all(), "no identity fit in the table"
+
+
+def test_a_method_that_removes_no_block_and_brings_code(results, tmp_path):
+    rows, baselines = results
+    report = json.loads((rows[1] / "fit.json").read_text())
+    put(rows[1] / "fit.json", {**report, "method": "slicegpt", "own_code": True})
+    frame = tables.collect(rows, baselines, "micro")
+    assert frame["removed"].tolist()[2] == 0 and frame["span"].tolist()[2] == "none, narrower"
+    assert frame["span"].tolist()[1] != "none, narrower" and frame["removed"].tolist()[1] > 0
+    render.write(frame, tmp_path / "out", "")
+    for suffix in (".md", ".html", ".tex"):
+        text = (tmp_path / f"out{suffix}").read_text().replace("\\_", "_")
+        assert "loaded with trust_remote_code: ls." in text
 
 
 def test_cost_is_last(results):

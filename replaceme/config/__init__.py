@@ -4,7 +4,7 @@ The same models validate the workflow's config (all errors at once, one line eac
 command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,24 +13,27 @@ from pydantic import Field, model_validator
 
 from replaceme.config.base import NAME, Name, Strict
 from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
+from replaceme.config.cost import CostConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
+from replaceme.config.figures import FigureConfig, dangling_figures
 from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.config.healings import HealingConfig, TrainingConfig
 from replaceme.config.including import read_config
 from replaceme.config.reference import ReferenceConfig
-from replaceme.config.sources import source_problems
+from replaceme.config.sources import made_of, source_problems
 from replaceme.config.targets import target_problems
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
 
 __all__ = [
-    "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CutConfig", "EvaluationConfig", "FitConfig",
-    "GenerationConfig", "ModelConfig", "Name", "SpeedConfig", "Strict", "TableConfig", "TaskConfig", "load", "parse",
-    "read_config",
+    "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CostConfig", "CutConfig", "EvaluationConfig",
+    "FigureConfig", "FitConfig", "GenerationConfig", "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict",
+    "TableConfig", "TaskConfig", "TrainingConfig", "load", "parse", "read_config",
 ]  # fmt: skip
 
 RESERVED = {
-    "models": {"benchmarks", "logs", "published", "tables"},
+    "models": {"benchmarks", "cost", "figures", "logs", "published", "tables"},
     "calibrations": {"baseline"},
     "cuts": {"candidates"},
     "fits": {"gram", "rows"},
@@ -44,6 +47,7 @@ class TableConfig(Strict):
     calibrations: list[str] = Field(min_length=1, description="Names under `calibrations`.")
     cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
     fits: list[str] = Field(min_length=1, description="Names under `fits`.")
+    healings: list[str] = Field([], description="Names under `healings`; each row comes unhealed too.")
     evaluation: str | None = Field(
         description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
     )
@@ -58,9 +62,9 @@ class TableConfig(Strict):
 
     @property
     def rows(self) -> list[str]:
-        """Its rows, `model` for a baseline and `model/calibration/cut/fit`."""
-        parts = (self.models, self.calibrations, self.cuts, self.fits)
-        return [*self.models, *("/".join(names) for names in product(*parts))]
+        """Its rows: `model` for a baseline, `model/calibration/cut/fit`, and the same with `/healing`."""
+        parts = (self.models, self.calibrations, self.cuts, self.fits, ["", *self.healings])
+        return [*self.models, *("/".join(filter(None, names)) for names in product(*parts))]
 
 
 class Config(Strict):
@@ -76,9 +80,12 @@ class Config(Strict):
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
     cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
     fits: dict[Name, FitConfig] = Field(min_length=1, description="Fits by name.")
+    healings: dict[Name, HealingConfig] = Field({}, description="Healings by name.")
     evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
+    figures: dict[Name, FigureConfig] = Field({}, description="Figures by name.")
+    cost: CostConfig | None = Field(None, description="Measurement of the run itself; null: none.")
     default: list[str] | None = Field(
         None, min_length=1, description="Tables and figures that `snakemake` makes without a target; null: all."
     )
@@ -88,8 +95,14 @@ class Config(Strict):
 
     @property
     def default_names(self) -> list[str]:
-        """The tables that are made without a target."""
-        return list(self.tables) if self.default is None else self.default
+        """The tables and figures that are made without a target."""
+        return [*self.tables, *self.figures] if self.default is None else self.default
+
+    def observed(self, tables: Iterable[TableConfig]) -> list[str]:
+        """The calibrations that some tables need, for cuts, fits and healings, and those that these are made of."""
+        named = {one for table in tables for one in table.calibrations}
+        named |= {self.healings[one].text for table in tables for one in table.healings}
+        return made_of(self.calibrations, sorted(named))
 
 
 # the keys of a table that hold names, and the sections that define those
@@ -98,8 +111,10 @@ REFERENCES = {
     "calibrations": "calibrations",
     "cuts": "cuts",
     "fits": "fits",
+    "healings": "healings",
     "evaluation": "evaluations",
 }
+OPTIONAL = ("healings", "evaluations")  # sections that may be left out
 
 
 def parse(raw: Any, origin: str = "config.yaml", problems: Sequence[str] = ()) -> Config:
@@ -128,26 +143,56 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():
             names = [table.get(key)] if key == "evaluation" else table.get(key)
-            # a missing section is an error of its own, but for the one that may be left out
-            checked = _section(raw, section) or (section == "evaluations" and not raw.get(section))
+            # a missing section is an error of its own, but for those that may be left out
+            checked = _section(raw, section) or (section in OPTIONAL and not raw.get(section))
             if isinstance(names, list) and checked:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
-    return lines + target_problems(raw)
+        lines += _not_as_stored(raw, table, f"tables.{printable(table_name)}")
+    return lines + _texts(raw) + dangling_figures(raw) + target_problems(raw)
+
+
+def _texts(raw: dict) -> list[str]:
+    """Texts of healings that nothing defines."""
+    calibrations = _section(raw, "calibrations")
+    texts = {name: _entry(raw, "healings", name).get("text") for name in _section(raw, "healings")}
+    given = {name: text for name, text in texts.items() if isinstance(text, str) and calibrations}
+    return [
+        line
+        for name, text in given.items()
+        for line in _dangling(f"healings.{printable(name)}.text", [text], "calibrations", calibrations)
+    ]
 
 
 def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
     """Calibrations of a table that cannot choose a ridge, as nothing would be left when their shard is left out."""
-    named = {key: table[key] if isinstance(table.get(key), list) else [] for key in ("fits", "calibrations")}
-    fits = [name for name in named["fits"] if _entry(raw, "fits", name).get("ridge") == "auto"]
-    few = [name for name in named["calibrations"] if _entry(raw, "calibrations", name).get("shards", 1) == 1]
+    fits = [name for name, fit in _named(raw, table, "fits") if fit.get("ridge") == "auto"]
+    few = [name for name, one in _named(raw, table, "calibrations") if one.get("shards", 1) == 1]
     return [
         f"{where}: {fit!r} chooses its ridge by leaving out shards; set `shards: 2` or more for calibration {name!r}"
         for fit in fits
         for name in few
-        if _entry(raw, "calibrations", name)
     ]
+
+
+def _not_as_stored(raw: dict, table: dict, where: str) -> list[str]:
+    """Calibrations of a table in which a method other than replaceme would not have the whole model as it is stored."""
+    methods = [name for name, fit in _named(raw, table, "fits") if fit.get("method", "replaceme") != "replaceme"]
+    keys = (("streaming", "always"), ("load_in_4bit", True))
+    return [
+        f"{where}: {fit!r} needs the whole model as it is stored; drop `{key}` of calibration {name!r}"
+        for fit in methods
+        for name, one in _named(raw, table, "calibrations")
+        for key, value in keys
+        if one.get(key) == value
+    ]
+
+
+def _named(raw: dict, table: dict, section: str) -> list[tuple[str, dict]]:
+    """The entries of a section that a table names, with their names; without those that are missing or empty."""
+    names = table[section] if isinstance(table.get(section), list) else []
+    return [(name, _entry(raw, section, name)) for name in names if _entry(raw, section, name)]
 
 
 def _entry(raw: dict, section: str, name: Any) -> dict:

@@ -9,6 +9,7 @@ from replaceme.templates import template_columns
 
 Weight = Annotated[float, Field(gt=0)]
 FORWARD = ("batch_size", "dtype", "streaming", "load_in_4bit")  # the keys that forward passes over a calibration go by
+MICRO = ("micro", "micro-training")  # the embedded generator's
 # what a calibration that is made of others may still say
 OF_ANY = {"samples", "seed", "shards", *FORWARD}
 ALLOWED = {"images": OF_ANY | {"name", "revision", "split", "column"}, "mix": OF_ANY}
@@ -17,7 +18,7 @@ ALLOWED["prompts"] = OF_ANY | {"tokens", "generation"}
 
 def packed_alone(dataset: str) -> bool:
     """Whether a dataset is running text without columns, whose documents are joined unless told otherwise."""
-    return dataset == "micro" or dataset.endswith(".txt")
+    return dataset in MICRO or dataset.endswith(".txt")
 
 
 class ModelConfig(Strict):
@@ -46,7 +47,9 @@ class CalibrationConfig(Strict):
     """The text, or for encoders the images, on which hidden states are observed."""
 
     dataset: str | None = Field(
-        None, description="`micro` (the embedded generator), a .txt, .jsonl or .parquet file, or a Hub dataset id."
+        None,
+        description="`micro` (the embedded generator; `micro-training`: its text to train on), a .txt, .jsonl or "
+        ".parquet file, or a Hub dataset id.",
     )
     images: str | None = Field(
         None,

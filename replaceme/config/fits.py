@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
+from replaceme.config import methods
 from replaceme.config.base import Strict
 from replaceme.errors import printable
 
@@ -54,8 +55,14 @@ SOLVER_OPTIONS = {
 
 
 class FitConfig(Strict):
-    """How the transform T is found."""
+    """How the transform T is found, or which other method makes the model as small."""
 
+    method: Literal["replaceme", "svd_llm", "llm_streamline", "slicegpt"] = Field(
+        "replaceme",
+        description="replaceme: a linear map in place of the blocks, by the keys below. Others, for comparison, at the "
+        "size that the model has without the blocks of the cut: svd_llm (pairs of factors in place of linear layers), "
+        "llm_streamline (the carrier trained to do the work of the blocks), slicegpt (a narrower residual stream).",
+    )
     transform: Literal[
         "full",
         "identity",
@@ -131,7 +138,8 @@ class FitConfig(Strict):
     )
     estimation: Literal["parallel", "sequential"] = Field(
         "parallel",
-        description="Where a cut has several groups: fit each on the original model, or on the model shortened so far.",
+        description="Where a cut has several groups: fit each on the original model, or on the model shortened so far. "
+        "svd_llm and slicegpt: the same for each block.",
     )
     fit_tokens: int | None = Field(
         None, ge=16, description="Tokens, drawn uniformly, whose rows a fit over rows stores; null: all."
@@ -142,13 +150,17 @@ class FitConfig(Strict):
         description="Most iterations of a fit over rows other than adam's; null: 10 passes of reweighted least squares "
         "after the first, 100 iterations of nlcg, lbfgs or trust_ncg.",
     )
-    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of adam.")
-    batch_tokens: int = Field(1024, ge=1, description="Tokens of a batch of adam.")
-    epochs: int = Field(10, ge=1, description="Passes of adam over the rows.")
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of adam, or llm_streamline.")
+    batch_tokens: int = Field(1024, ge=1, description="Tokens of a batch of adam, or llm_streamline.")
+    epochs: int = Field(10, ge=1, description="Passes of adam over the rows, or of llm_streamline over the text.")
     mask_ratio: float = Field(
         0.0, ge=0, lt=1, description="Share of the tokens, drawn anew, that each epoch of adam leaves out (A.12)."
     )
-    order_seed: int = Field(0, ge=0, description="Seed of the order of the tokens, and of the masks, of adam.")
+    order_seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the order of the tokens, and of the masks, of adam, or of the text of llm_streamline.",
+    )
     l1_alpha: float = Field(
         0.0, ge=0, description="Penalty on the sum of |T_ij|, in units of the mean loss, of adam (eq. 9)."
     )
@@ -159,7 +171,16 @@ class FitConfig(Strict):
     )
 
     @model_validator(mode="after")
+    def _options_of_the_method(self) -> "FitConfig":
+        for name in type(self).model_fields:
+            if self.is_other and name not in ("method", *methods.OPTIONS[self.method]) and self._given(name):
+                raise ValueError(f"method {self.method} takes no {name}; drop it")
+        return self
+
+    @model_validator(mode="after")
     def _options_of_the_solver(self) -> "FitConfig":
+        if self.is_other:
+            return self
         if self.needs_rows and (self.transform != "full" or self.ridge != 0):
             what = f"objective {self.objective}" if self.solver == "auto" else f"solver {self.solver}"
             raise ValueError(f"{what} fits a full T; drop transform and ridge")
@@ -213,6 +234,26 @@ class FitConfig(Strict):
             if self._given(name):
                 raise ValueError(f"transform {self.transform} takes no {name}; drop it")
         return self
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether its models are of no architecture of transformers, and hold the code that they need."""
+        return self.placement == "block" or self.method in ("svd_llm", "slicegpt")
+
+    @property
+    def is_other(self) -> bool:
+        """Whether this is a method that fits no T."""
+        return self.method != "replaceme"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The section as plain data: what the method can be told."""
+        return self.model_dump(include={"method", *methods.OPTIONS[self.method]} if self.is_other else None)
+
+    @property
+    def own_code(self) -> bool:
+        """Whether the model brings code of its own."""
+        return self.method in methods.CODED or (self.placement == "block" and self.transform != "identity")
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default

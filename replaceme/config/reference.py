@@ -21,7 +21,7 @@ class ReferenceConfig(Strict):
     rows: list[Row | dict[str, Row] | None] = Field(
         min_length=1,
         description="For each row of the file, in its order, the row of the table: a model (its baseline), "
-        "`model/calibration/cut/fit`, or by column where each is another row; null: not run here.",
+        "`model/calibration/cut/fit` (and `/healing`), or by column where each is another row; null: not run here.",
     )
     same_models: bool = Field(
         True, description="Whether the published values are of the same models, so that differences mean something."

@@ -7,9 +7,10 @@ from replaceme.errors import printable
 
 # rules of the workflow, whose names targets cannot have (a test compares them)
 RULES = {
-    "all", "candidates", "compare", "cut", "distances", "evaluate", "evaluate_baseline", "figure_cut",
-    "figure_distances", "figure_table", "generate", "gram", "merge", "mix", "model", "preflight", "recycle", "rows",
-    "speed", "speed_baseline", "sum", "table", "tokens", "transform", "verify",
+    "all", "candidates", "compare", "cost", "cut", "distances", "evaluate", "evaluate_baseline", "evaluate_healed",
+    "figure_cut", "figure_distances", "figure_healing", "figure_table", "generate", "gram", "heal", "merge", "mix",
+    "model", "plot", "preflight", "provenance", "recycle", "rows", "speed", "speed_baseline", "speed_healed", "sum",
+    "table", "tokens", "transform", "verify",
 }  # fmt: skip
 
 

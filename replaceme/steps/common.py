@@ -14,7 +14,6 @@ from replaceme.validation import validated
 if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.regression import Regression
-    from replaceme.transforms import Transform
 
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 
@@ -22,13 +21,6 @@ MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 def model_argument(parser: argparse.ArgumentParser) -> None:
     """The positional MODEL."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-
-
-def fitted_arguments(parser: argparse.ArgumentParser) -> None:
-    """The positional MODEL, CUT and TRANSFORM: what a merged checkpoint is made from."""
-    model_argument(parser)
-    parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
-    parser.add_argument("transform", metavar="TRANSFORM", help="transform.safetensors of the `fit` step")
 
 
 def out_argument(parser: argparse.ArgumentParser, what: str) -> None:
@@ -42,6 +34,12 @@ def compute_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: the GPU if any.")
     add_options(parser, ModelConfig, ("gpus",))
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
+
+
+def verify_argument(parser: argparse.ArgumentParser, against: str) -> None:
+    """--verify and --no-verify of a step that writes a checkpoint."""
+    text = f"Load the result in a fresh process and compare it with {against}."
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
 
 
 def gpus_of(args: argparse.Namespace) -> int:
@@ -110,22 +108,6 @@ def load_cut(path: str | Path) -> dict[str, Any]:
 def load_model(args: argparse.Namespace) -> dict[str, Any]:
     """The record of the positional MODEL."""
     return load_record(args.model)
-
-
-def load_fitted(
-    args: argparse.Namespace,
-) -> "tuple[dict[str, Any], dict[str, Any], list[Transform], dict[str, Any]]":
-    """(model record, cut, transform of each group, their origin) of `fitted_arguments`, made from one another."""
-    from replaceme.transforms import Transform
-
-    record = load_model(args)
-    cut = load_cut(args.cut)
-    same_model(record, cut, args.cut)
-    transforms, origin = Transform.load_all(args.transform)
-    same_model(record, origin, args.transform)
-    if origin.get("groups", cut["groups"]) != cut["groups"]:
-        raise ReplaceMeError(f"{args.transform}: fitted for another cut than {args.cut}; fit it again")
-    return record, cut, transforms, origin
 
 
 def weights_folder(model: str) -> tuple[Path, dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from replaceme.errors import ReplaceMeError
 from replaceme.steps.common import out_argument
+from replaceme.steps.recorded import record_arguments, records_of
 
 ONLINE = False
 
@@ -15,16 +16,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", metavar="TABLE", type=Path, help="a table's .csv")
     parser.add_argument("--reference", required=True, metavar="JSON", help="`reference` of a table in config.yaml")
     parser.add_argument("--caption", default="", help="sentence above the table")
+    record_arguments(parser)
     out_argument(parser, "path of the comparison without its ending")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the comparison as .csv and .md."""
+    """Write the comparison in all formats, with where its numbers come from below it."""
     import pandas
 
     from replaceme.config.reference import ReferenceConfig
-    from replaceme.files import write_text
-    from replaceme.reference import compare, markdown
+    from replaceme.records import footnotes
+    from replaceme.reference import compare, notes, shown
+    from replaceme.render import write_parts
     from replaceme.validation import validated
 
     try:
@@ -33,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise ReplaceMeError(f"{args.table}: not a table and a reference to compare ({error})") from error
     compared = compare(table, reference)
-    # not with_suffix: the name of a table may hold dots
-    write_text(Path(f"{args.out}.csv"), compared.frame.to_csv(index=False))
-    write_text(Path(f"{args.out}.md"), markdown(compared, reference, args.caption))
+    lines = [*notes(compared, reference), *footnotes(records_of(args))]
+    legend = "Measured ± standard error (published)."
+    write_parts(
+        [shown(compared, reference, "Beside the published")], compared.frame, args.out, args.caption, lines, legend
+    )

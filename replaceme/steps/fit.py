@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from replaceme.config import FORWARD, CalibrationConfig, FitConfig
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, write_json
-from replaceme.fitting import Evidence, Passes, fit_cut, fit_state
-from replaceme.models import check_fit, family_of, pick_device, stored_dtype
+from replaceme.fitting import Evidence, Passes, fit_cut, fit_state, state_identity
+from replaceme.methods import check_section
+from replaceme.methods.fitting import fit_method
+from replaceme.models import family_of, pick_device, stored_dtype
 from replaceme.options import add_options, from_options
 from replaceme.rows import Rows
 from replaceme.statistics import Statistics
@@ -50,8 +53,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens",
         dest="tokens_file",
         metavar="FILE",
-        help="token file of the `tokens` step; needed for a sequential estimation, and for blocks that normalise what "
-        "their MLP puts out",
+        help="token file of the `tokens` step; needed for a sequential estimation, for blocks that normalise what "
+        "their MLP puts out, and for all methods but replaceme",
     )
     out_argument(parser, "folder for transform.safetensors and fit.json")
     add_options(parser, FitConfig)
@@ -65,10 +68,13 @@ def run(args: argparse.Namespace) -> None:
     record = load_model(args)
     config = from_options(args, FitConfig)
     model_config = read_config(record["folder"])
-    check_fit(model_config, record["source"], config.placement, config.intercept, config.recycle is not None)
+    check_section(model_config, config, record["source"])
     cut = load_cut(args.cut)
     same_model(record, cut, args.cut)
     groups = groups_of(cut)
+    if config.is_other:
+        _fit_method(args, record, config, cut)
+        return
     origin = _origin(args, record, config, cut)
 
     states: list[State] = []
@@ -84,11 +90,7 @@ def run(args: argparse.Namespace) -> None:
         return Evidence(statistics, shards, rows, device, changed and changed[group], states[-1] if rows else None)
 
     def passes() -> Passes:
-        if args.tokens_file is None:
-            raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
-        forward = load_forward(args, record)
-        stored = stored_dtype(model_config)
-        return Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored)
+        return _passes(args, record)[0]
 
     family = family_of(model_config, record["source"])
     # a sequential estimation has no sums, also where the groups that were asked for have become one
@@ -96,10 +98,34 @@ def run(args: argparse.Namespace) -> None:
     found = fit_cut(config, groups, record["hidden_size"], gathered if summed else None, passes, family)
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin)
-    write_json(args.out / "fit.json", {**config.model_dump(), **report, **origin})
+    _write_report(args, config, report, origin)
     for state in states:
         state.remove()
-    numbers = {key: value for key, value in report.items() if not isinstance(value, list)}
+
+
+def _fit_method(args: argparse.Namespace, record: dict[str, Any], config: FitConfig, cut: dict[str, Any]) -> None:
+    """The same for another method, from forward passes of its own."""
+    passes, read = _passes(args, record)
+    origin = {**read, "groups": cut["groups"]}
+    state = State(args.out / STATE.format(group=config.method), state_identity(config, origin, passes.device))
+    found = fit_method(replace(passes, state=state), config, cut, record)
+    found.save(args.out / "transform.safetensors", origin)
+    _write_report(args, config, found.report, origin)
+    state.remove()
+
+
+def _passes(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Passes, dict[str, Any]]:
+    """Forward passes over the text, and where they come from."""
+    if args.tokens_file is None:
+        raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
+    forward = load_forward(args, record)
+    stored = stored_dtype(read_config(record["folder"]))
+    return Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored), forward.origin
+
+
+def _write_report(args: argparse.Namespace, config: FitConfig, report: dict[str, Any], origin: dict[str, Any]) -> None:
+    write_json(args.out / "fit.json", {**config.described, "own_code": config.own_code, **report, **origin})
+    numbers = {key: value for key, value in report.items() if not isinstance(value, list | dict)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
 
 

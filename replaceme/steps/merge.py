@@ -2,8 +2,12 @@
 
 import argparse
 
-from replaceme.fold import write_pruned
-from replaceme.steps.common import fitted_arguments, load_fitted, out_argument
+from replaceme.fold import finish_pruned
+from replaceme.methods.found import Found
+from replaceme.methods.saving import finish_found
+from replaceme.steps.common import out_argument
+from replaceme.steps.fitted import fitted_arguments, load_fitted
+from replaceme.writing import merging
 
 ONLINE = False
 
@@ -16,5 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint."""
-    record, cut, transforms, origin = load_fitted(args)
-    write_pruned(record, cut, transforms, args.out, origin)
+    record, cut, found, origin = load_fitted(args)
+    finish = finish_found if isinstance(found, Found) else finish_pruned
+    with merging(record["folder"], args.out, record["files"]) as merger:
+        finish(merger, record, cut, found, origin)

@@ -8,7 +8,7 @@ from replaceme.api import prune
 from replaceme.config import FORWARD, CalibrationConfig, CutConfig, FitConfig
 from replaceme.data import TOKEN_FIELDS
 from replaceme.options import add_options, from_options
-from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads
+from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
 
 ONLINE = True
 # the one `--revision` is the model's
@@ -27,12 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, CutConfig, CUT)
     add_options(parser, FitConfig)
     compute_arguments(parser)
-    parser.add_argument(
-        "--verify",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Load the result in a fresh process and compare it with the original, as `replaceme verify`.",
-    )
+    verify_argument(parser, "the original, as `replaceme verify`")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,4 +39,7 @@ def run(args: argparse.Namespace) -> None:
     where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
     provenance = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
-    print(f"replaceme: saved {args.out}, {provenance['cut']['blocks']} blocks shorter", file=sys.stderr)
+    size = f"{provenance['cut']['blocks']} blocks shorter"
+    if fit.is_other:
+        size = f"by {fit.method}, as small as {size}"
+    print(f"replaceme: saved {args.out}, {size}", file=sys.stderr)

@@ -40,9 +40,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _is_result(path: Path, args: argparse.Namespace) -> bool:
-    """Tables and figures only, neither earlier copies of record nor model cards nor the report."""
+    """Tables, figures and provenance only, neither earlier copies of record nor model cards nor the report."""
     inside = path.relative_to(args.results).parts
-    return inside[0] != args.out.name and "model" not in inside[:-1] and len(inside) > 1
+    if len(inside) == 1:
+        return path.stem == "provenance"
+    return inside[0] != args.out.name and "model" not in inside[:-1]
 
 
 def _block(match: re.Match, results: Path) -> str:

@@ -8,7 +8,8 @@ from replaceme.errors import ReplaceMeError
 from replaceme.external import external_checks
 from replaceme.files import write_json
 from replaceme.outcome import FAILED
-from replaceme.steps.common import fitted_arguments, load_fitted, out_argument, set_threads
+from replaceme.steps.common import out_argument, set_threads
+from replaceme.steps.fitted import fitted_arguments, load_fitted
 from replaceme.verify import require_passed, verify
 
 ONLINE = False

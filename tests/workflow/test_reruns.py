@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 ROW = {"merge": 1, "verify": 1, "evaluate": 1, "speed": 1}
-TABLE = {"table": 1, "figure_table": 1}
+SHOWN = {"table": 1, "figure_table": 1}
+TABLE = {**SHOWN, "provenance": 1}
 # a cut's statistics, on 2 shards, and its row of least squares
 LS = {"gram": 2, "sum": 1, "transform": 1, **ROW}
 BOTH = {"transform": 2, "merge": 2, "verify": 2, "evaluate": 2, "speed": 2}
@@ -48,11 +49,17 @@ EDITS = {
     "samples": ({"calibrations": {"plain": {"samples": 20}}}, {**CALIBRATION, **TABLE}),
     "ridge": ({"fits": {"ls": {"ridge": 0.1}}}, {"transform": 1, **ROW, **TABLE}),
     "a cut's metric": ({"cuts": {"n1": {"metric": "cosine"}}}, {**CUT, **TABLE}),
-    "a caption": ({"tables": {"main.1": {"caption": '\'Tis 5% {of} all; "quoted"'}}}, TABLE),
+    "a caption": ({"tables": {"main.1": {"caption": '\'Tis 5% {of} all; "quoted"'}}}, SHOWN),
     "few-shot": (
         {"evaluations": {"items": {"tasks": {"pick": {"fewshot": 2}}}}},
         {"evaluate": 2, "evaluate_baseline": 1, **TABLE},
     ),
+    "a figure": ({"figures": {"f": {"kind": "lines", "tables": ["main.1"]}}}, {"plot": 1}),
+    "a heat map of CKA": (
+        {"figures": {"f": {"kind": "heatmap", "tables": ["main.1"], "distances": ["cka"]}}},
+        {"distances": 1, "figure_distances": 1, "plot": 1},
+    ),
+    "cost": ({"cost": {"country": "FRA"}}, {"cost": 1}),
     "speed": ({"speed": {"new_tokens": 3}}, {"speed": 2, "speed_baseline": 1, **TABLE}),
 }
 
@@ -119,7 +126,7 @@ CODE = {
         {"merge": 2, "verify": 2, "evaluate": 2, "speed": 2, **TABLE},
     ),
     "verify": ("replaceme/plain.py", "return model.eval()", "return model.train(False)", {"verify": 2}),
-    "comment": ("replaceme/fold.py", "import json\n", "import json  # the standard library's\n", {}),
+    "comment": ("replaceme/fold.py", "import pairwise\n", "import pairwise  # of neighbours\n", {}),
 }
 
 
@@ -127,6 +134,25 @@ CODE = {
 def test_an_edit_of_the_code(completed, tmp_path, name):
     file, old, new, expected = CODE[name]
     assert edited(completed, tmp_path, file, old, new).jobs() == expected
+
+
+def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
+    model = "results/tiny.v1/plain/n1/sliced/model/replaceme.json"
+    completed.config(fits={"sliced": {"method": "slicegpt"}}, tables={"main.1": {"fits": ["uidl", "ls", "sliced"]}})
+    assert completed.jobs() == {"transform": 1, **ROW, **TABLE}
+    done = completed.snakemake(model)
+    assert done.returncode == 0, done.stderr
+    for method, old, new, expected in (
+        ("svd_llm", "return max(1, int(", "return max(2, int(", {}),
+        (
+            "slicegpt",
+            "range(config.hidden_size, 0, -1)",
+            "range(config.hidden_size, 1, -1)",
+            {"transform": 1, "merge": 1},
+        ),
+    ):
+        (tmp_path / method).mkdir()
+        assert edited(completed, tmp_path / method, f"replaceme/methods/{method}.py", old, new).jobs(model) == expected
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])

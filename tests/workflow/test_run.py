@@ -14,7 +14,7 @@ BIN = Path(sys.executable).parent
 ALL_JOBS = {
     "model": 1, "tokens": 1, "distances": 1, "candidates": 1, "cut": 1, "gram": 2, "sum": 1, "transform": 2, "merge": 2,
     "verify": 2, "evaluate": 2, "evaluate_baseline": 1, "speed": 2, "speed_baseline": 1, "table": 1, "figure_table": 1,
-    "figure_distances": 1, "figure_cut": 1,
+    "figure_distances": 1, "figure_cut": 1, "provenance": 1,
 }  # fmt: skip
 RESULTS = "results/tiny.v1"
 FIT = f"{RESULTS}/plain/n1"
@@ -79,7 +79,8 @@ def test_report(completed):
     page = html.unescape((completed.folder / "out.html").read_text(encoding="utf-8"))
     for name in ("main.1.csv", "main.1.html", "main.1.svg", "distances.svg", "cut.svg"):
         assert name in page
-    assert "Average accuracy and perplexity" in page
+    assert "Average accuracy and perplexity" in page and "results of several environments" in page
+    assert "provenance.html" in page and "a linear map is fitted on a little text" in page
     assert not completed.attempts.exists()
 
 
@@ -117,15 +118,63 @@ def test_a_table_beside_published_values_by_its_name(completed):
     done = completed.snakemake("beside")
     assert done.returncode == 0, done.stderr
     shown = (completed.folder / "results/tables/beside.published.md").read_text()
-    assert "(0.7)" in shown and "| other | c | (0.6) |" in shown and "2 of 3 cells run here" in shown
+    assert "(0.7)" in shown and re.search(r"\| other +\| c +\| +\(0\.6\) \|", shown)
+    assert "2 of 3 cells run here, 1 empty" in shown and "- Models: tiny.v1: models/tiny/first, files " in shown
+    for kind in ("csv", "html", "tex"):
+        assert "0.7" in (completed.folder / f"results/tables/beside.published.{kind}").read_text()
     assert not completed.attempts.exists()
+
+
+def test_figures_and_costs_of_a_finished_run(completed):
+    """Nothing runs again but what draws and adds up; the costs are those of the jobs that still had to run."""
+    completed.config(
+        fits={"ridge": {"ridge": 0.5}},
+        cost={"country": "FRA"},
+        tables={"more": {**completed.config()["tables"]["main.1"], "fits": ["ridge"]}},
+        figures={"sizes": {"kind": "lines", "tables": ["main.1"], "lines": ["fit"], "caption": "What to see."}},
+    )
+    done = completed.snakemake("sizes", "results/tables/more.cost.csv", "results/tables/main.1.cost.md")
+    assert done.returncode == 0, done.stderr
+    assert completed.job_stats(done.stdout + done.stderr) == {
+        "plot": 1,
+        "sizes": 1,
+        "transform": 1,
+        "merge": 1,
+        "cost": 2,
+    }
+    drawn = (completed.folder / "results/figures/sizes.csv").read_text()
+    assert drawn.startswith("measure,panel,line,x,value") and (completed.folder / "results/figures/sizes.svg").is_file()
+    kept = [path.relative_to(completed.folder) for path in (completed.folder / "results/cost").rglob("*.json")]
+    assert sorted(map(str, kept)) == [f"results/cost/tiny.v1/plain/n1/{name}.json" for name in ("ridge", "ridge/model")]
+    cost = json.loads((completed.folder / "results/cost/tiny.v1/plain/n1/ridge.json").read_text())
+    assert cost["step"] == "fit" and cost["energy_kwh"] > 0 and cost["country"] == "FRA"
+    # model, tokens, candidates, cut, two Grams and their sum ran before
+    row = (completed.folder / "results/tables/more.cost.csv").read_text().splitlines()[1]
+    assert row.startswith("tiny.v1,plain,n1,ridge,9,2,,")
+    assert "ran while cost was not measured" in (completed.folder / "results/tables/main.1.cost.md").read_text()
+    assert not completed.attempts.exists(), completed.attempts.read_text()
+
+
+def test_a_healing_added_to_a_finished_run(completed):
+    """Each fit comes healed too, and nothing but that is run; another learning rate trains again, and that alone."""
+    table = completed.config()["tables"]["main.1"]
+    healing = {"train": "full", "text": "plain", "steps": 3, "learning_rate": 0.01, "held_out": 4}
+    completed.config(healings={"few": healing}, tables={"main.1": {**table, "fits": ["ls"], "healings": ["few"]}})
+    done = completed.snakemake()
+    assert done.returncode == 0, done.stderr
+    new = {"heal": 1, "evaluate_healed": 1, "speed_healed": 1, "table": 1, "figure_table": 1, "figure_healing": 1}
+    assert completed.job_stats(done.stdout + done.stderr) == new
+    assert [(row["fit"], row["healing"]) for row in completed.table()] == [("baseline", ""), ("ls", ""), ("ls", "few")]
+    assert (completed.folder / FIT / "ls/healed/few/healing.svg").is_file() and not completed.attempts.exists()
+    completed.config(healings={"few": {"learning_rate": 0.02}})
+    assert completed.jobs() == new
 
 
 def test_rules_are_linted_and_formatted(project):
     lint = project.snakemake("--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
     files = ["Snakefile", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("rules/*.smk"))]
-    assert len(files) == 8
+    assert len(files) == 9
     formatted = subprocess.run([BIN / "snakefmt", "--check", *files], cwd=ROOT, capture_output=True, text=True)
     assert formatted.returncode == 0, formatted.stderr
     assert len((ROOT / "Snakefile").read_text().splitlines()) <= 40

@@ -1,0 +1,156 @@
+"""The section `figures`: figures made from tables, each by its name."""
+
+from typing import Literal, get_args
+
+from pydantic import Field, model_validator
+
+from replaceme.config.base import Strict
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.cuts import REPRESENTATIONS, CutConfig
+from replaceme.config.fits import FitConfig
+
+Name = Literal["model", "calibration", "cut", "fit", "metric", "position"]
+Distance = Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual"]
+SIZES = ("removed", "compression")
+SECTIONS = {"calibration": CalibrationConfig, "cut": CutConfig, "fit": FitConfig}
+# what a table has beside its tasks, and what `replaceme cost` adds to it
+MEASURES = (
+    "average", "rp", "perplexity", "residual", "average_vs_identity", "log_perplexity_vs_identity", "parameters",
+    "file_bytes", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes",
+)  # fmt: skip
+COST_MEASURES = ("seconds", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "energy_kwh", "emissions_kg")
+# keys that say something about some kinds only
+ONLY = {
+    "x": ("lines",), "panels": ("lines", "scatter"), "distances": ("scatter", "heatmap"),
+    "position": ("scatter", "heatmap"), "relative_to": ("lines", "bars"), "published": ("lines", "bars"),
+    "lines": ("lines", "scatter", "bars"), "measures": ("lines", "scatter", "bars"),
+}  # fmt: skip
+
+
+class PublishedConfig(Strict):
+    """Published values, drawn beside the measured ones."""
+
+    file: str = Field(description="CSV file with the published values.")
+    label: str = Field(description="Column of it that names a line or a bar.")
+    x: str | None = Field(None, description="Column of it with the places of a line's points.")
+    columns: dict[str, str] = Field(
+        min_length=1, description="For each measure shown, its column there, or `column * 100`."
+    )
+    same_as: dict[str, str] = Field(
+        {}, description="For labels there, the label here of what is the same, to give both one colour."
+    )
+
+
+class FigureConfig(Strict):
+    """A figure from the rows of tables, results/figures/<name>.svg, and the numbers drawn, .csv."""
+
+    kind: Literal["lines", "scatter", "bars", "heatmap"] = Field(
+        description="lines: measures over a number; scatter: measures of each row over the distance across its cut; "
+        "bars: measures side by side; heatmap: distances of all pairs of blocks."
+    )
+    tables: list[str] = Field(
+        min_length=1, description="Tables whose rows are shown (heatmap: whose models and calibrations)."
+    )
+    measures: list[str] = Field(
+        ["average * 100", "perplexity"],
+        min_length=1,
+        description="Columns of the tables, tasks and costs (seconds, energy_kwh, emissions_kg ...) among them, a row "
+        "of panels (bars: a group) for each; `average * 100` for percent.",
+    )
+    x: str = Field(
+        "removed",
+        description="What lines run over: removed (blocks), compression, or a number of the config, such as "
+        "`calibration.samples` or `fit.ridge`.",
+    )
+    lines: list[Name] = Field(["model", "fit"], min_length=1, description="What tells one line, or bar, from another.")
+    panels: Name | None = Field(None, description="What has a column of panels for each of its values.")
+    distances: list[Distance] = Field(
+        ["cosine"], min_length=1, description="Distances across a cut, a column of panels for each; or its residual."
+    )
+    position: Literal["all", "last"] = Field("all", description="Tokens over which the distances were averaged.")
+    relative_to: Literal["baseline", "least"] | None = Field(
+        None,
+        description="Show each measure but rp, which is relative already, as a multiple of its model's baseline, or of "
+        "the least of its model's rows.",
+    )
+    published: PublishedConfig | None = Field(None, description="Published values beside them.")
+    title: str = Field("", description="Title of the figure.")
+    caption: str = Field("", description="What the reader should see, for the report.")
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> "FigureConfig":
+        for key, kinds in ONLY.items():
+            if key in self.model_fields_set and self.kind not in kinds:
+                raise ValueError(f"{key} says nothing about {self.kind}; drop it")
+        if self.kind == "heatmap" and "residual" in self.distances:
+            raise ValueError("the residual is of a row, not of pairs of blocks; drop it from distances")
+        of_representations = [name for name in self.distances if name in REPRESENTATIONS]
+        if of_representations and self.position != "all":
+            raise ValueError(f"{of_representations[0]} averages over all tokens; drop `position: {self.position}`")
+        return self
+
+    @model_validator(mode="after")
+    def _x_is_a_number(self) -> "FigureConfig":
+        section, dot, key = self.x.partition(".")
+        if self.x not in SIZES and not (dot and section in SECTIONS and _is_number(section, key)):
+            known = f"{', '.join(SIZES)}, or a number under {', '.join(SECTIONS)} such as calibration.samples"
+            raise ValueError(f"x {self.x!r} is no number of a row; take {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _published_belongs(self) -> "FigureConfig":
+        if self.published is not None:
+            unknown = [name for name in self.published.columns if name not in self.measures]
+            if unknown:
+                raise ValueError(f"published.columns: {unknown[0]!r} is not among measures")
+            if self.panels is not None:
+                raise ValueError("published values have no panels; drop one of the two")
+            if (self.kind == "lines") != (self.published.x is not None):
+                raise ValueError("published.x says where the points of lines lie: lines need it, bars have none")
+        return self
+
+    @property
+    def from_config(self) -> tuple[str, str] | None:
+        """The section and key of the config that x is, if it is one."""
+        section, dot, key = self.x.partition(".")
+        return (section, key) if dot and self.kind == "lines" else None
+
+    @property
+    def columns(self) -> list[str]:
+        """The measures without their factors."""
+        return [] if self.kind == "heatmap" else [measure.partition("*")[0].strip() for measure in self.measures]
+
+    def is_relative(self, measure: str) -> bool:
+        """Whether a measure is shown as a multiple of another row's."""
+        return self.relative_to is not None and measure != "rp"
+
+    @property
+    def needs_cost(self) -> bool:
+        """Whether it shows what the rows cost to make."""
+        return any(column in COST_MEASURES for column in self.columns)
+
+    @property
+    def matrices(self) -> list[str]:
+        """The distances that it reads from distances.safetensors."""
+        return [name for name in self.distances if name != "residual"] if self.kind in ("scatter", "heatmap") else []
+
+
+def _is_number(section: str, key: str) -> bool:
+    field = SECTIONS[section].model_fields.get(key)
+    kinds = () if field is None else (get_args(field.annotation) or (field.annotation,))
+    return int in kinds or float in kinds
+
+
+def dangling_figures(raw: dict) -> list[str]:
+    """Tables that figures name and nothing defines, and names that are a table's already; on plain data."""
+    figures, tables = (raw[name] if isinstance(raw.get(name), dict) else {} for name in ("figures", "tables"))
+    lines = []
+    for name, figure in figures.items():
+        named = figure.get("tables") if isinstance(figure, dict) else None
+        for table in named if isinstance(named, list) else []:
+            if isinstance(table, str) and table not in tables:
+                known = ", ".join(map(str, tables)) or "none"
+                lines.append(f"figures.{name}.tables: {table!r} is not defined under tables; defined: {known}")
+        if name in tables:
+            lines.append(f"figures.{name}: a table has this name; choose another")
+    return lines

@@ -1,0 +1,212 @@
+"""Merged checkpoint in, trained checkpoint out: load, train, write back what was trained, load again and compare."""
+
+import gc
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from replaceme.capture import model_inputs
+from replaceme.card import healed_card, licence_of
+from replaceme.changes import Changes, Content
+from replaceme.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
+from replaceme.config import TrainingConfig
+from replaceme.config.healings import LORA
+from replaceme.cuts import groups_of
+from replaceme.data import Tokens
+from replaceme.errors import ReplaceMeError
+from replaceme.files import write_json
+from replaceme.healing.loop import rate, train
+from replaceme.healing.parameters import Trainable, trainable
+from replaceme.language_loss import sequence_losses
+from replaceme.loading import Held, load_causal_model
+from replaceme.models import check_length, family_of, is_encoder, pick_dtype
+from replaceme.provenance import versions
+from replaceme.transforms.resume import State
+from replaceme.uncertainty import paired_log_perplexity
+from replaceme.verify import require_passed, verify_against
+from replaceme.writing import check_out, merging
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+STATE = ".{name}-healing.safetensors"
+POINTS = 500  # of the loss curve
+KEPT = ("cut", "fit", "placement")  # of the record of the shortening
+UNSEEN = ("checkpoint_seconds",)  # options that change no number
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a healing goes: the folder of the checkpoint, the file of the report if any; `verify`: whether to check."""
+
+    folder: str | Path
+    report: str | Path | None = None
+    verify: bool = True
+
+
+def heal_checkpoint(
+    folder: str | Path,
+    tokens: Tokens,
+    text: dict[str, Any],
+    options: TrainingConfig,
+    output: Output,
+    device: str,
+    gpus: int = 1,
+) -> dict[str, Any]:
+    """Train the merged checkpoint in `folder` on tokens, write the result, and return the report.
+
+    `text` says where the tokens come from. The report (JSON-able) has the options, the loss of each step, thinned to
+    `POINTS` means (nats per token), that of the held-out sequences before and, with the weights as saved, after, and
+    what was checked. An interrupted healing goes on from its checkpoint, a hidden file beside the output's folder, to
+    the same bits. Raises ReplaceMeError on bad input before anything is trained, and where the result is not right.
+    """
+    out = output.folder
+    record, shortened = _source(folder, out)
+    config = read_config(folder)
+    check_length(config, tokens.input_ids.shape[1], str(folder))
+    training, held_out = _split(tokens, options)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same bits on a GPU; read when it is first used
+    dtype = pick_dtype(options.dtype, device, config)
+    held = Held(gpus)
+    model = load_causal_model(folder, dtype, device, held)
+    checkpoint = open_checkpoint(folder)
+
+    before = sequence_losses(model, held_out)
+    trained = trainable(model, checkpoint, options, carriers_of(shortened["cut"]))
+    numbers = options.model_dump(exclude={*UNSEEN, *(() if options.train == "lora" else LORA)})
+    packages = versions("peft") if options.train == "lora" else versions()
+    origin = {"model_sha256": model_sha256(record), "tokens_sha256": tokens.digest(), "text": text}
+    state = _state(out, {**numbers, **origin, "versions": packages, "gpus": gpus}, options, device)
+    losses = train(model, trained, training, options, state)
+    count = sum(parameter.numel() for parameter in trained.parameters.values())
+    healing = {**numbers, "dtype": dtype, "trained_parameters": count}
+    about = {"healing": healing, "origin": origin, "versions": packages}
+    _write(checkpoint, trained, record, {**_history(record, shortened), **about}, out)
+    checks = _checked(model, trained, record, out) if output.verify else None
+    del model, trained
+    gc.collect()
+    after = sequence_losses(load_causal_model(out, dtype, device, held), held_out)
+    loss = _loss(before, after)
+    log.info("held-out loss %.4f before, %.4f after %d steps", loss["before"], loss["after"], options.steps)
+    curve = curve_of(losses, options)
+    report = {**healing, "loss": loss, "curve": curve, "checks": checks, **origin, "versions": packages}
+    if output.report is not None:
+        write_json(output.report, report)
+    state.remove()
+    return report
+
+
+def carriers_of(cut: dict[str, Any]) -> list[int]:
+    """The carriers of a cut, as numbered after it."""
+    groups = groups_of(cut)
+    return [start - 1 - sum(b - a for a, b in groups[:number]) for number, (start, _) in enumerate(groups)]
+
+
+def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, float]]:
+    """Means of the losses over equal runs of steps: the last step of each run, its loss, its learning rate."""
+    width = -(-len(losses) // POINTS)
+    runs = [range(k, min(k + width, len(losses))) for k in range(0, len(losses), width)]
+    return [
+        {
+            "step": run[-1] + 1,
+            "loss": sum(losses[k] for k in run) / len(run),
+            "learning_rate": options.learning_rate * rate(run[-1], options),
+        }
+        for run in runs
+    ]
+
+
+def _source(folder: str | Path, out: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model record of a merged folder, and the record of its shortening; ReplaceMeError for any other folder."""
+    config = read_config(folder)
+    if not (Path(folder) / "replaceme.json").is_file():
+        raise ReplaceMeError(
+            f"{folder}: no replaceme.json; healing takes a folder made by `replaceme merge` or `prune`"
+        )
+    if is_encoder(config):
+        raise ReplaceMeError(f"{folder}: an encoder of images, which has no loss to heal by; give a language model")
+    family_of(config, str(folder))
+    check_out(folder, out)
+    return resolve(str(folder)), check_merged(folder)
+
+
+def _split(tokens: Tokens, options: TrainingConfig) -> tuple[Tokens, Tokens]:
+    """(sequences to train on, those held out)."""
+    if not isinstance(tokens, Tokens):
+        raise ReplaceMeError("healing: trains on text, not on images; give tokens of a `dataset`")
+    if len(tokens) <= options.held_out:
+        raise ReplaceMeError(
+            f"healing: {len(tokens)} sequences, of which {options.held_out} are held out; raise `samples` of the text, "
+            "or lower `held_out`"
+        )
+    return tokens[: -options.held_out], tokens[-options.held_out :]
+
+
+def _state(out: str | Path, what: dict[str, Any], options: TrainingConfig, device: str) -> State:
+    """The checkpoints of this very healing: of any other model, text, option, version or machine they are ignored."""
+    where = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "threads": torch.get_num_threads()}
+    path = Path(out).with_name(STATE.format(name=Path(out).name))
+    return State(path, {**what, **where}, options.checkpoint_seconds)
+
+
+def _history(record: dict[str, Any], shortened: dict[str, Any]) -> dict[str, Any]:
+    """Where a healed checkpoint comes from: the shortened one, the original, and what was done to that."""
+    return {
+        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
+        "original": shortened.get("original", shortened["source"]),
+        **{key: shortened[key] for key in KEPT},
+    }
+
+
+def _write(
+    checkpoint: Checkpoint, trained: Trainable, record: dict[str, Any], provenance: dict[str, Any], out: str | Path
+) -> None:
+    """Write the checkpoint of a record with what was trained to folder `out`."""
+    with merging(checkpoint.folder, out, record["files"]) as merger:
+        card = healed_card(provenance, licence_of(checkpoint.folder))
+        merger.write(Content([], Changes(trained.edits()), checkpoint.config), provenance, card)
+
+
+def _checked(model: "nn.Module", trained: Trainable, record: dict[str, Any], out: str | Path) -> dict[str, Any]:
+    """Outcomes of the checks of the saved folder against the model as trained, in float32 on the CPU.
+
+    The model is of no use afterwards.
+    """
+
+    from accelerate.hooks import remove_hook_from_module
+
+    def expected(tokens: Tokens) -> torch.Tensor:
+        remove_hook_from_module(model, recurse=True)  # of a model over several GPUs, which move what a block is given
+        whole = model.cpu().float()
+        with torch.no_grad():
+            for name, follower in trained.followers.items():
+                follower.data = trained.parameters[name].detach().cpu()
+        with torch.inference_mode():
+            logits = whole(**model_inputs(whole, tokens)).logits
+        for tensor in (*whole.parameters(), *whole.buffers()):
+            tensor.data = torch.empty(0)  # the fresh process needs the memory
+        return logits
+
+    report = verify_against(expected, record, True, out)
+    require_passed(report)
+    return report["checks"]
+
+
+def _loss(before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    """Mean losses of the held-out tokens, and their difference with its standard error, paired over sequences."""
+    (first, counts), (second, _) = before, after
+    total = counts.sum()
+    difference, stderr = paired_log_perplexity(*(torch.stack([-sums, counts], 1).tolist() for sums in (second, first)))
+    return {
+        "before": float(first.sum() / total),
+        "after": float(second.sum() / total),
+        "difference": difference,
+        "difference_stderr": stderr,
+        "sequences": len(counts),
+        "tokens": int(total),
+    }

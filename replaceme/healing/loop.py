@@ -1,0 +1,174 @@
+"""The training loop of a healing: AdamW on the mean loss of the next token, interrupted and resumed to the same bits.
+
+A loop of our own rather than transformers' Trainer: the Trainer (and accelerate's `save_state`) keeps the optimiser and
+the random states as pickles, which this package neither writes nor reads, and averages over passes what should be a
+mean over tokens. One process, also where the blocks lie on several GPUs; `accumulation` stands for more.
+
+Everything a step does follows from its number: its sequences from seed and epoch, dropout from seed and pass, the
+learning rate from the schedule. So a checkpoint is parameters, moments and losses, one safetensors file, by the same
+mechanism as unfinished fits (`transforms.resume`).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from replaceme.config import TrainingConfig
+from replaceme.data import Tokens
+from replaceme.errors import ReplaceMeError
+from replaceme.healing.parameters import Trainable
+from replaceme.language_loss import are_counted, token_losses
+from replaceme.progress import progress
+from replaceme.transforms.resume import State, Tensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of what AdamW remembers, beside the number of steps
+
+
+def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: TrainingConfig, state: State) -> list[float]:
+    """Train, and return the mean loss of each step before it, in nats per token; the model is left in inference mode.
+
+    A step is over `batch_size * accumulation` sequences, and its loss the mean over all their tokens that follow one.
+    Raises ReplaceMeError for a loss that is not finite, and for sequences without two tokens.
+    """
+    optimiser = _optimiser(trained, options)
+    losses = torch.zeros(options.steps, dtype=torch.float64)
+    first = 0
+    saved = state.read()
+    if saved is not None:
+        first = _restore(optimiser, trained, losses, saved)
+    order = Order(len(tokens), options.seed)
+
+    def content(done: int) -> Callable[[], tuple[Tensors, dict[str, Any]]]:
+        return lambda: (_memory(optimiser, trained, losses), {"done": done})
+
+    with _training(model, options):
+        for step in progress(range(first, options.steps), "healing", options.steps - first, "step"):
+            for group in optimiser.param_groups:
+                group["lr"] = options.learning_rate * rate(step, options)
+            losses[step] = _gradients(model, trained, order.batches(tokens, step, options), options, step)
+            if not math.isfinite(losses[step]):
+                raise ReplaceMeError(
+                    f"healing: the loss of step {step + 1} is {float(losses[step])}; lower `learning_rate`"
+                )
+            if options.clip is not None:
+                torch.nn.utils.clip_grad_norm_(trained.parameters.values(), options.clip)
+            optimiser.step()
+            optimiser.zero_grad()
+            trained.follow()
+            state.write(content(step + 1))
+    return losses.tolist()
+
+
+def rate(step: int, options: TrainingConfig) -> float:
+    """The learning rate of a step (from 0) as a share of the highest: up to it in a line, then as scheduled."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    done = (step - options.warmup) / (options.steps - options.warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[options.schedule]
+
+
+class Order:
+    """The sequences of each step: epoch after epoch, each in an order of its own that follows from the seed."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        """Order of so many sequences."""
+        self.count, self.seed = count, seed
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def batches(self, tokens: Tokens, step: int, options: TrainingConfig) -> list[Tokens]:
+        """The batches of a step."""
+        size, passes = options.batch_size, options.accumulation
+        places = [self._at(k) for k in range(step * size * passes, (step + 1) * size * passes)]
+        chosen = [torch.tensor(places[k : k + size]) for k in range(0, len(places), size)]
+        return [Tokens(tokens.input_ids[one], tokens.mask[one]) for one in chosen]
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
+        return int(self._order[place])
+
+
+def _gradients(
+    model: "nn.Module", trained: Trainable, batches: list[Tokens], options: TrainingConfig, step: int
+) -> float:
+    """The mean loss over the tokens of all batches, whose gradient is left at the parameters."""
+    count = sum(int(are_counted(batch).sum()) for batch in batches)
+    if not count:
+        raise ReplaceMeError(f"healing: no sequence of step {step + 1} has two tokens; give longer texts")
+    total = 0.0
+    for number, batch in enumerate(batches):
+        torch.manual_seed((options.seed << 32) + step * options.accumulation + number)  # dropout
+        loss = token_losses(model, batch)[0].sum() / count
+        loss.backward()
+        trained.collect()
+        total += float(loss.detach())
+    return total
+
+
+@contextmanager
+def _training(model: "nn.Module", options: TrainingConfig) -> Iterator[None]:
+    """Within it the model trains, deterministically; afterwards its mode and torch's random numbers are as before."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    model.train()
+    if options.gradient_checkpointing:
+        _recompute(model)
+    try:
+        with torch.random.fork_rng(devices={one.device for one in model.parameters() if one.is_cuda}):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        model.eval()  # which also ends the recomputing
+
+
+def _recompute(model: "nn.Module") -> None:
+    """Have the blocks keep no activations in training."""
+    # newer versions of transformers have the one, older ones the other
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ReplaceMeError(f"healing: {error}; set `gradient_checkpointing: false`") from error
+    # transformers would have a gradient flow to the embeddings too, past all that is trained
+    model.disable_input_require_grads()
+
+
+def _optimiser(trained: Trainable, options: TrainingConfig) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in trained.parameters.values() if parameter.dim() > 1]
+    others = [parameter for parameter in trained.parameters.values() if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate)
+
+
+def _memory(optimiser: torch.optim.AdamW, trained: Trainable, losses: torch.Tensor) -> Tensors:
+    found = {"losses": losses}
+    for name, parameter in trained.parameters.items():
+        moments = optimiser.state.get(parameter, {})  # none for a weight that no token used
+        found |= {f"parameter/{name}": parameter.detach()}
+        found |= {f"{moment}/{name}": moments[moment] for moment in MOMENTS if moment in moments}
+        found |= {f"step/{name}": moments["step"]} if "step" in moments else {}
+    return found
+
+
+def _restore(
+    optimiser: torch.optim.AdamW, trained: Trainable, losses: torch.Tensor, saved: tuple[Tensors, dict[str, Any]]
+) -> int:
+    """Take up a checkpoint; returns the number of steps done."""
+    tensors, record = saved
+    losses.copy_(tensors["losses"])
+    with torch.no_grad():
+        for name, parameter in trained.parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            if f"step/{name}" in tensors:
+                moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS}
+                optimiser.state[parameter] = {"step": tensors[f"step/{name}"], **moments}
+    trained.follow()
+    return record["done"]

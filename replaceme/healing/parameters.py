@@ -1,0 +1,197 @@
+"""What a healing trains, and how the trained parameters change the tensors of a checkpoint.
+
+`transform`: T = I + D of each carrier, D [hidden, hidden] from zero, applied to what the down projection puts out; at
+the end W becomes T^T W in float64 (and a bias b becomes b T), as in `fold`. Where a norm follows the MLP inside the
+block, T acts before it, and the norm's gains stay. In a mixture of experts T acts on the sum, and goes into each.
+`lora`: W + (alpha / rank) B A for linear layers of the blocks (arXiv 2106.09685), adapters by peft, merged in float64.
+`full`: every weight.
+
+Parameters are float32 whatever the passes compute in: weights that are trained in another type have a float32 original
+that the optimiser changes, and follow it. A weight of a checkpoint is rounded once, when it is written.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from replaceme.changes import Edit
+from replaceme.checkpoints import Checkpoint
+from replaceme.config import TrainingConfig
+from replaceme.errors import ReplaceMeError
+from replaceme.fold import plain_fold
+from replaceme.transforms import Transform
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADAPTER = "default"  # peft's name of the only one
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Float32 `parameters` by name; `edits` says what they do to the checkpoint's tensors.
+
+    `followers` are weights of the model in another type that are rounded copies of the parameters of their name.
+    """
+
+    parameters: dict[str, torch.Tensor]
+    edits: Callable[[], dict[str, Edit]]
+    followers: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def collect(self) -> None:
+        """Add the gradients of the followers to those of their parameters, in float32."""
+        for name, follower in self.followers.items():
+            if follower.grad is None:
+                continue
+            parameter, found = self.parameters[name], follower.grad.float()
+            parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
+            follower.grad = None
+
+    def follow(self) -> None:
+        """Round the parameters to their followers."""
+        with torch.no_grad():
+            for name, follower in self.followers.items():
+                follower.copy_(self.parameters[name])
+
+
+def trainable(
+    model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfig, carriers: Sequence[int]
+) -> Trainable:
+    """Prepare a loaded model, of which nothing is trained yet, for a healing.
+
+    Raises ReplaceMeError, before anything is trained, where the result could not be written into the checkpoint.
+    """
+    if options.train == "transform":
+        return _transforms(model, checkpoint, carriers)
+    if options.train == "lora":
+        return _adapters(model, checkpoint, options)
+    return _all_weights(model, checkpoint)
+
+
+def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[int]) -> Trainable:
+    family, size = checkpoint.family, checkpoint.hidden_size
+    blocks = family.block_modules(model.base_model)
+    found = {}
+    for carrier in carriers:
+        checkpoint.folded(carrier)  # there is something to fold into
+        block = blocks[carrier]
+        module = family.mlp_module(block) if family.post_norm is None else family.down_projection(block)
+        change = torch.zeros(size, size, device=next(block.parameters()).device, requires_grad=True)
+        module.register_forward_hook(_times(change))
+        found[f"transform.{carrier}"] = change
+
+    def edits() -> dict[str, Edit]:
+        changed: dict[str, Edit] = {}
+        for carrier, change in zip(carriers, found.values(), strict=True):
+            transform = Transform(torch.eye(size, dtype=torch.float64) + change.detach().cpu().double())
+            for down in checkpoint.folded(carrier):
+                changed |= plain_fold(checkpoint, down, transform)
+        return changed
+
+    return Trainable(found, edits)
+
+
+def _times(change: torch.Tensor) -> Callable:
+    """A hook that lets a module put out its output times I + D."""
+
+    def hook(module: "nn.Module", inputs: tuple, output: "torch.Tensor | tuple") -> "torch.Tensor | tuple":
+        given = output[0] if isinstance(output, tuple) else output
+        own = change.to(given.device)  # of a model that was moved after the training
+        found = given + (given.float() @ own).to(given.dtype)
+        return (found, *output[1:]) if isinstance(output, tuple) else found
+
+    return hook
+
+
+def _adapters(model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfig) -> Trainable:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if checkpoint.family.mixture:
+        raise ReplaceMeError(
+            f"{checkpoint.folder}: its MLPs are mixtures of experts, whose weights are stacked and get no adapters; "
+            "use train transform or full"
+        )
+    names = _linear_layers(model, checkpoint, options.lora_targets)
+    stored = _stored(model, checkpoint, [f"{name}.weight" for name in names])
+    rank, alpha = options.lora_rank, options.lora_alpha or options.lora_rank
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=options.lora_dropout, target_modules=names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        inject_adapter_in_model(config, model).eval()  # adapters come with their dropout on
+    found = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    for parameter in found.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+
+    def merged(name: str) -> Edit:
+        layer = model.get_submodule(name)
+
+        def weight(given: torch.Tensor) -> torch.Tensor:
+            down, up = (side[ADAPTER].weight.detach().cpu().double() for side in (layer.lora_A, layer.lora_B))
+            change = layer.scaling[ADAPTER] * (up @ down)
+            return (given.double() + (change.T if layer.fan_in_fan_out else change)).to(given.dtype)
+
+        return weight
+
+    return Trainable(found, lambda: {stored[f"{name}.weight"][0]: merged(name) for name in names})
+
+
+def _linear_layers(model: "nn.Module", checkpoint: Checkpoint, targets: str) -> list[str]:
+    """Full names of the linear layers of all blocks, or of those in the MLP, or of those outside it."""
+    from transformers.pytorch_utils import Conv1D
+
+    family = checkpoint.family
+    blocks = family.block_modules(model.base_model)
+    within = next(name for name, module in model.named_modules() if module is blocks)
+    # beside the down projection lie the others of the MLP; where they lie in the block itself, all are called alike
+    down = next(name for name, one in blocks[0].named_modules() if one is family.down_projection(blocks[0]))
+    beside = f"{down.rpartition('.')[0]}." if "." in down else down.rstrip("0123456789")
+    found = []
+    for number, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            wanted = targets == "all" or (targets == "mlp") == name.startswith(beside)
+            if wanted and isinstance(module, torch.nn.Linear | Conv1D):
+                found.append(f"{within}.{number}.{name}")
+    return found
+
+
+def _all_weights(model: "nn.Module", checkpoint: Checkpoint) -> Trainable:
+    weights = dict(model.named_parameters())
+    stored = _stored(model, checkpoint, weights)
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    followers = {name: weight for name, weight in weights.items() if weight.dtype != torch.float32}
+    masters = {name: weight.detach().float().requires_grad_(True) for name, weight in followers.items()}
+    parameters = weights | masters
+
+    def written(parameter: torch.Tensor) -> Edit:
+        return lambda given: parameter.detach().cpu().to(given.dtype)
+
+    def edits() -> dict[str, Edit]:
+        return {tensor: written(parameters[name]) for name in parameters for tensor in stored[name]}
+
+    return Trainable(parameters, edits, followers)
+
+
+def _stored(model: "nn.Module", checkpoint: Checkpoint, names: "Sequence[str] | dict") -> dict[str, list[str]]:
+    """The tensors of a checkpoint that hold each of some weights; a tied weight may be stored twice.
+
+    Raises ReplaceMeError for a weight that is stored otherwise than transformers names or shapes it.
+    """
+    all_names = dict(model.named_parameters(remove_duplicate=False))
+    places: dict[int, list[str]] = {}
+    for tensor, (_, shape, _) in checkpoint.tensors.items():
+        for name in (tensor, f"{model.base_model_prefix}.{tensor}"):
+            if name in all_names and all_names[name].shape == shape:
+                places.setdefault(id(all_names[name]), []).append(tensor)
+                break
+    found = {name: places.get(id(all_names[name]), []) for name in names}
+    missing = [name for name in found if not found[name]]
+    if missing:
+        raise ReplaceMeError(
+            f"{checkpoint.folder}: tensors are named or stacked otherwise than in transformers (no {missing[0]}), so "
+            "what is trained could not be written back; use train transform"
+        )
+    return found

@@ -1,0 +1,24 @@
+"""The fit of a method other than replaceme, by forward passes of its own."""
+
+from typing import TYPE_CHECKING, Any
+
+from replaceme.errors import ReplaceMeError
+from replaceme.methods import module_of
+
+if TYPE_CHECKING:
+    from replaceme.config import FitConfig
+    from replaceme.fitting import Passes
+    from replaceme.methods.found import Found
+
+
+def fit_method(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> "Found":
+    """What the method of a fit section finds for a cut's size; needs the model's own weights whole on one device."""
+    needs = f"fit: method {config.method} needs"
+    if hasattr(passes.model, "streamed"):
+        raise ReplaceMeError(f"{needs} the whole model; use `streaming: never`")
+    parameters = list(passes.model.parameters())
+    if not all(one.is_floating_point() for one in parameters):
+        raise ReplaceMeError(f"{needs} the weights as they are; drop `load_in_4bit`")
+    if len({one.device for one in parameters}) > 1:
+        raise ReplaceMeError(f"{needs} the model on one device; use `gpus: 1`")
+    return module_of(config.method).fit(passes, config, cut, record)

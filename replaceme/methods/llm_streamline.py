@@ -1,0 +1,239 @@
+"""LLM-Streamline (arXiv 2403.19135): one block is trained to do what a run of blocks did.
+
+The run is the carrier and the blocks of the cut, so that the model gets as small as without the blocks of the cut, and
+that the lightweight network, a block of the model's own architecture, stands where the run began: the result is a plain
+checkpoint. The network starts as the first block of the run, the carrier, and is trained by AdamW to
+
+    min mean over tokens and channels of (block(hidden_states[start-2]) - hidden_states[end-1])^2,
+
+whose inputs and targets are the original model's, stored once; before block 0 stand the embeddings. As in the paper:
+the loss, the initialisation, all else frozen. Differs: the cut is chosen as any here, one block shorter than the run; a
+batch holds the same sequences in every epoch, in an order that follows from seed and epoch; several groups are trained
+one after another, each for the original model. The paper's other network, a bare MLP, is not done: no architecture of
+transformers has blocks without attention.
+
+Training is in float32, deterministic, and goes on where it was interrupted, to the same bits.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from replaceme.capture import Wanted, forward
+from replaceme.changes import Changes, Content, Tensors
+from replaceme.checkpoints import with_derived_lists
+from replaceme.cuts import groups_of
+from replaceme.errors import ReplaceMeError
+from replaceme.methods.found import Found
+from replaceme.methods.walk import Walk
+from replaceme.models import pruned_config
+from replaceme.progress import progress
+from replaceme.shortened import shortened, skipped
+from replaceme.streaming import given
+from replaceme.transforms import State
+
+if TYPE_CHECKING:
+    from replaceme.checkpoints import Checkpoint
+    from replaceme.config import FitConfig
+    from replaceme.data import Tokens
+    from replaceme.families import Family
+    from replaceme.fitting import Passes
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # torch's names of what AdamW remembers
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What block `carrier` is trained on: of each batch its input [sequences, tokens, hidden], None for the embeddings,
+    and the state after the run."""
+
+    carrier: int
+    batches: "list[Tokens]"
+    inputs: list[torch.Tensor | None]
+    targets: list[torch.Tensor]
+
+
+def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> Found:
+    """The trained parameters of each carrier, float32, `<block>.<parameter>`, and the loss of every epoch."""
+    length = passes.tokens.mask.shape[1]
+    passes = replace(passes, batch_size=max(1, config.batch_tokens // length))
+    lessons = gathered(passes, groups_of(cut))
+    state = passes.state or State()
+    tensors, memory = state.read(passes.device) or ({}, {"losses": [], "batch": 0})
+    found = {name.removeprefix("found."): one for name, one in tensors.items() if name.startswith("found.")}
+    losses: list[list[float]] = memory["losses"]  # of each group; the last may be unfinished
+    with _in_float32(passes.model, passes.family):
+        for number in range(max(0, len(losses) - 1), len(lessons)):
+            begun = number < len(losses)
+            if not begun:
+                losses.append([])
+            training = Training(passes, config, lessons[number], losses)
+            if begun:
+                training.restore(tensors, memory["batch"])
+            found |= training.run(state, found)
+    report = {
+        "solver": "adamw",
+        "tokens": passes.tokens.count,
+        "loss_first_epoch": losses[0][0],
+        "loss_last_epoch": losses[0][-1],
+        "losses": losses,
+    }
+    return Found("llm_streamline", {name: one.cpu() for name, one in found.items()}, report)
+
+
+def gathered(passes: "Passes", groups: list[tuple[int, int]]) -> list[Lesson]:
+    """Inputs of the carriers and states after the runs, of the original model, in one pass over the text."""
+    walk = Walk(passes, copies=1 + 2 * len(groups))
+    lessons = [Lesson(start - 1, walk.batches, [], []) for start, _ in groups]
+    ends = [end - 1 for _, end in groups]
+    for block in progress(range(ends[-1] + 1), "states", unit="block"):
+        for state, activations in walk.visit():
+            for lesson, end in zip(lessons, ends, strict=True):
+                # copied, since what is made in inference mode cannot be trained through
+                if block == lesson.carrier:
+                    lesson.inputs.append(None if state is None else state.clone())
+                if block == end:
+                    lesson.targets.append(activations.hidden_states[block].cpu().clone())
+    return lessons
+
+
+@contextmanager
+def _in_float32(model: nn.Module, family: "Family") -> Iterator[None]:
+    """Within it all of a model but its blocks is float32, so that no part of a trained block's input is rounded."""
+    inside = {id(one) for one in chain(*_tensors(family.block_modules(model)))}
+    outside = [one for one in chain(*_tensors(model)) if id(one) not in inside and one.is_floating_point()]
+    types = [one.dtype for one in outside]
+    for one in outside:
+        one.data = one.data.float()
+    yield
+    for one, dtype in zip(outside, types, strict=True):
+        one.data = one.data.to(dtype)
+
+
+def _tensors(module: nn.Module) -> tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]]:
+    return module.parameters(), module.buffers()
+
+
+class Training:
+    """AdamW on one carrier; `losses` has the mean loss of each epoch of each group, this one's last."""
+
+    def __init__(self, passes: "Passes", config: "FitConfig", lesson: Lesson, losses: list[list[float]]) -> None:
+        self.model, self.family, self.device = passes.model, passes.family, passes.device
+        self.config, self.lesson, self.losses = config, lesson, losses
+        self.blocks = self.family.block_modules(self.model)
+        self.block = copy.deepcopy(self.blocks[lesson.carrier]).float().requires_grad_(True)
+        self.parameters = dict(self.block.named_parameters())
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=config.learning_rate)
+        self.sum = torch.zeros(2, dtype=torch.float64, device=self.device)  # of errors and tokens of this epoch
+        self.first = 0
+
+    def restore(self, tensors: Tensors, batch: int) -> None:
+        """Go on from a saved state, before a batch of its epoch."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"now.{name}"])
+        for name, parameter in self.parameters.items():
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
+            if moments:
+                self.optimiser.state[parameter] = {**moments, "step": moments["step"].cpu()}
+        self.sum, self.first = tensors["sum"].clone(), batch
+
+    def run(self, state: State, found: Tensors) -> Tensors:
+        """Train to the end, saving the state between batches; the parameters by their names in `Found`."""
+        count = len(self.lesson.batches)
+        history = self.losses[-1]
+        with self._in_place():
+            for epoch in range(len(history), self.config.epochs):
+                order = torch.randperm(count, generator=_generator(self.config.order_seed, epoch)).tolist()
+                what = f"block {self.lesson.carrier}, epoch {epoch + 1} of {self.config.epochs}"
+                for number in progress(range(self.first, count), what, unit="batch"):
+                    self._step(order[number])
+                    state.write(self._saved(found, number + 1))
+                history.append(self._mean(epoch))
+                self.sum.zero_()
+                self.first = 0
+                state.write(self._saved(found, 0))
+        return {f"{self.lesson.carrier}.{name}": one.detach() for name, one in self.parameters.items()}
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Within it the model's carrier is the one in training, and earlier blocks hand on what they get."""
+        carrier = self.lesson.carrier
+        before = self.blocks[carrier]
+        with ExitStack() as undone:
+            self.blocks[carrier] = self.block
+            undone.callback(self.blocks.__setitem__, carrier, before)
+            for earlier in self.blocks[:carrier]:
+                undone.callback(skipped(earlier, self.family))
+            yield
+
+    def _step(self, number: int) -> None:
+        self.optimiser.zero_grad()
+        state, batch = self.lesson.inputs[number], self.lesson.batches[number]
+        wanted = Wanted(frozenset({self.lesson.carrier}))
+        with given(self.block, None if state is None else state.float(), self.device):
+            found = forward(self.model, self.family, batch, wanted, gradients=True)
+        target = self.lesson.targets[number].to(self.device, torch.float32)
+        errors = (found.hidden_states[self.lesson.carrier] - target)[found.mask].square().mean(1)
+        errors.mean().backward()
+        self.optimiser.step()
+        self.sum += torch.stack([errors.detach().double().sum(), errors.new_tensor(len(errors)).double()])
+
+    def _mean(self, epoch: int) -> float:
+        error, tokens = self.sum.tolist()
+        if not error < float("inf"):  # NaN is not
+            raise ReplaceMeError(f"llm_streamline: the loss of epoch {epoch + 1} is {error}; lower `learning_rate`")
+        return error / tokens
+
+    def _saved(self, found: Tensors, batch: int) -> Callable[[], tuple[Tensors, dict[str, Any]]]:
+        def content() -> tuple[Tensors, dict[str, Any]]:
+            tensors = {f"found.{name}": one for name, one in found.items()} | {"sum": self.sum}
+            for name, parameter in self.parameters.items():
+                tensors[f"now.{name}"] = parameter.detach()
+                tensors |= {f"{moment}.{name}": one for moment, one in self.optimiser.state[parameter].items()}
+            return tensors, {"losses": self.losses, "batch": batch}
+
+        return content
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 20) + epoch)
+
+
+def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Content:
+    """The carriers' tensors replaced, the blocks of the cut gone, the rest renumbered: no code is needed."""
+    groups = groups_of(cut)
+    trained = {f"{checkpoint.family.blocks}.{name}": one for name, one in found.tensors.items()}
+    for name, one in trained.items():
+        if checkpoint.tensors.get(name, ("", ()))[1] != tuple(one.shape):
+            raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name} of shape {list(one.shape)} to replace")
+    edits = {name: partial(_instead, one) for name, one in trained.items()}
+    return Content(groups, Changes(edits), pruned_config(with_derived_lists(checkpoint), groups))
+
+
+def _instead(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    return new.to(old.dtype)
+
+
+@contextmanager
+def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Found) -> Iterator[None]:
+    """Within it the carriers have the trained parameters, and the blocks of the cut hand on what they get."""
+    groups = groups_of(cut)
+    blocks = family.block_modules(model)
+    with ExitStack() as undone:
+        undone.enter_context(shortened(model, family, groups, [None] * len(groups)))
+        for name, one in found.tensors.items():
+            number, _, parameter = name.partition(".")
+            owner = blocks[int(number)].get_submodule(parameter.rpartition(".")[0])
+            last = parameter.rpartition(".")[2]
+            before = getattr(owner, last)
+            undone.callback(setattr, owner, last, before)
+            setattr(owner, last, nn.Parameter(one.to(before), requires_grad=False))
+        yield

@@ -1,0 +1,25 @@
+"""From what a method found to its checkpoint, with model card and provenance record."""
+
+from typing import TYPE_CHECKING, Any
+
+from replaceme.card import licence_of, method_card
+from replaceme.methods import METHODS, content
+from replaceme.methods.found import Found
+from replaceme.separate import check_architecture
+from replaceme.writing import provenance_of
+
+if TYPE_CHECKING:
+    from replaceme.writing import Merger
+
+
+def finish_found(
+    merger: "Merger", record: dict[str, Any], cut: dict[str, Any], found: Found, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the checkpoint of a method with its model card; returns what goes into replaceme.json."""
+    made = content(merger.checkpoint, cut, found)
+    if made.code:
+        check_architecture(merger.checkpoint)
+    provenance = {**provenance_of(record, cut, found.report, origin), "method": found.method}
+    card = method_card(provenance, METHODS[found.method], licence_of(record["folder"]), made.code)
+    merger.write(made, provenance, card)
+    return provenance

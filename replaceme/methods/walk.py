@@ -1,0 +1,66 @@
+"""The calibration text goes through a model block by block, so that one block's statistics are in memory at a time.
+
+The states between two blocks wait in host memory. To run block k the model itself is called, its earlier blocks handing
+on what they get and block k given what was stored, so that masks and positions are the model's own (as in `streaming`).
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from replaceme.capture import Activations, Wanted, finite, forward, nan_error, trimmed
+from replaceme.errors import ReplaceMeError
+from replaceme.shortened import skipped
+from replaceme.streaming import free_memory, given
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.fitting import Passes
+
+
+class Walk:
+    """All batches of the text on their way through the blocks; `states` of each batch lie before block `at`."""
+
+    def __init__(self, passes: "Passes", copies: int = 1) -> None:
+        """At the first block. Raises ReplaceMeError where host memory cannot hold the states of so many blocks."""
+        self.model, self.family = passes.model, passes.family
+        self.batches = [trimmed(batch) for batch in passes.tokens.batches(passes.batch_size)]
+        self.blocks = self.family.block_modules(self.model)
+        self.states: list[torch.Tensor | None] = [None] * len(self.batches)
+        self.at = 0
+        weight = next(self.model.parameters())
+        self.device = str(weight.device)
+        tokens = sum(batch.mask.numel() for batch in self.batches)
+        needed = copies * tokens * self.model.config.hidden_size * weight.itemsize
+        if needed > free_memory("cpu"):
+            raise ReplaceMeError(
+                f"calibration: hidden states need {needed / 1e9:.1f} GB of memory, {free_memory('cpu') / 1e9:.1f} GB "
+                "are free; lower `samples`"
+            )
+
+    @property
+    def block(self) -> "nn.Module":
+        """The block that comes next."""
+        return self.blocks[self.at]
+
+    def visit(self, advance: bool = True) -> "Iterator[tuple[torch.Tensor | None, Activations]]":
+        """Run every batch through the next block; yields (its input, None before block 0; mask and output) of each.
+
+        The inputs lie in host memory. `advance`: the outputs are the states from now on. Raises ReplaceMeError on NaN
+        or infinity.
+        """
+        wanted = Wanted(frozenset({self.at}))
+        with ExitStack() as hooks:
+            for earlier in self.blocks[: self.at]:
+                hooks.callback(skipped(earlier, self.family))
+            for number, batch in enumerate(self.batches):
+                with given(self.block, self.states[number], self.device):
+                    found = forward(self.model, self.family, batch, wanted)
+                if not finite(found):
+                    raise ReplaceMeError(nan_error(self.at, found.hidden_states[self.at].dtype))
+                yield self.states[number], found
+                if advance:
+                    self.states[number] = found.hidden_states[self.at].cpu()
+        self.at += advance

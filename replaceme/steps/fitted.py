@@ -1,0 +1,34 @@
+"""What the steps share that start from what was fitted; apart from `common`, on which all steps hang."""
+
+import argparse
+from typing import Any
+
+from replaceme.errors import ReplaceMeError
+from replaceme.methods.found import Found, is_found
+from replaceme.steps.common import load_cut, load_model, model_argument, same_model
+from replaceme.transforms import Transform
+
+
+def fitted_arguments(parser: argparse.ArgumentParser) -> None:
+    """The positional MODEL, CUT and TRANSFORM: what a merged checkpoint is made from."""
+    model_argument(parser)
+    parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
+    parser.add_argument("transform", metavar="TRANSFORM", help="transform.safetensors of the `fit` step")
+
+
+def load_fitted(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Any], dict[str, Any], list[Transform] | Found, dict[str, Any]]:
+    """(model record, cut, transform of each group, their origin) of `fitted_arguments`, made from one another.
+
+    In place of transforms what another method found, where that made the file.
+    """
+    record = load_model(args)
+    cut = load_cut(args.cut)
+    same_model(record, cut, args.cut)
+    load = Found.load if is_found(args.transform) else Transform.load_all
+    transforms, origin = load(args.transform)
+    same_model(record, origin, args.transform)
+    if origin.get("groups", cut["groups"]) != cut["groups"]:
+        raise ReplaceMeError(f"{args.transform}: fitted for another cut than {args.cut}; fit it again")
+    return record, cut, transforms, origin

@@ -1,0 +1,35 @@
+"""heal: train a merged checkpoint for a while."""
+
+import argparse
+from pathlib import Path
+
+from replaceme.config import TrainingConfig
+from replaceme.data import load_tokens
+from replaceme.healing import Output, heal_checkpoint
+from replaceme.models import pick_device
+from replaceme.options import add_options, from_options
+from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
+
+ONLINE = False
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    parser.add_argument("folder", metavar="MERGED", type=Path, help="folder of the `merge` step, or of `prune`")
+    parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step, the text to train on")
+    out_argument(parser, "folder of the new checkpoint")
+    parser.add_argument(
+        "--report", type=Path, metavar="PATH", help="where the options, losses and checks go (healing.json)"
+    )
+    add_options(parser, TrainingConfig)
+    compute_arguments(parser)
+    verify_argument(parser, "what was trained")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the checkpoint and its report."""
+    set_threads(args.threads)
+    options = from_options(args, TrainingConfig)
+    tokens, metadata = load_tokens(args.tokens_file)
+    output = Output(args.out, args.report, args.verify)
+    heal_checkpoint(args.folder, tokens, metadata, options, output, pick_device(args.device), gpus_of(args))

@@ -1,0 +1,31 @@
+"""provenance: a page of what a run was made from and with."""
+
+import argparse
+from pathlib import Path
+
+from replaceme.steps.common import out_argument
+from replaceme.steps.recorded import record_arguments, records_of
+
+ONLINE = False
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the step."""
+    record_arguments(parser)
+    parser.add_argument("--title", default="What the numbers were made from and with", help="heading of the page")
+    out_argument(parser, "path of the page without its ending")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write .html and .md."""
+    from replaceme.files import write_text
+    from replaceme.records import parts
+    from replaceme.render import markdown
+    from replaceme.webpage import html
+
+    shown = parts(records_of(args))
+    notes = [
+        "Whole hashes, and those of every file: results/<model>/model.json; model/replaceme.json of each checkpoint."
+    ]
+    write_text(Path(f"{args.out}.html"), html(shown, args.title, notes))
+    write_text(Path(f"{args.out}.md"), markdown(shown, args.title, notes))

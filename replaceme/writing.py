@@ -1,0 +1,124 @@
+"""Write a checkpoint that is made from another one: shards, index, config, tokenizer, licence, model card and record.
+
+What it holds is told by a `Content`. It is there as a whole or not at all.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from replaceme.changes import Content
+from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint
+from replaceme.errors import ReplaceMeError
+from replaceme.files import TEMPORARY, replacing, sha256_of_all
+from replaceme.provenance import versions
+from replaceme.separate import CODE
+from replaceme.shards import Shards
+
+
+@contextmanager
+def merging(
+    source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
+) -> "Iterator[Merger]":
+    """Within it a checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards.
+
+    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed. Errors as in
+    `check_out`.
+    """
+    check_out(source, out)
+    with ExitStack() as stack:
+        merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
+        yield merger
+        if not merger.finished:
+            raise RuntimeError(f"{out}: a merge was begun and not finished")
+
+
+class Merger:
+    """Writes a checkpoint: what no transform changes as soon as the cut is known, the rest when they are."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
+    ) -> None:
+        self.checkpoint, self._out, self._stack, self._known, self.device = checkpoint, out, stack, known, device
+        self.finished = False
+        self._folder: Path | None = None
+        self._shards: Shards | None = None
+
+    def begin(self, groups: Sequence[tuple[int, int]]) -> None:
+        """Start to copy the shards that the transforms of these groups leave as they are; another cut may come yet."""
+        self._begun(groups).copy()
+
+    def _begun(self, groups: Sequence[tuple[int, int]]) -> "Shards":
+        if self._folder is None:
+            self._folder = self._stack.enter_context(replacing(self._out))
+            self._folder.mkdir()
+        if self._shards is None or self._shards.groups != list(groups):
+            self._drop()
+            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
+            self._stack.callback(self._shards.stop)
+        return self._shards
+
+    def _drop(self) -> None:
+        """Remove what was begun."""
+        if self._shards is not None:
+            self._shards.stop()
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._shards = None
+
+    def write(self, content: Content, provenance: dict[str, Any], card: str | None = None) -> None:
+        """Write the rest; `card` is the model card (README.md).
+
+        `provenance` goes into replaceme.json with the SHA-256 of every file.
+        """
+        shards = self._begun(content.groups)
+        folder = self._folder
+        digests = shards.write(content.changes)
+        if content.code:
+            shutil.copyfile(CODE, folder / CODE.name)
+        (folder / "config.json").write_text(json.dumps(content.config, indent=2) + "\n", encoding="utf-8")
+        for path in self.checkpoint.companions():
+            shutil.copyfile(path, folder / path.name)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        others = sha256_of_all(path for path in folder.iterdir() if path.name not in digests)
+        record = {**provenance, "files": dict(sorted((digests | others).items()))}
+        (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        self.finished = True
+
+
+def provenance_of(
+    record: dict[str, Any], cut: dict[str, Any], fit: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    """What replaceme.json tells of any checkpoint: from which model, by which cut and fit, from which text."""
+    return {
+        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
+        "cut": {key: value for key, value in cut.items() if key != "candidates"},
+        "fit": fit,
+        "origin": origin,
+        "versions": versions(),
+    }
+
+
+def check_out(source: str | Path, out: str | Path) -> None:
+    """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
+
+    The folder is replaced as a whole, so neither the source nor somebody's own files may be in it.
+    """
+    out = Path(out)
+    if Path(source).resolve().is_relative_to(out.resolve()):
+        raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
+    if not out.is_dir():
+        return
+    patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
+    ours = {path for pattern in patterns for path in out.glob(pattern)}
+    if (out / "replaceme.json").is_file():
+        ours |= {out / "replaceme.json", out / "config.json"}
+    foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
+    if foreign:
+        raise ReplaceMeError(
+            f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
+        )

@@ -1,0 +1,47 @@
+"""A tiny model, its text and a cut, as the methods get them."""
+
+import pytest
+
+from replaceme.checkpoints import read_config, resolve
+from replaceme.config import FitConfig
+from replaceme.fitting import Passes
+from replaceme.loading import load_base_model
+from replaceme.methods.fitting import fit_method
+from replaceme.methods.saving import finish_found
+from replaceme.models import family_of
+from replaceme.writing import merging
+
+CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
+
+
+@pytest.fixture(scope="session")
+def make_passes():
+    """A function that loads a checkpoint for forward passes over tokens in batches of 4."""
+
+    def make(folder, tokens, batch_size=4):
+        family = family_of(read_config(folder), str(folder))
+        return Passes(load_base_model(folder, "float32", "cpu"), family, tokens, batch_size, "float32")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fitted(make_passes):
+    """A function that fits a method: (record, what was found)."""
+
+    def fit(folder, tokens, method, cut=CUT, **options):
+        record = resolve(str(folder))
+        return record, fit_method(make_passes(folder, tokens), FitConfig(method=method, **options), cut, record)
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def write_found():
+    """A function that writes the checkpoint of what a method found."""
+
+    def write(record, cut, found, out):
+        with merging(record["folder"], out) as merger:
+            return finish_found(merger, record, cut, found, {})
+
+    return write

@@ -1,0 +1,96 @@
+"""The parts of a healing: adapters merged, parameters in float32, the order of the sequences, schedules, options."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from replaceme.checkpoints import open_checkpoint
+from replaceme.config import TrainingConfig
+from replaceme.healing.heal import carriers_of, curve_of
+from replaceme.healing.loop import Order, rate
+from replaceme.healing.parameters import trainable
+from replaceme.loading import load_causal_model
+
+
+def options(train="transform", **more):
+    return TrainingConfig(**{"train": train, "steps": 3, "learning_rate": 0.01, "schedule": "constant"} | more)
+
+
+@pytest.mark.parametrize(("targets", "part"), [("mlp", ".mlp."), ("attention", ".self_attn."), ("all", ".layers.")])
+def test_merged_adapters_have_the_logits_of_the_adapters(llama, make_tokens, targets, part):
+    tokens, given = make_tokens(samples=4), options("lora", lora_rank=3, lora_alpha=6, lora_targets=targets)
+    checkpoint, model = open_checkpoint(llama), load_causal_model(llama, "float32", "cpu")
+    adapters = trainable(model, checkpoint, given, [2])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.parameters.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
+        expected = model(tokens.input_ids).logits
+    plain = load_causal_model(llama, "float32", "cpu")
+    untouched = plain(tokens.input_ids).logits
+    edits = adapters.edits()
+    assert edits.keys() == {n for n in checkpoint.tensors if part in n and n.endswith("proj.weight")}
+    plain.load_state_dict({name: edit(checkpoint.tensor(name)) for name, edit in edits.items()}, strict=False)
+    torch.testing.assert_close(plain(tokens.input_ids).logits, expected, atol=1e-4, rtol=1e-4)
+    assert (expected - untouched).abs().max() > 0.1
+
+
+def test_trained_in_bfloat16_small_steps_are_kept(make_llama):
+    """A step of 1e-4 of a weight vanishes in bfloat16, a hundred of them do not: the parameters are float32."""
+    folder = make_llama(dtype="bfloat16")
+    checkpoint, model = open_checkpoint(folder), load_causal_model(folder, "bfloat16", "cpu")
+    trained = trainable(model, checkpoint, options("full", dtype="bfloat16"), [2])
+    before = {name: follower.detach().clone() for name, follower in trained.followers.items()}
+    with torch.no_grad():
+        for _ in range(100):
+            for parameter in trained.parameters.values():
+                parameter.mul_(1 + 1e-4)
+            trained.follow()
+    for name, follower in trained.followers.items():
+        torch.testing.assert_close(follower.double(), before[name].double() * 1.01, rtol=2**-8, atol=0)
+
+
+def test_carriers_are_numbered_after_the_cut():
+    assert carriers_of({"groups": [[3, 5]]}) == [2]
+    assert carriers_of({"groups": [[2, 4], [6, 9], [10, 11]]}) == [1, 3, 4]
+
+
+def test_every_sequence_once_an_epoch(make_tokens):
+    tokens = make_tokens(samples=20)
+    given = options(batch_size=3)
+    order = Order(len(tokens), seed=4)
+    seen = [
+        tuple(ids.tolist()) for step in range(20) for b in order.batches(tokens, step, given) for ids in b.input_ids
+    ]
+    lengths = [len([i for i in ids if i]) for ids in seen]
+    whole = sorted(int(mask.sum()) for mask in tokens.mask)
+    epochs = [sorted(lengths[k : k + 20]) for k in (0, 20, 40)]
+    assert epochs == [whole] * 3 and len({tuple(lengths[k : k + 20]) for k in (0, 20, 40)}) == 3
+    again = Order(len(tokens), seed=4)
+    assert torch.equal(again.batches(tokens, 9, given)[0].input_ids, order.batches(tokens, 9, given)[0].input_ids)
+
+
+def test_schedules():
+    steps = range(10)
+    assert [rate(k, options(steps=10)) for k in steps] == [1.0] * 10
+    line = [rate(k, options(steps=10, schedule="linear", warmup=2)) for k in steps]
+    assert line == pytest.approx([0.5, 1.0, *(1 - k / 8 for k in range(8))])
+    half = [rate(k, options(steps=10, schedule="cosine")) for k in steps]
+    assert half[0] == 1 and half[5] == pytest.approx(0.5) and all(a > b > 0 for a, b in pairwise(half))
+
+
+def test_long_curves_are_thinned():
+    curve = curve_of([float(k) for k in range(1201)], options(steps=1201))
+    assert len(curve) == 401 and curve[0] == {"step": 3, "loss": 1.0, "learning_rate": 0.01}
+    assert curve[-1]["step"] == 1201 and curve[-1]["loss"] == 1200.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"warmup": 3}, "warmup 3 leaves nothing"), ({"clip": 0.0}, "clip"), ({"train": "qlora"}, "'transform', 'lora'")],
+    ids=str,
+)
+def test_options_that_make_no_sense(given, message):
+    with pytest.raises(ValueError, match=message):
+        options(**given)

@@ -1,0 +1,57 @@
+"""Where numbers come from: the footnotes of a table, and the page of a run."""
+
+import json
+
+import pytest
+import torch
+
+from replaceme.cli import main
+from replaceme.files import save_tensors
+from replaceme.records import Records, footnotes, parts
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MACHINE = {"cpu": "a CPU", "cores": 2, "memory_bytes": 4e9, "gpus": [], "gpu_driver": None}
+
+
+@pytest.fixture
+def records(tmp_path):
+    files = {"config.json": "ab" * 32, "model.safetensors": "cd" * 32}
+    model = {"source": "owner/name", "revision": COMMIT, "num_blocks": 4, "parameters": 1234567, "files": files}
+    local = {**model, "source": "models/local", "revision": None}
+    for name, record in (("hub", model), ("local", local)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text(json.dumps(record))
+    text = {"dataset": "owner/text", "revision": "main", "samples": 8, "unmasked_tokens": 4096, "sha256": "ef" * 32}
+    own = {"dataset": "micro", "revision": None, "seed": 5, "samples": 8, "unmasked_tokens": 99, "sha256": "01" * 32}
+    for name, record in (("hub/text", text), ("local/own", own)):
+        save_tensors(tmp_path / name / "tokens.safetensors", {"ids": torch.zeros(1)}, record)
+    for number, machine in enumerate((MACHINE, MACHINE, {**MACHINE, "cpu": "another"})):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"versions": {"torch": "2"}, "hardware": machine}))
+    return Records(
+        [tmp_path / name / "model.json" for name in ("hub", "local")],
+        [tmp_path / name / "tokens.safetensors" for name in ("hub/text", "local/own")],
+        [tmp_path / f"{number}.json" for number in range(3)],
+    )
+
+
+def test_footnotes_name_revisions_versions_and_machines(records):
+    models, texts, versions, *machines = footnotes(records)
+    assert models.startswith(f"Models: hub: owner/name, {COMMIT[:12]}; local: models/local, files ")
+    assert texts == "Calibration texts: text: owner/text, main; own: micro, seed 5."
+    assert versions == "Versions (3 results): torch 2."
+    assert machines == [
+        "Measured on a CPU, 2 cores, 4 GB (2 results).",
+        "Measured on another, 2 cores, 4 GB (1 results).",
+    ]
+    assert footnotes(Records([], [], [])) == []
+
+
+def test_the_page_has_everything(records, tmp_path):
+    assert [part.title for part in parts(records)] == ["Models", "Calibration", "Versions", "Machines"]
+    lists = {"models": records.models, "calibrations": records.calibrations, "measured": records.measured}
+    given = [word for name, paths in lists.items() for word in (f"--{name}", *map(str, paths))]
+    assert main(["provenance", *given, "--out", str(tmp_path / "provenance")]) == 0
+    page, text = ((tmp_path / f"provenance.{kind}").read_text() for kind in ("html", "md"))
+    for shown in ("owner/name", COMMIT[:12], "1,234,567", "cdcdcdcdcdcd", "4,096", "efefefefefef", "another, 2 cores"):
+        assert shown in page and shown in text
+    assert "standard error" not in page and "<p></p>" not in page
