@@ -29,10 +29,10 @@ include: "rules/report.smk"
 
 
 rule all:
-    """Every table and figure of the config."""
+    """Every table and figure of the config, or those of its key `default`."""
     input:
-        [table_files(table) for table in CONFIG.tables],
-        figure_files(),
+        target_files(CONFIG.default_names),
+        figure_files(CONFIG.default_names),
         "results/provenance.html",
 
 

@@ -127,6 +127,13 @@ def check_source(config: CalibrationConfig) -> None:
         return check_images(config)
     if config.dataset is None:  # made of other calibrations
         return
+    if config.dataset in MICRO and config.name is not None:
+        from replaceme.micro.world import FAMILIES
+
+        known = FAMILIES if config.dataset == "micro" else {}
+        if config.name not in known:
+            named = f"name one of {', '.join(known)}, or none" if known else "drop name"
+            raise ReplaceMeError(f"{config.dataset}: no documents named {config.name!r}; {named}")
     path = Path(config.dataset)
     if not is_local(config.dataset):
         return
@@ -147,7 +154,7 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
     if config.dataset == "micro":
         from replaceme.micro.world import documents
 
-        return documents(config.seed)
+        return documents(config.seed, config.name)
     if config.dataset == "micro-training":
         from replaceme.micro.world import training_documents
 

@@ -10,7 +10,7 @@ import sys
 import yaml
 
 from replaceme.checkpoints import is_local, local_files
-from replaceme.config import FORWARD, REGRESSION, TrainingConfig
+from replaceme.config import FORWARD, REGRESSION, TrainingConfig, read_config
 from replaceme.config import parse as parse_config
 from replaceme.config.cuts import REPRESENTATIONS
 from replaceme.cost import VARIABLE as COST_VARIABLE
@@ -25,7 +25,6 @@ from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
 from replaceme.tables import HEALED
-from replaceme.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
@@ -55,12 +54,17 @@ def typed(value):
 def validated_config():
     """The config as typed sections; every error in it stops the workflow before any job, one line each."""
     try:
-        # Snakemake has read them too, but lets a key given twice pass
-        for path in workflow.configfiles:
-            read_yaml(path)
-        origin = " + ".join(map(str, workflow.configfiles)) or "config"
-        update_config(config, typed(workflow.config_settings.config))
-        checked = parse_config(config, origin)
+        # Snakemake has read them too, but lets a key given twice pass, and knows no `include`
+        files = [read_config(path) for path in workflow.configfiles]
+        origin = " + ".join(one.origin for one in files) or "config"
+        whole = {}
+        for part in [
+            *(one.sections for one in files),
+            typed(workflow.config_settings.config),
+        ]:
+            update_config(whole, part)
+        problems = [line for one in files for line in one.problems]
+        checked = parse_config(whole, origin, problems)
         if workflow.is_main_process:
             check_inputs(checked, origin)
             for line in sparse_calibrations(checked):

@@ -152,17 +152,32 @@ def cost_jobs(wildcards):
     return json.dumps({row.removeprefix("results/"): row_jobs(row) for row in rows})
 
 
-def figure_files():
-    """The declared figures; the distances of every model and text, choices of cuts, and healings, of a table."""
-    rows = [Path(row) for table in CONFIG.tables for row in table_rows(table)]
+def target_files(names):
+    """The files of tables and declared figures, by their names."""
+    return [
+        table_files(name) if name in CONFIG.tables else f"results/figures/{name}.svg"
+        for name in names
+    ]
+
+
+def tables_behind(names):
+    """The tables among these names, and those of the declared figures among them."""
+    drawn = [CONFIG.figures[name].tables for name in names if name in CONFIG.figures]
+    wanted = {name for name in names if name in CONFIG.tables}.union(*drawn)
+    return [table for table in CONFIG.tables if table in wanted]
+
+
+def figure_files(names):
+    """The distances of every model and text, choices of cuts, and healings, of the tables behind these names."""
+    tables = tables_behind(names)
+    rows = [Path(row) for table in tables for row in table_rows(table)]
     chosen = {row.parent for row in rows if CONFIG.cuts[row.parent.name].start is None}
     return sorted(
         {f"{row.parents[1]}/distances.svg" for row in rows}
         | {f"{folder}/cut.svg" for folder in chosen}
-        | {f"results/figures/{figure}.svg" for figure in CONFIG.figures}
         | {
             f"{row}/healing.svg"
-            for table in CONFIG.tables
+            for table in tables
             for row in measured_rows(table)
             if Path(row).parent.name == HEALED
         }

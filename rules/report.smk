@@ -214,9 +214,9 @@ rule plot:
 
 
 rule provenance:
-    """What the numbers of all tables were made from and with."""
+    """What the numbers of all tables that are made by default were made from and with."""
     input:
-        **table_records(CONFIG.tables),
+        **table_records(tables_behind(CONFIG.default_names)),
     output:
         html=report(
             "results/provenance.html",
@@ -285,3 +285,12 @@ for figure_name in CONFIG.figures:
                 figure_name
             input:
                 f"results/figures/{figure_name}.svg",
+
+
+for target_name in CONFIG.targets:
+
+    rule:
+        name:
+            target_name
+        input:
+            target_files(CONFIG.targets[target_name]),

@@ -3,13 +3,15 @@
 import itertools
 import json
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from replaceme import data
 from replaceme.config import CalibrationConfig
-from replaceme.data import Tokens, calibrate, load_tokens, read_documents, tokens_from_texts
+from replaceme.data import Tokens, calibrate, check_source, load_tokens, read_documents, tokens_from_texts
 from replaceme.micro.questions import held_out
 
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
@@ -147,6 +149,23 @@ def test_another_kind_of_file(tmp_path, refuses):
 
 
 # ---- sources
+
+
+def test_one_family_of_micro_documents(tokenizer, refuses):
+    sums, every = (
+        list(itertools.islice(read_documents(config("micro", name=name, seed=1), tokenizer), 200))
+        for name in ("sums", None)
+    )
+    assert all(re.search("plus|minus|coins|Count", text) for text in sums) and len(set(sums) & set(every)) < 5
+    items = Path(__file__).parents[1] / "resources/tasks/micro/sums.jsonl"
+    contexts = [json.loads(line)["context"].removesuffix(" Answer:") for line in items.read_text().splitlines()]
+    asked = [text for text in contexts if text.startswith("What is")]
+    assert len(asked) > 50 and any("What is" in text for text in sums)
+    assert not [text for text in sums for question in asked if question in text]
+    with refuses("micro: no documents named 'sum'", "states, stories"):
+        check_source(config("micro", name="sum"))
+    with refuses("micro-training: no documents named 'sums'; drop name"):
+        check_source(config("micro-training", name="sums"))
 
 
 def test_micro_is_deterministic(tokenizer):

@@ -4,10 +4,10 @@ The same models validate the workflow's config (all errors at once, one line eac
 command line its options, and are the source of docs/config.md. Nothing here imports torch or Snakemake.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,16 +19,17 @@ from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConf
 from replaceme.config.figures import FigureConfig, dangling_figures
 from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.config.healings import HealingConfig, TrainingConfig
+from replaceme.config.including import read_config
 from replaceme.config.reference import ReferenceConfig
 from replaceme.config.sources import made_of, source_problems
+from replaceme.config.targets import target_problems
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
-from replaceme.yaml_file import read_yaml
 
 __all__ = [
     "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CostConfig", "CutConfig", "EvaluationConfig",
     "FigureConfig", "FitConfig", "GenerationConfig", "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict",
-    "TableConfig", "TaskConfig", "TrainingConfig", "load", "parse",
+    "TableConfig", "TaskConfig", "TrainingConfig", "load", "parse", "read_config",
 ]  # fmt: skip
 
 RESERVED = {
@@ -69,6 +70,11 @@ class TableConfig(Strict):
 class Config(Strict):
     """The whole of config.yaml."""
 
+    include: list[str] = Field(
+        [],
+        description="Other config files, relative to this one, whose named sections are added; a name that several "
+        "define has the same value in all. What they say of `default` is theirs.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors are computed.")
     models: dict[Name, ModelConfig] = Field(min_length=1, description="Models by name.")
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
@@ -80,6 +86,17 @@ class Config(Strict):
     tables: dict[Name, TableConfig] = Field(min_length=1, description="Tables by name.")
     figures: dict[Name, FigureConfig] = Field({}, description="Figures by name.")
     cost: CostConfig | None = Field(None, description="Measurement of the run itself; null: none.")
+    default: list[str] | None = Field(
+        None, min_length=1, description="Tables and figures that `snakemake` makes without a target; null: all."
+    )
+    targets: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
+        {}, description="Tables and figures to be made together, by the name of a target: `snakemake <name>`."
+    )
+
+    @property
+    def default_names(self) -> list[str]:
+        """The tables and figures that are made without a target."""
+        return [*self.tables, *self.figures] if self.default is None else self.default
 
     def observed(self, tables: Iterable[TableConfig]) -> list[str]:
         """The calibrations that some tables need, for cuts, fits and healings, and those that these are made of."""
@@ -100,11 +117,14 @@ REFERENCES = {
 OPTIONAL = ("healings", "evaluations")  # sections that may be left out
 
 
-def parse(raw: Any, origin: str = "config.yaml") -> Config:
-    """Validate a config; raises ReplaceMeError with every error on a line of its own (`file: key: what; remedy`)."""
+def parse(raw: Any, origin: str = "config.yaml", problems: Sequence[str] = ()) -> Config:
+    """Validate a config; raises ReplaceMeError with every error on a line of its own (`file: key: what; remedy`).
+
+    `problems` are lines known already; what a config includes was added before, by `read_config`.
+    """
     if not isinstance(raw, dict):
         raise ReplaceMeError(f"{origin}: expected a mapping of sections, found {type(raw).__name__}")
-    return validated(Config, raw, origin, extra_checks=_dangling_and_reserved)
+    return validated(Config, raw, origin, extra_checks=lambda raw: [*problems, *_dangling_and_reserved(raw)])
 
 
 def _dangling_and_reserved(raw: dict) -> list[str]:
@@ -117,6 +137,8 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
             if name in names
         ]
     lines += source_problems(_section(raw, "calibrations"))
+    if raw.get("include"):
+        lines.append("include: only a file can include others; write it into the config file")
     for table_name in _section(raw, "tables"):
         table = _section(raw["tables"], table_name)
         for key, section in REFERENCES.items():
@@ -128,7 +150,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
         lines += _not_as_stored(raw, table, f"tables.{printable(table_name)}")
-    return lines + _texts(raw) + dangling_figures(raw)
+    return lines + _texts(raw) + dangling_figures(raw) + target_problems(raw)
 
 
 def _texts(raw: dict) -> list[str]:
@@ -190,5 +212,6 @@ def _dangling(where: str, names: list[str], section: str, defined: dict) -> list
 
 
 def load(path: str | Path) -> Config:
-    """Read and validate a config file."""
-    return parse(read_yaml(path), str(path))
+    """Read and validate a config file with all that it includes."""
+    found = read_config(path)
+    return parse(found.sections, found.origin, found.problems)

@@ -67,7 +67,10 @@ class CalibrationConfig(Strict):
         description="In place of `dataset`: name of a calibration of text whose prompts the model itself answers; the "
         "answers, with their prompts, are the text.",
     )
-    name: str | None = Field(None, description="Hub dataset configuration, such as `sample-10BT`.")
+    name: str | None = Field(
+        None,
+        description="Hub dataset configuration, such as `sample-10BT`; of `micro`, one kind of its documents: `sums`.",
+    )
     revision: str | None = Field(None, description="Hub dataset revision.")
     split: str = Field("train", description="Hub dataset split.")
     column: str | None = Field(None, description="Column that holds the text or the images; null: `text`, or `image`.")

@@ -15,33 +15,33 @@ from replaceme.micro import facts, language, puzzles, states, stories, sums
 from replaceme.micro.questions import held_out
 from replaceme.micro.words import with_articles
 
-FAMILIES: dict[Callable[[random.Random], str], float] = {
-    states.document: 0.3,
-    stories.document: 0.18,
-    puzzles.order_document: 0.09,
-    facts.document: 0.15,
-    puzzles.kinds_document: 0.11,
-    puzzles.map_document: 0.07,
-    sums.document: 0.07,
-    language.agreement_document: 0.02,
-    language.coreference_document: 0.02,
-    language.motive_document: 0.01,
+FAMILIES: dict[str, tuple[Callable[[random.Random], str], float]] = {
+    "states": (states.document, 0.3),
+    "stories": (stories.document, 0.18),
+    "order": (puzzles.order_document, 0.09),
+    "facts": (facts.document, 0.15),
+    "kinds": (puzzles.kinds_document, 0.11),
+    "map": (puzzles.map_document, 0.07),
+    "sums": (sums.document, 0.07),
+    "agreement": (language.agreement_document, 0.02),
+    "coreference": (language.coreference_document, 0.02),
+    "motive": (language.motive_document, 0.01),
 }
 
 
-def documents(seed: int | str) -> Iterator[str]:
-    """Endless documents for calibration and for measuring; training sees none of them, whatever its seed."""
-    return (text for text in _stream(f"micro documents {seed}") if held_out(text))
+def documents(seed: int | str, family: str | None = None) -> Iterator[str]:
+    """Endless documents, of one family or of all, for calibration and measuring; none is of any training."""
+    name = f"micro documents {seed}" + (f" {family}" if family else "")
+    return (text for text in _stream(name, [family] if family else list(FAMILIES)) if held_out(text))
 
 
 def training_documents(seed: int, shard: int = 0) -> Iterator[str]:
     """Endless documents to train on; shards of one seed are independent streams."""
-    return (text for text in _stream(f"micro training {seed} {shard}") if not held_out(text))
+    return (text for text in _stream(f"micro training {seed} {shard}", list(FAMILIES)) if not held_out(text))
 
 
-def _stream(name: str) -> Iterator[str]:
+def _stream(name: str, families: list[str]) -> Iterator[str]:
     rng = random.Random(name)
-    families, weights = list(FAMILIES), list(FAMILIES.values())
+    written, weights = zip(*(FAMILIES[family] for family in families), strict=True)
     while True:
-        family = rng.choices(families, weights=weights)[0]
-        yield with_articles(family(rng))
+        yield with_articles(rng.choices(written, weights=weights)[0](rng))

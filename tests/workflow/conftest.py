@@ -68,7 +68,7 @@ class Project:
 
     def jobs(self, *arguments: str, **environment: str) -> dict[str, int]:
         """What `snakemake -n` would run: the number of jobs by rule."""
-        done = self.snakemake("--dry-run", "--quiet", "rules", *arguments, **environment)
+        done = self.snakemake("--quiet", "rules", "--dry-run", *arguments, **environment)
         assert done.returncode == 0, done.stderr
         return self.job_stats(done.stdout + done.stderr)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ALL_JOBS = {
@@ -20,6 +22,26 @@ FIT = f"{RESULTS}/plain/n1"
 
 def test_jobs_of_a_fresh_project(project):
     assert project.jobs() == ALL_JOBS
+
+
+def test_targets_of_included_files(project):
+    """Plain `snakemake` makes what `default` names, a target its tables, from another file too; `--config` is last."""
+    config = project.config(include=["more/quiz.yaml"], default=["main.1"])
+    table = {**config["tables"]["main.1"], "cuts": ["n2"], "fits": ["uidl"]}
+    more = {"cuts": {"n2": {"blocks": 2, "metric": "cosine"}}, "fits": {"uidl": config["fits"]["uidl"]}}
+    more |= {"tables": {"quiz.2": table}, "targets": {"quizzes": ["quiz.2"]}}
+    (project.folder / "more").mkdir()
+    (project.folder / "more/quiz.yaml").write_text(yaml.safe_dump(more))
+    assert project.jobs() == ALL_JOBS
+    own = {"cut": 1, "transform": 1, "merge": 1, "verify": 1, "evaluate": 1, "speed": 1, "table": 1, "figure_table": 1}
+    shared = {"model": 1, "tokens": 1, "distances": 1, "evaluate_baseline": 1, "speed_baseline": 1}
+    both = project.jobs("quizzes", "--config", "tables={quiz.2: {fits: [uidl, ls]}}")
+    assert both == {**own, **shared, "quizzes": 1, "gram": 2, "sum": 1} | dict.fromkeys(list(own)[1:-2], 2)
+    (project.folder / "more/quiz.yaml").write_text(yaml.safe_dump({**more, "fits": {"uidl": {}}}))
+    refused = project.snakemake("quizzes", "--dry-run")
+    assert (
+        "fits.uidl: " in refused.stdout + refused.stderr and "defines it otherwise" in refused.stdout + refused.stderr
+    )
 
 
 def test_a_run_makes_the_tables_and_figures(reference):
