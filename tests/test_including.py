@@ -55,12 +55,22 @@ def test_sections_are_added(tmp_path):
 
 
 def test_what_two_files_define_otherwise(tmp_path):
+    """The file that includes has the last word, but for settings of the whole run."""
     other = changed("cuts/n4/blocks", 5) | {"speed": {"repeats": 1}}
     path = write(tmp_path, main={**GOOD, "include": ["other.yaml"], "modles": {}}, other=other)
     found, files = lines_of(path), f"{path} + {tmp_path / 'other.yaml'}: "
-    assert all(line.startswith(files) for line in found) and len(found) == 3
-    for end in ("cuts.n4: {} defines it otherwise", "speed: {} sets it for itself", "modles: unknown key"):
+    assert all(line.startswith(files) for line in found) and len(found) == 2
+    for end in ("speed: {} sets it for itself", "modles: unknown key"):
         assert [line for line in found if line.startswith(files + end.format(tmp_path / "other.yaml"))]
+
+
+def test_plain_snakemake_makes_what_the_first_file_itself_defines(tmp_path):
+    other = {"cuts": {"n4": {"blocks": 5}}, "tables": {"other": GOOD["tables"]["main"]}}
+    found = load(write(tmp_path, main={**GOOD, "include": ["other.yaml"]}, other=other))
+    assert (found.default_names, list(found.tables)) == (["main"], ["main", "other"])
+    assert found.cuts["n4"].blocks == GOOD["cuts"]["n4"]["blocks"], "and not the included file's"
+    bare = write(tmp_path, bare={**without("tables"), "include": ["other.yaml"]})
+    assert load(bare).default_names == ["other"]
 
 
 UNREADABLE = {

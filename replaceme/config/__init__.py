@@ -72,8 +72,8 @@ class Config(Strict):
 
     include: list[str] = Field(
         [],
-        description="Other config files, relative to this one, whose named sections are added; a name that several "
-        "define has the same value in all. What they say of `default` is theirs.",
+        description="Other config files, relative to this one, whose named sections are added; of a name that both "
+        "define this one's value counts. What they say of `default` is theirs.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors are computed.")
     models: dict[Name, ModelConfig] = Field(min_length=1, description="Models by name.")
@@ -87,7 +87,9 @@ class Config(Strict):
     figures: dict[Name, FigureConfig] = Field({}, description="Figures by name.")
     cost: CostConfig | None = Field(None, description="Measurement of the run itself; null: none.")
     default: list[str] | None = Field(
-        None, min_length=1, description="Tables and figures that `snakemake` makes without a target; null: all."
+        None,
+        min_length=1,
+        description="Tables and figures that `snakemake` makes without a target; null: all that this file defines.",
     )
     targets: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
         {}, description="Tables and figures to be made together, by the name of a target: `snakemake <name>`."

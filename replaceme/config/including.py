@@ -15,6 +15,8 @@ from replaceme.yaml_file import read_yaml
 SETTINGS = ("device", "speed", "cost")
 # what a file says of itself
 OWN = ("include", "default")
+# what plain `snakemake` makes of the first file, unless it says so
+MADE = ("tables", "figures")
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,14 @@ def _read(path: Path, including: tuple[Path, ...], unreadable: list[str]) -> Con
     whole = ConfigFiles({key: value for key, value in raw.items() if key != "include"}, [path])
     for name in names:
         whole = _joined(whole, _read(Path(os.path.normpath(path.parent / name)), chain, unreadable))
+    own = [name for section in MADE if isinstance(raw.get(section), dict) for name in raw[section]]
+    if names and own:
+        whole.sections.setdefault("default", own)
     return whole
 
 
 def _joined(whole: ConfigFiles, added: ConfigFiles) -> ConfigFiles:
-    """Sections of both; a name that both define keeps the value of `whole`, and if it differs that is a problem."""
+    """Sections of both; a name that both define keeps the value of `whole`, which includes the other."""
     sections, problems = dict(whole.sections), [*whole.problems, *added.problems]
     for key, value in added.sections.items():
         if key in OWN:
@@ -77,12 +82,6 @@ def _joined(whole: ConfigFiles, added: ConfigFiles) -> ConfigFiles:
             if sections.get(key) != value:
                 problems.append(f"{key}: {added.origin} sets it for itself; give the same value here, or drop it there")
         elif isinstance(value, dict) and isinstance(sections.get(key), dict):
-            clashes = [name for name in value if name in sections[key] and sections[key][name] != value[name]]
-            problems += [
-                f"{printable(key)}.{printable(name)}: {added.origin} defines it otherwise; give it the same value, "
-                "or another name"
-                for name in clashes
-            ]
             sections[key] = {**value, **sections[key]}
         elif sections.setdefault(key, value) != value:
             problems.append(f"{printable(key)}: {added.origin} defines it otherwise; give it the same value")
