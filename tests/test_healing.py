@@ -270,7 +270,7 @@ def test_bad_input_is_one_line(llama, merged, tokens, tmp_path, refuses):
 def test_layers_of_their_own_are_refused(llama, texts, tokens, tmp_path, refuses):
     out = tmp_path / "model"
     replaceme.prune(llama, texts=texts, cut=CUT, fit=FitConfig(placement="block"), out=out, device="cpu", verify=False)
-    with refuses("already shortened, with linear layers of their own"):
+    with refuses("already made smaller, with layers of its own"):
         heal(out, tokens, tmp_path / "out", options())
 
 

@@ -125,7 +125,6 @@ def config(include):
             "fits": {"f": {}},
             "healings": {},
             "speed": {},
-            "healings": {},
             "evaluations": {"e": {"include": str(include), "tasks": {task: {} for task in tasks}}},
             "tables": {"t": {"models": ["m"], "calibrations": ["c"], "cuts": ["n"], "fits": ["f"], "evaluation": "e"}},
         }

@@ -82,7 +82,7 @@ def _joined(whole: ConfigFiles, added: ConfigFiles) -> ConfigFiles:
             if sections.get(key) != value:
                 problems.append(f"{key}: {added.origin} sets it for itself; give the same value here, or drop it there")
         elif isinstance(value, dict) and isinstance(sections.get(key), dict):
-            sections[key] = {**value, **sections[key]}
+            sections[key] = {**sections[key], **{name: one for name, one in value.items() if name not in sections[key]}}
         elif sections.setdefault(key, value) != value:
             problems.append(f"{printable(key)}: {added.origin} defines it otherwise; give it the same value")
     files = [*whole.files, *(file for file in added.files if file not in whole.files)]
