@@ -155,8 +155,9 @@ class Shards:
                 else:
                     self._pending[shard] = self._copying.submit(self._copy, shard)
         shards = list(self._names)
-        futures = (self._pending[shard] for shard in shards)
-        written = [future.result() for future in progress(futures, "folding", len(shards), "shard")]
+        written = []
+        for shard in progress(shards, "folding", len(shards), "shard"):  # a loop, as an error ends the bar of one
+            written.append(self._pending[shard].result())
         files = {self._file(shard): one for shard, one in zip(shards, written, strict=True)}
         if len(files) > 1:
             total = sum(one.size for one in written)
