@@ -1,0 +1,161 @@
+"""What else a workflow can be told to make: other fits, groups, calibrations made of others, healings, baselines."""
+
+import json
+from pathlib import Path
+
+RESULTS = "results/tiny.v1"
+FIT = f"{RESULTS}/plain/n1"
+
+
+def test_a_healing_added_to_a_finished_run(completed):
+    """Each fit comes healed too, and nothing but that is run; another learning rate trains again, and that alone."""
+    table = completed.config()["tables"]["main.1"]
+    healing = {"train": "full", "text": "plain", "steps": 3, "learning_rate": 0.01, "held_out": 4}
+    completed.config(healings={"few": healing}, tables={"main.1": {**table, "fits": ["ls"], "healings": ["few"]}})
+    done = completed.snakemake()
+    assert done.returncode == 0, done.stderr
+    new = {
+        "heal": 1,
+        "evaluate_healed": 1,
+        "speed_healed": 1,
+        "table": 1,
+        "figure_table": 1,
+        "figure_healing": 1,
+        "provenance": 1,
+    }
+    assert completed.job_stats(done.stdout + done.stderr) == new
+    assert [(row["fit"], row["healing"]) for row in completed.table()] == [("baseline", ""), ("ls", ""), ("ls", "few")]
+    assert (completed.folder / FIT / "ls/healed/few/healing.svg").is_file() and not completed.attempts.exists()
+    completed.config(healings={"few": {"learning_rate": 0.02}})
+    assert completed.jobs() == new
+
+
+def test_other_fits_of_the_same_cut(completed):
+    """They read the shards that the Gram jobs made; only the cosine fits need rows, which are gone afterwards."""
+    fits = {
+        "auto": {"ridge": "auto", "towards": "identity"},
+        "thin": {"transform": "low_rank", "rank": 2},
+        "cosine": {"objective": "cosine", "fit_tokens": 200},
+        "exact": {"objective": "cosine_exact", "solver": "lbfgs", "fit_tokens": 200},
+    }
+    table = {**completed.config()["tables"]["main.1"], "fits": list(fits)}
+    completed.config(fits=fits, tables={"main.1": table})
+    done = completed.snakemake(*(f"{FIT}/{fit}/fit.json" for fit in fits))
+    assert done.returncode == 0, done.stderr
+    assert completed.job_stats(done.stdout + done.stderr) == {"rows": 2, "transform": 4}
+    for rows in ("rows/200", "rows/200-exact"):
+        assert not (completed.folder / FIT / rows).exists()
+    assert [path.name for path in (completed.folder / FIT / "exact").glob(".*")] == [], "no state is left"
+    assert json.loads((completed.folder / FIT / "cosine/fit.json").read_text())["solver"] == "irls"
+    report = json.loads((completed.folder / FIT / "auto/fit.json").read_text())
+    assert {point["ridge_relative"] for point in report["curve"]} >= {report["ridge_relative"]}
+    assert all(len(point["by_shard"]) == 2 for point in report["curve"])
+    assert json.loads((completed.folder / FIT / "thin/fit.json").read_text())["rank"] == 2
+
+
+def test_groups_and_placements(completed):
+    """Two groups, chosen from candidates of their size; the recycled neurons have a pass and a job of their own."""
+    fits = {
+        "recycled": {"placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
+        "block": {"placement": "block"},
+        "sequential": {"estimation": "sequential"},
+        "cosine": {"objective": "cosine"},
+        "recycled-cosine": {"objective": "cosine", "placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
+    }
+    two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "loss"}
+    table = {**completed.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["two"]}
+    completed.config(fits=fits, cuts={"two": two}, tables={"main.1": table})
+    folder = f"{Path(FIT).parent}/two"
+    done = completed.snakemake(*(f"{folder}/{fit}/model/replaceme.json" for fit in fits))
+    assert done.returncode == 0, done.stderr
+    stats = completed.job_stats(done.stdout + done.stderr)
+    # sums of four kinds, mlp, block, down_proj with recycled neurons and their inputs, over two shards each
+    assert stats == {
+        "candidates": 1,
+        "cut": 1,
+        "gram": 8,
+        "sum": 4,
+        "recycle": 1,
+        "rows": 2,
+        "transform": 5,
+        "merge": 5,
+    }
+    cut = json.loads((completed.folder / folder / "cut.json").read_text())
+    assert cut["groups"] == [[1, 2], [3, 4]] and {len(one) for one in cut["parts"]} == {2}
+    for fit in fits:
+        model = completed.folder / folder / fit / "model"
+        assert json.loads((model / "config.json").read_text())["num_hidden_layers"] == 2
+        assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["by_group"]) == 2
+
+
+def test_calibrations_made_of_others(project):
+    """The model's own answers to a text with braces in its template, mixed with another calibration."""
+    small = {"samples": 8, "tokens": 16}
+    project.config(
+        calibrations={
+            "asked": {"dataset": "plain.jsonl", "template": "{text} {{it's}}", **small},
+            "own": {"prompts": "asked", "generation": {"new_tokens": 4}, "samples": 6, "tokens": 32},
+            "mixed": {"mix": {"plain": 2, "own": 1}, "samples": 9},
+        },
+        tables={"main.1": {"calibrations": ["mixed"]}},
+    )
+    done = project.snakemake("results/tiny.v1/mixed/tokens.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = (project.folder / "results/tiny.v1/own/generated.jsonl").read_text().splitlines()
+    assert len(answers) == 6 and all("{it's}" in json.loads(line)["text"] for line in answers)
+    assert not project.attempts.exists()
+    for change, jobs in (
+        ({"asked": {"samples": 9}}, {}),  # its own number, of which the answers take theirs
+        ({"mixed": {"mix": {"plain": 1}}}, {"mix": 1}),
+    ):
+        project.config(calibrations=change)
+        assert project.jobs("--until", "mix") == jobs
+
+
+def test_preflight(project):
+    """It says what is missing, in the terminal and in a log; braces and quotes of the config reach it."""
+    table = {"caption": 'it\'s {that} "table" of 5%', "models": ["tiny.v1", "hub"]}
+    project.config(models={"hub": {"source": "owner/name"}}, tables={"main.1": table})
+    failed = project.snakemake("preflight", HF_HUB_OFFLINE="1")
+    line = "replaceme: error: huggingface.co: no answer ("
+    assert failed.returncode != 0 and line in failed.stdout, failed.stdout + failed.stderr
+    log = (project.folder / "results/logs/preflight.log").read_text()
+    assert log.splitlines() == [one for one in log.splitlines() if line in one and one.endswith("checked: owner/name")]
+    project.config(tables={"main.1": {"models": ["tiny.v1"]}})
+    done = project.snakemake("preflight")
+    assert done.returncode == 0 and "preflight: fine (2 models, 1 tables)" in done.stdout, done.stdout + done.stderr
+    assert not project.attempts.exists()
+
+
+def test_baselines(project):
+    """Blocks one by one, each measured without those before; both maps of the residual stream read the same sums."""
+    fits = {
+        "prune-comp": {"transform": "magnitude", "placement": "upstream"},
+        "linear-patch": {"transform": "hadamard_magnitude", "placement": "block"},
+        "laco": {"transform": "collapse"},
+    }
+    sleb = {"blocks": 2, "metric": "perplexity", "search": "iterative", "samples": 4, "keep_last": 1}
+    table = {**project.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["sleb"]}
+    project.config(fits=fits, cuts={"sleb": sleb}, tables={"main.1": table})
+    folder = f"{Path(FIT).parent}/sleb"
+    targets = [f"{folder}/{fit}/model/replaceme.json" for fit in fits]
+    done = project.snakemake(*targets, f"{folder}/cut.svg")
+    assert done.returncode == 0, done.stderr
+    stats = project.job_stats(done.stdout + done.stderr)
+    expected = {
+        "model": 1,
+        "tokens": 1,
+        "candidates": 1,
+        "cut": 1,
+        "figure_cut": 1,
+        "gram": 2,
+        "sum": 1,
+        "transform": 3,
+        "merge": 3,
+    }
+    assert stats == expected
+    cut = json.loads((project.folder / folder / "cut.json").read_text())
+    assert (cut["groups"], cut["search"]) == ([[1, 3]], "iterative")
+    placements = {fit: json.loads((project.folder / file).read_text())["placement"] for fit, file in
+                  zip(fits, targets, strict=True)}  # fmt: skip
+    assert placements == {"prune-comp": "upstream", "linear-patch": "block", "laco": "collapse"}
