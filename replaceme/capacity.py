@@ -10,10 +10,9 @@ from replaceme.config.cuts import UNREPAIRED_METRICS
 from replaceme.cuts import possible_spans, resolve_blocks
 from replaceme.errors import ReplaceMeError
 from replaceme.models import is_encoder, pick_dtype
-from replaceme.outline import FOUR_BITS, Outline
+from replaceme.outline import FOUR_BITS, MARGIN, Outline
 from replaceme.tables import HEALED
 
-MARGIN = 1.25  # of a model's weights, for activations and what else a pass takes; as `streaming` has it
 Outlines = Mapping[str, Outline]
 
 

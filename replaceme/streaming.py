@@ -24,6 +24,7 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import check_room
 from replaceme.loading import Held
 from replaceme.models import Family, pruned_config
+from replaceme.outline import FOUR_BITS, ITEM_BYTES, MARGIN
 from replaceme.progress import progress
 from replaceme.shortened import skipped
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger(__name__)
-BYTES_IN_4BIT = 0.6  # of a weight, with its scale, and with what is not rounded
-MARGIN = 1.25  # of a model's weights, for activations and what else a forward pass takes
 TRIAL = 2**26  # bytes
 HOST_SHARE = 0.5  # of the free host memory, for states
 
@@ -43,7 +42,7 @@ def needed(checkpoint: Checkpoint, dtype: str, held: Held, device: str) -> bool:
     """Whether a model is streamed: `always`, `never`, or `auto`, where its weights do not fit the devices' memory."""
     if held.streaming != "auto":
         return held.streaming == "always"
-    size = BYTES_IN_4BIT if held.load_in_4bit else getattr(torch, dtype).itemsize
+    size = ITEM_BYTES[FOUR_BITS] if held.load_in_4bit else getattr(torch, dtype).itemsize
     return MARGIN * checkpoint.parameters * size > free_memory(device, held.gpus)
 
 
