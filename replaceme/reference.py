@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.reference import ReferenceConfig
 from replaceme.errors import ReplaceMeError
+from replaceme.files import note_read
 from replaceme.tables import KEYS
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def _read(path: str | Path) -> "pandas.DataFrame":
     import pandas
 
     _check_there(path)
+    note_read(path)
     return pandas.read_csv(path)
 
 

@@ -21,6 +21,7 @@ from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.images import image_files
+from replaceme.lineage import VARIABLE as RECORDS_VARIABLE
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
@@ -79,6 +80,8 @@ if (
     CONFIG.cost is not None
 ):  # jobs inherit it; as an option of their commands it would run all of them again
     os.environ[COST_VARIABLE] = cost_setting("results", **CONFIG.cost.model_dump())
+# jobs record what they were made from and with
+os.environ[RECORDS_VARIABLE] = "results"
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
