@@ -1,8 +1,9 @@
 """A large config and many shards: what the workflow itself takes, of time and of memory.
 
 Writes a project of 10 tiny random models, 5 texts, 8 cuts and 12 fits (4800 rows of one table) and measures
-- planning: `snakemake -n` of the table with all that it asks for, and of the models alone (`evaluation: null`); wall
-  clock, CPU seconds (of a machine with others on it the fairer number), peak memory, number of jobs;
+- planning: `snakemake -n` of the table with all that it asks for, and of the models alone (`evaluation: null`): until
+  the table of jobs is shown, after which a run starts its first job and a dry run describes every one; wall clock, CPU
+  seconds (the fairer number where others use the machine), peak memory, number of jobs;
 - jobs: a small part of the same project run for real on one core; overhead of a job = (wall clock of the run - that of
   its dry run - the jobs' own seconds as Snakemake's `benchmark:` has them) / jobs;
 - sums: `replaceme sum` of 10, 100 and 1000 shards at a small width and of some at a large one; peak memory, and whether
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from replaceme.files import sha256
@@ -56,6 +58,7 @@ class Spent:
     cpu_s: float
     peak_memory_bytes: int
     output: str
+    until: dict[str, float] | None = None  # a line was written; what was spent by then
 
     @property
     def record(self) -> dict[str, float]:
@@ -88,8 +91,8 @@ def planning(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"axes": AXES, "rows": 10 * 5 * 8 * 12}
     for name, evaluation in (("with evaluations", "items"), ("models alone", None)):
         write_config(folder, AXES, evaluation)
-        spent = snakemake(folder, "--dry-run", "--quiet", "rules", "--", "load")
-        found[name] = {"jobs": planned(spent.output), **spent.record}
+        spent = snakemake(folder, "--dry-run", "--quiet", "rules", "--", "load", until="Job stats:")
+        found[name] = {"jobs": planned(spent.output), "planned": spent.until, "whole dry run": spent.record}
     return found
 
 
@@ -210,10 +213,11 @@ def write_shards(folder: Path, width: int, count: int) -> list[Path]:
     return paths
 
 
-def snakemake(folder: Path, *options: str) -> Spent:
+def snakemake(folder: Path, *options: str, until: str | None = None) -> Spent:
     """Run the workflow of this checkout on a folder."""
     where = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    return spent_by([str(BIN / "snakemake"), *where, "--configfile", str(folder / "config.yaml"), *options], folder)
+    command = [str(BIN / "snakemake"), *where, "--configfile", str(folder / "config.yaml"), *options]
+    return spent_by(command, folder, until)
 
 
 def step(*arguments: str) -> Spent:
@@ -221,20 +225,29 @@ def step(*arguments: str) -> Spent:
     return spent_by([str(BIN / "replaceme"), *arguments], ROOT)
 
 
-def spent_by(command: list[str], folder: Path) -> Spent:
+def spent_by(command: list[str], folder: Path, until: str | None = None) -> Spent:
     """Run a command to its end and measure it; raises SystemExit with its output when it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryFile("w+") as output:
-        begun = time.perf_counter()
+    with tempfile.NamedTemporaryFile("w+") as output:
+        begun, by_then = time.perf_counter(), None
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read()
+        watched = psutil.Process(process.pid)
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            if until is not None and by_then is None and until in Path(output.name).read_text():
+                used = watched.cpu_times()
+                by_then = {
+                    "wall_s": round(time.perf_counter() - begun, 2),
+                    "cpu_s": round(used.user + used.system, 2),
+                    "memory_bytes": watched.memory_info().rss,
+                }
+            time.sleep(0.05)
+        wall, usage = time.perf_counter() - begun, ended[2]
+        process.returncode = os.waitstatus_to_exitcode(ended[1])
+        text = Path(output.name).read_text()
     if process.returncode != 0:
         raise SystemExit(f"failed: {' '.join(command)[:400]}\n{text[-4000:]}")
-    return Spent(round(wall, 2), round(usage.ru_utime + usage.ru_stime, 2), usage.ru_maxrss * 1024, text)
+    cpu = round(usage.ru_utime + usage.ru_stime, 2)
+    return Spent(round(wall, 2), cpu, usage.ru_maxrss * 1024, text, by_then)
 
 
 def planned(output: str) -> int:

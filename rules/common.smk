@@ -276,6 +276,16 @@ def representations_option(wildcards):
     return "--representations" if wanted or set(shown) & set(REPRESENTATIONS) else ""
 
 
+def braced(names):
+    """Several names as bash expands them, in order: a command that spelt out thousands of paths would be too long."""
+    return names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+
+
+def shard_files(folder, shards):
+    """The sums of all shards, as bash expands them."""
+    return f"{folder}/{{0..{int(shards) - 1}}}-of-{shards}.safetensors"
+
+
 def evidence_options(inputs):
     """`--name file ...` for the optional inputs of a job."""
     names = (
@@ -287,11 +297,13 @@ def evidence_options(inputs):
         "tokens",
         "recycled",
     )
-    return " ".join(
-        f"--{name} {shlex.join(map(str, flat(inputs[name])))}"
-        for name in names
-        if name in inputs.keys()
-    )
+    files = {name: flat(inputs[name]) for name in names if name in inputs.keys()}
+    words = {name: shlex.join(map(str, paths)) for name, paths in files.items()}
+    if "shards" in files:
+        words["shards"] = shard_files(
+            Path(files["shards"][0]).parent, len(files["shards"])
+        )
+    return " ".join(f"--{name} {text}" for name, text in words.items())
 
 
 def flat(files):
