@@ -2,8 +2,8 @@
 
 Writes a project of 10 tiny random models, 5 texts, 8 cuts and 12 fits (4800 rows of one table) and measures
 - planning: `snakemake -n` of the table with all that it asks for, and of the models alone (`evaluation: null`): until
-  the table of jobs is shown, after which a run starts its first job and a dry run describes every one; wall clock, CPU
-  seconds (the fairer number where others use the machine), peak memory, number of jobs;
+  the table of jobs is shown, when a run starts its first job (a dry run goes on to describe every one, and is ended);
+  wall clock, CPU seconds (the fairer number where others use the machine), peak memory, number of jobs;
 - jobs: a small part of the same project run for real on one core; overhead of a job = (wall clock of the run - that of
   its dry run - the jobs' own seconds as Snakemake's `benchmark:` has them) / jobs;
 - sums: `replaceme sum` of 10, 100 and 1000 shards at a small width and of some at a large one; peak memory, and whether
@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from replaceme.files import sha256
@@ -58,7 +57,6 @@ class Spent:
     cpu_s: float
     peak_memory_bytes: int
     output: str
-    until: dict[str, float] | None = None  # a line was written; what was spent by then
 
     @property
     def record(self) -> dict[str, float]:
@@ -91,21 +89,21 @@ def planning(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"axes": AXES, "rows": 10 * 5 * 8 * 12}
     for name, evaluation in (("with evaluations", "items"), ("models alone", None)):
         write_config(folder, AXES, evaluation)
-        spent = snakemake(folder, "--dry-run", "--quiet", "rules", "--", "load", until="Job stats:")
-        found[name] = {"jobs": planned(spent.output), "planned": spent.until, "whole dry run": spent.record}
+        spent = snakemake(folder, "--dry-run", "--quiet", "rules", "--", "load", until="total")
+        found[name] = {"jobs": planned(spent.output), **spent.record}
     return found
 
 
 def jobs(folder: Path) -> dict[str, Any]:
-    """Run the rows of one model, one text, one cut and four fits on one core."""
-    axes = {"models": 1, "calibrations": 1, "cuts": 1, "fits": 4}
+    """Make the models of one source, one text, one cut and six fits on one core."""
+    axes = {"models": 1, "calibrations": 1, "cuts": 1, "fits": 6}
     write_project(folder, axes)
-    # without the table `load` itself, whose figures take seconds
-    plan = snakemake(folder, "--dry-run", "--quiet", "rules", "--", "results/tables/load.csv")
-    run = snakemake(folder, "--cores", "1", "--quiet", "all", "--", "results/tables/load.csv")
+    write_config(folder, axes, None)
+    plan = snakemake(folder, "--dry-run", "--quiet", "rules", "--", "load", until="total")
+    run = snakemake(folder, "--cores", "1", "--quiet", "all", "--", "load")
     lines = [path.read_text().splitlines() for path in (folder / "results/benchmarks").rglob("*.tsv")]
     seconds = [float(dict(zip(head.split("\t"), values.split("\t"), strict=True))["s"]) for head, values in lines]
-    count = planned(plan.output)
+    count = planned(plan.output) - 1  # the target itself is none
     if len(seconds) != count:
         raise SystemExit(f"{count} jobs were planned, {len(seconds)} left a benchmark:\n{run.output}")
     overhead = (run.wall_s - plan.wall_s - sum(seconds)) / count
@@ -226,28 +224,23 @@ def step(*arguments: str) -> Spent:
 
 
 def spent_by(command: list[str], folder: Path, until: str | None = None) -> Spent:
-    """Run a command to its end and measure it; raises SystemExit with its output when it fails."""
+    """Run a command to its end, or until its output has a line that begins so; raises SystemExit when it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    stopped = False
     with tempfile.NamedTemporaryFile("w+") as output:
-        begun, by_then = time.perf_counter(), None
+        begun = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        watched = psutil.Process(process.pid)
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            if until is not None and by_then is None and until in Path(output.name).read_text():
-                used = watched.cpu_times()
-                by_then = {
-                    "wall_s": round(time.perf_counter() - begun, 2),
-                    "cpu_s": round(used.user + used.system, 2),
-                    "memory_bytes": watched.memory_info().rss,
-                }
+            if until is not None and f"\n{until}" in Path(output.name).read_text():
+                process.kill()
+                until, stopped = None, True
             time.sleep(0.05)
         wall, usage = time.perf_counter() - begun, ended[2]
         process.returncode = os.waitstatus_to_exitcode(ended[1])
         text = Path(output.name).read_text()
-    if process.returncode != 0:
+    if process.returncode != 0 and not stopped:
         raise SystemExit(f"failed: {' '.join(command)[:400]}\n{text[-4000:]}")
-    cpu = round(usage.ru_utime + usage.ru_stime, 2)
-    return Spent(round(wall, 2), cpu, usage.ru_maxrss * 1024, text, by_then)
+    return Spent(round(wall, 2), round(usage.ru_utime + usage.ru_stime, 2), usage.ru_maxrss * 1024, text)
 
 
 def planned(output: str) -> int:
