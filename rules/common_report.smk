@@ -35,8 +35,10 @@ def braced_rows(table):
     """The same, and in the same order, as bash expands them."""
     section = CONFIG.tables[table]
     axes = (section.models, section.calibrations, section.cuts, section.fits)
-    healed = braced(["", *(f"/{HEALED}/{name}" for name in section.healings)])
-    return f"results/{'/'.join(map(braced, axes))}{healed}"
+    fits = f"results/{'/'.join(map(braced, axes))}"
+    if not section.healings:
+        return fits
+    return f"{fits}{{,/{HEALED}/{braced(section.healings)}}}"
 
 
 def table_baselines(table):
