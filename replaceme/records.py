@@ -23,11 +23,13 @@ class Records:
 
 
 def footnotes(records: Records) -> list[str]:
-    """Lines below a table: versions, machines, commits of models and revisions of data."""
+    """Lines below a table: versions, machines, commits of models, revisions of texts and of labelled images."""
     models = "; ".join(f"{name}: {row['source']}, {row['version']}" for name, row in _models(records).items())
     texts = dict.fromkeys(f"{row['calibration']}: {row['source']}, {row['version']}" for row in _calibrations(records))
     lines = [f"Models: {models}."] if models else []
     lines += [f"Calibration texts: {'; '.join(texts)}."] if texts else []
+    data = dict.fromkeys(line for path in records.measured for line in _data(read_json(path)))
+    lines += [f"Images: {'; '.join(data)}."] if data else []
     versions, machines = _measured(records)
     lines += [f"Versions ({len(paths)} results): {words}." for words, paths in versions.items()]
     return lines + [f"Measured on {words} ({len(paths)} results)." for words, paths in machines.items()]
@@ -103,6 +105,12 @@ def _calibrations(records: Records) -> list[dict[str, str]]:
             }
         )
     return found
+
+
+def _data(record: Mapping[str, Any]) -> list[str]:
+    """The labelled images of an evaluation, with the commit or the content of each."""
+    found = record.get("data", {}).items()
+    return [f"{name}: {one['source']}, {_commit(one['commit'] or one['sha256'])}" for name, one in found]
 
 
 def _commit(text: str | None) -> str:
