@@ -109,7 +109,7 @@ class Labelled:
     def _several(self, data: bytes) -> "np.ndarray":
         import numpy as np
 
-        values = np.load(io.BytesIO(data), allow_pickle=False)
+        values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
         if values.shape != (len(self.classes),) or not np.isin(values, (0, 1)).all():
             raise ValueError(f"not a 0 or 1 for each of {len(self.classes)} classes")
         return values.astype(np.int64)

@@ -36,6 +36,7 @@ def config(clip):
                 "calibrations": {"c": {"images": "generated", "samples": 4}},
                 "cuts": {"n": {"blocks": 2}},
                 "fits": {"f": {}},
+                "speed": {"prompt_tokens": 64},
                 "evaluations": {"e": evaluation or {"zeroshot": {"d": data}}},
                 "tables": {
                     "t": {"models": ["m"], "calibrations": ["c"], "cuts": ["n"], "fits": ["f"], "evaluation": "e"}
