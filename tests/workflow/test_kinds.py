@@ -1,7 +1,11 @@
 """What else a workflow can be told to make: other fits, groups, calibrations made of others, healings, baselines."""
 
+import csv
 import json
 from pathlib import Path
+
+import pytest
+from tiny_clip import write_clip, write_labelled
 
 RESULTS = "results/tiny.v1"
 FIT = f"{RESULTS}/plain/n1"
@@ -159,3 +163,37 @@ def test_baselines(project):
     placements = {fit: json.loads((project.folder / file).read_text())["placement"] for fit, file in
                   zip(fits, targets, strict=True)}  # fmt: skip
     assert placements == {"prune-comp": "upstream", "linear-patch": "block", "laco": "collapse"}
+
+
+def test_encoders_of_images_and_texts(project):
+    """Shortened on images, measured on others; a picture that changes is measured again, and that alone."""
+    pytest.importorskip("clip_benchmark")
+    write_clip(project.folder / "clip")
+    write_labelled(project.folder / "colours", "classification", "folders")
+    write_labelled(project.folder / "captions", "retrieval")
+    captions = {"images": "captions", "metrics": ["text_retrieval_recall@5", "image_retrieval_recall@5"]}
+    names = {"models": ["clip"], "calibrations": ["pictures"], "cuts": ["two"], "fits": ["uidl", "ls"]}
+    project.config(
+        models={"clip": {"source": "clip"}},
+        calibrations={"pictures": {"images": "generated", "samples": 24}},
+        cuts={"two": {"blocks": 2}},
+        evaluations={"seen": {"zeroshot": {"colours": {"images": "colours"}, "captions": captions}}},
+        tables={"clip": {**names, "evaluation": "seen"}},
+    )
+    done = project.snakemake("results/tables/clip.csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not project.attempts.exists()
+    with (project.folder / "results/tables/clip.csv").open(newline="") as file:
+        rows = {row["fit"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["baseline", "uidl", "ls"]
+    for row in rows.values():
+        accuracy, recall = (float(row[name]) for name in ("colours_acc1", "captions_text_retrieval_recall@5"))
+        assert float(row["average"]) == pytest.approx((accuracy + recall) / 2) and row["colours_acc1_stderr"]
+        assert float(row["prefill_tokens_per_s"]) > 0 and row["decode_tokens_per_s"] == ""
+    difference = float(rows["ls"]["average"]) - float(rows["uidl"]["average"])
+    assert float(rows["ls"]["average_vs_identity"]) == pytest.approx(difference)
+    assert rows["ls"]["average_vs_identity_stderr"] and 0 < float(rows["ls"]["compression"]) < 1
+    picture = next((project.folder / "colours/test/blue").iterdir())
+    picture.write_bytes(picture.read_bytes() + b"\0")
+    again = {"evaluate": 2, "evaluate_baseline": 1, "table": 1}
+    assert project.jobs("results/tables/clip.csv") == again
