@@ -17,7 +17,6 @@ from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor
 from replaceme import image_metrics, labelled
 from replaceme.cli import main
 from replaceme.config import EvaluationConfig, ZeroShotConfig
-from replaceme.speed import speed
 from replaceme.validation import validated
 from replaceme.zeroshot import Encoders, evaluate_zeroshot
 
@@ -306,12 +305,3 @@ def test_the_command(clip, made, tmp_path, capsys):
     assert json.loads(out.read_text())["tasks"]["pictures_image_retrieval_recall@5"]["n"] == 12
     assert main(["evaluate", str(clip), "--out", str(out)]) == 1
     assert "give either tasks" in capsys.readouterr().err
-
-
-def test_the_speed_of_an_encoder(clip):
-    """Positions of images per second; the text tower is not counted."""
-    found = speed(clip, device="cpu", dtype="float32", batch_size=2, repeats=3, warmup=1)
-    encoder = AutoModel.from_pretrained(clip).vision_model
-    assert found["parameters"] == encoder.num_parameters() and found["prompt_tokens"] == 17
-    assert found["prefill_tokens_per_s"]["median"] > 0
-    assert found["decode_tokens_per_s"] == {"median": None, "interquartile_range": None}
