@@ -142,13 +142,15 @@ def nvmlDeviceGetTotalEnergyConsumption(index):  # mJ
     return int(1000 * watts(index) * (time.monotonic() - BEGIN))
 """
 ON_A_GPU = """
-import time, torch
+import sys, time
+from types import SimpleNamespace
 from replaceme.cost import measured
 
-for name, answer in {"is_available": True, "is_initialized": True, "device_count": 1}.items():
-    setattr(torch.cuda, name, lambda answer=answer: answer)
-torch.cuda.max_memory_allocated = lambda index: 123
-torch.cuda.get_device_name = lambda index: "a GPU"
+answers = {"is_available": True, "is_initialized": True, "device_count": 1}
+cuda = SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in answers.items()})
+cuda.max_memory_allocated = lambda index: 123
+cuda.get_device_name = lambda index: "a GPU"
+sys.modules["torch"] = SimpleNamespace(cuda=cuda)
 with measured("gram", "out"):
     time.sleep(1)
 """
