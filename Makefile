@@ -30,11 +30,11 @@ docs: $(READY)
 
 install: $(READY)
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-bare.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements-bare.txt --editable .
 	@touch $@
 
 clean:

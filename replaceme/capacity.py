@@ -32,7 +32,7 @@ def memory_problems(config: Config, outlines: Outlines, memory: int, device: str
         for one in sorted({one for table in tables for one in table.fits}):
             lines += [f"fits.{one} on models.{name}: {line}" for line in _method(config, one, tables, outline, room)]
         for one in sorted({table.evaluation for table in tables if table.evaluation}):
-            if is_encoder(outline.config):
+            if is_encoder(outline.config) and not config.evaluations[one].zeroshot:
                 continue  # an error of its own
             dtype = pick_dtype(config.evaluations[one].dtype, device, outline.config)
             lines += [f"evaluations.{one} on models.{name}: {line}" for line in room.lacking(outline, dtype)]

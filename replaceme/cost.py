@@ -3,8 +3,8 @@
 On where the variable REPLACEME_COST is set. The workflow sets it from the section `cost` of config.yaml: were it an
 option of the commands, switching it on would run every job again. Energy is CodeCarbon's: a GPU's own counter, the
 processor's (RAPL) where it may be read, else its nominal power times the load of this process; of GPUs those that
-CUDA_VISIBLE_DEVICES names, in a step that used them. Emissions are that times the mean of the country's electricity.
-Nothing is asked of the network.
+CUDA_VISIBLE_DEVICES names, in a step that used them. Where the GPUs of such a step cannot be read no energy is given.
+Emissions are that times the mean of the country's electricity. Nothing is asked of the network.
 """
 
 import contextlib
@@ -149,6 +149,10 @@ def _stopped(tracker: Any) -> dict[str, Any]:
     if _cuda() is None:
         # CodeCarbon reads the devices of the machine, which here belong to other jobs or to nobody
         energy["gpu"] = 0.0
+    elif not energy["gpu"]:
+        # without them CodeCarbon sees no GPU, and would leave out the largest part without a word
+        log.warning("no energy measured: CodeCarbon does not see the GPU that was used; it needs nvidia-smi and NVML")
+        return {"energy_kwh": None, "emissions_kg": None}
     total = sum(energy.values())
     return {
         "energy_kwh": total,

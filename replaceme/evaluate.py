@@ -79,7 +79,7 @@ def evaluate(
     return {
         "model": str(model_folder),
         "tasks": {name: scored[name] for name in tasks},
-        "average": _average({name: scored[name] for name in tasks}),
+        "average": average({name: scored[name] for name in tasks}),
         "perplexity": _perplexity(perplexity_task, loaded, samples),
         "seconds": time.perf_counter() - started,
         "seed": seed,
@@ -224,7 +224,8 @@ def _bootstrap(aggregate: Callable[[list], float], items: list, seed: int) -> fl
     return stderr if math.isfinite(stderr) else None
 
 
-def _average(scored: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+def average(scored: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Avg-acc over the tasks with `in_average`, and its standard error; None where there are none."""
     counted = [(task["value"], task["stderr"]) for task in scored.values() if task["in_average"]]
     if not counted:
         return None

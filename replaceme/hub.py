@@ -80,6 +80,22 @@ def as_reported(error: Exception, name: str) -> Exception:
     return ReplaceMeError(f"{name}: the Hub refuses ({reason})")
 
 
+def lines_of(repository: Repository, file: str) -> list[str]:
+    """The lines of a small text file of a repository that are not empty; none where it has no such file."""
+    from pathlib import Path
+
+    from huggingface_hub import hf_hub_download
+
+    if file not in repository.files:
+        return []
+    kind, revision = repository.kind, repository.revision
+    try:
+        path = hf_hub_download(repository.name, file, repo_type=kind, revision=revision)
+    except Exception as error:
+        raise as_reported(error, repository.name) from error
+    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def model_outline(name: str, revision: str | None) -> Outline:
     """The outline of a model of the Hub, of which config.json alone is downloaded.
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from replaceme.checkpoints import is_local, read_config
 from replaceme.config import CalibrationConfig
@@ -68,9 +68,9 @@ def calibrate_images(config: CalibrationConfig, folder: str | Path) -> tuple[Ima
     """Images of a calibration for the checkpoint in a folder, and the record of where they came from."""
     import torch
 
-    processor, model = _processor(folder), read_config(folder)
+    processor, model = image_processor(folder), read_config(folder)
     images = itertools.islice(read_images(config), config.samples)
-    rows = [_pixels(processor, one, folder) for one in progress(images, "images", config.samples, "image")]
+    rows = [pixel_values(processor, one, folder) for one in progress(images, "images", config.samples, "image")]
     if not rows:
         raise ReplaceMeError(f"{config.images}: no images; check folder, split and column")
     if len(rows) < config.samples:
@@ -121,18 +121,19 @@ def read_images(config: CalibrationConfig) -> "Iterator[Image]":
     if is_local(config.images):
         files = image_files(Path(config.images).expanduser())
         random.Random(config.seed).shuffle(files)
-        return (_opened(path) for path in files)
+        return (opened(path, str(path)) for path in files)
     return (_image(record, config) for record in stream(config, config.images, SHUFFLE_BUFFER))
 
 
-def _opened(path: Path) -> "Image":
+def opened(file: Path | BinaryIO, where: str) -> "Image":
+    """The image of a file in RGB, the right way up; raises ReplaceMeError, with where it is, for any other file."""
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return _upright(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ReplaceMeError(f"{path}: not a readable image ({error}); remove or replace it") from error
+        raise ReplaceMeError(f"{where}: not a readable image ({error}); remove or replace it") from error
 
 
 def _image(record: dict, config: CalibrationConfig) -> "Image":
@@ -157,7 +158,8 @@ def _upright(image: "Image") -> "Image":
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def _processor(folder: str | Path) -> Any:
+def image_processor(folder: str | Path) -> Any:
+    """The image processor that lies beside a checkpoint."""
     from transformers import AutoImageProcessor
 
     try:
@@ -167,7 +169,7 @@ def _processor(folder: str | Path) -> Any:
         raise ReplaceMeError(f"{folder}: no usable preprocessor_config.json ({reason})") from error
 
 
-def _pixels(processor: Any, image: "Image", folder: str | Path) -> "torch.Tensor":
+def pixel_values(processor: Any, image: "Image", folder: str | Path) -> "torch.Tensor":
     """Pixel values [channels, height, width], float32."""
     try:
         return processor(images=image, return_tensors="pt")["pixel_values"][0].float()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import open_checkpoint, read_config
 from replaceme.errors import ReplaceMeError
-from replaceme.models import is_encoder
+from replaceme.models import has_text_tower, is_encoder
 from replaceme.separate import check_code, is_separate, original_config
 
 if TYPE_CHECKING:
@@ -83,6 +83,15 @@ def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WH
     # with the class that saved it, as the bare one may have parts of its own (poolers) that were not
     model = _load(_saved_class(config) or AutoModel, folder, dtype, device, held).base_model
     return getattr(model, "vision_model", model)
+
+
+def load_image_text_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
+    """Both towers of a checkpoint of images and texts, in inference mode; errors as in `load_base_model`."""
+    from transformers import AutoModel
+
+    if not has_text_tower(read_config(folder)):
+        raise ReplaceMeError(f"{folder}: no encoder of both images and texts; zeroshot has nothing to compare")
+    return _load(AutoModel, folder, dtype, device, held)
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -64,6 +64,11 @@ def is_encoder(config: dict[str, Any]) -> bool:
     return config["model_type"] in FAMILIES and FAMILIES[config["model_type"]].modality == "image"
 
 
+def has_text_tower(config: dict[str, Any]) -> bool:
+    """Whether an encoder of images comes with one of texts, so that both can be compared."""
+    return is_encoder(config) and FAMILIES[config["model_type"]].section is not None
+
+
 def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", where: str) -> None:
     """Raise ReplaceMeError where a model takes text and the calibration is on images, or the other way round."""
     if is_encoder(config) and calibration.images is None:

@@ -16,8 +16,9 @@ from replaceme.cost import check_country
 from replaceme.cuts import possible_spans
 from replaceme.data import check_source
 from replaceme.errors import ReplaceMeError
+from replaceme.labelled import labelled
 from replaceme.methods import check_section
-from replaceme.models import check_calibration, check_cut, check_length, is_encoder
+from replaceme.models import check_calibration, check_cut, check_length, has_text_tower, is_encoder
 from replaceme.outline import Outline, outline_of
 from replaceme.points import check_published
 from replaceme.reference import check_reference, scaled
@@ -50,6 +51,7 @@ def local_problems(config: Config) -> list[str]:
         include = config.evaluations[name].include
         if include is not None and not Path(include).is_dir():
             lines.append(f"evaluations.{name}: {include}: no such folder; `include` is a folder of task YAMLs")
+        lines += _image_problems(config, name)
     for name, table in config.tables.items():
         try:
             if table.reference is not None:
@@ -64,6 +66,18 @@ def local_problems(config: Config) -> list[str]:
     for name, figure in config.figures.items():
         lines += [f"figures.{name}.{problem}" for problem in _figure_problems(config, figure)]
     return lines
+
+
+def _image_problems(config: Config, evaluation: str) -> list[str]:
+    """Labelled images in local folders that cannot be used, and prompts that clip-benchmark does not have."""
+    found = []
+    for name, section in config.evaluations[evaluation].zeroshot.items():
+        try:
+            if is_local(section.images):
+                labelled(section)
+        except ReplaceMeError as error:
+            found.append(f"evaluations.{evaluation}.zeroshot.{name}: {error}")
+    return found
 
 
 def _healing_problems(config: Config) -> list[str]:
@@ -98,7 +112,7 @@ def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
         if table.evaluation is None:
             found.append(f"tables: {name!r} has no evaluation, so there is nothing to show; drop it")
             continue
-        known = [*MEASURES, *COST_MEASURES, *config.evaluations[table.evaluation].tasks]
+        known = [*MEASURES, *COST_MEASURES, *config.evaluations[table.evaluation].columns]
         unknown = [column for column in figure.columns if column not in known]
         if unknown:
             found.append(f"measures: {unknown[0]!r} is not measured by table {name!r}; it has {', '.join(known)}")
@@ -172,7 +186,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
 
 
 def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[str]:
-    """Calibrations of the other kind than a model takes, and evaluations of a model that has no text."""
+    """Calibrations and evaluations of the other kind than a model takes, and healings of one that has no loss."""
     source, found = config.models[name].source, []
     tables = {key: table for key, table in config.tables.items() if name in table.models}
     for calibration in sorted({one for table in tables.values() for one in table.calibrations}):
@@ -182,11 +196,22 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
         except ReplaceMeError as error:
             found.append(f"calibrations.{calibration} on models.{name}: {error}")
     for key, table in tables.items():
-        if is_encoder(model) and table.evaluation is not None:
-            found.append(f"tables.{key}: {source}: an encoder of images, which no evaluation measures; drop it")
+        evaluation = config.evaluations.get(table.evaluation)
+        problem = _unmeasured(model, bool(evaluation.zeroshot)) if evaluation else None
+        if problem is not None:
+            found.append(f"tables.{key}: {source}: {problem}")
         if is_encoder(model) and table.healings:
             found.append(f"tables.{key}: {source}: an encoder of images, which has no loss to heal by; drop healings")
     return found
+
+
+def _unmeasured(model: dict[str, Any], zeroshot: bool) -> str | None:
+    """Why an evaluation does not measure a model, None where it does."""
+    if not is_encoder(model):
+        return "a language model, which zeroshot does not measure; name an evaluation with tasks" if zeroshot else None
+    if not has_text_tower(model):
+        return "an encoder of images alone, which no evaluation measures; use `evaluation: null`"
+    return None if zeroshot else "an encoder, which tasks do not measure; name an evaluation with zeroshot"
 
 
 def sparse_calibrations(config: Config) -> list[str]:

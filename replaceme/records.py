@@ -23,20 +23,23 @@ class Records:
 
 
 def footnotes(records: Records) -> list[str]:
-    """Lines below a table: versions, machines, commits of models and revisions of data."""
+    """Lines below a table: versions, machines, commits of models, revisions of texts and of labelled images."""
     models = "; ".join(f"{name}: {row['source']}, {row['version']}" for name, row in _models(records).items())
     texts = dict.fromkeys(f"{row['calibration']}: {row['source']}, {row['version']}" for row in _calibrations(records))
     lines = [f"Models: {models}."] if models else []
     lines += [f"Calibration texts: {'; '.join(texts)}."] if texts else []
+    images = dict.fromkeys(f"{row['labelled']}: {row['source']}, {row['version']}" for row in _labelled(records))
+    lines += [f"Images: {'; '.join(images)}."] if images else []
     versions, machines = _measured(records)
     lines += [f"Versions ({len(paths)} results): {words}." for words, paths in versions.items()]
     return lines + [f"Measured on {words} ({len(paths)} results)." for words, paths in machines.items()]
 
 
 def parts(records: Records) -> list[Part]:
-    """Tables of models, calibration texts, versions and machines."""
+    """Tables of models, calibration texts, labelled images (where there are such), versions and machines."""
     versions, machines = _measured(records)
     models = [{"model": name, **row} for name, row in _models(records).items()]
+    labelled = _labelled(records)
     counted = [
         [{"what": words, "results": str(len(paths))} for words, paths in found.items()]
         for found in (versions, machines)
@@ -48,6 +51,7 @@ def parts(records: Records) -> list[Part]:
             ("model", "calibration", "source", "version", "sequences", "tokens", "ids"),
             _calibrations(records),
         ),
+        *([_part("Images", ("labelled", "source", "version", "images"), labelled)] if labelled else []),
         _part("Versions", ("what", "results"), counted[0]),
         _part("Machines", ("what", "results"), counted[1]),
     ]
@@ -57,6 +61,7 @@ HEADERS = {
     "version": "revision or content",
     "weights": "SHA-256 of weights",
     "ids": "SHA-256 of token ids",
+    "labelled": "labelled images",
     "tokens": "unmasked tokens",
     "what": "",
 }
@@ -102,6 +107,18 @@ def _calibrations(records: Records) -> list[dict[str, str]]:
                 "ids": record["sha256"][:SHOWN],
             }
         )
+    return found
+
+
+def _labelled(records: Records) -> list[dict[str, str]]:
+    """Each set of labelled images that was measured on, once, with its commit or content."""
+    found = []
+    for path in records.measured:
+        for name, one in read_json(path).get("data", {}).items():
+            version = _commit(one["commit"] or one["sha256"])
+            row = {"labelled": name, "source": one["source"], "version": version, "images": f"{one['images']:,}"}
+            if row not in found:
+                found.append(row)
     return found
 
 

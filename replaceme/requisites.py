@@ -13,12 +13,13 @@ from replaceme import harness, hub, task_index
 from replaceme.capacity import disk_problems, memory_problems
 from replaceme.checkpoints import is_local as is_folder
 from replaceme.checkpoints import local_folder, open_checkpoint
-from replaceme.config import CalibrationConfig, Config
+from replaceme.config import CalibrationConfig, Config, EvaluationConfig, ZeroShotConfig
 from replaceme.config.calibrations import MICRO
 from replaceme.data import is_local as is_file
 from replaceme.data import messages_of, text_of
 from replaceme.errors import ReplaceMeError
 from replaceme.images import GENERATED, check_image
+from replaceme.labelled import CLASSES, TYPE, check_kind, check_package
 from replaceme.models import pick_device
 from replaceme.outline import Outline, outline_of
 from replaceme.preflight import local_problems, uses_of
@@ -132,8 +133,10 @@ def _check_columns(record: dict, section: CalibrationConfig) -> None:
 
 
 def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
-    """Tasks of an evaluation that lm-eval lacks, and what the others need; their data sets are asked for."""
+    """Tasks of an evaluation that lm-eval lacks, and what others, or images, need; data sets are asked for."""
     section = config.evaluations[name]
+    if section.zeroshot:
+        return _zeroshot_problems(asked, name, section)
     if section.include is not None and not Path(section.include).is_dir():
         return []  # an error of its own
     where = f"evaluations.{name}"
@@ -144,6 +147,30 @@ def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
     for source, revision in needed.datasets:
         asked(where, source, hub.repository, "dataset", source, revision)
     return [f"{where}: {line}" for line in (*unknown.values(), *needed.problems)]
+
+
+def _zeroshot_problems(asked: _Asked, name: str, section: EvaluationConfig) -> list[str]:
+    """What labelled images of the Hub lack, and the package that compares them with texts."""
+    for key, data in section.zeroshot.items():
+        if not is_folder(data.images):
+            where = f"evaluations.{name}.zeroshot.{key}"
+            found = asked(where, data.images, hub.repository, "dataset", data.images, data.revision)
+            if found is not None:
+                asked(where, data.images, _check_images, found, data)
+    try:
+        check_package()
+    except ReplaceMeError as error:
+        return [f"evaluations.{name}: {error}"]
+    return []
+
+
+def _check_images(found: hub.Repository, data: ZeroShotConfig) -> None:
+    """Raise ReplaceMeError where a data set of the Hub has no such split, or labels of another kind."""
+    if not any(file.startswith(f"{data.split}/") and file.endswith(".tar") for file in found.files):
+        raise ReplaceMeError(f"{data.images}: no tar files under {data.split}/; take another split or data set")
+    check_kind(data, hub.lines_of(found, TYPE))
+    if data.kind != "retrieval" and CLASSES not in found.files and data.prompts is None:
+        raise ReplaceMeError(f"{data.images}: no {CLASSES} in it; name `prompts` of clip-benchmark that have the names")
 
 
 def _room(config: Config, outlines: dict[str, Outline], downloads: dict[str, int], results: Path) -> list[str]:

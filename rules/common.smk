@@ -22,6 +22,7 @@ from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.images import image_files
+from replaceme.labelled import files_of as labelled_files
 from replaceme.lineage import VARIABLE as RECORDS_VARIABLE
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
@@ -256,8 +257,20 @@ def calibration_stamps(wildcards):
     images = section.images
     if images is None or not Path(images).expanduser().is_dir():
         return stamps(calibration_files(wildcards))
-    found = stamps(image_files(Path(images).expanduser()))
-    return [f"{len(found)} images {hashlib.sha256(repr(found).encode()).hexdigest()}"]
+    return [hash_of_stamps(image_files(Path(images).expanduser()))]
+
+
+def hash_of_stamps(files):
+    """The stamps of files of which there may be thousands, in one line."""
+    found = stamps(files)
+    return f"{len(found)} images {hashlib.sha256(repr(found).encode()).hexdigest()}"
+
+
+def evaluation_stamps(name):
+    """What changes with the files of labelled images in local folders; nothing for those of the Hub, or for tasks."""
+    sections = CONFIG.evaluations[name].zeroshot
+    found = {key: labelled_files(section) for key, section in sections.items()}
+    return {key: hash_of_stamps(files) for key, files in found.items() if files}
 
 
 def forward_options(wildcards):
@@ -445,12 +458,11 @@ def recycled_options(wildcards):
 def evaluation_options(name):
     """Options of an evaluation."""
     section = CONFIG.evaluations[name]
-    tasks = {
-        task: options.model_dump_json(exclude_defaults=True)
-        for task, options in section.tasks.items()
-    }
+    named = [("task", section.tasks), ("zeroshot", section.zeroshot)]
     flags = [
-        f"--task {shlex.quote(f'{task}={options}')}" for task, options in tasks.items()
+        f"--{option} {shlex.quote(f'{name}={one.model_dump_json(exclude_defaults=True)}')}"
+        for option, ones in named
+        for name, one in ones.items()
     ]
     return " ".join(
         [

@@ -18,6 +18,7 @@ rule evaluate:
         model=lambda wildcards, input: Path(input.model).parent,
         device=device_options,
         options=lambda wildcards: evaluation_options(wildcards.evaluation),
+        images=lambda wildcards: evaluation_stamps(wildcards.evaluation),
         code=code_of("evaluate"),
     message:
         "evaluate {output}"
@@ -40,6 +41,7 @@ use rule evaluate as evaluate_baseline with:
         model=lambda wildcards, input: input.model,
         device=device_options,
         options=lambda wildcards: evaluation_options(wildcards.evaluation),
+        images=lambda wildcards: evaluation_stamps(wildcards.evaluation),
         code=code_of("evaluate"),
 
 

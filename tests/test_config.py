@@ -91,7 +91,7 @@ BAD = {
     "missing key": (("models/tiny/source", ...), "models.tiny.source: missing; Folder of a safetensors checkpoint"),
     "empty section": (("models", {}), "models: Dictionary should have at least 1 item"),
     "section without content": (("models/tiny", None), "models.tiny: "),
-    "no tasks": (("evaluations/quick/tasks", {}), "evaluations.quick.tasks: "),
+    "no tasks": (("evaluations/quick/tasks", {}), "evaluations.quick: give either tasks"),
     "below range": (("calibrations/c4/samples", 0), "calibrations.c4.samples: Input should be greater than or"),
     "above range": (("calibrations/c4/shards", 10_001), "calibrations.c4.shards: Input should be less than or"),
     "one token": (("calibrations/c4/tokens", 1), "calibrations.c4.tokens: "),

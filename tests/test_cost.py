@@ -1,6 +1,7 @@
 """What steps cost: where it is written, that it is off by default, and how the jobs of rows are added up."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -103,6 +104,93 @@ def test_gpus_count_in_the_steps_that_use_them(tmp_path, monkeypatch, used, ener
     cost = json.loads((tmp_path / "cost/out.json").read_text())
     assert (cost["energy_kwh"], cost["emissions_kg"]) == (energy, emissions)
     assert cost["gpu_memory_bytes"] == (21 if used else None)
+
+
+NVML = """
+import os, time
+from types import SimpleNamespace
+
+class NVMLError(Exception):
+    pass
+
+class NVMLError_NotSupported(NVMLError):
+    pass
+
+NVML_TEMPERATURE_GPU, BEGIN = 0, time.monotonic()
+c_nvmlMemory_t = lambda *sizes: SimpleNamespace(total=sizes[0], free=sizes[1], used=sizes[2])
+nvmlInit = lambda: None
+nvmlDeviceGetCount = lambda: 3
+nvmlDeviceGetHandleByIndex = lambda index: index
+nvmlDeviceGetName = lambda index: "a GPU"
+nvmlDeviceGetUUID = lambda index: f"GPU-{index}"
+nvmlDeviceGetMemoryInfo = lambda index: c_nvmlMemory_t(80, 40, 40)
+nvmlDeviceGetTemperature = lambda index, which: 40
+nvmlDeviceGetEnforcedPowerLimit = lambda index: 700_000
+nvmlDeviceGetUtilizationRates = lambda index: SimpleNamespace(gpu=100)
+nvmlDeviceGetComputeMode = lambda index: 0
+nvmlDeviceGetComputeRunningProcesses = nvmlDeviceGetGraphicsRunningProcesses = lambda index: []
+
+def watts(index):
+    return (1, 20_000, 10**8)[index]
+
+def nvmlDeviceGetPowerUsage(index):  # mW
+    return 1000 * watts(index)
+
+def nvmlDeviceGetTotalEnergyConsumption(index):  # mJ
+    if "WITHOUT_COUNTER" in os.environ:
+        raise NVMLError_NotSupported
+    return int(1000 * watts(index) * (time.monotonic() - BEGIN))
+"""
+ON_A_GPU = """
+import sys, time
+from types import SimpleNamespace
+from replaceme.cost import measured
+
+answers = {"is_available": True, "is_initialized": True, "device_count": 1}
+cuda = SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in answers.items()})
+cuda.max_memory_allocated = lambda index: 123
+cuda.get_device_name = lambda index: "a GPU"
+sys.modules["torch"] = SimpleNamespace(cuda=cuda)
+with measured("gram", "out"):
+    time.sleep(1)
+"""
+
+
+@pytest.fixture
+def on_a_gpu(tmp_path):
+    """A function that measures a step which uses GPU 1 of three, of 20 kW, with a stand-in for the driver."""
+    pytest.importorskip("codecarbon")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/pynvml.py").write_text(NVML)
+    (tmp_path / "bin").mkdir()
+
+    def run(smi=True, **environment):
+        if smi:
+            (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
+            (tmp_path / "bin/nvidia-smi").chmod(0o755)
+        given = {**os.environ, "CUDA_VISIBLE_DEVICES": "1", VARIABLE: setting(country="FRA", interval=1), **environment}
+        given |= {"PATH": str(tmp_path / "bin"), "PYTHONPATH": str(tmp_path / "lib")}
+        done = subprocess.run([sys.executable, "-c", ON_A_GPU], cwd=tmp_path, env=given, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / "out.cost.json").read_text()), done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("counter", [True, False])
+def test_the_energy_of_the_gpu_that_was_used(on_a_gpu, counter):
+    """Through CodeCarbon itself: by the counter of the driver, or where it has none by the power it reports."""
+    cost, _ = on_a_gpu(**({} if counter else {"WITHOUT_COUNTER": "1"}))
+    joules = 3.6e6 * cost["energy_kwh_by_part"]["gpu"]
+    assert 18_000 < joules < 1e7  # a second at least of this one, and nothing of the others
+    assert cost["energy_kwh"] == pytest.approx(sum(cost["energy_kwh_by_part"].values()))
+    assert cost["gpu_memory_bytes"] == 123
+
+
+def test_a_gpu_that_cannot_be_read_leaves_no_energy(on_a_gpu):
+    cost, said = on_a_gpu(smi=False)
+    assert cost["energy_kwh"] is None and cost["emissions_kg"] is None and cost["gpu_memory_bytes"] == 123
+    assert "does not see the GPU that was used" in said
 
 
 def test_a_measurement_that_fails_costs_no_result(tmp_path, monkeypatch, caplog):

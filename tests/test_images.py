@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_clip import PREPROCESSOR, SIDE
 from transformers import AutoModel, CLIPModel, ViTForImageClassification
 
 import replaceme
@@ -25,12 +26,6 @@ from replaceme.models import family_of
 from replaceme.preflight import check_inputs
 from replaceme.rows import write_rows
 
-SIDE = family_checks.VISION["image_size"]
-PREPROCESSOR = {
-    "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": SIDE},
-    "do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}, "do_rescale": True, "rescale_factor": 1 / 255,
-    "do_normalize": True, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 3,
-}  # fmt: skip
 CUT = CutConfig(blocks=2)
 NEW_NAMES = (
     ("encoder.layer.", "layers."), ("attention.attention.query", "attention.q_proj"),
@@ -333,7 +328,7 @@ def test_preflight_of_an_encoder(encoder, refuses):
     raw["calibrations"]["photos"] = {"dataset": "micro"}
     raw["evaluations"] = {"e": {"tasks": {"boolq": {}}}}
     raw["tables"]["t"]["evaluation"] = "e"
-    with refuses("calibrations.photos on models.m", "cannot be calibrated on text", "no evaluation measures", lines=2):
+    with refuses("calibrations.photos on models.m", "cannot be calibrated on text", "tasks do not measure", lines=2):
         check_inputs(parse(raw), "c.yaml")
 
 

@@ -56,6 +56,19 @@ def test_texts_with_configurations_and_mixes_of_them(tmp_path):
     ]
 
 
+def test_labelled_images_once_for_each_content(tmp_path):
+    colours = {"source": "photos", "commit": None, "sha256": "ab" * 32, "images": 2000}
+    cifar = {"source": "owner/cifar", "commit": COMMIT, "sha256": "cd" * 32, "images": 10}
+    paths = []
+    for number, data in enumerate(({"colours": colours}, {"colours": colours, "cifar": cifar}, {"cifar": cifar})):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps({"data": data, "versions": {"torch": "2"}, "hardware": MACHINE}))
+    shown = Records([], [], paths)
+    assert footnotes(shown)[0] == f"Images: colours: photos, abababababab; cifar: owner/cifar, {COMMIT[:12]}."
+    [images] = [part for part in parts(shown) if part.title == "Images"]
+    assert [row[-1] for row in images.cells] == ["2,000", "10"]
+
+
 def test_the_page_has_everything(records, tmp_path):
     assert [part.title for part in parts(records)] == ["Models", "Calibration", "Versions", "Machines"]
     lists = {"models": records.models, "calibrations": records.calibrations, "measured": records.measured}

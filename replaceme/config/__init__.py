@@ -15,7 +15,7 @@ from replaceme.config.base import NAME, Name, Strict
 from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
 from replaceme.config.cost import CostConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig
+from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig, ZeroShotConfig
 from replaceme.config.figures import FigureConfig, dangling_figures
 from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.config.healings import HealingConfig, TrainingConfig
@@ -29,7 +29,7 @@ from replaceme.validation import validated
 __all__ = [
     "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CostConfig", "CutConfig", "EvaluationConfig",
     "FigureConfig", "FitConfig", "GenerationConfig", "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict",
-    "TableConfig", "TaskConfig", "TrainingConfig", "load", "parse", "read_config",
+    "TableConfig", "TaskConfig", "TrainingConfig", "ZeroShotConfig", "load", "parse", "read_config",
 ]  # fmt: skip
 
 RESERVED = {
@@ -48,9 +48,7 @@ class TableConfig(Strict):
     cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
     fits: list[str] = Field(min_length=1, description="Names under `fits`.")
     healings: list[str] = Field([], description="Names under `healings`; each row comes unhealed too.")
-    evaluation: str | None = Field(
-        description="Name under `evaluations`; null: the models are made, none is measured (encoders)."
-    )
+    evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
     caption: str = Field("", description="A sentence above the table.")
     reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
 

@@ -1,8 +1,9 @@
 """The sections `evaluations` and `speed`."""
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from replaceme.config.base import Name, Strict
 
@@ -15,24 +16,103 @@ class TaskConfig(Strict):
     in_average: bool = Field(True, description="Whether the task counts in the average accuracy.")
 
 
-class EvaluationConfig(Strict):
-    """Benchmarks, run by lm-eval."""
+# the metrics of each kind of labelled images, `<k>` a number
+METRICS = {
+    "classification": ("acc<k>", "mean_per_class_recall"),
+    "multilabel": ("mean_average_precision",),
+    "retrieval": ("image_retrieval_recall@<k>", "text_retrieval_recall@<k>"),
+}
 
-    tasks: dict[Name, TaskConfig] = Field(min_length=1, description="lm-eval tasks by name, with options.")
+
+def kind_of(metric: str) -> str | None:
+    """The kind of labelled images that a metric is of, None for no metric at all."""
+    form = re.sub(r"[1-9]\d*$", "<k>", metric) if "<" not in metric else None
+    return next((kind for kind, forms in METRICS.items() if form in forms), None)
+
+
+class ZeroShotConfig(Strict):
+    """Labelled images, on which encoders of images and texts are measured without training (docs/method.md)."""
+
+    images: str = Field(
+        description="Folder or Hub data set in clip-benchmark's layout (tar files of a split), or a folder with a "
+        "subfolder of images for each class."
+    )
+    revision: str | None = Field(None, description="Hub data set revision.")
+    split: str = Field("test", description="Subfolder that holds the split, where there is one.")
+    prompts: str | None = Field(
+        None,
+        description="Data set of clip-benchmark whose prompts (and class names, where none lie beside the images) are "
+        "used: `cifar10`; null: those beside the images, else `a photo of a {c}.`",
+    )
+    metrics: list[str] = Field(
+        ["acc1"],
+        min_length=1,
+        description="Columns of the table, `<name>_<metric>`: of classes acc1, acc5 (any number), "
+        "mean_per_class_recall; of several labels an image mean_average_precision; of captions "
+        "image_retrieval_recall@5, text_retrieval_recall@5 (any number).",
+    )
+    in_average: bool = Field(True, description="Whether the first of its metrics counts in the average.")
+
+    @field_validator("metrics")
+    @classmethod
+    def _of_one_kind(cls, metrics: list[str]) -> list[str]:
+        known = ", ".join(form for forms in METRICS.values() for form in forms)
+        for metric in metrics:
+            if kind_of(metric) is None:
+                raise ValueError(f"{metric!r} is no metric; known: {known} (<k> a number)")
+        if len({kind_of(metric) for metric in metrics}) > 1:
+            raise ValueError("metrics of one kind of labels go together; split them over two data sets")
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("a metric is named twice; name it once")
+        return metrics
+
+    @property
+    def kind(self) -> str:
+        """classification, multilabel or retrieval, as its metrics say."""
+        return kind_of(self.metrics[0])
+
+
+class EvaluationConfig(Strict):
+    """Benchmarks: of language models run by lm-eval, of encoders of images and texts with clip-benchmark."""
+
+    tasks: dict[Name, TaskConfig] = Field({}, description="lm-eval tasks by name, with options.")
+    zeroshot: dict[Name, ZeroShotConfig] = Field(
+        {}, description="In place of `tasks`, for encoders of images and texts: labelled images by name."
+    )
     include: str | None = Field(None, description="Folder of task YAMLs of your own.")
     perplexity: str | None = Field(None, description="Task that gives the perplexity column.")
-    batch_size: int = Field(16, ge=1, description="Requests per forward pass.")
-    limit: int | None = Field(None, ge=1, description="First items of each task only; null: all of them.")
+    batch_size: int = Field(16, ge=1, description="Requests, or images, per forward pass.")
+    limit: int | None = Field(None, ge=1, description="First items of each task or data set only; null: all of them.")
     seed: int = Field(1234, ge=0, description="Seed of the few-shot examples.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Type of the forward pass; auto: the checkpoint's on a GPU, float32 on a CPU."
     )
 
     @model_validator(mode="after")
+    def _of_one_kind(self) -> "EvaluationConfig":
+        if bool(self.tasks) == bool(self.zeroshot):
+            raise ValueError("give either tasks (language models) or zeroshot (encoders of images and texts)")
+        of_tasks = {"include": None, "perplexity": None, "seed": EvaluationConfig.model_fields["seed"].default}
+        unused = [key for key, default in of_tasks.items() if self.zeroshot and getattr(self, key) != default]
+        if unused:
+            raise ValueError(f"zeroshot takes no {unused[0]}; drop it")
+        return self
+
+    @model_validator(mode="after")
     def _perplexity_is_a_task(self) -> "EvaluationConfig":
         if self.perplexity is not None and self.perplexity not in self.tasks:
             raise ValueError(f"perplexity names {self.perplexity!r}, which is not among its tasks")
         return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a table that it gives, without their errors."""
+        return [*self.tasks, *(column(name, one) for name, data in self.zeroshot.items() for one in data.metrics)]
+
+
+def column(name: str, metric: str) -> str:
+    """The column of a metric of labelled images."""
+    return f"{name}_{metric}"
 
 
 class SpeedConfig(Strict):

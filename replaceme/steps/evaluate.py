@@ -1,15 +1,18 @@
-"""evaluate: benchmarks of one model, by lm-eval."""
+"""evaluate: benchmarks of one model, by lm-eval, or of encoders of images and texts with clip-benchmark."""
 
 import argparse
 import json
+from typing import Any
 
-from replaceme.config import EvaluationConfig, TaskConfig
+from replaceme.config import EvaluationConfig, Strict, TaskConfig, ZeroShotConfig
+from replaceme.errors import ReplaceMeError
 from replaceme.evaluate import TaskOptions, evaluate
 from replaceme.files import write_json
 from replaceme.models import pick_device, pick_dtype
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
 from replaceme.validation import validated
+from replaceme.zeroshot import evaluate_zeroshot
 
 ONLINE = True
 OPTIONS = ("include", "perplexity", "batch_size", "limit", "seed", "dtype")
@@ -22,10 +25,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         action="append",
-        required=True,
+        default=[],
         metavar="NAME[={...}]",
         dest="task",
         help="task, once for each; options as JSON: --task 'winogrande={\"fewshot\": 5}'",
+    )
+    parser.add_argument(
+        "--zeroshot",
+        action="append",
+        default=[],
+        metavar="NAME={...}",
+        dest="labelled",
+        help='or labelled images, once for each: --zeroshot \'photos={"images": "photos/"}\'',
     )
     add_options(parser, EvaluationConfig, OPTIONS)
     compute_arguments(parser)
@@ -33,32 +44,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the results."""
-    args.tasks = dict(_task(text) for text in args.task)
+    args.tasks = dict(_named("--task", text, TaskConfig) for text in args.task)
+    args.zeroshot = dict(_named("--zeroshot", text, ZeroShotConfig) for text in args.labelled)
     config = from_options(args, EvaluationConfig)
     set_threads(args.threads)
     folder, model_config = weights_folder(args.model)
     device = pick_device(args.device)
-    results = evaluate(
-        folder,
-        {name: TaskOptions(**task.model_dump()) for name, task in config.tasks.items()},
-        include=config.include,
-        perplexity_task=config.perplexity,
-        batch_size=config.batch_size,
-        limit=config.limit,
-        seed=config.seed,
-        device=device,
-        dtype=pick_dtype(config.dtype, device, model_config),
-        gpus=gpus_of(args),
-    )
+    where = {
+        "batch_size": config.batch_size,
+        "limit": config.limit,
+        "device": device,
+        "dtype": pick_dtype(config.dtype, device, model_config),
+        "gpus": gpus_of(args),
+    }
+    if config.zeroshot:
+        results = evaluate_zeroshot(folder, config.zeroshot, **where)
+    else:
+        results = evaluate(
+            folder,
+            {name: TaskOptions(**task.model_dump()) for name, task in config.tasks.items()},
+            include=config.include,
+            perplexity_task=config.perplexity,
+            seed=config.seed,
+            **where,
+        )
     write_json(args.out, results)
 
 
-def _task(text: str) -> tuple[str, dict]:
+def _named(option: str, text: str, schema: type[Strict]) -> tuple[str, dict[str, Any]]:
+    """A name and the section that JSON after it describes."""
     name, _, options = text.partition("=")
     try:
         raw = json.loads(options or "{}")
     except json.JSONDecodeError as error:
-        from replaceme.errors import ReplaceMeError
-
-        raise ReplaceMeError(f"options: --task {name}: not valid JSON after '=' ({error})") from None
-    return name, validated(TaskConfig, raw, f"--task {name}").model_dump()
+        raise ReplaceMeError(f"options: {option} {name}: not valid JSON after '=' ({error})") from None
+    return name, validated(schema, raw, f"{option} {name}").model_dump()

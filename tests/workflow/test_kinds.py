@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+from tiny_clip import write_clip, write_labelled
+
 RESULTS = "results/tiny.v1"
 FIT = f"{RESULTS}/plain/n1"
 
@@ -159,3 +162,28 @@ def test_baselines(project):
     placements = {fit: json.loads((project.folder / file).read_text())["placement"] for fit, file in
                   zip(fits, targets, strict=True)}  # fmt: skip
     assert placements == {"prune-comp": "upstream", "linear-patch": "block", "laco": "collapse"}
+
+
+def test_encoders_of_images_and_texts(project):
+    """A table of them is planned like any other; a labelled picture that changes is measured again, and that alone."""
+    pytest.importorskip("clip_benchmark")
+    write_clip(project.folder / "clip")
+    write_labelled(project.folder / "colours", "classification", "folders")
+    names = {"models": ["clip"], "calibrations": ["pictures"], "cuts": ["two"], "fits": ["uidl", "ls"]}
+    project.config(
+        models={"clip": {"source": "clip"}},
+        calibrations={"pictures": {"images": "generated", "samples": 24}},
+        cuts={"two": {"blocks": 2}},
+        evaluations={"seen": {"zeroshot": {"colours": {"images": "colours"}}}},
+        tables={"clip": {**names, "evaluation": "seen"}},
+    )
+    measured, table = "results/clip/baseline/evaluation/seen.json", "results/tables/clip.csv"
+    done = project.snakemake(measured)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not project.attempts.exists()
+    assert list(json.loads((project.folder / measured).read_text())["tasks"]) == ["colours_acc1"]
+    left = project.jobs(table)
+    assert "evaluate_baseline" not in left and left["evaluate"] == left["merge"] == 2 and left["table"] == 1
+    picture = next((project.folder / "colours/test/blue").iterdir())
+    picture.write_bytes(picture.read_bytes() + b"\0")
+    assert project.jobs(measured) == {"evaluate_baseline": 1}
