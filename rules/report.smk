@@ -64,7 +64,7 @@ rule compare:
     localrule: True
     params:
         options=reference_options,
-        records=lambda wildcards, input: records_options(input),
+        records=lambda wildcards, input: records_options(input, [wildcards.table]),
         caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
         prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
         code=code_of("compare"),
@@ -238,7 +238,9 @@ rule provenance:
         "results/benchmarks/provenance.tsv"
     localrule: True
     params:
-        records=lambda wildcards, input: records_options(input),
+        records=lambda wildcards, input: records_options(
+            input, tables_behind(CONFIG.default_names)
+        ),
         prefix=lambda wildcards, output: Path(output.html).with_suffix(""),
         code=code_of("provenance"),
     message:
