@@ -25,14 +25,14 @@ lint: $(READY)
 gpu-test: $(READY)
 	pytest -m gpu
 
-# the workflow on a one-node Slurm of this machine's own; `make test` runs it too where the packages are there
+# the workflow on a one-node Slurm of this machine's own; not within `make test`, whose work would slow it down
 slurm: slurm-packages $(READY)
-	pytest tests/cluster --durations=5
+	timeout -k 30 900 pytest -m slurm --durations=5 tests/cluster
 
 slurm-packages:
 	@which slurmctld slurmd munged sbatch > /dev/null \
 	|| timeout -k 10 180 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge' > /dev/null 2>&1 \
-	|| echo "no Slurm: slurm-wlm and munge cannot be installed here (apt-get, as root), so tests/cluster skips its test of it"
+	|| echo "no Slurm: slurm-wlm and munge cannot be installed here (apt-get, as root), so its test is skipped"
 
 docs: $(READY)
 	replaceme check --docs docs/config.md

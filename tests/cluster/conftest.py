@@ -1,4 +1,4 @@
-"""A Slurm of this machine's own, and the small project of the workflow tests with what a local run makes of it."""
+"""A Slurm of this machine's own, and the small project of the workflow tests."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from workflow.conftest import pristine, project, reference, shared  # noqa: F401 (fixtures of the tests of the workflow)
+from workflow.conftest import pristine, project, shared  # noqa: F401 (fixtures of the tests of the workflow)
 
 HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")

@@ -3,6 +3,9 @@
 import re
 
 import pytest
+from workflow.conftest import ROOT
+
+from replaceme.needs import TABLE
 
 PROFILES = ("slurm", "kubernetes")
 
@@ -17,25 +20,32 @@ def planned(project, profile, *more):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_profile_asks_for_gpus_memory_and_time(project, profile):
-    """`device: auto` takes the GPUs that the profile grants, not those of the machine that submits."""
+def test_auto_takes_the_gpus_that_the_profile_grants(project, profile):
+    """Not those of the machine that submits."""
     project.config(device="auto")
-    text = planned(project, profile, "--set-resources", "evaluate:mem_mb=4321")
+    text = planned(project, profile)
     assert text.count("python -m replaceme.gpu 1 -- replaceme gram") == 2
     assert text.count("python -m replaceme.gpu 0 -- replaceme verify") == 2
-    assert len(re.findall(r"mem_mb=4321\b", text)) == 2 and re.search(r"\bruntime=\d+", text)
+    assert "not here yet" not in text
 
 
-def test_without_granted_gpus_auto_is_the_cpu(project):
-    project.config(device="auto")
+def test_without_granted_gpus_auto_is_the_cpu_and_an_unknown_model_is_said_once(project):
+    table = {**project.config()["tables"]["main.1"], "models": ["far"]}
+    project.config(device="auto", models={"far": {"source": "owner/name"}}, tables={"main.1": table})
     text = planned(project, "slurm", "--resources", "gpu=0")
     assert text.count("python -m replaceme.gpu 0 -- replaceme gram") == 2 and "replaceme.gpu 1" not in text
-
-
-def test_a_model_that_is_not_here_yet_is_said_once(project):
-    table = {**project.config()["tables"]["main.1"], "models": ["far"]}
-    project.config(models={"far": {"source": "owner/name"}}, tables={"main.1": table})
-    text = planned(project, "slurm")
     assert text.count("models.far: not here yet, so its jobs ask for memory and time as one of 8 billion") == 1
     assert not project.attempts.exists()
-    assert "not here yet" not in project.snakemake("--dry-run").stderr  # here they limit nothing
+
+
+def test_every_rule_asks_for_memory_and_time_or_is_local():
+    """A dry run does not show what jobs with a message ask for."""
+    texts = [path.read_text() for path in sorted((ROOT / "rules").glob("*.smk"))]
+    rules = {
+        rule: body for text in texts for rule, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.M | re.S)
+    }
+    assert len(rules) > 20
+    for rule, body in rules.items():
+        asked = {f'mem_mb=memory("{rule}")', f'runtime=minutes("{rule}")'}
+        assert ("localrule: True" in body) != all(one in body for one in asked), rule
+        assert "localrule: True" in body or rule in TABLE
