@@ -34,7 +34,7 @@ def asked(rule, wildcards):
     """Memory and time of a job."""
     outline = outline_of_model(wildcards.model)
     names = dict(wildcards.items())
-    if rule == "candidates":  # any cut that uses them
+    if "candidates" in names:  # any cut that uses them
         names["cut"] = next(
             name
             for name, cut in CONFIG.cuts.items()
