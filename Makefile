@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: run publish test lint install gpu-test docs clean
+.PHONY: run publish test lint install gpu-test slurm slurm-packages docs clean
 
 run: $(READY)
 	snakemake --cores all
@@ -24,6 +24,15 @@ lint: $(READY)
 
 gpu-test: $(READY)
 	pytest -m gpu
+
+# the workflow on a one-node Slurm of this machine's own; not within `make test`, whose work would slow it down
+slurm: slurm-packages $(READY)
+	timeout -k 30 900 pytest -m slurm --durations=5 tests/cluster
+
+slurm-packages:
+	@which slurmctld slurmd munged sbatch > /dev/null \
+	|| timeout -k 10 180 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge' > /dev/null 2>&1 \
+	|| echo "no Slurm: slurm-wlm and munge cannot be installed here (apt-get, as root), so its test is skipped"
 
 docs: $(READY)
 	replaceme check --docs docs/config.md

@@ -13,7 +13,7 @@ if not workflow.overwrite_configfiles:
 report: "rules/captions/workflow.rst"
 
 
-container: "docker://python:3.11-slim"
+container: "docker-daemon:replaceme:0.1.0"
 
 
 include: "rules/common.smk"

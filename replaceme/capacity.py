@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 
-from replaceme.config import Config
+from replaceme.config import Config, CutConfig
 from replaceme.config.cuts import UNREPAIRED_METRICS
 from replaceme.cuts import possible_spans, resolve_blocks
 from replaceme.errors import ReplaceMeError
@@ -83,19 +83,24 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
         used = {one for table in tables if name in table.cuts for one in table.calibrations}
         for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
             yield from room.lacking(outline, dtype, f"metric {cut.metric} is not streamed; use another metric")
-    if not cut.needs_candidates or cut.metric in UNREPAIRED_METRICS:
-        return
-    try:
-        spans = possible_spans(cut, outline.record)
-    except ReplaceMeError:
-        return  # an error of its own
-    matrices = len({start for start, _ in spans}) + 2 * len(spans)
+    matrices = candidate_matrices(cut, outline)
     needed = 8 * outline.hidden_size**2 * matrices
     if needed > room.memory:
         yield (
             f"{outline.source}: metric {cut.metric} holds {matrices} matrices, {needed / 1e9:.1f} GB, {room.words} "
             f"{room.memory / 1e9:.1f}; use a distance (cosine, angular), or fewer groups"
         )
+
+
+def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
+    """How many float64 matrices [d, d] the choice of a cut holds: one for each start and two for each candidate."""
+    if not cut.needs_candidates or cut.metric in UNREPAIRED_METRICS:
+        return 0
+    try:
+        spans = possible_spans(cut, outline.record)
+    except ReplaceMeError:
+        return 0  # an error of its own
+    return len({start for start, _ in spans}) + 2 * len(spans)
 
 
 def _method(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:

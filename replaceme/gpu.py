@@ -3,8 +3,12 @@
 Each device has a lock file, locked with `flock` by the process that uses it. The command replaces this process and
 inherits the locks, so a device is free again when the command ends, however it ends, SIGKILL included. Jobs of one
 user on one host share the lock folder (REPLACEME_GPU_LOCKS, else one in the temporary folder), also across workflows;
-they must name devices alike (all by index or all by UUID). Under Slurm the devices are already assigned and the command
-just runs.
+they must name devices alike (all by index or all by UUID).
+
+Under Slurm only the devices that it assigned count, and their names may mean others in the next job (cgroups number
+them from 0), so each of its jobs and steps has locks of its own: a GPU job gets at once what it was given, and a whole
+workflow inside an allocation shares that allocation out. A pod of Kubernetes sees only its own devices and its own
+temporary folder.
 """
 
 import fcntl
@@ -20,6 +24,7 @@ from replaceme.errors import ReplaceMeError
 
 DRIVER = Path("/proc/driver/nvidia/gpus")
 USAGE = "usage: python -m replaceme.gpu N -- COMMAND..."
+NONE_ASSIGNED = "NoDevFiles"  # what Slurm says in CUDA_VISIBLE_DEVICES for a job without GPUs
 
 
 def visible() -> list[str]:
@@ -28,10 +33,18 @@ def visible() -> list[str]:
     if names is not None:
         # as CUDA reads it: what follows a -1 is hidden; a device named twice is one device
         listed = (name.strip() for name in names.split(","))
-        return [name for name in dict.fromkeys(itertools.takewhile(lambda name: name != "-1", listed)) if name]
+        shown = itertools.takewhile(lambda name: name not in ("-1", NONE_ASSIGNED), listed)
+        return [name for name in dict.fromkeys(shown) if name]
+    if in_slurm():
+        return []  # the driver may show what belongs to others
     if DRIVER.is_dir():
         return [str(index) for index, _ in enumerate(DRIVER.iterdir())]
     return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def in_slurm() -> bool:
+    """Whether this process belongs to a job of Slurm, which assigns the devices."""
+    return "SLURM_JOB_ID" in os.environ
 
 
 def acquire(count: int, folder: str | Path | None = None) -> list[str]:
@@ -61,7 +74,8 @@ def acquire(count: int, folder: str | Path | None = None) -> list[str]:
 
 
 def _default_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"replaceme-gpu-{os.getuid()}"
+    job = [os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID") if name in os.environ] if in_slurm() else []
+    return Path(tempfile.gettempdir()) / "-".join(["replaceme-gpu", str(os.getuid()), *job])
 
 
 def _lock_free(names: list[str], count: int, folder: Path) -> dict[str, int]:
@@ -85,11 +99,10 @@ def main(arguments: list[str]) -> None:
     if len(arguments) < 3 or not arguments[0].isdigit() or arguments[1] != "--":
         raise SystemExit(USAGE)
     count, command = int(arguments[0]), arguments[2:]
-    if "SLURM_JOB_ID" not in os.environ:
-        try:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(acquire(count)) if count else ""
-        except ReplaceMeError as error:
-            raise SystemExit(str(error)) from None
+    try:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(acquire(count)) if count else ""
+    except ReplaceMeError as error:
+        raise SystemExit(str(error)) from None
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -8,6 +8,9 @@ rule model:
         "results/logs/{model}/model.log",
     benchmark:
         "results/benchmarks/{model}/model.tsv"
+    resources:
+        mem_mb=memory("model"),
+        runtime=minutes("model"),
     params:
         source=lambda wildcards: CONFIG.models[wildcards.model].source,
         revision=lambda wildcards: to_flags(
@@ -39,6 +42,8 @@ rule generate:
     threads: 1
     resources:
         gpu=gpus_of,
+        mem_mb=memory("generate"),
+        runtime=minutes("generate"),
     params:
         options=generate_options,
         device=device_options,
@@ -63,6 +68,9 @@ rule mix:
         "results/benchmarks/{model}/{calibration}/tokens.tsv"
     wildcard_constraints:
         calibration=any_of(name for name, one in CONFIG.calibrations.items() if one.mix),
+    resources:
+        mem_mb=memory("mix"),
+        runtime=minutes("mix"),
     params:
         options=mix_options,
         code=code_of("mix"),
@@ -87,6 +95,9 @@ rule tokens:
         calibration=any_of(
             name for name, one in CONFIG.calibrations.items() if one.mix is None
         ),
+    resources:
+        mem_mb=memory("tokens"),
+        runtime=minutes("tokens"),
     params:
         options=token_options,
         stamps=calibration_stamps,
@@ -112,6 +123,8 @@ rule distances:
     threads: 1
     resources:
         gpu=gpus_of,
+        mem_mb=memory("distances"),
+        runtime=minutes("distances"),
     params:
         options=forward_options,
         representations=representations_option,

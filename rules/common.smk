@@ -88,7 +88,17 @@ if (
 # jobs record what they were made from and with
 os.environ[RECORDS_VARIABLE] = "results"
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
-GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
+CLUSTER = workflow.is_main_process and not LOCAL
+
+
+def devices():
+    """GPUs that `device: auto` counts on: of this machine, or on a cluster those granted by `--resources gpu=`."""
+    if CLUSTER:
+        return workflow.global_resources.get("gpu").value or 0
+    return len(visible())
+
+
+GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and devices() > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
 VLLM_GPU = GPU * (importlib.util.find_spec("vllm") is not None)
 TRAINING = tuple(TrainingConfig.model_fields)
@@ -487,3 +497,6 @@ def healing_tokens(wildcards):
     """The token file of the text that a healing trains on."""
     text = CONFIG.healings[wildcards.healing].text
     return f"results/{wildcards.model}/{text}/tokens.safetensors"
+
+
+include: "common_needs.smk"

@@ -12,6 +12,8 @@ rule candidates:
     threads: 1
     resources:
         gpu=gpus_of,
+        mem_mb=memory("candidates"),
+        runtime=minutes("candidates"),
     params:
         options=forward_options,
         size=candidate_options,
@@ -34,6 +36,7 @@ rule cut:
         "results/logs/{model}/{calibration}/{cut}/cut.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/cut.tsv"
+    localrule: True
     params:
         evidence=lambda wildcards, input: evidence_options(input),
         options=lambda wildcards: to_flags(CONFIG.cuts[wildcards.cut]),

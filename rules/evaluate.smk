@@ -14,6 +14,8 @@ rule evaluate:
     threads: 1
     resources:
         gpu=gpus_of,
+        mem_mb=memory("evaluate"),
+        runtime=minutes("evaluate"),
     params:
         model=lambda wildcards, input: Path(input.model).parent,
         device=device_options,
@@ -58,6 +60,8 @@ rule speed:
     threads: all_cores()
     resources:
         gpu=gpus_of,
+        mem_mb=memory("speed"),
+        runtime=minutes("speed"),
     params:
         model=lambda wildcards, input: Path(input.model).parent,
         device=device_options,

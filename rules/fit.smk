@@ -14,6 +14,8 @@ rule gram:
     threads: 1
     resources:
         gpu=gpus_of,
+        mem_mb=memory("gram"),
+        runtime=minutes("gram"),
     params:
         options=forward_options,
         regression=regression_options,
@@ -39,6 +41,9 @@ rule recycle:
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/recycled-of-{shards}.tsv"
     threads: 1
+    resources:
+        mem_mb=memory("recycle"),
+        runtime=minutes("recycle"),
     params:
         options=regression_options,
         code=code_of("recycle"),
@@ -62,6 +67,9 @@ rule sum:
         "results/logs/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.tsv"
+    resources:
+        mem_mb=memory("sum"),
+        runtime=minutes("sum"),
     params:
         shards=lambda wildcards: shard_files(
             gram_folder(wildcards, wildcards.kind), wildcards.shards
@@ -93,6 +101,8 @@ rule rows:
     threads: 1
     resources:
         gpu=gpus_of,
+        mem_mb=memory("rows"),
+        runtime=minutes("rows"),
     params:
         options=forward_options,
         regression=rows_options,
@@ -127,6 +137,8 @@ rule transform:
     threads: 1
     resources:
         gpu=fit_gpu,
+        mem_mb=memory("transform"),
+        runtime=minutes("transform"),
     params:
         evidence=lambda wildcards, input: evidence_options(input),
         options=lambda wildcards: to_flags(CONFIG.fits[wildcards.fit]),

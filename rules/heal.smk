@@ -17,6 +17,8 @@ rule heal:
     threads: 1
     resources:
         gpu=gpus_of,
+        mem_mb=memory("heal"),
+        runtime=minutes("heal"),
     params:
         source=lambda wildcards, input: Path(input.merged).parent,
         folder=lambda wildcards, output: Path(output.record).parent,

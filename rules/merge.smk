@@ -12,6 +12,9 @@ rule merge:
         "results/logs/{model}/{calibration}/{cut}/{fit}/merge.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/merge.tsv"
+    resources:
+        mem_mb=memory("merge"),
+        runtime=minutes("merge"),
     params:
         folder=lambda wildcards, output: Path(output.record).parent,
         code=code_of_fit("merge"),
@@ -37,6 +40,8 @@ rule verify:
     threads: 1
     resources:
         gpu=VLLM_GPU,
+        mem_mb=memory("verify"),
+        runtime=minutes("verify"),
     params:
         folder=lambda wildcards, input: Path(input.merged).parent,
         code=code_of_fit("verify"),

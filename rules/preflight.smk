@@ -2,6 +2,7 @@ rule preflight:
     """What would fail later for want of access, memory, disk, tasks or packages; part of no other target."""
     log:
         "results/logs/preflight.log",
+    localrule: True
     params:
         # of a function, as braces in it would be taken for wildcards
         config=lambda wildcards: CONFIG.model_dump_json(exclude_unset=True),

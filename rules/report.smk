@@ -23,6 +23,7 @@ rule table:
         "results/logs/tables/{table}.log",
     benchmark:
         "results/benchmarks/tables/{table}.tsv"
+    localrule: True
     params:
         options=table_options,
         prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
@@ -60,6 +61,7 @@ rule compare:
         "results/logs/tables/{table}.published.log",
     benchmark:
         "results/benchmarks/tables/{table}.published.tsv"
+    localrule: True
     params:
         options=reference_options,
         records=lambda wildcards, input: records_options(input, [wildcards.table]),
@@ -100,6 +102,7 @@ rule cost:
         "results/logs/tables/{table}.cost.log",
     benchmark:
         "results/benchmarks/tables/{table}.cost.tsv"
+    localrule: True
     params:
         jobs=cost_jobs,
         caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
@@ -127,6 +130,7 @@ rule figure_table:
         "results/logs/tables/figures/{table}.log",
     benchmark:
         "results/benchmarks/tables/figures/{table}.tsv"
+    localrule: True
     params:
         code=code_of("figure"),
     message:
@@ -151,6 +155,7 @@ rule figure_distances:
         "results/logs/{model}/{calibration}/distances-figure.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/distances-figure.tsv"
+    localrule: True
     params:
         title="{model} on {calibration}",
         code=code_of("figure"),
@@ -176,6 +181,7 @@ rule figure_cut:
         "results/logs/{model}/{calibration}/{cut}/cut-figure.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/cut-figure.tsv"
+    localrule: True
     params:
         title="{model} on {calibration}: {cut}",
         code=code_of("figure"),
@@ -202,6 +208,7 @@ rule plot:
         "results/logs/figures/{figure}.log",
     benchmark:
         "results/benchmarks/figures/{figure}.tsv"
+    localrule: True
     params:
         options=figure_options,
         prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
@@ -229,6 +236,7 @@ rule provenance:
         "results/logs/provenance.log",
     benchmark:
         "results/benchmarks/provenance.tsv"
+    localrule: True
     params:
         records=lambda wildcards, input: records_options(
             input, tables_behind(CONFIG.default_names)
@@ -259,6 +267,7 @@ rule figure_healing:
         "results/logs/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing-figure.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing-figure.tsv"
+    localrule: True
     params:
         title="{model} on {calibration}: {cut}, {fit}, healed by {healing}",
         code=code_of("figure"),

@@ -30,7 +30,8 @@ print(len(claims))
 @pytest.fixture(autouse=True)
 def locks(tmp_path, monkeypatch):
     monkeypatch.setenv("REPLACEME_GPU_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path / "locks"
 
 
@@ -104,10 +105,45 @@ def test_no_gpu_hides_all_and_needs_no_lock(monkeypatch, locks):
     assert not locks.exists()
 
 
-def test_slurm_has_assigned_the_devices(monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+def in_slurm_job(monkeypatch, job, devices, step=None):
+    monkeypatch.delenv("REPLACEME_GPU_LOCKS")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    if step is not None:
+        monkeypatch.setenv("SLURM_STEP_ID", step)
+    if devices is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+
+
+def test_slurm_has_assigned_the_devices(monkeypatch, tmp_path):
+    """Jobs in which cgroups name other devices alike do not wait for each other; those of one allocation share it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    in_slurm_job(monkeypatch, "1", "5")
     assert run(1, SHOW) == (0, "5", "")
+    assert run(2, SHOW)[2] == "2 GPU(s) asked for, 1 visible; ask for fewer or set CUDA_VISIBLE_DEVICES"
+    first = holder(1)
+    try:
+        for job, step in (("2", None), ("1", "0")):
+            monkeypatch.setenv("REPLACEME_GPU_LOCKS", "")  # as if it were not set
+            in_slurm_job(monkeypatch, job, "5", step)
+            assert run(1, SHOW) == (0, "5", "")
+        monkeypatch.delenv("SLURM_STEP_ID")
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+        assert run(1, SHOW) == (0, "7", "")
+    finally:
+        kill(first)
+
+
+@pytest.mark.parametrize("assigned", [None, "", "NoDevFiles"])
+def test_a_slurm_job_without_gpus_sees_none(monkeypatch, tmp_path, assigned):
+    """Whatever the driver shows: it may be others'."""
+    (tmp_path / "gpus/0000:1a:00.0").mkdir(parents=True)
+    monkeypatch.setattr("replaceme.gpu.DRIVER", tmp_path / "gpus")
+    in_slurm_job(monkeypatch, "1", assigned)
+    assert visible() == []
+    assert run(0, ["sh", "-c", "echo [$CUDA_VISIBLE_DEVICES]"]) == (0, "[]", "")
 
 
 @pytest.mark.parametrize("devices", [1, 3])

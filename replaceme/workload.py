@@ -1,0 +1,138 @@
+"""How much each job of a config does: the tokens that it runs through its model, and what it holds beside it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from replaceme.capacity import candidate_matrices
+from replaceme.config import Config
+from replaceme.config.sources import unmixed
+from replaceme.needs import Work
+from replaceme.outline import Outline
+
+Names = Mapping[str, str]  # of a job's wildcards
+IMAGE = 256  # tokens as which an image counts
+ITEMS = 10_000  # of a task without a limit
+REQUESTS = 4  # of an item, one for each choice
+REQUEST_TOKENS = 150
+SHOT_TOKENS = 100
+DECODED = 20  # tokens in one pass that take as long as one that is generated alone
+CHECKED = 512  # tokens of a check of a merged model
+
+
+def work_of(rule: str, config: Config, names: Names, outline: Outline) -> Work:
+    """The work of a job, by its rule and its wildcards; of rules without a model, none."""
+    kind = WORK.get(rule)
+    return Work() if kind is None else kind(config, names, outline)
+
+
+def rule_of_fit(config: Config, names: Names) -> str:
+    """The entry of `needs.TABLE` for a fit: whether it is made from statistics, or by passes of its own."""
+    fit, cut = config.fits[names["fit"]], config.cuts[names["cut"]]
+    return "transform_by_passes" if fit.is_other or fit.sequential(cut.several) else "transform"
+
+
+def length(config: Config, calibration: str) -> int:
+    """Tokens of the longest sequence of a calibration."""
+    parts = unmixed(config.calibrations, calibration)
+    return max(IMAGE if one.images is not None else one.tokens for one in parts)
+
+
+def tokens_of(config: Config, calibration: str) -> int:
+    """Tokens of a calibration, at most."""
+    return config.calibrations[calibration].samples * length(config, calibration)
+
+
+def _text(config: Config, names: Names, outline: Outline) -> Work:
+    return Work(text=tokens_of(config, names["calibration"]))
+
+
+def _generated(config: Config, names: Names, outline: Outline) -> Work:
+    section = config.calibrations[names["calibration"]]
+    decoded = section.samples * section.generation.new_tokens * DECODED
+    return Work(decoded, section.batch_size * section.tokens, dtype=section.dtype)
+
+
+def _passes(config: Config, names: Names, outline: Outline) -> Work:
+    """Forward passes over the whole calibration, or one of its shards."""
+    name = names["calibration"]
+    section = config.calibrations[name]
+    share = int(names["shards"]) if "shard" in names else 1
+    sums = _sums(config, names, outline) if "kind" in names else Work()
+    at_once = section.batch_size * length(config, name)
+    return replace(sums, tokens=tokens_of(config, name) / share, positions=at_once, dtype=section.dtype)
+
+
+def _candidates(config: Config, names: Names, outline: Outline) -> Work:
+    """Passes over a part of the text; for a loss, one more for every candidate."""
+    name = names["calibration"]
+    section = config.calibrations[name]
+    cut = config.cuts[names["cut"]]
+    samples = min(cut.samples or section.samples, section.samples)
+    again = outline.num_blocks if cut.needs_loss else 1
+    at_once = section.batch_size * length(config, name)
+    tokens = samples * length(config, name) * again
+    return Work(tokens, at_once, squares=candidate_matrices(cut, outline), dtype=section.dtype)
+
+
+def _sums(config: Config, names: Names, outline: Outline) -> Work:
+    placements = {fit.regression.kind: fit.placement for fit in config.fits.values()}
+    # what no fit takes are the sums from which neurons are chosen
+    width = _width(placements.get(names["kind"], "inputs"), outline)
+    return Work(width=width, groups=config.cuts[names["cut"]].groups)
+
+
+def _fit(config: Config, names: Names, outline: Outline) -> Work:
+    fit = config.fits[names["fit"]]
+    from_sums = rule_of_fit(config, names) == "transform" and not fit.needs_rows
+    work = Work() if from_sums else _passes(config, names, outline)
+    return replace(work, width=_width(fit.placement, outline), groups=config.cuts[names["cut"]].groups)
+
+
+def _evaluation(config: Config, names: Names, outline: Outline) -> Work:
+    section = config.evaluations[names["evaluation"]]
+    items = [(section.limit or ITEMS) * REQUESTS for _ in section.tasks]
+    lengths = [REQUEST_TOKENS + SHOT_TOKENS * (task.fewshot or 0) for task in section.tasks.values()]
+    tokens = sum(count * one for count, one in zip(items, lengths, strict=True))
+    return Work(tokens, section.batch_size * max(lengths), dtype=section.dtype)
+
+
+def _speed(config: Config, names: Names, outline: Outline) -> Work:
+    speed = config.speed
+    once = speed.batch_size * (speed.prompt_tokens + speed.new_tokens * DECODED)
+    return Work(once * (speed.repeats + speed.warmup), speed.batch_size * speed.prompt_tokens)
+
+
+def _healing(config: Config, names: Names, outline: Outline) -> Work:
+    section = config.healings[names["healing"]]
+    at_once = section.batch_size * length(config, section.text)
+    trained = outline.parameters if section.train == "full" else 0.05 * outline.parameters
+    return Work(at_once * section.accumulation * section.steps, at_once, trained=trained, dtype=section.dtype)
+
+
+def _checked(config: Config, names: Names, outline: Outline) -> Work:
+    return Work(CHECKED, CHECKED)
+
+
+def _width(placement: str, outline: Outline) -> int:
+    """The width of what a fit of a placement regresses on (see `regression`)."""
+    inner = int(outline.config.get("intermediate_size") or 4 * outline.hidden_size)
+    beside = {"down_proj": inner, "inputs": inner + outline.hidden_size}
+    return beside.get(placement, outline.hidden_size)
+
+
+WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {
+    "tokens": _text,
+    "mix": _text,
+    "generate": _generated,
+    "distances": _passes,
+    "candidates": _candidates,
+    "gram": _passes,
+    "recycle": _sums,
+    "sum": _sums,
+    "rows": _passes,
+    "transform": _fit,
+    "verify": _checked,
+    "evaluate": _evaluation,
+    "speed": _speed,
+    "heal": _healing,
+}

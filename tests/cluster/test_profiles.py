@@ -1,0 +1,51 @@
+"""The profiles are read by their plugins, and what they plan asks for GPUs, memory and time; no cluster is needed."""
+
+import re
+
+import pytest
+from workflow.conftest import ROOT
+
+from replaceme.needs import TABLE
+
+PROFILES = ("slurm", "kubernetes")
+
+
+def planned(project, profile, *more):
+    """The job list of a dry run by a profile; the volume of `kubernetes` is the project's own folder."""
+    volume = ["--default-storage-prefix", str(project.folder)] if profile == "kubernetes" else []
+    where = ["--workflow-profile", str(project.code / "profiles" / profile)]
+    done = project.snakemake("--dry-run", "--printshellcmds", *where, *volume, *more, cores=None)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_auto_takes_the_gpus_that_the_profile_grants(project, profile):
+    """Not those of the machine that submits."""
+    project.config(device="auto")
+    text = planned(project, profile)
+    assert text.count("python -m replaceme.gpu 1 -- replaceme gram") == 2
+    assert text.count("python -m replaceme.gpu 0 -- replaceme verify") == 2
+    assert "not here yet" not in text
+
+
+def test_without_granted_gpus_auto_is_the_cpu_and_an_unknown_model_is_said_once(project):
+    table = {**project.config()["tables"]["main.1"], "models": ["far"]}
+    project.config(device="auto", models={"far": {"source": "owner/name"}}, tables={"main.1": table})
+    text = planned(project, "slurm", "--resources", "gpu=0")
+    assert text.count("python -m replaceme.gpu 0 -- replaceme gram") == 2 and "replaceme.gpu 1" not in text
+    assert text.count("models.far: not here yet, so its jobs ask for memory and time as one of 8 billion") == 1
+    assert not project.attempts.exists()
+
+
+def test_every_rule_asks_for_memory_and_time_or_is_local():
+    """A dry run does not show what jobs with a message ask for."""
+    texts = [path.read_text() for path in sorted((ROOT / "rules").glob("*.smk"))]
+    rules = {
+        rule: body for text in texts for rule, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.M | re.S)
+    }
+    assert len(rules) > 20
+    for rule, body in rules.items():
+        asked = {f'mem_mb=memory("{rule}")', f'runtime=minutes("{rule}")'}
+        assert ("localrule: True" in body) != all(one in body for one in asked), rule
+        assert "localrule: True" in body or rule in TABLE
