@@ -8,6 +8,7 @@ from typing import Any
 from replaceme.checkpoints import model_sha256
 from replaceme.files import load_metadata, read_json
 from replaceme.provenance import described
+from replaceme.redaction import published
 from replaceme.render import Column, Part
 
 SHOWN = 12  # hex digits of a hash
@@ -75,7 +76,7 @@ def _models(records: Records) -> dict[str, dict[str, str]]:
         weights = [digest for name, digest in sorted(record["files"].items()) if name.endswith(".safetensors")]
         more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
         found[Path(path).parent.name] = {
-            "source": record["source"],
+            "source": published(record["source"]),
             "version": _commit(record["revision"]) or f"files {model_sha256(record)[:SHOWN]}",
             "blocks": str(record["num_blocks"]),
             "parameters": f"{record['parameters']:,}",
@@ -94,7 +95,7 @@ def _calibrations(records: Records) -> list[dict[str, str]]:
             {
                 "model": Path(path).parts[-3],
                 "calibration": Path(path).parts[-2],
-                "source": str(record.get("dataset") or record.get("images")),
+                "source": published(str(record.get("dataset") or record.get("images"))),
                 # the embedded generator has neither: its text is that of this version and of its seed
                 "version": content or f"seed {record['seed']}",
                 "sequences": str(record["samples"]),

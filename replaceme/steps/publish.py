@@ -7,6 +7,7 @@ from pathlib import Path
 from replaceme.errors import ReplaceMeError
 from replaceme.files import replacing, write_json, write_text
 from replaceme.provenance import hardware, versions
+from replaceme.redaction import redacted
 from replaceme.steps.common import out_argument
 
 ONLINE = False
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
             copy.write_bytes(path.read_bytes())
     write_json(
         args.out / "record.json",
-        {"command": args.command, "hardware": hardware(ask_gpu=True), "versions": versions()},
+        {"command": redacted(args.command), "hardware": hardware(ask_gpu=True), "versions": versions()},
     )
     if args.readme is not None:
         text = args.readme.read_text(encoding="utf-8")
