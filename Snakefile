@@ -38,3 +38,4 @@ rule all:
 
 onstart:
     sweep_temporaries("results")
+    look_when_jobs_end(workflow)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from replaceme import __version__
 from replaceme.cost import measured
 from replaceme.errors import ReplaceMeError, printable
+from replaceme.lineage import recorded
 from replaceme.redaction import RedactedFormatter, redacted
 from replaceme.steps import STEPS
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         step = _asked_for(argv)
         _set_environment(online=step is not None and importlib.import_module(f"replaceme.steps.{step}").ONLINE)
         args = _parser(step).parse_args(argv)
-        with measured(step, getattr(args, "out", None)):
+        out = getattr(args, "out", None)
+        with measured(step, out), recorded(step, out, argv):
             args.run(args)
     except ReplaceMeError as error:
         _report(str(error).split("\n"))

@@ -20,7 +20,7 @@ from replaceme.checkpoints import read_config
 from replaceme.config import CalibrationConfig
 from replaceme.config.calibrations import MICRO, packed_alone
 from replaceme.errors import ReplaceMeError, first_line, printable
-from replaceme.files import load_tensors, sha256
+from replaceme.files import load_tensors, note_read, sha256
 from replaceme.images import Images, calibrate_images, check_images
 from replaceme.progress import progress
 from replaceme.samples import Samples, stream
@@ -168,6 +168,7 @@ def describe(config: CalibrationConfig) -> dict[str, Any]:
     if not is_local(config.dataset):
         return {}
     check_size(Path(config.dataset))
+    note_read(config.dataset)
     return {"file_sha256": sha256(config.dataset)}
 
 

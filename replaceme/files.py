@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,27 @@ CANNOT_WRITE = {
 }  # fmt: skip
 
 
+@dataclass
+class Noted:
+    """The paths that this process has read and written through this module, for the record of a step (`lineage`)."""
+
+    read: set[Path] = field(default_factory=set)
+    written: set[Path] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.read.clear()
+        self.written.clear()
+
+
+noted = Noted()
+
+
+def note_read(path: str | Path) -> None:
+    """Say that a file was read in another way than by this module."""
+    noted.read.add(Path(path).absolute())
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
@@ -41,6 +63,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.replace(path)
         sync(path.parent)
+        noted.written.add(path.absolute())
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
@@ -94,6 +117,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path, remedy: str = "delete it and run again") -> Any:
     """Read JSON; raises ReplaceMeError, with the remedy for broken ones, when the file is missing or broken."""
+    note_read(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -155,6 +179,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
     if not Path(path).is_file():
         raise ReplaceMeError(f"{path}: no such file; run the step that makes it first")
+    note_read(path)
     try:
         with safe_open(path, framework="pt") as file:
             stamp = (file.metadata() or {}).get("replaceme")

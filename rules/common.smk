@@ -1,7 +1,8 @@
 """The validated config, and the functions with which rules find their inputs and options."""
 
-import importlib.util
+import gc
 import hashlib
+import importlib.util
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.images import image_files
+from replaceme.lineage import VARIABLE as RECORDS_VARIABLE
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
@@ -28,6 +30,9 @@ from replaceme.tables import HEALED
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
+
+# planning makes millions of small objects that all stay: looking for garbage among them costs a tenth of its time
+gc.set_threshold(200_000, 20, 50)
 
 # jobs find `python` and `replaceme` of this environment even where it was not activated
 os.environ.update(
@@ -79,6 +84,8 @@ if (
     CONFIG.cost is not None
 ):  # jobs inherit it; as an option of their commands it would run all of them again
     os.environ[COST_VARIABLE] = cost_setting("results", **CONFIG.cost.model_dump())
+# jobs record what they were made from and with
+os.environ[RECORDS_VARIABLE] = "results"
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
@@ -98,6 +105,16 @@ if LOCAL and "gpu" not in workflow.global_resources:
                 f"models.{name}.gpus: {model.gpus} asked for, {len(visible())} visible; ask for fewer"
             )
     workflow.register_resource("gpu", len(visible()))
+
+
+def look_when_jobs_end(workflow):
+    """On one machine Snakemake need not look for jobs each second; every look sets it a timer for another.
+
+    So after n jobs it would look n times a second, at the size of each input of what is ready (9.27: a third of a core
+    after 200 jobs). Its limit of jobs a second, which the timers are for, protects the servers of clusters.
+    """
+    if LOCAL and hasattr(workflow.scheduler, "job_rate_limiter"):
+        workflow.scheduler.job_rate_limiter = None
 
 
 NOTHING = r"(?!)"  # an empty constraint would admit everything
@@ -273,6 +290,16 @@ def representations_option(wildcards):
     return "--representations" if wanted or set(shown) & set(REPRESENTATIONS) else ""
 
 
+def braced(names):
+    """Several names as bash expands them, in order: a command that spelt out thousands of paths would be too long."""
+    return names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+
+
+def shard_files(folder, shards):
+    """The sums of all shards, as bash expands them."""
+    return f"{folder}/{{0..{int(shards) - 1}}}-of-{shards}.safetensors"
+
+
 def evidence_options(inputs):
     """`--name file ...` for the optional inputs of a job."""
     names = (
@@ -284,11 +311,13 @@ def evidence_options(inputs):
         "tokens",
         "recycled",
     )
-    return " ".join(
-        f"--{name} {shlex.join(map(str, flat(inputs[name])))}"
-        for name in names
-        if name in inputs.keys()
-    )
+    files = {name: flat(inputs[name]) for name in names if name in inputs.keys()}
+    words = {name: shlex.join(map(str, paths)) for name, paths in files.items()}
+    if "shards" in files:
+        words["shards"] = shard_files(
+            Path(files["shards"][0]).parent, len(files["shards"])
+        )
+    return " ".join(f"--{name} {text}" for name, text in words.items())
 
 
 def flat(files):

@@ -7,7 +7,7 @@ from replaceme.errors import printable
 from replaceme.validation import LONGEST_NAME
 
 RESERVED = {
-    "models": {"benchmarks", "cost", "figures", "logs", "published", "tables"},
+    "models": {"benchmarks", "cost", "figures", "logs", "published", "records", "tables"},
     "calibrations": {"baseline"},
     "cuts": {"candidates"},
     "fits": {"gram", "rows"},
