@@ -95,7 +95,7 @@ def _calibrations(records: Records) -> list[dict[str, str]]:
             {
                 "model": Path(path).parts[-3],
                 "calibration": Path(path).parts[-2],
-                "source": published(_source(record)),
+                "source": _source(record),
                 # the embedded generator has neither: its text is that of this version and of its seed
                 "version": content or f"seed {record['seed']}",
                 "sequences": str(record["samples"]),
@@ -111,7 +111,7 @@ def _source(record: Mapping[str, Any]) -> str:
     if record.get("mix"):
         return " + ".join(f"{one['taken']} of {_source(one)}" for one in record["mix"])
     name = f" ({record['name']})" if record.get("name") else ""
-    return f"{record.get('dataset') or record.get('images')}{name}"
+    return f"{published(str(record.get('dataset') or record.get('images')))}{name}"
 
 
 def _commit(text: str | None) -> str:
