@@ -160,13 +160,14 @@ def _calibration(
 
 
 def _tokens(calibration: CalibrationConfig, texts: list[str] | None, folder: str):
-    from replaceme.data import calibration_for, tokens_from_texts
+    from replaceme.data import calibration_for, check_vocabulary, tokens_from_texts
     from replaceme.loading import load_tokenizer
 
     if texts is None:
         return calibration_for(folder, calibration)
-    tokenizer = load_tokenizer(folder)
-    return tokens_from_texts(texts, tokenizer, calibration.samples, calibration.tokens), {"dataset": "texts given"}
+    tokens = tokens_from_texts(texts, load_tokenizer(folder), calibration.samples, calibration.tokens)
+    check_vocabulary(tokens, read_config(folder), str(folder))
+    return tokens, {"dataset": "texts given"}
 
 
 def choose_and_fit(

@@ -188,12 +188,17 @@ def _of_list(where: Path, base: Path) -> Iterator[_Claim]:
     folder = where.parent if where.name == CHECKPOINT else base / record["folder"]
     yield from (_Claim((folder / name).absolute(), digest, where, "file") for name, digest in record["files"].items())
     source = record.get("source")
-    if isinstance(source, dict) and is_local(source["source"]):
+    if isinstance(source, dict) and _is_found(source["source"], base):
         folder = base / local_folder(source["source"])
         yield from (
             _Claim((folder / name).absolute(), digest, where, "file of the source")
             for name, digest in source["files"].items()
         )
+
+
+def _is_found(source: str, base: Path) -> bool:
+    """Whether a source is a folder of this machine whose place is told: of those outside `base` the name alone is."""
+    return is_local(source) and ("/" in source or (base / source).is_dir())
 
 
 def _versions_at(where: Path) -> dict[str, str]:

@@ -193,13 +193,11 @@ def _name_the_block(model: "nn.Module", family: Family, batch: Samples, last: in
     activations = forward(model, family, batch, Wanted(frozenset(range(last + 1))))
     for block in range(last + 1):
         if not torch.isfinite(activations.hidden_states[block][activations.mask]).all():
-            return nan_error(block, next(model.parameters()).dtype)
-    return "calibration: NaN or infinity in an MLP output; check the checkpoint's weights, or set `dtype: float32`"
+            return nan_error(model, f"the output of block {block}", next(model.parameters()).dtype)
+    return nan_error(model, "an MLP output", next(model.parameters()).dtype)
 
 
-def nan_error(block: int, dtype: "torch.dtype") -> str:
-    """What is said of a block that puts out NaN or infinity."""
-    return (
-        f"calibration: NaN or infinity in the output of block {block} ({dtype}); "
-        "check the checkpoint's weights, or set `dtype: float32`"
-    )
+def nan_error(model: "nn.Module", where: str, dtype: "torch.dtype") -> str:
+    """What is said of a model that puts out NaN or infinity."""
+    name = getattr(model, "name_or_path", "") or "calibration"
+    return f"{name}: NaN or infinity in {where} ({dtype}); check the checkpoint's weights, or set `dtype: float32`"

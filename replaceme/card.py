@@ -176,7 +176,7 @@ def _card_metadata(path: Path) -> dict[str, Any]:
 
     try:
         return (metadata_load(path) if path.is_file() else None) or {}
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
 
 

@@ -12,16 +12,20 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
+from replaceme.config_json import check_types
+from replaceme.errors import ReplaceMeError, printable
 from replaceme.files import read_json, sha256_of_all
 from replaceme.models import PER_BLOCK_LISTS, Family, family_of, with_sizes
 from replaceme.separate import is_separate, original_config
+from replaceme.trust import check_inside, check_no_code, check_settings, companions
 
 if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+STORED = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
+AGAIN = "download or copy the checkpoint again"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
 COMPANIONS = (
@@ -98,7 +102,7 @@ class Checkpoint:
 
     def companions(self) -> list[Path]:
         """Files other than weights and config that belong to the model."""
-        return companions(self.folder)
+        return companions(self.folder, COMPANIONS)
 
 
 def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
@@ -111,9 +115,11 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
     if separate and is_separate(config):
         config = original_config(config)
     family = family_of(config, str(folder))
+    check_no_code(folder)
     tensors = dict(_headers(folder))
     checkpoint = Checkpoint(folder, config, family.named_like(tensors), tensors)
     _check_names(checkpoint)
+    _check_dtypes(checkpoint)
     return checkpoint
 
 
@@ -139,9 +145,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ReplaceMeError(f"{folder}: no such folder; give a folder with config.json and .safetensors files")
     if not (folder / "config.json").is_file():
         raise ReplaceMeError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
-    config = read_json(folder / "config.json")
+    check_inside(folder, folder / "config.json")
+    config = read_json(folder / "config.json", AGAIN)
     if not isinstance(config, dict) or "model_type" not in config:
-        raise ReplaceMeError(f"{folder}/config.json: no `model_type`; this is not a transformers config")
+        raise ReplaceMeError(
+            f"{folder}/config.json: no `model_type`: not a config of transformers; take that of the checkpoint"
+        )
+    check_types(config, f"{folder}/config.json")
+    check_settings(config, f"{folder}/config.json")
     return with_sizes(config)
 
 
@@ -150,20 +161,29 @@ def shard_names(folder: Path) -> list[str]:
     if (folder / SINGLE).is_file():  # before an index, as transformers does
         return [SINGLE]
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
+        check_inside(folder, folder / INDEX)
+        index = read_json(folder / INDEX, AGAIN)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise ReplaceMeError(f"{folder / INDEX}: no `weight_map` of tensors to shards; download or copy it again")
+        if not weight_map:
+            raise ReplaceMeError(f"{folder / INDEX}: `weight_map` is empty; {AGAIN}")
         names = sorted(set(weight_map.values()))
         for name in names:
-            if Path(name).name != name:
+            if Path(name).name != name or name == ".." or not name.isprintable():
                 raise ReplaceMeError(
                     f"{folder / INDEX}: shard {name!r} lies outside the folder; do not trust this file"
                 )
+            if not name.endswith(".safetensors"):
+                raise ReplaceMeError(f"{folder / INDEX}: shard {name!r} is no .safetensors file; convert the weights")
         return names
     others = sorted(path.name for path in folder.glob("*.bin"))
-    hint = f" (found {others[0]}: pickles are not read; convert it to safetensors)" if others else ""
-    raise ReplaceMeError(f"{folder}: no {SINGLE} and no {INDEX}{hint}")
+    if others:
+        raise ReplaceMeError(
+            f"{folder}: no {SINGLE} and no {INDEX} (found {printable(others[0])}: pickles are not read; convert it to "
+            "safetensors)"
+        )
+    raise ReplaceMeError(f"{folder}: no {SINGLE} and no {INDEX}; give the folder of a whole checkpoint")
 
 
 def local_files(source: str) -> list[Path]:
@@ -171,12 +191,7 @@ def local_files(source: str) -> list[Path]:
     folder = local_folder(source)
     read_config(folder)
     index = [INDEX] if (folder / INDEX).is_file() else []
-    return [folder / name for name in ("config.json", *index, *shard_names(folder))] + companions(folder)
-
-
-def companions(folder: Path) -> list[Path]:
-    """Files other than weights and config that belong to a model: tokenizer, generation config, licence."""
-    return sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()})
+    return [folder / name for name in ("config.json", *index, *shard_names(folder))] + companions(folder, COMPANIONS)
 
 
 def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], str]]]:
@@ -186,6 +201,7 @@ def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], st
         path = folder / shard
         if not path.is_file():
             raise ReplaceMeError(f"{path}: missing shard; download or copy the checkpoint again")
+        check_inside(folder, path)
         try:
             with safe_open(path, framework="np") as file:  # headers only: torch is not needed
                 for name in file.keys():  # noqa: SIM118
@@ -197,13 +213,28 @@ def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], st
 
 def _check_names(checkpoint: Checkpoint) -> None:
     blocks = {checkpoint.family.block_of(name) for name in checkpoint.tensors} - {None}
-    expected = set(range(checkpoint.num_blocks))
-    if blocks != expected:
+    expected = checkpoint.num_blocks  # whatever config.json says, which may be more than memory holds
+    if len(blocks) != expected or max(blocks) != expected - 1:
         prefix = checkpoint.family.blocks
         raise ReplaceMeError(
-            f"{checkpoint.folder}: config.json says {len(expected)} blocks, the tensors named {prefix}.* hold "
-            f"{len(blocks)}; config and weights are not of the same model"
+            f"{checkpoint.folder}: config.json says {expected} blocks, the tensors named {prefix}.* hold "
+            f"{len(blocks)}; config and weights are not of the same model, take those that belong together"
         )
+
+
+def _check_dtypes(checkpoint: Checkpoint) -> None:
+    for name, (shard, _, dtype) in checkpoint.tensors.items():
+        if name.endswith("weight") and checkpoint.family.block_of(name) is not None and dtype not in STORED:
+            raise ReplaceMeError(
+                f"{checkpoint.folder / shard}: {printable(name)} is stored as {dtype}, of which nothing can be folded; "
+                f"give weights in {', '.join(STORED)}"
+            )
+
+
+RECORDED = (
+    "source", "revision", "folder", "architecture", "num_blocks", "hidden_size", "parameters", "block_parameters",
+    "files",
+)  # fmt: skip
 
 
 def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
@@ -266,7 +297,7 @@ def load_record(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.suffix == ".json" and path.is_file():
         record = read_json(path)
-        if "folder" not in record:
+        if not isinstance(record, dict) or not set(RECORDED) <= record.keys():
             raise ReplaceMeError(f"{path}: not a model record; make it with `replaceme model`")
         return record
     return resolve(str(path))
@@ -275,7 +306,10 @@ def load_record(path: str | Path) -> dict[str, Any]:
 def check_merged(folder: str | Path) -> dict[str, Any]:
     """The provenance record of a merged folder; raises ReplaceMeError when a file is missing or altered."""
     folder = Path(folder)
-    record = read_json(folder / "replaceme.json")
+    record = read_json(folder / "replaceme.json", f"delete {folder} and merge again")
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        raise ReplaceMeError(f"{folder}/replaceme.json: no `files` of this folder; delete {folder} and merge again")
     for name in record["files"]:
         if not (folder / name).is_file():
             raise ReplaceMeError(f"{folder / name}: missing; delete {folder} and merge again")

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from replaceme import __version__
 from replaceme.cost import measured
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, printable
 from replaceme.lineage import recorded
+from replaceme.redaction import RedactedFormatter, redacted
 from replaceme.steps import STEPS
 
 DESCRIPTION = "Shorten transformer models without training: replace a run of blocks by one folded linear map."
@@ -24,7 +25,9 @@ EPILOG = "`replaceme STEP --help` lists a step's options. The whole workflow: `s
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactedFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         step = _asked_for(argv)
         _set_environment(online=step is not None and importlib.import_module(f"replaceme.steps.{step}").ONLINE)
@@ -33,12 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with measured(step, out), recorded(step, out, argv):
             args.run(args)
     except ReplaceMeError as error:
-        print("\n".join(f"replaceme: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        _report(str(error).split("\n"))
+        return 1
+    except OSError as error:  # what no step foresees: a file that may not be read, a disk that fails
+        if error.filename is None:
+            raise
+        _report([f"{error.filename}: {error.strerror}; mend it (permissions, disk), or give another path"])
         return 1
     except KeyboardInterrupt:
         print("replaceme: interrupted; nothing half-written was left", file=sys.stderr)
         return 130
     return 0
+
+
+def _report(lines: Sequence[str]) -> None:
+    """Errors on stderr, a line each, whatever they quote."""
+    print("\n".join(f"replaceme: error: {redacted(printable(line))}" for line in lines), file=sys.stderr)
 
 
 def _asked_for(argv: list[str]) -> str | None:

@@ -7,6 +7,7 @@ files, and Hub datasets (streamed). Two ways to make sequences: `pack` joins doc
 otherwise each document is one sequence, truncated or right-padded, and the padding is masked in every later step.
 """
 
+import glob
 import itertools
 import logging
 import random
@@ -15,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.checkpoints import read_config
 from replaceme.config import CalibrationConfig
 from replaceme.config.calibrations import MICRO, packed_alone
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, first_line, printable
 from replaceme.files import load_tensors, note_read, sha256
 from replaceme.images import Images, calibrate_images, check_images
 from replaceme.progress import progress
 from replaceme.samples import Samples, stream
 from replaceme.templates import filled
+from replaceme.text_files import check_size, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +81,19 @@ def calibration_for(folder: str | Path, config: CalibrationConfig) -> tuple[Samp
 
     if config.images is not None:
         return calibrate_images(config, folder)
-    return calibrate(config, load_tokenizer(folder))
+    tokens, record = calibrate(config, load_tokenizer(folder))
+    check_vocabulary(tokens, read_config(folder), str(folder))
+    return tokens, record
+
+
+def check_vocabulary(samples: Samples, config: dict[str, Any], where: str) -> None:
+    """Raise ReplaceMeError for token ids that are no rows of the embedding of a model with this config.json."""
+    rows, largest = config.get("vocab_size"), int(samples.input_ids.max()) if isinstance(samples, Tokens) else -1
+    if rows is not None and largest >= rows:
+        raise ReplaceMeError(
+            f"{where}: token id {largest}, but the model's vocabulary has {rows} (vocab_size in config.json); take the "
+            "tokenizer of this model"
+        )
 
 
 def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[str, Any]]:
@@ -92,7 +107,11 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
         rows = packed(encoded, config, tokenizer)
     else:
         rows = (ids[: config.tokens] for ids in encoded if ids)
-    tokens = stack(progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"), tokenizer)
+    tokens = stack(
+        progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"),
+        tokenizer,
+        config.dataset,
+    )
     if len(tokens.input_ids) < config.samples:
         log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), config.samples)
     record = config.model_dump(include=set(TOKEN_FIELDS) - {"images"})
@@ -148,6 +167,7 @@ def describe(config: CalibrationConfig) -> dict[str, Any]:
     check_source(config)
     if not is_local(config.dataset):
         return {}
+    check_size(Path(config.dataset))
     note_read(config.dataset)
     return {"file_sha256": sha256(config.dataset)}
 
@@ -163,10 +183,7 @@ def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
 
         return training_documents(config.seed)
     if config.dataset.endswith(".txt"):
-        try:
-            return iter([Path(config.dataset).read_text(encoding="utf-8")])
-        except UnicodeDecodeError as error:
-            raise ReplaceMeError(f"{config.dataset}: not UTF-8 text (byte {error.start})") from error
+        return iter([read_text(config.dataset)])
     if config.conversations is None:
         return (text_of(record, config) for record in records(config))
     return (chat(turns, tokenizer, config.dataset) for turns in conversations(config, tokenizer))
@@ -176,7 +193,8 @@ def records(config: CalibrationConfig) -> Iterator[dict]:
     """Records of a file or of a Hub dataset, in an order fixed by the seed."""
     local = {}
     if is_local(config.dataset):
-        local = {"path": READERS[Path(config.dataset).suffix], "data_files": config.dataset}
+        # escaped, as what is read is this file and not what it matches
+        local = {"path": READERS[Path(config.dataset).suffix], "data_files": glob.escape(config.dataset)}
     return stream(config, config.dataset, SHUFFLE_BUFFER, **local)
 
 
@@ -184,7 +202,13 @@ def text_of(record: dict, config: CalibrationConfig) -> str:
     """The text of a record: a column of it, or a template filled with several."""
     if config.template is not None:
         return filled(config.template, record, config.dataset)
-    return str(_column(record, config.source_column, config.dataset) or "")
+    text = _column(record, config.source_column, config.dataset)
+    if not isinstance(text, str | int | float | None):
+        raise ReplaceMeError(
+            f"{config.dataset}: column {config.source_column!r} holds {type(text).__name__}, not text; name another "
+            "one by `column`, or conversations by `conversations`"
+        )
+    return str(text or "")
 
 
 def conversations(config: CalibrationConfig, tokenizer: Any) -> Iterator[list[dict[str, str]]]:
@@ -207,7 +231,7 @@ def messages_of(record: dict, config: CalibrationConfig) -> list[dict[str, str]]
 
 def _column(record: dict, column: str, dataset: str) -> Any:
     if column not in record:
-        raise ReplaceMeError(f"{dataset}: no column {column!r}; its columns: {', '.join(record)}")
+        raise ReplaceMeError(f"{dataset}: no column {column!r}; its columns: {', '.join(map(printable, record))}")
     return record[column]
 
 
@@ -216,7 +240,9 @@ def chat(messages: list[dict[str, str]], tokenizer: Any, dataset: str, answer: b
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer) if messages else ""
     except Exception as error:  # templates raise jinja2's errors, on roles that do not alternate for instance
-        raise ReplaceMeError(f"{dataset}: the model's chat template refuses a conversation ({error})") from error
+        raise ReplaceMeError(
+            f"{dataset}: the model's chat template refuses a conversation ({first_line(error)})"
+        ) from error
 
 
 def _message(turn: Any, dataset: str) -> dict[str, str]:
@@ -253,13 +279,13 @@ def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: A
     return rows
 
 
-def stack(rows: Iterable[list[int]], tokenizer: Any) -> Tokens:
+def stack(rows: Iterable[list[int]], tokenizer: Any, where: str = "calibration") -> Tokens:
     """Right-pad sequences to the longest and mask the padding; raises ReplaceMeError when there are none."""
     import torch
 
     rows = list(rows)
     if not rows:
-        raise ReplaceMeError("calibration: no text left after dropping empty documents; check dataset and column")
+        raise ReplaceMeError(f"{where}: no text left after dropping empty documents; check dataset and column")
     width = max(map(len, rows))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     input_ids = torch.full((len(rows), width), padding, dtype=torch.int64)

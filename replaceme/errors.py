@@ -10,3 +10,9 @@ class ReplaceMeError(Exception):
 def printable(text: Any) -> str:
     """Text on one line, whatever a key holds."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says first, or else its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0] if lines else type(error).__name__)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -115,15 +115,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; raises ReplaceMeError when the file is missing or broken."""
+def read_json(path: str | Path, remedy: str = "delete it and run again") -> Any:
+    """Read JSON; raises ReplaceMeError, with the remedy for broken ones, when the file is missing or broken."""
     note_read(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReplaceMeError(f"{path}: no such file; run the step that makes it first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReplaceMeError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+    except OSError as error:
+        raise ReplaceMeError(f"{path}: cannot read ({error.strerror}); give a file that can be read") from error
+    except RecursionError:
+        raise ReplaceMeError(f"{path}: not valid JSON (nested too deeply); {remedy}") from None
+    except ValueError as error:  # JSON's own, of text that is not UTF-8, and of integers of thousands of digits
+        raise ReplaceMeError(f"{path}: not valid JSON ({printable(error)}); {remedy}") from error
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, Any]) -> None:

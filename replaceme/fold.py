@@ -147,7 +147,7 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
         rows, columns = transform.matrix.shape
         if columns != size or (rows != size and transform.placement != "down_proj"):
             raise ReplaceMeError(
-                f"{checkpoint.folder}: transform is {rows} x {columns}, the model's hidden size is {size}"
+                f"{checkpoint.folder}: transform is {rows} x {columns}, the model's hidden size is {size}; fit it again"
             )
         if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
             raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
+from jinja2 import TemplateError
+
+from replaceme.errors import ReplaceMeError, first_line
 from replaceme.task_index import FILE_FORMATS, Include, folders_of, leaves, weighs_tasks_alike
 
 if TYPE_CHECKING:
@@ -93,10 +95,9 @@ def _load(manager: "TaskManager", name: str) -> list["Task"]:
     except ReplaceMeError:
         raise
     except Exception as error:  # a hub, a file or a YAML: each raises types of its own
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise ReplaceMeError(
-            f"evaluation task {name!r} cannot be loaded ({type(error).__name__}: {reason}); check its YAML and data, "
-            "and the network if its data lie on the Hub"
+            f"evaluation task {name!r} cannot be loaded ({type(error).__name__}: {first_line(error)}); check its "
+            "YAML and data, and the network if its data lie on the Hub"
         ) from error
 
 
@@ -119,7 +120,9 @@ def _anchor(entry: Any, name: str, cache: str) -> None:
     try:
         config = load_yaml(entry.yaml_path, resolve_func=True)
     except Exception as error:  # a !function of the user's may fail in any way
-        raise ReplaceMeError(f"{entry.yaml_path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise ReplaceMeError(
+            f"{entry.yaml_path}: cannot be read ({first_line(error)}); check it and what it names"
+        ) from error
     kwargs = dict(config.get("dataset_kwargs") or {})
     if config.get("dataset_path") in FILE_FORMATS:
         if "data_files" in kwargs:
@@ -161,8 +164,15 @@ def run(lm: Any, tasks: Tasks, limit: int | None) -> dict[str, list[dict[str, An
     from lm_eval.evaluator import evaluate
 
     flat = {task.task_name: task for members in tasks.values() for task in members}
-    with _one_bar():
-        answer = evaluate(lm=lm, task_dict={"tasks": flat}, limit=limit, bootstrap_iters=0, log_samples=True)
+    try:
+        with _one_bar():
+            answer = evaluate(lm=lm, task_dict={"tasks": flat}, limit=limit, bootstrap_iters=0, log_samples=True)
+    except (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError) as error:
+        # what templates and functions of a task raise on a document that they were not made for
+        raise ReplaceMeError(
+            f"evaluation tasks {', '.join(flat)}: cannot be run ({type(error).__name__}: {first_line(error)}); check "
+            "its YAML and data, and that the tokenizer is the model's"
+        ) from error
     for name, samples in answer["samples"].items():
         for sample in samples:
             for response in sample["filtered_resps"]:

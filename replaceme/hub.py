@@ -33,7 +33,8 @@ def host() -> str:
     """The host that is asked."""
     from huggingface_hub import constants
 
-    return constants.ENDPOINT.partition("://")[2].strip("/")
+    # the endpoint may hold a user and a password
+    return constants.ENDPOINT.partition("://")[2].rpartition("@")[2].strip("/")
 
 
 @cache

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from replaceme import files
 from replaceme.provenance import hardware, versions
+from replaceme.redaction import redacted
 
 VARIABLE = "REPLACEME_RECORDS"
 FOLDER = "records"
@@ -32,7 +33,7 @@ def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str])
     written = {path / CHECKPOINT if path.is_dir() else path for path in written}
     record = {
         "step": step,
-        "arguments": list(arguments),
+        "arguments": [redacted(argument) for argument in arguments],
         "inputs": hashes(read - written, results),
         "outputs": hashes(written, results),
         "versions": versions(),

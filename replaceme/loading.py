@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import open_checkpoint, read_config
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, first_line
 from replaceme.models import has_text_tower, is_encoder
 from replaceme.separate import check_code, is_separate, original_config
 
@@ -103,8 +103,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     given = {"config": AutoConfig.for_model(**original_config(config))} if is_separate(config) else {}
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **given)
-    except (OSError, ValueError) as error:
-        raise ReplaceMeError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # of several libraries, and what a broken file makes them raise can be anything
+        raise ReplaceMeError(
+            f"{folder}: no usable tokenizer ({first_line(error)}); put tokenizer.json and tokenizer_config.json of "
+            "this model there"
+        ) from error
 
 
 def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":
@@ -112,7 +115,8 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: He
     from transformers.utils import logging
 
     open_checkpoint(folder, separate=True)
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+    stored = getattr(torch, dtype, None)
+    if not isinstance(stored, torch.dtype) or not stored.is_floating_point:
         raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
     options = _placed(device, held.gpus) | (_in_4bit(getattr(torch, dtype)) if held.load_in_4bit else {})
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -128,9 +132,13 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: He
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ReplaceMeError(f"{folder}: transformers cannot load it ({reason})") from error
+    except Exception as error:  # a config.json that is wrong in some entry can make it raise anything
+        # it lists such tensors on the screen, which is silent here
+        mismatched = "ignore_mismatched_sizes" in str(error)
+        reason = "tensors have other shapes than config.json says" if mismatched else first_line(error)
+        raise ReplaceMeError(
+            f"{folder}: transformers cannot load it ({reason}); are config.json and weights of one model?"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:
@@ -199,6 +207,3 @@ def _check_complete(folder: str | Path, loading: dict) -> None:
             f"{folder}: incomplete checkpoint, {len(missing)} tensors missing, the first is {missing[0]}; "
             "make or download it again"
         )
-    mismatched = sorted(str(entry[0]) for entry in loading["mismatched_keys"])
-    if mismatched:
-        raise ReplaceMeError(f"{folder}: tensor {mismatched[0]} has another shape than config.json says")

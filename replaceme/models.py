@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
+from replaceme.config_json import LARGEST
+from replaceme.errors import ReplaceMeError, printable
 from replaceme.families import FAMILIES, Family
 from replaceme.separate import is_separate
 from replaceme.upstream import ON_STREAM
@@ -29,14 +30,22 @@ def family_of(config: dict[str, Any], where: str) -> Family:
             "A new family is an entry of FAMILIES in replaceme/families.py (docs/models.md)"
         )
     if "auto_map" in config:
-        raise ReplaceMeError(f"{where}: the checkpoint wants to run its own code (auto_map); this is not allowed")
+        raise ReplaceMeError(
+            f"{where}: config.json wants to run the checkpoint's own code (auto_map), which is not allowed; remove "
+            "`auto_map` where a class of transformers does"
+        )
     if config.get("quantization_config"):
         raise ReplaceMeError(f"{where}: quantised weights cannot be folded; give the full-precision checkpoint")
     family = FAMILIES[model_type].of(config)
     sizes = family.sizes(config)
     for key in (family.depth, family.width):
-        if not isinstance(sizes.get(key), int) or sizes[key] < 1:
-            raise ReplaceMeError(f"{where}: config.json gives no usable `{key}` (found {sizes.get(key)!r})")
+        found = sizes.get(key)
+        if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= LARGEST:
+            shown = "a huge number" if isinstance(found, int) and found > LARGEST else printable(repr(found)[:60])
+            raise ReplaceMeError(
+                f"{where}: config.json gives no usable `{key}` (found {shown}); take the config.json that belongs to "
+                "the weights"
+            )
     for key, value, reason in family.refused:
         if config.get(key) == value:
             raise ReplaceMeError(f"{where}: {key} is {value}: {reason}, so nothing can be folded; take another model")

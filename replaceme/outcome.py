@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from replaceme.errors import ReplaceMeError, printable
+from replaceme.redaction import redacted
 
 PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not checked"
 
@@ -19,9 +20,9 @@ def outcome(check: Callable[..., dict[str, Any] | None], *arguments: Any) -> dic
     except NotChecked as reason:
         return not_checked(str(reason))
     except ReplaceMeError as error:
-        return {"outcome": FAILED, "reason": printable(str(error).splitlines()[0])}
+        return {"outcome": FAILED, "reason": redacted(printable(str(error).splitlines()[0]))}
 
 
 def not_checked(reason: str) -> dict[str, Any]:
     """The outcome of a check that was not made."""
-    return {"outcome": NOT_CHECKED, "reason": reason}
+    return {"outcome": NOT_CHECKED, "reason": redacted(reason)}

@@ -8,6 +8,7 @@ from typing import Any
 from replaceme.checkpoints import model_sha256
 from replaceme.files import load_metadata, read_json
 from replaceme.provenance import described
+from replaceme.redaction import published
 from replaceme.render import Column, Part
 
 SHOWN = 12  # hex digits of a hash
@@ -80,7 +81,7 @@ def _models(records: Records) -> dict[str, dict[str, str]]:
         weights = [digest for name, digest in sorted(record["files"].items()) if name.endswith(".safetensors")]
         more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
         found[Path(path).parent.name] = {
-            "source": record["source"],
+            "source": published(record["source"]),
             "version": _commit(record["revision"]) or f"files {model_sha256(record)[:SHOWN]}",
             "blocks": str(record["num_blocks"]),
             "parameters": f"{record['parameters']:,}",
@@ -127,7 +128,7 @@ def _source(record: Mapping[str, Any]) -> str:
     if record.get("mix"):
         return " + ".join(f"{one['taken']} of {_source(one)}" for one in record["mix"])
     name = f" ({record['name']})" if record.get("name") else ""
-    return f"{record.get('dataset') or record.get('images')}{name}"
+    return f"{published(str(record.get('dataset') or record.get('images')))}{name}"
 
 
 def _commit(text: str | None) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from replaceme.config import CalibrationConfig
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, first_line
 from replaceme.files import save_tensors
+from replaceme.text_files import first_fault
 
 if TYPE_CHECKING:
     import torch
@@ -79,5 +80,8 @@ def stream(config: CalibrationConfig, source: str, buffer: int, **local: Any) ->
     except ReplaceMeError:
         raise
     except Exception as error:  # datasets and the hub raise many types: offline, missing, broken files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ReplaceMeError(f"{source}: cannot read the dataset ({reason})") from error
+        fault = first_fault(source) if source.endswith(".jsonl") and local else None
+        if fault:
+            raise ReplaceMeError(f"{source}: {fault}") from error
+        remedy = "is the file whole?" if local else "check id, name, split and revision, and the network"
+        raise ReplaceMeError(f"{source}: cannot read the dataset ({first_line(error)}); {remedy}") from error

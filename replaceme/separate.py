@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import sha256
+from replaceme.files import read_json, sha256
+from replaceme.trust import check_no_code, check_runs_nothing_but
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,12 @@ def original_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_code(folder: str | Path) -> None:
-    """Raise ReplaceMeError unless the code beside a checkpoint is this package's own."""
+    """Raise ReplaceMeError unless the code beside a checkpoint is this package's own, and all that it asks for."""
+    settings = Path(folder) / "config.json"
+    if read_json(settings, "merge again").get("auto_map") != AUTO_MAP:
+        raise ReplaceMeError(f"{settings}: `auto_map` names other code than {CODE.name}, which is not run; merge again")
+    check_no_code(Path(folder))
+    check_runs_nothing_but(Path(folder), CODE.name)
     path = Path(folder) / CODE.name
     if not path.is_file() or sha256(path) != sha256(CODE):
         raise ReplaceMeError(

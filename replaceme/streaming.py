@@ -173,7 +173,7 @@ def stream(model: "nn.Module", family: Family, batches: "Sequence[Tokens]", want
                     with given(block, states[k], weights.device):
                         found = forward(model, family, batch, here(wanted, number))
                     if not finite(found):
-                        raise ReplaceMeError(nan_error(number, weights.dtype))
+                        raise ReplaceMeError(nan_error(model, f"the output of block {number}", weights.dtype))
                     states[k] = host.keep(found.hidden_states[number], states[k])
                     kept[k] = host.gather(found, kept[k], wanted, number)
         for activations in kept:

@@ -9,6 +9,8 @@ from pydantic.fields import FieldInfo
 
 from replaceme.errors import ReplaceMeError, printable
 
+LONGEST_NAME = 100  # characters; leaves room for what the workflow appends, in the 255 bytes of a file's name
+
 
 def validated(
     schema: type[BaseModel], raw: Any, origin: str, extra_checks: Callable[[Any], list[str]] = lambda raw: []
@@ -27,7 +29,7 @@ def validated(
 
 def _explain(schema: type[BaseModel], item: dict) -> str:
     path = [part for part in item["loc"] if part != "[key]"]
-    where = ".".join(printable(part) for part in path) or "top level"
+    where = ".".join(map(_short, path)) or "top level"
     if item["type"] == "extra_forbidden":
         known = _fields_at(schema, path[:-1])
         close = difflib.get_close_matches(str(path[-1]), known, n=1)
@@ -35,11 +37,20 @@ def _explain(schema: type[BaseModel], item: dict) -> str:
         return f"{where}: unknown key; {hint}"
     if item["type"] == "missing":
         return f"{where}: missing; {_description_at(schema, path)}"
-    if item["type"] == "string_pattern_mismatch":
-        return f"{where}: not a usable name; use letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+    if "[key]" in item["loc"]:
+        return (
+            f"{where}: not a usable name; use letters, digits, '.', '_' and '-', beginning with a letter or a digit, "
+            f"at most {LONGEST_NAME} characters"
+        )
     message = item["msg"].removeprefix("Value error, ")
     shown = "" if item["type"] == "value_error" else f" (found {_shortened(item['input'])})"
     return f"{where}: {printable(message)}{shown}"
+
+
+def _short(part: Any) -> str:
+    """A key on one line, cut to what fits in an error line."""
+    text = printable(part)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
 
 
 def _shortened(value: Any) -> str:

@@ -15,6 +15,7 @@ from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
 from replaceme.files import TEMPORARY, replacing, sha256_of_all
 from replaceme.provenance import versions
+from replaceme.redaction import published
 from replaceme.separate import CODE
 from replaceme.shards import Shards
 
@@ -94,13 +95,14 @@ def provenance_of(
     record: dict[str, Any], cut: dict[str, Any], fit: dict[str, Any], origin: dict[str, Any]
 ) -> dict[str, Any]:
     """What replaceme.json tells of any checkpoint: from which model, by which cut and fit, from which text."""
-    return {
+    provenance = {
         "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
         "cut": {key: value for key, value in cut.items() if key != "candidates"},
         "fit": fit,
         "origin": origin,
         "versions": versions(),
     }
+    return published(provenance)
 
 
 def check_out(source: str | Path, out: str | Path) -> None:

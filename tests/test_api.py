@@ -115,7 +115,7 @@ def test_texts_from_a_file(llama, texts, tmp_path, as_path):
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     record = prune(llama, texts=as_path(path), blocks=2, out=tmp_path / "out", device="cpu")
-    assert record["origin"]["calibration"]["dataset"] == str(path)
+    assert record["origin"]["calibration"]["dataset"] == path.name  # not where it lies
     assert record["origin"]["calibration"]["file_sha256"]
 
 

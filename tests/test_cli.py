@@ -55,7 +55,7 @@ def test_a_process_ends_with_one_line_and_code_1(tmp_path):
     command = [sys.executable, "-m", "replaceme.cli", "check", str(tmp_path / "none.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"replaceme: error: {tmp_path / 'none.yaml'}: no such file\n"
+    assert done.stderr == f"replaceme: error: {tmp_path / 'none.yaml'}: no such file; give the path of a config\n"
 
 
 def test_interrupted(monkeypatch, capsys):

@@ -350,8 +350,8 @@ def test_an_unknown_kind_of_file(tokenizer, tmp_path, refuses):
 
 BROKEN = {
     "text.txt": (b"w1 \xff", "not UTF-8 text (byte 3)"),
-    "text.jsonl": (b'{"text": "w1"}\n{"text": \n', "cannot read the dataset"),
-    "latin.jsonl": (b'{"text": "\xff\xfe"}\n', "cannot read the dataset"),
+    "text.jsonl": (b'{"text": "w1"}\n{"text": \n', "text.jsonl: line 2: not JSON"),
+    "latin.jsonl": (b'{"text": "\xff\xfe"}\n', "latin.jsonl: line 1: not UTF-8 text"),
     "text.parquet": (b"PAR1 but no more", "cannot read the dataset"),
     "empty.jsonl": (b"", ""),
     "empty.txt": (b" \n", "no text left"),

@@ -14,7 +14,7 @@ from replaceme.options import add_options, from_options, to_flags
 from replaceme.steps import STEPS
 
 ODD = ["none", "-", "--pack", "-x 1", "a b", "'", '"$HOME"', "=", ""]
-ANY = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=12)
+ANY = st.text(max_size=12).filter(str.isprintable)
 # argparse of Python 3.11 drops a value of two dashes, wherever it stands
 TEXT = (st.sampled_from(ODD) | ANY).filter(lambda text: text != "--")
 
@@ -40,7 +40,7 @@ SECTIONS = {
     "calibration": st.builds(
         schema.CalibrationConfig, dataset=TEXT, name=MAYBE_TEXT, revision=MAYBE_TEXT, split=TEXT, column=TEXT,
         conversations=MAYBE_TEXT, samples=COUNT, tokens=COUNT, pack=st.none() | st.booleans(),
-        seed=st.integers(0, 2**70), shards=COUNT, batch_size=COUNT, dtype=st.sampled_from([*DTYPES, "float64"]),
+        seed=st.integers(0, 2**31 - 1), shards=COUNT, batch_size=COUNT, dtype=st.sampled_from([*DTYPES, "float64"]),
     ),
     "cut in blocks": cuts({"blocks": COUNT}),
     "cut as a ratio": cuts({"ratio": st.floats(0, 1, exclude_min=True, exclude_max=True)}),
@@ -75,7 +75,7 @@ def test_flags_and_back_is_the_identity(kind, data):
     assert round_trip(section) == section
 
 
-@given(st.none() | st.integers(1), st.integers(1), st.integers(0), st.sampled_from(DTYPES), MAYBE_TEXT)
+@given(st.none() | COUNT, COUNT, st.integers(0, 2**31 - 1), st.sampled_from(DTYPES), MAYBE_TEXT)
 @example(None, 16, 1234, "auto", "none")
 @settings(max_examples=60, deadline=None)
 def test_evaluation_options(limit, batch_size, seed, dtype, include):

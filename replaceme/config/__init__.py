@@ -19,7 +19,8 @@ from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConf
 from replaceme.config.figures import FigureConfig, dangling_figures
 from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.config.healings import HealingConfig, TrainingConfig
-from replaceme.config.including import read_config
+from replaceme.config.including import kind_of, read_config
+from replaceme.config.names import name_problems
 from replaceme.config.reference import ReferenceConfig
 from replaceme.config.sources import made_of, source_problems
 from replaceme.config.targets import target_problems
@@ -31,13 +32,6 @@ __all__ = [
     "FigureConfig", "FitConfig", "GenerationConfig", "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict",
     "TableConfig", "TaskConfig", "TrainingConfig", "ZeroShotConfig", "load", "parse", "read_config",
 ]  # fmt: skip
-
-RESERVED = {
-    "models": {"benchmarks", "cost", "figures", "logs", "published", "records", "tables"},
-    "calibrations": {"baseline"},
-    "cuts": {"candidates"},
-    "fits": {"gram", "rows"},
-}
 
 
 class TableConfig(Strict):
@@ -123,19 +117,13 @@ def parse(raw: Any, origin: str = "config.yaml", problems: Sequence[str] = ()) -
     `problems` are lines known already; what a config includes was added before, by `read_config`.
     """
     if not isinstance(raw, dict):
-        raise ReplaceMeError(f"{origin}: expected a mapping of sections, found {type(raw).__name__}")
+        raise ReplaceMeError(f"{origin}: expected a mapping of sections, found {kind_of(raw)}")
     return validated(Config, raw, origin, extra_checks=lambda raw: [*problems, *_dangling_and_reserved(raw)])
 
 
 def _dangling_and_reserved(raw: dict) -> list[str]:
     """Reserved names, and names in tables that nothing defines; on plain data, so that it adds to the other errors."""
-    lines = []
-    for section, names in RESERVED.items():
-        lines += [
-            f"{section}.{name}: this name is reserved; choose another"
-            for name in _section(raw, section)
-            if name in names
-        ]
+    lines = name_problems(raw)
     lines += source_problems(_section(raw, "calibrations"))
     if raw.get("include"):
         lines.append("include: only a file can include others; write it into the config file")

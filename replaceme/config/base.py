@@ -1,16 +1,56 @@
 """What all sections of the config share."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from replaceme.errors import printable
+from replaceme.validation import LONGEST_NAME
 
 # names become folders under results/: one plain path component, never a hidden or a parent folder
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=LONGEST_NAME)]
+LARGEST = 2**31 - 1
+LONGEST_PART = 255  # bytes of a file's name
+PROSE = {"caption", "title", "template"}  # keys whose text may have several lines, and letters that join others
+# marks that change the direction of what follows: text that reads otherwise than it is
+DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 
 class Strict(BaseModel):
     """A section of the config that refuses unknown keys and cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_reason(cls, value: Any, info: ValidationInfo) -> Any:
+        """Text that shows what it is, paths that a disk takes, numbers that a machine counts with."""
+        for one in _scalars(value):
+            if isinstance(one, int) and one > LARGEST:
+                raise ValueError(f"too large a number; use at most {LARGEST}")
+            if isinstance(one, str):
+                _check_text(one, prose=info.field_name in PROSE)
+        return value
+
+
+def _scalars(value: Any) -> list[Any]:
+    """The values in lists and mappings, and the keys of the latter."""
+    if isinstance(value, dict):
+        return [inner for pair in value.items() for part in pair for inner in _scalars(part)]
+    return [inner for part in value for inner in _scalars(part)] if isinstance(value, list) else [value]
+
+
+def _check_text(text: str, prose: bool) -> None:
+    if prose:
+        hidden = DIRECTIONS.search(text) or re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", text)
+        found = hidden[0] if hidden else ""
+    else:
+        found = next((character for character in text if not character.isprintable()), "")
+    if found:
+        raise ValueError(f"holds {printable(found)}, which cannot be seen; write it without")
+    if not prose and any(len(part.encode()) > LONGEST_PART for part in text.split("/")):
+        raise ValueError(
+            f"too long for a file (found {text[:20]}...); use at most {LONGEST_PART} bytes between two '/'"
+        )

@@ -17,6 +17,7 @@ SETTINGS = ("device", "speed", "cost")
 OWN = ("include", "default")
 # what plain `snakemake` makes of the first file, unless it says so
 MADE = ("tables", "figures")
+DEEPEST = 20  # files that include one another
 
 
 @dataclass(frozen=True)
@@ -35,41 +36,77 @@ class ConfigFiles:
 
 def read_config(path: str | Path) -> ConfigFiles:
     """Read a config file with all that it includes; raises ReplaceMeError with a line for each file that cannot be."""
-    unreadable: list[str] = []
-    found = _read(Path(path), (), unreadable)
-    if unreadable:
-        raise ReplaceMeError("\n".join(dict.fromkeys(unreadable)))
+    reader = _Reader()
+    found = reader.read(Path(path), ())
+    if reader.unreadable:
+        raise ReplaceMeError("\n".join(dict.fromkeys(reader.unreadable)))
     return found
 
 
-def _read(path: Path, including: tuple[Path, ...], unreadable: list[str]) -> ConfigFiles:
-    """Read one file; `including` leads to it from the first one, and `unreadable` takes what cannot be read."""
-    chain = (*including, path)
-    if path.resolve() in [one.resolve() for one in including]:
-        unreadable.append(f"{chain[-2]}: include: includes itself ({' -> '.join(map(str, chain))}); break the circle")
-        return ConfigFiles({}, [path])
-    try:
-        raw = read_yaml(path)
-    except ReplaceMeError as error:
-        named = f"{including[-1]}: include: " if including else ""
-        unreadable.append(f"{named}{error}")
-        return ConfigFiles({}, [path])
-    if not isinstance(raw, dict):
-        if including:
-            unreadable.append(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
-            raw = {}
-        return ConfigFiles(raw, [path])
-    names = raw.get("include", [])
+class _Reader:
+    """Reads each file once, however many others include it; `unreadable` takes what cannot be read."""
+
+    def __init__(self) -> None:
+        self.unreadable: list[str] = []
+        self._found: dict[str, ConfigFiles] = {}
+
+    def read(self, path: Path, including: tuple[Path, ...]) -> ConfigFiles:
+        """The sections of a file and of all that it includes; `including` leads to it from the first one."""
+        chain, place = (*including, path), os.path.realpath(path)
+        if place in map(os.path.realpath, including):
+            circle = " -> ".join(map(str, chain))
+            self.unreadable.append(f"{chain[-2]}: include: includes itself ({circle}); break the circle")
+            return ConfigFiles({}, [path])
+        if len(chain) > DEEPEST:
+            self.unreadable.append(
+                f"{chain[0]}: include: more than {DEEPEST} files deep; include fewer from one another"
+            )
+            return ConfigFiles({}, [path])
+        if place not in self._found:
+            self._found[place] = self._read(path, chain)
+        return self._found[place]
+
+    def _read(self, path: Path, chain: tuple[Path, ...]) -> ConfigFiles:
+        try:
+            raw = read_yaml(path)
+        except ReplaceMeError as error:
+            named = f"{chain[-2]}: include: " if len(chain) > 1 else ""
+            self.unreadable.append(f"{named}{error}")
+            return ConfigFiles({}, [path])
+        if not isinstance(raw, dict):
+            if len(chain) > 1:
+                self.unreadable.append(f"{path}: expected a mapping of sections, found {kind_of(raw)}")
+                raw = {}
+            return ConfigFiles(raw, [path])
+        names = raw.get("include", [])
+        problem = _problem(names)
+        if problem:
+            self.unreadable.append(f"{path}: include: {problem}")
+            return ConfigFiles({}, [path])
+        whole = ConfigFiles({key: value for key, value in raw.items() if key != "include"}, [path])
+        for name in names:
+            whole = _joined(whole, self.read(Path(os.path.normpath(path.parent / name)), chain))
+        own = [name for section in MADE if isinstance(raw.get(section), dict) for name in raw[section]]
+        if names and own:
+            whole.sections.setdefault("default", own)
+        return whole
+
+
+def _problem(names: Any) -> str | None:
+    """What is wrong with a list of files to include."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        unreadable.append(f"{path}: include: a list of files is needed (found {printable(names)})")
-        return ConfigFiles({}, [path])
-    whole = ConfigFiles({key: value for key, value in raw.items() if key != "include"}, [path])
-    for name in names:
-        whole = _joined(whole, _read(Path(os.path.normpath(path.parent / name)), chain, unreadable))
-    own = [name for section in MADE if isinstance(raw.get(section), dict) for name in raw[section]]
-    if names and own:
-        whole.sections.setdefault("default", own)
-    return whole
+        return f"a list of files is needed (found {printable(names)})"
+    hidden = next((name for name in names if not name.isprintable()), None)
+    if hidden is not None:
+        return f"{hidden!r} holds what cannot be seen; write it without"
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return None if twice is None else f"{twice!r} is listed twice; keep one of them"
+
+
+def kind_of(raw: Any) -> str:
+    """What a file holds in place of sections, with what to do."""
+    kinds = {dict: "a mapping", list: "a list", type(None): "nothing: it is empty"}
+    return f"{kinds.get(type(raw), type(raw).__name__)}; write `models:` and the other sections (docs/config.md)"
 
 
 def _joined(whole: ConfigFiles, added: ConfigFiles) -> ConfigFiles:

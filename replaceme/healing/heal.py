@@ -25,6 +25,7 @@ from replaceme.language_loss import sequence_losses
 from replaceme.loading import Held, load_causal_model
 from replaceme.models import check_length, family_of, is_encoder, pick_dtype
 from replaceme.provenance import versions
+from replaceme.redaction import published
 from replaceme.transforms.resume import State
 from replaceme.uncertainty import paired_log_perplexity
 from replaceme.verify import require_passed, verify_against
@@ -168,8 +169,9 @@ def _write(
 ) -> None:
     """Write the checkpoint of a record with what was trained to folder `out`."""
     with merging(checkpoint.folder, out, record["files"]) as merger:
-        card = healed_card(provenance, licence_of(checkpoint.folder))
-        merger.write(Content([], Changes(trained.edits()), checkpoint.config), provenance, card)
+        shown = published(provenance)
+        card = healed_card(shown, licence_of(checkpoint.folder))
+        merger.write(Content([], Changes(trained.edits()), checkpoint.config), shown, card)
 
 
 def _checked(model: "nn.Module", trained: Trainable, record: dict[str, Any], out: str | Path) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class Walk:
                 with given(self.block, self.states[number], self.device):
                     found = forward(self.model, self.family, batch, wanted)
                 if not finite(found):
-                    raise ReplaceMeError(nan_error(self.at, found.hidden_states[self.at].dtype))
+                    dtype = found.hidden_states[self.at].dtype
+                    raise ReplaceMeError(nan_error(self.model, f"the output of block {self.at}", dtype))
                 yield self.states[number], found
                 if advance:
                     self.states[number] = found.hidden_states[self.at].cpu()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.regression import Regression
 
+MOST_THREADS = 1024
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
 
 
@@ -54,6 +55,8 @@ def set_threads(threads: int | None) -> None:
     if threads is not None:
         if threads < 1:
             raise ReplaceMeError(f"options: --threads {threads}: must be at least 1")
+        if threads > MOST_THREADS:
+            raise ReplaceMeError(f"options: --threads: must be at most {MOST_THREADS}")
         torch.set_num_threads(threads)
 
 
@@ -102,7 +105,18 @@ def neurons(path: str | None, regression: "Regression", origin: dict[str, Any]) 
 
 def load_cut(path: str | Path) -> dict[str, Any]:
     """A cut.json of the `cut` step."""
-    return read_record(path, "groups", "blocks", "num_blocks", "metric")
+    cut = read_record(path, "groups", "blocks", "num_blocks", "metric")
+    if not _are_groups(cut["groups"], cut["num_blocks"]):
+        raise ReplaceMeError(f"{path}: its `groups` are no runs of blocks of a model; choose the cut again")
+    return cut
+
+
+def _are_groups(groups: Any, num_blocks: Any) -> bool:
+    """Whether these are pairs [start, end) of numbers of blocks."""
+    if not isinstance(groups, list) or not isinstance(num_blocks, int):
+        return False
+    pairs = all(isinstance(group, list) and len(group) == 2 for group in groups)
+    return pairs and all(isinstance(one, int) and 1 <= one <= num_blocks for group in groups for one in group)
 
 
 def load_model(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import FORWARD, CalibrationConfig
-from replaceme.data import Tokens, load_tokens
+from replaceme.data import Tokens, check_vocabulary, load_tokens
 from replaceme.loading import Held, load_model
 from replaceme.models import Family, family_of, pick_device, pick_dtype
 from replaceme.options import add_options
@@ -47,6 +47,7 @@ def load_forward(args: argparse.Namespace, record: dict[str, Any], head: bool = 
     tokens, metadata = load_tokens(args.tokens_file)
     set_threads(args.threads)
     config = read_config(record["folder"])
+    check_vocabulary(tokens, config, args.tokens_file)
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
     held = held_by(args)

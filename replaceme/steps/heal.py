@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from replaceme.checkpoints import read_config
 from replaceme.config import TrainingConfig
-from replaceme.data import load_tokens
+from replaceme.data import check_vocabulary, load_tokens
 from replaceme.healing import Output, heal_checkpoint
 from replaceme.models import pick_device
 from replaceme.options import add_options, from_options
@@ -31,5 +32,6 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     options = from_options(args, TrainingConfig)
     tokens, metadata = load_tokens(args.tokens_file)
+    check_vocabulary(tokens, read_config(args.folder), args.tokens_file)
     output = Output(args.out, args.report, args.verify)
     heal_checkpoint(args.folder, tokens, metadata, options, output, pick_device(args.device), gpus_of(args))

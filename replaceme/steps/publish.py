@@ -8,6 +8,7 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import replacing, write_json, write_text
 from replaceme.overview import overview, summary
 from replaceme.provenance import hardware, versions
+from replaceme.redaction import redacted
 from replaceme.steps.common import out_argument
 
 ONLINE = False
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     for path in files:
         with replacing(args.out / path.relative_to(args.results)) as copy:
             copy.write_bytes(path.read_bytes())
-    record = {"command": args.command, "hardware": hardware(ask_gpu=True), "versions": versions()}
+    record = {"command": redacted(args.command), "hardware": hardware(ask_gpu=True), "versions": versions()}
     write_json(args.out / "record.json", record)
     write_text(args.out / "README.md", overview(args.out, record))
     if args.readme is not None:

@@ -101,7 +101,7 @@ def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: s
         if tensor is not None and (tensor.ndim != dimensions or tensor.dtype != torch.float64):
             raise ReplaceMeError(
                 f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected torch.float64 of "
-                f"{dimensions} dimension{'s' * (dimensions > 1)}"
+                f"{dimensions} dimension{'s' * (dimensions > 1)}; fit it again"
             )
     recycled = None
     if given["activation"] is not None:

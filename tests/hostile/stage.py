@@ -1,0 +1,128 @@
+"""A small project that works, in which each case spoils one thing, and what is asked of every refusal."""
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from replaceme.cli import main
+
+CONFIG = {
+    "models": {"tiny": {"source": "model"}},
+    "calibrations": {"plain": {"dataset": "text.jsonl", "samples": 8, "tokens": 16, "shards": 2}},
+    "cuts": {"n1": {"blocks": 1, "start": 2}},
+    "fits": {"uidl": {"transform": "identity"}, "ls": {}},
+    "evaluations": {"quiz": {"tasks": {"quiz": {}}, "include": "tasks"}},
+    "speed": {"prompt_tokens": 8, "new_tokens": 4},
+    "tables": {
+        "main": {"models": ["tiny"], "calibrations": ["plain"], "cuts": ["n1"], "fits": ["ls"], "evaluation": "quiz"}
+    },
+}
+TASK = {
+    "task": "quiz",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "quiz.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc"}],
+}
+CHECK = ("check", "config.yaml")
+LONGEST_LINE = 600  # characters of an error
+BAR = re.compile(r"(\r[\w ]+: +\d+%\|[^\r]*)+")  # of tqdm, as it stood when the error came
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bad input: what makes it, the command that meets it, and what each line of the refusal says.
+
+    `file`, `key` and `remedy` are parts of the line: where it is, what in it, and what to do.
+    """
+
+    spoil: Callable[[], Any]
+    file: str
+    key: str
+    remedy: str
+    command: Sequence[str] = CHECK
+    lines: int = 1
+
+
+def write_project(folder: Path) -> None:
+    """The files of a project beside its model: config, text, a task."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{k} w{k + 1} w{k + 2}"}) + "\n" for k in range(40))
+    )
+    (folder / "tasks").mkdir()
+    write_task()
+    items = [{"question": f"w{k}", "choices": ["w1", "w2"], "answer": k % 2} for k in range(4)]
+    (folder / "tasks" / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+
+
+def write_task(**changes: Any) -> None:
+    """The task of the project, changed (None removes a key)."""
+    task = {key: value for key, value in {**TASK, **changes}.items() if value is not None}
+    Path("tasks/quiz.yaml").write_text(yaml.safe_dump(task))
+
+
+def make() -> None:
+    """What the steps make of the project: record, tokens (some of another tokenizer too), cut, sums, transform."""
+    from replaceme.data import load_tokens
+
+    steps = [
+        "model model --out made/model.json",
+        "tokens made/model.json --dataset text.jsonl --samples 40 --tokens 16 --out made/tokens.safetensors",
+        "cut made/model.json --blocks 1 --start 2 --out made/cut.json",
+        "gram made/model.json made/tokens.safetensors made/cut.json --device cpu --out made/gram.safetensors",
+        "sum made/gram.safetensors --out made/sum.safetensors",
+        "fit made/model.json made/cut.json --statistics made/sum.safetensors --device cpu --out made",
+    ]
+    for step in steps:
+        code, shown = run(step.split())
+        assert code == 0, shown
+    tokens, metadata = load_tokens("made/tokens.safetensors")
+    tokens.input_ids[0, 0] = 66  # of a vocabulary of 66
+    tokens.save("made/foreign.safetensors", metadata)
+
+
+def edit_json(path: str, **changes: Any) -> None:
+    """Change entries of a JSON file (`...` removes one)."""
+    content = json.loads(Path(path).read_text())
+    content.update(changes)
+    Path(path).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def run(words: Sequence[str]) -> tuple[int, list[str]]:
+    """Exit code of a command, and its lines on stderr but for progress bars."""
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(io.StringIO()):
+        code = main(list(words))
+    return code, [line for line in shown.getvalue().split("\n")[:-1] if not BAR.fullmatch(line)]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every path below a folder, with size and time, so that whatever is written shows."""
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def check_refused(case: Case, folder: Path) -> None:
+    """Spoil, run, and look at the refusal: code 1, one line that is plain text and says it all, nothing written."""
+    case.spoil()
+    before = contents(folder.parent)
+    code, shown = run(case.command)
+    errors = [line for line in shown if line.startswith("replaceme: error: ")]
+    assert code == 1, shown
+    assert len(errors) == case.lines and errors == shown, "\n".join(shown)
+    for line in errors:
+        assert line.isprintable() and len(line) <= LONGEST_LINE, repr(line)
+        for part in (case.file, case.key, case.remedy):
+            assert part in line, (part, line)
+    assert contents(folder.parent) == before, "something was written"

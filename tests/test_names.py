@@ -1,0 +1,124 @@
+"""Whatever a config names its models, texts, cuts and fits: every file of the workflow lies under results/, alone."""
+
+import copy
+import itertools
+import os
+import re
+from pathlib import Path
+
+from hostile.stage import CONFIG
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from replaceme.config import NAME, parse
+from replaceme.errors import ReplaceMeError
+
+RULES = Path(__file__).parents[1] / "rules"
+# what the rules write, with the names of wildcards in braces (an f-string's are variables: it fills in one of these)
+PATTERNS = sorted(
+    {found for path in RULES.glob("*.smk") for found in re.findall(r'(?<!f)"(results/[^"]+)"', path.read_text())}
+)
+SECTIONS = ("models", "calibrations", "cuts", "fits", "healings", "evaluations", "tables", "figures")
+WILDCARD = {section[:-1]: section for section in SECTIONS}
+GIVEN = {
+    "shard": "0",
+    "shards": "1",
+    "kind": "mlp",
+    "candidates": "1-blocks-all-samples",
+    "fit_tokens": "all",
+    "exact": "",
+}
+HEALING = {"train": "full", "steps": 1, "learning_rate": 0.1, "text": "plain"}
+FIGURE = {"kind": "lines", "tables": ["main"]}
+WORDS = [
+    "model",
+    "model.json",
+    "tokens.safetensors",
+    "gram",
+    "rows",
+    "baseline",
+    "candidates",
+    "evaluation",
+    "healed",
+    "logs",
+    "tables",
+    "figures",
+    "benchmarks",
+    "cost",
+    "published",
+    "provenance.html",
+    "main.cost",
+    "main.published",
+    "main",
+    "cut",
+    "distances",
+    "..",
+    "../x",
+    "/x",
+    ".x",
+    "a/b",
+    "speed",
+    "a\0",
+    "\u202ea",
+    "cut.json",
+    "fit",
+    "MAIN",
+    "results",
+]
+USUAL = st.sampled_from(WORDS) | st.from_regex(NAME, fullmatch=True)
+ANY = USUAL | st.text(max_size=12)
+
+
+def test_the_patterns_are_those_of_the_rules():
+    assert len(PATTERNS) > 60
+    used = {name for pattern in PATTERNS for name in re.findall(r"{(\w+)}", pattern)}
+    assert used <= {*WILDCARD, *GIVEN, "figure_name"}
+
+
+def paths(names):
+    """Every path of the workflow, for every combination of names; `names` by section."""
+    found = set()
+    for pattern in PATTERNS:
+        wildcards = [name for name in re.findall(r"{(\w+)}", pattern) if name in WILDCARD]
+        for values in itertools.product(*(names[WILDCARD[name]] for name in wildcards)):
+            known = dict(zip(wildcards, values, strict=True))
+            text = pattern.replace("{figure_name}", "{figure}").replace("{{", "{").replace("}}", "}")
+            known.setdefault("figure", names["figures"][0])
+            found.add((pattern, text.format(**GIVEN, **known)))
+    return found
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(SECTIONS, USUAL)))
+@example(dict.fromkeys(SECTIONS, "model"))
+@example(dict.fromkeys(SECTIONS, "evaluation"))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_every_file_lies_under_results_and_alone(given_names):
+    config = copy.deepcopy(CONFIG) | {"healings": {"long": HEALING}, "figures": {"shown": FIGURE}}
+    for section, name in given_names.items():
+        before = config[section]
+        config[section] = {**before, name: next(iter(before.values()))}
+        try:
+            parse(config)
+        except ReplaceMeError:
+            config[section] = before
+    # the new name, and one that is there beside it
+    names = {section: list(dict.fromkeys([*config[section]][:1] + [*config[section]][-1:])) for section in SECTIONS}
+    found = paths(names)
+    for _, path in found:
+        assert os.path.normpath(path) == path and path.startswith("results/"), path
+        assert all(len(part) < 200 for part in path.split("/"))
+    files = {path for pattern, path in found if "." in pattern.rpartition("/")[2]}  # others are given as folders
+    folders = {str(parent) for path in files for parent in Path(path).parents}
+    assert not files & folders, "a file of one job is the folder of another"
+
+
+@given(ANY, st.sampled_from(SECTIONS))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_a_name_is_one_folder_or_refused(name, section):
+    config = copy.deepcopy(CONFIG) | {"healings": {"long": HEALING}, "figures": {"shown": FIGURE}}
+    config[section][name] = next(iter(config[section].values()))
+    try:
+        parse(config)
+    except ReplaceMeError:
+        return
+    assert os.path.normpath(f"results/{name}") == f"results/{name}" and Path(name).name == name and name.isascii()
