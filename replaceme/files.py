@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp-"
 CANNOT_WRITE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
@@ -32,14 +32,12 @@ CANNOT_WRITE = {
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _put(temporary, path)
         sync(path.parent)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
@@ -47,6 +45,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         _remove(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}.{uuid.uuid4().hex[:8]}")
+
+
+def _put(new: Path, path: Path) -> None:
+    """Rename what is new to `path`; an old folder there goes as a whole, so that no kill leaves a part of it."""
+    if not path.is_dir() or path.is_symlink():
+        new.replace(path)
+        return
+    old = path.replace(_temporary(path))
+    try:
+        new.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    _remove(old)
 
 
 def _cannot_write(path: Path, error: Exception) -> ReplaceMeError:

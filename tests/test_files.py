@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from replaceme import files
+from replaceme.errors import ReplaceMeError
 from replaceme.files import (
     TEMPORARY,
     load_tensors,
@@ -61,6 +63,30 @@ def test_an_exception_leaves_the_old_and_no_temporaries(old, name, error):
         (temporary / "half").write_text("half")
         raise error
     assert listing(old) == before and (old / "file").read_text() == "old"
+
+
+def test_an_old_folder_goes_as_a_whole(old, monkeypatch):
+    """A kill while the old folder is removed leaves nothing of it behind, and a rename that fails leaves all of it."""
+    removed = []
+    monkeypatch.setattr(files, "_remove", removed.append)
+    with replacing(old / "folder") as temporary:
+        temporary.mkdir()
+    assert not list((old / "folder").iterdir()) and removed[0].name.startswith(f"{TEMPORARY}folder-")
+    assert (removed[0] / "inner").read_text() == "old"
+    rename = Path.replace
+
+    def failing(path, target):
+        if target == old / "folder" and path == temporary:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(path, target)
+
+    removed[0].replace(old / "again")
+    with pytest.raises(ReplaceMeError, match="cannot write"), replacing(old / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+        (old / "folder/kept").touch()
+        monkeypatch.setattr(Path, "replace", failing)
+    assert [path.name for path in (old / "folder").iterdir()] == ["kept"]
 
 
 def test_parents_are_made_and_everything_is_synced(tmp_path, monkeypatch):
