@@ -9,7 +9,9 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 TEMPORARY = ".tmp-"
+DAY = 86400.0  # seconds
 CANNOT_WRITE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENAMETOOLONG,
@@ -48,7 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    return path.with_name(f"{TEMPORARY}{path.name}-{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
 
 
 def _put(new: Path, path: Path) -> None:
@@ -201,7 +204,8 @@ def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
 def sweep_temporaries(folder: str | Path) -> list[Path]:
     """Remove what killed jobs left behind under `folder` and return the paths removed.
 
-    What a living process of this machine is writing stays: jobs outlive a Snakemake that was killed.
+    What a living process is writing stays: jobs outlive a Snakemake that was killed. Of other machines of a cluster
+    that is not known; what was changed there within a day stays.
     """
     stale = sorted(path for path in Path(folder).rglob(f"{TEMPORARY}*") if not _writer_lives(path))
     for path in stale:
@@ -210,13 +214,28 @@ def sweep_temporaries(folder: str | Path) -> list[Path]:
 
 
 def _writer_lives(temporary: Path) -> bool:
-    writer, dot, _ = temporary.name.rpartition("-")[2].partition(".")
-    if not dot or not writer.isdecimal():
+    machine, *more = temporary.name.rpartition("-")[2].split(".")
+    if len(more) != 2 or not more[0].isdecimal():
         return False
+    if machine != _machine():
+        return time.time() - _last_change(temporary) < DAY
     try:
-        os.kill(int(writer), 0)
+        os.kill(int(more[0]), 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's process
         return True
     return True
+
+
+def _machine() -> str:
+    """Digits that tell this machine from others that see the same folder; its name is nobody's business."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _last_change(path: Path) -> float:
+    times = [0.0]
+    for one in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # it has got its name
+            times.append(one.stat().st_mtime)
+    return max(times)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import stat
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from replaceme import files
 from replaceme.errors import ReplaceMeError
 from replaceme.files import (
     TEMPORARY,
+    _temporary,
     load_tensors,
     read_json,
     replacing,
@@ -164,15 +166,26 @@ def test_other_errors_of_the_system_pass(old):
         Path(old / "nothing").read_text()
 
 
-def test_sweep_removes_what_killed_jobs_left(old):
+def test_sweep_removes_what_killed_jobs_left(old, monkeypatch):
+    """Not what living processes write, nor what is new on another machine, whose processes cannot be seen from here."""
     dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
-    (old / f"{TEMPORARY}file-{dead}.1").write_text("half")
-    (old / f"{TEMPORARY}file-{os.getpid()}.1").write_text("being written by an orphan of a killed Snakemake")
+    own = _temporary(old / "file")
+    own.write_text("being written by an orphan of a killed Snakemake")
+    own.with_name(own.name.replace(f".{os.getpid()}.", f".{dead}.")).write_text("half")
+    monkeypatch.setattr(platform, "node", lambda: "another")
+    theirs, stale = _temporary(old / "model"), _temporary(old / "model")
+    for folder in (theirs, stale):
+        folder.mkdir()
+        (folder / "inner").write_text("of another machine")
+    os.utime(stale / "inner", (0, 0))
+    os.utime(stale, (0, 0))
+    monkeypatch.undo()
     nested = old / "folder" / f"{TEMPORARY}model-2"
     (nested / f"{TEMPORARY}inner").mkdir(parents=True)
     removed = sweep_temporaries(old)
-    assert {path.name for path in removed} >= {f"{TEMPORARY}file-{dead}.1", f"{TEMPORARY}model-2"}
-    assert listing(old) == [f"{TEMPORARY}file-{os.getpid()}.1", "file", "folder", "folder/inner"]
+    assert {path.name for path in removed} >= {stale.name, f"{TEMPORARY}model-2"} and len(removed) == 4
+    kept = sorted([own.name, theirs.name, f"{theirs.name}/inner"])
+    assert listing(old) == [*kept, "file", "folder", "folder/inner"]
     assert sweep_temporaries(old) == []
 
 
