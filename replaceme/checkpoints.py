@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, sha256_of_all
+from replaceme.errors import DamagedError, ReplaceMeError
+from replaceme.files import check_files, read_json, sha256_of_all
 from replaceme.models import PER_BLOCK_LISTS, Family, family_of, with_sizes
 from replaceme.separate import is_separate, original_config
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+RECORD = "replaceme.json"  # of a checkpoint of ours
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
 COMPANIONS = (
@@ -273,16 +274,16 @@ def load_record(path: str | Path) -> dict[str, Any]:
 
 
 def check_merged(folder: str | Path) -> dict[str, Any]:
-    """The provenance record of a merged folder; raises ReplaceMeError when a file is missing or altered."""
+    """The provenance record of a merged folder; raises DamagedError when a file is missing or altered."""
     folder = Path(folder)
-    record = read_json(folder / "replaceme.json")
-    for name in record["files"]:
-        if not (folder / name).is_file():
-            raise ReplaceMeError(f"{folder / name}: missing; delete {folder} and merge again")
-    found = sha256_of_all(folder / name for name in record["files"])
-    for name, digest in record["files"].items():
-        if found[name] != digest:
-            raise ReplaceMeError(f"{folder / name}: not what replaceme.json says; delete {folder} and merge again")
+    try:
+        record = read_json(folder / RECORD)
+        files = record["files"]
+    except DamagedError as error:
+        raise error.within(folder) from error
+    except (KeyError, TypeError) as error:
+        raise DamagedError(folder, "no list of files in it", folder / RECORD) from error
+    check_files(folder, files)
     return record
 
 

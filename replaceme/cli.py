@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from replaceme import __version__
+from replaceme.aside import told
 from replaceme.cost import measured
 from replaceme.errors import ReplaceMeError
 from replaceme.steps import STEPS
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with measured(step, getattr(args, "out", None)):
             args.run(args)
     except ReplaceMeError as error:
-        print("\n".join(f"replaceme: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print("\n".join(f"replaceme: error: {line}" for line in told(error).splitlines()), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("replaceme: interrupted; nothing half-written was left", file=sys.stderr)

@@ -18,13 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
+from replaceme.digests import MISMATCH, sealed, tensor_digests, unsealed, with_digest, without_digest
+from replaceme.errors import DamagedError, ReplaceMeError
 
 if TYPE_CHECKING:
     import torch
 
 TEMPORARY = ".tmp-"
 DAY = 86400.0  # seconds
+STAMP = "replaceme"  # key of what a safetensors file of ours says of itself
 CANNOT_WRITE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENAMETOOLONG,
@@ -107,26 +109,41 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, keys in the order given, floats with all their digits, no NaN or infinity."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON atomically, keys in the order given, floats with all their digits, no NaN or infinity.
+
+    A mapping gets the digest of its content as a last key, which `read_json` checks and takes away.
+    """
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    content = with_digest(value) if isinstance(value, Mapping) else value
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; raises ReplaceMeError when the file is missing or broken."""
+    """Read JSON; raises ReplaceMeError when the file is missing, broken, or not what `write_json` wrote."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReplaceMeError(f"{path}: no such file; run the step that makes it first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReplaceMeError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+        raise DamagedError(path, f"not valid JSON ({error})") from error
+    try:
+        return without_digest(value) if isinstance(value, dict) else value
+    except ValueError as error:
+        raise DamagedError(path, str(error)) from None
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, Any]) -> None:
     """Save tensors and JSON-able metadata as one safetensors file, atomically."""
     # the stamp is one JSON string: safetensors writes several metadata keys in no fixed order, and the same inputs
     # must give the same bytes
+    held = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    stamp = {"metadata": metadata, "tensors": tensor_digests(held)}
     with replacing(path) as temporary:
-        write_safetensors(temporary, tensors, {"replaceme": json.dumps(metadata)})
+        write_safetensors(temporary, held, {STAMP: sealed(stamp)})
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: dict[str, str]) -> None:
@@ -148,9 +165,13 @@ def load_tensors(path: str | Path, group: int | None = None) -> tuple[dict[str, 
     Raises ReplaceMeError when missing or corrupted.
     """
     prefix = "" if group is None else f"{group}."
-    with _opened(path) as (file, metadata):
+    with _opened(path) as (file, stamp):
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, metadata
+        tensors = {name: file.get_tensor(name) for name in names}
+        for name, digest in tensor_digests(tensors).items():
+            if stamp["tensors"].get(name) != digest:
+                raise DamagedError(path, f"{name}: {MISMATCH}")
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, stamp["metadata"]
 
 
 def save_groups(path: str | Path, groups: Sequence[Mapping[str, "torch.Tensor"]], metadata: Mapping[str, Any]) -> None:
@@ -160,8 +181,8 @@ def save_groups(path: str | Path, groups: Sequence[Mapping[str, "torch.Tensor"]]
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata alone of what `save_tensors` wrote; errors as in `load_tensors`."""
-    with _opened(path) as (_, metadata):
-        return metadata
+    with _opened(path) as (_, stamp):
+        return stamp["metadata"]
 
 
 @contextlib.contextmanager
@@ -172,12 +193,15 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise ReplaceMeError(f"{path}: no such file; run the step that makes it first")
     try:
         with safe_open(path, framework="pt") as file:
-            stamp = (file.metadata() or {}).get("replaceme")
-            if stamp is None:
+            text = (file.metadata() or {}).get(STAMP)
+            if text is None:
                 raise ReplaceMeError(f"{path}: not written by replaceme; delete it and run the step that makes it")
-            yield file, json.loads(stamp)
-    except SafetensorError as error:
-        raise ReplaceMeError(f"{path}: corrupted safetensors file ({error}); delete it and run again") from error
+            stamp = unsealed(text)
+            if set(file.keys()) != set(stamp["tensors"]):
+                raise ValueError(MISMATCH)
+            yield file, stamp
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(path, f"corrupted safetensors file ({error})") from error
 
 
 def sha256(path: str | Path) -> str:
@@ -191,6 +215,17 @@ def sha256_of_all(paths: Iterable[str | Path]) -> dict[str, str]:
     paths = sorted(map(Path, paths))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return {path.name: digest for path, digest in zip(paths, threads.map(sha256, paths), strict=True)}
+
+
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise DamagedError for a folder in which a file is missing or has not the SHA-256 that stands by its name."""
+    for name in digests:
+        if not (folder / name).is_file():
+            raise DamagedError(folder, "missing", folder / name)
+    found = sha256_of_all(folder / name for name in digests)
+    for name, digest in digests.items():
+        if found[name] != digest:
+            raise DamagedError(folder, MISMATCH, folder / name)
 
 
 def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:

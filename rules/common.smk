@@ -9,6 +9,7 @@ import sys
 
 import yaml
 
+from replaceme.aside import VARIABLE as ASIDE_VARIABLE
 from replaceme.checkpoints import is_local, local_files
 from replaceme.config import FORWARD, REGRESSION, TrainingConfig, read_config
 from replaceme.config import parse as parse_config
@@ -29,9 +30,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
 
-# jobs find `python` and `replaceme` of this environment even where it was not activated
+# jobs find `python` and `replaceme` of this environment even where it was not activated, and put damaged results aside
 os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+    **{ASIDE_VARIABLE: "results"},
 )
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import random
 import stat
 import subprocess
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from replaceme import files
-from replaceme.errors import ReplaceMeError
+from replaceme.aside import VARIABLE, told
+from replaceme.errors import DamagedError, ReplaceMeError
 from replaceme.files import (
     TEMPORARY,
     _temporary,
@@ -196,7 +198,7 @@ def test_json_is_read_back(tmp_path, refuses):
     value = {"b": 0.1 + 0.2, "a": [None, True, "é"]}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
-    assert list(json.loads((tmp_path / "x.json").read_text())) == ["b", "a"]
+    assert list(json.loads((tmp_path / "x.json").read_text())) == ["b", "a", "content_sha256"]
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"x": float("nan")})
     assert read_json(tmp_path / "x.json") == value
@@ -240,6 +242,68 @@ def test_broken_tensor_files(tmp_path, refuses):
     write_safetensors(path, {"x": torch.ones(2)}, {"format": "pt"})
     with refuses("not written by replaceme"):
         load_tensors(path)
+
+
+def flipped(content, chance):
+    """Every byte with one of its bits flipped, in turn."""
+    for place in range(len(content)):
+        yield place, content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """Wherever it is, in JSON and in tensors: the file is refused, or it says the same."""
+    import torch
+
+    tensors = {"a": torch.arange(3, dtype=torch.float64), "b": torch.ones(2, 2, dtype=torch.bfloat16)}
+    tensors |= {"c": torch.tensor(7), "d": torch.tensor([True, False])}
+    value = {"metric": 0.25, "name": "é", "list": [1, None, "x"], "nested": {"k": 3}}
+    save_tensors(tmp_path / "x", tensors, value)
+    write_json(tmp_path / "y", value)
+    chance, refused = random.Random(0), 0
+    for name, read in (("x", load_tensors), ("y", lambda path: ({}, read_json(path)))):
+        content = (tmp_path / name).read_bytes()
+        for place, damaged in flipped(content, chance):
+            (tmp_path / name).write_bytes(damaged)
+            try:
+                found, metadata = read(tmp_path / name)
+            except DamagedError as error:
+                assert len(str(error).splitlines()) == 1 and str(tmp_path / name) in str(error)
+                refused += 1
+            except ReplaceMeError as error:
+                assert name == "x" and "not written by replaceme" in str(error), (place, str(error))
+            else:
+                assert metadata == value and all(torch.equal(found[key], tensors[key]) for key in found), place
+    assert refused > 900
+
+
+def test_what_others_wrote_has_no_digest(tmp_path):
+    (tmp_path / "x.json").write_text('{"tokens_sha256": "' + 64 * "0" + '"}')
+    assert read_json(tmp_path / "x.json") == {"tokens_sha256": 64 * "0"}
+
+
+def test_damage_is_put_aside_in_a_workflow_alone(tmp_path, monkeypatch):
+    """Only below its results; a folder as a whole; and so that it can happen again."""
+    inside, outside, folder = tmp_path / "results/x.json", tmp_path / "x.json", tmp_path / "results/model"
+    folder.mkdir(parents=True)
+    for again in range(2):
+        for path in (inside, outside, folder / "part"):
+            folder.mkdir(exist_ok=True)
+            path.write_text(f"damaged {again}")
+        errors = [DamagedError(inside, "damaged"), DamagedError(folder, "damaged", folder / "part")]
+        monkeypatch.delenv(VARIABLE, raising=False)
+        assert [told(error) for error in errors] == [
+            f"{inside}: damaged; delete it and run again",
+            f"{folder / 'part'}: damaged; delete {folder} and run again",
+        ]
+        monkeypatch.setenv(VARIABLE, str(tmp_path / "results"))
+        assert told(errors[0]) == f"{inside}: damaged; it is {inside}.damaged now: run again, and it is made anew"
+        assert "run again, and it is made anew" in told(errors[0]), "another job has seen it too"
+        assert f"it is {folder}.damaged now" in told(errors[1])
+        assert told(DamagedError(outside, "damaged")) == f"{outside}: damaged; delete it and run again"
+        assert told(ReplaceMeError("other")) == "other"
+        assert listing(tmp_path) == ["results", "results/model.damaged", "results/model.damaged/part",
+                                     "results/x.json.damaged", "x.json"]  # fmt: skip
+        assert (tmp_path / "results/x.json.damaged").read_text() == f"damaged {again}"
 
 
 def test_sha256(tmp_path):
