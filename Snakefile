@@ -37,4 +37,4 @@ rule all:
 
 
 onstart:
-    sweep_temporaries("results")
+    begin("results")

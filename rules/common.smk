@@ -18,12 +18,12 @@ from replaceme.cost import VARIABLE as COST_VARIABLE
 from replaceme.cost import setting as cost_setting
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
-from replaceme.files import sweep_temporaries
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.images import image_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
+from replaceme.running import begin, told_when_locked
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
 from replaceme.tables import HEALED
 from snakemake.exceptions import WorkflowError
@@ -37,6 +37,7 @@ os.environ.update(
 )
 
 
+logger.addFilter(told_when_locked)  # of two runs in one folder, or after a kill
 SCALAR = re.compile(r"[-+.\w]+")  # what may be a number, a boolean or null
 
 
