@@ -41,4 +41,5 @@ clean:
 	git clean -fdXq results .snakemake
 
 publish: run
-	replaceme publish results --out results/published --command "make run" --readme README.md
+	snakemake --cores all micro_paper
+	replaceme publish results --out results/published --command "make publish" --readme README.md

@@ -38,3 +38,4 @@ rule all:
 
 onstart:
     begin("results")
+    look_when_jobs_end(workflow)

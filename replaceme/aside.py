@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 
 from replaceme.errors import DamagedError, ReplaceMeError
+from replaceme.files import RESULTS_VARIABLE
 
-VARIABLE = "REPLACEME_RESULTS"
 DAMAGED = ".damaged"
 
 
 def told(error: ReplaceMeError) -> str:
     """The message of an error; what is damaged in the workflow's results is renamed to `<name>.damaged` first."""
-    results = os.environ.get(VARIABLE)
+    results = os.environ.get(RESULTS_VARIABLE)
     if not isinstance(error, DamagedError) or not results or not _lies_in(error.path, Path(results)):
         return str(error)
     aside = error.path.with_name(error.path.name + DAMAGED)

@@ -15,6 +15,7 @@ from replaceme import __version__
 from replaceme.aside import told
 from replaceme.cost import measured
 from replaceme.errors import ReplaceMeError
+from replaceme.lineage import recorded
 from replaceme.steps import STEPS
 
 DESCRIPTION = "Shorten transformer models without training: replace a run of blocks by one folded linear map."
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         step = _asked_for(argv)
         _set_environment(online=step is not None and importlib.import_module(f"replaceme.steps.{step}").ONLINE)
         args = _parser(step).parse_args(argv)
-        with measured(step, getattr(args, "out", None)):
+        out = getattr(args, "out", None)
+        with measured(step, out), recorded(step, out, argv):
             args.run(args)
     except ReplaceMeError as error:
         print("\n".join(f"replaceme: error: {line}" for line in told(error).splitlines()), file=sys.stderr)

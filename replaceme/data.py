@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config import CalibrationConfig
 from replaceme.config.calibrations import MICRO, packed_alone
 from replaceme.errors import ReplaceMeError
-from replaceme.files import load_tensors, sha256
+from replaceme.files import load_tensors, note_read, sha256
 from replaceme.images import Images, calibrate_images, check_images
 from replaceme.progress import progress
 from replaceme.samples import Samples, stream
@@ -146,7 +146,10 @@ def check_source(config: CalibrationConfig) -> None:
 def describe(config: CalibrationConfig) -> dict[str, Any]:
     """What identifies the source beyond its name: the hash of a local file."""
     check_source(config)
-    return {"file_sha256": sha256(config.dataset)} if is_local(config.dataset) else {}
+    if not is_local(config.dataset):
+        return {}
+    note_read(config.dataset)
+    return {"file_sha256": sha256(config.dataset)}
 
 
 def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:

@@ -20,7 +20,7 @@ from replaceme.figure_style import (
     log_scale,
     whole_numbers,
 )  # fmt: skip
-from replaceme.files import read_json
+from replaceme.files import note_read, read_json
 
 if TYPE_CHECKING:
     import pandas
@@ -157,6 +157,7 @@ def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
 
     if not Path(csv).is_file():
         raise ReplaceMeError(f"{csv}: no such file; make the table first")
+    note_read(csv)
     frame = pandas.read_csv(csv)
     if "healing" in frame:  # a healed row stands beside its own, under a name of its own
         frame["fit"] += frame["healing"].map(lambda name: f", {name}", na_action="ignore").fillna("")

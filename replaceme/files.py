@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from replaceme.errors import DamagedError, ReplaceMeError
 if TYPE_CHECKING:
     import torch
 
+RESULTS_VARIABLE = "REPLACEME_RESULTS"  # of the environment: where the results of a workflow lie; by hand not set
 TEMPORARY = ".tmp-"
 DAY = 86400.0  # seconds
 STAMP = "replaceme"  # key of what a safetensors file of ours says of itself
@@ -31,6 +33,27 @@ CANNOT_WRITE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
+
+
+@dataclass
+class Noted:
+    """The paths that this process has read and written through this module, for the record of a step (`lineage`)."""
+
+    read: set[Path] = field(default_factory=set)
+    written: set[Path] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.read.clear()
+        self.written.clear()
+
+
+noted = Noted()
+
+
+def note_read(path: str | Path) -> None:
+    """Say that a file was read in another way than by this module."""
+    noted.read.add(Path(path).absolute())
 
 
 @contextlib.contextmanager
@@ -44,6 +67,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         _put(temporary, path)
         sync(path.parent)
+        noted.written.add(path.absolute())
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
@@ -124,6 +148,7 @@ def json_text(value: Any) -> str:
 
 def read_json(path: str | Path) -> Any:
     """Read JSON; raises ReplaceMeError when the file is missing, broken, or not what `write_json` wrote."""
+    note_read(path)
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -191,6 +216,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
     if not Path(path).is_file():
         raise ReplaceMeError(f"{path}: no such file; run the step that makes it first")
+    note_read(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(STAMP)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.figures import FigureConfig
 from replaceme.errors import ReplaceMeError
+from replaceme.files import note_read
 from replaceme.reference import scaled
 from replaceme.tables import KEYS
 
@@ -227,4 +228,5 @@ def read_csv(path: str | Path) -> "pandas.DataFrame":
 
     if not Path(path).is_file():
         raise ReplaceMeError(f"{path}: no such file; it is the .csv of a table, of costs or of published values")
+    note_read(path)
     return pandas.read_csv(path)

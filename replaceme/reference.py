@@ -4,6 +4,7 @@ The published rows and their order come from a CSV file; the config says which r
 that was not run is empty and counted, never filled in.
 """
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.reference import ReferenceConfig
 from replaceme.errors import ReplaceMeError
+from replaceme.files import note_read
 from replaceme.tables import KEYS
 
 if TYPE_CHECKING:
@@ -38,12 +40,12 @@ class Compared:
 
 def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
     """Raise ReplaceMeError when a reference does not belong to its file or to a table of `rows` (`model/...`)."""
-    published = _read(reference.file)
-    missing = [column for column in reference.columns if column not in published.columns]
+    names, rows_there = _header(reference.file)
+    missing = [column for column in reference.columns if column not in names]
     if missing:
-        raise ReplaceMeError(f"{reference.file}: no column {missing[0]!r}; it has {', '.join(published.columns)}")
-    if len(published) != len(reference.rows):
-        raise ReplaceMeError(f"{reference.file}: has {len(published)} rows, {len(reference.rows)} are given under rows")
+        raise ReplaceMeError(f"{reference.file}: no column {missing[0]!r}; it has {', '.join(names)}")
+    if rows_there != len(reference.rows):
+        raise ReplaceMeError(f"{reference.file}: has {rows_there} rows, {len(reference.rows)} are given under rows")
     named = {one for row in reference.rows for column in reference.columns if (one := _of(row, column)) is not None}
     unknown = sorted(named - set(rows))
     if unknown:
@@ -156,6 +158,19 @@ def _value(row: "pandas.Series | None", name: str, scale: float) -> float | None
 def _read(path: str | Path) -> "pandas.DataFrame":
     import pandas
 
+    _check_there(path)
+    note_read(path)
+    return pandas.read_csv(path)
+
+
+def _header(path: str | Path) -> tuple[list[str], int]:
+    """The columns of a CSV file and the number of its rows, for what runs at every start and cannot wait for pandas."""
+    _check_there(path)
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    return header, len(rows)
+
+
+def _check_there(path: str | Path) -> None:
     if not Path(path).is_file():
         raise ReplaceMeError(f"{path}: no such file; `reference.file` is a CSV of published values")
-    return pandas.read_csv(path)

@@ -137,22 +137,24 @@ class Statistics:
 
     @staticmethod
     def sum(parts: Iterable["Statistics"]) -> "Statistics":
-        """Add up shards pairwise, in an order that depends on their number alone; holds log2(shards) of them at once.
+        """Add up shards one after the other, in the order given; holds the sum and one of them at a time.
 
-        Takes any iterable, so shards may be loaded one by one. Raises ReplaceMeError when there are none.
+        Takes any iterable, so shards may be loaded one by one. The order is that of rounding too: whoever wants the
+        same bits gives the same one. 1,000 shards lose at most 1,000 units in the last place of float64, 1e-13 of the
+        sum of absolute values. Raises ReplaceMeError when there are none.
         """
-        stack: list[tuple[int, Statistics]] = []  # like a binary counter: (height of the tree, its sum)
+        total = None
         for part in parts:
-            height = 0
-            while stack and stack[-1][0] == height:
-                part = stack.pop()[1] + part
-                height += 1
-            stack.append((height, part))
-        if not stack:
+            if total is None:
+                total = replace(part, **{name: getattr(part, name).clone() for name in TENSORS})
+            else:
+                total._check_same_shape(part)
+                for name in TENSORS:
+                    getattr(total, name).add_(getattr(part, name))
+                total.tokens += part.tokens
+            del part  # before the next one is loaded
+        if total is None:
             raise ReplaceMeError("no statistics to add up")
-        total = stack.pop()[1]
-        while stack:
-            total = stack.pop()[1] + total
         return total
 
     def to(self, device: torch.device | str) -> "Statistics":

@@ -1,7 +1,8 @@
 """The validated config, and the functions with which rules find their inputs and options."""
 
-import importlib.util
+import gc
 import hashlib
+import importlib.util
 import os
 import re
 import shlex
@@ -9,7 +10,6 @@ import sys
 
 import yaml
 
-from replaceme.aside import VARIABLE as ASIDE_VARIABLE
 from replaceme.checkpoints import is_local, local_files
 from replaceme.config import FORWARD, REGRESSION, TrainingConfig, read_config
 from replaceme.config import parse as parse_config
@@ -18,6 +18,7 @@ from replaceme.cost import VARIABLE as COST_VARIABLE
 from replaceme.cost import setting as cost_setting
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
+from replaceme.files import RESULTS_VARIABLE
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.images import image_files
@@ -30,10 +31,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
 
-# jobs find `python` and `replaceme` of this environment even where it was not activated, and put damaged results aside
+# planning makes millions of small objects that all stay: looking for garbage among them costs a tenth of its time
+gc.set_threshold(200_000, 20, 50)
+
+# jobs find `python` and `replaceme` of this environment even where it was not activated
 os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
-    **{ASIDE_VARIABLE: "results"},
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
 )
 
 
@@ -82,6 +85,8 @@ if (
     CONFIG.cost is not None
 ):  # jobs inherit it; as an option of their commands it would run all of them again
     os.environ[COST_VARIABLE] = cost_setting("results", **CONFIG.cost.model_dump())
+# jobs record what they were made from and with
+os.environ[RESULTS_VARIABLE] = "results"
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and len(visible()) > 0))
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
@@ -101,6 +106,16 @@ if LOCAL and "gpu" not in workflow.global_resources:
                 f"models.{name}.gpus: {model.gpus} asked for, {len(visible())} visible; ask for fewer"
             )
     workflow.register_resource("gpu", len(visible()))
+
+
+def look_when_jobs_end(workflow):
+    """On one machine Snakemake need not look for jobs each second; every look sets it a timer for another.
+
+    So after n jobs it would look n times a second, at the size of each input of what is ready (9.27: a third of a core
+    after 200 jobs). Its limit of jobs a second, which the timers are for, protects the servers of clusters.
+    """
+    if LOCAL and hasattr(workflow.scheduler, "job_rate_limiter"):
+        workflow.scheduler.job_rate_limiter = None
 
 
 NOTHING = r"(?!)"  # an empty constraint would admit everything
@@ -276,6 +291,16 @@ def representations_option(wildcards):
     return "--representations" if wanted or set(shown) & set(REPRESENTATIONS) else ""
 
 
+def braced(names):
+    """Several names as bash expands them, in order: a command that spelt out thousands of paths would be too long."""
+    return names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+
+
+def shard_files(folder, shards):
+    """The sums of all shards, as bash expands them."""
+    return f"{folder}/{{0..{int(shards) - 1}}}-of-{shards}.safetensors"
+
+
 def evidence_options(inputs):
     """`--name file ...` for the optional inputs of a job."""
     names = (
@@ -287,11 +312,13 @@ def evidence_options(inputs):
         "tokens",
         "recycled",
     )
-    return " ".join(
-        f"--{name} {shlex.join(map(str, flat(inputs[name])))}"
-        for name in names
-        if name in inputs.keys()
-    )
+    files = {name: flat(inputs[name]) for name in names if name in inputs.keys()}
+    words = {name: shlex.join(map(str, paths)) for name, paths in files.items()}
+    if "shards" in files:
+        words["shards"] = shard_files(
+            Path(files["shards"][0]).parent, len(files["shards"])
+        )
+    return " ".join(f"--{name} {text}" for name, text in words.items())
 
 
 def flat(files):

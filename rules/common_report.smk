@@ -31,6 +31,16 @@ def measured_rows(table):
     ]
 
 
+def braced_rows(table):
+    """The same, and in the same order, as bash expands them."""
+    section = CONFIG.tables[table]
+    axes = (section.models, section.calibrations, section.cuts, section.fits)
+    fits = f"results/{'/'.join(map(braced, axes))}"
+    if not section.healings:
+        return fits
+    return f"{fits}{{,/{HEALED}/{braced(section.healings)}}}"
+
+
 def table_baselines(table):
     """The baseline folders of a table."""
     return [f"results/{model}/baseline" for model in CONFIG.tables[table].models]
@@ -57,8 +67,7 @@ def table_options(wildcards):
     baselines = " ".join(
         f"--baseline {folder}" for folder in table_baselines(wildcards.table)
     )
-    rows = " ".join(measured_rows(wildcards.table))
-    return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
+    return f"{braced_rows(wildcards.table)} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
 
 
 def reference_options(wildcards):
@@ -92,13 +101,20 @@ def table_records(tables):
     }
 
 
-def records_options(inputs):
-    """The options that name these records."""
-    return " ".join(
+def records_options(inputs, tables):
+    """The options that name these records; several tables may name one twice."""
+    options = [
         f"--{name} {shlex.join(flat(inputs[name]))}"
-        for name in ("models", "calibrations", "measured")
+        for name in ("models", "calibrations")
         if inputs[name]
-    )
+    ]
+    measured = []
+    for table in tables:
+        evaluation = CONFIG.tables[table].evaluation
+        folders = [*table_baselines(table), braced_rows(table)] if evaluation else []
+        kinds = braced([f"evaluation/{evaluation}.json", "speed.json"])
+        measured += [f"{folder}/{kinds}" for folder in folders]
+    return " ".join(options + (["--measured", *measured] if measured else []))
 
 
 def table_files(name):

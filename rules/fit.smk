@@ -63,11 +63,14 @@ rule sum:
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.tsv"
     params:
+        shards=lambda wildcards: shard_files(
+            gram_folder(wildcards, wildcards.kind), wildcards.shards
+        ),
         code=code_of("sum"),
     message:
         "sum of {wildcards.shards} shards of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}"
     shell:
-        "OMP_NUM_THREADS={threads} replaceme sum {input:q} --out {output:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} replaceme sum {params.shards} --out {output:q} 2> {log:q}"
 
 
 rule rows:

@@ -62,7 +62,7 @@ rule compare:
         "results/benchmarks/tables/{table}.published.tsv"
     params:
         options=reference_options,
-        records=lambda wildcards, input: records_options(input),
+        records=lambda wildcards, input: records_options(input, [wildcards.table]),
         caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
         prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
         code=code_of("compare"),
@@ -230,7 +230,9 @@ rule provenance:
     benchmark:
         "results/benchmarks/provenance.tsv"
     params:
-        records=lambda wildcards, input: records_options(input),
+        records=lambda wildcards, input: records_options(
+            input, tables_behind(CONFIG.default_names)
+        ),
         prefix=lambda wildcards, output: Path(output.html).with_suffix(""),
         code=code_of("provenance"),
     message:

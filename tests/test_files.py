@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from replaceme import files
-from replaceme.aside import VARIABLE, told
+from replaceme.aside import told
 from replaceme.errors import DamagedError, ReplaceMeError
 from replaceme.files import (
+    RESULTS_VARIABLE,
     TEMPORARY,
     _temporary,
     load_tensors,
@@ -290,12 +291,12 @@ def test_damage_is_put_aside_in_a_workflow_alone(tmp_path, monkeypatch):
             folder.mkdir(exist_ok=True)
             path.write_text(f"damaged {again}")
         errors = [DamagedError(inside, "damaged"), DamagedError(folder, "damaged", folder / "part")]
-        monkeypatch.delenv(VARIABLE, raising=False)
+        monkeypatch.delenv(RESULTS_VARIABLE, raising=False)
         assert [told(error) for error in errors] == [
             f"{inside}: damaged; delete it and run again",
             f"{folder / 'part'}: damaged; delete {folder} and run again",
         ]
-        monkeypatch.setenv(VARIABLE, str(tmp_path / "results"))
+        monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
         assert told(errors[0]) == f"{inside}: damaged; it is {inside}.damaged now: run again, and it is made anew"
         assert "run again, and it is made anew" in told(errors[0]), "another job has seen it too"
         assert f"it is {folder}.damaged now" in told(errors[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme.fingerprint import fingerprint
+from replaceme.fingerprint import fingerprint, forget
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +60,7 @@ def tree(tmp_path):
 
 
 def of(tree, *modules):
-    fingerprint.cache_clear()
+    forget()
     return fingerprint(*(modules or ("replaceme.step",)), folder=tree / "replaceme")
 
 
@@ -162,5 +162,5 @@ def test_is_the_same_in_every_process_and_imports_no_torch():
     found = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"
     }
-    fingerprint.cache_clear()
+    forget()
     assert found == {fingerprint("replaceme.statistics") + "\n"}

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from replaceme.api import prune
+from replaceme.api import heal, prune
 from replaceme.candidates import measure_candidates
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
 from replaceme.distances import measure
 from replaceme.families import SANDWICH, SEQUENTIAL
 from replaceme.files import sha256
 from replaceme.gather import gather_groups
 from replaceme.loading import load_base_model, load_causal_model
+from replaceme.methods import METHODS
 
 pytestmark = pytest.mark.gpu
 CUT = (2, 4)
@@ -61,8 +64,6 @@ def test_candidates_agree_with_the_cpu(request, make_tokens, name, family):
 
 
 def test_prune_ends_with_the_same_checkpoint_twice(tmp_path):
-    from transformers import AutoModelForCausalLM
-
     calibration = CalibrationConfig(dataset="micro", samples=32, tokens=128, seed=5)
     hashes = []
     for name in ("one", "two"):
@@ -85,6 +86,7 @@ FITS = {
     "recycled": {"placement": "down_proj", "ridge_relative": 1e-4, "recycle": 0.25},
     "recycled-cosine": {"placement": "down_proj", "ridge_relative": 1e-3, "recycle": 0.25, "objective": "cosine"},
     "block": {"placement": "block"},
+    "magnitude": {"transform": "magnitude", "placement": "upstream"},
 }
 
 
@@ -98,3 +100,27 @@ def test_every_kind_of_fit_is_that_of_the_cpu(request, tmp_path, texts, source, 
         for device in ("cpu", "cuda")
     ]
     assert found[1] == pytest.approx(found[0], rel=2e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_that_of_the_cpu(llama, texts, tmp_path, method):
+    fit, ids = FitConfig(method=method), torch.arange(8, 40)[None]
+    logits = []
+    for device in ("cpu", "cuda"):
+        options = {"cut": CutConfig(blocks=2, start=3), "fit": fit, "device": device, "verify": False}
+        prune(llama, texts=texts, out=tmp_path / device, **options)
+        with torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / device, trust_remote_code=True)
+            logits.append(model(ids).logits)
+    assert relative(logits[1], logits[0]) < 2e-2
+
+
+@pytest.mark.parametrize("train", ["transform", "full"])
+def test_healing_is_that_of_the_cpu(llama, texts, tmp_path, train):
+    prune(llama, texts=texts, cut=CutConfig(blocks=2, start=3), out=tmp_path / "merged", device="cpu", verify=False)
+    training = TrainingConfig(train=train, steps=3, learning_rate=0.01, batch_size=4, held_out=4)
+    for device in ("cpu", "cuda"):
+        heal(tmp_path / "merged", texts=texts, training=training, out=tmp_path / device, device=device, verify=False)
+    found, exact = (load_file(tmp_path / device / "model.safetensors") for device in ("cuda", "cpu"))
+    for name in exact:
+        torch.testing.assert_close(found[name], exact[name], atol=2e-3, rtol=0)  # a step moves a weight by 0.01

@@ -1,6 +1,7 @@
 """The copies of record: what is copied, what a README shows of them, and that ours are those of the shipped README."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ def results(tmp_path):
         "tables/t.md": TABLE,
         "tables/t.csv": "fit\nls\n",
         "m/c/n1/cut.svg": "<svg/>",
+        "tables/t.published.md": "A caption.\n\n**Beside**\n\n| other |\n| --- |\n| 5 (6) |\n",
+        "tables/t10.csv": "fit\nls\n",
+        "tables/t10.md": "Ten.\n",
+        "tables/t2.csv": "fit\nls\n",
+        "tables/t2.md": "Two.\n",
+        "figures/f.svg": "<svg><dc:description>What &amp; why.</dc:description></svg>",
         "provenance.md": "sources",
         "report.html": "everything",
         "m/c/n1/ls/model/README.md": "card",
@@ -36,13 +43,26 @@ def test_tables_and_figures_are_kept_and_the_readme_renewed(results, tmp_path):
     for _ in range(2):  # a second time changes nothing: copies of record are not results
         assert main(["publish", str(results), "--out", str(out), "--command", "make run", "--readme", str(readme)]) == 0
     kept = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert kept == ["m/c/n1/cut.svg", "provenance.md", "record.json", "tables/t.csv", "tables/t.md"]
+    tables = [f"tables/{name}" for name in ("t.csv", "t.md", "t.published.md", "t10.csv", "t10.md", "t2.csv", "t2.md")]
+    assert kept == ["README.md", "figures/f.svg", "m/c/n1/cut.svg", "provenance.md", "record.json", *tables]
     assert json.loads((out / "record.json").read_text())["command"] == "make run"
     shown = readme.read_text()
     assert shown.startswith("before\n<!-- table: t -->\n\nA caption.") and shown.endswith(
         "<!-- end of table -->\nafter\n"
     )
     assert "| ls  |" in shown and "old" not in shown and "other" not in shown
+
+
+def test_one_page_shows_all(results, tmp_path):
+    out = tmp_path / "record"
+    assert main(["publish", str(results), "--out", str(out), "--command", "make run"]) == 0
+    page = (out / "README.md").read_text()
+    order = ["`make run`", "### t\n", "### t2\n\nTwo.", "### t10\n\nTen.", "### f\n"]
+    assert [page.index(part) for part in order] == sorted(page.index(part) for part in order)
+    assert "| ls  |" in page and "other |" in page and "Tasks" not in page and page.count("A caption.") == 1
+    assert "![f](figures/f.svg)\n\nWhat & why." in page
+    for link in re.findall(r"\]\((.*?)\)", page):
+        assert (out / link).is_file() or link == "figures/f.csv"
 
 
 def test_an_unfinished_run_is_refused(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Sums over tokens: exact in float64, additive over shards, blind to masked rows, safe on disk."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,12 +94,27 @@ def test_sum_is_deterministic_and_leaves_its_parts_alone():
     a, b = Statistics.sum(parts), Statistics.sum(tuple(parts))
     assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS)
     assert torch.equal(parts[0].gram, first)
-    pairwise = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + parts[6])
-    assert torch.equal(a.gram, pairwise.gram)
+    in_order = parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6]
+    assert all(torch.equal(getattr(a, name), getattr(in_order, name)) for name in TENSORS)
+    assert a.tokens == in_order.tokens == 77
     with pytest.raises(ReplaceMeError, match="no statistics"):
         Statistics.sum([])
     with pytest.raises(ReplaceMeError, match="5 x 5 and 4 x 4 channels"):
         parts[0] + Statistics.zeros(4)
+
+
+def test_a_sum_holds_one_shard_at_a_time():
+    alive = weakref.WeakSet()
+
+    def shards():
+        for seed in range(20):
+            part = of(*batch(3, 2, seed))
+            alive.add(part.gram)
+            yield part
+            del part
+            assert len(alive) <= 1
+
+    assert Statistics.sum(shards()).tokens == 60
 
 
 @pytest.mark.parametrize("name", ["MLP output", "target"])

@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 RESERVED = {
-    "models": {"benchmarks", "cost", "figures", "logs", "published", "tables"},
+    "models": {"benchmarks", "cost", "figures", "logs", "published", "records", "tables"},
     "calibrations": {"baseline"},
     "cuts": {"candidates"},
     "fits": {"gram", "rows"},

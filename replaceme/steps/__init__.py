@@ -19,7 +19,7 @@ STEPS = {
     "rows": "Write the MLP outputs and targets of a cut, token by token, for the fits over rows.",
     "fit": "Find the transform of a cut from its statistics (transform.safetensors and fit.json).",
     "merge": "Fold a transform into the checkpoint and drop the blocks of the cut.",
-    "verify": "Reload a merged checkpoint with plain transformers and compare it with the original (verify.json).",
+    "verify": "Check that results are as recorded; or a merged checkpoint against the original (verify.json).",
     "heal": "Train a merged checkpoint for a while: its transform, adapters or all weights (and healing.json).",
     "evaluate": "Run benchmarks on a model (evaluation.json).",
     "speed": "Measure parameters, file size, prefill and decode tokens/s and peak memory (speed.json).",

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from replaceme.errors import ReplaceMeError
+from replaceme.files import note_read
 from replaceme.steps.common import out_argument
 from replaceme.steps.recorded import record_arguments, records_of
 
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
     try:
         reference = validated(ReferenceConfig, json.loads(args.reference), "--reference")
+        note_read(args.table)
         table = pandas.read_csv(args.table)
     except (OSError, ValueError) as error:
         raise ReplaceMeError(f"{args.table}: not a table and a reference to compare ({error})") from error

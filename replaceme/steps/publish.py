@@ -6,6 +6,7 @@ from pathlib import Path
 
 from replaceme.errors import ReplaceMeError
 from replaceme.files import replacing, write_json, write_text
+from replaceme.overview import overview, summary
 from replaceme.provenance import hardware, versions
 from replaceme.steps.common import out_argument
 
@@ -23,17 +24,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Copy, record, and renew the tables shown in a README."""
+    """Copy, record, write the page that shows all (README.md), and renew the tables shown in another README."""
     files = sorted(path for path in args.results.rglob("*") if path.suffix in KINDS and _is_result(path, args))
     if not any(path.parent.name == "tables" for path in files):
         raise ReplaceMeError(f"{args.results}: no tables; finish `snakemake --cores all` first")
     for path in files:
         with replacing(args.out / path.relative_to(args.results)) as copy:
             copy.write_bytes(path.read_bytes())
-    write_json(
-        args.out / "record.json",
-        {"command": args.command, "hardware": hardware(ask_gpu=True), "versions": versions()},
-    )
+    record = {"command": args.command, "hardware": hardware(ask_gpu=True), "versions": versions()}
+    write_json(args.out / "record.json", record)
+    write_text(args.out / "README.md", overview(args.out, record))
     if args.readme is not None:
         text = args.readme.read_text(encoding="utf-8")
         write_text(args.readme, BLOCK.sub(lambda match: _block(match, args.results), text))
@@ -49,6 +49,5 @@ def _is_result(path: Path, args: argparse.Namespace) -> bool:
 
 def _block(match: re.Match, results: Path) -> str:
     """The caption and the first part, the summary, of a table."""
-    table = (results / "tables" / f"{match['name']}.md").read_text(encoding="utf-8")
-    summary = "\n**".join(table.split("\n**")[:2])
-    return f"{match[1]}\n{summary.strip()}\n\n{match[3]}"
+    table = results / "tables" / f"{match['name']}.md"
+    return f"{match[1]}\n{summary(table)}\n\n{match[3]}"

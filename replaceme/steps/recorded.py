@@ -19,4 +19,4 @@ def record_arguments(parser: argparse.ArgumentParser) -> None:
 
 def records_of(args: argparse.Namespace) -> Records:
     """What `record_arguments` were given."""
-    return Records(args.models, args.calibrations, args.measured)
+    return Records(args.models, args.calibrations, sorted(set(args.measured)))

@@ -1,6 +1,8 @@
-"""verify: check that a merged checkpoint is what was fitted, and loads elsewhere."""
+"""verify: check that a merged checkpoint is what was fitted, and loads elsewhere; or that results are as recorded."""
 
 import argparse
+import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -9,8 +11,8 @@ from replaceme.errors import ReplaceMeError
 from replaceme.external import external_checks
 from replaceme.files import write_json
 from replaceme.outcome import FAILED
-from replaceme.steps.common import out_argument, set_threads
-from replaceme.steps.fitted import fitted_arguments, load_fitted
+from replaceme.steps.common import set_threads
+from replaceme.steps.fitted import load_fitted
 from replaceme.verify import require_passed, verify
 
 ONLINE = False
@@ -19,13 +21,54 @@ log = logging.getLogger(__name__)
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
-    fitted_arguments(parser)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the `merge` step, made from these")
-    out_argument(parser, "where the outcome of every check goes (.json)")
+    parser.usage = (
+        "replaceme verify PATH [--json] [--any-versions]\n"
+        "       replaceme verify MODEL CUT TRANSFORM FOLDER --out PATH [--threads N]"
+    )
+    parser.add_argument(
+        "model",
+        metavar="PATH",
+        help="alone: results/, a table, a fit, a model or any other of a run's results; the hashes of all that it was "
+        "made from are computed again and compared, and the versions. With the others: a model as in `merge`",
+    )
+    parser.add_argument("cut", metavar="CUT", nargs="?", help="cut.json of the `cut` step")
+    parser.add_argument("transform", metavar="TRANSFORM", nargs="?", help="transform.safetensors of the `fit` step")
+    parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", type=Path, help="folder of the `merge` step, made from these"
+    )
+    parser.add_argument("--out", type=Path, metavar="PATH", help="where the outcome of every check goes (.json)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
+    results = parser.add_argument_group("with PATH alone")
+    results.add_argument("--json", action="store_true", help="print what was found as JSON")
+    results.add_argument("--any-versions", action="store_true", help="packages may be of other versions than recorded")
 
 
 def run(args: argparse.Namespace) -> None:
+    """Check results, or a merged checkpoint; raises ReplaceMeError when they are not what they should be."""
+    if args.cut is None and args.out is None:
+        _check_results(args)
+    elif args.folder is None or args.out is None:
+        raise ReplaceMeError("options: give PATH alone, or MODEL CUT TRANSFORM FOLDER and --out")
+    else:
+        _check_checkpoint(args)
+
+
+def _check_results(args: argparse.Namespace) -> None:
+    """Say what differs, one line each, and fail when anything does."""
+    from replaceme.audit import audit
+
+    found = audit(args.model)
+    if args.any_versions:
+        found.versions.clear()
+    if args.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    if found.lines:
+        raise ReplaceMeError("\n".join(found.lines))
+    if not args.json:
+        print(f"{args.model}: as recorded ({found.files} files, {found.records} steps)")
+
+
+def _check_checkpoint(args: argparse.Namespace) -> None:
     """Write the outcomes, and fail when one of the checks did; what other programs say is only reported."""
     if args.folder.resolve() in args.out.resolve().parents:
         raise ReplaceMeError(f"{args.out}: lies in the folder that is checked; choose another place")

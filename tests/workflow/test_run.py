@@ -71,6 +71,23 @@ def test_a_second_run_does_nothing(completed):
     assert "Execute" not in again.stdout + again.stderr
 
 
+def test_what_every_job_made_is_as_recorded_until_it_is_changed(completed):
+    done = completed.replaceme("verify", "results")
+    assert done.returncode == 0, done.stderr
+    logs = list((completed.folder / "results/logs").rglob("*.log"))
+    assert done.stdout.endswith(f"{len(logs)} steps)\n")
+    path = next((completed.folder / "results").glob("*/plain/n1/gram/*/1-of-2.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    done = completed.replaceme("verify", "results/tables/main.1.csv", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and found["versions"] == []
+    assert {one["file"] for one in found["differences"]} == {str(path)}
+    assert sorted(one["role"] for one in found["differences"]) == ["input of sum", "output of gram"]
+    assert completed.replaceme("verify", "results/tiny.v1/baseline").returncode == 0
+
+
 def test_report(completed):
     report = completed.snakemake("--report", "out.html", cores=None)  # as the Makefile does
     assert report.returncode == 0, report.stderr

@@ -1,0 +1,67 @@
+"""What a step was made from and with, in a small JSON file: hashes of what it read and wrote, options, versions.
+
+On where the variable REPLACEME_RESULTS names a results folder, as the workflow sets it; the files go to its `records`,
+at the place of what the step wrote. Nothing in them changes from one run to the next of the same work on the same
+machine. A step declares nothing: `replaceme.files` notes what passes through it. Weights are not read here: of a model
+its record counts (`model.json`, or `replaceme.json` of a checkpoint made here), which has the hash of every file.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from replaceme import files
+from replaceme.provenance import hardware, versions
+
+FOLDER = "records"
+CHECKPOINT = "replaceme.json"  # stands for the folder that it lies in
+PASSING = {"rows", "cost", FOLDER}  # folders whose files are gone when they were used, or are no part of a result
+
+
+@contextlib.contextmanager
+def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str]) -> Iterator[None]:
+    """Write the record of a step that writes `out`, if the block ends well; nothing is done where it is off."""
+    results = os.environ.get(files.RESULTS_VARIABLE)
+    files.noted.clear()
+    yield
+    if not results or out is None or not Path(out).absolute().is_relative_to(Path(results).absolute()):
+        return
+    read, written = set(files.noted.read), set(files.noted.written)
+    written = {path / CHECKPOINT if path.is_dir() else path for path in written}
+    record = {
+        "step": step,
+        "arguments": list(arguments),
+        "inputs": hashes(read - written, results),
+        "outputs": hashes(written, results),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    if record["outputs"]:  # nothing to vouch for where only rows were written
+        files.write_json(record_file(out, results), record)
+
+
+def record_file(out: str | Path, results: str | Path) -> Path:
+    """Where the record of the step lies that writes `out` inside `results`."""
+    inside = Path(out).absolute().relative_to(Path(results).absolute())
+    return Path(results) / FOLDER / inside.with_name(f"{inside.name}.json")
+
+
+def hashes(paths: Iterable[str | Path], results: str | Path) -> dict[str, str]:
+    """SHA-256 of those of `paths` that are files and stay, by their place as seen from `results`, in order."""
+    root = Path(results).absolute()
+    places = {place_of(path, root): Path(path) for path in paths if Path(path).is_file()}
+    kept = {place: path for place, path in places.items() if not _is_passing(Path(place))}
+    return {place: files.sha256(kept[place]) for place in sorted(kept)}
+
+
+def _is_passing(place: Path) -> bool:
+    return place.parts[0] != os.pardir and bool(PASSING & set(place.parts[:-1]))
+
+
+def place_of(path: str | Path, results: Path) -> str:
+    """A path as seen from the results folder: beside or below its parent relative, elsewhere absolute."""
+    absolute = Path(os.path.normpath(Path(path).absolute()))
+    if absolute.is_relative_to(results.parent):
+        return os.path.relpath(absolute, results)
+    return str(absolute)

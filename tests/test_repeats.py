@@ -1,0 +1,61 @@
+"""The same inputs give the same bytes in other processes, with other hash seeds and numbers of threads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def check_repeats():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import check_repeats
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return check_repeats
+
+
+def test_the_chain_gives_the_same_bytes_in_other_processes(tmp_path):
+    out = tmp_path / "repeats.json"
+    options = ["--repeats", "2", "--processes", "2", "--samples", "8", "--out", str(out)]
+    command = [sys.executable, str(BENCHMARKS / "check_repeats.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(out.read_text())
+    assert report["repeats"] == 2 and report["differ"] == []
+    assert report["files"] > 40
+    assert len(report["table"]) == 7
+
+
+def test_a_file_that_differs_or_is_missing_in_one_repeat_is_named(check_repeats):
+    same, other = {"a": "1", "b": "2"}, {"a": "1", "b": "3"}
+    repeats = [{"files": files} for files in (same, same, other)]
+    assert check_repeats.compared(repeats[:2]) == {"repeats": 2, "files": 2, "differ": []}
+    assert check_repeats.compared(repeats)["differ"] == ["b"]
+    assert check_repeats.compared([{"files": {"a": "1"}}, repeats[0]])["differ"] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("column", "within", "beyond"),
+    [
+        ("removed", "[[2, 8]]", "[[3, 9]]"),
+        ("parameters", 100, 101),
+        ("loss", 1.00009, 1.00011),
+        ("loss", 1.0, float("nan")),
+        ("residual", 0.01, None),
+    ],
+)
+def test_columns_of_two_devices_are_held_to_their_tolerances(check_repeats, column, within, beyond):
+    reference = {"removed": "[[2, 8]]", "parameters": 100, "loss": 1.0, "residual": 0.01}
+
+    def verdict(value):
+        found = check_repeats.apart_from([reference], [reference | {column: value}])
+        return {one["column"]: one["beyond"] for one in found}
+
+    assert not any(verdict(within).values())
+    assert verdict(beyond)[column] and sum(verdict(beyond).values()) == 1
