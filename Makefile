@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: run publish test lint install gpu-test docs clean
+.PHONY: run publish test lint install gpu-test chaos docs clean
 
 run: $(READY)
 	snakemake --cores all
@@ -24,6 +24,11 @@ lint: $(READY)
 
 gpu-test: $(READY)
 	pytest -m gpu
+
+# hundreds of kills and faults, 20 minutes at most; docs/reliability.md has its figures
+chaos: $(READY)
+	rm -f benchmarks/results/chaos.json
+	timeout -k 30 1200 pytest -m chaos -n 2 --dist loadfile tests/chaos --chaos-out benchmarks/results/chaos.json
 
 docs: $(READY)
 	replaceme check --docs docs/config.md
