@@ -190,17 +190,16 @@ def _draw_measure(axes: "Axes", rows: "pandas.DataFrame", name: str, scale: floa
     for _, row in baseline.iterrows():
         axes.axhline(scale * row[name], color="#555555", linestyle=DASHES[1], linewidth=1.2, label="unpruned")
     pruned = rows[rows["fit"] != "baseline"].copy()
-    pruned["chosen"] = _chosen(pruned)
-    what = "fit" if pruned["fit"].nunique() > 1 or pruned["cut"].nunique() == 1 else "cut"
-    names = list(dict.fromkeys(pruned[what]))
-    ways = list(dict.fromkeys(pruned["chosen"])) if what == "fit" else [None]
-    one_size = pruned["removed"].nunique() == 1 and len(names) > 1  # then there is no line, only names to compare
-    for (one, way), line in pruned.groupby([what, "chosen"], sort=False):
+    sizes, by = pruned["compression"], _told_apart_by(pruned)
+    pruned["name"] = pruned[by].agg(", ".join, axis=1)
+    pruned["chosen"] = "" if by == ["cut"] else _chosen(pruned, "cut" not in by)
+    names, looks, ways = (list(dict.fromkeys(pruned[key])) for key in ("name", by[-1], "chosen"))
+    one_size = _alike(sizes) and len(names) > 1  # then there is no line, only names to compare
+    for (one, way), line in pruned.groupby(["name", "chosen"], sort=False):
         ordered = line.sort_values("compression", kind="stable")
-        number, place = names.index(one), ways.index(way) if what == "fit" else 0
-        label = f"{one}, {way}" if len(ways) > 1 else one
+        number, place = looks.index(line[by[-1]].iloc[0]), ways.index(way)
         axes.errorbar(
-            [number] * len(ordered) if one_size else 100 * ordered["compression"],
+            [names.index(one)] * len(ordered) if one_size else 100 * ordered["compression"],
             scale * ordered[name],
             yerr=scale * ordered[f"{name}_stderr"].fillna(0),
             color=COLORS[number % len(COLORS)],
@@ -210,20 +209,33 @@ def _draw_measure(axes: "Axes", rows: "pandas.DataFrame", name: str, scale: floa
             markersize=5,
             capsize=2.5,
             linewidth=1.4,
-            label="_" if one_size and len(ways) == 1 else label,
+            label="_" if one_size and len(ways) == 1 else f"{one}, {way}" if len(ways) > 1 else one,
         )
     if one_size:
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-        shares = [f"{100 * share:.1f}" for share in (pruned["compression"].min(), pruned["compression"].max())]
+        shares = [f"{100 * share:.1f}" for share in (sizes.min(), sizes.max())]
         axes.set_xlabel(f"{' to '.join(dict.fromkeys(shares))}% of the parameters removed")
     else:
         axes.set_xlim(left=0)
 
 
-def _chosen(rows: "pandas.DataFrame") -> "pandas.Series":
+def _alike(sizes: "pandas.Series") -> bool:
+    """Whether models are so near in size that an axis of sizes would heap them up."""
+    return bool(sizes.max() - sizes.min() < 0.015)
+
+
+def _told_apart_by(pruned: "pandas.DataFrame") -> list[str]:
+    """What names a line or a place: the fit, where there is but one the cut, and both among several of one size."""
+    cuts, fits = pruned["cut"].nunique(), pruned["fit"].nunique()
+    if cuts > 1 and fits > 1 and _alike(pruned["compression"]):
+        return ["cut", "fit"]
+    return ["cut"] if cuts > 1 and fits == 1 else ["fit"]
+
+
+def _chosen(rows: "pandas.DataFrame", with_metric: bool) -> "pandas.Series":
     """How each row's cut was chosen, with what tells the rows apart: metric, position and calibration."""
-    way = rows["metric"].fillna("given").astype(str)
-    if rows["position"].nunique() > 1:
+    way = rows["metric"].fillna("given").astype(str) if with_metric else rows["metric"].map(lambda _: "")
+    if with_metric and rows["position"].nunique() > 1:
         way = way + rows["position"].map(lambda place: f", {PLACES[place]}" if place in PLACES else "")
     if rows["calibration"].nunique() > 1:
         way = way + rows["calibration"].map(lambda name: f" ({name})")

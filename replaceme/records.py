@@ -94,7 +94,7 @@ def _calibrations(records: Records) -> list[dict[str, str]]:
             {
                 "model": Path(path).parts[-3],
                 "calibration": Path(path).parts[-2],
-                "source": str(record.get("dataset") or record.get("images")),
+                "source": _source(record),
                 # the embedded generator has neither: its text is that of this version and of its seed
                 "version": content or f"seed {record['seed']}",
                 "sequences": str(record["samples"]),
@@ -103,6 +103,14 @@ def _calibrations(records: Records) -> list[dict[str, str]]:
             }
         )
     return found
+
+
+def _source(record: Mapping[str, Any]) -> str:
+    """The data, with its configuration; of a mix each part, with how many sequences are of it."""
+    if record.get("mix"):
+        return " + ".join(f"{one['taken']} of {_source(one)}" for one in record["mix"])
+    name = f" ({record['name']})" if record.get("name") else ""
+    return f"{record.get('dataset') or record.get('images')}{name}"
 
 
 def _commit(text: str | None) -> str:

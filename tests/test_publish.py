@@ -54,7 +54,7 @@ def test_tables_and_figures_are_kept_and_the_readme_renewed(results, tmp_path):
 
 
 def test_one_page_shows_all(results, tmp_path):
-    out = tmp_path / "record"
+    out = tmp_path / "figures"  # a name that results have too
     assert main(["publish", str(results), "--out", str(out), "--command", "make run"]) == 0
     page = (out / "README.md").read_text()
     order = ["`make run`", "### t\n", "### t2\n\nTwo.", "### t10\n\nTen.", "### f\n"]

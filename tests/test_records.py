@@ -46,6 +46,16 @@ def test_footnotes_name_revisions_versions_and_machines(records):
     assert footnotes(Records([], [], [])) == []
 
 
+def test_texts_with_configurations_and_mixes_of_them(tmp_path):
+    sums = {"dataset": "micro", "name": "sums", "taken": 30}
+    record = {"mix": [sums, {"dataset": "own.txt", "taken": 70}], "seed": 1, "samples": 100, "unmasked_tokens": 5}
+    path = tmp_path / "m/both/tokens.safetensors"
+    save_tensors(path, {"ids": torch.zeros(1)}, {**record, "sha256": "01" * 32})
+    assert footnotes(Records([], [path], [])) == [
+        "Calibration texts: both: 30 of micro (sums) + 70 of own.txt, seed 1."
+    ]
+
+
 def test_the_page_has_everything(records, tmp_path):
     assert [part.title for part in parts(records)] == ["Models", "Calibration", "Versions", "Machines"]
     lists = {"models": records.models, "calibrations": records.calibrations, "measured": records.measured}

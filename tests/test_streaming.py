@@ -112,7 +112,7 @@ def test_prune_gives_the_same_weights(source, fit, request, texts, tmp_path):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     for setting in ("never", "always"):
         calibration = CalibrationConfig(dataset=str(path), samples=24, tokens=20, streaming=setting)
-        replaceme.prune(folder, calibration, blocks=2, fit=FitConfig(**fit), out=tmp_path / setting)
+        replaceme.prune(folder, calibration, blocks=2, fit=FitConfig(**fit), out=tmp_path / setting, verify=False)
         found.append((tmp_path / setting / "model.safetensors").read_bytes())
     assert found[0] == found[1]
 

@@ -44,7 +44,8 @@ def _is_result(path: Path, args: argparse.Namespace) -> bool:
     inside = path.relative_to(args.results).parts
     if len(inside) == 1:
         return path.stem == "provenance"
-    return inside[0] != args.out.name and "model" not in inside[:-1]
+    is_copy = inside[0] == "published" or path.resolve().is_relative_to(args.out.resolve())
+    return not is_copy and "model" not in inside[:-1]
 
 
 def _block(match: re.Match, results: Path) -> str:
