@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: run publish test lint install gpu-test slurm slurm-packages docs clean
+.PHONY: run publish test lint install gpu-test slurm slurm-packages chaos docs clean
 
 run: $(READY)
 	snakemake --cores all
@@ -33,6 +33,11 @@ slurm-packages:
 	@which slurmctld slurmd munged sbatch > /dev/null \
 	|| timeout -k 10 180 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge' > /dev/null 2>&1 \
 	|| echo "no Slurm: slurm-wlm and munge cannot be installed here (apt-get, as root), so its test is skipped"
+
+# hundreds of kills and faults, 20 minutes at most; docs/reliability.md has its figures
+chaos: $(READY)
+	rm -f benchmarks/results/chaos.json
+	timeout -k 30 1200 pytest -m chaos -n 2 --dist loadfile tests/chaos --chaos-out benchmarks/results/chaos.json
 
 docs: $(READY)
 	replaceme check --docs docs/config.md

@@ -37,5 +37,5 @@ rule all:
 
 
 onstart:
-    sweep_temporaries("results")
+    begin("results")
     look_when_jobs_end(workflow)

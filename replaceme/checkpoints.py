@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config_json import check_types
-from replaceme.errors import ReplaceMeError, printable
-from replaceme.files import read_json, sha256_of_all
+from replaceme.errors import DamagedError, ReplaceMeError, printable
+from replaceme.files import check_files, read_json, sha256_of_all
 from replaceme.models import PER_BLOCK_LISTS, Family, family_of, with_sizes
 from replaceme.separate import is_separate, original_config
 from replaceme.trust import check_inside, check_no_code, check_settings, companions
@@ -26,6 +26,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 STORED = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
 AGAIN = "download or copy the checkpoint again"
+RECORD = "replaceme.json"  # of a checkpoint of ours
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
 COMPANIONS = (
@@ -304,19 +305,18 @@ def load_record(path: str | Path) -> dict[str, Any]:
 
 
 def check_merged(folder: str | Path) -> dict[str, Any]:
-    """The provenance record of a merged folder; raises ReplaceMeError when a file is missing or altered."""
+    """The provenance record of a merged folder; raises DamagedError when a file is missing or altered."""
     folder = Path(folder)
-    record = read_json(folder / "replaceme.json", f"delete {folder} and merge again")
-    files = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
-        raise ReplaceMeError(f"{folder}/replaceme.json: no `files` of this folder; delete {folder} and merge again")
-    for name in record["files"]:
-        if not (folder / name).is_file():
-            raise ReplaceMeError(f"{folder / name}: missing; delete {folder} and merge again")
-    found = sha256_of_all(folder / name for name in record["files"])
-    for name, digest in record["files"].items():
-        if found[name] != digest:
-            raise ReplaceMeError(f"{folder / name}: not what replaceme.json says; delete {folder} and merge again")
+    try:
+        record = read_json(folder / RECORD)
+        files = record["files"]
+    except DamagedError as error:
+        raise error.within(folder) from error
+    except (KeyError, TypeError) as error:
+        raise DamagedError(folder, "no list of files in it", folder / RECORD) from error
+    if any(Path(name).name != name for name in files):
+        raise DamagedError(folder, "lists files outside of this folder", folder / RECORD)
+    check_files(folder, files)
     return record
 
 

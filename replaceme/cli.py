@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from replaceme import __version__
+from replaceme.aside import told
 from replaceme.cost import measured
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.lineage import recorded
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with measured(step, out), recorded(step, out, argv):
             args.run(args)
     except ReplaceMeError as error:
-        _report(str(error).split("\n"))
+        _report(told(error).split("\n"))
         return 1
     except OSError as error:  # what no step foresees: a file that may not be read, a disk that fails
         if error.filename is None:

@@ -1,10 +1,25 @@
 """The one exception that users see: a line that says what is wrong, where, and what to do."""
 
+from pathlib import Path
 from typing import Any
 
 
 class ReplaceMeError(Exception):
     """Bad input or a bad environment; the command line prints the message alone and exits with 1."""
+
+
+class DamagedError(ReplaceMeError):
+    """A result that is not what was written; `path` (a file, or a folder that counts as a whole) can be made again."""
+
+    def __init__(self, path: str | Path, what: str, part: str | Path | None = None) -> None:
+        """`part`: the file in the folder `path` that is damaged."""
+        self.path, self.found = Path(path), f"{part or path}: {what}"
+        self._what, self._part = what, part or path
+        super().__init__(f"{self.found}; delete {'it' if part is None else path} and run again")
+
+    def within(self, folder: str | Path) -> "DamagedError":
+        """The same of a folder that counts as a whole."""
+        return DamagedError(folder, self._what, self._part)
 
 
 def printable(text: Any) -> str:

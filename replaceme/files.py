@@ -9,7 +9,9 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError, printable
+from replaceme.digests import MISMATCH, sealed, tensor_digests, unsealed, with_digest, without_digest
+from replaceme.errors import DamagedError, ReplaceMeError, printable
 
 if TYPE_CHECKING:
     import torch
 
+RESULTS_VARIABLE = "REPLACEME_RESULTS"  # of the environment: where the results of a workflow lie; by hand not set
 TEMPORARY = ".tmp-"
+DAY = 86400.0  # seconds
+STAMP = "replaceme"  # key of what a safetensors file of ours says of itself
 CANNOT_WRITE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
@@ -54,14 +60,12 @@ def note_read(path: str | Path) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _put(temporary, path)
         sync(path.parent)
         noted.written.add(path.absolute())
     except OSError as error:
@@ -70,6 +74,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         _remove(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}-{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+
+
+def _put(new: Path, path: Path) -> None:
+    """Rename what is new to `path`; an old folder there goes as a whole, so that no kill leaves a part of it."""
+    if not path.is_dir() or path.is_symlink():
+        new.replace(path)
+        return
+    old = path.replace(_temporary(path))
+    try:
+        new.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    _remove(old)
 
 
 def _cannot_write(path: Path, error: Exception) -> ReplaceMeError:
@@ -111,31 +133,53 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, keys in the order given, floats with all their digits, no NaN or infinity."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON atomically, keys in the order given, floats with all their digits, no NaN or infinity.
+
+    A mapping gets the digest of its content as a last key, which `read_json` checks and takes away.
+    """
+    write_text(path, json_text(value))
 
 
-def read_json(path: str | Path, remedy: str = "delete it and run again") -> Any:
-    """Read JSON; raises ReplaceMeError, with the remedy for broken ones, when the file is missing or broken."""
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    content = with_digest(value) if isinstance(value, Mapping) else value
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: str | Path, remedy: str | None = None) -> Any:
+    """Read JSON; raises ReplaceMeError when the file is missing, DamagedError when it is not what `write_json` wrote.
+
+    `remedy`: what to do about a broken file that no run of ours makes again; then that is no DamagedError.
+    """
     note_read(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReplaceMeError(f"{path}: no such file; run the step that makes it first") from None
     except OSError as error:
         raise ReplaceMeError(f"{path}: cannot read ({error.strerror}); give a file that can be read") from error
     except RecursionError:
-        raise ReplaceMeError(f"{path}: not valid JSON (nested too deeply); {remedy}") from None
+        raise _broken(path, "not valid JSON (nested too deeply)", remedy) from None
     except ValueError as error:  # JSON's own, of text that is not UTF-8, and of integers of thousands of digits
-        raise ReplaceMeError(f"{path}: not valid JSON ({printable(error)}); {remedy}") from error
+        raise _broken(path, f"not valid JSON ({printable(error)})", remedy) from error
+    try:
+        return without_digest(value) if isinstance(value, dict) else value
+    except ValueError as error:
+        raise _broken(path, str(error), remedy) from None
+
+
+def _broken(path: str | Path, what: str, remedy: str | None) -> ReplaceMeError:
+    return DamagedError(path, what) if remedy is None else ReplaceMeError(f"{path}: {what}; {remedy}")
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, Any]) -> None:
     """Save tensors and JSON-able metadata as one safetensors file, atomically."""
     # the stamp is one JSON string: safetensors writes several metadata keys in no fixed order, and the same inputs
     # must give the same bytes
+    held = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    stamp = {"metadata": metadata, "tensors": tensor_digests(held)}
     with replacing(path) as temporary:
-        write_safetensors(temporary, tensors, {"replaceme": json.dumps(metadata)})
+        write_safetensors(temporary, held, {STAMP: sealed(stamp)})
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: dict[str, str]) -> None:
@@ -157,9 +201,13 @@ def load_tensors(path: str | Path, group: int | None = None) -> tuple[dict[str, 
     Raises ReplaceMeError when missing or corrupted.
     """
     prefix = "" if group is None else f"{group}."
-    with _opened(path) as (file, metadata):
+    with _opened(path) as (file, stamp):
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, metadata
+        tensors = {name: file.get_tensor(name) for name in names}
+        for name, digest in tensor_digests(tensors).items():
+            if stamp["tensors"].get(name) != digest:
+                raise DamagedError(path, f"{name}: {MISMATCH}")
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, stamp["metadata"]
 
 
 def save_groups(path: str | Path, groups: Sequence[Mapping[str, "torch.Tensor"]], metadata: Mapping[str, Any]) -> None:
@@ -169,8 +217,8 @@ def save_groups(path: str | Path, groups: Sequence[Mapping[str, "torch.Tensor"]]
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata alone of what `save_tensors` wrote; errors as in `load_tensors`."""
-    with _opened(path) as (_, metadata):
-        return metadata
+    with _opened(path) as (_, stamp):
+        return stamp["metadata"]
 
 
 @contextlib.contextmanager
@@ -182,12 +230,15 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     note_read(path)
     try:
         with safe_open(path, framework="pt") as file:
-            stamp = (file.metadata() or {}).get("replaceme")
-            if stamp is None:
+            text = (file.metadata() or {}).get(STAMP)
+            if text is None:
                 raise ReplaceMeError(f"{path}: not written by replaceme; delete it and run the step that makes it")
-            yield file, json.loads(stamp)
-    except SafetensorError as error:
-        raise ReplaceMeError(f"{path}: corrupted safetensors file ({error}); delete it and run again") from error
+            stamp = unsealed(text)
+            if set(file.keys()) != set(stamp["tensors"]):
+                raise ValueError(MISMATCH)
+            yield file, stamp
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(path, f"corrupted safetensors file ({error})") from error
 
 
 def sha256(path: str | Path) -> str:
@@ -203,6 +254,17 @@ def sha256_of_all(paths: Iterable[str | Path]) -> dict[str, str]:
         return {path.name: digest for path, digest in zip(paths, threads.map(sha256, paths), strict=True)}
 
 
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise DamagedError for a folder in which a file is missing or has not the SHA-256 that stands by its name."""
+    for name in digests:
+        if not (folder / name).is_file():
+            raise DamagedError(folder, "missing", folder / name)
+    found = sha256_of_all(folder / name for name in digests)
+    for name, digest in digests.items():
+        if found[name] != digest:
+            raise DamagedError(folder, MISMATCH, folder / name)
+
+
 def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
     """Raise ReplaceMeError when the disk of a folder, which need not be there yet, has less than `needed` bytes."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -214,7 +276,8 @@ def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
 def sweep_temporaries(folder: str | Path) -> list[Path]:
     """Remove what killed jobs left behind under `folder` and return the paths removed.
 
-    What a living process of this machine is writing stays: jobs outlive a Snakemake that was killed.
+    What a living process is writing stays: jobs outlive a Snakemake that was killed. Of other machines of a cluster
+    that is not known; what was changed there within a day stays.
     """
     stale = sorted(path for path in Path(folder).rglob(f"{TEMPORARY}*") if not _writer_lives(path))
     for path in stale:
@@ -223,13 +286,28 @@ def sweep_temporaries(folder: str | Path) -> list[Path]:
 
 
 def _writer_lives(temporary: Path) -> bool:
-    writer, dot, _ = temporary.name.rpartition("-")[2].partition(".")
-    if not dot or not writer.isdecimal():
+    machine, *more = temporary.name.rpartition("-")[2].split(".")
+    if len(more) != 2 or not more[0].isdecimal():
         return False
+    if machine != _machine():
+        return time.time() - _last_change(temporary) < DAY
     try:
-        os.kill(int(writer), 0)
+        os.kill(int(more[0]), 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's process
         return True
     return True
+
+
+def _machine() -> str:
+    """Digits that tell this machine from others that see the same folder; its name is nobody's business."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _last_change(path: Path) -> float:
+    times = [0.0]
+    for one in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # it has got its name
+            times.append(one.stat().st_mtime)
+    return max(times)

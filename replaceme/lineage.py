@@ -1,6 +1,6 @@
 """What a step was made from and with, in a small JSON file: hashes of what it read and wrote, options, versions.
 
-On where the variable REPLACEME_RECORDS names a results folder, as the workflow sets it; the files go to its `records`,
+On where the variable REPLACEME_RESULTS names a results folder, as the workflow sets it; the files go to its `records`,
 at the place of what the step wrote. Nothing in them changes from one run to the next of the same work on the same
 machine. A step declares nothing: `replaceme.files` notes what passes through it. Weights are not read here: of a model
 its record counts (`model.json`, or `replaceme.json` of a checkpoint made here), which has the hash of every file.
@@ -15,7 +15,6 @@ from replaceme import files
 from replaceme.provenance import hardware, versions
 from replaceme.redaction import redacted
 
-VARIABLE = "REPLACEME_RECORDS"
 FOLDER = "records"
 CHECKPOINT = "replaceme.json"  # stands for the folder that it lies in
 PASSING = {"rows", "cost", FOLDER}  # folders whose files are gone when they were used, or are no part of a result
@@ -24,7 +23,7 @@ PASSING = {"rows", "cost", FOLDER}  # folders whose files are gone when they wer
 @contextlib.contextmanager
 def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str]) -> Iterator[None]:
     """Write the record of a step that writes `out`, if the block ends well; nothing is done where it is off."""
-    results = os.environ.get(VARIABLE)
+    results = os.environ.get(files.RESULTS_VARIABLE)
     files.noted.clear()
     yield
     if not results or out is None or not Path(out).absolute().is_relative_to(Path(results).absolute()):

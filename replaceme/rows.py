@@ -16,8 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.capture import Activations, collect
 from replaceme.data import Tokens
-from replaceme.errors import ReplaceMeError
-from replaceme.files import check_room, read_json, replacing, sync, write_json, write_safetensors
+from replaceme.errors import DamagedError, ReplaceMeError
+from replaceme.files import (
+    check_files,
+    check_room,
+    read_json,
+    replacing,
+    sha256,
+    sync,
+    write_json,
+    write_safetensors,
+)
 from replaceme.models import Family
 from replaceme.progress import progress
 from replaceme.regression import Regression, formed
@@ -62,14 +71,12 @@ class Rows:
 
     @staticmethod
     def open(folder: str | Path) -> "Rows":
-        """Rows that `store` wrote; raises ReplaceMeError when the folder is not such a one or lacks a part."""
+        """Rows that `store` wrote; raises ReplaceMeError for another folder, and where a part is missing or damaged."""
         folder = Path(folder)
         index = read_json(folder / INDEX)
-        if not isinstance(index, dict) or set(index) != {"parts", "columns", "state", "origin"}:
+        if not isinstance(index, dict) or set(index) != {"parts", "columns", "state", "origin", "files"}:
             raise ReplaceMeError(f"{folder / INDEX}: not the index of rows; make them with `replaceme rows`")
-        missing = [name for name, _ in index["parts"] if not (folder / name).is_file()]
-        if missing:
-            raise ReplaceMeError(f"{folder / missing[0]}: no such file; delete {folder} and run again")
+        check_files(folder, index["files"])
         parts = tuple((name, rows) for name, rows in index["parts"])
         return Rows(folder, parts, tuple(index["columns"]), index["state"], index["origin"])
 
@@ -117,7 +124,7 @@ def opened(part: Path) -> Iterator[Any]:
         with safe_open(part, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ReplaceMeError(f"{part}: corrupted ({error}); delete {part.parent}") from error
+        raise DamagedError(part.parent, f"corrupted ({error})", part) from error
 
 
 def row_bytes(columns: tuple[int, int], state: bool) -> int:
@@ -148,6 +155,7 @@ class Parts(HeldParts):
         super().__init__(folder, origin)
         self._temporary, self._writer = temporary, writer
         self._pending: Future | None = None
+        self.digests: dict[str, str] = {}
 
     def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
         """Write a part while the next is made."""
@@ -160,9 +168,9 @@ class Parts(HeldParts):
         if self._pending is not None:
             self._pending.result()
 
-    @staticmethod
-    def _write(path: Path, tensors: tuple["torch.Tensor", ...]) -> None:
+    def _write(self, path: Path, tensors: tuple["torch.Tensor", ...]) -> None:
         write_safetensors(path, dict(zip(NAMES, tensors, strict=False)), {})
+        self.digests[path.name] = sha256(path)  # from memory, before the disk has it
         sync(path)
 
 
@@ -177,7 +185,7 @@ def storing(folder: str | Path, origin: dict[str, Any] | None = None) -> Iterato
         parts.settle()
         rows = parts.rows
         index = {"parts": rows.parts, "columns": rows.columns, "state": rows.state, "origin": rows.origin}
-        write_json(temporary / INDEX, index)
+        write_json(temporary / INDEX, {**index, "files": parts.digests})
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.changes import Content
-from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint
+from replaceme.checkpoints import COMPANIONS, INDEX, RECORD, Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, replacing, sha256_of_all
+from replaceme.files import TEMPORARY, json_text, replacing, sha256_of_all
 from replaceme.provenance import versions
 from replaceme.redaction import published
 from replaceme.separate import CODE
@@ -87,7 +87,7 @@ class Merger:
             (folder / "README.md").write_text(card, encoding="utf-8")
         others = sha256_of_all(path for path in folder.iterdir() if path.name not in digests)
         record = {**provenance, "files": dict(sorted((digests | others).items()))}
-        (folder / "replaceme.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(json_text(record), encoding="utf-8")
         self.finished = True
 
 
@@ -117,8 +117,8 @@ def check_out(source: str | Path, out: str | Path) -> None:
         return
     patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
     ours = {path for pattern in patterns for path in out.glob(pattern)}
-    if (out / "replaceme.json").is_file():
-        ours |= {out / "replaceme.json", out / "config.json"}
+    if (out / RECORD).is_file():
+        ours |= {out / RECORD, out / "config.json"}
     foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
     if foreign:
         raise ReplaceMeError(

@@ -18,14 +18,14 @@ from replaceme.cost import VARIABLE as COST_VARIABLE
 from replaceme.cost import setting as cost_setting
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
-from replaceme.files import sweep_temporaries
+from replaceme.files import RESULTS_VARIABLE
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.images import image_files
 from replaceme.labelled import files_of as labelled_files
-from replaceme.lineage import VARIABLE as RECORDS_VARIABLE
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
+from replaceme.running import begin, told_when_locked
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
 from replaceme.tables import HEALED
 from snakemake.exceptions import WorkflowError
@@ -41,6 +41,7 @@ os.environ.update(
 )
 
 
+logger.addFilter(told_when_locked)  # of two runs in one folder, or after a kill
 SCALAR = re.compile(r"[-+.\w]+")  # what may be a number, a boolean or null
 
 
@@ -86,7 +87,7 @@ if (
 ):  # jobs inherit it; as an option of their commands it would run all of them again
     os.environ[COST_VARIABLE] = cost_setting("results", **CONFIG.cost.model_dump())
 # jobs record what they were made from and with
-os.environ[RECORDS_VARIABLE] = "results"
+os.environ[RESULTS_VARIABLE] = "results"
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 CLUSTER = workflow.is_main_process and not LOCAL
 

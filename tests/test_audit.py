@@ -9,8 +9,8 @@ from replaceme import files
 from replaceme.audit import audit, other_versions
 from replaceme.cli import main
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, sha256, write_json
-from replaceme.lineage import VARIABLE, record_file, recorded
+from replaceme.files import RESULTS_VARIABLE, read_json, sha256, write_json
+from replaceme.lineage import record_file, recorded
 from replaceme.provenance import versions
 
 
@@ -18,7 +18,7 @@ from replaceme.provenance import versions
 def results(tmp_path, monkeypatch):
     """text.txt beside results/, from which two steps made a/one.json and, from that, tables/two.csv and .md."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(VARIABLE, "results")
+    monkeypatch.setenv(RESULTS_VARIABLE, "results")
     (tmp_path / "text.txt").write_text("words")
     with recorded("first", "results/a/one.json", ["first", "--out", "results/a/one.json"]):
         files.note_read("text.txt")
@@ -50,7 +50,7 @@ def test_nothing_is_recorded_of_a_step_that_fails_or_writes_elsewhere(results, m
         write_json("elsewhere.json", 1)
     with recorded("rows", "results/a/rows/mlp", []):  # gone when they were used
         write_json("results/a/rows/mlp/index.json", 1)
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(RESULTS_VARIABLE)
     with recorded("fit", "results/c/e.json", []):
         write_json("results/c/e.json", 1)
     assert sorted((results / "records").rglob("*")) == before
@@ -144,7 +144,7 @@ def test_what_nothing_is_recorded_of_is_refused(results, tmp_path, capsys):
 
 def test_a_model_and_a_checkpoint_are_checked_by_their_own_lists(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(VARIABLE, "results")
+    monkeypatch.setenv(RESULTS_VARIABLE, "results")
     for name in ("source", "results/m/c/n/f/model"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "model.safetensors").write_text(name)

@@ -8,6 +8,7 @@ import pytest
 
 from replaceme import __version__
 from replaceme.cli import main
+from replaceme.files import read_json, write_json
 from replaceme.steps import STEPS
 
 
@@ -198,7 +199,8 @@ def test_a_cosine_fit_over_stored_rows(run, capsys, tmp_path):
     assert report["solver"] == "irls" and 2 <= len(report["history"]) <= 4
     assert 0 < report["cosine_distance"] <= report["cosine_distance_least_squares"] * 1.01
     index = tmp_path / "rows" / "0" / "index.json"
-    index.write_text(index.read_text().replace('"batch_size": 4', '"batch_size": 5'))
+    held = read_json(index)
+    write_json(index, {**held, "origin": {**held["origin"], "batch_size": 5}})
     assert "of another model, calibration or cut" in fails(capsys, *words, "--rows", str(tmp_path / "rows"))
 
 

@@ -3,14 +3,21 @@
 import errno
 import json
 import os
+import platform
+import random
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from replaceme import files
+from replaceme.aside import told
+from replaceme.errors import DamagedError, ReplaceMeError
 from replaceme.files import (
+    RESULTS_VARIABLE,
     TEMPORARY,
+    _temporary,
     load_tensors,
     read_json,
     replacing,
@@ -61,6 +68,30 @@ def test_an_exception_leaves_the_old_and_no_temporaries(old, name, error):
         (temporary / "half").write_text("half")
         raise error
     assert listing(old) == before and (old / "file").read_text() == "old"
+
+
+def test_an_old_folder_goes_as_a_whole(old, monkeypatch):
+    """A kill while the old folder is removed leaves nothing of it behind, and a rename that fails leaves all of it."""
+    removed = []
+    monkeypatch.setattr(files, "_remove", removed.append)
+    with replacing(old / "folder") as temporary:
+        temporary.mkdir()
+    assert not list((old / "folder").iterdir()) and removed[0].name.startswith(f"{TEMPORARY}folder-")
+    assert (removed[0] / "inner").read_text() == "old"
+    rename = Path.replace
+
+    def failing(path, target):
+        if target == old / "folder" and path == temporary:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(path, target)
+
+    removed[0].replace(old / "again")
+    with pytest.raises(ReplaceMeError, match="cannot write"), replacing(old / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+        (old / "folder/kept").touch()
+        monkeypatch.setattr(Path, "replace", failing)
+    assert [path.name for path in (old / "folder").iterdir()] == ["kept"]
 
 
 def test_parents_are_made_and_everything_is_synced(tmp_path, monkeypatch):
@@ -138,15 +169,26 @@ def test_other_errors_of_the_system_pass(old):
         Path(old / "nothing").read_text()
 
 
-def test_sweep_removes_what_killed_jobs_left(old):
+def test_sweep_removes_what_killed_jobs_left(old, monkeypatch):
+    """Not what living processes write, nor what is new on another machine, whose processes cannot be seen from here."""
     dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
-    (old / f"{TEMPORARY}file-{dead}.1").write_text("half")
-    (old / f"{TEMPORARY}file-{os.getpid()}.1").write_text("being written by an orphan of a killed Snakemake")
+    own = _temporary(old / "file")
+    own.write_text("being written by an orphan of a killed Snakemake")
+    own.with_name(own.name.replace(f".{os.getpid()}.", f".{dead}.")).write_text("half")
+    monkeypatch.setattr(platform, "node", lambda: "another")
+    theirs, stale = _temporary(old / "model"), _temporary(old / "model")
+    for folder in (theirs, stale):
+        folder.mkdir()
+        (folder / "inner").write_text("of another machine")
+    os.utime(stale / "inner", (0, 0))
+    os.utime(stale, (0, 0))
+    monkeypatch.undo()
     nested = old / "folder" / f"{TEMPORARY}model-2"
     (nested / f"{TEMPORARY}inner").mkdir(parents=True)
     removed = sweep_temporaries(old)
-    assert {path.name for path in removed} >= {f"{TEMPORARY}file-{dead}.1", f"{TEMPORARY}model-2"}
-    assert listing(old) == [f"{TEMPORARY}file-{os.getpid()}.1", "file", "folder", "folder/inner"]
+    assert {path.name for path in removed} >= {stale.name, f"{TEMPORARY}model-2"} and len(removed) == 4
+    kept = sorted([own.name, theirs.name, f"{theirs.name}/inner"])
+    assert listing(old) == [*kept, "file", "folder", "folder/inner"]
     assert sweep_temporaries(old) == []
 
 
@@ -157,7 +199,7 @@ def test_json_is_read_back(tmp_path, refuses):
     value = {"b": 0.1 + 0.2, "a": [None, True, "é"]}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
-    assert list(json.loads((tmp_path / "x.json").read_text())) == ["b", "a"]
+    assert list(json.loads((tmp_path / "x.json").read_text())) == ["b", "a", "content_sha256"]
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"x": float("nan")})
     assert read_json(tmp_path / "x.json") == value
@@ -201,6 +243,68 @@ def test_broken_tensor_files(tmp_path, refuses):
     write_safetensors(path, {"x": torch.ones(2)}, {"format": "pt"})
     with refuses("not written by replaceme"):
         load_tensors(path)
+
+
+def flipped(content, chance):
+    """Every byte with one of its bits flipped, in turn."""
+    for place in range(len(content)):
+        yield place, content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """Wherever it is, in JSON and in tensors: the file is refused, or it says the same."""
+    import torch
+
+    tensors = {"a": torch.arange(3, dtype=torch.float64), "b": torch.ones(2, 2, dtype=torch.bfloat16)}
+    tensors |= {"c": torch.tensor(7), "d": torch.tensor([True, False])}
+    value = {"metric": 0.25, "name": "é", "list": [1, None, "x"], "nested": {"k": 3}}
+    save_tensors(tmp_path / "x", tensors, value)
+    write_json(tmp_path / "y", value)
+    chance, refused = random.Random(0), 0
+    for name, read in (("x", load_tensors), ("y", lambda path: ({}, read_json(path)))):
+        content = (tmp_path / name).read_bytes()
+        for place, damaged in flipped(content, chance):
+            (tmp_path / name).write_bytes(damaged)
+            try:
+                found, metadata = read(tmp_path / name)
+            except DamagedError as error:
+                assert len(str(error).splitlines()) == 1 and str(tmp_path / name) in str(error)
+                refused += 1
+            except ReplaceMeError as error:
+                assert name == "x" and "not written by replaceme" in str(error), (place, str(error))
+            else:
+                assert metadata == value and all(torch.equal(found[key], tensors[key]) for key in found), place
+    assert refused > 900
+
+
+def test_what_others_wrote_has_no_digest(tmp_path):
+    (tmp_path / "x.json").write_text('{"tokens_sha256": "' + 64 * "0" + '"}')
+    assert read_json(tmp_path / "x.json") == {"tokens_sha256": 64 * "0"}
+
+
+def test_damage_is_put_aside_in_a_workflow_alone(tmp_path, monkeypatch):
+    """Only below its results; a folder as a whole; and so that it can happen again."""
+    inside, outside, folder = tmp_path / "results/x.json", tmp_path / "x.json", tmp_path / "results/model"
+    folder.mkdir(parents=True)
+    for again in range(2):
+        for path in (inside, outside, folder / "part"):
+            folder.mkdir(exist_ok=True)
+            path.write_text(f"damaged {again}")
+        errors = [DamagedError(inside, "damaged"), DamagedError(folder, "damaged", folder / "part")]
+        monkeypatch.delenv(RESULTS_VARIABLE, raising=False)
+        assert [told(error) for error in errors] == [
+            f"{inside}: damaged; delete it and run again",
+            f"{folder / 'part'}: damaged; delete {folder} and run again",
+        ]
+        monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path / "results"))
+        assert told(errors[0]) == f"{inside}: damaged; it is {inside}.damaged now: run again, and it is made anew"
+        assert "run again, and it is made anew" in told(errors[0]), "another job has seen it too"
+        assert f"it is {folder}.damaged now" in told(errors[1])
+        assert told(DamagedError(outside, "damaged")) == f"{outside}: damaged; delete it and run again"
+        assert told(ReplaceMeError("other")) == "other"
+        assert listing(tmp_path) == ["results", "results/model.damaged", "results/model.damaged/part",
+                                     "results/x.json.damaged", "x.json"]  # fmt: skip
+        assert (tmp_path / "results/x.json.damaged").read_text() == f"damaged {again}"
 
 
 def test_sha256(tmp_path):

@@ -13,7 +13,7 @@ from replaceme import external
 from replaceme import verify as module
 from replaceme.checkpoints import resolve
 from replaceme.cli import main
-from replaceme.files import sha256
+from replaceme.files import read_json, sha256, write_json
 from replaceme.fold import merge
 from replaceme.outcome import NotChecked, not_checked, outcome
 from replaceme.recycling import Recycled
@@ -97,9 +97,9 @@ def spoilt(given, tmp_path, spoil):
     """A copy of an export with something done to it, whose list of hashes is put right again."""
     folder = shutil.copytree(given[3], tmp_path / "spoilt")
     spoil(folder)
-    record = json.loads((folder / "replaceme.json").read_text())
+    record = read_json(folder / "replaceme.json")
     record["files"] = {path.name: sha256(path) for path in folder.iterdir() if path.name != "replaceme.json"}
-    (folder / "replaceme.json").write_text(json.dumps(record))
+    write_json(folder / "replaceme.json", record)
     return *given[:3], folder
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_is_not_what_was_written(right, tmp_path, refuses):
     folder = shutil.copytree(right[3], tmp_path / "model")
     edit_tensor(FOLDED, lambda one: one * 1.0001)(folder)
     report = verify(*right[:3], folder)
-    with refuses("files: ", "not what replaceme.json says"):
+    with refuses("files: ", "does not match its SHA-256"):
         require_passed(report)
     assert report["checks"]["logits"] == not_checked("a check before it failed")
 

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import check_merged, load_record, model_sha256, read_config
+from replaceme.checkpoints import RECORD, check_merged, load_record, model_sha256, read_config
 from replaceme.config import ModelConfig
-from replaceme.errors import ReplaceMeError
-from replaceme.files import load_metadata, read_json
+from replaceme.errors import DamagedError, ReplaceMeError
+from replaceme.files import check_files, load_metadata, read_json
 from replaceme.options import add_options
 from replaceme.validation import validated
 
@@ -125,10 +125,22 @@ def load_model(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def weights_folder(model: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a model to measure and its config; a merged model is checked against its own list of files."""
+    """The folder of a model to measure and its config; its files are checked against their list in its record."""
     folder = Path(model)
-    if not (folder / "replaceme.json").is_file():
-        folder = Path(load_record(model)["folder"])
-    else:
+    if (folder / RECORD).is_file():
         check_merged(folder)
+    else:
+        record = load_record(model)
+        folder = Path(record["folder"])
+        if folder != Path(model):  # of a folder the hashes have just been made
+            _check_source(folder, record["files"], model)
     return folder, read_config(folder)
+
+
+def _check_source(folder: Path, files: dict[str, str], path: str) -> None:
+    try:
+        check_files(folder, files)
+    except DamagedError as error:
+        raise ReplaceMeError(
+            f"{error.found} in {path}; copy the model again, or delete {path} to take it as it is"
+        ) from None

@@ -9,7 +9,7 @@ from typing import Any
 from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import FORWARD, CalibrationConfig, FitConfig
 from replaceme.cuts import groups_of
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import DamagedError, ReplaceMeError
 from replaceme.files import load_metadata, write_json
 from replaceme.fitting import Evidence, Passes, fit_cut, fit_state, state_identity
 from replaceme.methods import check_section
@@ -155,7 +155,10 @@ def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any], g
     if not args.rows:
         what = f"an {config.objective}" if config.objective == "l2" else f"a {config.objective}"
         raise ReplaceMeError(f"options: {what} fit by {config.solver} needs --rows, made by `replaceme rows`")
-    rows = Rows.open(Path(args.rows) / str(group))
+    try:
+        rows = Rows.open(Path(args.rows) / str(group))
+    except DamagedError as error:
+        raise error.within(args.rows) from error  # the rows of all groups are made together
     if config.needs_state:
         rows.require_state()
     if rows.origin != {key: value for key, value in origin.items() if key != "shards"}:

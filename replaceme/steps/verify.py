@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+from replaceme.checkpoints import check_merged
 from replaceme.errors import ReplaceMeError
 from replaceme.external import external_checks
 from replaceme.files import write_json
@@ -79,4 +80,6 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
     for name, check in (report["checks"] | others).items():
         level = logging.WARNING if check["outcome"] == FAILED else logging.INFO
         log.log(level, "%s: %s", name, ", ".join(str(value) for value in check.values()))
+    if report["checks"]["files"]["outcome"] == FAILED:
+        check_merged(args.folder)  # of files that are damaged it tells the folder too
     require_passed(report)

@@ -215,7 +215,7 @@ def test_unusable_rows_are_refused(tmp_path):
     with pytest.raises(ReplaceMeError, match="needs rows to fit and rows to hold out"):
         fit_cosine(of_few, few)
     (tmp_path / "rows" / "rows-00001.safetensors").unlink()
-    with pytest.raises(ReplaceMeError, match=r"rows-00001\.safetensors: no such file"):
+    with pytest.raises(ReplaceMeError, match=r"rows-00001\.safetensors: missing"):
         Rows.open(tmp_path / "rows")
     write_json(tmp_path / "rows" / INDEX, [])
     with pytest.raises(ReplaceMeError, match="not the index of rows"):
