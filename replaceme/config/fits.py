@@ -236,11 +236,6 @@ class FitConfig(Strict):
         return self
 
     @property
-    def brings_code(self) -> bool:
-        """Whether its models are of no architecture of transformers, and hold the code that they need."""
-        return self.placement == "block" or self.method in ("svd_llm", "slicegpt")
-
-    @property
     def is_other(self) -> bool:
         """Whether this is a method that fits no T."""
         return self.method != "replaceme"
