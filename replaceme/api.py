@@ -176,6 +176,7 @@ def choose_and_fit(
 
     In place of transforms what another method found.
     """
+    from replaceme.collapse import as_chosen
     from replaceme.cuts import groups_of
     from replaceme.fitting import fit_cut
     from replaceme.foresight import can_foresee, choose_and_gather
@@ -197,7 +198,7 @@ def choose_and_fit(
         begin(groups_of(chosen))
         gathered = None if evidence is None else evidence.__getitem__
         sizes = (groups_of(chosen), record["hidden_size"])
-        return chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family)
+        return chosen, as_chosen(chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family))
 
 
 def _choose(model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig) -> dict[str, Any]:

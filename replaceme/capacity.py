@@ -82,7 +82,7 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
         used = {row.calibration for table in tables for row in table.pruned if row.cut == name}
         for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
             yield from room.lacking(outline, dtype, f"metric {cut.metric} is not streamed; use another metric")
-    if not cut.needs_candidates or cut.metric in UNREPAIRED_METRICS:
+    if not cut.needs_candidates or cut.metric in (*UNREPAIRED_METRICS, "output"):
         return
     try:
         spans = possible_spans(cut, outline.record)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from replaceme.collapse import COLLAPSE, collapsed
+from replaceme.collapse import COLLAPSE, coefficients_of, collapsed
 from replaceme.models import Family
 from replaceme.upstream import UPSTREAM, factor_of, hooked
 
@@ -35,7 +35,7 @@ def shortened(
             for block in blocks[start:end]:
                 hooks.callback(skipped(block, family))
             if transform is not None and transform.placement == COLLAPSE:
-                hooks.callback(collapsed(blocks, start, end))
+                hooks.callback(collapsed(blocks, start, end, coefficients_of(transform)))
             elif transform is not None and transform.placement == UPSTREAM:
                 for undo in hooked(base_model, family, start, factor_of(transform)):
                     hooks.callback(undo)

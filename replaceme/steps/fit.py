@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import model_sha256, read_config
+from replaceme.collapse import as_chosen
 from replaceme.config import FORWARD, CalibrationConfig, FitConfig
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     # a sequential estimation has no sums, also where the groups that were asked for have become one
     summed = args.statistics is not None or config.unfitted
     found = fit_cut(config, groups, record["hidden_size"], gathered if summed else None, passes, family)
+    found = as_chosen(cut, found)
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin)
     _write_report(args, config, report, origin)
