@@ -47,7 +47,7 @@ def shortened(
 
 def skipped(block: "nn.Module", family: Family):
     """Let a block hand on its input; returns what undoes it."""
-    forward = block.forward
+    own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied
 
     def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
         return (hidden_states, None) if family.tuples else hidden_states
@@ -55,7 +55,10 @@ def skipped(block: "nn.Module", family: Family):
     block.forward = hand_on
 
     def undo() -> None:
-        block.forward = forward
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
 
     return undo
 
