@@ -181,6 +181,7 @@ BAD = {
     "a dangling row": (("tables/main/rows", ["tiny/c4/n5/ls"]), "tables.main.rows: 'n5' is not defined under cuts; "
                        "defined: n4, quarter (in 'tiny/c4/n5/ls')"),
     "a row not healed": (("tables/main/rows", ["tiny/c4/n4/ls/lora"]), "rows: 'lora' is not defined under healings"),
+    "method of another's": (("fits/ls/network", "mlp"), "fits.ls: network is of other methods than replaceme; drop it"),
     "reserved model": (("models/tables", {"source": "x"}), "models.tables: this name is reserved; choose another"),
     "reserved calibration": (("calibrations/baseline", {"dataset": "micro"}), "calibrations.baseline: this name is"),
     "reserved cut": (("cuts/candidates", {"blocks": 1}), "cuts.candidates: this name is reserved"),

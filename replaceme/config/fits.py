@@ -161,6 +161,11 @@ class FitConfig(Strict):
         ge=0,
         description="Seed of the order of the tokens, and of the masks, of adam, or of the text of llm_streamline.",
     )
+    network: Literal["layer", "mlp"] = Field(
+        "layer",
+        description="What llm_streamline trains: layer, a whole block; mlp, a block without attention (its MLP behind "
+        "its norm, beside the residual stream), which is smaller.",
+    )
     l1_alpha: float = Field(
         0.0, ge=0, description="Penalty on the sum of |T_ij|, in units of the mean loss, of adam (eq. 9)."
     )
@@ -175,6 +180,8 @@ class FitConfig(Strict):
         for name in type(self).model_fields:
             if self.is_other and name not in ("method", *methods.OPTIONS[self.method]) and self._given(name):
                 raise ValueError(f"method {self.method} takes no {name}; drop it")
+            if not self.is_other and name in methods.OWN and self._given(name):
+                raise ValueError(f"{name} is of other methods than replaceme; drop it, or set `method`")
         return self
 
     @model_validator(mode="after")
@@ -248,7 +255,7 @@ class FitConfig(Strict):
     @property
     def own_code(self) -> bool:
         """Whether the model brings code of its own."""
-        return self.method in methods.CODED or (self.placement == "block" and self.transform != "identity")
+        return methods.coded(self) or (self.placement == "block" and self.transform != "identity")
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default

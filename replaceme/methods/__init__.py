@@ -84,8 +84,8 @@ METHODS = {
     "llm_streamline": About(
         "LLM-Streamline",
         "2403.19135",
-        "blocks {span} (of 0 .. {final}, ends not included) were removed and the block before was trained to do their "
-        "work",
+        "blocks {span} (of 0 .. {final}, ends not included) were removed and the block before, as a {network}, was "
+        "trained to do their work",
         _no_block_to_train,
     ),
     "slicegpt": About(
@@ -102,6 +102,10 @@ def check_section(config: dict[str, Any], fit: "FitConfig", where: str) -> None:
     """Raise ReplaceMeError where what a fit section asks for cannot be done with the model of a config.json."""
     if fit.is_other:
         check_method(config, fit.method, where)
+        if fit.network == "mlp" and config["model_type"] not in RMS_NORMED:
+            raise ReplaceMeError(
+                f"{where}: network mlp is for {', '.join(RMS_NORMED)} only, not for this model; use `network: layer`"
+            )
     else:
         check_fit(config, where, fit.placement, fit.intercept, fit.recycle is not None)
 
