@@ -7,6 +7,7 @@
 - `sliced`: the width of the residual stream, less than `hidden_size`. Norms have no gains and divide by the root of
   `sum of squares / hidden_size`; what a block adds its parts to goes through a linear layer each, `attention_shortcut`
   and `mlp_shortcut`;
+- `resized`: a linear layer -> its outputs and inputs, of attentions with fewer heads and MLPs with fewer channels;
 - `without_attention`: blocks that are a norm and an MLP beside the residual stream, nothing else.
 Everything else is the original architecture of transformers, untouched.
 
@@ -120,6 +121,12 @@ def _sliced_block(block: type) -> type:
     return type(block.__name__, (block,), {"forward": forward, "__module__": __name__})
 
 
+def _resize_all(model: Any, sizes: dict[str, list[int]]) -> None:
+    for name, (outputs, inputs) in sizes.items():
+        parent, _, last = name.rpartition(".")
+        _resize(_module(model, parent), last, inputs, outputs)
+
+
 def _without_attention(model: Any, blocks: list[str]) -> None:
     for name in blocks:
         remove_attention(_module(model, name))
@@ -143,6 +150,7 @@ CHANGES = {
     "replacements": _add_replacements,
     "factors": _factorise,
     "sliced": _slice,
+    "resized": _resize_all,
     "without_attention": _without_attention,
 }
 

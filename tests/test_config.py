@@ -182,6 +182,7 @@ BAD = {
                        "defined: n4, quarter (in 'tiny/c4/n5/ls')"),
     "a row not healed": (("tables/main/rows", ["tiny/c4/n4/ls/lora"]), "rows: 'lora' is not defined under healings"),
     "method of another's": (("fits/ls/network", "mlp"), "fits.ls: network is of other methods than replaceme; drop it"),
+    "pruner with epochs": (("fits/ls", {"method": "llm_pruner", "epochs": 2}), "method llm_pruner takes no epochs"),
     "reserved model": (("models/tables", {"source": "x"}), "models.tables: this name is reserved; choose another"),
     "reserved calibration": (("calibrations/baseline", {"dataset": "micro"}), "calibrations.baseline: this name is"),
     "reserved cut": (("cuts/candidates", {"blocks": 1}), "cuts.candidates: this name is reserved"),

@@ -57,11 +57,12 @@ SOLVER_OPTIONS = {
 class FitConfig(Strict):
     """How the transform T is found, or which other method makes the model as small."""
 
-    method: Literal["replaceme", "svd_llm", "llm_streamline", "slicegpt"] = Field(
+    method: Literal["replaceme", "svd_llm", "llm_streamline", "slicegpt", "llm_pruner"] = Field(
         "replaceme",
         description="replaceme: a linear map in place of the blocks, by the keys below. Others, for comparison, at the "
         "size that the model has without the blocks of the cut: svd_llm (pairs of factors in place of linear layers), "
-        "llm_streamline (the carrier trained to do the work of the blocks), slicegpt (a narrower residual stream).",
+        "llm_streamline (the carrier trained to do the work of the blocks), slicegpt (a narrower residual stream), "
+        "llm_pruner (fewer attention heads and MLP channels).",
     )
     transform: Literal[
         "full",
@@ -166,6 +167,10 @@ class FitConfig(Strict):
         description="What llm_streamline trains: layer, a whole block; mlp, a block without attention (its MLP behind "
         "its norm, beside the residual stream), which is smaller.",
     )
+    whole_first: int = Field(1, ge=0, description="First blocks that llm_pruner leaves as they are.")
+    whole_last: int = Field(
+        1, ge=0, description="Last blocks, likewise; 0 of both: all blocks alike, so that the model needs no code."
+    )
     l1_alpha: float = Field(
         0.0, ge=0, description="Penalty on the sum of |T_ij|, in units of the mean loss, of adam (eq. 9)."
     )
@@ -256,6 +261,11 @@ class FitConfig(Strict):
     def own_code(self) -> bool:
         """Whether the model brings code of its own."""
         return methods.coded(self) or (self.placement == "block" and self.transform != "identity")
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether it needs the language-model loss, and so the model's head."""
+        return self.method == "llm_pruner"
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default

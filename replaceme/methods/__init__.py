@@ -66,12 +66,19 @@ def _no_block_to_train(family: "Family", config: dict[str, Any]) -> str | None:
 
 
 RMS_NORMED = ("llama", "mistral", "qwen2", "qwen3")  # RMS norms before attention and MLP, one after the other
+GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def _no_rotation(family: "Family", config: dict[str, Any]) -> str | None:
     if config["model_type"] in RMS_NORMED:
         return None
     return f"the residual stream is rotated in {', '.join(RMS_NORMED)} only"
+
+
+def _no_known_groups(family: "Family", config: dict[str, Any]) -> str | None:
+    if config["model_type"] in GROUPED:
+        return None
+    return f"what goes with a head or a channel is known in {', '.join(GROUPED)} only"
 
 
 METHODS = {
@@ -94,6 +101,13 @@ METHODS = {
         "the residual stream was rotated and cut to the {width} channels that make the model as small as {blocks} "
         "blocks fewer",
         _no_rotation,
+    ),
+    "llm_pruner": About(
+        "LLM-Pruner",
+        "2305.11627",
+        "blocks {pruned} (end not included) kept {heads} heads of keys and values and {channels} channels of the MLP "
+        "each, which makes the model as small as {blocks} blocks fewer",
+        _no_known_groups,
     ),
 }
 
