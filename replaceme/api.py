@@ -85,10 +85,12 @@ def prune(
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
     held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
-    model = load_model(record["folder"], dtype, device, cut.needs_loss, held)
+    head = cut.needs_loss or fit.needs_loss
+    model = load_model(record["folder"], dtype, device, head, held)
     family = family_of(config, str(source))
     stored = stored_dtype(config)
-    passes = Passes(model.base_model, family, tokens, calibration.batch_size, stored, calibration.shards)
+    sizes = (calibration.batch_size, stored, calibration.shards)
+    passes = Passes(model.base_model, family, tokens, *sizes, headed=model if head else None)
     digest = model_sha256(record)
     origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
     origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
@@ -177,6 +179,7 @@ def choose_and_fit(
 
     In place of transforms what another method found.
     """
+    from replaceme.collapse import as_chosen
     from replaceme.cuts import groups_of
     from replaceme.fitting import fit_cut
     from replaceme.foresight import can_foresee, choose_and_gather
@@ -198,7 +201,7 @@ def choose_and_fit(
         begin(groups_of(chosen))
         gathered = None if evidence is None else evidence.__getitem__
         sizes = (groups_of(chosen), record["hidden_size"])
-        return chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family)
+        return chosen, as_chosen(chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family))
 
 
 def _choose(model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig) -> dict[str, Any]:

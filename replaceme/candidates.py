@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.capture import Activations, capture
 from replaceme.config import CutConfig
 from replaceme.config.cuts import UNREPAIRED_METRICS
-from replaceme.cuts import sizes_of, spans
+from replaceme.cuts import resolve_blocks, sizes_of, spans
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.grouping import Span
@@ -49,6 +49,12 @@ def candidates_of(
     """The contents of candidates.json that a cut section asks for; where `needs_loss` the model with its head."""
     sizes = sizes_of(cut, record)
     fitted, held_out = tokens.first(cut.samples), {}
+    if cut.search == "merging":
+        from replaceme.layer_merging import merging_candidates
+
+        blocks = resolve_blocks(cut, record)
+        measured = merging_candidates(cut, record, blocks, model, family, fitted, batch_size)
+        return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
     if cut.metric in UNREPAIRED_METRICS:
         from replaceme.unrepaired import unrepaired_candidates
 

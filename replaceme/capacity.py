@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from itertools import product
 from pathlib import Path
 
 from replaceme.config import Config, CutConfig
@@ -24,12 +23,12 @@ def memory_problems(config: Config, outlines: Outlines, memory: int, device: str
     lines = []
     for name, outline in outlines.items():
         room = _Room(memory, device, config.models[name].gpus)
-        tables = [table for table in config.tables.values() if name in table.models]
+        tables = [table for table in config.tables.values() if name in table.named("models")]
         for one in config.observed(tables):
             lines += [f"calibrations.{one} on models.{name}: {line}" for line in _passes(config, one, outline, room)]
-        for one in sorted({one for table in tables for one in table.cuts}):
+        for one in sorted({one for table in tables for one in table.named("cuts")}):
             lines += [f"cuts.{one} on models.{name}: {line}" for line in _choice(config, one, tables, outline, room)]
-        for one in sorted({one for table in tables for one in table.fits}):
+        for one in sorted({one for table in tables for one in table.named("fits")}):
             lines += [f"fits.{one} on models.{name}: {line}" for line in _method(config, one, tables, outline, room)]
         for one in sorted({table.evaluation for table in tables if table.evaluation}):
             if is_encoder(outline.config) and not config.evaluations[one].zeroshot:
@@ -80,7 +79,7 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
     """What the choice of a cut holds: the whole model for its loss, float64 matrices for every candidate."""
     cut = config.cuts[name]
     if cut.needs_loss:
-        used = {one for table in tables if name in table.cuts for one in table.calibrations}
+        used = {row.calibration for table in tables for row in table.pruned if row.cut == name}
         for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
             yield from room.lacking(outline, dtype, f"metric {cut.metric} is not streamed; use another metric")
     matrices = candidate_matrices(cut, outline)
@@ -94,7 +93,7 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
 
 def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
     """How many float64 matrices [d, d] the choice of a cut holds: one for each start and two for each candidate."""
-    if not cut.needs_candidates or cut.metric in UNREPAIRED_METRICS:
+    if not cut.needs_candidates or cut.metric in (*UNREPAIRED_METRICS, "output"):
         return 0
     try:
         spans = possible_spans(cut, outline.record)
@@ -111,7 +110,7 @@ def _method(config: Config, name: str, tables: list, outline: Outline, room: _Ro
     if room.devices > 1:
         yield f"{outline.source}: method {fit.method} needs the model on one device; use `gpus: 1`"
         return
-    used = {one for table in tables if name in table.fits for one in table.calibrations}
+    used = {row.calibration for table in tables for row in table.pruned if row.fit == name}
     for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
         yield from room.lacking(outline, dtype, f"method {fit.method} is not streamed; use another")
 
@@ -146,12 +145,8 @@ def disk_problems(
 
 def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
     """Bytes of each merged or healed model of the tables that is not there yet."""
-    rows = {
-        names
-        for table in config.tables.values()
-        for names in product(table.models, table.calibrations, table.cuts, table.fits, ["", *table.healings])
-    }
-    for model, calibration, cut, fit, healing in sorted(rows):
+    rows = {row for table in config.tables.values() for row in table.pruned}
+    for model, calibration, cut, fit, healing in sorted(rows, key=str):
         folder = results.joinpath(model, calibration, cut, fit, *([HEALED, healing] if healing else []), "model")
         if model not in outlines or (folder / "replaceme.json").exists():
             continue

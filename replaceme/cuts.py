@@ -5,6 +5,7 @@ Every candidate [start, end) with 1 <= start and end = start + n <= L competes; 
 - cosine, angular, l2, bi, cka, cca: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4; `distances`).
 - residual, cosine_after_fit, loss: what is left after the least-squares fit of each (`candidates`).
 - perplexity, taylor: what is left of the model without each (`unrepaired`).
+- output: what is left of the model's last states when blocks are merged, one run after another (`layer_merging`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, in
         raise ReplaceMeError(
             f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between 1 and {last}"
         )
+    if cut.search == "merging":
+        return _without_kept(cut, record["num_blocks"], blocks, spans(record["num_blocks"], 1))
     sizes = sizes_of(cut, record)
     check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
     found = [span for size in sizes for span in spans(record["num_blocks"], size)]
@@ -89,12 +92,18 @@ def choose(
     """The contents of cut.json: the groups [start, end) that go, the metric, and every candidate with its value.
 
     `distances` are needed for the metrics of pairs of states, `candidates` for the others, neither for a cut placed by
-    hand. Of several groups `parts` are those compared, before any were merged.
+    hand. Of several groups `parts` are those compared, before any were merged; of a choice by merging `coefficients`
+    are those of each group's carrier and blocks.
     """
     possible = possible_spans(cut, record)
-    blocks = resolve_blocks(cut, record)
+    blocks, coefficients = resolve_blocks(cut, record), {}
     if cut.start is not None:
         metric, position, listed, parts = "given", None, [], [(cut.start, cut.start + blocks)]
+    elif cut.search == "merging":
+        metric, position, listed = cut.metric, cut.position, candidates
+        merges = _merges(candidates, blocks)
+        parts = [(one["start"], one["end"]) for one in merges]
+        coefficients = {"coefficients": [one["coefficients"] for one in merges]}
     else:
         metric, position = cut.metric, cut.position
         if cut.search == "iterative":
@@ -112,8 +121,31 @@ def choose(
         "metric": metric,
         "position": position,
         **(several if cut.several else {}),
+        **coefficients,
         "candidates": listed,
     }
+
+
+def kept_merges(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the merges that a search tried those that are in its result, in order: kept, and in no later one."""
+    found: list[dict[str, Any]] = []
+    for entry in tried:
+        if entry["kept"]:
+            found = [entry, *(one for one in found if one["start"] > entry["end"])]
+    return found
+
+
+def removed_by(tried: list[dict[str, Any]]) -> int:
+    """How many blocks are gone after a search by merging."""
+    return sum(one["end"] - one["start"] for one in kept_merges(tried))
+
+
+def _merges(candidates: list[dict[str, Any]], blocks: int) -> list[dict[str, Any]]:
+    if not all("kept" in one for one in candidates) or removed_by(candidates) != blocks:
+        raise ReplaceMeError(
+            f"cut: the candidates measured are not those of merging {blocks} blocks; measure them again"
+        )
+    return kept_merges(candidates)
 
 
 def _search(

@@ -49,6 +49,7 @@ NAMES = {
     "loss": "rise of the language-model loss (nats per token)",
     "perplexity": "perplexity without the blocks",
     "taylor": "Taylor score of the blocks (nats per token)",
+    "output": "cosine distance of the output (1 − cos)",
 }
 MEASURES = {
     "average * 100": "average accuracy (%)",

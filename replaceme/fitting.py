@@ -35,7 +35,8 @@ class Passes:
     """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch.
 
     `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from; `shards` the least
-    number of parts by which `ridge: auto` is chosen; `state` that of an unfinished fit of a method that trains.
+    number of parts by which `ridge: auto` is chosen; `state` that of an unfinished fit of a method that trains;
+    `headed` the same model with its head, for a method that needs the loss.
     """
 
     model: "nn.Module"
@@ -45,6 +46,7 @@ class Passes:
     stored: str
     shards: int = 1
     state: "State | None" = None
+    headed: "nn.Module | None" = None
 
     @property
     def device(self) -> str:

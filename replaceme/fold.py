@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.card import licence_of, model_card
 from replaceme.changes import Changes, Content, Edit
 from replaceme.checkpoints import Checkpoint, with_derived_lists
-from replaceme.collapse import COLLAPSE, collapsing
+from replaceme.collapse import COLLAPSE, coefficients_of, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.models import Family, check_fit, pruned_config
@@ -163,7 +163,7 @@ def _edits(
     edits: dict[str, Edit] = {}
     for (start, end), transform in zip(groups, transforms, strict=True):
         if transform.placement == COLLAPSE:
-            edits |= collapsing(checkpoint, start, end)
+            edits |= collapsing(checkpoint, start, end, coefficients_of(transform))
         elif not transform.is_identity and transform.of_mlp:
             edits |= _edits_of(checkpoint, start - 1, transform)
     for name, scaled in factors(checkpoint, groups, transforms).items():

@@ -55,7 +55,7 @@ def load_model(
             if head:
                 raise ReplaceMeError(
                     f"{folder}: the loss of a model needs all of it, which cannot be streamed; use "
-                    "another metric, or `streaming: never`"
+                    "another metric or method, or `streaming: never`"
                 )
             return load_streamed(checkpoint, dtype, device)
     return (load_causal_model if head else load_base_model)(folder, dtype, device, held)

@@ -6,7 +6,9 @@
 - `factors`: a linear layer -> the rank of the two linear layers, one after the other, that are in its place;
 - `sliced`: the width of the residual stream, less than `hidden_size`. Norms have no gains and divide by the root of
   `sum of squares / hidden_size`; what a block adds its parts to goes through a linear layer each, `attention_shortcut`
-  and `mlp_shortcut`.
+  and `mlp_shortcut`;
+- `resized`: a linear layer -> its outputs and inputs, of attentions with fewer heads and MLPs with fewer channels;
+- `without_attention`: blocks that are a norm and an MLP beside the residual stream, nothing else.
 Everything else is the original architecture of transformers, untouched.
 
 This file is all code that such a checkpoint needs, hence no import but torch and transformers. ReplaceMe writes an
@@ -119,7 +121,38 @@ def _sliced_block(block: type) -> type:
     return type(block.__name__, (block,), {"forward": forward, "__module__": __name__})
 
 
-CHANGES = {"replacements": _add_replacements, "factors": _factorise, "sliced": _slice}
+def _resize_all(model: Any, sizes: dict[str, list[int]]) -> None:
+    for name, (outputs, inputs) in sizes.items():
+        parent, _, last = name.rpartition(".")
+        _resize(_module(model, parent), last, inputs, outputs)
+
+
+def _without_attention(model: Any, blocks: list[str]) -> None:
+    for name in blocks:
+        remove_attention(_module(model, name))
+
+
+def remove_attention(block: nn.Module) -> None:
+    """Let a block be `x + mlp(norm(x))`, with the norm that was before its MLP."""
+    del block.self_attn, block.input_layernorm
+    block.__class__ = _bare_block(type(block))
+
+
+@cache
+def _bare_block(block: type) -> type:
+    def forward(self: Any, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    return type(block.__name__, (block,), {"forward": forward, "__module__": __name__})
+
+
+CHANGES = {
+    "replacements": _add_replacements,
+    "factors": _factorise,
+    "sliced": _slice,
+    "resized": _resize_all,
+    "without_attention": _without_attention,
+}
 
 
 def _module(model: Any, name: str) -> nn.Module:

@@ -21,7 +21,7 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     model_type = config["model_type"]
     if is_separate(config):
         raise ReplaceMeError(
-            f"{where}: already made smaller, with layers of its own (placement block, svd_llm, slicegpt); give the "
+            f"{where}: already made smaller, with layers of its own (placement block, or another method); give the "
             "original model"
         )
     if model_type not in FAMILIES:

@@ -38,7 +38,7 @@ def local_problems(config: Config) -> list[str]:
     """The lines of `check_inputs`, each beginning with the section that it is about."""
     tables = config.tables.values()
     lines: list[str] = []
-    for name in sorted({model for table in tables for model in table.models}):
+    for name in sorted({model for table in tables for model in table.named("models")}):
         if is_local(config.models[name].source):
             lines += _model_problems(config, name)
     for name in config.observed(tables):
@@ -55,7 +55,7 @@ def local_problems(config: Config) -> list[str]:
     for name, table in config.tables.items():
         try:
             if table.reference is not None:
-                check_reference(table.reference, table.rows)
+                check_reference(table.reference, table.row_names)
         except ReplaceMeError as error:
             lines.append(f"tables.{name}: {error}")
     if config.cost is not None and config.cost.country is not None:
@@ -84,7 +84,7 @@ def _healing_problems(config: Config) -> list[str]:
     """Healings of a table that have no text, too little of it, or fits that cannot be trained."""
     found = []
     for table_name, table in config.tables.items():
-        for name in table.healings:
+        for name in table.named("healings"):
             healing = config.healings[name]
             text = config.calibrations[healing.text]
             where = f"healings.{name} on calibrations.{healing.text}"
@@ -92,7 +92,8 @@ def _healing_problems(config: Config) -> list[str]:
                 found.append(f"{where}: images, but a healing trains on text; name a calibration of text")
             elif text.samples <= healing.held_out:
                 found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
-        layers = [fit for fit in table.fits if table.healings and config.fits[fit].brings_code]
+        healed = dict.fromkeys(row.fit for row in table.pruned if row.healing is not None)
+        layers = [fit for fit in healed if config.fits[fit].own_code]
         found += [
             f"tables.{table_name}: fit {fit!r} makes layers of its own, which cannot be healed; drop one"
             for fit in layers
@@ -118,7 +119,7 @@ def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
             found.append(f"measures: {unknown[0]!r} is not measured by table {name!r}; it has {', '.join(known)}")
     if figure.from_config is not None:
         section, key = figure.from_config
-        names = {one for table in tables.values() for one in getattr(table, f"{section}s")}
+        names = {one for table in tables.values() for one in table.named(f"{section}s")}
         values = {one: getattr(getattr(config, f"{section}s")[one], key) for one in sorted(names)}
         found += [
             f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
@@ -159,9 +160,9 @@ def _model_problems(config: Config, name: str) -> list[str]:
 def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     """A line for each calibration, cut, fit or table that a model, as far as its outline tells, cannot take."""
     section = config.models[name]
-    tables = [table for table in config.tables.values() if name in table.models]
+    tables = [table for table in config.tables.values() if name in table.named("models")]
     found = _encoder_problems(config, name, outline.config)
-    for cut_name in sorted({cut for table in tables for cut in table.cuts}):
+    for cut_name in sorted({cut for table in tables for cut in table.named("cuts")}):
         try:
             check_cut(outline.config, config.cuts[cut_name], section.source)
             possible_spans(config.cuts[cut_name], outline.record)
@@ -176,7 +177,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
             check_length(outline.config, tokens, section.source)
         except ReplaceMeError as error:
             found.append(f"{where} on models.{name}: {error}")
-    for fit_name in sorted({fit for table in tables for fit in table.fits}):
+    for fit_name in sorted({fit for table in tables for fit in table.named("fits")}):
         fit = config.fits[fit_name]
         try:
             check_section(outline.config, fit, section.source)
@@ -188,8 +189,8 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
 def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[str]:
     """Calibrations and evaluations of the other kind than a model takes, and healings of one that has no loss."""
     source, found = config.models[name].source, []
-    tables = {key: table for key, table in config.tables.items() if name in table.models}
-    for calibration in sorted({one for table in tables.values() for one in table.calibrations}):
+    tables = {key: table for key, table in config.tables.items() if name in table.named("models")}
+    for calibration in sorted({one for table in tables.values() for one in table.named("calibrations")}):
         try:
             for section in unmixed(config.calibrations, calibration):
                 check_calibration(model, section, source)
@@ -200,7 +201,7 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
         problem = _unmeasured(model, bool(evaluation.zeroshot)) if evaluation else None
         if problem is not None:
             found.append(f"tables.{key}: {source}: {problem}")
-        if is_encoder(model) and table.healings:
+        if is_encoder(model) and table.named("healings"):
             found.append(f"tables.{key}: {source}: an encoder of images, which has no loss to heal by; drop healings")
     return found
 
@@ -218,16 +219,16 @@ def sparse_calibrations(config: Config) -> list[str]:
     """Warnings: calibrations with fewer tokens than the rows of a fit are wide, whose Gram cannot have full rank."""
     found = []
     for table in config.tables.values():
-        for model in table.models:
+        for model in table.named("models"):
             source = config.models[model].source
             sizes = read_config(local_folder(source)) if is_local(source) else {}
-            for name in table.calibrations:
+            for name in table.named("calibrations"):
                 sections = unmixed(config.calibrations, name)
                 if any(section.images is not None for section in sections):
                     continue  # how many positions an image has is the model's affair; the `tokens` step says it
                 tokens = config.calibrations[name].samples * max(section.tokens for section in sections)
                 where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
-                for what, width in sorted(_widths(config, table.fits, sizes).items()):
+                for what, width in sorted(_widths(config, table.named("fits"), sizes).items()):
                     if tokens < width:
                         found.append(
                             f"{where} for {what} of {width}: the Gram has rank {tokens} at most; "

@@ -62,7 +62,7 @@ def problems(config: Config, results: Path = Path("results")) -> list[str]:
     `results`: where the merged models go. The network is used only where tables name the Hub.
     """
     asked, used = _Asked(), config.tables.values()
-    models = sorted({model for table in used for model in table.models})
+    models = sorted({model for table in used for model in table.named("models")})
     lines, downloads = [*missing_packages(), *local_problems(config)], {}
     outlines: dict[str, Outline] = {}
     for name in models:

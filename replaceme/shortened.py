@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from replaceme.collapse import COLLAPSE, collapsed
+from replaceme.collapse import COLLAPSE, coefficients_of, collapsed
 from replaceme.models import Family
 from replaceme.upstream import UPSTREAM, factor_of, hooked
 
@@ -35,7 +35,7 @@ def shortened(
             for block in blocks[start:end]:
                 hooks.callback(skipped(block, family))
             if transform is not None and transform.placement == COLLAPSE:
-                hooks.callback(collapsed(blocks, start, end))
+                hooks.callback(collapsed(blocks, start, end, coefficients_of(transform)))
             elif transform is not None and transform.placement == UPSTREAM:
                 for undo in hooked(base_model, family, start, factor_of(transform)):
                     hooks.callback(undo)
@@ -47,7 +47,7 @@ def shortened(
 
 def skipped(block: "nn.Module", family: Family):
     """Let a block hand on its input; returns what undoes it."""
-    forward = block.forward
+    own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied
 
     def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
         return (hidden_states, None) if family.tuples else hidden_states
@@ -55,7 +55,10 @@ def skipped(block: "nn.Module", family: Family):
     block.forward = hand_on
 
     def undo() -> None:
-        block.forward = forward
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
 
     return undo
 

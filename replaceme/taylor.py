@@ -29,7 +29,7 @@ def taylor_scores(
     """
     modules = family.block_modules(model.base_model)
     parameters = {block: list(modules[block].parameters()) for block in blocks}
-    sums = _gradients(model, tokens, batch_size, [one for several in parameters.values() for one in several])
+    sums = loss_gradients(model, tokens, batch_size, [one for several in parameters.values() for one in several])
     scores = {
         block: sum(float((one.detach().double() * sums[one]).abs().sum()) for one in several if one in sums)
         for block, several in parameters.items()
@@ -40,10 +40,13 @@ def taylor_scores(
     return scores
 
 
-def _gradients(
+def loss_gradients(
     model: "nn.Module", tokens: Tokens, batch_size: int, parameters: "Sequence[torch.Tensor]"
 ) -> "dict[torch.Tensor, torch.Tensor]":
-    """dL/dw of each parameter that the loss depends on, float32, added up batch by batch."""
+    """dL/dw of each parameter that the loss depends on, float32, added up batch by batch.
+
+    L is the mean over the tokens that `token_losses` counts, of a model with its head.
+    """
     total = counted_tokens(tokens)
     sums: dict[torch.Tensor, torch.Tensor] = {}
     for one in parameters:

@@ -13,7 +13,7 @@ import yaml
 from replaceme.checkpoints import is_local, local_files
 from replaceme.config import FORWARD, REGRESSION, TrainingConfig, read_config
 from replaceme.config import parse as parse_config
-from replaceme.config.cuts import REPRESENTATIONS
+from replaceme.config.cuts import MERGING, REPRESENTATIONS
 from replaceme.cost import VARIABLE as COST_VARIABLE
 from replaceme.cost import setting as cost_setting
 from replaceme.data import TOKEN_FIELDS
@@ -140,8 +140,10 @@ def any_of(names):
 def candidates_name(cut):
     """The name under which all cuts of one size, split and token subset share their candidates."""
     split = f"-{cut.groups}-{cut.search}" if cut.several else ""
-    if cut.search == "iterative":
+    if cut.search in ("iterative", "merging"):
         split += f"-keep-{cut.keep_first}-{cut.keep_last}"
+    if cut.search == "merging":
+        split += "".join(f"-{getattr(cut, name)}" for name in MERGING)
     loss = f"-{cut.metric}" if cut.needs_loss else ""
     return f"{cut.size}{split}-{cut.samples or 'all'}-samples{loss}"
 
@@ -381,6 +383,7 @@ def candidate_options(wildcards):
         "search",
         "keep_first",
         "keep_last",
+        *MERGING,
         "samples",
     )
     return to_flags(cut, (*options, "metric") if cut.needs_loss else options)

@@ -9,25 +9,21 @@ class Names(dict):
     __getattr__ = dict.__getitem__
 
 
+def fit_folder(row):
+    """The folder of the fit of a row, healed or not."""
+    return f"results/{row.model}/{row.calibration}/{row.cut}/{row.fit}"
+
+
 def table_rows(table):
     """The folders of the fits of a table."""
-    section = CONFIG.tables[table]
-    return expand(
-        "results/{model}/{calibration}/{cut}/{fit}",
-        model=section.models,
-        calibration=section.calibrations,
-        cut=section.cuts,
-        fit=section.fits,
-    )
+    return list(dict.fromkeys(fit_folder(row) for row in CONFIG.tables[table].pruned))
 
 
 def measured_rows(table):
-    """The folders that make up a table, without the baselines: each fit, and after it its healings."""
-    names = CONFIG.tables[table].healings
+    """The folders that make up a table, without the baselines: fits, and each healing after what it heals."""
     return [
-        folder
-        for fit in table_rows(table)
-        for folder in [fit, *(f"{fit}/{HEALED}/{name}" for name in names)]
+        f"{fit_folder(row)}/{HEALED}/{row.healing}" if row.healing else fit_folder(row)
+        for row in CONFIG.tables[table].pruned
     ]
 
 
@@ -43,7 +39,9 @@ def braced_rows(table):
 
 def table_baselines(table):
     """The baseline folders of a table."""
-    return [f"results/{model}/baseline" for model in CONFIG.tables[table].models]
+    return [
+        f"results/{model}/baseline" for model in CONFIG.tables[table].named("models")
+    ]
 
 
 def table_inputs(wildcards):
@@ -91,10 +89,10 @@ def table_records(tables):
         "calibrations": sorted(
             {f"{Path(row).parents[1]}/tokens.safetensors" for row in rows}
             | {
-                f"results/{model}/{CONFIG.healings[name].text}/tokens.safetensors"
+                f"results/{row.model}/{CONFIG.healings[row.healing].text}/tokens.safetensors"
                 for table in tables
-                for model in CONFIG.tables[table].models
-                for name in CONFIG.tables[table].healings
+                for row in CONFIG.tables[table].pruned
+                if row.healing
             }
         ),
         "measured": sorted(set(measured)),
@@ -234,9 +232,7 @@ def figure_options(wildcards):
     if figure.from_config is not None:
         section, key = figure.from_config
         tables = [CONFIG.tables[table] for table in figure.tables]
-        names = sorted(
-            {one for table in tables for one in getattr(table, f"{section}s")}
-        )
+        names = sorted({one for table in tables for one in table.named(f"{section}s")})
         entries = getattr(CONFIG, f"{section}s")
         numbers = {name: getattr(entries[name], key) for name in names}
         options.append(f"--numbers {shlex.quote(json.dumps(numbers))}")

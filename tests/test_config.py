@@ -174,7 +174,15 @@ BAD = {
     "a rank of all weights": (("healings/full", {**HEALING, "train": "full", "lora_rank": 8}),
                               "healings.full: train full takes no lora_rank; drop it"),
     "listed twice": (("tables/main/fits", ["ls", "ls"]), "tables.main.fits: 'ls' is listed twice"),
-    "empty list": (("tables/main/fits", []), "tables.main.fits: List should have at least 1 item"),
+    "empty list": (("tables/main/fits", []), "tables.main: no fits, and no single rows; name some under `fits`"),
+    "a row too short": (("tables/main/rows", ["tiny/c4/n4"]), "tables.main: rows: 'tiny/c4/n4' is no row; write `mod"),
+    "a row without a name": (("tables/main/rows", ["tiny//n4/ls"]), "tables.main: rows: 'tiny//n4/ls' is no row"),
+    "a row that is there": (("tables/main/rows", ["tiny/c4/n4/ls"]), "rows: 'tiny/c4/n4/ls' is in the table already"),
+    "a dangling row": (("tables/main/rows", ["tiny/c4/n5/ls"]), "tables.main.rows: 'n5' is not defined under cuts; "
+                       "defined: n4, quarter (in 'tiny/c4/n5/ls')"),
+    "a row not healed": (("tables/main/rows", ["tiny/c4/n4/ls/lora"]), "rows: 'lora' is not defined under healings"),
+    "method of another's": (("fits/ls/network", "mlp"), "fits.ls: network is of other methods than replaceme; drop it"),
+    "pruner with epochs": (("fits/ls", {"method": "llm_pruner", "epochs": 2}), "method llm_pruner takes no epochs"),
     "reserved model": (("models/tables", {"source": "x"}), "models.tables: this name is reserved; choose another"),
     "reserved calibration": (("calibrations/baseline", {"dataset": "micro"}), "calibrations.baseline: this name is"),
     "reserved cut": (("cuts/candidates", {"blocks": 1}), "cuts.candidates: this name is reserved"),
@@ -187,6 +195,38 @@ def test_one_line_for_each_mistake(case, refuses):
     (path, value), message = BAD[case]
     with refuses("my.yaml: ", message):
         parse(changed(path, value), "my.yaml")
+
+
+def test_single_rows_stand_below_the_combinations_or_alone():
+    """Their models have baselines, and all that asks what a table names knows them."""
+    lora = {**HEALING, "steps": 5}
+    config = changed("healings/lora", lora)
+    config["models"]["big"] = {"source": "owner/big"}
+    config["calibrations"]["other"] = {"dataset": "micro"}
+    config["tables"]["main"] |= {"cuts": ["n4"], "fits": ["ls"], "rows": ["big/other/quarter/uidl/lora"]}
+    table = parse(config).tables["main"]
+    expected = ["tiny", "big", "tiny/c4/n4/ls", "big/other/quarter/uidl/lora"]
+    assert table.row_names == expected
+    assert table.named("cuts") == ["n4", "quarter"] and table.named("healings") == ["lora"]
+    assert [row.healing for row in table.pruned] == [None, "lora"]
+    config["tables"]["main"] = {"rows": expected[2:], "evaluation": "quick"}
+    alone = parse(config)
+    assert alone.tables["main"].row_names == expected
+    assert set(alone.observed(alone.tables.values())) == {"c4", "other"}
+
+
+def test_single_rows_do_not_mend_half_a_product(refuses):
+    config = changed("tables/main/rows", ["tiny/c4/n4/uidl"])
+    del config["tables"]["main"]["cuts"]
+    with refuses("tables.main: no cuts to combine models with; name some, or drop models"):
+        parse(config)
+
+
+def test_a_single_row_is_checked_as_any_other(refuses):
+    config = changed("tables/main", {"rows": ["tiny/c4/n4/ls"], "evaluation": "quick"})
+    config["fits"]["ls"] = {"ridge": "auto"}
+    with refuses("tables.main: 'ls' chooses its ridge by leaving out shards", "for calibration 'c4'"):
+        parse(config)
 
 
 @pytest.mark.parametrize(("key", "value"), [("streaming", "always"), ("load_in_4bit", True)])

@@ -32,7 +32,7 @@ def test_every_key_is_described(schema):
         "| `fewshot` | integer \\| null | `null` |",
         '| `caption` | text | `""` |',
         "| `source` | text | **required** |",
-        "| `models` | list of text | **required** |",
+        "| `tables` | list of text | **required** |",
         "| `models` | named sections | **required** |",
         "| `speed` | section | `see below` |",
         "| `device` | `auto` \\| `cpu` \\| `cuda` | `auto` |",

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from replaceme.config.base import NAME, Name, Strict
 from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
@@ -21,8 +21,8 @@ from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.config.healings import HealingConfig, TrainingConfig
 from replaceme.config.including import kind_of, read_config
 from replaceme.config.names import name_problems
-from replaceme.config.reference import ReferenceConfig
 from replaceme.config.sources import made_of, source_problems
+from replaceme.config.tables import SECTIONS, TableConfig
 from replaceme.config.targets import target_problems
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.validation import validated
@@ -32,31 +32,6 @@ __all__ = [
     "FigureConfig", "FitConfig", "GenerationConfig", "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict",
     "TableConfig", "TaskConfig", "TrainingConfig", "ZeroShotConfig", "load", "parse", "read_config",
 ]  # fmt: skip
-
-
-class TableConfig(Strict):
-    """A result table: the baselines of its models, and every combination of the rest."""
-
-    models: list[str] = Field(min_length=1, description="Names under `models`.")
-    calibrations: list[str] = Field(min_length=1, description="Names under `calibrations`.")
-    cuts: list[str] = Field(min_length=1, description="Names under `cuts`.")
-    fits: list[str] = Field(min_length=1, description="Names under `fits`.")
-    healings: list[str] = Field([], description="Names under `healings`; each row comes unhealed too.")
-    evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
-    caption: str = Field("", description="A sentence above the table.")
-    reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
-
-    @model_validator(mode="after")
-    def _reference_of_what_is_measured(self) -> "TableConfig":
-        if self.reference is not None and self.evaluation is None:
-            raise ValueError("a reference needs an evaluation to compare; drop one, or set the other")
-        return self
-
-    @property
-    def rows(self) -> list[str]:
-        """Its rows: `model` for a baseline, `model/calibration/cut/fit`, and the same with `/healing`."""
-        parts = (self.models, self.calibrations, self.cuts, self.fits, ["", *self.healings])
-        return [*self.models, *("/".join(filter(None, names)) for names in product(*parts))]
 
 
 class Config(Strict):
@@ -94,8 +69,8 @@ class Config(Strict):
 
     def observed(self, tables: Iterable[TableConfig]) -> list[str]:
         """The calibrations that some tables need, for cuts, fits and healings, and those that these are made of."""
-        named = {one for table in tables for one in table.calibrations}
-        named |= {self.healings[one].text for table in tables for one in table.healings}
+        named = {one for table in tables for one in table.named("calibrations")}
+        named |= {self.healings[one].text for table in tables for one in table.named("healings")}
         return made_of(self.calibrations, sorted(named))
 
 
@@ -136,6 +111,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
             if isinstance(names, list) and checked:
                 given = [name for name in names if isinstance(name, str)]
                 lines += _dangling(f"tables.{printable(table_name)}.{key}", given, section, _section(raw, section))
+        lines += _dangling_rows(raw, table, f"tables.{printable(table_name)}.rows")
         lines += _too_few_shards(raw, table, f"tables.{printable(table_name)}")
         lines += _not_as_stored(raw, table, f"tables.{printable(table_name)}")
     return lines + _texts(raw) + dangling_figures(raw) + target_problems(raw)
@@ -153,34 +129,52 @@ def _texts(raw: dict) -> list[str]:
     ]
 
 
+def _dangling_rows(raw: dict, table: dict, where: str) -> list[str]:
+    """Names in single rows that nothing defines."""
+    found = []
+    for row in _single_rows(table):
+        for name, section in zip(row, SECTIONS, strict=False):
+            defined = _section(raw, section)
+            if name not in defined and (defined or section in OPTIONAL):
+                found += [f"{line} (in {'/'.join(row)!r})" for line in _dangling(where, [name], section, defined)]
+    return found
+
+
+def _single_rows(table: dict) -> list[list[str]]:
+    """The parts of the single rows of a table; what is no row is an error of its own."""
+    rows = table["rows"] if isinstance(table.get("rows"), list) else []
+    parts = [row.split("/") for row in rows if isinstance(row, str)]
+    return [row for row in parts if len(row) in (4, 5) and all(row)]
+
+
+def _fitted(raw: dict, table: dict) -> Iterable[tuple[tuple[str, dict], tuple[str, dict]]]:
+    """Each fit and calibration that stand in one row, with their names; without those that are missing or empty."""
+    lists = [table[key] if isinstance(table.get(key), list) else [] for key in ("fits", "calibrations")]
+    pairs = product(*([name for name in names if isinstance(name, str)] for names in lists))
+    for fit, calibration in dict.fromkeys([*pairs, *((row[3], row[1]) for row in _single_rows(table))]):
+        found = (fit, _entry(raw, "fits", fit)), (calibration, _entry(raw, "calibrations", calibration))
+        if found[0][1] and found[1][1]:
+            yield found
+
+
 def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
     """Calibrations of a table that cannot choose a ridge, as nothing would be left when their shard is left out."""
-    fits = [name for name, fit in _named(raw, table, "fits") if fit.get("ridge") == "auto"]
-    few = [name for name, one in _named(raw, table, "calibrations") if one.get("shards", 1) == 1]
     return [
         f"{where}: {fit!r} chooses its ridge by leaving out shards; set `shards: 2` or more for calibration {name!r}"
-        for fit in fits
-        for name in few
+        for (fit, section), (name, calibration) in _fitted(raw, table)
+        if section.get("ridge") == "auto" and calibration.get("shards", 1) == 1
     ]
 
 
 def _not_as_stored(raw: dict, table: dict, where: str) -> list[str]:
     """Calibrations of a table in which a method other than replaceme would not have the whole model as it is stored."""
-    methods = [name for name, fit in _named(raw, table, "fits") if fit.get("method", "replaceme") != "replaceme"]
     keys = (("streaming", "always"), ("load_in_4bit", True))
     return [
         f"{where}: {fit!r} needs the whole model as it is stored; drop `{key}` of calibration {name!r}"
-        for fit in methods
-        for name, one in _named(raw, table, "calibrations")
+        for (fit, section), (name, calibration) in _fitted(raw, table)
         for key, value in keys
-        if one.get(key) == value
+        if section.get("method", "replaceme") != "replaceme" and calibration.get(key) == value
     ]
-
-
-def _named(raw: dict, table: dict, section: str) -> list[tuple[str, dict]]:
-    """The entries of a section that a table names, with their names; without those that are missing or empty."""
-    names = table[section] if isinstance(table.get(section), list) else []
-    return [(name, _entry(raw, section, name)) for name in names if _entry(raw, section, name)]
 
 
 def _entry(raw: dict, section: str, name: Any) -> dict:

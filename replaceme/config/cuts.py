@@ -12,6 +12,8 @@ UNREPAIRED_METRICS = ("perplexity", "taylor")
 REPRESENTATIONS = ("cka", "cca")
 # searches that take blocks one by one, wherever they lie
 SINGLE = ("independent", "iterative")
+# what `search: merging` can be told
+MERGING = ("merge_blocks", "interval", "similarity")
 
 
 class CutConfig(Strict):
@@ -29,29 +31,53 @@ class CutConfig(Strict):
         description="What becomes of groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
         "at least one block is kept between any two (Multi_LT_NC).",
     )
-    search: Literal["greedy", "dynamic", "independent", "iterative"] = Field(
+    search: Literal["greedy", "dynamic", "independent", "iterative", "merging"] = Field(
         "greedy",
         description="How several groups are found: greedy, groups of one size, the least metric first (the paper); "
         "dynamic, at most so many groups of any sizes whose metric has the least sum; independent, the single blocks "
         "of least metric, wherever they lie, those that touch as one group (ShortGPT); iterative, single blocks one "
-        "after another, each measured without those before it (SLEB; metric perplexity or taylor).",
+        "after another, each measured without those before it (SLEB; metric perplexity or taylor); merging, from the "
+        "last blocks down, several become one wherever the model's output stays similar (LaCo; metric output).",
     )
     keep_first: int = Field(
-        1, ge=1, description="First blocks that stay, whatever their metric, for the searches of single blocks."
+        1,
+        ge=1,
+        description="First blocks that stay, whatever their metric, for the searches of single blocks and merging.",
     )
     keep_last: int = Field(0, ge=0, description="Last blocks that stay, likewise.")
+    merge_blocks: int = Field(4, ge=2, description="Blocks that merging makes one of at a time.")
+    interval: int = Field(2, ge=1, description="Blocks by which merging moves down after a merge; 1 after none.")
+    similarity: float | None = Field(
+        None,
+        ge=-1,
+        lt=1,
+        description="Cosine similarity of the model's last states to the original's above which merging keeps a "
+        "merge; null: the greatest of 0.99, 0.98 ... at which as many blocks go as are asked for.",
+    )
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
     metric: Literal[
-        "cosine", "angular", "l2", "bi", "cka", "cca", "residual", "cosine_after_fit", "loss", "perplexity", "taylor"
+        "cosine",
+        "angular",
+        "l2",
+        "bi",
+        "cka",
+        "cca",
+        "residual",
+        "cosine_after_fit",
+        "loss",
+        "perplexity",
+        "taylor",
+        "output",
     ] = Field(
         "cosine_after_fit",
         description="What the choice minimises: a distance of hidden states before and after (cosine, angular: the "
         "paper; l2; bi: ShortGPT's block influences; cka, cca: of representations), what is left after the "
         "least-squares fit of every candidate (residual; cosine_after_fit; loss, the rise of the language-model loss "
         "on calibration text held out), or without any fit the perplexity of the model without the blocks, or the sum "
-        "of |w dL/dw| over their weights (perplexity, taylor: Shortened LLaMA).",
+        "of |w dL/dw| over their weights (perplexity, taylor: Shortened LLaMA), or the cosine distance of the last "
+        "states of the merged model to the original's (output: LaCo).",
     )
     position: Literal["all", "last"] = Field(
         "all", description="Tokens over which a distance is averaged: all unmasked ones, or the last of each sequence."
@@ -60,7 +86,7 @@ class CutConfig(Strict):
         64,
         ge=1,
         description="Calibration sequences that the post-fit metrics fit on (loss: and a quarter as many held out), "
-        "or perplexity and taylor measure on; null: all of them.",
+        "or perplexity, taylor and output measure on; null: all of them.",
     )
 
     @model_validator(mode="after")
@@ -69,24 +95,30 @@ class CutConfig(Strict):
             raise ValueError("give either blocks or ratio")
         if self.start is not None and self.start < 1:
             raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
-        if self.metric in (*REPRESENTATIONS, *POST_FIT_METRICS, *UNREPAIRED_METRICS) and self.position != "all":
+        measured = (*REPRESENTATIONS, *POST_FIT_METRICS, *UNREPAIRED_METRICS, "output")
+        if self.metric in measured and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
         return self
 
     @model_validator(mode="after")
     def _options_of_several_groups(self) -> "CutConfig":
-        if self.start is not None and (self.groups > 1 or self.single):
-            raise ValueError(f"start places one group by hand; drop {'search' if self.single else 'groups'}")
+        if self.start is not None and self.several:
+            raise ValueError(f"start places one group by hand; drop {'groups' if self.groups > 1 else 'search'}")
+        if (self.search == "merging") != (self.metric == "output"):
+            raise ValueError("search merging and metric output go together; set both, or drop both")
+        for name in MERGING:
+            if self.search != "merging" and self._given(name):
+                raise ValueError(f"{name} is about merging; drop it, or set `search: merging`")
         if self.search == "dynamic" and self.metric == "perplexity":
             raise ValueError("search dynamic adds the metric up, which perplexities do not; take metric loss or taylor")
-        if self.single:
+        if self.single or self.search == "merging":
             self._check_single()
             return self
         for name in ("keep_first", "keep_last"):
-            if getattr(self, name) != type(self).model_fields[name].default:
+            if self._given(name):
                 raise ValueError(f"{name} is about single blocks; drop it, or set `search: independent`")
         for name in ("adjacency", "search"):
-            if self.groups == 1 and getattr(self, name) != type(self).model_fields[name].default:
+            if self.groups == 1 and self._given(name):
                 raise ValueError(f"{name} is about several groups; drop it, or set `groups: 2` or more")
         if self.blocks is not None and self.groups > self.blocks:
             raise ValueError(f"{self.blocks} blocks cannot be {self.groups} groups; lower groups")
@@ -97,9 +129,12 @@ class CutConfig(Strict):
     def _check_single(self) -> None:
         for name, value in (("groups", 1), ("adjacency", "merge")):
             if getattr(self, name) != value:
-                raise ValueError(f"search {self.search} makes one group of the blocks that touch; drop {name}")
+                raise ValueError(f"search {self.search} finds how many groups there are; drop {name}")
         if self.search == "iterative" and self.metric not in UNREPAIRED_METRICS:
             raise ValueError(f"search iterative measures {' or '.join(UNREPAIRED_METRICS)}; change metric")
+
+    def _given(self, name: str) -> bool:
+        return getattr(self, name) != type(self).model_fields[name].default
 
     @property
     def single(self) -> bool:
@@ -109,17 +144,17 @@ class CutConfig(Strict):
     @property
     def several(self) -> bool:
         """Whether there may be several groups."""
-        return self.groups > 1 or self.single
+        return self.groups > 1 or self.single or self.search == "merging"
 
     @property
     def needs_candidates(self) -> bool:
         """Whether the choice needs a measure of each candidate, rather than distances."""
-        return self.start is None and self.metric in (*POST_FIT_METRICS, *UNREPAIRED_METRICS)
+        return self.start is None and self.metric in (*POST_FIT_METRICS, *UNREPAIRED_METRICS, "output")
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the choice needs the language-model loss, and so the model's head."""
-        return self.start is None and self.metric in ("loss", *UNREPAIRED_METRICS)
+        """Whether the choice runs a whole model with its head: for the language-model loss, or the last states."""
+        return self.start is None and self.metric in ("loss", *UNREPAIRED_METRICS, "output")
 
     @property
     def of_representations(self) -> bool:

@@ -57,11 +57,12 @@ SOLVER_OPTIONS = {
 class FitConfig(Strict):
     """How the transform T is found, or which other method makes the model as small."""
 
-    method: Literal["replaceme", "svd_llm", "llm_streamline", "slicegpt"] = Field(
+    method: Literal["replaceme", "svd_llm", "llm_streamline", "slicegpt", "llm_pruner"] = Field(
         "replaceme",
         description="replaceme: a linear map in place of the blocks, by the keys below. Others, for comparison, at the "
         "size that the model has without the blocks of the cut: svd_llm (pairs of factors in place of linear layers), "
-        "llm_streamline (the carrier trained to do the work of the blocks), slicegpt (a narrower residual stream).",
+        "llm_streamline (the carrier trained to do the work of the blocks), slicegpt (a narrower residual stream), "
+        "llm_pruner (fewer attention heads and MLP channels).",
     )
     transform: Literal[
         "full",
@@ -161,6 +162,15 @@ class FitConfig(Strict):
         ge=0,
         description="Seed of the order of the tokens, and of the masks, of adam, or of the text of llm_streamline.",
     )
+    network: Literal["layer", "mlp"] = Field(
+        "layer",
+        description="What llm_streamline trains: layer, a whole block; mlp, a block without attention (its MLP behind "
+        "its norm, beside the residual stream), which is smaller.",
+    )
+    whole_first: int = Field(1, ge=0, description="First blocks that llm_pruner leaves as they are.")
+    whole_last: int = Field(
+        1, ge=0, description="Last blocks, likewise; 0 of both: all blocks alike, so that the model needs no code."
+    )
     l1_alpha: float = Field(
         0.0, ge=0, description="Penalty on the sum of |T_ij|, in units of the mean loss, of adam (eq. 9)."
     )
@@ -175,6 +185,8 @@ class FitConfig(Strict):
         for name in type(self).model_fields:
             if self.is_other and name not in ("method", *methods.OPTIONS[self.method]) and self._given(name):
                 raise ValueError(f"method {self.method} takes no {name}; drop it")
+            if not self.is_other and name in methods.OWN and self._given(name):
+                raise ValueError(f"{name} is of other methods than replaceme; drop it, or set `method`")
         return self
 
     @model_validator(mode="after")
@@ -236,11 +248,6 @@ class FitConfig(Strict):
         return self
 
     @property
-    def brings_code(self) -> bool:
-        """Whether its models are of no architecture of transformers, and hold the code that they need."""
-        return self.placement == "block" or self.method in ("svd_llm", "slicegpt")
-
-    @property
     def is_other(self) -> bool:
         """Whether this is a method that fits no T."""
         return self.method != "replaceme"
@@ -253,7 +260,12 @@ class FitConfig(Strict):
     @property
     def own_code(self) -> bool:
         """Whether the model brings code of its own."""
-        return self.method in methods.CODED or (self.placement == "block" and self.transform != "identity")
+        return methods.coded(self) or (self.placement == "block" and self.transform != "identity")
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether it needs the language-model loss, and so the model's head."""
+        return self.method == "llm_pruner"
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default

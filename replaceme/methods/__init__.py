@@ -66,12 +66,19 @@ def _no_block_to_train(family: "Family", config: dict[str, Any]) -> str | None:
 
 
 RMS_NORMED = ("llama", "mistral", "qwen2", "qwen3")  # RMS norms before attention and MLP, one after the other
+GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def _no_rotation(family: "Family", config: dict[str, Any]) -> str | None:
     if config["model_type"] in RMS_NORMED:
         return None
     return f"the residual stream is rotated in {', '.join(RMS_NORMED)} only"
+
+
+def _no_known_groups(family: "Family", config: dict[str, Any]) -> str | None:
+    if config["model_type"] in GROUPED:
+        return None
+    return f"what goes with a head or a channel is known in {', '.join(GROUPED)} only"
 
 
 METHODS = {
@@ -84,8 +91,8 @@ METHODS = {
     "llm_streamline": About(
         "LLM-Streamline",
         "2403.19135",
-        "blocks {span} (of 0 .. {final}, ends not included) were removed and the block before was trained to do their "
-        "work",
+        "blocks {span} (of 0 .. {final}, ends not included) were removed and the block before, as a {network}, was "
+        "trained to do their work",
         _no_block_to_train,
     ),
     "slicegpt": About(
@@ -95,6 +102,13 @@ METHODS = {
         "blocks fewer",
         _no_rotation,
     ),
+    "llm_pruner": About(
+        "LLM-Pruner",
+        "2305.11627",
+        "blocks {pruned} (end not included) kept {heads} heads of keys and values and {channels} channels of the MLP "
+        "each, which makes the model as small as {blocks} blocks fewer",
+        _no_known_groups,
+    ),
 }
 
 
@@ -102,6 +116,10 @@ def check_section(config: dict[str, Any], fit: "FitConfig", where: str) -> None:
     """Raise ReplaceMeError where what a fit section asks for cannot be done with the model of a config.json."""
     if fit.is_other:
         check_method(config, fit.method, where)
+        if fit.network == "mlp" and config["model_type"] not in RMS_NORMED:
+            raise ReplaceMeError(
+                f"{where}: network mlp is for {', '.join(RMS_NORMED)} only, not for this model; use `network: layer`"
+            )
     else:
         check_fit(config, where, fit.placement, fit.intercept, fit.recycle is not None)
 

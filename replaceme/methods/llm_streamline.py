@@ -1,16 +1,17 @@
 """LLM-Streamline (arXiv 2403.19135): one block is trained to do what a run of blocks did.
 
 The run is the carrier and the blocks of the cut, so that the model gets as small as without the blocks of the cut, and
-that the lightweight network, a block of the model's own architecture, stands where the run began: the result is a plain
-checkpoint. The network starts as the first block of the run, the carrier, and is trained by AdamW to
+that the lightweight network stands where the run began. It is a block of the model's own architecture (`network:
+layer`), so that the result is a plain checkpoint, or (`mlp`) such a block without its attention, `x + mlp(norm(x))`,
+which is smaller, and which no architecture of transformers has. It starts as the first block of the run, the carrier,
+and is trained by AdamW to
 
     min mean over tokens and channels of (block(hidden_states[start-2]) - hidden_states[end-1])^2,
 
 whose inputs and targets are the original model's, stored once; before block 0 stand the embeddings. As in the paper:
 the loss, the initialisation, all else frozen. Differs: the cut is chosen as any here, one block shorter than the run; a
 batch holds the same sequences in every epoch, in an order that follows from seed and epoch; several groups are trained
-one after another, each for the original model. The paper's other network, a bare MLP, is not done: no architecture of
-transformers has blocks without attention.
+one after another, each for the original model; the paper's MLP starts at random.
 
 Training is in float32, deterministic, and goes on where it was interrupted, to the same bits.
 """
@@ -33,8 +34,11 @@ from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
+from replaceme.modeling_replaceme import remove_attention
 from replaceme.models import pruned_config
 from replaceme.progress import progress
+from replaceme.separate import coded_config
+from replaceme.shards import renamed
 from replaceme.shortened import shortened, skipped
 from replaceme.streaming import given
 from replaceme.transforms import State
@@ -63,6 +67,7 @@ class Lesson:
 def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> Found:
     """The trained parameters of each carrier, float32, `<block>.<parameter>`, and the loss of every epoch."""
     length = passes.tokens.mask.shape[1]
+    _check_first(passes, config, groups_of(cut))
     passes = replace(passes, batch_size=max(1, config.batch_tokens // length))
     lessons = gathered(passes, groups_of(cut))
     state = passes.state or State()
@@ -80,12 +85,29 @@ def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict
             found |= training.run(state, found)
     report = {
         "solver": "adamw",
+        "network": config.network,
         "tokens": passes.tokens.count,
         "loss_first_epoch": losses[0][0],
         "loss_last_epoch": losses[0][-1],
         "losses": losses,
     }
     return Found("llm_streamline", {name: one.cpu() for name, one in found.items()}, report)
+
+
+def _check_first(passes: "Passes", config: "FitConfig", groups: list[tuple[int, int]]) -> None:
+    """The keys of the first block of each kind of attention tell a cache how many tokens there were."""
+    if config.network != "mlp":
+        return
+    blocks = passes.family.block_modules(passes.model)
+    kinds = getattr(passes.model.config, "layer_types", None) or [None] * len(blocks)
+    gone = {block for start, end in groups for block in range(start, end)}
+    first = {kind: block for block, kind in reversed(list(enumerate(kinds))) if block not in gone}
+    bare = sorted({start - 1 for start, _ in groups} & set(first.values()))
+    if bare:
+        raise ReplaceMeError(
+            f"llm_streamline: network mlp would leave block {bare[0]} without attention, whose keys say how long a text"
+            " is; take a cut that starts later, or `network: layer`"
+        )
 
 
 def gathered(passes: "Passes", groups: list[tuple[int, int]]) -> list[Lesson]:
@@ -129,6 +151,8 @@ class Training:
         self.config, self.lesson, self.losses = config, lesson, losses
         self.blocks = self.family.block_modules(self.model)
         self.block = copy.deepcopy(self.blocks[lesson.carrier]).float().requires_grad_(True)
+        if config.network == "mlp":
+            remove_attention(self.block)
         self.parameters = dict(self.block.named_parameters())
         self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=config.learning_rate)
         self.sum = torch.zeros(2, dtype=torch.float64, device=self.device)  # of errors and tokens of this epoch
@@ -215,7 +239,14 @@ def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Cont
         if checkpoint.tensors.get(name, ("", ()))[1] != tuple(one.shape):
             raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name} of shape {list(one.shape)} to replace")
     edits = {name: partial(_instead, one) for name, one in trained.items()}
-    return Content(groups, Changes(edits), pruned_config(with_derived_lists(checkpoint), groups))
+    config = pruned_config(with_derived_lists(checkpoint), groups)
+    if found.report.get("network") != "mlp":
+        return Content(groups, Changes(edits), config)
+    carriers = [f"{checkpoint.family.blocks}.{start - 1}." for start, _ in groups]
+    gone = [name for name in checkpoint.tensors if name.startswith(tuple(carriers)) and name not in trained]
+    names = [renamed(checkpoint.family, groups, one).removesuffix(".") for one in carriers]
+    changes = Changes(edits, parts=dict.fromkeys(gone, lambda tensor: {}))
+    return Content(groups, changes, coded_config(config, {"without_attention": names}), True)
 
 
 def _instead(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
@@ -229,6 +260,10 @@ def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Foun
     blocks = family.block_modules(model)
     with ExitStack() as undone:
         undone.enter_context(shortened(model, family, groups, [None] * len(groups)))
+        for start, _ in groups if found.report.get("network") == "mlp" else []:
+            undone.callback(blocks.__setitem__, start - 1, blocks[start - 1])
+            blocks[start - 1] = copy.deepcopy(blocks[start - 1])
+            remove_attention(blocks[start - 1])
         for name, one in found.tensors.items():
             number, _, parameter = name.partition(".")
             owner = blocks[int(number)].get_submodule(parameter.rpartition(".")[0])

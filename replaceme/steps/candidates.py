@@ -5,6 +5,7 @@ import argparse
 from replaceme.candidates import candidates_of
 from replaceme.checkpoints import read_config
 from replaceme.config import CutConfig
+from replaceme.config.cuts import MERGING
 from replaceme.files import write_json
 from replaceme.models import check_cut
 from replaceme.options import add_options, from_options
@@ -13,7 +14,7 @@ from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
 # what the measured candidates depend on
-CANDIDATES = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", "metric", "samples")
+CANDIDATES = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", *MERGING, "metric", "samples")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import model_sha256, read_config
+from replaceme.collapse import as_chosen
 from replaceme.config import FORWARD, CalibrationConfig, FitConfig
 from replaceme.cuts import groups_of
 from replaceme.errors import DamagedError, ReplaceMeError
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     # a sequential estimation has no sums, also where the groups that were asked for have become one
     summed = args.statistics is not None or config.unfitted
     found = fit_cut(config, groups, record["hidden_size"], gathered if summed else None, passes, family)
+    found = as_chosen(cut, found)
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin)
     _write_report(args, config, report, origin)
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _fit_method(args: argparse.Namespace, record: dict[str, Any], config: FitConfig, cut: dict[str, Any]) -> None:
     """The same for another method, from forward passes of its own."""
-    passes, read = _passes(args, record)
+    passes, read = _passes(args, record, config.needs_loss)
     origin = {**read, "groups": cut["groups"]}
     state = State(args.out / STATE.format(group=config.method), state_identity(config, origin, passes.device))
     found = fit_method(replace(passes, state=state), config, cut, record)
@@ -114,13 +116,14 @@ def _fit_method(args: argparse.Namespace, record: dict[str, Any], config: FitCon
     state.remove()
 
 
-def _passes(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Passes, dict[str, Any]]:
+def _passes(args: argparse.Namespace, record: dict[str, Any], head: bool = False) -> tuple[Passes, dict[str, Any]]:
     """Forward passes over the text, and where they come from."""
     if args.tokens_file is None:
         raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
-    forward = load_forward(args, record)
+    forward = load_forward(args, record, head)
     stored = stored_dtype(read_config(record["folder"]))
-    return Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored), forward.origin
+    passes = Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored)
+    return (replace(passes, model=forward.model.base_model, headed=forward.model) if head else passes), forward.origin
 
 
 def _write_report(args: argparse.Namespace, config: FitConfig, report: dict[str, Any], origin: dict[str, Any]) -> None:

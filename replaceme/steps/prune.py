@@ -6,6 +6,7 @@ import sys
 
 from replaceme.api import prune
 from replaceme.config import FORWARD, CalibrationConfig, CutConfig, FitConfig
+from replaceme.config.cuts import MERGING
 from replaceme.data import TOKEN_FIELDS
 from replaceme.options import add_options, from_options
 from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
@@ -14,7 +15,8 @@ ONLINE = True
 # the one `--revision` is the model's
 CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *FORWARD)
 CUT = (
-    "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", "start", "metric", "position",
+    "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", *MERGING, "start", "metric",
+    "position",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 from replaceme.checkpoints import read_config, resolve
 from replaceme.config import FitConfig
 from replaceme.fitting import Passes
-from replaceme.loading import load_base_model
+from replaceme.loading import load_causal_model
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.saving import finish_found
 from replaceme.models import family_of
@@ -20,7 +20,8 @@ def make_passes():
 
     def make(folder, tokens, batch_size=4):
         family = family_of(read_config(folder), str(folder))
-        return Passes(load_base_model(folder, "float32", "cpu"), family, tokens, batch_size, "float32")
+        model = load_causal_model(folder, "float32", "cpu")
+        return Passes(model.base_model, family, tokens, batch_size, "float32", headed=model)
 
     return make
 

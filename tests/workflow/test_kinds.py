@@ -138,25 +138,34 @@ def test_baselines(project):
         "laco": {"transform": "collapse"},
     }
     sleb = {"blocks": 2, "metric": "perplexity", "search": "iterative", "samples": 4, "keep_last": 1}
+    merging = {"blocks": 2, "metric": "output", "search": "merging", "merge_blocks": 2, "interval": 1, "samples": 4}
     table = {**project.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["sleb"]}
-    project.config(fits=fits, cuts={"sleb": sleb}, tables={"main.1": table})
-    folder = f"{Path(FIT).parent}/sleb"
+    table["rows"] = ["tiny.v1/plain/merging/laco"]
+    project.config(fits=fits, cuts={"sleb": sleb, "merging": merging}, tables={"main.1": table})
+    assert project.jobs()["evaluate"] == len(fits) + 1
+    folder, beside = f"{Path(FIT).parent}/sleb", f"{Path(FIT).parent}/merging"
     targets = [f"{folder}/{fit}/model/replaceme.json" for fit in fits]
-    done = project.snakemake(*targets, f"{folder}/cut.svg")
+    more = [f"{folder}/cut.svg", f"{beside}/cut.svg", f"{beside}/laco/model/replaceme.json"]
+    done = project.snakemake(*targets, *more)
     assert done.returncode == 0, done.stderr
     stats = project.job_stats(done.stdout + done.stderr)
     expected = {
         "model": 1,
         "tokens": 1,
-        "candidates": 1,
-        "cut": 1,
-        "figure_cut": 1,
+        "candidates": 2,
+        "cut": 2,
+        "figure_cut": 2,
         "gram": 2,
         "sum": 1,
-        "transform": 3,
-        "merge": 3,
+        "transform": 4,
+        "merge": 4,
     }
     assert stats == expected
+    cut = json.loads((project.folder / beside / "cut.json").read_text())
+    report = json.loads((project.folder / beside / "laco/fit.json").read_text())
+    assert cut["search"] == "merging" and [sum(one) for one in cut["coefficients"]] == [1] * len(cut["groups"])
+    found = report["by_group"] if len(cut["groups"]) > 1 else [report]
+    assert [one["coefficients"] for one in found] == cut["coefficients"]
     cut = json.loads((project.folder / folder / "cut.json").read_text())
     assert (cut["groups"], cut["search"]) == ([[1, 3]], "iterative")
     placements = {fit: json.loads((project.folder / file).read_text())["placement"] for fit, file in

@@ -1,0 +1,84 @@
+"""The section `tables`."""
+
+from itertools import product
+from typing import NamedTuple
+
+from pydantic import Field, model_validator
+
+from replaceme.config.base import Strict
+from replaceme.config.reference import ReferenceConfig
+
+PRODUCT = ("models", "calibrations", "cuts", "fits")
+SECTIONS = (*PRODUCT, "healings")  # of the names in a row, in their order
+
+
+class Row(NamedTuple):
+    """A row of a table that is no baseline, by the names of its sections; without a healing `None`."""
+
+    model: str
+    calibration: str
+    cut: str
+    fit: str
+    healing: str | None = None
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, self))
+
+
+class TableConfig(Strict):
+    """A result table: the baselines of its models, every combination of the rest, and single rows."""
+
+    models: list[str] = Field([], description="Names under `models`.")
+    calibrations: list[str] = Field([], description="Names under `calibrations`.")
+    cuts: list[str] = Field([], description="Names under `cuts`.")
+    fits: list[str] = Field([], description="Names under `fits`.")
+    healings: list[str] = Field([], description="Names under `healings`; each row comes unhealed too.")
+    rows: list[str] = Field(
+        [],
+        description="Single rows below all combinations of these, or in their place: `model/calibration/cut/fit`, or "
+        "the same with `/healing`. Their models have a baseline too.",
+    )
+    evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
+    caption: str = Field("", description="A sentence above the table.")
+    reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
+
+    @model_validator(mode="after")
+    def _reference_of_what_is_measured(self) -> "TableConfig":
+        if self.reference is not None and self.evaluation is None:
+            raise ValueError("a reference needs an evaluation to compare; drop one, or set the other")
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> "TableConfig":
+        missing = [name for name in PRODUCT if not getattr(self, name)]
+        if missing and not self.rows:
+            raise ValueError(f"no {missing[0]}, and no single rows; name some under `{missing[0]}`, or give `rows`")
+        if missing and (len(missing) < len(PRODUCT) or self.healings):
+            given = next(name for name in SECTIONS if getattr(self, name))
+            raise ValueError(f"no {missing[0]} to combine {given} with; name some, or drop {given}")
+        for row in self.rows:
+            if len(parts := row.split("/")) not in (4, 5) or not all(parts):
+                raise ValueError(
+                    f"rows: {row!r} is no row; write `model/calibration/cut/fit`, with `/healing` for a healed one"
+                )
+        names = self.row_names
+        twice = next((one for one in self.rows if names.count(one) > 1), None)
+        if twice is not None:
+            raise ValueError(f"rows: {twice!r} is in the table already; drop it")
+        return self
+
+    @property
+    def pruned(self) -> list[Row]:
+        """Its rows but the baselines: all combinations, each healing after what it heals, then the single rows."""
+        combined = product(*(getattr(self, name) for name in PRODUCT), [None, *self.healings])
+        return [*(Row(*names) for names in combined), *(Row(*row.split("/")) for row in self.rows)]
+
+    def named(self, section: str) -> list[str]:
+        """The names of a section that its rows have, once each; a single row's after those of the combinations."""
+        own = [getattr(row, section.removesuffix("s")) for row in self.pruned]
+        return list(dict.fromkeys(name for name in [*getattr(self, section), *own] if name is not None))
+
+    @property
+    def row_names(self) -> list[str]:
+        """`model` for each baseline, `model/calibration/cut/fit`, and the same with `/healing`."""
+        return [*self.named("models"), *map(str, self.pruned)]
