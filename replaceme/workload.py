@@ -90,9 +90,11 @@ def _fit(config: Config, names: Names, outline: Outline) -> Work:
 
 def _evaluation(config: Config, names: Names, outline: Outline) -> Work:
     section = config.evaluations[names["evaluation"]]
-    items = [(section.limit or ITEMS) * REQUESTS for _ in section.tasks]
-    lengths = [REQUEST_TOKENS + SHOT_TOKENS * (task.fewshot or 0) for task in section.tasks.values()]
-    tokens = sum(count * one for count, one in zip(items, lengths, strict=True))
+    items = section.limit or ITEMS
+    requests = [REQUEST_TOKENS + SHOT_TOKENS * (task.fewshot or 0) for task in section.tasks.values()]
+    images = [IMAGE for _ in section.zeroshot]
+    tokens = items * (REQUESTS * sum(requests) + sum(images))
+    lengths = requests + images
     return Work(tokens, section.batch_size * max(lengths), dtype=section.dtype)
 
 

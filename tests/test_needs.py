@@ -5,13 +5,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from replaceme.config import ModelConfig, load
+from replaceme.config.evaluations import EvaluationConfig, ZeroShotConfig
 from replaceme.needs import BASE, START, TABLE, UNKNOWN, Work, needs, outline_for
 from replaceme.outline import Outline
-from replaceme.workload import WORK, length, rule_of_fit, tokens_of, work_of
+from replaceme.workload import IMAGE, WORK, length, rule_of_fit, tokens_of, work_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {"model_type": "llama", "vocab_size": 32_000, "intermediate_size": 11_008, "dtype": "bfloat16"}
@@ -132,3 +134,11 @@ def test_no_torch_and_no_network_are_needed():
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'requests', 'httpx')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_evaluation_of_images_alone():
+    """It has no tasks; an image counts as so many tokens, once."""
+    one = EvaluationConfig(zeroshot={"photos": ZeroShotConfig(images="photos")}, limit=100, batch_size=8)
+    config = SimpleNamespace(evaluations={"images": one})
+    work = work_of("evaluate", config, {"evaluation": "images"}, UNKNOWN)
+    assert (work.tokens, work.positions) == (100 * IMAGE, 8 * IMAGE)
