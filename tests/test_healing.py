@@ -200,7 +200,7 @@ def test_the_loss_goes_down(llama, merged, texts, tmp_path, train, checked_here)
     assert record["original"] == shortened["source"] and record["cut"] == shortened["cut"]
     assert record["healing"]["trained_parameters"] == report["trained_parameters"]
     card = (tmp_path / "out/README.md").read_text()
-    assert f"# {llama}, 2 blocks shorter and healed" in card and "in 25 steps on texts given" in card
+    assert f"# {llama.name}, 2 blocks shorter and healed" in card and "in 25 steps on texts given" in card
 
 
 def test_the_result_is_loaded_by_plain_transformers(merged, tokens, tmp_path):

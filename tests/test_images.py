@@ -210,7 +210,7 @@ def test_prune_dinov2_with_images_by_name(encoder, photos, tmp_path, fit):
     record = replaceme.prune(
         encoder("dinov2"), images=photos, cut=CUT, fit=FitConfig(**fit, ridge_relative=1e-6), out=tmp_path / "out"
     )
-    assert record["origin"]["calibration"]["images"] == str(photos)
+    assert record["origin"]["calibration"]["images"] == photos.name
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == 4 and model.config.out_features == ["stage4"]
     start = record["cut"]["groups"][0][0]

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from replaceme.cli import main
+from replaceme.files import json_text, read_json
 
 CONFIG = {
     "models": {"tiny": {"source": "model"}},
@@ -94,10 +95,11 @@ def make() -> None:
 
 
 def edit_json(path: str, **changes: Any) -> None:
-    """Change entries of a JSON file (`...` removes one)."""
-    content = json.loads(Path(path).read_text())
-    content.update(changes)
-    Path(path).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+    """Change entries of a JSON file (`...` removes one); a file of ours gets the digest of what it then holds."""
+    raw, content = json.loads(Path(path).read_text()), read_json(path)
+    ours = raw != content
+    changed = {key: value for key, value in {**content, **changes}.items() if value is not ...}
+    Path(path).write_text(json_text(changed) if ours else json.dumps(changed))
 
 
 def run(words: Sequence[str]) -> tuple[int, list[str]]:

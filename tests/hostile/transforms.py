@@ -99,7 +99,7 @@ CASES = {
     ),
     "token file with a flipped bit": case(
         raw(flipped, MADE / "tokens.safetensors"),
-        "content does not match its hash",
+        "its content does not match its SHA-256",
         AGAIN,
         "made/tokens.safetensors",
         ("distances", "made/model.json", "made/tokens.safetensors", "--out", "out"),
