@@ -136,7 +136,7 @@ def test_content_that_does_not_match_its_hash(make_tokens, tmp_path, refuses):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with refuses("does not match its hash"):
+    with refuses("does not match its SHA-256"):
         load_tokens(path)
 
 
