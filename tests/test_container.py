@@ -21,22 +21,22 @@ def test_base_images_are_pinned_and_alike():
 
 
 def test_every_package_is_pinned_by_the_requirements():
-    """Nothing is installed but from the two files of requirements, where every line is exact."""
+    """Nothing is installed but from the files of requirements, where every line is exact."""
     commands = [part.strip(" \\;)") for line in TEXT.splitlines() for part in line.split("&&") if "pip install" in part]
-    assert len(commands) == 5
-    files = ("requirements.txt", "torch.txt", "requirements-bare.txt")
-    allowed = [["--no-build-isolation", "."], *(["-r", file] for file in files)]
+    assert len(commands) == 6
+    files = ("requirements.txt", "requirements-cluster.txt", "requirements-bare.txt")
+    allowed = [["--no-build-isolation", "."], *(["-r", file] for file in (*files, "torch.txt"))]
     for command in commands:
         given = command.split("pip install", 1)[1].split()
         assert given[-2:] in allowed, command
-    pins = [line for file in files[::2] for line in (ROOT / file).read_text().splitlines()]
+    pins = [line for file in files for line in (ROOT / file).read_text().splitlines()]
     exact = [line for line in pins if re.fullmatch(r"[\w.-]+==[\w.]+", line)]
     assert len(exact) == len([line for line in pins if not line.startswith("#")])
     assert sum(line.startswith("torch==") for line in exact) == 1  # what `grep` finds for torch.txt
 
 
 def test_extras_of_the_engines_are_among_the_pins():
-    pinned = {line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    pinned = {line.partition("==")[0] for line in (ROOT / "requirements-cluster.txt").read_text().splitlines()}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra in ("slurm", "kubernetes"):
         assert {re.match(r"[\w.-]+", one)[0] for one in extras[extra]} <= pinned

@@ -1,5 +1,6 @@
 """The profiles are read by their plugins, and what they plan asks for GPUs, memory and time; no cluster is needed."""
 
+import importlib.util
 import re
 
 import pytest
@@ -12,6 +13,8 @@ PROFILES = ("slurm", "kubernetes")
 
 def planned(project, profile, *more):
     """The job list of a dry run by a profile; the volume of `kubernetes` is the project's own folder."""
+    if importlib.util.find_spec(f"snakemake_executor_plugin_{profile}") is None:
+        pytest.skip("without requirements-cluster.txt, which `make slurm` installs")
     volume = ["--default-storage-prefix", str(project.folder)] if profile == "kubernetes" else []
     where = ["--workflow-profile", str(project.code / "profiles" / profile)]
     done = project.snakemake("--dry-run", "--printshellcmds", *where, *volume, *more, cores=None)
