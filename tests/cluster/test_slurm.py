@@ -30,7 +30,7 @@ SUBMITTED = {"gram": 2, "sum": 1, "transform": 1, "merge": 1, "evaluate_baseline
 GPU_RULES = {"gram", "transform", "evaluate_baseline"}
 # files that hold times, and the record that holds the hash of such a one
 TIMED = ("logs/", "benchmarks/", "records/tiny.v1/baseline/evaluation/")
-TIMES = ("seconds",)  # keys of JSON files whose values are times
+TIMES = ("seconds", "content_sha256")  # keys of JSON files whose values are times, or the digest of what holds them
 
 
 @dataclass(frozen=True)
