@@ -5,7 +5,6 @@ check goes back through everything that it was made from, as far as records reac
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -14,13 +13,12 @@ from typing import Any
 
 from replaceme.checkpoints import is_local, local_folder
 from replaceme.errors import ReplaceMeError
-from replaceme.files import read_json, sha256
-from replaceme.lineage import CHECKPOINT, FOLDER
+from replaceme.files import RECORD, each_sha256, read_json
+from replaceme.lineage import FOLDER
 from replaceme.progress import progress
 
 MODEL = "model.json"
 MISSING = "missing"
-AT_ONCE = 4  # files
 SHOWN = 12  # hex digits of a hash
 
 
@@ -96,7 +94,7 @@ def audit(path: str | Path) -> Audit:
     if not claims:  # made without the workflow
         claims = list(chain.from_iterable(_of_list(one, Path()) for one in _lists_at(path)))
     base = Path() if root is None else root.parent
-    for listed in {one.path for one in claims if one.path.name in (MODEL, CHECKPOINT) and one.path.is_file()}:
+    for listed in {one.path for one in claims if one.path.name in (MODEL, RECORD) and one.path.is_file()}:
         claims += _of_list(listed, base)
     if not claims:
         raise ReplaceMeError(f"{path}: nothing is recorded of it; the workflow records what it makes under results/")
@@ -173,7 +171,7 @@ def _of_record(record: dict[str, Any], where: Path, root: Path) -> Iterator[_Cla
 
 def _lists_at(path: Path) -> list[Path]:
     """The lists of files that a path is, or is the checkpoint of."""
-    lists = [path] if path.name in (MODEL, CHECKPOINT) else [path / CHECKPOINT]
+    lists = [path] if path.name in (MODEL, RECORD) else [path / RECORD]
     return [one.absolute() for one in lists if one.is_file()]
 
 
@@ -185,7 +183,7 @@ def _of_list(where: Path, base: Path) -> Iterator[_Claim]:
     record = read_json(where)
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         raise ReplaceMeError(f"{where}: no list of files; make it again")
-    folder = where.parent if where.name == CHECKPOINT else base / record["folder"]
+    folder = where.parent if where.name == RECORD else base / record["folder"]
     yield from (_Claim((folder / name).absolute(), digest, where, "file") for name, digest in record["files"].items())
     source = record.get("source")
     if isinstance(source, dict) and _is_found(source["source"], base):
@@ -207,7 +205,7 @@ def _versions_at(where: Path) -> dict[str, str]:
 
 def _hashed(paths: Iterable[Path]) -> dict[Path, str]:
     """The hash of each file, or that it is missing."""
-    ordered = sorted(paths)
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        digests = threads.map(lambda path: sha256(path) if path.is_file() else MISSING, ordered)
-        return dict(zip(ordered, progress(digests, "hashing files", len(ordered)), strict=True))
+    paths = sorted(paths)
+    there = [path for path in paths if path.is_file()]
+    digests = progress(each_sha256(there), "hashing files", len(there))
+    return dict.fromkeys(paths, MISSING) | dict(zip(there, digests, strict=True))

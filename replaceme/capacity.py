@@ -8,6 +8,7 @@ from replaceme.config import Config, CutConfig
 from replaceme.config.cuts import UNREPAIRED_METRICS
 from replaceme.cuts import possible_spans, resolve_blocks
 from replaceme.errors import ReplaceMeError
+from replaceme.files import RECORD
 from replaceme.models import is_encoder, pick_dtype
 from replaceme.outline import FOUR_BITS, MARGIN, Outline
 from replaceme.tables import HEALED
@@ -148,7 +149,7 @@ def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
     rows = {row for table in config.tables.values() for row in table.pruned}
     for model, calibration, cut, fit, healing in sorted(rows, key=str):
         folder = results.joinpath(model, calibration, cut, fit, *([HEALED, healing] if healing else []), "model")
-        if model not in outlines or (folder / "replaceme.json").exists():
+        if model not in outlines or (folder / RECORD).exists():
             continue
         try:
             yield outlines[model].shortened_bytes(resolve_blocks(config.cuts[cut], outlines[model].record))

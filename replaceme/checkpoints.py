@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config_json import check_types
 from replaceme.errors import DamagedError, ReplaceMeError, printable
-from replaceme.files import check_files, read_json, sha256_of_all
+from replaceme.files import RECORD, check_files, read_json, sha256_of_all
 from replaceme.models import PER_BLOCK_LISTS, Family, family_of, with_sizes
 from replaceme.separate import is_separate, original_config
 from replaceme.trust import check_inside, check_no_code, check_settings, companions
@@ -26,7 +26,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 STORED = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
 AGAIN = "download or copy the checkpoint again"
-RECORD = "replaceme.json"  # of a checkpoint of ours
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
 COMPANIONS = (

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RESULTS_VARIABLE = "REPLACEME_RESULTS"  # of the environment: where the results of a workflow lie; by hand not set
 TEMPORARY = ".tmp-"
+RECORD = "replaceme.json"  # of a checkpoint made here, in its folder
 DAY = 86400.0  # seconds
 STAMP = "replaceme"  # key of what a safetensors file of ours says of itself
 CANNOT_WRITE = {
@@ -247,11 +248,16 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_all(paths: Iterable[str | Path]) -> dict[str, str]:
-    """Hashes of files by their name, several at a time: hashing is slower than disks are."""
-    paths = sorted(map(Path, paths))
+def each_sha256(paths: Sequence[str | Path]) -> Iterator[str]:
+    """Hashes of files in their order, several at a time: hashing is slower than disks are."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        return {path.name: digest for path, digest in zip(paths, threads.map(sha256, paths), strict=True)}
+        yield from threads.map(sha256, paths)
+
+
+def sha256_of_all(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Hashes of files by their name."""
+    paths = sorted(map(Path, paths))
+    return {path.name: digest for path, digest in zip(paths, each_sha256(paths), strict=True)}
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:

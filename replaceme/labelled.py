@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.checkpoints import is_local
 from replaceme.config import ZeroShotConfig
 from replaceme.config.evaluations import METRICS
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, first_line
 from replaceme.images import SUFFIXES, image_files, opened
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ def _downloaded(config: ZeroShotConfig) -> Path:
             snapshot_download(config.images, repo_type="dataset", revision=config.revision, allow_patterns=patterns)
         )
     except Exception as error:  # the hub raises many types: offline, missing, gated, time-out
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ReplaceMeError(f"{config.images}: neither a local folder nor reachable on the Hub ({reason})") from error
+        raise ReplaceMeError(
+            f"{config.images}: neither a local folder nor reachable on the Hub ({first_line(error)})"
+        ) from error
 
 
 def _found(config: ZeroShotConfig, folder: Path, commit: str | None) -> Labelled:

@@ -16,7 +16,6 @@ from replaceme.provenance import hardware, versions
 from replaceme.redaction import redacted
 
 FOLDER = "records"
-CHECKPOINT = "replaceme.json"  # stands for the folder that it lies in
 PASSING = {"rows", "cost", FOLDER}  # folders whose files are gone when they were used, or are no part of a result
 
 
@@ -29,7 +28,8 @@ def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str])
     if not results or out is None or not Path(out).absolute().is_relative_to(Path(results).absolute()):
         return
     read, written = set(files.noted.read), set(files.noted.written)
-    written = {path / CHECKPOINT if path.is_dir() else path for path in written}
+    # of a folder its record stands for all of it
+    written = {path / files.RECORD if path.is_dir() else path for path in written}
     record = {
         "step": step,
         "arguments": [redacted(argument) for argument in arguments],
@@ -53,7 +53,8 @@ def hashes(paths: Iterable[str | Path], results: str | Path) -> dict[str, str]:
     root = Path(results).absolute()
     places = {place_of(path, root): Path(path) for path in paths if Path(path).is_file()}
     kept = {place: path for place, path in places.items() if not _is_passing(Path(place))}
-    return {place: files.sha256(kept[place]) for place in sorted(kept)}
+    ordered = sorted(kept)
+    return dict(zip(ordered, files.each_sha256([kept[place] for place in ordered]), strict=True))
 
 
 def _is_passing(place: Path) -> bool:

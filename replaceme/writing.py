@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.changes import Content
-from replaceme.checkpoints import COMPANIONS, INDEX, RECORD, Checkpoint, open_checkpoint
+from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
-from replaceme.files import TEMPORARY, json_text, replacing, sha256_of_all
+from replaceme.files import RECORD, TEMPORARY, json_text, replacing, sha256_of_all
 from replaceme.provenance import versions
 from replaceme.redaction import published
 from replaceme.separate import CODE

@@ -18,7 +18,7 @@ from replaceme.config.healings import LORA
 from replaceme.cuts import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.files import write_json
+from replaceme.files import RECORD, write_json
 from replaceme.healing.loop import rate, train
 from replaceme.healing.parameters import Trainable, trainable
 from replaceme.language_loss import sequence_losses
@@ -125,7 +125,7 @@ def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, flo
 def _source(folder: str | Path, out: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model record of a merged folder, and the record of its shortening; ReplaceMeError for any other folder."""
     config = read_config(folder)
-    if not (Path(folder) / "replaceme.json").is_file():
+    if not (Path(folder) / RECORD).is_file():
         raise ReplaceMeError(
             f"{folder}: no replaceme.json; healing takes a folder made by `replaceme merge` or `prune`"
         )

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import RECORD, check_merged, load_record, model_sha256, read_config
+from replaceme.checkpoints import check_merged, load_record, model_sha256, read_config
 from replaceme.config import ModelConfig
 from replaceme.errors import DamagedError, ReplaceMeError
-from replaceme.files import check_files, load_metadata, read_json
+from replaceme.files import RECORD, check_files, load_metadata, read_json
 from replaceme.options import add_options
 from replaceme.validation import validated
 
