@@ -2,6 +2,8 @@
 
 import json
 
+from replaceme.files import write_json
+
 
 class Names(dict):
     """Wildcards of a job that is looked up, not run: `names.model`, `names.get("shards")`."""
@@ -161,9 +163,17 @@ def sums_behind(path, wildcards):
 
 
 def cost_jobs(wildcards):
-    """The jobs behind each row of a table, as JSON."""
+    """The file that lists the jobs behind each row of a table, named by its content.
+
+    No option, as some hundred rows of them are longer than what Linux takes for one.
+    """
     rows = table_rows(wildcards.table)
-    return json.dumps({row.removeprefix("results/"): row_jobs(row) for row in rows})
+    jobs = {row.removeprefix("results/"): row_jobs(row) for row in rows}
+    name = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
+    path = f"results/cost/tables/{wildcards.table}-{name}.json"
+    if not workflow.dryrun:
+        write_json(path, jobs)
+    return path
 
 
 def target_files(names):

@@ -13,6 +13,7 @@ from replaceme.cli import main
 from replaceme.cost import VARIABLE, check_country, cost_file, measured, setting
 from replaceme.cost_table import collect, notes, parts
 from replaceme.errors import ReplaceMeError
+from replaceme.files import write_json
 
 HARDWARE = {"cpu": "a CPU", "cores": 2, "memory_bytes": 4e9, "gpus": ["a GPU", "a GPU"], "gpu_driver": "1.2"}
 
@@ -263,9 +264,12 @@ def test_a_row_with_a_job_that_was_not_measured_has_no_costs(results):
 
 def test_the_command_writes_all_formats(results, tmp_path, capsys):
     folder, jobs = results
-    out = tmp_path / "t.v1.cost"
-    assert main(["cost", str(folder), "--jobs", json.dumps(jobs), "--caption", "Cost.", "--out", str(out)]) == 0
+    listed, out = tmp_path / "jobs.json", tmp_path / "t.v1.cost"
+    write_json(listed, jobs)
+    argv = ["cost", str(folder), "--jobs", str(listed), "--caption", "Cost.", "--out", str(out)]
+    assert main(argv) == 0
     texts = {kind: (tmp_path / f"t.v1.cost.{kind}").read_text() for kind in ("csv", "md", "html", "tex")}
     assert "| uidl |" in texts["md"] and "counts in full in each of them" in texts["html"]
-    assert main(["cost", str(folder), "--jobs", '{"m/ls": []}', "--out", str(out)]) == 1
+    write_json(listed, {"m/ls": []})
+    assert main(argv) == 1
     assert "a row is named model/calibration/cut/fit" in capsys.readouterr().err

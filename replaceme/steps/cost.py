@@ -1,10 +1,8 @@
 """cost: what the rows of a table took to make."""
 
 import argparse
-import json
 from pathlib import Path
 
-from replaceme.errors import ReplaceMeError
 from replaceme.steps.common import out_argument
 
 ONLINE = False
@@ -16,8 +14,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         required=True,
-        metavar="JSON",
-        help='outputs of the jobs behind each row: {"model/calibration/cut/fit": ["results/model/model.json", ...]}',
+        type=Path,
+        metavar="FILE",
+        help="JSON file of the outputs of the jobs behind each row: "
+        '{"model/calibration/cut/fit": ["results/model/model.json", ...]}',
     )
     parser.add_argument("--caption", default="", help="sentence above the table")
     out_argument(parser, "path of the table without its ending")
@@ -26,11 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the table in all formats."""
     from replaceme.cost_table import collect, notes, parts
+    from replaceme.files import read_json
     from replaceme.render import write_parts
 
-    try:
-        jobs = json.loads(args.jobs)
-    except json.JSONDecodeError as error:
-        raise ReplaceMeError(f"options: --jobs: not valid JSON ({error})") from None
-    frame = collect(jobs, args.results)
+    frame = collect(read_json(args.jobs, "give the JSON file that the workflow writes"), args.results)
     write_parts(parts(frame), frame, args.out, args.caption, notes(frame), "×: multiple of the cheapest row.")

@@ -159,7 +159,7 @@ def test_figures_and_costs_of_a_finished_run(completed):
     }
     drawn = (completed.folder / "results/figures/sizes.csv").read_text()
     assert drawn.startswith("measure,panel,line,x,value") and (completed.folder / "results/figures/sizes.svg").is_file()
-    kept = [path.relative_to(completed.folder) for path in (completed.folder / "results/cost").rglob("*.json")]
+    kept = [path.relative_to(completed.folder) for path in (completed.folder / "results/cost/tiny.v1").rglob("*.json")]
     assert sorted(map(str, kept)) == [f"results/cost/tiny.v1/plain/n1/{name}.json" for name in ("ridge", "ridge/model")]
     cost = json.loads((completed.folder / "results/cost/tiny.v1/plain/n1/ridge.json").read_text())
     assert cost["step"] == "fit" and cost["energy_kwh"] > 0 and cost["country"] == "FRA"
