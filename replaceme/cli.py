@@ -5,6 +5,7 @@ line on stderr and exit code 1.
 """
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -26,6 +27,8 @@ EPILOG = "`replaceme STEP --help` lists a step's options. The whole workflow: `s
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # to import torch and transformers makes objects that all stay: looking for garbage among them costs a sixth of it
+    gc.set_threshold(100_000, 20, 50)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactedFormatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
