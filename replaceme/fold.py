@@ -144,16 +144,23 @@ def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Tr
             continue
         asked = (transform.intercept is not None, transform.recycled is not None)
         check_fit(checkpoint.config, str(checkpoint.folder), transform.placement, *asked)
-        rows, columns = transform.matrix.shape
-        if columns != size or (rows != size and transform.placement != "down_proj"):
-            raise ReplaceMeError(
-                f"{checkpoint.folder}: transform is {rows} x {columns}, the model's hidden size is {size}; fit it again"
-            )
-        if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
-            raise ReplaceMeError(f"{checkpoint.folder}: the transform holds NaN or infinity; fit it again")
+        check_values(transform, size, checkpoint.folder)
         normed = checkpoint.family.post_norm is not None and transform.of_mlp
         if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
+
+
+def check_values(transform: "Transform", size: int, where: str | Path) -> None:
+    """Raise ReplaceMeError, with `where` in front, unless a transform is finite and of hidden size `size`."""
+    if transform.is_identity:
+        return
+    rows, columns = transform.matrix.shape
+    if columns != size or (rows != size and transform.placement != "down_proj"):
+        raise ReplaceMeError(
+            f"{where}: transform is {rows} x {columns}, the model's hidden size is {size}; fit it again"
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in transform.tensors().values()):
+        raise ReplaceMeError(f"{where}: the transform holds NaN or infinity; fit it again")
 
 
 def _edits(

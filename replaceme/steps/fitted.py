@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from replaceme.errors import ReplaceMeError
+from replaceme.fold import check_values
 from replaceme.methods.found import Found, is_found
 from replaceme.steps.common import load_cut, load_model, model_argument, same_model
 from replaceme.transforms import Transform
@@ -31,4 +32,6 @@ def load_fitted(
     same_model(record, origin, args.transform)
     if origin.get("groups", cut["groups"]) != cut["groups"]:
         raise ReplaceMeError(f"{args.transform}: fitted for another cut than {args.cut}; fit it again")
+    for one in [] if isinstance(transforms, Found) else transforms:
+        check_values(one, record["hidden_size"], args.transform)
     return record, cut, transforms, origin

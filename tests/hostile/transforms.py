@@ -62,10 +62,8 @@ def case(
 CASES = {
     "missing": case(TRANSFORM.unlink, "no such file", "run the step that makes it first"),
     "of another cut": case(other_cut, "fitted for another cut than made/cut.json", "fit it again"),
-    "of another size": case(
-        changed(lambda matrix: matrix[:8, :8].clone()), "transform is 8 x 8", "fit it again", "model"
-    ),
-    "NaN": case(changed(with_nan), "the transform holds NaN", "fit it again", "model"),
+    "of another size": case(changed(lambda matrix: matrix[:8, :8].clone()), "transform is 8 x 8", "fit it again"),
+    "NaN": case(changed(with_nan), "the transform holds NaN", "fit it again"),
     "of another type": case(changed(torch.Tensor.float), "transform is torch.float32", "fit it again"),
     "truncated": case(raw(lambda content: content[:-100]), "corrupted safetensors file", AGAIN),
     "no header": case(raw(lambda content: content[:4]), "corrupted safetensors file", AGAIN),
