@@ -89,10 +89,13 @@ OWN = {
 VARIANTS = sorted({*FAMILIES, *OWN}, key=lambda name: (list(FAMILIES).index(name.partition(",")[0]), name))
 
 
+SCRATCH = tempfile.TemporaryDirectory(prefix="replaceme-families-")  # removed when the process ends
+
+
 @cache
 def source(variant: str) -> Path:
     """A saved tiny model of random weights."""
-    folder = Path(tempfile.mkdtemp(prefix="replaceme-family-"))
+    folder = Path(tempfile.mkdtemp(dir=SCRATCH.name))
     torch.manual_seed(0)
     given = {key: value for key, value in {**SIZES, **OWN.get(variant, {})}.items() if key not in renamed(variant)}
     kind = AutoModelForCausalLM
@@ -212,7 +215,7 @@ def _weight_or_bias(pattern: str) -> str:
 
 def shorter(variant: str, found: list[Transform]) -> Path:
     """A saved model without both runs of blocks."""
-    out = Path(tempfile.mkdtemp(prefix="replaceme-family-")) / "out"
+    out = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "out"
     merge(source(variant), {"groups": GROUPS, "num_blocks": BLOCKS}, found, out, {})
     return out
 
