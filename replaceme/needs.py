@@ -17,8 +17,8 @@ from replaceme.checkpoints import is_local, local_folder, open_checkpoint, read_
 from replaceme.config import ModelConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
-from replaceme.models import family_of, pick_dtype, stored_dtype
-from replaceme.outline import ITEM_BYTES, MARGIN, Outline, outline_of
+from replaceme.models import pick_dtype, stored_dtype
+from replaceme.outline import ITEM_BYTES, MARGIN, Outline, estimated_outline, outline_of, vocabulary
 
 BASE = 1.5e9  # bytes: torch, transformers and lm-eval without a model
 START = 300.0  # seconds: imports from a slow disk, a node that wakes up
@@ -121,11 +121,6 @@ def needs(rule: str, outline: Outline, work: Work, device: str) -> Needs:
     return Needs(ceil(held / 1e8) * 100, ceil((START + SLACK * seconds) / 60))
 
 
-def vocabulary(config: dict[str, Any]) -> int:
-    """The number of tokens that a model knows; of a model without, none."""
-    return int(config.get("vocab_size", 0))
-
-
 # a model of which nothing is known yet: as large as those of the paper
 UNKNOWN = Outline("unknown", {"vocab_size": 128_256, "dtype": "bfloat16"}, 32, 4096, 8e9, [220_000_000] * 32, 16e9)
 
@@ -142,7 +137,7 @@ def outline_for(section: ModelConfig, record: str | Path) -> Outline | None:
         if Path(record).is_file():
             return _of_record(read_json(record))
         config = _cached_config(section)
-        return None if config is None else _of_config(section.source, config)
+        return None if config is None else estimated_outline(section.source, config)
     except (ReplaceMeError, KeyError, OSError):
         return None  # the step that opens it says why
 
@@ -159,17 +154,3 @@ def _cached_config(section: ModelConfig) -> dict[str, Any] | None:
 
     found = try_to_load_from_cache(section.source, "config.json", revision=section.revision)
     return read_config(Path(found).parent) if isinstance(found, str) else None
-
-
-def _of_config(source: str, config: dict[str, Any]) -> Outline:
-    """By the usual shape: four matrices of attention and three of the MLP, those of every expert, in each block."""
-    family = family_of(config, source)
-    sizes = family.sizes(config)
-    depth, width = sizes[family.depth], sizes[family.width]
-    experts = next((sizes[key] for key in ("num_local_experts", "num_experts") if sizes.get(key)), 1)
-    inner = sizes.get("moe_intermediate_size") if experts > 1 else None
-    block = 4 * width**2 + 3 * width * experts * (inner or sizes.get("intermediate_size") or 4 * width)
-    tables = 1 if config.get("tie_word_embeddings") else 2
-    parameters = depth * block + tables * vocabulary(config) * width
-    stored = parameters * ITEM_BYTES.get(stored_dtype(config), 4)
-    return Outline(source, config, depth, width, parameters, [block] * depth, round(stored))

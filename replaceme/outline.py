@@ -1,5 +1,6 @@
 """What a model is and takes, as far as headers, or the Hub, tell it before anything is loaded or downloaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,16 +54,33 @@ def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
     )
 
 
-def estimated_outline(source: str, config: dict[str, Any], file_bytes: int, parameters: int | None) -> Outline:
-    """The outline of a model of which only config.json and the size of its weights are known.
+def estimated_outline(
+    source: str, config: dict[str, Any], file_bytes: int | None = None, parameters: int | None = None
+) -> Outline:
+    """The outline of a model of which only config.json is known, and perhaps its number of parameters or its size.
 
-    All parameters but those of the embeddings are taken to lie in equal blocks. Raises ReplaceMeError for a config that
-    no family fits.
+    All parameters but those of the embeddings are taken to lie in equal blocks; where nothing tells how many they are,
+    a block has the usual shape. Raises ReplaceMeError for a config that no family fits.
     """
     family = family_of(config, source)
     sizes = family.sizes(config)
     depth, width = sizes[family.depth], sizes[family.width]
-    parameters = parameters or file_bytes // ITEM_BYTES.get(stored_dtype(config), 4)
-    tables = 1 if config.get("tie_word_embeddings") else 2
-    blocks = max(0, parameters - tables * config.get("vocab_size", 0) * width)
-    return Outline(source, config, depth, width, parameters, [blocks // depth] * depth, file_bytes)
+    item_bytes = ITEM_BYTES.get(stored_dtype(config), 4)
+    embeddings = (1 if config.get("tie_word_embeddings") else 2) * vocabulary(config) * width
+    if parameters is None:
+        parameters = file_bytes // item_bytes if file_bytes else depth * _usual_block(sizes, width) + embeddings
+    blocks = [max(0, parameters - embeddings) // depth] * depth
+    stored = round(parameters * item_bytes) if file_bytes is None else file_bytes
+    return Outline(source, config, depth, width, parameters, blocks, stored)
+
+
+def _usual_block(sizes: Mapping[str, Any], width: int) -> int:
+    """Parameters of four matrices of attention and three of the MLP, those of every expert."""
+    experts = next((sizes[key] for key in ("num_local_experts", "num_experts") if sizes.get(key)), 1)
+    inner = sizes.get("moe_intermediate_size") if experts > 1 else None
+    return 4 * width**2 + 3 * width * experts * (inner or sizes.get("intermediate_size") or 4 * width)
+
+
+def vocabulary(config: Mapping[str, Any]) -> int:
+    """The number of tokens that a model knows; of a model without, none."""
+    return int(config.get("vocab_size", 0))
