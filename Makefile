@@ -56,5 +56,5 @@ clean:
 	git clean -fdXq results .snakemake
 
 publish: run
-	snakemake --cores all micro_paper
+	snakemake --cores all micro_paper baselines width
 	replaceme publish results --out results/published --command "make publish" --readme README.md
