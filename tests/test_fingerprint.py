@@ -1,5 +1,6 @@
 """The code hash changes with what a step runs, wherever it is imported, and with nothing else."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from replaceme import fingerprint as fingerprints
 from replaceme.fingerprint import fingerprint, forget
 
 ROOT = Path(__file__).parents[1]
@@ -164,3 +166,33 @@ def test_is_the_same_in_every_process_and_imports_no_torch():
     }
     forget()
     assert found == {fingerprint("replaceme.statistics") + "\n"}
+
+
+def test_what_files_say_is_kept_and_only_edited_ones_are_read_again(tree, monkeypatch):
+    def read(text):
+        texts.append(text)
+        return facts(text)
+
+    texts, facts = [], fingerprints._facts
+    monkeypatch.setattr(fingerprints, "_facts", read)
+    before = of(tree)
+    assert len(texts) > 5
+    texts.clear()
+    assert of(tree) == before and not texts
+    edit(tree, "replaceme/below.py", "b = 5", "b = 6")
+    assert of(tree) != before and texts == ["b = 6\n"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"facts": {}}', '{"made_by": [3, 0, 0, "other"], "facts": 1}'])
+def test_what_another_version_kept_or_nobody_is_made_anew(tree, content):
+    before, kept = of(tree), tree / "replaceme" / fingerprints.KEPT
+    kept.write_text(content)
+    assert of(tree) == before
+    assert len(json.loads(kept.read_text())["facts"]) > 5
+
+
+def test_where_nothing_can_be_kept_all_is_the_same(tree):
+    before, kept = of(tree), tree / "replaceme" / fingerprints.KEPT
+    shutil.rmtree(kept.parent)
+    kept.parent.write_text("no folder")
+    assert of(tree) == before
