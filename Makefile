@@ -35,10 +35,10 @@ slurm-packages:
 	|| timeout -k 10 180 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge' > /dev/null 2>&1 \
 	|| echo "no Slurm: slurm-wlm and munge cannot be installed here (apt-get, as root), so its test is skipped"
 
-# hundreds of kills and faults, 20 minutes at most; docs/reliability.md has its figures
+# hundreds of kills and faults, 20 minutes at most
 chaos: $(READY)
-	rm -f benchmarks/results/chaos.json
-	timeout -k 30 1200 pytest -m chaos -n 2 --dist loadfile tests/chaos --chaos-out benchmarks/results/chaos.json
+	out=$$(mktemp -u) && timeout -k 30 1200 pytest -m chaos -n 2 --dist loadfile tests/chaos --chaos-out $$out \
+	&& mv $$out benchmarks/results/chaos.json
 
 docs: $(READY)
 	replaceme check --docs docs/config.md
@@ -55,6 +55,9 @@ $(READY): requirements.txt requirements-bare.txt pyproject.toml
 clean:
 	git clean -fdXq results .snakemake
 
+# all tables, and the provenance of all
+TABLES := micro,table2,table3,table4,table5,table7,table8,table10,table11,table12,table13,table16,table17,baselines,width
+
 publish: run
-	snakemake --cores all micro_paper baselines width
+	snakemake --cores all --config "default=[$(TABLES)]"
 	replaceme publish results --out results/published --command "make publish" --readme README.md

@@ -2,8 +2,9 @@
 
 On where the variable REPLACEME_RESULTS names a results folder, as the workflow sets it; the files go to its `records`,
 at the place of what the step wrote. Nothing in them changes from one run to the next of the same work on the same
-machine. A step declares nothing: `replaceme.files` notes what passes through it. Weights are not read here: of a model
-its record counts (`model.json`, or `replaceme.json` of a checkpoint made here), which has the hash of every file.
+machine, but hashes of files that hold times. A step declares nothing: `replaceme.files` notes what passes through it.
+Weights are not read here: of a model its record counts (`model.json`, or `replaceme.json` of a checkpoint made here),
+which has the hash of every file.
 """
 
 import contextlib

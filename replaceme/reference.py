@@ -46,8 +46,7 @@ def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
         raise ReplaceMeError(f"{reference.file}: no column {missing[0]!r}; it has {', '.join(names)}")
     if rows_there != len(reference.rows):
         raise ReplaceMeError(f"{reference.file}: has {rows_there} rows, {len(reference.rows)} are given under rows")
-    named = {one for row in reference.rows for column in reference.columns if (one := _of(row, column)) is not None}
-    unknown = sorted(named - set(rows))
+    unknown = sorted(_named(reference) - set(rows))
     if unknown:
         raise ReplaceMeError(f"reference: {unknown[0]!r} is no row of the table; add what it names, or set it to null")
     for measure in reference.columns.values():
@@ -62,6 +61,9 @@ def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
     """
     published = _read(reference.file)
     measured = {"/".join(str(part) for part in names if part): row for names, row in _by_name(table).items()}
+    gone = sorted(_named(reference) - measured.keys())
+    if gone:
+        raise ReplaceMeError(f"{reference.file}: {gone[0]!r} is no row of the table; make the table again")
     frame = published[[name for name in published.columns if name not in reference.columns]].copy()
     run = 0
     for column, measure in reference.columns.items():
@@ -129,6 +131,11 @@ def _is_missing(value: Any) -> bool:
 def _of(row: Row, column: str) -> str | None:
     """The row of the table that stands for a cell of a published row."""
     return row.get(column) if isinstance(row, Mapping) else row
+
+
+def _named(reference: ReferenceConfig) -> set[str]:
+    """The rows of a table that a reference names."""
+    return {one for row in reference.rows for column in reference.columns if (one := _of(row, column)) is not None}
 
 
 def _by_name(table: "pandas.DataFrame") -> dict[tuple[str, ...], "pandas.Series"]:

@@ -21,22 +21,29 @@ def table_rows(table):
     return list(dict.fromkeys(fit_folder(row) for row in CONFIG.tables[table].pruned))
 
 
+def measured_folder(row):
+    """The folder of a row: that of its fit, or of the healing in it."""
+    return (
+        f"{fit_folder(row)}/{HEALED}/{row.healing}" if row.healing else fit_folder(row)
+    )
+
+
 def measured_rows(table):
     """The folders that make up a table, without the baselines: fits, and each healing after what it heals."""
-    return [
-        f"{fit_folder(row)}/{HEALED}/{row.healing}" if row.healing else fit_folder(row)
-        for row in CONFIG.tables[table].pruned
-    ]
+    return [measured_folder(row) for row in CONFIG.tables[table].pruned]
 
 
 def braced_rows(table):
-    """The same, and in the same order, as bash expands them."""
+    """The same, and in the same order, as words that bash expands."""
     section = CONFIG.tables[table]
-    axes = (section.models, section.calibrations, section.cuts, section.fits)
-    fits = f"results/{'/'.join(map(braced, axes))}"
-    if not section.healings:
-        return fits
-    return f"{fits}{{,/{HEALED}/{braced(section.healings)}}}"
+    axes = [section.models, section.calibrations, section.cuts, section.fits]
+    single = section.pruned[-len(section.rows) :] if section.rows else []
+    words = [measured_folder(row) for row in single]
+    if all(axes):
+        combined = f"results/{'/'.join(map(braced, axes))}"
+        healed = f"{{,/{HEALED}/{braced(section.healings)}}}"
+        words.insert(0, combined + (healed if section.healings else ""))
+    return words
 
 
 def table_baselines(table):
@@ -67,7 +74,8 @@ def table_options(wildcards):
     baselines = " ".join(
         f"--baseline {folder}" for folder in table_baselines(wildcards.table)
     )
-    return f"{braced_rows(wildcards.table)} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
+    rows = " ".join(braced_rows(wildcards.table))
+    return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
 
 
 def reference_options(wildcards):
@@ -111,7 +119,7 @@ def records_options(inputs, tables):
     measured = []
     for table in tables:
         evaluation = CONFIG.tables[table].evaluation
-        folders = [*table_baselines(table), braced_rows(table)] if evaluation else []
+        folders = [*table_baselines(table), *braced_rows(table)] if evaluation else []
         kinds = braced([f"evaluation/{evaluation}.json", "speed.json"])
         measured += [f"{folder}/{kinds}" for folder in folders]
     return " ".join(options + (["--measured", *measured] if measured else []))

@@ -104,6 +104,11 @@ def test_a_measure_that_the_table_lacks(published, table):
         compare(table, reference(published, columns={"ppl": "speed"}))
 
 
+def test_a_row_that_the_table_lacks_is_told(published, table):
+    with pytest.raises(ReplaceMeError, match="'m/c/n8/ls' is no row of the table; make the table again"):
+        compare(table, reference(published, rows=["m", "m/c/n8/ls", None]))
+
+
 def test_a_row_of_an_unknown_column_is_refused(published):
     with pytest.raises(ValueError, match="'speed', which is not under columns"):
         reference(published, rows=["m", {"speed": "m"}, None])

@@ -140,6 +140,19 @@ def test_a_table_beside_published_values_by_its_name(completed):
     assert not completed.attempts.exists()
 
 
+def test_single_rows_of_tables(completed):
+    """After all combinations, or alone; as rows of the table, not only as jobs."""
+    table = completed.config()["tables"]["main.1"]
+    row = "tiny.v1/plain/n1/ls"
+    alone = {"rows": [row], "evaluation": table["evaluation"]}
+    completed.config(tables={"mixed": {**table, "fits": ["uidl"], "rows": [row]}, "alone": alone})
+    done = completed.snakemake("results/tables/mixed.csv", "results/tables/alone.csv", "results/provenance.md")
+    assert done.returncode == 0, done.stderr
+    assert completed.job_stats(done.stdout + done.stderr) == {"table": 2, "provenance": 1}
+    assert [one["fit"] for one in completed.table("mixed")] == ["baseline", "uidl", "ls"]
+    assert [one["fit"] for one in completed.table("alone")] == ["baseline", "ls"]
+
+
 def test_figures_and_costs_of_a_finished_run(completed):
     """Nothing runs again but what draws and adds up; the costs are those of the jobs that still had to run."""
     completed.config(
