@@ -128,14 +128,32 @@ def other_versions(stamps: Iterable[Mapping[str, str]]) -> list[OtherVersion]:
 
 
 def _root(path: Path) -> Path | None:
-    """The results folder with records that a path lies in, if it does."""
+    """The results folder with records of steps that a path lies in, if it does."""
     absolute = path.absolute()
-    return next((one for one in (absolute, *absolute.parents) if (one / FOLDER).is_dir()), None)
+    return next((one for one in (absolute, *absolute.parents) if any(map(_is_ours, _records(one)))), None)
+
+
+def _records(root: Path) -> list[Path]:
+    return sorted(path for path in (root / FOLDER).rglob("*.json") if path.is_file())
+
+
+def _is_ours(where: Path) -> bool:
+    """Whether a file is the record of a step: other programs have folders of this name too."""
+    try:
+        return _is_of_step(read_json(where))
+    except ReplaceMeError:
+        return False
+
+
+def _is_of_step(record: Any) -> bool:
+    if not isinstance(record, dict) or "step" not in record:
+        return False
+    return all(isinstance(record.get(key), dict) for key in ("inputs", "outputs", "versions"))
 
 
 def _behind(path: Path, root: Path) -> dict[Path, dict[str, Any]]:
     """The records of what lies at a path, and of all that this was made from."""
-    records = {where: _read(where) for where in sorted((root / FOLDER).rglob("*.json"))}
+    records = {where: record for where in _records(root) if _is_of_step(record := read_json(where))}
     makers = {_at(place, root): where for where, record in records.items() for place in record["outputs"]}
     asked = path.absolute()
     pending = [where for made, where in makers.items() if made == asked or made.is_relative_to(asked)]
@@ -146,13 +164,6 @@ def _behind(path: Path, root: Path) -> dict[Path, dict[str, Any]]:
             found[where] = records[where]
             pending += [makers[used] for place in records[where]["inputs"] if (used := _at(place, root)) in makers]
     return found
-
-
-def _read(where: Path) -> dict[str, Any]:
-    record = read_json(where)
-    if not isinstance(record, dict) or not {"step", "inputs", "outputs", "versions"} <= set(record):
-        raise ReplaceMeError(f"{where}: not the record of a step; delete it and make again what it is of")
-    return record
 
 
 def _at(place: str, root: Path) -> Path:

@@ -38,9 +38,12 @@ CANNOT_WRITE = {
 
 @dataclass
 class Noted:
-    """The paths that this process has read and written through this module, for the record of a step (`lineage`)."""
+    """The paths that this process has read and written through this module, for the record of a step (`lineage`).
 
-    read: set[Path] = field(default_factory=set)
+    `read` has the state of each when it was first read.
+    """
+
+    read: dict[Path, tuple[int, int] | None] = field(default_factory=dict)
     written: set[Path] = field(default_factory=set)
 
     def clear(self) -> None:
@@ -53,8 +56,19 @@ noted = Noted()
 
 
 def note_read(path: str | Path) -> None:
-    """Say that a file was read in another way than by this module."""
-    noted.read.add(Path(path).absolute())
+    """Say that a file is about to be read in another way than by this module."""
+    path = Path(path).absolute()
+    if path not in noted.read:
+        noted.read[path] = state_of(path)
+
+
+def state_of(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in ns of a file, which tell an edit without reading it; None: no such file."""
+    try:
+        found = path.stat()
+    except OSError:  # whoever reads it says so
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -3,14 +3,15 @@
 In a folder, or a data set of the Hub, `classnames.txt`, `zeroshot_classification_templates.txt` and
 `dataset_type.txt` (`multilabel`, `retrieval`; none for classes) lie beside the folders of its splits. A split holds
 samples in tar files, or as plain files: `s1.png` with `s1.cls`, the number of its class, `s1.npy`, a 0 or 1 for each
-class, or `s1.txt`, a caption in each line. Or it holds a folder of images for each class.
+class, or `s1.txt`, a caption in each line. Or it holds a folder of images for each class. In a tar file, as webdataset
+has it, the folder belongs to the name of a sample: `0001/image.png` with `0001/image.cls`.
 """
 
 import io
 import itertools
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,7 @@ CLASSES, TEMPLATES, TYPE = "classnames.txt", "zeroshot_classification_templates.
 LABELS = {"classification": "cls", "multilabel": "npy", "retrieval": "txt"}
 BESIDE = {CLASSES, TEMPLATES, TYPE, "nshards.txt"}
 ENDINGS = {*SUFFIXES, *(f".{ending}" for ending in LABELS.values())}
+SHOWN = 8  # names of what lies in a folder, in a message
 PLAIN_TEMPLATE = "a photo of a {c}."
 
 
@@ -68,8 +70,8 @@ class Labelled:
             yield from self._of_folders()
             return
         for path, members in self._members():
-            for key, parts in itertools.groupby(members, key=lambda member: member[0].partition(".")[0]):
-                yield self._sample(f"{path}: {key}", {name.partition(".")[2].lower(): data for name, data in parts})
+            for key, files in itertools.groupby(members, key=lambda member: _key_and_ending(member[0])[0]):
+                yield self._sample(f"{path}: {key}", _by_ending(f"{path}: {key}", files))
 
     def _of_folders(self) -> Iterator[Sample]:
         columns = [[(path, number) for path in image_files(folder)] for number, folder in enumerate(self.folders)]
@@ -115,6 +117,23 @@ class Labelled:
         return values.astype(np.int64)
 
 
+def _key_and_ending(name: str) -> tuple[str, str]:
+    """What names a sample, folders and all up to the first dot behind them, and what follows it."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, ending = file.partition(".")
+    return folder + slash + stem, ending.lower()
+
+
+def _by_ending(where: str, files: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
+    parts: dict[str, bytes] = {}
+    for name, data in files:
+        ending = _key_and_ending(name)[1]
+        if ending in parts:
+            raise ReplaceMeError(f"{where}: two files .{ending} of one sample; give every sample a name of its own")
+        parts[ending] = data
+    return parts
+
+
 def _captions(data: bytes) -> list[str]:
     captions = [line.strip() for line in data.decode().splitlines() if line.strip()]
     if not captions:
@@ -123,12 +142,12 @@ def _captions(data: bytes) -> list[str]:
 
 
 def _unpacked(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Files of a tar by their name without folders, read one by one and never written."""
+    """Files of a tar by their name, read one by one and never written."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if member.isfile():
-                    yield Path(member.name).name, archive.extractfile(member).read()
+                    yield member.name.removeprefix("./"), archive.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ReplaceMeError(f"{path}: not a readable tar file ({error}); make or download it again") from error
 
@@ -170,12 +189,9 @@ def _downloaded(config: ZeroShotConfig) -> Path:
 
 
 def _found(config: ZeroShotConfig, folder: Path, commit: str | None) -> Labelled:
-    place = folder / config.split if (folder / config.split).is_dir() else folder
-    folders: tuple[Path, ...] = ()
-    if not any(path.suffix.lower() in {".tar", *SUFFIXES} for path in place.iterdir()):
-        folders = tuple(sorted(path for path in place.iterdir() if path.is_dir() and _has_images(path)))
-        if not folders:
-            raise ReplaceMeError(f"{place}: neither tar files, nor images with labels, nor a folder for each class")
+    place = _place(config, folder)
+    has_samples = any(path.suffix.lower() in {".tar", *SUFFIXES} for path in place.iterdir())
+    folders = () if has_samples else _class_folders(config, place)
     check_kind(config, _lines(folder / TYPE))
     if config.kind == "retrieval":
         return Labelled(config.images, config.kind, place, (), (), (), commit)
@@ -184,8 +200,41 @@ def _found(config: ZeroShotConfig, folder: Path, commit: str | None) -> Labelled
     return Labelled(config.images, config.kind, place, folders, classes, templates, commit)
 
 
+def _place(config: ZeroShotConfig, folder: Path) -> Path:
+    """The folder of the split, or the whole one where no split was named and there is none."""
+    place = folder / config.split
+    if place.is_dir():
+        return place
+    if config.split != ZeroShotConfig.model_fields["split"].default:
+        raise ReplaceMeError(f"{folder}: no split {config.split!r}; it holds {_listed(folder)}; name one, or drop it")
+    return folder
+
+
+def _class_folders(config: ZeroShotConfig, place: Path) -> tuple[Path, ...]:
+    """The folders of images, each of a class; raises ReplaceMeError where there are none, or where they are splits."""
+    folders = tuple(sorted(path for path in place.iterdir() if path.is_dir() and _has_images(path)))
+    if not folders or not all(_is_class(path, config.kind) for path in folders):
+        raise ReplaceMeError(
+            f"{place}: taken as split {config.split!r}, and has neither tar files, nor images with labels, nor a "
+            f"folder of images for each class; it holds {_listed(place)}"
+        )
+    return folders
+
+
 def _has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
+
+
+def _is_class(folder: Path, kind: str) -> bool:
+    """Whether images lie directly in a folder, and neither labels nor tar files, as they would in one of a split."""
+    endings = {path.suffix.lower() for path in folder.iterdir()}
+    return bool(endings & SUFFIXES) and not endings & {".tar", f".{LABELS[kind]}"}
+
+
+def _listed(folder: Path) -> str:
+    """What a folder holds, its first few names."""
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]) or "nothing"
 
 
 def check_kind(config: ZeroShotConfig, lines: Sequence[str]) -> None:

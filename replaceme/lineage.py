@@ -8,38 +8,52 @@ which has the hash of every file.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from replaceme import files
+from replaceme.errors import printable
 from replaceme.provenance import hardware, versions
 from replaceme.redaction import redacted
 
+log = logging.getLogger(__name__)
 FOLDER = "records"
 PASSING = {"rows", "cost", FOLDER}  # folders whose files are gone when they were used, or are no part of a result
 
 
 @contextlib.contextmanager
 def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str]) -> Iterator[None]:
-    """Write the record of a step that writes `out`, if the block ends well; nothing is done where it is off."""
+    """Write the record of a step that writes `out`, if the block ends well; nothing is done where it is off.
+
+    Where a file was edited after it was read, nobody can say what the result is of: a warning, and no record.
+    """
     results = os.environ.get(files.RESULTS_VARIABLE)
     files.noted.clear()
     yield
     if not results or out is None or not Path(out).absolute().is_relative_to(Path(results).absolute()):
         return
-    read, written = set(files.noted.read), set(files.noted.written)
+    read, written = dict(files.noted.read), set(files.noted.written)
     # of a folder its record stands for all of it
-    written = {path / files.RECORD if path.is_dir() else path for path in written}
+    outputs = {path / files.RECORD if path.is_dir() else path for path in written}
+    inputs = [path for path in read if written.isdisjoint((path, *path.parents))]
     record = {
         "step": step,
         "arguments": [redacted(argument) for argument in arguments],
-        "inputs": hashes(read - written, results),
-        "outputs": hashes(written, results),
+        "inputs": hashes(inputs, results),
+        "outputs": hashes(outputs, results),
         "versions": versions(),
         "hardware": hardware(),
     }
-    if record["outputs"]:  # nothing to vouch for where only rows were written
+    # after hashing, so that a hash is of what was read
+    changed = [str(path) for path in _kept(inputs, results).values() if files.state_of(path) != read[path]]
+    if changed:
+        log.warning(
+            "%s: edited while this step ran; %s has no record, make it again", printable(", ".join(changed)), out
+        )
+        record_file(out, results).unlink(missing_ok=True)
+    elif record["outputs"]:  # nothing to vouch for where only rows were written
         files.write_json(record_file(out, results), record)
 
 
@@ -51,11 +65,14 @@ def record_file(out: str | Path, results: str | Path) -> Path:
 
 def hashes(paths: Iterable[str | Path], results: str | Path) -> dict[str, str]:
     """SHA-256 of those of `paths` that are files and stay, by their place as seen from `results`, in order."""
+    kept = _kept(paths, results)
+    return dict(zip(kept, files.each_sha256(list(kept.values())), strict=True))
+
+
+def _kept(paths: Iterable[str | Path], results: str | Path) -> dict[str, Path]:
     root = Path(results).absolute()
     places = {place_of(path, root): Path(path) for path in paths if Path(path).is_file()}
-    kept = {place: path for place, path in places.items() if not _is_passing(Path(place))}
-    ordered = sorted(kept)
-    return dict(zip(ordered, files.each_sha256([kept[place] for place in ordered]), strict=True))
+    return {place: places[place] for place in sorted(places) if not _is_passing(Path(place))}
 
 
 def _is_passing(place: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from replaceme.config.names import BESIDE
 from replaceme.provenance import described
 
 FORMATS = ("csv", "html", "tex")
@@ -17,10 +18,10 @@ DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
 
 def overview(folder: Path, record: Mapping[str, Any]) -> str:
     """The page in markdown for a folder of copies of record that `record` tells the command and machine of."""
-    tables = sorted((path for path in (folder / "tables").glob("*.csv") if "." not in path.stem), key=_in_order)
+    tables = sorted((path for path in (folder / "tables").glob("*.csv") if not _is_beside(path)), key=_in_order)
     figures = sorted((folder / "figures").glob("*.svg"), key=_in_order)
     parts = ["# Results", _made_by(record, (folder / "provenance.md").is_file())]
-    parts += ["## Tables", *(_table(path.with_suffix("")) for path in tables)] if tables else []
+    parts += ["## Tables", *(_table(path) for path in tables)] if tables else []
     parts += ["## Figures", *(_figure(path) for path in figures)] if figures else []
     return "\n\n".join(parts) + "\n"
 
@@ -28,6 +29,12 @@ def overview(folder: Path, record: Mapping[str, Any]) -> str:
 def summary(table: Path) -> str:
     """The caption and the first part, the summary, of a table's .md."""
     return "\n**".join(table.read_text(encoding="utf-8").split("\n**")[:2]).strip()
+
+
+def _is_beside(table: Path) -> bool:
+    """Whether a table is what the workflow makes of another one, with which it is shown."""
+    ends = [end for end in BESIDE if table.stem.endswith(end)]
+    return any(table.with_name(f"{table.stem.removesuffix(end)}.csv").is_file() for end in ends)
 
 
 def _in_order(path: Path) -> list[Any]:
@@ -41,16 +48,18 @@ def _made_by(record: Mapping[str, Any], with_provenance: bool) -> str:
     return f"Made by `{record['command']}` on {described(record['hardware'])}, with {packages}{sources}."
 
 
-def _table(stem: Path) -> str:
+def _table(table: Path) -> str:
     """Caption and summary, the same beside published values, and the figure."""
-    others = [stem.with_name(f"{stem.name}.{kind}.md") for kind in ("published", "cost")]
-    formats = [path for path in (stem.with_suffix(".md"), *others) if path.is_file()]
-    links = [f"[{path.name}](tables/{path.name})" for path in formats]
-    links += [f"[{kind}](tables/{stem.name}.{kind})" for kind in FORMATS if stem.with_suffix(f".{kind}").is_file()]
-    parts = [f"### {stem.name}", summary(stem.with_suffix(".md"))]
+    name = table.stem
+    # not with_suffix: the name may hold dots
+    files = {end: table.with_name(name + end) for end in (".md", ".svg", *(f".{kind}" for kind in FORMATS))}
+    others = [table.with_name(f"{name}{end}.md") for end in reversed(BESIDE)]
+    links = [f"[{path.name}](tables/{path.name})" for path in (files[".md"], *others) if path.is_file()]
+    links += [f"[{kind}](tables/{name}.{kind})" for kind in FORMATS if files[f".{kind}"].is_file()]
+    parts = [f"### {name}", summary(files[".md"])]
     parts += [_without_caption(path) for path in others if path.is_file()]
-    if stem.with_suffix(".svg").is_file():
-        parts.append(f"![{stem.name}](tables/{stem.name}.svg)")
+    if files[".svg"].is_file():
+        parts.append(f"![{name}](tables/{name}.svg)")
     return "\n\n".join([*parts, f"Whole: {', '.join(links)}."])
 
 

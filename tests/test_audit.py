@@ -65,6 +65,33 @@ def test_the_record_of_the_same_work_is_the_same(results):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("same_size", [False, True], ids=["other size", "same size"])
+def test_a_step_whose_input_was_edited_meanwhile_has_no_record(results, caplog, same_size):
+    """Neither a new one nor that of an earlier run, as the result may be of what the file was before."""
+    with recorded("first", "results/a/one.json", ["first"]):
+        files.note_read("text.txt")
+        (results.parent / "text.txt").write_text("sword" if same_size else "others")
+        files.note_read("text.txt")
+        write_json("results/a/one.json", {"x": 2})
+    [warning] = caplog.messages
+    assert "text.txt: edited while this step ran" in warning and "\n" not in warning
+    with pytest.raises(ReplaceMeError, match="nothing is recorded"):
+        audit(results / "a/one.json")
+
+
+def test_what_a_step_reads_of_its_own_output_is_no_input(results):
+    """Also not where it replaced what it had read."""
+    for _ in range(2):
+        with recorded("merge", "results/m/model", []):
+            if (results / "m/model").is_dir():
+                read_json("results/m/model/config.json")
+            with files.replacing("results/m/model") as folder:
+                folder.mkdir()
+                (folder / "config.json").write_text("{}")
+                (folder / files.RECORD).write_text("{}")
+    assert read_json(results / "records/m/model.json")["inputs"] == {}
+
+
 @pytest.mark.parametrize(
     ("path", "count"),
     [("", 3), ("tables/two.csv", 2), ("tables", 2), ("a", 1), ("a/one.json", 1), ("b/three.json", 1)],
@@ -135,11 +162,28 @@ def test_what_nothing_is_recorded_of_is_refused(results, tmp_path, capsys):
     for path in (results / "unrecorded.txt", tmp_path / "text.txt"):
         with pytest.raises(ReplaceMeError, match="nothing is recorded"):
             audit(path)
-    (results / "records/broken.json").write_text("[]")
-    with pytest.raises(ReplaceMeError, match="not the record of a step"):
+    (results / "records/broken.json").write_text("{")
+    with pytest.raises(ReplaceMeError, match="not valid JSON"):
         audit(results)
     assert main(["verify", "results", "a"]) == 1
     assert "PATH alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", '{"step": 1, "inputs": 2}', "{", "\xff"])
+def test_records_of_others_are_no_records_of_steps(results, content, tmp_path, monkeypatch):
+    """Neither above a model that was made by hand, nor, where they can be told, among ours."""
+    monkeypatch.delenv(RESULTS_VARIABLE)
+    theirs, model = tmp_path / "records/x.json", tmp_path / "m/model"
+    theirs.parent.mkdir()
+    theirs.write_text(content, encoding="latin-1")
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_text("weights")
+    write_json(model / files.RECORD, {"files": {"model.safetensors": sha256(model / "model.safetensors")}})
+    found = audit(model)
+    assert (found.files, found.records, found.lines) == (1, 0, [])
+    if content.endswith(("]", "}")):
+        theirs.rename(results / "records/x.json")
+    assert audit(results).records == 3
 
 
 def test_a_model_and_a_checkpoint_are_checked_by_their_own_lists(tmp_path, monkeypatch):

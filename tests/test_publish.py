@@ -65,6 +65,20 @@ def test_one_page_shows_all(results, tmp_path):
         assert (out / link).is_file() or link == "figures/f.csv"
 
 
+def test_names_of_tables_may_hold_dots(results, tmp_path):
+    """Also such as end in .cost, where they are not of another table."""
+    for name in ("main.1", "main.1.published", "of.cost"):
+        for kind in ("csv", "md", "svg"):
+            (results / f"tables/{name}.{kind}").write_text(f"**{name}**\n")
+    assert main(["publish", str(results), "--out", str(tmp_path / "out"), "--command", "make run"]) == 0
+    page = (tmp_path / "out/README.md").read_text()
+    assert re.findall(r"^### (.*)$", page, re.MULTILINE) == ["main.1", "of.cost", "t", "t2", "t10", "f"]
+    section = page[page.index("### main.1") : page.index("### of.cost")]
+    assert section.count("**main.1**") == 1 and "**main.1.published**" in section
+    for link in ("main.1.md", "main.1.published.md", "main.1.csv", "main.1.svg"):
+        assert f"(tables/{link})" in section
+
+
 def test_an_unfinished_run_is_refused(tmp_path, capsys):
     assert main(["publish", str(tmp_path), "--out", str(tmp_path / "out"), "--command", "x"]) == 1
     assert "no tables" in capsys.readouterr().err and not (tmp_path / "out").exists()

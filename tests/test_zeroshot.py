@@ -219,6 +219,54 @@ def test_unusable_images_are_one_line_each(wrong, clip, made, refuses):
         evaluate_zeroshot(clip, {"d": ZeroShotConfig(images=str(folder), **options)})
 
 
+def split_twice(folder):
+    """train/ and val/ instead of test/, and no names of classes."""
+    without(folder, "classnames.txt")
+    shutil.copytree(folder / "test", folder / "train")
+    (folder / "test").rename(folder / "val")
+
+
+@pytest.mark.parametrize("layout", ["tar", "plain", "folders"])
+def test_a_split_that_is_not_there_is_not_the_whole_folder(layout, made, refuses):
+    folder = made("classification", layout)
+    with refuses("no split 'tset'", "test/"):
+        labelled.labelled(ZeroShotConfig(images=str(folder), split="tset"))
+    split_twice(folder)
+    with refuses(f"{folder}: taken as split 'test'", "train/, val/"):
+        labelled.labelled(ZeroShotConfig(images=str(folder)))
+
+
+def test_folders_of_classes_need_no_split(made):
+    folder = made("classification", "folders") / "test"
+    found = labelled.labelled(ZeroShotConfig(images=str(folder)))
+    assert found.classes == tuple(COLOURS) and len(list(found.samples())) == IMAGES
+
+
+def tar_of(folder, names):
+    """A tar of labelled pictures whose files have the names that `names` makes of a sample's number and an ending."""
+    place = folder / "test"
+    for path in place.glob("*.tar"):
+        path.unlink()
+    with tarfile.open(place / "0.tar", "w") as archive:
+        for number, sample in enumerate(samples("classification")):
+            for ending, data in sample.items():
+                member = tarfile.TarInfo(names(number, ending))
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+def test_folders_in_a_tar_belong_to_the_names_of_samples(made, refuses):
+    folder = made()
+    stored = [(one.image, one.label) for one in labelled.labelled(ZeroShotConfig(images=str(folder))).samples()]
+    for names in ("{0:04}/image.{1}", "./a.b/{0:04}.{1}"):
+        tar_of(folder, names.format)
+        found = list(labelled.labelled(ZeroShotConfig(images=str(folder))).samples())
+        assert [(one.image, one.label) for one in found] == stored and len({one.name for one in found}) == IMAGES
+    tar_of(folder, "a/image.{1}".format)
+    with refuses("0.tar: a/image: two files .png of one sample"):
+        list(labelled.labelled(ZeroShotConfig(images=str(folder))).samples())
+
+
 def test_samples_without_a_label_or_with_two_pictures(clip, made, refuses):
     folder = made("multilabel", "plain")
     stored = (folder / "test/s0000001.npy").read_bytes()
