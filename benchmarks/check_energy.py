@@ -1,7 +1,7 @@
 """The energy of work on a GPU as `cost` has it, beside the driver's own counter, read before and after.
 
 The work is matrix products, for some seconds. The counter also sees the second or two that CodeCarbon takes to start
-and to stop, and counts all that the card draws, so it must show somewhat more.
+and to stop, so it must show somewhat more: exit code 1 where `cost` has less than SHARE of it, or more than it.
 
     python benchmarks/check_energy.py [--out benchmarks/results]       (needs a GPU, codecarbon and nvidia-smi)
 """
@@ -9,6 +9,7 @@ and to stop, and counts all that the card draws, so it must show somewhat more.
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,16 +23,18 @@ from replaceme.provenance import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = (5, 20, 40)
+SHARE = 0.9
 MILLIJOULES = 3.6e9  # in a kWh
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of energy-<gpu>.json")
     arguments = parser.parse_args()
     pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    # by its name, as NVML counts devices that this process is not shown too
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ[VARIABLE] = setting(country="FRA", interval=1)
@@ -49,6 +52,7 @@ def main() -> None:
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
     report = {"runs": found, "hardware": hardware(), "versions": versions("codecarbon")}
     (arguments.out / f"energy-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    return int(not all(SHARE < one["share"] <= 1 for one in found))
 
 
 def multiply(seconds: float) -> None:
@@ -62,4 +66,4 @@ def multiply(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

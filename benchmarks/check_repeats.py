@@ -3,8 +3,8 @@
 One repeat makes, by the steps of the command line and in an empty folder, the tokens, distances, two cuts, sums of two
 shards, rows, three fits (none, least squares, cosine), their checkpoints, and a table of what each leaves of the
 target, its loss and its perplexity on unseen text (with --evaluate also accuracies, by lm-eval); everything that is
-written is hashed. Repeats run in several fresh processes, each with another PYTHONHASHSEED and another OMP_NUM_THREADS
-than the one before, whole numbers of them one after the other in one process. Exit code 1 where any file differs.
+written is hashed. Repeats run in several fresh processes, each with another PYTHONHASHSEED, whole numbers of them one
+after the other in one process; on one number of threads, which every step is given. Exit code 1 where any file differs.
 
 `--against FILE` compares the table with that of another device, column by column, within TOLERANCES. Forward passes are
 in float32 on both, so that what differs is the order of sums; in bfloat16 each rounding is 65,536 times
@@ -69,6 +69,8 @@ def main() -> int:
     if arguments.one_process:
         print(json.dumps([one_repeat(arguments) for _ in range(arguments.one_process)]))
         return 0
+    if arguments.repeats < 2:
+        parser.error("--repeats: nothing to compare; at least 2")
     started = time.perf_counter()
     repeats = all_repeats(arguments)
     report = {
@@ -89,14 +91,14 @@ def main() -> int:
 
 
 def all_repeats(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Repeats of all processes; every process gets its share, another hash seed and another number of threads."""
+    """Repeats of all processes; every process gets its share and another hash seed."""
     shares = [len(range(k, arguments.repeats, arguments.processes)) for k in range(arguments.processes)]
     options = [f"--device={arguments.device}", f"--threads={arguments.threads}", f"--samples={arguments.samples}"]
     options += ["--evaluate"] * arguments.evaluate
     found: list[dict[str, Any]] = []
     for number, share in enumerate(filter(None, shares)):
         print(f"process {number}: {share} repeats", file=sys.stderr, flush=True)
-        environment = os.environ | {"PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": str(1 + number % 3)}
+        environment = os.environ | {"PYTHONHASHSEED": str(number)}
         command = [sys.executable, __file__, f"--one-process={share}", *options]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:

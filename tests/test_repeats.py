@@ -1,4 +1,4 @@
-"""The same inputs give the same bytes in other processes, with other hash seeds and numbers of threads."""
+"""The same inputs give the same bytes in other processes, with other hash seeds."""
 
 import json
 import subprocess
