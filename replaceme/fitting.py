@@ -231,7 +231,7 @@ def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
 
 
 def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
-    """The state of a fit over rows in `path`: good for the same rows, options, device and versions only."""
+    """The state of a fit over rows in `path`: good for the same rows, options, code, device and versions only."""
     from replaceme.transforms import State
 
     stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
@@ -239,14 +239,11 @@ def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) ->
 
 
 def state_identity(config: FitConfig, rows: dict[str, Any], device: str) -> dict[str, Any]:
-    """What a state is good for: a fit section, what is known of the rows or the text, device and versions."""
-    import torch
+    """What a state is good for: a fit section, what is known of the rows or the text, code, device and versions."""
+    from replaceme.transforms.resume import here
 
-    from replaceme import __version__
-
-    machine = {"replaceme": __version__, "torch": torch.__version__, "device": str(device)}
-    machine["threads"] = torch.get_num_threads()
-    return {"fit": config.model_dump(), "rows": rows, **machine}
+    method = [] if config.method == "replaceme" else [f"replaceme.methods.{config.method}"]
+    return {"fit": config.model_dump(), "rows": rows, **here(device, "replaceme.steps.fit", *method)}
 
 
 def fit_cut(

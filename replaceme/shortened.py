@@ -5,7 +5,7 @@ longer than that (and none at all but for `collapse`) and no block is renumbered
 settings stay those of each kept block. What `fold` writes must give the same logits (tests/test_fold.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -47,12 +47,17 @@ def shortened(
 
 def skipped(block: "nn.Module", family: Family):
     """Let a block hand on its input; returns what undoes it."""
-    own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied
 
     def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
         return (hidden_states, None) if family.tuples else hidden_states
 
-    block.forward = hand_on
+    return running_instead(block, hand_on)
+
+
+def running_instead(block: "nn.Module", forward: "Callable[..., Any]") -> "Callable[[], None]":
+    """Let a block run another forward; returns what undoes it."""
+    own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied
+    block.forward = forward
 
     def undo() -> None:
         if own is None:

@@ -26,7 +26,7 @@ from replaceme.loading import Held, load_causal_model
 from replaceme.models import check_length, family_of, is_encoder, pick_dtype
 from replaceme.provenance import versions
 from replaceme.redaction import published
-from replaceme.transforms.resume import State
+from replaceme.transforms.resume import State, here
 from replaceme.uncertainty import paired_log_perplexity
 from replaceme.verify import require_passed, verify_against
 from replaceme.writing import check_out, merging
@@ -149,10 +149,9 @@ def _split(tokens: Tokens, options: TrainingConfig) -> tuple[Tokens, Tokens]:
 
 
 def _state(out: str | Path, what: dict[str, Any], options: TrainingConfig, device: str) -> State:
-    """The checkpoints of this very healing: of any other model, text, option, version or machine they are ignored."""
-    where = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "threads": torch.get_num_threads()}
+    """The checkpoints of this very healing: of any other model, text, option, code or machine they are ignored."""
     path = Path(out).with_name(STATE.format(name=Path(out).name))
-    return State(path, {**what, **where}, options.checkpoint_seconds)
+    return State(path, {**what, **here(device, "replaceme.healing.heal")}, options.checkpoint_seconds)
 
 
 def _history(record: dict[str, Any], shortened: dict[str, Any]) -> dict[str, Any]:

@@ -134,9 +134,11 @@ def _in_float32(model: nn.Module, family: "Family") -> Iterator[None]:
     types = [one.dtype for one in outside]
     for one in outside:
         one.data = one.data.float()
-    yield
-    for one, dtype in zip(outside, types, strict=True):
-        one.data = one.data.to(dtype)
+    try:
+        yield
+    finally:
+        for one, dtype in zip(outside, types, strict=True):
+            one.data = one.data.to(dtype)
 
 
 def _tensors(module: nn.Module) -> tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]]:

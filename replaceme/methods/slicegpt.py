@@ -24,9 +24,10 @@ from replaceme.errors import ReplaceMeError
 from replaceme.kernels import gram
 from replaceme.methods import removed_parameters
 from replaceme.methods.found import Found
-from replaceme.methods.walk import Walk
+from replaceme.methods.walk import Walk, inputs_of
 from replaceme.progress import progress
 from replaceme.separate import coded_config
+from replaceme.shortened import running_instead
 
 if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint
@@ -116,15 +117,8 @@ class Axes:
 
     def _grams(self, norms: dict[str, nn.Module], advance: bool) -> dict[str, torch.Tensor]:
         """Grams of what the norms get, and as `after` of what the block puts out."""
-        seen: dict[str, torch.Tensor] = {}
         sums: dict[str, torch.Tensor] = {}
-        with ExitStack() as hooks:
-            for name, norm in norms.items():
-
-                def keep(module: nn.Module, args: tuple[torch.Tensor], name: str = name) -> None:
-                    seen[name] = args[0]
-
-                hooks.callback(norm.register_forward_pre_hook(keep).remove)
+        with inputs_of(norms) as seen:
             number = self.walk.at
             for _, activations in self.walk.visit(advance):
                 seen["after"] = activations.hidden_states[number]
@@ -153,23 +147,26 @@ def projection(axes: torch.Tensor) -> Projection:
 @contextmanager
 def projected(block: nn.Module, middle: Projection, after: Projection) -> Iterator[None]:
     """Within it the residual stream of a block is projected after its attention and after its MLP."""
-    forward = block.forward
 
     def run(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         attention, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), **kwargs)
         hidden_states = middle(hidden_states + attention)
         return after(hidden_states + block.mlp(block.post_attention_layernorm(hidden_states)))
 
-    block.forward = run
-    yield
-    block.forward = forward
+    undo = running_instead(block, run)
+    try:
+        yield
+    finally:
+        undo()
 
 
 @contextmanager
 def _projected_embeddings(model: nn.Module, project: Projection) -> Iterator[None]:
     handle = model.get_input_embeddings().register_forward_hook(lambda module, args, output: project(output))
-    yield
-    handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

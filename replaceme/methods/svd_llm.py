@@ -24,7 +24,7 @@ from replaceme.errors import ReplaceMeError
 from replaceme.kernels import gram
 from replaceme.methods import removed_parameters
 from replaceme.methods.found import Found
-from replaceme.methods.walk import Walk
+from replaceme.methods.walk import Walk, inputs_of
 from replaceme.progress import progress
 from replaceme.separate import coded_config
 
@@ -85,15 +85,8 @@ def input_grams(walk: Walk, layers: dict[str, nn.Linear], advance: bool) -> dict
 
     Raises ReplaceMeError where a layer is not run.
     """
-    inputs: dict[str, torch.Tensor] = {}
     sums: dict[str, torch.Tensor] = {}
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-
-            def keep(module: nn.Module, args: tuple[torch.Tensor], name: str = name) -> None:
-                inputs[name] = args[0]
-
-            hooks.callback(layer.register_forward_pre_hook(keep).remove)
+    with inputs_of(layers) as inputs:
         for _, activations in walk.visit(advance):
             if inputs.keys() != layers.keys():
                 raise ReplaceMeError(f"svd_llm: layer {min(layers.keys() - inputs)} of block {walk.at} is never run")

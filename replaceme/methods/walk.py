@@ -4,8 +4,8 @@ The states between two blocks wait in host memory. To run block k the model itse
 on what they get and block k given what was stored, so that masks and positions are the model's own (as in `streaming`).
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from replaceme.capture import Activations, Wanted, finite, forward, nan_error, trimmed
@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.fitting import Passes
+
+
+@contextmanager
+def inputs_of(modules: "Mapping[str, nn.Module]") -> "Iterator[dict[str, torch.Tensor]]":
+    """Within it what each module was last given as its first argument, by name."""
+    found: dict[str, torch.Tensor] = {}
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+
+            def keep(module: "nn.Module", args: "tuple[torch.Tensor]", name: str = name) -> None:
+                found[name] = args[0]
+
+            hooks.callback(module.register_forward_pre_hook(keep).remove)
+        yield found
 
 
 class Walk:

@@ -19,10 +19,19 @@ SHARE = 20  # and so many times what the last save took, up to so many times SEC
 Tensors = dict[str, torch.Tensor]
 
 
+def here(device: str | torch.device, *modules: str) -> dict[str, Any]:
+    """What the bits of a computation hang on besides its inputs: the code of `modules`, torch, device and threads."""
+    from replaceme.fingerprint import fingerprint
+
+    name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
+    code = fingerprint(*modules)
+    return {"code": code, "torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
+
+
 class State:
     """A safetensors file beside the output of a fit; without a path nothing is saved.
 
-    `identity` is plain data that says which fit it is: rows, options, versions. A file of any other fit is ignored.
+    `identity` is plain data that says which fit it is: rows, options, `here`. A file of any other fit is ignored.
     """
 
     def __init__(self, path: str | Path | None = None, identity: Any = None, seconds: float = SECONDS) -> None:
