@@ -1,5 +1,6 @@
 """The functions with which the rules of tables, figures and costs find their inputs and options."""
 
+import functools
 import json
 
 from replaceme.files import write_json
@@ -170,18 +171,24 @@ def sums_behind(path, wildcards):
     return [path, *(inner for one in behind for inner in sums_behind(one, wildcards))]
 
 
-def cost_jobs(wildcards):
-    """The file that lists the jobs behind each row of a table, named by its content.
+@functools.cache
+def cost_jobs(table):
+    """The jobs behind each row of a table."""
+    return {row.removeprefix("results/"): row_jobs(row) for row in table_rows(table)}
 
-    No option, as some hundred rows of them are longer than what Linux takes for one.
-    """
-    rows = table_rows(wildcards.table)
-    jobs = {row.removeprefix("results/"): row_jobs(row) for row in rows}
-    name = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
-    path = f"results/cost/tables/{wildcards.table}-{name}.json"
+
+def cost_jobs_file(wildcards):
+    """A file that lists them: some hundred rows of them are longer than what Linux takes for an option."""
+    path = f"results/cost/tables/{wildcards.table}.json"
     if not workflow.dryrun:
-        write_json(path, jobs)
+        write_json(path, cost_jobs(wildcards.table))
     return path
+
+
+def cost_jobs_hash(wildcards):
+    """What changes with them."""
+    text = json.dumps(cost_jobs(wildcards.table))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def target_files(names):

@@ -104,7 +104,8 @@ rule cost:
         "results/benchmarks/tables/{table}.cost.tsv"
     localrule: True
     params:
-        jobs=cost_jobs,
+        jobs=cost_jobs_file,
+        listed=cost_jobs_hash,
         caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
         prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
         code=code_of("cost"),

@@ -16,10 +16,8 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
 HARD = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -62,9 +60,8 @@ def _writes(arguments):
 
 def child(request, errors, report):
     """Run a step in this process and end it."""
-    for target, descriptor in ((os.devnull, 1), (errors, 2)):
-        opened = os.open(target, os.O_WRONLY | os.O_CREAT)
-        os.dup2(opened, descriptor)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(errors, 2)  # a pipe: no limit on the size of files holds for it
     os.chdir(request["folder"])
     if request.get("file_size") is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -89,17 +86,19 @@ def child(request, errors, report):
     os._exit(status)
 
 
-def run(request, folder):
+def run(request):
     """Fork a child for a request, kill it if that is asked, and wait for its end."""
-    errors = Path(folder) / "stderr"
-    errors.write_text("")
-    reading, writing = os.pipe()
+    (reading, writing), (heard, said) = os.pipe(), os.pipe()
     start = time.monotonic()
     number = os.fork()
     if number == 0:
-        os.close(reading)
-        child(request, str(errors), writing)
+        try:
+            child(request, said, writing)
+        finally:
+            os._exit(71)  # whatever happens: this process must not go on as its parent
     os.close(writing)
+    os.close(said)
+    listener = Listener(heard)
     killer = None
     if request.get("after") is not None:
         killer = threading.Timer(request["after"], os.kill, (number, signal.SIGKILL))
@@ -113,14 +112,28 @@ def run(request, folder):
         killer.cancel()
         killer.join()
     status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    listener.join()
     for name in report.get("modules", []):  # the next child has them from the start
         load(name)
     return {
         "status": status,
         "seconds": seconds,
         "moments": report.get("moments"),
-        "error": errors.read_text(errors="replace"),
+        "error": listener.text,
     }
+
+
+class Listener(threading.Thread):
+    """Reads a pipe to its end."""
+
+    def __init__(self, descriptor):
+        super().__init__()
+        self.descriptor, self.text = descriptor, ""
+        self.start()
+
+    def run(self):
+        with os.fdopen(self.descriptor, errors="replace") as stream:
+            self.text = stream.read()
 
 
 def load(name):
@@ -143,9 +156,8 @@ def serve():
     from replaceme.transforms.resume import State
 
     State.__init__.__defaults__ = (None, None, 0.0)  # saved at each step, so that there are states to be killed with
-    with tempfile.TemporaryDirectory() as folder:
-        for line in sys.stdin:
-            print(json.dumps(run(json.loads(line), folder)), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from chaos.conftest import restored
+from chaos.conftest import cost, restored
 from chaos.test_kills_of_steps import remove
 
 from replaceme.aside import DAMAGED
@@ -77,8 +77,8 @@ def damage_many(forking, undisturbed, folder, chance, count):
     """Many damages, spread over the files and their readers; returns outcomes and what went wrong."""
     outcomes, wrong = Counter(), []
     everything = intermediates(undisturbed)
-    costs = [undisturbed.makes(name).seconds + reader.seconds for name, reader in everything]
-    for one in chance.choices(everything, [1 / (0.2 + seconds) for seconds in costs], k=count):
+    costs = [cost(undisturbed.makes(name)) + cost(reader) for name, reader in everything]
+    for one in chance.choices(everything, [1 / seconds for seconds in costs], k=count):
         outcome, problems = damage_and_read(forking, undisturbed, folder, one, chance)
         outcomes[outcome] += 1
         wrong += [f"{one[0]}, read by {one[1].name}: {problem}" for problem in problems]

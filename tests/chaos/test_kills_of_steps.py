@@ -54,7 +54,7 @@ def kill_and_run_again(forking, undisturbed, folder, step, chance):
 def kill_many(forking, undisturbed, folder, chance, count):
     """Many kills, of each kind of step and then more often of quick ones; what they were and what came of them.
 
-    Returns their number by kind, by step, the seconds lost by each, and all that went wrong.
+    Returns their number by kind, by step, the seconds lost by each, and what went wrong with those that left anything.
     """
     kinds, steps, lost, wrong = Counter(), Counter(), [], []
     first = {step.argv[0]: step for step in reversed(undisturbed.steps)}
@@ -67,8 +67,8 @@ def kill_many(forking, undisturbed, folder, chance, count):
         kinds[kind] += 1
         steps[step.argv[0]] += 1
         lost.append(seconds)
-        wrong += [f"{step.name}, killed {kind}: {problem}" for problem in problems]
         if problems:
+            wrong.append(f"{step.name}, killed {kind}: {'; '.join(problems)}")
             folder = undisturbed.copy(folder.with_name(f"{folder.name}-again"))
     return kinds, steps, lost, wrong
 
@@ -80,7 +80,7 @@ def test_every_step(forking, undisturbed, disturbed, chance, figures, part):
     kinds, steps, lost, wrong = kill_many(forking, undisturbed, disturbed, chance, KILLS)
     figures[f"kills of steps {part}"] = {
         "kills": len(lost),
-        "recoveries": len(lost) - len({problem.split(":")[0] for problem in wrong}),
+        "recoveries": len(lost) - len(wrong),
         "by_kind": dict(sorted(kinds.items())),
         "by_step": dict(sorted(steps.items())),
         "seconds_lost_mean": round(mean(lost), 2),
