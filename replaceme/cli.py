@@ -1,7 +1,7 @@
 """The command line: `replaceme STEP ...`, one subcommand per step of the workflow.
 
 A step's module is imported only when it is asked for, so that `--help` is instant. Errors that users can mend are one
-line on stderr and exit code 1.
+line on stderr and exit code 1; mistakes of this package are Python's traceback, without secrets.
 """
 
 import argparse
@@ -10,7 +10,9 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
 from replaceme import __version__
 from replaceme.aside import told
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # to import torch and transformers makes objects that all stay: looking for garbage among them costs a sixth of it
     gc.set_threshold(100_000, 20, 50)
+    sys.excepthook = _show_traceback
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactedFormatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -56,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(lines: Sequence[str]) -> None:
     """Errors on stderr, a line each, whatever they quote."""
     print("\n".join(f"replaceme: error: {redacted(printable(line))}" for line in lines), file=sys.stderr)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python shows of an exception that nobody caught, without secrets."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _asked_for(argv: list[str]) -> str | None:

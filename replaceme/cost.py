@@ -69,10 +69,18 @@ def measured(step: str | None, out: str | Path | None) -> Iterator[None]:
         }
     finally:
         found = _stopped(tracker)
+    _keep(cost_file(out, options["results"]), {**record, **found})
+
+
+def _keep(path: Path, record: dict[str, Any]) -> None:
+    """Write a record and the hardware that it is of; a warning where that fails."""
     from replaceme.files import write_json
     from replaceme.provenance import hardware
 
-    write_json(cost_file(out, options["results"]), {**record, **found, "hardware": hardware()})
+    try:
+        write_json(path, {**record, "hardware": hardware()})
+    except Exception as error:  # a measurement must not cost the result that it is of
+        log.warning("no cost written: %s", error)
 
 
 def check_country(country: str) -> None:

@@ -6,23 +6,29 @@ import re
 from pathlib import Path
 from typing import Any
 
-# names of variables that hold what opens something
+# names of variables that hold what opens something, such as PGPASSWORD and MYSQL_PWD; PWD alone is the working folder
 SECRET = re.compile(
-    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH|KEY)(_|$)",
+    r"(^|_)(TOKEN|SECRET|[A-Z]*PASSWORD|[A-Z]*PASSWD|(SSH)?PASS|PASSPHRASE|CREDENTIALS?"
+    r"|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH|KEY)(_|$)|_(PAT|PWD)(_|$)",
     re.IGNORECASE,
 )
 SHORTEST = 8  # characters; shorter values are words, which stand in any text
-USER = re.compile(r"(?<=://)[^/\s@]+@")  # of an address: the user and the password
+USER = re.compile(r"(?<=://)[^/\s]+@")  # of an address: the user and the password, which may hold an @ too
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 HIDDEN = "***"
 
 
 def redacted(text: str) -> str:
     """The text without values of variables that hold keys, users in addresses, and what looks like a Hub token."""
-    values = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST}
+    values = {value for name, value in os.environ.items() if SECRET.search(name) and _could_open(value)}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return HUB_TOKEN.sub(HIDDEN, USER.sub(f"{HIDDEN}@", text))
+
+
+def _could_open(value: str) -> bool:
+    # a folder is none, as in APPTAINER_PWD; Path.is_dir raises for the length of some keys
+    return len(value) >= SHORTEST and not os.path.isdir(value)  # noqa: PTH112
 
 
 class RedactedFormatter(logging.Formatter):

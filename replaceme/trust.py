@@ -5,6 +5,7 @@ into the model that is made; a tokenizer may ask for code as a model may.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ SETTINGS = (
     "tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
     "generation_config.json",
 )  # fmt: skip
+# of the Hub's cache: how a model's folder begins, and where in the cache files lie that several repositories share
+MODEL = "models--"
+SHARED = re.compile(r"blobs/([0-9a-f]{2})/\1[0-9a-f]{62}")
 # entries of config.json by which transformers fetches kernels, where their value is `owner/name`
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
@@ -33,13 +37,20 @@ def companions(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Raise ReplaceMeError where a file of a folder is a link out of it (in the Hub's cache: of the repository)."""
-    home, real = os.path.realpath(folder), os.path.realpath(path)
-    repository = Path(home).parent.parent if Path(home).parent.name == "snapshots" else Path(home)
-    if not Path(real).is_relative_to(repository):
+    """Raise ReplaceMeError where a file of a folder is a link out of it (in the Hub's cache: but to its blobs)."""
+    home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    if not real.is_relative_to(home) and not _is_blob(home, real):
         raise ReplaceMeError(
             f"{path}: a link out of the folder, to {printable(real)}; put the file itself there, or remove the link"
         )
+
+
+def _is_blob(home: Path, real: Path) -> bool:
+    """Whether a folder is a snapshot in the Hub's cache, and a file one to which the Hub's client links from there."""
+    repository = home.parent.parent
+    if home.parent.name != "snapshots" or not repository.name.startswith(MODEL):
+        return False
+    return real.parent == repository / "blobs" or bool(SHARED.fullmatch(os.path.relpath(real, repository.parent)))
 
 
 def check_settings(config: dict[str, Any], where: str) -> None:
@@ -79,8 +90,15 @@ def check_no_code(folder: Path) -> None:
 def check_runs_nothing_but(folder: Path, code: str) -> None:
     """Raise ReplaceMeError for any file, however deep in a folder, that could run, but the one of this name.
 
-    With `trust_remote_code` transformers finds some by their place alone, such as custom_generate/generate.py.
+    With `trust_remote_code` transformers finds some by their place alone, such as custom_generate/generate.py. Links to
+    folders are refused: transformers follows them, `rglob` does not.
     """
     for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and path.is_dir():
+            raise ReplaceMeError(
+                f"{printable(path)}: a link to a folder, in which code could lie; put the folder itself there, or "
+                "remove the link"
+            )
+        check_inside(folder, path)
         if path.suffix in RUNS and path != folder / code:
             raise ReplaceMeError(f"{printable(path)}: could run when the model is loaded; remove it, or merge again")

@@ -1,6 +1,7 @@
 """The command line: exit codes, one line for each error, and a whole run step by step."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -66,6 +67,26 @@ def test_interrupted(monkeypatch, capsys):
     monkeypatch.setattr("replaceme.steps.check.run", interrupt)
     assert main(["check"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", ["KeyError", "OSError"])
+def test_a_traceback_is_shown_without_keys(error):
+    key = "sentinel-4711-0815"
+    code = (
+        "import os, sys, replaceme.steps.check as step, replaceme.cli\n"
+        "def fail(args):\n"
+        "    try:\n"
+        "        raise ValueError('https://somebody:p@ss@host')\n"
+        "    except ValueError:\n"
+        f"        raise {error}(os.environ['PGPASSWORD'])\n"
+        "step.run = fail\n"
+        "sys.exit(replaceme.cli.main(['check']))"
+    )
+    given = os.environ | {"PGPASSWORD": key}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("Traceback (most recent call last):\n")
+    assert "cli.py" in done.stderr and "ValueError: https://***@host" in done.stderr
+    assert f"{error}: " in done.stderr.splitlines()[-1] and key not in done.stderr + done.stdout
 
 
 @pytest.fixture(scope="module")

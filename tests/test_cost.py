@@ -204,6 +204,14 @@ def test_a_measurement_that_fails_costs_no_result(tmp_path, monkeypatch, caplog)
     assert "no energy measured: CodeCarbon failed" in caplog.text
 
 
+def test_a_cost_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(VARIABLE, setting(tmp_path))
+    (tmp_path / "cost").write_text("a file where the folder should be")
+    with measured("fit", tmp_path / "out"):
+        (tmp_path / "out").write_text("a result")
+    assert (tmp_path / "out").exists() and "no cost written" in caplog.text and "cannot write" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -102,6 +102,39 @@ def test_short_words_and_other_variables_stay(monkeypatch):
     assert redacted("name, what is left alone") == "name, what is left alone"
 
 
+@pytest.mark.parametrize(
+    "name", ["PGPASSWORD", "MYSQL_PWD", "GITHUB_PAT", "SSHPASS", "BORG_PASSPHRASE", "REDISCLI_AUTH", "db_password"]
+)
+def test_names_of_secrets(monkeypatch, name):
+    monkeypatch.setenv(name, KEY)
+    assert redacted(f"refuses {KEY}") == "refuses ***"
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "PATH", "DATA_PATH", "PATTERN", "NO_PROXY_BYPASS", "COMPASS", "PAT"])
+def test_names_of_what_is_shown(monkeypatch, name):
+    monkeypatch.setenv(name, "/ordinary words")
+    assert redacted("/ordinary words") == "/ordinary words"
+
+
+def test_the_working_folder_stays_and_long_keys_do_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("APPTAINER_PWD", str(tmp_path))
+    monkeypatch.setenv("SSH_PRIVATE_KEY", "k" * 5000)
+    assert redacted(f"{tmp_path}/config.yaml of {'k' * 5000}") == f"{tmp_path}/config.yaml of ***"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("https://u:p@ss@host", "https://***@host"),
+        ("https://u:p@s@s@host:80/a@b, mail a@b", "https://***@host:80/a@b, mail a@b"),
+        ("https://host/@scope/name and me@host", "https://host/@scope/name and me@host"),
+        ("name @ https://host/a.whl", "name @ https://host/a.whl"),
+    ],
+)
+def test_users_in_addresses(given, expected):
+    assert redacted(given) == expected
+
+
 def test_a_mirror_with_a_password(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"https://somebody:{KEY}@mirror.example")
     assert host() == "mirror.example"
