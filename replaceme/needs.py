@@ -1,6 +1,6 @@
 """What a job asks a scheduler for: host memory and time, from the size of its model and the text that it reads.
 
-    bytes   = BASE + copies * weights + squares * 8 width^2 + states
+    bytes   = BASE + copies * weights + squares * 8 width^2 + activations + text, pixels and states that wait
     seconds = START + SLACK * (2 parameters * tokens * passes / FORWARD_RATE + 2 width^3 * solves / SOLVE_RATE
                                + disk * stored / DISK_RATE + text / TEXT_RATE)
 
@@ -78,7 +78,8 @@ class Work:
 
     tokens: through the model, in all. positions: of them, at once. text: tokens to be read and tokenised. width: of the
     matrices, where it is not the model's. groups: sets of such matrices. squares: matrices beyond those of TABLE.
-    trained: parameters with optimiser. dtype: as configured for its forward passes.
+    trained: parameters with optimiser. pixels: values of images in host memory, float32. waiting: values of states that
+    wait there, in the type of the forward passes. dtype: as configured for these.
     """
 
     tokens: float = 0.0
@@ -88,6 +89,8 @@ class Work:
     groups: int = 1
     squares: float = 0.0
     trained: float = 0.0
+    pixels: float = 0.0
+    waiting: float = 0.0
     dtype: str = "auto"
 
 
@@ -110,14 +113,15 @@ def needs(rule: str, outline: Outline, work: Work, device: str) -> Needs:
     width = work.width or outline.hidden_size
     matrices = 8 * width**2 * (need.squares * work.groups + work.squares)
     row = vocabulary(outline.config) if need.logits else 8 * outline.hidden_size
-    states = 4 * work.positions * row if device == "cpu" else 0
+    activations = 4 * work.positions * row if device == "cpu" else 0
+    samples = 64 * work.text + 4 * work.pixels + ITEM_BYTES.get(kind, 4) * work.waiting
     weights = need.copies * (MARGIN * outline.bytes_in(kind) if device == "cpu" else outline.file_bytes)
     weights += need.shards * min(outline.file_bytes, SHARD)
     training = work.trained * TRAINED_BYTES if device == "cpu" else 0
     operations = 2 * outline.parameters * work.tokens * need.passes / FORWARD_RATE[device]
     seconds = operations + 2 * width**3 * need.solves / SOLVE_RATE[device]
     seconds += need.disk * outline.file_bytes / DISK_RATE + work.text / TEXT_RATE
-    held = BASE + weights + matrices + states + training + 64 * work.text
+    held = BASE + weights + matrices + activations + training + samples
     return Needs(ceil(held / 1e8) * 100, ceil((START + SLACK * seconds) / 60))
 
 

@@ -191,9 +191,9 @@ def storing(folder: str | Path, origin: dict[str, Any] | None = None) -> Iterato
 @contextlib.contextmanager
 def keeping(folder: Path, needed: int) -> Iterator[HeldParts]:
     """Within it rows of `needed` bytes can be added: to memory where there is plenty, else to a folder."""
-    import psutil
+    from replaceme.streaming import free_memory
 
-    if needed < MEMORY_SHARE * psutil.virtual_memory().available:
+    if needed < MEMORY_SHARE * free_memory("cpu"):
         yield HeldParts(folder, {})
         return
     check_room(folder, needed, "rows", "lower `fit_tokens`")

@@ -159,9 +159,9 @@ def _raise(reason: str | None) -> None:
 
 def _check_memory(record: dict[str, Any]) -> None:
     """A model that does not fit would take the whole job down."""
-    import psutil
+    from replaceme.streaming import free_memory
 
-    needed, free = 4.4 * record["parameters"], psutil.virtual_memory().available
+    needed, free = 4.4 * record["parameters"], free_memory("cpu")
     if needed > free:
         raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from replaceme.capacity import candidate_matrices
-from replaceme.config import Config
+from replaceme.config import Config, FitConfig
 from replaceme.config.sources import unmixed
 from replaceme.needs import Work
 from replaceme.outline import Outline
 
 Names = Mapping[str, str]  # of a job's wildcards
 IMAGE = 256  # tokens as which an image counts
+SIDE = 224  # pixels, of an image for an encoder whose config.json does not say
 ITEMS = 10_000  # of a task without a limit
 REQUESTS = 4  # of an item, one for each choice
 REQUEST_TOKENS = 150
@@ -42,8 +43,21 @@ def tokens_of(config: Config, calibration: str) -> int:
     return config.calibrations[calibration].samples * length(config, calibration)
 
 
+def pixels_of(config: Config, calibration: str, outline: Outline) -> int:
+    """Values of all images of a calibration, as an encoder takes them; none of text."""
+    if all(one.images is None for one in unmixed(config.calibrations, calibration)):
+        return 0
+    sizes = outline.config.get("vision_config") or outline.config
+    image = sizes.get("num_channels", 3) * sizes.get("image_size", SIDE) ** 2
+    return config.calibrations[calibration].samples * image
+
+
 def _text(config: Config, names: Names, outline: Outline) -> Work:
-    return Work(text=tokens_of(config, names["calibration"]))
+    """Images are in memory one by one and stacked; in a mix joined and shuffled, beside its parts."""
+    name = names["calibration"]
+    parts = config.calibrations[name].mix or ()
+    pixels = 2 * pixels_of(config, name, outline) + sum(pixels_of(config, part, outline) for part in parts)
+    return Work(text=tokens_of(config, name), pixels=pixels)
 
 
 def _generated(config: Config, names: Names, outline: Outline) -> Work:
@@ -59,7 +73,8 @@ def _passes(config: Config, names: Names, outline: Outline) -> Work:
     share = int(names["shards"]) if "shard" in names else 1
     sums = _sums(config, names, outline) if "kind" in names else Work()
     at_once = section.batch_size * length(config, name)
-    return replace(sums, tokens=tokens_of(config, name) / share, positions=at_once, dtype=section.dtype)
+    tokens, pixels = tokens_of(config, name) / share, pixels_of(config, name, outline)
+    return replace(sums, tokens=tokens, positions=at_once, pixels=pixels, dtype=section.dtype)
 
 
 def _candidates(config: Config, names: Names, outline: Outline) -> Work:
@@ -70,8 +85,8 @@ def _candidates(config: Config, names: Names, outline: Outline) -> Work:
     samples = min(cut.samples or section.samples, section.samples)
     again = outline.num_blocks if cut.needs_loss else 1
     at_once = section.batch_size * length(config, name)
-    tokens = samples * length(config, name) * again
-    return Work(tokens, at_once, squares=candidate_matrices(cut, outline), dtype=section.dtype)
+    tokens, pixels = samples * length(config, name) * again, pixels_of(config, name, outline)
+    return Work(tokens, at_once, squares=candidate_matrices(cut, outline), pixels=pixels, dtype=section.dtype)
 
 
 def _sums(config: Config, names: Names, outline: Outline) -> Work:
@@ -81,11 +96,26 @@ def _sums(config: Config, names: Names, outline: Outline) -> Work:
     return Work(width=width, groups=config.cuts[names["cut"]].groups)
 
 
+def _recycled(config: Config, names: Names, outline: Outline) -> Work:
+    """The sums that neurons are chosen from, which are wider than those that are taken with them."""
+    before = next(fit.regression.before for fit in config.fits.values() if fit.regression.kind == names["kind"])
+    return replace(_sums(config, names, outline), width=_width(before.placement, outline))
+
+
 def _fit(config: Config, names: Names, outline: Outline) -> Work:
     fit = config.fits[names["fit"]]
     from_sums = rule_of_fit(config, names) == "transform" and not fit.needs_rows
     work = Work() if from_sums else _passes(config, names, outline)
-    return replace(work, width=_width(fit.placement, outline), groups=config.cuts[names["cut"]].groups)
+    groups = config.cuts[names["cut"]].groups
+    waiting = kept_copies(fit, groups) * tokens_of(config, names["calibration"]) * outline.hidden_size
+    return replace(work, width=_width(fit.placement, outline), groups=groups, waiting=waiting)
+
+
+def kept_copies(fit: FitConfig, groups: int) -> int:
+    """How many times a method has the states of the whole text in host memory (see `methods.walk`)."""
+    if fit.method == "llm_streamline":  # what is trained on, inputs and targets, beside what comes through
+        return 1 + 2 * groups
+    return int(fit.method in ("svd_llm", "slicegpt"))
 
 
 def _evaluation(config: Config, names: Names, outline: Outline) -> Work:
@@ -129,7 +159,7 @@ WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {
     "distances": _passes,
     "candidates": _candidates,
     "gram": _passes,
-    "recycle": _sums,
+    "recycle": _recycled,
     "sum": _sums,
     "rows": _passes,
     "transform": _fit,

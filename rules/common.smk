@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 
 import yaml
 
@@ -18,7 +19,7 @@ from replaceme.cost import VARIABLE as COST_VARIABLE
 from replaceme.cost import setting as cost_setting
 from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
-from replaceme.files import RESULTS_VARIABLE
+from replaceme.files import RESULTS_VARIABLE, sha256
 from replaceme.fingerprint import fingerprint
 from replaceme.gpu import visible
 from replaceme.images import image_files
@@ -26,6 +27,7 @@ from replaceme.labelled import files_of as labelled_files
 from replaceme.options import to_flags
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.running import begin, told_when_locked
+from replaceme.separate import CODE
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
 from replaceme.tables import HEALED
 from snakemake.exceptions import WorkflowError
@@ -194,6 +196,12 @@ def code_of_fit(step):
     return code
 
 
+def code_of_merge(wildcards):
+    """The same for `merge`; of a model that brings code also that file's bytes, as no other copy is run."""
+    code = code_of_fit("merge")(wildcards)
+    return [code, sha256(CODE)] if CONFIG.fits[wildcards.fit].own_code else code
+
+
 def stamps(files):
     """Size and time of files, as a parameter: `cp -a` and `tar` bring changed files whose time is older."""
     found = [(str(path), os.stat(path)) for path in files if os.path.isfile(path)]
@@ -279,11 +287,17 @@ def hash_of_stamps(files):
     return f"{len(found)} images {hashlib.sha256(repr(found).encode()).hexdigest()}"
 
 
+@cache
 def evaluation_stamps(name):
-    """What changes with the files of labelled images in local folders; nothing for those of the Hub, or for tasks."""
+    """What changes with the local files of an evaluation: a hash for each set of labelled images, stamps of tasks.
+
+    Without such files it is empty, as it was before tasks were in it, so that nothing is evaluated again for that.
+    """
     sections = CONFIG.evaluations[name].zeroshot
     found = {key: labelled_files(section) for key, section in sections.items()}
-    return {key: hash_of_stamps(files) for key, files in found.items() if files}
+    images = {key: hash_of_stamps(files) for key, files in found.items() if files}
+    tasks = stamps(evaluation_files(name))
+    return images | ({"task files": tasks} if tasks else {})
 
 
 def forward_options(wildcards):
@@ -346,6 +360,7 @@ def evaluation_options(name):
     )
 
 
+@cache
 def evaluation_files(name):
     """The task files of the user's own: YAMLs and the data beside them."""
     folder = CONFIG.evaluations[name].include

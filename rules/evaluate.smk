@@ -20,7 +20,7 @@ rule evaluate:
         model=lambda wildcards, input: Path(input.model).parent,
         device=device_options,
         options=lambda wildcards: evaluation_options(wildcards.evaluation),
-        images=lambda wildcards: evaluation_stamps(wildcards.evaluation),
+        files=lambda wildcards: evaluation_stamps(wildcards.evaluation),
         code=code_of("evaluate"),
     message:
         "evaluate {output}"
@@ -43,7 +43,7 @@ use rule evaluate as evaluate_baseline with:
         model=lambda wildcards, input: input.model,
         device=device_options,
         options=lambda wildcards: evaluation_options(wildcards.evaluation),
-        images=lambda wildcards: evaluation_stamps(wildcards.evaluation),
+        files=lambda wildcards: evaluation_stamps(wildcards.evaluation),
         code=code_of("evaluate"),
 
 

@@ -17,7 +17,7 @@ rule merge:
         runtime=minutes("merge"),
     params:
         folder=lambda wildcards, output: Path(output.record).parent,
-        code=code_of_fit("merge"),
+        code=code_of_merge,
     message:
         "merge {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:

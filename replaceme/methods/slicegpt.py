@@ -109,7 +109,8 @@ class Axes:
             self._add(self._grams({}, advance=True)["after"])
         self.undone.close()
         project = projection(self.found[-1])
-        walk.states = [project(state.to(walk.device)).cpu() for state in walk.states]
+        for number, state in enumerate(walk.states):  # one by one, as the text has all of them in memory
+            walk.states[number] = project(state.to(walk.device)).cpu()
 
     def close(self) -> None:
         """Leave the model as it was."""

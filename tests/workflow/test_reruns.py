@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -142,20 +144,19 @@ def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
     assert completed.jobs() == {"transform": 1, **ROW, **TABLE}
     done = completed.snakemake(model)
     assert done.returncode == 0, done.stderr
-    for method, old, new, expected in (
-        ("svd_llm", "return max(1, int(", "return max(2, int(", {}),
+    for file, old, new, expected in (
+        ("methods/svd_llm", "return max(1, int(", "return max(2, int(", {}),
         (
-            "slicegpt",
+            "methods/slicegpt",
             "range(config.hidden_size, 0, -1)",
             "range(config.hidden_size, 1, -1)",
             {"transform": 1, "merge": 1},
         ),
+        # a checkpoint is read beside the very file that it brings, comments included, so that one is made again
+        ("modeling_replaceme", "import torch\n", "import torch  # alone\n", {"merge": 1}),
     ):
-        (tmp_path / method).mkdir()
-        assert (
-            edited(completed, tmp_path / method, f"replaceme/methods/{method}.py", old, new).jobs("--until", "merge")
-            == expected
-        )
+        code = edited(completed, tmp_path / Path(file).name, f"replaceme/{file}.py", old, new)
+        assert code.jobs("--until", "merge") == expected
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
@@ -166,7 +167,11 @@ def test_another_tokenizer_or_other_weights(completed, file):
     assert completed.jobs() == {**MODEL, **TABLE}
 
 
-def test_other_items_of_a_task(completed):
+@pytest.mark.parametrize("older", [False, True])
+def test_other_items_of_a_task(completed, older):
+    """Also where they are older than the results, as `cp -a` and `tar` may bring them."""
     path = completed.folder / "tasks/pick.jsonl"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    if older:
+        os.utime(path, (0, 0))
     assert completed.jobs() == {"evaluate": 2, "evaluate_baseline": 1, **TABLE}
