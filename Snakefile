@@ -37,5 +37,5 @@ rule all:
 
 
 onstart:
-    begin("results")
+    begin("results", logger)
     look_when_jobs_end(workflow)

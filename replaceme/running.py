@@ -8,18 +8,39 @@ import json
 import logging
 import os
 import platform
+import time
 from pathlib import Path
 
 from replaceme.files import sweep_temporaries, write_text
 
+LOGGER = logging.getLogger(__name__)
 NOTE = Path(".snakemake/run.json")
+AHEAD = 2_000_000_000  # ns that the clocks of a file server and of this machine may lie apart
 LOCKED = "Directory cannot be locked"
 
 
-def begin(results: str | Path) -> None:
-    """What a workflow does first: note its machine and process, and remove what killed jobs left in its results."""
+def begin(results: str | Path, log: logging.Logger = LOGGER) -> None:
+    """What a workflow does first: note its machine and process, and mend what kills and clocks left in its results."""
     write_text(NOTE, json.dumps({"machine": platform.node(), "process": os.getpid()}) + "\n")
     sweep_temporaries(results)
+    if number := settle_times(results):
+        log.warning(
+            f"{results}: {number} files were from the future, as a wrong clock leaves them; now they are of now"
+        )
+
+
+def settle_times(results: str | Path) -> int:
+    """Bring files from the future, as a clock that was wrong leaves them, back to now, in their order; their number.
+
+    Snakemake ends a job whose input is from the future, and would for as long as it is.
+    """
+    now = time.time_ns()
+    paths = [path for path in Path(results).rglob("*") if path.is_file()] if Path(results).is_dir() else []
+    late = {path: time_of for path in paths if (time_of := path.stat().st_mtime_ns) > now + AHEAD}
+    for path, time_of in late.items():
+        moved = now - (max(late.values()) - time_of)
+        os.utime(path, ns=(moved, moved))
+    return len(late)
 
 
 def told_when_locked(record: logging.LogRecord) -> bool:

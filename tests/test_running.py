@@ -2,13 +2,15 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from replaceme import running
-from replaceme.running import NOTE, begin, told_when_locked, why_locked
+from replaceme.running import NOTE, begin, settle_times, told_when_locked, why_locked
 
 
 @pytest.fixture
@@ -53,6 +55,19 @@ def test_a_run_of_another_machine(tmp_path, monkeypatch):
     assert "a snakemake was started here on node-7" in why_locked(tmp_path)
     (tmp_path / NOTE).write_text("{")
     assert "was killed;" in why_locked(tmp_path)
+
+
+def test_files_from_the_future_come_back_in_their_order(tmp_path):
+    now, year = time.time_ns(), 365 * 86400 * 10**9
+    times = {"old": now - year, "new": now, "sooner": now + year, "later": now + 2 * year}
+    for name, when in times.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, ns=(when, when))
+    assert settle_times(tmp_path) == 2 and settle_times(tmp_path) == 0
+    found = {name: (tmp_path / name).stat().st_mtime_ns for name in times}
+    assert found["old"] == times["old"] and found["new"] == times["new"]
+    assert found["sooner"] < found["later"] <= time.time_ns()
+    assert settle_times(tmp_path / "missing") == 0
 
 
 def test_only_that_message_is_replaced(tmp_path, monkeypatch):
