@@ -173,7 +173,12 @@ wildcard_constraints:
 
 
 def all_cores():
-    """The cores given to the workflow, so that a job runs alone; 1 where none are given (reports, linting)."""
+    """The cores given to the workflow, so that a job runs alone; 1 where none are given (reports, linting, clusters).
+
+    A job on a node sees that node's cores, of which it was granted as many as were asked for where it was submitted.
+    """
+    if workflow.remote_exec:
+        return 1
     try:
         return workflow.cores
     except WorkflowError:

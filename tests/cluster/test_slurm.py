@@ -10,7 +10,7 @@ from datetime import datetime
 from hashlib import sha256
 
 import pytest
-from workflow.conftest import Project, copy_tree
+from workflow.conftest import ROOT, Project, copy_tree
 
 from replaceme.checkpoints import open_checkpoint
 from replaceme.config import load
@@ -21,15 +21,24 @@ from replaceme.workload import work_of
 pytestmark = pytest.mark.slurm
 TEXT = {"capture_output": True, "text": True, "timeout": 60}
 LIMIT = "420"  # seconds for the run on Slurm: so many more than it takes, for a machine that has other work too
-# the statistics by shards, the fit, the merged model, and an evaluation beside them
-TARGETS = (
-    "results/tiny.v1/plain/n1/ls/model/replaceme.json",
-    "results/tiny.v1/baseline/evaluation/items.json",
-)
-SUBMITTED = {"gram": 2, "sum": 1, "transform": 1, "merge": 1, "evaluate_baseline": 1}
-GPU_RULES = {"gram", "transform", "evaluate_baseline"}
-# files that hold times, and the record that holds the hash of such a one
-TIMED = ("logs/", "benchmarks/", "records/tiny.v1/baseline/evaluation/")
+NAMES = {"model": "micro", "calibration": "plain", "cut": "n6", "fit": "ls"}
+ROW = "/".join(NAMES.values())
+TASK = {"tasks": {"pick": None, "last_word": None, "micro_home": {}}, "perplexity": None, "limit": 40}
+# the embedded model, a cut by hand, as its choice would be one more job to wait for, and one short task
+CONFIG = {
+    "device": "auto",
+    "models": {"tiny.v1": None, "micro": {"source": str(ROOT / "resources/micro")}},
+    "calibrations": {"plain": {"dataset": "micro", "samples": 16, "tokens": 128}},
+    "cuts": {"n1": None, "n6": {"blocks": 6, "start": 2}},
+    "evaluations": {"items": {"include": str(ROOT / "resources/tasks"), **TASK}},
+    "tables": {"main.1": {"models": ["micro"], "cuts": ["n6"], "fits": ["ls"]}},
+}
+TABLE = "results/tables/main.1.csv"
+ONE_EACH = ("sum", "transform", "merge", "verify", "evaluate", "evaluate_baseline", "speed", "speed_baseline")
+SUBMITTED = {"gram": 2, **dict.fromkeys(ONE_EACH, 1)}
+GPU_RULES = {"gram", "transform", "evaluate", "evaluate_baseline", "speed", "speed_baseline"}
+# files that hold times, and records that hold the hash of such a one
+TIMED = re.compile(r"(logs|benchmarks|tables|records/tables)/|.*/speed\.json|records/.*/evaluation/")
 TIMES = ("seconds", "content_sha256")  # keys of JSON files whose values are times, or the digest of what holds them
 
 
@@ -48,14 +57,14 @@ def run(slurm, pristine, tmp_path_factory):
     """Model and tokens where Snakemake runs, as where nodes have no network; the rest by jobs of Slurm."""
     base = tmp_path_factory.mktemp("on-slurm")
     project = Project(copy_tree(pristine.folder, base / "project"), pristine.code)
-    # a cut by hand, as its choice would be one more job to wait for
-    project.config(device="auto", cuts={"n1": {"start": 2}})
-    finish(project, project.command("results/tiny.v1/plain/tokens.safetensors"))
+    project.config(**CONFIG)
+    finish(project, project.command("results/micro/plain/tokens.safetensors"))
     local = Project(copy_tree(project.folder, base / "local"), pristine.code)
     command = project.command(
-        *TARGETS, "--workflow-profile", str(pristine.code / "profiles/slurm"),
+        TABLE, "--workflow-profile", str(pristine.code / "profiles/slurm"),
         "--slurm-init-seconds-before-status-checks", "5", "--slurm-status-command", "squeue", "--slurm-no-account",
-        "--latency-wait", "20", "--retries", "0", "--jobs", "8", "--resources", "gpu=4", cores=None,
+        "--latency-wait", "20", "--retries", "0", "--jobs", "8", "--resources", "gpu=4",
+        "--set-resources", "verify:runtime=77", cores=None,
     )  # fmt: skip
     began = time.monotonic()
     finish(project, ["timeout", "-k", "5", LIMIT, *command], **slurm)
@@ -63,7 +72,7 @@ def run(slurm, pristine, tmp_path_factory):
     listed = subprocess.run(
         ["scontrol", "show", "job", "-o"], env=slurm | {"PATH": "/usr/bin:/bin"}, **TEXT, check=True
     )
-    finish(local, local.command(*TARGETS))
+    finish(local, local.command(TABLE))
     return Run(project, local, [record(line) for line in listed.stdout.splitlines() if "Comment=" in line], seconds)
 
 
@@ -85,7 +94,7 @@ def rule_of(job):
 def contents(folder):
     """What is made from a model and a text, by path: hashes, or records without their times."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: content(path) for name, path in files.items() if not name.startswith(TIMED)}
+    return {name: content(path) for name, path in files.items() if not TIMED.match(name)}
 
 
 def content(path):
@@ -99,11 +108,12 @@ def untimed(value):
 
 
 def test_the_bytes_are_those_of_a_local_run(run):
-    """Of every intermediate, of the merged model, and of the evaluation apart from times."""
+    """Of every intermediate, of the merged model, and of evaluations and the table apart from times."""
     here, there = (contents(project.folder / "results") for project in (run.project, run.local))
     assert here == there
     merged = {"model.safetensors", "config.json", "replaceme.json", "tokenizer.json"}
-    assert {f"tiny.v1/plain/n1/ls/model/{name}" for name in merged} <= here.keys()
+    assert {f"{ROW}/model/{name}" for name in merged} <= here.keys()
+    assert run.project.table() == run.local.table() != []
 
 
 def test_what_computes_goes_to_slurm_and_the_rest_stays(run):
@@ -115,7 +125,7 @@ def test_what_computes_goes_to_slurm_and_the_rest_stays(run):
 def test_what_a_job_costs(run, capsys):
     """Its time on the node without that of its step: Slurm and Snakemake's two starts; printed, for docs/cluster.md."""
     taken = sum((ended(job) - began(job)).total_seconds() for job in run.jobs)
-    steps = sum(step_seconds(run.project.folder / "results/benchmarks/tiny.v1"))
+    steps = sum(step_seconds(run.project.folder / "results/benchmarks/micro"))
     assert 0 < steps < taken
     with capsys.disabled():
         print(f"\non Slurm: {len(run.jobs)} jobs in {run.seconds:.0f} s, {taken / len(run.jobs):.1f} s each", end="")
@@ -131,14 +141,17 @@ def step_seconds(benchmarks):
 
 def test_jobs_ask_for_what_their_model_and_text_take(run):
     config = load(run.project.folder / "my.yaml")
-    outline = outline_of(open_checkpoint(run.project.folder / "models/tiny/first"), "first")
-    names = {"model": "tiny.v1", "calibration": "plain", "cut": "n1", "fit": "ls", "kind": "mlp"}
-    names |= {"shard": "0", "shards": "2"}
+    outline = outline_of(open_checkpoint(ROOT / "resources/micro"), "micro")
+    names = {**NAMES, "kind": "mlp", "shard": "0", "shards": "2"}
     for job in run.jobs:
         if rule_of(job) in ("gram", "sum", "transform", "merge"):
             asked = needs(rule_of(job), outline, work_of(rule_of(job), config, names, outline), "cuda")
             assert job["MinMemoryNode"] == f"{asked.mem_mb}M"
             assert job["TimeLimit"] == f"{asked.runtime // 60:02d}:{asked.runtime % 60:02d}:00"
+
+
+def test_what_the_user_sets_for_a_rule_counts(run):
+    assert [job["TimeLimit"] for job in run.jobs if rule_of(job) == "verify"] == ["01:17:00"]
 
 
 def test_shards_run_side_by_side_on_devices_of_their_own(run):
