@@ -124,16 +124,18 @@ def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, flo
 
 def _source(folder: str | Path, out: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model record of a merged folder, and the record of its shortening; ReplaceMeError for any other folder."""
-    config = read_config(folder)
     if not (Path(folder) / RECORD).is_file():
+        read_config(folder)  # says first where there is no model at all
         raise ReplaceMeError(
             f"{folder}: no replaceme.json; healing takes a folder made by `replaceme merge` or `prune`"
         )
+    shortened = check_merged(folder)  # before any other file of it is read
+    config = read_config(folder)
     if is_encoder(config):
         raise ReplaceMeError(f"{folder}: an encoder of images, which has no loss to heal by; give a language model")
     family_of(config, str(folder))
     check_out(folder, out)
-    return resolve(str(folder)), check_merged(folder)
+    return resolve(str(folder)), shortened
 
 
 def _split(tokens: Tokens, options: TrainingConfig) -> tuple[Tokens, Tokens]:

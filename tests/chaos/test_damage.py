@@ -59,7 +59,7 @@ def damage_and_read(forking, undisturbed, folder, one, chance):
     for step in (maker, reader):
         again = forking.run(step.argv, folder, environment={RESULTS_VARIABLE: "."})
         wrong += [] if again.status == 0 else [again.error]
-    undisturbed.restore(folder, {*_speeds(maker), *_speeds(reader)})
+        undisturbed.restore(folder, _speeds(step))  # before a table reads them
     aside = folder / f"{blamed}{DAMAGED}"
     if aside.is_dir():
         shutil.rmtree(aside)
