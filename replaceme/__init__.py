@@ -4,7 +4,11 @@ Importing the package loads no model library: `replaceme.prune`, `replaceme.heal
 when called.
 """
 
+import os
 from importlib.metadata import PackageNotFoundError, version
+
+# cuBLAS gives the same bits on every run then; it reads this when a process first uses it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 try:
     __version__ = version("replaceme")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
+from replaceme.gradients import backward, repeatable
 from replaceme.language_loss import counted_tokens, loss_batches, token_losses
 from replaceme.models import Family
 from replaceme.progress import progress
@@ -52,13 +53,14 @@ def loss_gradients(
     for one in parameters:
         one.requires_grad_(True)
     try:
-        for batch in progress(loss_batches(model, tokens, batch_size), "gradients", unit="batch"):
-            losses, _ = token_losses(model, batch)
-            (losses.sum() / total).backward()
-            for one in parameters:
-                if one.grad is not None:
-                    sums[one] = sums[one] + one.grad.float() if one in sums else one.grad.float()
-                    one.grad = None
+        with repeatable():
+            for batch in progress(loss_batches(model, tokens, batch_size), "gradients", unit="batch"):
+                losses, _ = token_losses(model, batch)
+                backward(losses.sum() / total)
+                for one in parameters:
+                    if one.grad is not None:
+                        sums[one] = sums[one] + one.grad.float() if one in sums else one.grad.float()
+                        one.grad = None
     finally:
         for one in parameters:
             one.requires_grad_(False)

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +70,6 @@ def heal_checkpoint(
     config = read_config(folder)
     check_length(config, tokens.input_ids.shape[1], str(folder))
     training, held_out = _split(tokens, options)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same bits on a GPU; read when it is first used
     dtype = pick_dtype(options.dtype, device, config)
     held = Held(gpus)
     model = load_causal_model(folder, dtype, device, held)

@@ -19,6 +19,7 @@ import torch
 from replaceme.config import TrainingConfig
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
+from replaceme.gradients import backward, repeatable
 from replaceme.healing.parameters import Trainable
 from replaceme.language_loss import are_counted, token_losses
 from replaceme.progress import progress
@@ -107,7 +108,7 @@ def _gradients(
     for number, batch in enumerate(batches):
         torch.manual_seed((options.seed << 32) + step * options.accumulation + number)  # dropout
         loss = token_losses(model, batch)[0].sum() / count
-        loss.backward()
+        backward(loss)
         trained.collect()
         total += float(loss.detach())
     return total
@@ -116,16 +117,13 @@ def _gradients(
 @contextmanager
 def _training(model: "nn.Module", options: TrainingConfig) -> Iterator[None]:
     """Within it the model trains, deterministically; afterwards its mode and torch's random numbers are as before."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
     model.train()
     if options.gradient_checkpointing:
         _recompute(model)
     try:
-        with torch.random.fork_rng(devices={one.device for one in model.parameters() if one.is_cuda}):
+        with repeatable(), torch.random.fork_rng(devices={one.device for one in model.parameters() if one.is_cuda}):
             yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         model.eval()  # which also ends the recomputing
 
 

@@ -32,6 +32,7 @@ from replaceme.changes import Changes, Content, Tensors
 from replaceme.checkpoints import with_derived_lists
 from replaceme.cuts import groups_of
 from replaceme.errors import ReplaceMeError
+from replaceme.gradients import backward, repeatable
 from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
 from replaceme.modeling_replaceme import remove_attention
@@ -175,7 +176,7 @@ class Training:
         """Train to the end, saving the state between batches; the parameters by their names in `Found`."""
         count = len(self.lesson.batches)
         history = self.losses[-1]
-        with self._in_place():
+        with self._in_place(), repeatable():
             for epoch in range(len(history), self.config.epochs):
                 order = torch.randperm(count, generator=_generator(self.config.order_seed, epoch)).tolist()
                 what = f"block {self.lesson.carrier}, epoch {epoch + 1} of {self.config.epochs}"
@@ -208,7 +209,7 @@ class Training:
             found = forward(self.model, self.family, batch, wanted, gradients=True)
         target = self.lesson.targets[number].to(self.device, torch.float32)
         errors = (found.hidden_states[self.lesson.carrier] - target)[found.mask].square().mean(1)
-        errors.mean().backward()
+        backward(errors.mean())
         self.optimiser.step()
         self.sum += torch.stack([errors.detach().double().sum(), errors.new_tensor(len(errors)).double()])
 
