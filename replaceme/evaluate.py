@@ -18,6 +18,7 @@ from replaceme import harness, task_index, uncertainty
 from replaceme.errors import ReplaceMeError
 from replaceme.offline import offline
 from replaceme.provenance import hardware, versions
+from replaceme.speed import size
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -78,6 +79,7 @@ def evaluate(
             }
     return {
         "model": str(model_folder),
+        **size(lm.model, model_folder),
         "tasks": {name: scored[name] for name in tasks},
         "average": average({name: scored[name] for name in tasks}),
         "perplexity": _perplexity(perplexity_task, loaded, samples),

@@ -171,7 +171,8 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     used = config.observed(tables)
     of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
-    lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
+    if any(table.speed for table in tables):
+        lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
     for where, tokens in sorted(lengths.items()):
         try:
             check_length(outline.config, tokens, section.source)

@@ -1,6 +1,7 @@
 """Write a table of results as csv (full precision), markdown, HTML and LaTeX (rounded, in three parts).
 
-The parts are the summary, the single tasks, and the cost; only the cost depends on the machine and the time.
+The parts are the summary, the single tasks, and the cost: size, and the speed, which alone depends on the machine and
+the time, where it was measured.
 """
 
 import re
@@ -60,9 +61,11 @@ SUMMARY = (
     ),
     Column("residual", "residual", "significant", 1, "min", "share of the target's energy that the fit leaves"),
 )
-COST = (
+SIZE = (
     Column("parameters", "parameters", "count", meaning="number of parameters"),
     Column("MB", "file_bytes", "percent", 1e-6, meaning="size of the weights on disk, 10^6 bytes"),
+)
+SPEED = (
     Column("prefill tok/s", "prefill_tokens_per_s", "rate", 1, "max", "prompt tokens per second, median"),
     Column("decode tok/s", "decode_tokens_per_s", "rate", 1, "max", "new tokens per second, median"),
     Column("peak MB", "peak_memory_bytes", "rate", 1e-6, "min", "peak memory, 10^6 bytes"),
@@ -123,7 +126,7 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
     return [
         part("Summary", [*names, *sizes, *SUMMARY], frame),
         part("Tasks, %", [*names, *accuracy], frame),
-        part("Cost", [*names, *COST], frame),
+        part("Cost", [*names, *SIZE, *(column for column in SPEED if column.source in frame)], frame),
     ]
 
 

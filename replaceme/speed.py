@@ -80,9 +80,8 @@ def speed(
         times = [repeat(model, load) for _ in range(warmup + repeats)][warmup:]
     return {
         "model": str(model_folder),
-        "parameters": model.num_parameters(),
+        **size(model, model_folder),
         "non_embedding_parameters": model.num_parameters() - _embedding_parameters(model),
-        "file_bytes": sum(path.stat().st_size for path in Path(model_folder).glob("*.safetensors")),
         "prefill_tokens_per_s": _rates([batch_size * prompt_tokens / prefill for prefill, _ in times]),
         "decode_tokens_per_s": _rates([batch_size * new_tokens / decode for _, decode in times if decode]),
         "peak_memory_bytes": sum(map(torch.cuda.max_memory_allocated, devices)) if on_gpu else _peak_resident(),
@@ -99,6 +98,12 @@ def speed(
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:
+    """Number of parameters of a loaded model, and bytes of the weights in its folder."""
+    file_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    return {"parameters": model.num_parameters(), "file_bytes": file_bytes}
 
 
 def _check_length(model: "PreTrainedModel", folder: str | Path, length: int) -> None:

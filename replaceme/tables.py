@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme import uncertainty
 from replaceme.config.methods import NARROWING
+from replaceme.config.tables import SPEED
 from replaceme.cuts import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
 KEYS = ("model", "calibration", "cut", "fit", "healing", "removed", "span", "metric", "position", "compression")
 HEALED = "healed"  # the folder of the healings of a fit
-# depend on the machine or on the time; everything left of them is the same in every run
-COST = ("parameters", "file_bytes", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes")
+SIZE = ("parameters", "file_bytes")
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,20 @@ class _Result:
         return self.fit.get("transform") == "identity" and self.names[4] is None
 
 
-def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) -> "pandas.DataFrame":
-    """One row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures, COST.
+def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, speed: bool = True) -> "pandas.DataFrame":
+    """One row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures, SIZE.
 
     `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> in such a one (only then there is a column
-    `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. Accuracies
+    `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
+    `speed` they have a speed.json too, and the table the columns SPEED. Accuracies
     are fractions, `rp` and only it is in percent. `*_vs_identity` are paired over items with the identity fit of the
     same cut, not healed. Raises ReplaceMeError naming a missing file or baseline.
     """
     import pandas
 
-    references = {Path(folder).parent.name: _baseline(Path(folder), evaluation) for folder in baselines}
-    results = [_row(Path(folder), evaluation) for folder in rows]
+    files = (f"evaluation/{evaluation}.json", "speed.json" if speed else None)
+    references = {Path(folder).parent.name: _baseline(Path(folder), *files) for folder in baselines}
+    results = [_row(Path(folder), *files) for folder in rows]
     for result in results:
         if result.names[0] not in references:
             raise ReplaceMeError(
@@ -75,12 +77,12 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str) ->
     return frame
 
 
-def _baseline(folder: Path, evaluation: str) -> _Result:
-    parts = (_read(folder, f"evaluation/{evaluation}.json"), _read(folder, "speed.json"))
+def _baseline(folder: Path, evaluation: str, speed: str | None) -> _Result:
+    parts = _read(folder, evaluation), _read(folder, speed)
     return _Result(folder, (folder.parent.name, None, None, "baseline", None), *parts, {}, {})
 
 
-def _row(folder: Path, evaluation: str) -> _Result:
+def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:
     healing = folder.name if folder.parent.name == HEALED else None
     fitted = folder if healing is None else folder.parents[1]
     if len(fitted.parts) < 4:
@@ -91,15 +93,17 @@ def _row(folder: Path, evaluation: str) -> _Result:
     return _Result(
         folder,
         (*fitted.parts[-4:], healing),
-        _read(folder, f"evaluation/{evaluation}.json"),
-        _read(folder, "speed.json"),
+        _read(folder, evaluation),
+        _read(folder, speed),
         _read(fitted.parent, "cut.json"),
         # what the map leaves of its target was not measured again
         fit if healing is None else {key: value for key, value in fit.items() if key != "residual"},
     )
 
 
-def _read(folder: Path, name: str) -> Mapping[str, Any]:
+def _read(folder: Path, name: str | None) -> Mapping[str, Any]:
+    if name is None:
+        return {}
     if not (folder / name).is_file():
         raise ReplaceMeError(f"{folder}: {name} is missing; run the steps that make it before the table")
     return read_json(folder / name)
@@ -121,7 +125,8 @@ def _columns(results: Sequence[_Result]) -> list[str]:
         "log_perplexity_vs_identity_stderr",
     ]
     healed = any(result.names[4] for result in results)
-    return [*(key for key in KEYS if healed or key != "healing"), *measures, *COST]
+    measured = any(result.speed for result in results)
+    return [*(key for key in KEYS if healed or key != "healing"), *measures, *SIZE, *(SPEED if measured else ())]
 
 
 def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
@@ -159,13 +164,13 @@ def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
 
 
 def _record(result: _Result, reference: _Result, identity: _Result | None) -> dict[str, Any]:
-    cut, speed = result.cut, result.speed
+    cut, size = result.cut, _size(result)
     record = dict(zip(KEYS, result.names, strict=False))
     narrower = result.fit.get("method") in NARROWING
     record["removed"] = 0 if narrower else cut.get("blocks", 0)
     record["span"] = "none, narrower" if narrower else described(cut) if cut else None
     record["metric"], record["position"] = cut.get("metric"), cut.get("position")
-    record["compression"] = 1 - speed["parameters"] / reference.speed["parameters"]
+    record["compression"] = 1 - size["parameters"] / _size(reference)["parameters"]
     for name, task in _own_columns(result).items():
         record[name], record[f"{name}_stderr"] = task["value"], task["stderr"]
     average, perplexity = result.evaluation["average"], result.evaluation["perplexity"]
@@ -177,9 +182,15 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     record["residual"] = result.fit.get("residual")
     if identity is not None:
         record |= _differences(result, identity)
-    record |= {name: speed[name] for name in ("parameters", "file_bytes", "peak_memory_bytes")}
-    record |= {name: speed[name]["median"] for name in ("prefill_tokens_per_s", "decode_tokens_per_s")}
-    return record
+    measured = {name: result.speed.get(name) for name in SPEED}
+    return record | size | {name: one["median"] if isinstance(one, dict) else one for name, one in measured.items()}
+
+
+def _size(result: _Result) -> dict[str, int]:
+    try:
+        return {name: result.evaluation[name] for name in SIZE}
+    except KeyError as error:
+        raise ReplaceMeError(f"{result.folder}: its evaluation does not say {error}; evaluate again") from None
 
 
 def _differences(result: _Result, identity: _Result) -> dict[str, float | None]:

@@ -26,6 +26,7 @@ from replaceme.labelled import Labelled, Sample, check_package, labelled
 from replaceme.offline import offline
 from replaceme.progress import progress
 from replaceme.provenance import hardware, versions
+from replaceme.speed import size
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +120,7 @@ def evaluate_zeroshot(
             tasks |= found
     return {
         "model": str(model_folder),
+        **size(encoders.model.vision_model, model_folder),
         "tasks": tasks,
         "data": sources,
         "average": average(tasks),

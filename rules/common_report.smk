@@ -56,14 +56,14 @@ def table_baselines(table):
 
 def table_inputs(wildcards):
     """Everything that a table shows."""
-    evaluation = CONFIG.tables[wildcards.table].evaluation
+    section = CONFIG.tables[wildcards.table]
     rows, baselines = table_rows(wildcards.table), table_baselines(wildcards.table)
     measured = baselines + measured_rows(wildcards.table)
     return {
         "evaluations": [
-            f"{folder}/evaluation/{evaluation}.json" for folder in measured
+            f"{folder}/evaluation/{section.evaluation}.json" for folder in measured
         ],
-        "speeds": [f"{folder}/speed.json" for folder in measured],
+        "speeds": [f"{folder}/speed.json" for folder in measured if section.speed],
         "fits": [f"{folder}/fit.json" for folder in rows],
         "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
     }
@@ -76,7 +76,8 @@ def table_options(wildcards):
         f"--baseline {folder}" for folder in table_baselines(wildcards.table)
     )
     rows = " ".join(braced_rows(wildcards.table))
-    return f"{rows} {baselines} --evaluation {section.evaluation} --caption={shlex.quote(section.caption)}"
+    speed = "" if section.speed else " --no-speed"
+    return f"{rows} {baselines} --evaluation {section.evaluation}{speed} --caption={shlex.quote(section.caption)}"
 
 
 def reference_options(wildcards):
@@ -86,15 +87,22 @@ def reference_options(wildcards):
     return f"--reference {reference} --caption={shlex.quote(section.caption)}"
 
 
+def measured_kinds(table):
+    """The files in the folder of a row in which is what was measured of it."""
+    section = CONFIG.tables[table]
+    if not section.evaluation:
+        return []
+    return [f"evaluation/{section.evaluation}.json"] + ["speed.json"] * section.speed
+
+
 def table_records(tables):
     """The records of what tables were made from and with."""
     rows = [row for table in tables for row in table_rows(table)]
     measured = []
     for table in tables:
-        evaluation = CONFIG.tables[table].evaluation
-        folders = [*table_baselines(table), *measured_rows(table)] if evaluation else []
-        measured += [f"{folder}/evaluation/{evaluation}.json" for folder in folders]
-        measured += [f"{folder}/speed.json" for folder in folders]
+        if kinds := measured_kinds(table):
+            folders = [*table_baselines(table), *measured_rows(table)]
+            measured += [f"{folder}/{kind}" for folder in folders for kind in kinds]
     return {
         "models": sorted({f"results/{Path(row).parts[1]}/model.json" for row in rows}),
         "calibrations": sorted(
@@ -119,10 +127,9 @@ def records_options(inputs, tables):
     ]
     measured = []
     for table in tables:
-        evaluation = CONFIG.tables[table].evaluation
-        folders = [*table_baselines(table), *braced_rows(table)] if evaluation else []
-        kinds = braced([f"evaluation/{evaluation}.json", "speed.json"])
-        measured += [f"{folder}/{kinds}" for folder in folders]
+        if kinds := measured_kinds(table):
+            folders = [*table_baselines(table), *braced_rows(table)]
+            measured += [f"{folder}/{braced(kinds)}" for folder in folders]
     return " ".join(options + (["--measured", *measured] if measured else []))
 
 

@@ -322,7 +322,7 @@ def test_a_group_in_a_table(model, grouped, tmp_path):
     worse = json.loads(json.dumps(record))
     worse["tasks"]["tiny_all"]["items"] = [0.0] * 29
     rate = {"median": 1.0}
-    speed = {"parameters": 9, "file_bytes": 18, "peak_memory_bytes": 1}
+    speed = {"peak_memory_bytes": 1}
     cut = tmp_path / "m/c/n"
     write_json(cut / "cut.json", {"groups": [[1, 2]], "blocks": 1, "metric": "cosine", "position": "all"})
     for folder, transform, values in (

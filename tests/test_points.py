@@ -172,6 +172,10 @@ def test_dangling_tables_and_taken_names():
     first, second = dangling_figures(raw)
     assert first == "figures.f.tables: 'v' is not defined under tables; defined: t, u"
     assert second == "figures.u: a table has this name; choose another"
+    measures = ["average", "decode_tokens_per_s * 2"]
+    raw = {"tables": {"t": {"speed": False}, "u": {}}, "figures": {"f": {"tables": ["t", "u"], "measures": measures}}}
+    [line] = dangling_figures(raw)
+    assert line.startswith("figures.f.measures: decode_tokens_per_s is not measured for table 't'; set its `speed")
     assert dangling_figures({"figures": {"f": 3}}) == [] and dangling_figures({"figures": None}) == []
 
 

@@ -4,6 +4,7 @@ import pandas
 import pytest
 
 from replaceme.config.reference import ReferenceConfig
+from replaceme.config.tables import TableConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.reference import check_reference, compare, notes, shown
 from replaceme.render import markdown, write_parts
@@ -39,6 +40,15 @@ def test_each_published_cell_gets_what_was_measured(published, table):
     assert found.frame["avg_acc_difference"][0] == pytest.approx(50 - 0.70)
     assert found.frame["avg_acc"].isna().tolist() == [False, False, True]
     assert (found.run, found.cells) == (3, 6)
+
+
+def test_published_speeds_need_measured_ones(published):
+    given = {"evaluation": "e", "rows": ["m/c/n8/uidl"], "speed": False}
+    speeds = reference(published, columns={"avg_acc": "average", "ppl": "decode_tokens_per_s"}, rows=["m"])
+    TableConfig(**given, reference=reference(published))
+    TableConfig(**given | {"speed": True}, reference=speeds)
+    with pytest.raises(ValueError, match="the reference shows decode_tokens_per_s, which `speed: false` leaves out"):
+        TableConfig(**given, reference=speeds)
 
 
 def test_a_healed_row_by_its_name(published, table):

@@ -8,6 +8,7 @@ import pandas
 import pytest
 
 from replaceme import render, tables, uncertainty
+from replaceme.config.tables import SPEED
 from replaceme.errors import ReplaceMeError
 
 GOOD, WORSE, MIDDLE = [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]
@@ -24,13 +25,15 @@ def task(items, **more):
     return scored | {"value": value, "stderr": stderr, "items": items} | more
 
 
-def evaluation(folder, one, two, log_likelihoods):
+def evaluation(folder, one, two, log_likelihoods, parameters=750):
     scored = {"micro_one": task(one), "micro_two": task(two), "micro_last": task(two, in_average=False)}
     average = uncertainty.average(
         [(scored[name]["value"], scored[name]["stderr"]) for name in ("micro_one", "micro_two")]
     )
     perplexity, stderr = uncertainty.perplexity(log_likelihoods)
     record = {
+        "parameters": parameters,
+        "file_bytes": 2 * parameters,
         "tasks": scored,
         "average": {"value": average[0], "stderr": average[1]},
         "perplexity": {
@@ -45,25 +48,22 @@ def evaluation(folder, one, two, log_likelihoods):
     put(folder / "evaluation/micro.json", record)
 
 
-def speed(folder, parameters, rate=100.0):
-    rates = {name: {"median": rate, "interquartile_range": 1.0} for name in tables.COST if name.endswith("per_s")}
-    put(
-        folder / "speed.json",
-        {"parameters": parameters, "file_bytes": 2 * parameters, "peak_memory_bytes": 7 * 10**8} | rates,
-    )
+def speed(folder, rate=100.0):
+    rates = {name: {"median": rate, "interquartile_range": 1.0} for name in SPEED if name.endswith("per_s")}
+    put(folder / "speed.json", {"peak_memory_bytes": 7 * 10**8} | rates)
 
 
 @pytest.fixture
 def results(tmp_path):
     """A baseline, and one cut with UIDL and LS; returns (rows, baselines)."""
     baseline = tmp_path / "toy/baseline"
-    evaluation(baseline, GOOD, GOOD, [-0.1, -0.1, -0.1])
-    speed(baseline, 1000)
+    evaluation(baseline, GOOD, GOOD, [-0.1, -0.1, -0.1], parameters=1000)
+    speed(baseline)
     cut = tmp_path / "toy/cal/n2"
     put(cut / "cut.json", {"groups": [[3, 5]], "blocks": 2, "metric": "cosine", "position": "all", "candidates": []})
     for fit, transform, items in (("uidl", "identity", WORSE), ("ls", "full", MIDDLE)):
         evaluation(cut / fit, items, GOOD, [-1.0, -2.0, -3.0] if fit == "uidl" else [-1.0, -1.0, -1.0])
-        speed(cut / fit, 750)
+        speed(cut / fit)
         put(cut / fit / "fit.json", {"transform": transform, "residual": 0.25 if fit == "ls" else 0.9})
     return [cut / "uidl", cut / "ls"], [baseline]
 
@@ -97,7 +97,7 @@ def test_a_healed_row_is_compared_with_what_was_not_healed(results, tmp_path):
     healed = [fit / "healed/full" for fit in rows]
     for folder, items in zip(healed, (MIDDLE, GOOD), strict=True):
         evaluation(folder, items, GOOD, [-0.5, -0.5, -0.5])
-        speed(folder, 750)
+        speed(folder)
     assert "healing" not in tables.collect(rows, baselines, "micro").columns
     frame = tables.collect([rows[0], healed[0], rows[1], healed[1]], baselines, "micro")
     assert list(frame["fit"]) == ["baseline", "uidl", "uidl", "ls", "ls"]
@@ -134,8 +134,34 @@ def test_a_method_that_removes_no_block_and_brings_code(results, tmp_path):
 
 def test_cost_is_last(results):
     frame = tables.collect(*results, "micro")
-    assert tuple(frame.columns[-5:]) == tables.COST
+    assert tuple(frame.columns[-5:]) == (*tables.SIZE, *SPEED)
+    assert list(frame["parameters"]) == [1000, 750, 750] and list(frame["compression"]) == [0, 0.25, 0.25]
     assert tables.task_columns(frame.columns) == ["micro_one", "micro_two", "micro_last"]
+
+
+def test_without_speed_a_table_has_its_sizes_alone(results, tmp_path):
+    rows, baselines = results
+    measured = tables.collect(rows, baselines, "micro")
+    for folder in rows + baselines:
+        (folder / "speed.json").unlink()
+    frame = tables.collect(rows, baselines, "micro", speed=False)
+    pandas.testing.assert_frame_equal(frame, measured.drop(columns=list(SPEED)))
+    render.write(frame, tmp_path / "table", "Toy")
+    for suffix in (".md", ".html", ".tex"):
+        text = (tmp_path / f"table{suffix}").read_text()
+        assert "parameters" in text and "tok/s" not in text and "peak" not in text
+
+
+def test_an_evaluation_without_sizes_is_named(results):
+    rows, baselines = results
+    path = rows[1] / "evaluation/micro.json"
+    record = json.loads(path.read_text())
+    del record["file_bytes"]
+    put(path, record)
+    with pytest.raises(
+        ReplaceMeError, match=re.escape(f"{rows[1]}: its evaluation does not say 'file_bytes'; evaluate")
+    ):
+        tables.collect(rows, baselines, "micro")
 
 
 def test_different_items_are_not_paired(results):
@@ -176,7 +202,7 @@ def test_reruns_differ_in_cost_alone(results, tmp_path):
     rows, baselines = results
     render.write(tables.collect(rows, baselines, "micro"), tmp_path / "first", "Toy")
     render.write(tables.collect(rows, baselines, "micro"), tmp_path / "same", "Toy")
-    speed(rows[1], 750, rate=321.0)
+    speed(rows[1], rate=321.0)
     render.write(tables.collect(rows, baselines, "micro"), tmp_path / "later", "Toy")
     for suffix in ("csv", "md", "html", "tex"):
         first, same, later = ((tmp_path / f"{name}.{suffix}").read_text() for name in ("first", "same", "later"))
@@ -184,7 +210,7 @@ def test_reruns_differ_in_cost_alone(results, tmp_path):
         assert first != later
         kept = first.index("Cost") if suffix != "csv" else 0
         assert first[:kept] == later[:kept], "the other parts stay"
-        cost = len(tables.COST)
+        cost = len(SPEED)
         if suffix == "csv":
             pairs = zip(first.splitlines(), later.splitlines(), strict=True)
             assert all(line.rsplit(",", cost)[0] == other.rsplit(",", cost)[0] for line, other in pairs)

@@ -1,6 +1,6 @@
 """The section `figures`: figures made from tables, each by its name."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,7 @@ from replaceme.config.base import Strict
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import REPRESENTATIONS, CutConfig
 from replaceme.config.fits import FitConfig
+from replaceme.config.tables import SPEED, speeds_of
 
 Name = Literal["model", "calibration", "cut", "fit", "metric", "position"]
 Distance = Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual"]
@@ -16,7 +17,7 @@ SECTIONS = {"calibration": CalibrationConfig, "cut": CutConfig, "fit": FitConfig
 # what a table has beside its tasks, and what `replaceme cost` adds to it
 MEASURES = (
     "average", "rp", "perplexity", "residual", "average_vs_identity", "log_perplexity_vs_identity", "parameters",
-    "file_bytes", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes",
+    "file_bytes", *SPEED,
 )  # fmt: skip
 COST_MEASURES = ("seconds", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "energy_kwh", "emissions_kg")
 # keys that say something about some kinds only
@@ -142,15 +143,24 @@ def _is_number(section: str, key: str) -> bool:
 
 
 def dangling_figures(raw: dict) -> list[str]:
-    """Tables that figures name and nothing defines, and names that are a table's already; on plain data."""
+    """Tables that nothing defines, names that a table has, measures that a table leaves out; on plain data."""
     figures, tables = (raw[name] if isinstance(raw.get(name), dict) else {} for name in ("figures", "tables"))
+    known = ", ".join(map(str, tables)) or "none"
     lines = []
     for name, figure in figures.items():
-        named = figure.get("tables") if isinstance(figure, dict) else None
-        for table in named if isinstance(named, list) else []:
-            if isinstance(table, str) and table not in tables:
-                known = ", ".join(map(str, tables)) or "none"
+        for table in _strings(figure, "tables"):
+            if table not in tables:
                 lines.append(f"figures.{name}.tables: {table!r} is not defined under tables; defined: {known}")
+            elif isinstance(tables[table], dict) and tables[table].get("speed") is False:
+                lines += [
+                    f"figures.{name}.measures: {one} is not measured for table {table!r}; set its `speed: true`"
+                    for one in speeds_of(_strings(figure, "measures"))
+                ]
         if name in tables:
             lines.append(f"figures.{name}: a table has this name; choose another")
     return lines
+
+
+def _strings(figure: Any, key: str) -> list[str]:
+    given = figure.get(key) if isinstance(figure, dict) else None
+    return [one for one in given if isinstance(one, str)] if isinstance(given, list) else []

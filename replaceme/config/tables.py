@@ -1,5 +1,6 @@
 """The section `tables`."""
 
+from collections.abc import Iterable
 from itertools import product
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from replaceme.config.base import Strict
 from replaceme.config.reference import ReferenceConfig
 
 PRODUCT = ("models", "calibrations", "cuts", "fits")
+# the columns of a table that depend on the machine and the time; everything left of them is the same in every run
+SPEED = ("prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes")
 SECTIONS = (*PRODUCT, "healings")  # of the names in a row, in their order
 
 
@@ -39,6 +42,9 @@ class TableConfig(Strict):
         "the same with `/healing`. Their models have a baseline too.",
     )
     evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
+    speed: bool = Field(
+        True, description="Whether rates and memory of every row are measured; else the table has its size alone."
+    )
     caption: str = Field("", description="A sentence above the table.")
     reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
 
@@ -46,6 +52,11 @@ class TableConfig(Strict):
     def _reference_of_what_is_measured(self) -> "TableConfig":
         if self.reference is not None and self.evaluation is None:
             raise ValueError("a reference needs an evaluation to compare; drop one, or set the other")
+        unmeasured = [] if self.speed or self.reference is None else speeds_of(self.reference.columns.values())
+        if unmeasured:
+            raise ValueError(
+                f"the reference shows {unmeasured[0]}, which `speed: false` leaves out; drop one of the two"
+            )
         return self
 
     @model_validator(mode="after")
@@ -82,3 +93,9 @@ class TableConfig(Strict):
     def row_names(self) -> list[str]:
         """`model` for each baseline, `model/calibration/cut/fit`, and the same with `/healing`."""
         return [*self.named("models"), *map(str, self.pruned)]
+
+
+def speeds_of(measures: Iterable[str]) -> list[str]:
+    """Those of some measures, perhaps with factors, that `speed` measures."""
+    names = [measure.partition("*")[0].strip() for measure in measures]
+    return [name for name in names if name in SPEED]

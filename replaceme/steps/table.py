@@ -17,6 +17,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", action="append", type=Path, default=[], metavar="FOLDER", help="results/<model>/baseline"
     )
     parser.add_argument("--evaluation", required=True, help="name of the evaluation to show")
+    parser.add_argument(
+        "--speed", action=argparse.BooleanOptionalAction, default=True, help="whether to show what `speed` measured"
+    )
     parser.add_argument("--caption", default="", help="sentence above the table")
     out_argument(parser, "path of the table without its ending")
 
@@ -26,4 +29,4 @@ def run(args: argparse.Namespace) -> None:
     from replaceme.render import write
     from replaceme.tables import collect
 
-    write(collect(args.rows, args.baseline, args.evaluation), args.out, args.caption)
+    write(collect(args.rows, args.baseline, args.evaluation, args.speed), args.out, args.caption)
