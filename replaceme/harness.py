@@ -60,6 +60,18 @@ def _one_bar() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+@contextlib.contextmanager
+def _templates_compiled_once() -> Iterator[None]:
+    """lm-eval compiles a task's templates anew for each of its items, a millisecond each time."""
+    from lm_eval.utils import env
+
+    env.from_string = functools.cache(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string
+
+
 def load_tasks(
     manager: "TaskManager", fewshot: Mapping[str, int | None], include: Include, cache: str | Path, seed: int
 ) -> Tasks:
@@ -90,7 +102,7 @@ def load_tasks(
 
 def _load(manager: "TaskManager", name: str) -> list["Task"]:
     try:
-        with _one_bar():
+        with _one_bar(), _templates_compiled_once():
             return list(manager.load([name])["tasks"].values())
     except ReplaceMeError:
         raise
@@ -165,7 +177,7 @@ def run(lm: Any, tasks: Tasks, limit: int | None) -> dict[str, list[dict[str, An
 
     flat = {task.task_name: task for members in tasks.values() for task in members}
     try:
-        with _one_bar():
+        with _one_bar(), _templates_compiled_once():
             answer = evaluate(lm=lm, task_dict={"tasks": flat}, limit=limit, bootstrap_iters=0, log_samples=True)
     except (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError) as error:
         # what templates and functions of a task raise on a document that they were not made for
