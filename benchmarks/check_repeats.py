@@ -1,10 +1,11 @@
 """Whether the same inputs give the same bits: the chain from text to merged models, again and again, file by file.
 
 One repeat makes, by the steps of the command line and in an empty folder, the tokens, distances, two cuts, sums of two
-shards, rows, three fits (none, least squares, cosine), their checkpoints, and a table of what each leaves of the
-target, its loss and its perplexity on unseen text (with --evaluate also accuracies, by lm-eval); everything that is
-written is hashed. Repeats run in several fresh processes, each with another PYTHONHASHSEED, whole numbers of them one
-after the other in one process; on one number of threads, which every step is given. Exit code 1 where any file differs.
+shards, rows, three fits (none, least squares, cosine), their checkpoints, two by training (LLM-Streamline, a healing of
+all weights), and a table of what each leaves of the target, its loss and its perplexity on unseen text (with --evaluate
+also accuracies, by lm-eval); everything that is written is hashed. Repeats run in several fresh processes, each with
+another PYTHONHASHSEED, whole numbers of them one after the other in one process; on one number of threads, which every
+step is given. Exit code 1 where any file differs.
 
 `--against FILE` compares the table with that of another device, column by column, within TOLERANCES. Forward passes are
 in float32 on both, so that what differs is the order of sums; in bfloat16 each rounding is 65,536 times
@@ -37,6 +38,8 @@ FITS = {
     "ls": ["--objective", "l2"],
     "cosine": ["--objective", "cosine", "--iterations", "3"],
 }
+TRAINED = ["--method", "llm_streamline", "--epochs", "2"]
+HEALING = ["--train", "full", "--steps", "4", "--learning-rate", "0.0001", "--batch-size", "4", "--held-out", "2"]
 CUTS = {"n6": [], "n6-cosine": ["--metric", "cosine"]}
 # (relative, absolute): how far a column may lie apart on two devices, in float32
 TOLERANCES = {
@@ -46,6 +49,7 @@ TOLERANCES = {
     "distance": (0.0, 1e-5),  # 1 - cos, of numbers near 1 with errors of 1e-7 to 1e-6
     "loss": (0.0, 1e-4),  # nats a token; logits differ by some 1e-5, and errors of tokens average out
     "perplexity": (1e-4, 0.0),  # exp(loss)
+    "trained_loss": (0.0, 1e-3),  # first steps of AdamW go by the sign of a gradient, also where it is hardly any
     "accuracy": (0.0, 0.01),  # an item whose answers lie closer than 1e-4 may flip: 1 of 100
 }
 VARYING = ("seconds", "hardware", "versions", "model", "device")  # of an evaluation
@@ -157,13 +161,22 @@ def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         do("rows", *given, "--out", f"{cut}/rows")
         for fit, method in FITS.items():
             rows.append(fitted(f"{cut}/{fit}", method, arguments))
+    rows.append(trained(fitted("n6/streamline", TRAINED, arguments)))
+    do("heal", "n6/ls/model", "tokens.safetensors", *HEALING, *where, "--no-verify", "--out", "n6/healed/model")
+    rows.append(trained(measured("n6/healed", "n6/healed/model", arguments)))
     return rows
+
+
+def trained(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a model whose weights are from training, with a tolerance of its own."""
+    return row | {"trained_loss": row["loss"], "loss": None, "perplexity": None}
 
 
 def fitted(name: str, method: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """One fit, its checkpoint and its row."""
     cut = Path(name).parent
-    files = [] if "identity" in method else ["--statistics", f"{cut}/sum.safetensors", "--tokens", "tokens.safetensors"]
+    files = [] if "identity" in method else ["--tokens", "tokens.safetensors"]
+    files += ["--statistics", f"{cut}/sum.safetensors"] if "--objective" in method else []
     files += ["--rows", f"{cut}/rows"] if "cosine" in method else []
     where = ["--device", arguments.device, "--threads", str(arguments.threads)]
     do("fit", "model.json", f"{cut}/cut.json", *files, *method, "--dtype", "float32", *where, "--out", name)
@@ -186,7 +199,7 @@ def measured(name: str, folder: str, arguments: argparse.Namespace) -> dict[str,
     model = load_causal_model(folder, "float32", arguments.device)
     loss = mean_loss(model, load_tokens("unseen.safetensors")[0])
     row = {"name": name, "removed": None, "parameters": open_checkpoint(folder).parameters, "residual": None}
-    row |= {"distance": None, "loss": loss, "perplexity": math.exp(loss)}
+    row |= {"distance": None, "loss": loss, "perplexity": math.exp(loss), "trained_loss": None}
     if arguments.evaluate:
         out = Path(f"{name}-evaluation.json")
         tasks = [
