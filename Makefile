@@ -55,9 +55,10 @@ $(READY): requirements.txt requirements-bare.txt pyproject.toml
 clean:
 	git clean -fdXq results .snakemake
 
-# all tables, and the provenance of all
+# all tables and figures, and the provenance of all
 TABLES := micro,table2,table3,table4,table5,table7,table8,table10,table11,table12,table13,table16,table17,baselines,width
+FIGURES := figure3,figure5,figure6,figure7,figure8
 
 publish: run
-	snakemake --cores all --config "default=[$(TABLES)]"
+	snakemake --cores all --config "default=[$(TABLES),$(FIGURES)]"
 	replaceme publish results --out results/published --command "make publish" --readme README.md

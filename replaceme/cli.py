@@ -5,6 +5,7 @@ line on stderr and exit code 1; mistakes of this package are Python's traceback,
 """
 
 import argparse
+import atexit
 import gc
 import importlib
 import logging
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # to import torch and transformers makes objects that all stay: looking for garbage among them costs a sixth of it
     gc.set_threshold(100_000, 20, 50)
+    atexit.register(gc.freeze)  # as it ends, Python would look at all of them once more, a second or two
     sys.excepthook = _show_traceback
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactedFormatter("%(name)s: %(message)s"))

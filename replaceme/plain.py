@@ -3,6 +3,7 @@
 Run as a file, in a process of its own in which replaceme cannot be imported: `reload` asks, `verify` judges.
 """
 
+import atexit
 import gc
 import json
 import sys
@@ -19,6 +20,7 @@ def main(work: Path) -> None:
     """
     sys.modules["replaceme"] = None  # an installed one is not found either
     gc.set_threshold(100_000, 20, 50)  # as `cli`
+    atexit.register(gc.freeze)
     question = json.loads((work / "question.json").read_text(encoding="utf-8"))
     where, inputs = question["where"], question["inputs"]
     answer: dict[str, str | None] = {}
