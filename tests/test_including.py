@@ -139,7 +139,7 @@ def test_the_lists_of_settings_and_rules_are_whole():
 
 
 def test_targets_of_the_paper_are_whole(monkeypatch):
-    """Each table of the shipped configs has the rows of its reference; all are made by default, by a target or alone."""
+    """Each table of the shipped configs has the rows of its reference; all are made, by default, by a target, alone."""
     monkeypatch.chdir(ROOT)
     for path, name, alone in (
         ("config.yaml", "micro_paper", {"baselines", "width"}),
