@@ -60,9 +60,7 @@ def test_groups_and_placements(completed):
     """Two groups, chosen from candidates of their size; the recycled neurons have a pass and a job of their own."""
     fits = {
         "recycled": {"placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
-        "block": {"placement": "block"},
         "sequential": {"estimation": "sequential"},
-        "cosine": {"objective": "cosine"},
         "recycled-cosine": {"objective": "cosine", "placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
     }
     two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "loss"}
@@ -72,16 +70,16 @@ def test_groups_and_placements(completed):
     done = completed.snakemake(*(f"{folder}/{fit}/model/replaceme.json" for fit in fits))
     assert done.returncode == 0, done.stderr
     stats = completed.job_stats(done.stdout + done.stderr)
-    # sums of four kinds, mlp, block, down_proj with recycled neurons and their inputs, over two shards each
+    # sums of two kinds, of the inputs of down_proj and of these with the recycled neurons, over two shards each
     assert stats == {
         "candidates": 1,
         "cut": 1,
-        "gram": 8,
-        "sum": 4,
+        "gram": 4,
+        "sum": 2,
         "recycle": 1,
-        "rows": 2,
-        "transform": 5,
-        "merge": 5,
+        "rows": 1,
+        "transform": 3,
+        "merge": 3,
     }
     cut = json.loads((completed.folder / folder / "cut.json").read_text())
     assert cut["groups"] == [[1, 2], [3, 4]] and {len(one) for one in cut["parts"]} == {2}
@@ -140,9 +138,10 @@ def test_baselines(project):
     sleb = {"blocks": 2, "metric": "perplexity", "search": "iterative", "samples": 4, "keep_last": 1}
     merging = {"blocks": 2, "metric": "output", "search": "merging", "merge_blocks": 2, "interval": 1, "samples": 4}
     table = {**project.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["sleb"]}
-    table["rows"] = ["tiny.v1/plain/merging/laco"]
+    table |= {"rows": ["tiny.v1/plain/merging/laco"], "speed": False}
     project.config(fits=fits, cuts={"sleb": sleb, "merging": merging}, tables={"main.1": table})
-    assert project.jobs()["evaluate"] == len(fits) + 1
+    planned = project.jobs()
+    assert planned["evaluate"] == len(fits) + 1 and not planned.keys() & {"speed", "speed_baseline"}
     folder, beside = f"{Path(FIT).parent}/sleb", f"{Path(FIT).parent}/merging"
     targets = [f"{folder}/{fit}/model/replaceme.json" for fit in fits]
     more = [f"{folder}/cut.svg", f"{beside}/cut.svg", f"{beside}/laco/model/replaceme.json"]

@@ -52,6 +52,7 @@ EDITS = {
     "ridge": ({"fits": {"ls": {"ridge": 0.1}}}, {"transform": 1, **ROW, **TABLE}),
     "a cut's metric": ({"cuts": {"n1": {"metric": "cosine"}}}, {**CUT, **TABLE}),
     "a caption": ({"tables": {"main.1": {"caption": '\'Tis 5% {of} all; "quoted"'}}}, SHOWN),
+    "no speeds": ({"tables": {"main.1": {"speed": False}}}, TABLE),
     "few-shot": (
         {"evaluations": {"items": {"tasks": {"pick": {"fewshot": 2}}}}},
         {"evaluate": 2, "evaluate_baseline": 1, **TABLE},
