@@ -259,6 +259,7 @@ rule figure_healing:
             "results/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing.svg",
             caption="captions/healing.rst",
             category="Figures",
+            subcategory="healings",
             labels={
                 "figure": "{model}, {calibration}, {cut}, {fit}, {healing}",
                 "of": "healing",
