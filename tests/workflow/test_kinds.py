@@ -60,7 +60,9 @@ def test_groups_and_placements(completed):
     """Two groups, chosen from candidates of their size; the recycled neurons have a pass and a job of their own."""
     fits = {
         "recycled": {"placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
+        "block": {"placement": "block"},
         "sequential": {"estimation": "sequential"},
+        "cosine": {"objective": "cosine"},
         "recycled-cosine": {"objective": "cosine", "placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
     }
     two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "loss"}
@@ -70,16 +72,16 @@ def test_groups_and_placements(completed):
     done = completed.snakemake(*(f"{folder}/{fit}/model/replaceme.json" for fit in fits))
     assert done.returncode == 0, done.stderr
     stats = completed.job_stats(done.stdout + done.stderr)
-    # sums of two kinds, of the inputs of down_proj and of these with the recycled neurons, over two shards each
+    # sums of four kinds, mlp, block, down_proj with recycled neurons and their inputs, over two shards each
     assert stats == {
         "candidates": 1,
         "cut": 1,
-        "gram": 4,
-        "sum": 2,
+        "gram": 8,
+        "sum": 4,
         "recycle": 1,
-        "rows": 1,
-        "transform": 3,
-        "merge": 3,
+        "rows": 2,
+        "transform": 5,
+        "merge": 5,
     }
     cut = json.loads((completed.folder / folder / "cut.json").read_text())
     assert cut["groups"] == [[1, 2], [3, 4]] and {len(one) for one in cut["parts"]} == {2}
