@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme import harness, task_index, uncertainty
 from replaceme.errors import ReplaceMeError
+from replaceme.loading import size
 from replaceme.offline import offline
 from replaceme.provenance import hardware, versions
-from replaceme.speed import size
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

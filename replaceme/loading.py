@@ -110,6 +110,12 @@ def load_tokenizer(folder: str | Path) -> Any:
         ) from error
 
 
+def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:
+    """Number of parameters of a loaded model, and bytes of the weights in its folder."""
+    file_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    return {"parameters": model.num_parameters(), "file_bytes": file_bytes}
+
+
 def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":
     import torch
     from transformers.utils import logging

@@ -53,7 +53,7 @@ def speed(
     """
     import torch
 
-    from replaceme.loading import Held, load_base_model, load_causal_model
+    from replaceme.loading import Held, load_base_model, load_causal_model, size
 
     config = read_config(model_folder)
     on_gpu = device.startswith("cuda")
@@ -98,12 +98,6 @@ def speed(
         "versions": versions(),
         "hardware": hardware(),
     }
-
-
-def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:
-    """Number of parameters of a loaded model, and bytes of the weights in its folder."""
-    file_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    return {"parameters": model.num_parameters(), "file_bytes": file_bytes}
 
 
 def _check_length(model: "PreTrainedModel", folder: str | Path, length: int) -> None:

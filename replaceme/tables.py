@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme import uncertainty
 from replaceme.config.methods import NARROWING
-from replaceme.config.tables import SPEED
+from replaceme.config.tables import RATES, SPEED
 from replaceme.cuts import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
@@ -182,8 +182,11 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     record["residual"] = result.fit.get("residual")
     if identity is not None:
         record |= _differences(result, identity)
-    measured = {name: result.speed.get(name) for name in SPEED}
-    return record | size | {name: one["median"] if isinstance(one, dict) else one for name, one in measured.items()}
+    record |= size
+    if result.speed:
+        record |= {name: result.speed[name]["median"] for name in RATES}
+        record["peak_memory_bytes"] = result.speed["peak_memory_bytes"]
+    return record
 
 
 def _size(result: _Result) -> dict[str, int]:

@@ -41,6 +41,7 @@ def taylor_scores(
     return scores
 
 
+@repeatable()
 def loss_gradients(
     model: "nn.Module", tokens: Tokens, batch_size: int, parameters: "Sequence[torch.Tensor]"
 ) -> "dict[torch.Tensor, torch.Tensor]":
@@ -53,14 +54,13 @@ def loss_gradients(
     for one in parameters:
         one.requires_grad_(True)
     try:
-        with repeatable():
-            for batch in progress(loss_batches(model, tokens, batch_size), "gradients", unit="batch"):
-                losses, _ = token_losses(model, batch)
-                backward(losses.sum() / total)
-                for one in parameters:
-                    if one.grad is not None:
-                        sums[one] = sums[one] + one.grad.float() if one in sums else one.grad.float()
-                        one.grad = None
+        for batch in progress(loss_batches(model, tokens, batch_size), "gradients", unit="batch"):
+            losses, _ = token_losses(model, batch)
+            backward(losses.sum() / total)
+            for one in parameters:
+                if one.grad is not None:
+                    sums[one] = sums[one] + one.grad.float() if one in sums else one.grad.float()
+                    one.grad = None
     finally:
         for one in parameters:
             one.requires_grad_(False)

@@ -23,10 +23,10 @@ from replaceme.errors import ReplaceMeError
 from replaceme.evaluate import average
 from replaceme.images import image_processor, pixel_values
 from replaceme.labelled import Labelled, Sample, check_package, labelled
+from replaceme.loading import size
 from replaceme.offline import offline
 from replaceme.progress import progress
 from replaceme.provenance import hardware, versions
-from replaceme.speed import size
 
 if TYPE_CHECKING:
     import torch

@@ -56,14 +56,9 @@ def table_baselines(table):
 
 def table_inputs(wildcards):
     """Everything that a table shows."""
-    section = CONFIG.tables[wildcards.table]
-    rows, baselines = table_rows(wildcards.table), table_baselines(wildcards.table)
-    measured = baselines + measured_rows(wildcards.table)
+    rows = table_rows(wildcards.table)
     return {
-        "evaluations": [
-            f"{folder}/evaluation/{section.evaluation}.json" for folder in measured
-        ],
-        "speeds": [f"{folder}/speed.json" for folder in measured if section.speed],
+        "measured": measured_files(wildcards.table),
         "fits": [f"{folder}/fit.json" for folder in rows],
         "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
     }
@@ -95,14 +90,15 @@ def measured_kinds(table):
     return [f"evaluation/{section.evaluation}.json"] + ["speed.json"] * section.speed
 
 
+def measured_files(table):
+    """What was measured of the baselines and rows of a table."""
+    folders = [*table_baselines(table), *measured_rows(table)]
+    return [f"{folder}/{kind}" for folder in folders for kind in measured_kinds(table)]
+
+
 def table_records(tables):
     """The records of what tables were made from and with."""
     rows = [row for table in tables for row in table_rows(table)]
-    measured = []
-    for table in tables:
-        if kinds := measured_kinds(table):
-            folders = [*table_baselines(table), *measured_rows(table)]
-            measured += [f"{folder}/{kind}" for folder in folders for kind in kinds]
     return {
         "models": sorted({f"results/{Path(row).parts[1]}/model.json" for row in rows}),
         "calibrations": sorted(
@@ -114,7 +110,7 @@ def table_records(tables):
                 if row.healing
             }
         ),
-        "measured": sorted(set(measured)),
+        "measured": sorted({one for table in tables for one in measured_files(table)}),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from replaceme.config.base import NAME, Name, Strict
+from replaceme.config.base import NAME, Name, Strict, strings
 from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
 from replaceme.config.cost import CostConfig
 from replaceme.config.cuts import CutConfig
@@ -142,15 +142,13 @@ def _dangling_rows(raw: dict, table: dict, where: str) -> list[str]:
 
 def _single_rows(table: dict) -> list[list[str]]:
     """The parts of the single rows of a table; what is no row is an error of its own."""
-    rows = table["rows"] if isinstance(table.get("rows"), list) else []
-    parts = [row.split("/") for row in rows if isinstance(row, str)]
+    parts = [row.split("/") for row in strings(table.get("rows"))]
     return [row for row in parts if len(row) in (4, 5) and all(row)]
 
 
 def _fitted(raw: dict, table: dict) -> Iterable[tuple[tuple[str, dict], tuple[str, dict]]]:
     """Each fit and calibration that stand in one row, with their names; without those that are missing or empty."""
-    lists = [table[key] if isinstance(table.get(key), list) else [] for key in ("fits", "calibrations")]
-    pairs = product(*([name for name in names if isinstance(name, str)] for names in lists))
+    pairs = product(*(strings(table.get(key)) for key in ("fits", "calibrations")))
     for fit, calibration in dict.fromkeys([*pairs, *((row[3], row[1]) for row in _single_rows(table))]):
         found = (fit, _entry(raw, "fits", fit)), (calibration, _entry(raw, "calibrations", calibration))
         if found[0][1] and found[1][1]:

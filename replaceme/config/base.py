@@ -35,6 +35,11 @@ class Strict(BaseModel):
         return value
 
 
+def strings(value: Any) -> list[str]:
+    """The strings in what should be a list of them; on plain data, where it may be anything."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
 def _scalars(value: Any) -> list[Any]:
     """The values in lists and mappings, and the keys of the latter."""
     if isinstance(value, dict):

@@ -1,10 +1,10 @@
 """The section `figures`: figures made from tables, each by its name."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from replaceme.config.base import Strict
+from replaceme.config.base import Strict, strings
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import REPRESENTATIONS, CutConfig
 from replaceme.config.fits import FitConfig
@@ -148,19 +148,15 @@ def dangling_figures(raw: dict) -> list[str]:
     known = ", ".join(map(str, tables)) or "none"
     lines = []
     for name, figure in figures.items():
-        for table in _strings(figure, "tables"):
+        section = figure if isinstance(figure, dict) else {}
+        for table in strings(section.get("tables")):
             if table not in tables:
                 lines.append(f"figures.{name}.tables: {table!r} is not defined under tables; defined: {known}")
             elif isinstance(tables[table], dict) and tables[table].get("speed") is False:
                 lines += [
                     f"figures.{name}.measures: {one} is not measured for table {table!r}; set its `speed: true`"
-                    for one in speeds_of(_strings(figure, "measures"))
+                    for one in speeds_of(strings(section.get("measures")))
                 ]
         if name in tables:
             lines.append(f"figures.{name}: a table has this name; choose another")
     return lines
-
-
-def _strings(figure: Any, key: str) -> list[str]:
-    given = figure.get(key) if isinstance(figure, dict) else None
-    return [one for one in given if isinstance(one, str)] if isinstance(given, list) else []

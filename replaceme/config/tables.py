@@ -11,7 +11,8 @@ from replaceme.config.reference import ReferenceConfig
 
 PRODUCT = ("models", "calibrations", "cuts", "fits")
 # the columns of a table that depend on the machine and the time; everything left of them is the same in every run
-SPEED = ("prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes")
+RATES = ("prefill_tokens_per_s", "decode_tokens_per_s")
+SPEED = (*RATES, "peak_memory_bytes")
 SECTIONS = (*PRODUCT, "healings")  # of the names in a row, in their order
 
 

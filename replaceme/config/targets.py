@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from replaceme.config.base import strings
 from replaceme.errors import printable
 
 # rules of the workflow, whose names targets cannot have (a test compares them)
@@ -34,7 +35,7 @@ def target_problems(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _name_problems(where: str, names: Any, made: list[Any]) -> list[str]:
-    given = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    given = strings(names)
     known = ", ".join(printable(name) for name in made) or "none"
     lines = [
         f"{where}: {name!r} is not defined under tables or figures; defined: {known}"
