@@ -1,6 +1,7 @@
 """Loads a model folder with plain transformers, as any user of it does, and writes down what that gives.
 
-Run as a file, in a process of its own in which replaceme cannot be imported: `reload` asks, `verify` judges.
+Run as a file, in a process of its own in which replaceme cannot be imported, or by a process that keeps to the same:
+`reload` asks, `verify` judges.
 """
 
 import atexit
@@ -14,13 +15,18 @@ from typing import Any
 
 
 def main(work: Path) -> None:
+    """`reply` as all that a process does."""
+    sys.modules["replaceme"] = None  # an installed one is not found either
+    gc.set_threshold(100_000, 20, 50)  # as `cli`
+    atexit.register(gc.freeze)
+    reply(work)
+
+
+def reply(work: Path) -> None:
     """Answer `question.json` in folder `work`: `answer.json` has what is wrong with each part, null where nothing is.
 
     The logits [sequences, tokens, vocabulary], float32, go to `logits.safetensors`.
     """
-    sys.modules["replaceme"] = None  # an installed one is not found either
-    gc.set_threshold(100_000, 20, 50)  # as `cli`
-    atexit.register(gc.freeze)
     question = json.loads((work / "question.json").read_text(encoding="utf-8"))
     where, inputs = question["where"], question["inputs"]
     answer: dict[str, str | None] = {}

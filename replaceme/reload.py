@@ -1,12 +1,17 @@
-"""A model folder as a fresh process with plain transformers finds it, and what its logits are compared with."""
+"""A model folder as a fresh process with plain transformers finds it, and what its logits are compared with.
+
+A process is fresh as long as it has not imported transformers: one that is asked for nothing else may look itself,
+before it does anything with transformers, while replaceme cannot be imported. To import torch and transformers takes
+longer than a small model does.
+"""
 
 import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 
 # what lets a loaded original, base model and family, run as the new model does
 Running = Callable[["nn.Module", "Family"], AbstractContextManager[None]]
+# the folder that holds this package, beside which `kernels` has the name of another's
+HOME = Path(__file__).resolve().parents[1]
 SEQUENCES, LENGTH, NEW_TOKENS = 2, 32, 8
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -60,11 +67,17 @@ def hooked_logits(folder: str | Path, running: Running, tokens: Tokens) -> "torc
     return logits
 
 
-def reload(folder: str | Path, tokens: Tokens | None, work: Path) -> dict[str, str | None]:
+def is_fresh() -> bool:
+    """Whether this process can still be the one that loads a folder with plain transformers."""
+    return "transformers" not in sys.modules
+
+
+def reload(folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool = False) -> dict[str, str | None]:
     """What is wrong with each part of a folder for plain transformers, None where nothing is; logits go to `work`.
 
-    Without tokens no weights are loaded. The folder's own code runs only if it is this package's. Raises
-    ReplaceMeError when the process dies.
+    Without tokens no weights are loaded. The folder's own code runs only if it is this package's. `here`: in this
+    process, which must be fresh and keeps the code that it loads in `work` from then on; else in another. Raises
+    ReplaceMeError when that dies.
     """
     import torch
 
@@ -82,9 +95,33 @@ def reload(folder: str | Path, tokens: Tokens | None, work: Path) -> dict[str, s
         inputs = {name: given[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")}
     question = {"where": where, "inputs": inputs, "new_tokens": NEW_TOKENS, "threads": torch.get_num_threads()}
     (work / "question.json").write_text(json.dumps(question), encoding="utf-8")
-    # -P: the folder of the file is not searched for modules, of which one is called `statistics`
-    run_alone([sys.executable, "-P", plain.__file__, str(work)], {"HF_MODULES_CACHE": str(work / "modules")})
+    cache = {"HF_MODULES_CACHE": str(work / "modules")}
+    if here:
+        os.environ.update(QUIET | cache)
+        with _hidden():
+            plain.reply(work)
+        gc.collect()  # the model, before another is loaded
+    else:
+        # -P: the folder of the file is not searched for modules, of which one is called `statistics`
+        run_alone([sys.executable, "-P", plain.__file__, str(work)], cache)
     return json.loads((work / "answer.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _hidden() -> Iterator[None]:
+    """Inside, this package cannot be imported, as where it is not installed, and its folder is not searched."""
+    path = sys.path[:]
+    sys.path[:] = [entry for entry in path if Path(entry).resolve() != HOME]
+    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "replaceme"}
+    for name in ours:
+        del sys.modules[name]
+    sys.modules["replaceme"] = None  # the import system takes that for a module that is not there
+    try:
+        yield
+    finally:
+        del sys.modules["replaceme"]
+        sys.modules.update(ours)
+        sys.path[:] = path + [entry for entry in sys.path if entry not in path]
 
 
 def run_alone(command: Sequence[str], environment: dict[str, str], seconds: float | None = None) -> None:
@@ -104,7 +141,6 @@ def run_alone(command: Sequence[str], environment: dict[str, str], seconds: floa
 
 
 def _path_without_us() -> str:
-    """PYTHONPATH without the folder that holds this package, beside which `kernels` has the name of another's."""
+    """PYTHONPATH without the folder that holds this package."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    ours = Path(__file__).resolve().parents[1]
-    return os.pathsep.join(path for path in paths if path and Path(path).resolve() != ours)
+    return os.pathsep.join(path for path in paths if path and Path(path).resolve() != HOME)

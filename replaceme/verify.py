@@ -2,7 +2,7 @@
 
 The original model, run with the transforms applied by hooks, says what the logits must be; a fresh process that loads
 the folder with plain transformers says what they are. Both run in float32 on the CPU, one after the other, so that one
-model at a time is in memory and no GPU has to hold it.
+model at a time is in memory and no GPU has to hold it. The step's own process is fresh: it loads the folder first.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from replaceme.methods.found import Found
 from replaceme.models import PER_BLOCK_LISTS, is_encoder
 from replaceme.outcome import FAILED, PASSED, NotChecked, not_checked, outcome
 from replaceme.provenance import versions
-from replaceme.reload import Running, fixed_tokens, hooked_logits, reload
+from replaceme.reload import Running, fixed_tokens, hooked_logits, is_fresh, reload
 from replaceme.separate import check_code, is_separate
 from replaceme.shortened import shortened
 
@@ -37,25 +37,41 @@ ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F64": 2**-53}
 
 
 def verify(
-    record: dict[str, Any], cut: dict[str, Any], transforms: "Sequence[Transform] | Found", folder: str | Path
+    record: dict[str, Any],
+    cut: dict[str, Any],
+    transforms: "Sequence[Transform] | Found",
+    folder: str | Path,
+    *,
+    here: bool = False,
 ) -> dict[str, Any]:
     """The outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
 
-    In place of transforms may stand what another method found.
+    In place of transforms may stand what another method found. `here`: this process does nothing else, so it loads the
+    folder itself as long as it is fresh (see `reload`).
 
     A check that fails does not raise: see `require_passed`. What needs the model loaded is left out where the files
     are wrong already.
     """
     as_made, edited = _running(cut, transforms)
-    return verify_against(lambda tokens: hooked_logits(record["folder"], as_made, tokens), record, edited, folder)
+
+    def expected(tokens: Tokens) -> "torch.Tensor":
+        return hooked_logits(record["folder"], as_made, tokens)
+
+    return verify_against(expected, record, edited, folder, here=here and is_fresh())
 
 
 def verify_against(
-    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path
+    expected: Callable[[Tokens], "torch.Tensor"],
+    record: dict[str, Any],
+    edited: bool,
+    folder: str | Path,
+    *,
+    here: bool = False,
 ) -> dict[str, Any]:
     """The outcome of every check of a `folder` made from the model of a record, its logits against `expected` ones.
 
-    `expected` gives those of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so rounded.
+    `expected` gives those of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so rounded;
+    `here`: load the folder in this process, before `expected` is asked.
     """
     checks = {
         "files": outcome(_check_files, folder),
@@ -63,7 +79,7 @@ def verify_against(
         "config": outcome(_check_config, folder),
     }
     if all(check["outcome"] == PASSED for check in checks.values()):
-        checks |= _check_by_loading(expected, record, edited, folder)
+        checks |= _check_by_loading(expected, record, edited, folder, here)
     else:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
     return {"model": str(folder), "checks": checks, "versions": versions()}
@@ -121,22 +137,23 @@ def _check_config(folder: str | Path) -> None:
 
 
 def _check_by_loading(
-    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path
+    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path, here: bool
 ) -> dict[str, dict[str, Any]]:
     if is_encoder(read_config(folder)):
         return dict.fromkeys(BY_LOADING, not_checked("encoders are not run"))
     memory = outcome(_check_memory, record)
     enough = memory["outcome"] == PASSED
     tokens = fixed_tokens(read_config(record["folder"])) if enough else None
-    logits = expected(tokens) if enough else None
+    logits = expected(tokens) if enough and not here else None
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
         try:
-            answer = reload(folder, tokens, Path(work))
+            answer = reload(folder, tokens, Path(work), here=here)
         except ReplaceMeError as error:
             answer = {"weights": str(error)}
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
         if checks.get("logits", {}).get("outcome") == PASSED:
             allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, edited)
+            logits = expected(tokens) if here else logits
             checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", logits, tokens.mask, allowed)
     left_out = not_checked("the weights did not load") if enough else memory
     return {name: checks.get(name, left_out) for name in BY_LOADING}

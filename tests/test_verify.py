@@ -1,7 +1,9 @@
 """The gate after a merge: right exports pass, and what is wrong with the others is told in one line."""
 
+import importlib
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from replaceme import external
+from replaceme import reload as module_reload
 from replaceme import verify as module
 from replaceme.checkpoints import resolve
 from replaceme.cli import main
@@ -301,14 +304,19 @@ def test_other_programs_do_not_run_code_of_the_folder(llama, tmp_path, monkeypat
     }
 
 
-def step(before, folder, tmp_path):
-    """`replaceme verify` on files as the steps before it write them."""
+def words(before, folder, tmp_path):
+    """The command line of `verify` on files as the steps before it write them."""
     record, cut, transforms, _ = before
     (tmp_path / "model.json").write_text(json.dumps(record))
     (tmp_path / "cut.json").write_text(json.dumps({**cut, "blocks": 2, "metric": "cosine"}))
     Transform.save_all(tmp_path / "transform.safetensors", transforms)
     files = [str(tmp_path / name) for name in ("model.json", "cut.json", "transform.safetensors")]
-    return main(["verify", *files, str(folder), "--threads", "1", "--out", str(tmp_path / "verify.json")])
+    return ["verify", *files, str(folder), "--threads", "1", "--out", str(tmp_path / "verify.json")]
+
+
+def step(before, folder, tmp_path):
+    """`replaceme verify`."""
+    return main(words(before, folder, tmp_path))
 
 
 def test_the_step(right, tmp_path, monkeypatch, capsys):
@@ -324,9 +332,44 @@ def test_the_step(right, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob(".tmp-*")) == []
 
 
+ALONE = """
+import sys
+from replaceme import reload
+from replaceme.cli import main
+reload.run_alone = None
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("placement", ["mlp", "block"])
+def test_a_step_that_is_fresh_looks_itself(placement, llama, tmp_path):
+    """It starts no other process, and says what another says."""
+    before = merged(llama, tmp_path / "model", transforms=[given(placement=placement)])
+    before[0]["folder"] = str(llama)
+    command = [sys.executable, "-c", ALONE, *words(before, before[3], tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "verify.json").read_text())["checks"]
+    assert found == verify(*before)["checks"] | {name: found[name] for name in ("vllm", "llama.cpp")}
+    spoilt_too = spoilt(before, tmp_path, edit_tensor(FOLDED, lambda one: one * 2))
+    command = [sys.executable, "-c", ALONE, *words(before, spoilt_too[3], tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "logits differ" in done.stderr
+
+
+def test_where_the_package_is_hidden(tmp_path):
+    import replaceme
+
+    with module_reload._hidden():
+        for name in ("replaceme", "replaceme.models", "replaceme.modeling_replaceme"):
+            with pytest.raises(ImportError):
+                importlib.import_module(name)
+    assert importlib.import_module("replaceme") is replaceme and replaceme.verify is module
+
+
 def test_the_report_does_not_go_into_the_folder(right, tmp_path, capsys):
-    words = ["verify", "m", "c", "t", str(right[3]), "--out", str(right[3] / "verify.json")]
-    assert main(words) == 1 and "lies in the folder that is checked" in capsys.readouterr().err
+    given = ["verify", "m", "c", "t", str(right[3]), "--out", str(right[3] / "verify.json")]
+    assert main(given) == 1 and "lies in the folder that is checked" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "qwen2", "gemma2"])

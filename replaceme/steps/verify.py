@@ -74,7 +74,7 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
         raise ReplaceMeError(f"{args.out}: lies in the folder that is checked; choose another place")
     set_threads(args.threads)
     record, cut, transforms, _ = load_fitted(args)
-    report = verify(record, cut, transforms, args.folder)
+    report = verify(record, cut, transforms, args.folder, here=True)
     others = external_checks(args.folder)
     write_json(args.out, {**report, "checks": report["checks"] | others})
     for name, check in (report["checks"] | others).items():
