@@ -194,13 +194,13 @@ def passed(
     warm, batches = tokens.first(batch), tokens.batches(batch)
     parts.run("first distances, with compiling", lambda: distances.measure(*given, warm, batch))
     parts.run("first gram, with compiling", lambda: gather_groups(*given, [warm], [group]))
-    write_rows(scratch / "first", *given, warm, group, batch)
+    write_rows(scratch / "first", *given, warm, [group], batch)
     parts.run("distances", lambda: distances.measure(*given, tokens, batch))
     wanted = Regression().wanted([group])
     for name, kept in (("bare forward", Wanted(frozenset({wanted.last}))), ("capture", wanted)):
         parts.run(name, lambda kept=kept: sum(1 for _ in capture(*given, batches, kept)))
     statistics = parts.run("gram", lambda: gather_groups(*given, batches, [group]))[0]
-    return statistics, parts.run("rows", lambda: write_rows(scratch / "rows", *given, tokens, group, batch))
+    return statistics, parts.run("rows", lambda: write_rows(scratch / "rows", *given, tokens, [group], batch)[0])
 
 
 def prepared(device: str) -> None:

@@ -54,7 +54,8 @@ def main() -> None:
 def captured(given: Loaded, arguments: argparse.Namespace, folder: Path) -> Rows:
     """The rows of the cut, with the residual stream."""
     tokens = given.text(arguments.text, arguments.samples)
-    return write_rows(folder, given.model, given.family, tokens, tuple(arguments.cut), BATCH_SIZE, with_state=True)
+    groups = [tuple(arguments.cut)]
+    return write_rows(folder, given.model, given.family, tokens, groups, BATCH_SIZE, with_state=True)[0]
 
 
 def compare(

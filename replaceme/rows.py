@@ -260,23 +260,28 @@ def write_rows(
     model: "nn.Module",
     family: Family,
     tokens: Tokens,
-    cut: tuple[int, int],
+    groups: Sequence[tuple[int, int]],
     batch_size: int,
     fit_tokens: int | None = None,
     origin: dict[str, Any] | None = None,
     with_state: bool = False,
     regression: Regression = MLP,
-    recycled: "Recycled | None" = None,
-) -> Rows:
-    """Write the rows of a cut (see `RowCollector`) and return them.
+    recycled: "Sequence[Recycled | None] | None" = None,
+) -> list[Rows]:
+    """Write the rows of each group of a cut (see `RowCollector`), by one forward pass, and return them.
 
-    Raises ReplaceMeError before the first forward pass when the disk has no room for them.
+    Those of the first go to 0 in `folder`, and so on. Raises ReplaceMeError before the pass when the disk has no room
+    for them.
     """
-    collector = RowCollector(cut, tokens.count, fit_tokens, with_state, regression, recycled)
-    check_room(Path(folder), collector.bytes(model, family), "rows", "lower `fit_tokens`")
-    with storing(folder, origin) as collector.parts:
-        collect(model, family, progress(tokens.batches(batch_size), "rows", unit="batch"), [collector])
-    return collector.parts.rows
+    shape = (tokens.count, fit_tokens, with_state, regression)
+    pairs = zip(groups, recycled or [None] * len(groups), strict=True)
+    collectors = [RowCollector(group, *shape, one) for group, one in pairs]
+    check_room(Path(folder), sum(one.bytes(model, family) for one in collectors), "rows", "lower `fit_tokens`")
+    with contextlib.ExitStack() as stack:
+        for number, one in enumerate(collectors):
+            one.parts = stack.enter_context(storing(Path(folder) / str(number), origin))
+        collect(model, family, progress(tokens.batches(batch_size), "rows", unit="batch"), collectors)
+    return [one.parts.rows for one in collectors]
 
 
 def _chosen(count: int, wanted: int | None) -> "torch.Tensor":

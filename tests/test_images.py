@@ -191,7 +191,7 @@ def test_rows_of_images(encoder, tmp_path):
     folder = encoder("clip")
     images, _ = calibrate_images(given(samples=6), folder)
     model, family = load_base_model(folder, "float32", "cpu"), family_of(read_config(folder), "clip")
-    assert write_rows(tmp_path / "rows", model, family, images, (2, 4), 4, fit_tokens=50).count == 50
+    assert write_rows(tmp_path / "rows", model, family, images, [(2, 4)], 4, fit_tokens=50)[0].count == 50
 
 
 def test_prune_a_vit(encoder, photos, tmp_path, capsys):

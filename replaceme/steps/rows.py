@@ -31,18 +31,18 @@ def run(args: argparse.Namespace) -> None:
     forward = load_forward(args, record)
     regression = from_options(args, FitConfig, OPTIONS).regression
     origin = {**forward.origin, "groups": cut["groups"]}
-    recycled = neurons(args.recycled, regression, origin) or [None] * len(cut["groups"])
+    recycled = neurons(args.recycled, regression, origin)
     origin["kind"] = regression.kind
-    given = (forward.model, forward.family, forward.tokens)
-    for number, group in enumerate(groups_of(cut)):
-        write_rows(
-            args.out / str(number),
-            *given,
-            group,
-            forward.batch_size,
-            getattr(args, "fit_tokens", None),
-            origin,
-            args.state,
-            regression,
-            recycled[number],
-        )
+    write_rows(
+        args.out,
+        forward.model,
+        forward.family,
+        forward.tokens,
+        groups_of(cut),
+        forward.batch_size,
+        getattr(args, "fit_tokens", None),
+        origin,
+        args.state,
+        regression,
+        recycled,
+    )
