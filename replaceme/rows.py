@@ -27,6 +27,7 @@ from replaceme.files import (
     write_json,
     write_safetensors,
 )
+from replaceme.memory import free_memory
 from replaceme.models import Family
 from replaceme.progress import progress
 from replaceme.regression import Regression, formed
@@ -191,8 +192,6 @@ def storing(folder: str | Path, origin: dict[str, Any] | None = None) -> Iterato
 @contextlib.contextmanager
 def keeping(folder: Path, needed: int) -> Iterator[HeldParts]:
     """Within it rows of `needed` bytes can be added: to memory where there is plenty, else to a folder."""
-    from replaceme.streaming import free_memory
-
     if needed < MEMORY_SHARE * free_memory("cpu"):
         yield HeldParts(folder, {})
         return

@@ -15,6 +15,7 @@ from replaceme.cuts import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
+from replaceme.memory import free_memory
 from replaceme.methods import running
 from replaceme.methods.found import Found
 from replaceme.models import PER_BLOCK_LISTS, is_encoder
@@ -176,8 +177,6 @@ def _raise(reason: str | None) -> None:
 
 def _check_memory(record: dict[str, Any]) -> None:
     """A model that does not fit would take the whole job down."""
-    from replaceme.streaming import free_memory
-
     needed, free = 4.4 * record["parameters"], free_memory("cpu")
     if needed > free:
         raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")

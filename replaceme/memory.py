@@ -1,0 +1,44 @@
+"""Memory that is free: of GPUs, and of the host, of which a batch system or a container may leave a process a part."""
+
+from math import inf
+from pathlib import Path
+
+# of control groups, version 2 and 1: the controller in /proc, folder, limit, what is used, prefix of what that is
+GROUPS = (
+    ("", "", "memory.max", "memory.current", ""),
+    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
+
+
+def free_memory(device: str, gpus: int = 1) -> int:
+    """Bytes that are free on a device, or on the first `gpus` ones; of the host's, what a job's limit leaves."""
+    if device != "cpu":
+        import torch
+
+        return sum(torch.cuda.mem_get_info(k)[0] for k in range(min(gpus, torch.cuda.device_count())))
+    import psutil
+
+    return min(psutil.virtual_memory().available, group_memory())
+
+
+def group_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the control groups of a job or a container leave this process; infinite where none has a limit."""
+    rooms = [inf]
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        for controller, folder, *files in GROUPS:
+            if controller in controllers.split(","):
+                place = root / folder / path.lstrip("/")
+                # a limit may be that of any group above; in a container the path may be one of outside
+                rooms += [_room(one, *files) for one in (place, *place.parents) if one.is_relative_to(root / folder)]
+    return min(rooms)
+
+
+def _room(group: Path, limit: str, used: str, prefix: str) -> float:
+    try:
+        most, now = (int((group / name).read_text()) for name in (limit, used))
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such group here, or no limit: `max`
+        return inf
+    # pages of files that were read count as used, but make way
+    return most - now + sum(int(parts[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
