@@ -29,11 +29,12 @@ EPILOG = "`replaceme STEP --help` lists a step's options. The whole workflow: `s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step; returns the exit code."""
+    if argv is None:  # as a program; what else calls this has a hook of its own
+        sys.excepthook = _show_traceback
     argv = list(sys.argv[1:] if argv is None else argv)
     # to import torch and transformers makes objects that all stay: looking for garbage among them costs a sixth of it
     gc.set_threshold(100_000, 20, 50)
     atexit.register(gc.freeze)  # as it ends, Python would look at all of them once more, a second or two
-    sys.excepthook = _show_traceback
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactedFormatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -80,7 +80,8 @@ def test_a_traceback_is_shown_without_keys(error):
         "    except ValueError:\n"
         f"        raise {error}(os.environ['PGPASSWORD'])\n"
         "step.run = fail\n"
-        "sys.exit(replaceme.cli.main(['check']))"
+        "sys.argv[1:] = ['check']\n"
+        "sys.exit(replaceme.cli.main())"
     )
     given = os.environ | {"PGPASSWORD": key}
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
