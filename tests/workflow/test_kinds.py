@@ -62,7 +62,6 @@ def test_groups_and_placements(completed):
         "recycled": {"placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
         "block": {"placement": "block"},
         "sequential": {"estimation": "sequential"},
-        "cosine": {"objective": "cosine"},
         "recycled-cosine": {"objective": "cosine", "placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
     }
     two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "loss"}
@@ -79,9 +78,9 @@ def test_groups_and_placements(completed):
         "gram": 8,
         "sum": 4,
         "recycle": 1,
-        "rows": 2,
-        "transform": 5,
-        "merge": 5,
+        "rows": 1,
+        "transform": 4,
+        "merge": 4,
     }
     cut = json.loads((completed.folder / folder / "cut.json").read_text())
     assert cut["groups"] == [[1, 2], [3, 4]] and {len(one) for one in cut["parts"]} == {2}
