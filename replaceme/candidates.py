@@ -6,7 +6,7 @@
 - loss: by how much the language-model loss rises, in nats per token, on sequences that no T was fitted to, when the
   model runs with that candidate's T in place of the blocks.
 
-Where a norm follows the MLP, M T passes it with a gain of its own (`with_gain`), one more pass.
+Where a norm follows the MLP, M T passes it with a gain of its own (`Gain`), one more pass.
 
 The candidates that start at one block share M and so its Gram: it is accumulated once, with their targets side by side.
 Memory in float64: a [d, d] for each start, and two (cross term and T) for each candidate.
@@ -23,6 +23,7 @@ from replaceme.config.cuts import UNREPAIRED_METRICS
 from replaceme.cuts import resolve_blocks, sizes_of, spans
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
+from replaceme.gather import Gains
 from replaceme.grouping import Span
 from replaceme.language_loss import mean_loss
 from replaceme.models import Family
@@ -102,7 +103,10 @@ def measure_candidates(
 
     fits = _fits(passes("statistics of all cuts"), candidates)
     if family.post_norm is not None:
-        fits = _with_gains(passes("gains of all cuts"), candidates, fits)
+        gains = Gains(candidates, fits)
+        for activations in passes("gains of all cuts"):
+            gains.add(activations)
+        fits = gains.transforms()
     after = _mean_cosine_distances(passes("cosine after fit"), candidates, fits)
     rises = _losses(model, family, held_out or {}, candidates, fits)
     return [
@@ -171,18 +175,6 @@ def _narrow(wide: Statistics, k: int, energy: "torch.Tensor") -> Statistics:
     """The statistics of the k-th of the targets that stand side by side."""
     columns = slice(k * wide.width, (k + 1) * wide.width)
     return replace(wide, cross=wide.cross[:, columns], sum_target=wide.sum_target[columns], target_energy=energy)
-
-
-def _with_gains(
-    passes: Iterable[Activations], candidates: Sequence[Span], fits: "Sequence[Transform]"
-) -> "list[Transform]":
-    from replaceme.transforms import Gain
-
-    gains = [Gain(one) for one in fits]
-    for activations in passes:
-        for gain, span in zip(gains, candidates, strict=True):
-            gain.add(*MLP.unmasked(activations, *span))
-    return [gain.transform() for gain in gains]
 
 
 def _mean_cosine_distances(

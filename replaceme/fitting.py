@@ -5,8 +5,8 @@
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,28 +122,25 @@ class Passes:
         stored = getattr(torch, self.stored)
         return [choose_neurons(one, config.recycle, activation, stored) for one in gathered.statistics()]
 
-    def stream(
-        self, config: FitConfig, group: tuple[int, int], recycled: "Recycled | None"
-    ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-        """(m, r) of the unmasked tokens of each batch."""
-        from replaceme.capture import capture
-        from replaceme.progress import progress
+    def gains(
+        self, config: FitConfig, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
+    ) -> "list[Transform]":
+        """The transforms of the groups with the gains of the norms after them."""
+        from replaceme.gather import Gains
 
-        batches = progress(self.tokens.batches(self.batch_size), "gain", unit="batch")
-        for activations in capture(self.model, self.family, batches, config.regression.wanted([group])):
-            yield config.regression.unmasked(activations, *group, recycled)
+        gains = Gains(groups, transforms, config.regression)
+        self._collect("gain", [gains])
+        return gains.transforms()
 
-    def ratios(self, config: FitConfig, group: tuple[int, int]) -> "torch.Tensor":
-        """Ratios of magnitudes of the stream after the group to that before it, in the basis that the fit works in."""
-        from replaceme.capture import capture
-        from replaceme.magnitudes import magnitude_ratios
-        from replaceme.progress import progress
+    def ratios(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[torch.Tensor]":
+        """Ratios of magnitudes of the stream after each group to that before it, in the basis that the fit works in."""
+        from replaceme.magnitudes import Magnitudes
         from replaceme.transforms.scaling import hadamard
 
-        batches = progress(self.tokens.batches(self.batch_size), "magnitudes", unit="batch")
         basis = hadamard(self.model.config.hidden_size) if config.transform == "hadamard_magnitude" else None
-        passes = capture(self.model, self.family, batches, config.regression.wanted([group]))
-        return magnitude_ratios(passes, group, basis)
+        found = [Magnitudes(group, basis) for group in groups]
+        self._collect("magnitudes", found)
+        return [one.ratios() for one in found]
 
 
 @dataclass(frozen=True)
@@ -261,7 +258,6 @@ def fit_cut(
     groups, for a gain and for ratios of magnitudes.
     """
     from replaceme.shortened import shortened
-    from replaceme.transforms import with_gain
 
     sequential = config.sequential(len(groups) > 1)
     gain = family.post_norm is not None and not config.unfitted and config.placement not in ON_STREAM
@@ -270,18 +266,27 @@ def fit_cut(
         raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")
     found: list[Transform] = []
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
-        if gathered is None and not sequential:
-            gathered = loaded.evidence(config, groups, Path(scratch)).__getitem__
+        if not sequential:
+            evidence = gathered or loaded.evidence(config, groups, Path(scratch)).__getitem__
+            return _fit_groups(config, groups, hidden_size, evidence, loaded, gain)
         for number, group in enumerate(groups):
-            before = found if sequential else []
-            running = shortened(loaded.model, family, groups[: len(before)], before) if before else nullcontext()
-            with running:
-                folder = Path(scratch) / str(number)
-                evidence = loaded.evidence(config, [group], folder)[0] if sequential else gathered(number)
-                if config.needs_magnitudes:
-                    evidence = replace(evidence, ratios=loaded.ratios(config, group))
-                transform = fit_section(config, evidence, hidden_size)
-                if gain:
-                    transform = with_gain(transform, loaded.stream(config, group, evidence.recycled))
-                found.append(transform)
+            with shortened(loaded.model, family, groups[:number], found):
+                evidence = loaded.evidence(config, [group], Path(scratch) / str(number)).__getitem__
+                found += _fit_groups(config, [group], hidden_size, evidence, loaded, gain)
     return found
+
+
+def _fit_groups(
+    config: FitConfig,
+    groups: Sequence[tuple[int, int]],
+    hidden_size: int,
+    evidence: "Callable[[int], Evidence]",
+    passes: "Passes | None",
+    gain: bool,
+) -> "list[Transform]":
+    """Those of groups on one and the same model: ratios take a pass for all of them, and so do gains."""
+    ratios = passes.ratios(config, groups) if config.needs_magnitudes else [None] * len(groups)
+    found = [
+        fit_section(config, replace(evidence(number), ratios=one), hidden_size) for number, one in enumerate(ratios)
+    ]
+    return passes.gains(config, groups, found) if gain else found

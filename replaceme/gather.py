@@ -1,4 +1,4 @@
-"""Statistics of one or several runs of blocks, accumulated over captured batches.
+"""Statistics of one or several runs of blocks, and gains of their fits, accumulated over captured batches.
 
 A Gram job gathers the groups of its cut over its shard of the batches; the choice of the cut gathers all candidates.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.recycling import Recycled
+    from replaceme.transforms import Transform
 
 MLP = Regression()
 
@@ -50,6 +51,28 @@ class Gathered:
     def statistics(self) -> list[Statistics]:
         """Those of each group, on the CPU, where they are added up and solved."""
         return [one.to("cpu") for one in self._sums]
+
+
+class Gains:
+    """The gains of transforms of runs [start, end) after which a norm follows (see `Gain`), batch by batch."""
+
+    def __init__(
+        self, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", regression: Regression = MLP
+    ) -> None:
+        from replaceme.transforms import Gain
+
+        self.groups, self.given, self.regression = groups, transforms, regression
+        self.wanted = regression.wanted(groups)
+        self._gains = [Gain(one) for one in transforms]
+
+    def add(self, activations: Activations) -> None:
+        """Add the rows of a batch."""
+        for gain, group, one in zip(self._gains, self.groups, self.given, strict=True):
+            gain.add(*self.regression.unmasked(activations, *group, one.recycled))
+
+    def transforms(self) -> "list[Transform]":
+        """The transforms with their gains; raises ReplaceMeError where there is none."""
+        return [gain.transform() for gain in self._gains]
 
 
 def gather_groups(

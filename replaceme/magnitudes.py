@@ -5,32 +5,40 @@ m = hidden_states[start-1], r = hidden_states[end-1], or both in another basis, 
 2507.18212), which takes the mean over channels, and LinearPatch (arXiv 2505.24680), in a Hadamard basis.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from replaceme.capture import Activations
+from replaceme.regression import Regression
 
 if TYPE_CHECKING:
     import torch
 
+STREAM = Regression("block")
 
-def magnitude_ratios(
-    passes: Iterable[Activations], group: tuple[int, int], basis: "torch.Tensor | None" = None
-) -> "torch.Tensor":
-    """The ratios [hidden] of a run [start, end), float64 on the CPU; `basis` [hidden, hidden], its columns directions.
 
-    A channel in which a sequence has nothing before the run counts 1 for it: there is nothing to scale.
-    """
-    import torch
+class Magnitudes:
+    """The ratios of a run [start, end), batch by batch; `basis` [hidden, hidden]: its columns are directions."""
 
-    start, end = group
-    total, sequences = torch.zeros(()), 0
-    for activations in passes:
-        sums = [_sums(activations.hidden_states[block - 1], activations.mask, basis) for block in (start, end)]
-        ratios = torch.where(sums[0] > 0, sums[1] / sums[0], 1.0)[activations.mask.any(1)]
-        total = total + ratios.sum(0).cpu()
-        sequences += len(ratios)
-    return total / sequences
+    def __init__(self, group: tuple[int, int], basis: "torch.Tensor | None" = None) -> None:
+        self.group, self.basis = group, basis
+        self.wanted = STREAM.wanted([group])
+        self._total: torch.Tensor | float = 0.0
+        self._sequences = 0
+
+    def add(self, activations: Activations) -> None:
+        """Add the sequences of a batch."""
+        import torch
+
+        states = (activations.hidden_states[block - 1] for block in self.group)
+        before, after = (_sums(one, activations.mask, self.basis) for one in states)
+        # a channel in which a sequence has nothing before the run counts 1 for it: there is nothing to scale
+        ratios = torch.where(before > 0, after / before, 1.0)[activations.mask.any(1)]
+        self._total = self._total + ratios.sum(0).cpu()
+        self._sequences += len(ratios)
+
+    def ratios(self) -> "torch.Tensor":
+        """Those of all that was added [hidden], float64 on the CPU."""
+        return self._total / self._sequences
 
 
 def _sums(states: "torch.Tensor", mask: "torch.Tensor", basis: "torch.Tensor | None") -> "torch.Tensor":

@@ -9,7 +9,7 @@ from replaceme.families import SANDWICH, SEQUENTIAL
 from replaceme.loading import load_base_model, load_causal_model
 from replaceme.shortened import shortened
 from replaceme.statistics import Statistics
-from replaceme.transforms import fit_least_squares, with_gain
+from replaceme.transforms import Gain, fit_least_squares
 
 
 def mean_cosine_distance(a, b):
@@ -85,7 +85,9 @@ def test_loss_is_that_of_the_shortened_model(request, make_tokens, brute_rows, n
         statistics.add_batch(m, (goal, state, m))
         transform = fit_least_squares(statistics)
         if family.post_norm is not None:
-            transform = with_gain(transform, [(m, goal - state + m)])
+            gain = Gain(transform)
+            gain.add(m, goal - state + m)
+            transform = gain.transform()
         predicted = state - m + transform.apply(m)
         assert one["cosine_after_fit"] == pytest.approx(mean_cosine_distance(predicted, goal), rel=1e-4)
         with shortened(model.base_model, family, [(one["start"], one["end"])], [transform]):

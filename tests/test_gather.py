@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from replaceme import capture
 from replaceme.capture import Activations
+from replaceme.config import FitConfig
 from replaceme.data import Tokens
+from replaceme.fitting import Passes, fit_cut
 from replaceme.gather import Gathered, gather_groups, shard_batches
 from replaceme.statistics import NAMES, Statistics
 from replaceme.transforms import fit_least_squares
@@ -184,3 +187,30 @@ def test_blocks_that_do_nothing_give_the_identity(make_llama, make_tokens, block
 def test_one_sequence_of_one_token(llama, blocks_of):
     one = Tokens(torch.tensor([[9]]), torch.ones(1, 1, dtype=torch.bool))
     assert gather_cut(*blocks_of(llama), one, CUT, 4).tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "fit", "count"),
+    [
+        ("gemma", {}, 2),
+        ("gemma", {"placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01}, 3),
+        ("llama", {"transform": "magnitude", "placement": "upstream"}, 2),
+    ],
+    ids=["sums and gains", "neurons, sums and gains", "sums and ratios"],
+)
+def test_groups_on_one_model_share_their_passes(source, fit, count, request, make_tokens, blocks_of, monkeypatch):
+    """Each group has the bits that it has alone."""
+    model, family = blocks_of(request.getfixturevalue(source), "float32")
+    passes, groups = Passes(model, family, make_tokens(samples=9), 4, "float32"), [(1, 2), (3, 5)]
+
+    def fitted(some):
+        return fit_cut(FitConfig(**fit), some, 16, None, lambda: passes, family)
+
+    done = []
+    monkeypatch.setattr(capture, "collect", lambda *given, run=capture.collect: done.append(run(*given)))
+    together = fitted(groups)
+    assert len(done) == count
+    for group, one in zip(groups, together, strict=True):
+        (alone,) = fitted([group])
+        assert torch.equal(one.matrix, alone.matrix) and one.gain == alone.gain and one.report == alone.report
+        assert (one.gain is None) == (source == "llama")

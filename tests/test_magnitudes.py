@@ -6,13 +6,12 @@ import pytest
 import torch
 
 import replaceme
-from replaceme.capture import capture
+from replaceme.capture import collect
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.fitting import Passes, fit_cut
 from replaceme.fold import merge
 from replaceme.loading import load_causal_model
-from replaceme.magnitudes import magnitude_ratios
-from replaceme.regression import Regression
+from replaceme.magnitudes import Magnitudes
 from replaceme.statistics import Statistics
 from replaceme.transforms import Transform, fit_hadamard_magnitude, fit_identity, fit_magnitude
 from replaceme.transforms.scaling import hadamard
@@ -39,9 +38,10 @@ def brute_ratios(brute_rows, folder, tokens, group, basis=None):
 def test_ratios_are_means_over_sequences(request, make_tokens, blocks_of, brute_rows, name, basis, side):
     folder, tokens = request.getfixturevalue(name), make_tokens(samples=9, side=side)
     model, family = blocks_of(folder, "float64")
-    passes = capture(model, family, tokens.batches(4), Regression("block").wanted([GROUP]))
+    found = Magnitudes(GROUP, basis)
+    collect(model, family, tokens.batches(4), [found])
     expected = brute_ratios(brute_rows, folder, tokens, GROUP, basis)
-    assert torch.allclose(magnitude_ratios(passes, GROUP, basis), expected, rtol=1e-6)
+    assert torch.allclose(found.ratios(), expected, rtol=1e-6)
     assert expected.max() > 1.2 * expected.min()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from replaceme.errors import ReplaceMeError
 from replaceme.statistics import Statistics
 from replaceme.transforms.adam import AdamOptions
-from replaceme.transforms.affine import Gain, with_gain, with_intercept
+from replaceme.transforms.affine import Gain, with_intercept
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
 from replaceme.transforms.gradient import fit_gradient
@@ -70,6 +70,5 @@ __all__ = [
     "joint_report",
     "r_squared",
     "residual",
-    "with_gain",
     "with_intercept",
 ]

@@ -1,6 +1,5 @@
 """What is added to a linear map: an intercept, and the gain of a norm that follows it."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -23,14 +22,6 @@ def with_intercept(transform: Transform, statistics: Statistics) -> Transform:
     missed = transform.report["residual"] * centred / float(statistics.target_energy)
     report = {**transform.report, "residual": missed, "residual_centred": transform.report["residual"]}
     return replace(transform, intercept=intercept, report={**report, "intercept_norm": float(intercept.norm())})
-
-
-def with_gain(transform: Transform, rows: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Transform:
-    """The transform with the gain of the norm after it, from (m [tokens, width], r [tokens, hidden]) in blocks."""
-    gain = Gain(transform)
-    for m, r in rows:
-        gain.add(m, r)
-    return gain.transform()
 
 
 class Gain:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme.errors import ReplaceMeError
-from replaceme.transforms import Transform, with_gain
+from replaceme.transforms import Gain, Transform
 
 HIDDEN = 6
 
@@ -20,6 +20,13 @@ def missed(m, r, matrix, gain):
     p = m @ matrix
     n = p / p.square().mean(1, keepdim=True).sqrt()
     return float((r - gain * n).square().sum() / r.square().sum())
+
+
+def with_gain(transform, blocks):
+    gain = Gain(transform)
+    for m, r in blocks:
+        gain.add(m, r)
+    return gain.transform()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
