@@ -145,6 +145,7 @@ def _check_by_loading(
     memory = outcome(_check_memory, record)
     enough = memory["outcome"] == PASSED
     tokens = fixed_tokens(read_config(record["folder"])) if enough else None
+    # in another process the folder is loaded second: who is asked first gives its memory back
     logits = expected(tokens) if enough and not here else None
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
         try:

@@ -373,7 +373,7 @@ def test_a_step_that_is_fresh_refuses(right, tmp_path):
     assert done.returncode == 1 and "logits differ" in done.stderr
 
 
-def test_where_the_package_is_hidden(tmp_path):
+def test_where_the_package_is_hidden():
     import replaceme
 
     with module_reload._hidden():
