@@ -1,13 +1,10 @@
 """Calibration text -> token ids and mask, deterministic in (source, seed), saved with hashes of what it holds.
 
-For images see `images`.
-
-Sources: `micro` and `micro-training` (the embedded generator; they share no document), local .txt, .jsonl and .parquet
-files, and Hub datasets (streamed). Two ways to make sequences: `pack` joins documents and cuts full sequences;
-otherwise each document is one sequence, truncated or right-padded, and the padding is masked in every later step.
+What the documents are read from: `documents`; images: `images`. Two ways to make sequences: `pack` joins documents and
+cuts full sequences; otherwise each document is one sequence, truncated or right-padded, and the padding is masked in
+every later step.
 """
 
-import glob
 import itertools
 import logging
 import random
@@ -18,22 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import read_config
 from replaceme.config import CalibrationConfig
-from replaceme.config.calibrations import MICRO, packed_alone
-from replaceme.errors import ReplaceMeError, first_line, printable
-from replaceme.files import load_tensors, note_read, sha256
-from replaceme.images import Images, calibrate_images, check_images
+from replaceme.config.calibrations import packed_alone
+from replaceme.documents import describe, read_documents
+from replaceme.errors import ReplaceMeError
+from replaceme.files import load_tensors
+from replaceme.images import Images, calibrate_images
 from replaceme.progress import progress
-from replaceme.samples import Samples, stream
-from replaceme.templates import filled
-from replaceme.text_files import check_size, read_text
+from replaceme.samples import Samples
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SHUFFLE_BUFFER = 10_000  # records held while shuffling a stream
-ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -133,126 +126,6 @@ def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None,
 def packs(config: CalibrationConfig) -> bool:
     """Whether documents are joined: as configured, else for the generator and for plain text."""
     return config.pack if config.pack is not None else packed_alone(config.dataset)
-
-
-def is_local(dataset: str) -> bool:
-    """Whether a dataset is a file rather than generated or a Hub id."""
-    return dataset not in MICRO and (Path(dataset).suffix in READERS or Path(dataset).exists())
-
-
-def check_source(config: CalibrationConfig) -> None:
-    """Raise ReplaceMeError when local calibration files are missing or of an unknown kind."""
-    if config.images is not None:
-        return check_images(config)
-    if config.dataset is None:  # made of other calibrations
-        return
-    if config.dataset in MICRO and config.name is not None:
-        from replaceme.micro.world import FAMILIES
-
-        known = FAMILIES if config.dataset == "micro" else {}
-        if config.name not in known:
-            named = f"name one of {', '.join(known)}, or none" if known else "drop name"
-            raise ReplaceMeError(f"{config.dataset}: no documents named {config.name!r}; {named}")
-    path = Path(config.dataset)
-    if not is_local(config.dataset):
-        return
-    if not path.is_file():
-        raise ReplaceMeError(f"{path}: no such file; `dataset` is micro, a .txt, .jsonl or .parquet file, or a Hub id")
-    if path.suffix not in READERS:
-        raise ReplaceMeError(f"{path}: unknown kind of file; use one of {', '.join(READERS)}")
-
-
-def describe(config: CalibrationConfig) -> dict[str, Any]:
-    """What identifies the source beyond its name: the hash of a local file."""
-    check_source(config)
-    if not is_local(config.dataset):
-        return {}
-    check_size(Path(config.dataset))
-    note_read(config.dataset)
-    return {"file_sha256": sha256(config.dataset)}
-
-
-def read_documents(config: CalibrationConfig, tokenizer: Any) -> Iterator[str]:
-    """Documents of a source, in an order fixed by the seed (a .txt file is one document)."""
-    if config.dataset == "micro":
-        from replaceme.micro.world import documents
-
-        return documents(config.seed, config.name)
-    if config.dataset == "micro-training":
-        from replaceme.micro.world import training_documents
-
-        return training_documents(config.seed)
-    if config.dataset.endswith(".txt"):
-        return iter([read_text(config.dataset)])
-    if config.conversations is None:
-        return (text_of(record, config) for record in records(config))
-    return (chat(turns, tokenizer, config.dataset) for turns in conversations(config, tokenizer))
-
-
-def records(config: CalibrationConfig) -> Iterator[dict]:
-    """Records of a file or of a Hub dataset, in an order fixed by the seed."""
-    local = {}
-    if is_local(config.dataset):
-        # escaped, as what is read is this file and not what it matches
-        local = {"path": READERS[Path(config.dataset).suffix], "data_files": glob.escape(config.dataset)}
-    return stream(config, config.dataset, SHUFFLE_BUFFER, **local)
-
-
-def text_of(record: dict, config: CalibrationConfig) -> str:
-    """The text of a record: a column of it, or a template filled with several."""
-    if config.template is not None:
-        return filled(config.template, record, config.dataset)
-    text = _column(record, config.source_column, config.dataset)
-    if not isinstance(text, str | int | float | None):
-        raise ReplaceMeError(
-            f"{config.dataset}: column {config.source_column!r} holds {type(text).__name__}, not text; name another "
-            "one by `column`, or conversations by `conversations`"
-        )
-    return str(text or "")
-
-
-def conversations(config: CalibrationConfig, tokenizer: Any) -> Iterator[list[dict[str, str]]]:
-    """Conversations of a source as lists of {role, content}, in an order fixed by the seed."""
-    if not tokenizer.chat_template:
-        raise ReplaceMeError(
-            f"{config.dataset}: conversations need a chat template, and the model's tokenizer has none"
-        )
-    return (messages_of(record, config) for record in records(config))
-
-
-def messages_of(record: dict, config: CalibrationConfig) -> list[dict[str, str]]:
-    """The conversation of a record as a list of {role, content}."""
-    turns = _column(record, config.conversations, config.dataset) or []
-    if not isinstance(turns, list):
-        kind = type(turns).__name__
-        raise ReplaceMeError(f"{config.dataset}: column {config.conversations!r} holds {kind}, not a list of turns")
-    return [_message(turn, config.dataset) for turn in turns]
-
-
-def _column(record: dict, column: str, dataset: str) -> Any:
-    if column not in record:
-        raise ReplaceMeError(f"{dataset}: no column {column!r}; its columns: {', '.join(map(printable, record))}")
-    return record[column]
-
-
-def chat(messages: list[dict[str, str]], tokenizer: Any, dataset: str, answer: bool = False) -> str:
-    """A conversation as the model's chat template writes it, with `answer` up to where the model should speak."""
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer) if messages else ""
-    except Exception as error:  # templates raise jinja2's errors, on roles that do not alternate for instance
-        raise ReplaceMeError(
-            f"{dataset}: the model's chat template refuses a conversation ({first_line(error)})"
-        ) from error
-
-
-def _message(turn: Any, dataset: str) -> dict[str, str]:
-    """One turn in the chat template's form, from {role, content} or the {from, value} of ShareGPT-like sets."""
-    if not isinstance(turn, dict):
-        raise ReplaceMeError(f"{dataset}: a turn needs role/content or from/value, found {type(turn).__name__}")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in ROLES or content is None:
-        raise ReplaceMeError(f"{dataset}: a turn needs role/content or from/value, found {sorted(turn)} ({role!r})")
-    return {"role": ROLES[role], "content": content}
 
 
 def encode(documents: Iterable[str], tokenizer: Any, special_tokens: bool = True) -> Iterator[list[int]]:

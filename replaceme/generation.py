@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config import CalibrationConfig
 from replaceme.config.calibrations import GenerationConfig
-from replaceme.data import chat, conversations, encode, read_documents
+from replaceme.conversations import chat
+from replaceme.data import encode
+from replaceme.documents import conversations, read_documents
 from replaceme.errors import ReplaceMeError
 from replaceme.progress import progress
 

@@ -14,7 +14,7 @@ from replaceme.config.figures import COST_MEASURES, MEASURES
 from replaceme.config.sources import unmixed
 from replaceme.cost import check_country
 from replaceme.cuts import possible_spans
-from replaceme.data import check_source
+from replaceme.documents import check_source
 from replaceme.errors import ReplaceMeError
 from replaceme.labelled import labelled
 from replaceme.methods import check_section

@@ -15,8 +15,9 @@ from replaceme.checkpoints import is_local as is_folder
 from replaceme.checkpoints import local_folder, open_checkpoint
 from replaceme.config import CalibrationConfig, Config, EvaluationConfig, ZeroShotConfig
 from replaceme.config.calibrations import MICRO
-from replaceme.data import is_local as is_file
-from replaceme.data import messages_of, text_of
+from replaceme.conversations import messages_of
+from replaceme.documents import is_local as is_file
+from replaceme.documents import text_of
 from replaceme.errors import ReplaceMeError
 from replaceme.images import GENERATED, check_image
 from replaceme.labelled import CLASSES, TYPE, check_kind, check_package

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme import data
+from replaceme import documents
 from replaceme.config import CalibrationConfig
-from replaceme.data import Tokens, calibrate, check_source, load_tokens, read_documents, tokens_from_texts
+from replaceme.data import Tokens, calibrate, load_tokens, tokens_from_texts
+from replaceme.documents import check_source, read_documents
 from replaceme.micro.questions import held_out
 
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
@@ -229,7 +230,7 @@ def test_a_short_text_file_is_one_sequence(tokenizer, tmp_path):
 
 
 def test_packing_closes_each_document(tokenizer, save, monkeypatch):
-    monkeypatch.setattr(data, "records", lambda section: ({"text": text} for text in [*TEXTS, ""]))
+    monkeypatch.setattr(documents, "records", lambda section: ({"text": text} for text in [*TEXTS, ""]))
     path = save([{"text": "unused"}], "jsonl")
     tokens, record = calibrate(config(path, tokens=5, pack=True), tokenizer)
     joined = [token for text in TEXTS for token in [*ids(text), EOS]]
@@ -259,7 +260,7 @@ def test_special_tokens_are_written_once(opening, save, monkeypatch):
     path = save([{"text": "w1 w2", "chat": [{"role": "user", "content": "w3"}]}], "jsonl")
     assert rows(calibrate(config(path), opening)[0]) == [[2, 7, 8]]
     assert rows(calibrate(config(path, conversations="chat"), opening)[0]) == [ids("user w3 </s>")]
-    monkeypatch.setattr(data, "records", lambda section: ({"text": text} for text in ["w1", "w2"]))
+    monkeypatch.setattr(documents, "records", lambda section: ({"text": text} for text in ["w1", "w2"]))
     assert rows(calibrate(config(path, pack=True), opening)[0]) == [[2, 7, EOS, 2, 8, EOS]]
 
 
