@@ -34,7 +34,11 @@ class Family:
     does not spell them out. `depth`, `width`, `positions` name the config entries of L, of the hidden size and of the
     longest sequence. `refused`: (config entry, value, why not) of variants that no T can be folded into. `own_layers`:
     whether a checkpoint may have linear layers of its own (placement block), which makes its code a custom one, whose
-    tensors outside the blocks transformers does not rename.
+    tensors outside the blocks transformers does not rename. `numbered` is the config entry of a switch that divides the
+    attention scores of block k by k + 1, `query` the weight that makes queries, the first `width` of its outputs.
+
+    `head` are the names that the language model's head has in checkpoints; `tied`: it has the embedding's weights where
+    config.json does not say. `dense_first` is the config entry of how many blocks come before the first with experts.
 
     Of encoders: `modality` is image; `section` the config entry under which the sizes lie, where a checkpoint holds a
     text model too; `spellings` other names of `blocks` in checkpoints, `modules` that of a loaded model, and `fold` has
@@ -62,15 +66,27 @@ class Family:
     derived_lists: bool = False
     depth: str = "num_hidden_layers"
     width: str = "hidden_size"
-    positions: str = "max_position_embeddings"
+    positions: str | None = "max_position_embeddings"
     refused: tuple[tuple[str, Any, str], ...] = ()
     own_layers: bool = True
+    numbered: str | None = None
+    query: str | None = None
+    head: tuple[str, ...] = ("lm_head",)
+    tied: bool = False
+    dense_first: str | None = None
     modality: str = "text"
     section: str | None = None
     spellings: tuple[str, ...] = ()
     modules: str | None = None
     scale: str | None = None
     prefix: int = 0
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The config entries whose values have to be known, be they spelt out or transformers' defaults."""
+        if self.modality == "image":
+            return (self.depth, self.width, "image_size", "patch_size")
+        return tuple(filter(None, (self.depth, self.width, "vocab_size", self.positions, self.dense_first)))
 
     def sizes(self, config: dict[str, Any]) -> dict[str, Any]:
         """The part of a config.json that describes the blocks."""
@@ -83,6 +99,10 @@ class Family:
             multiplier=float(config.get(self.scaled_by, 1.0)),
             has_bias=bool(config.get(self.bias_key, self.has_bias)),
         )
+
+    def ties_head(self, config: dict[str, Any]) -> bool:
+        """Whether the head has the embedding's weights, as a config.json says, or else its class."""
+        return bool(config.get("tie_word_embeddings", self.tied))
 
     def named_like(self, tensors: "Iterable[str]") -> "Family":
         """The family as a checkpoint names it: some were saved without the base model's prefix."""
@@ -130,7 +150,9 @@ class Family:
 
     def intermediate_size(self, block: "nn.Module") -> int:
         """How wide the input of a block's down projection is."""
-        return self.down_projection(block).weight.shape[0 if self.transposed else 1]
+        layer = self.down_projection(block)
+        # weights in 4 bits have another shape; GPT-2's layers do not say their width
+        return getattr(layer, "in_features", None) or layer.weight.shape[0 if self.transposed else 1]
 
     def gate_projection(self, block: "nn.Module") -> "nn.Module":
         """A linear layer of a block that gets the MLP's input."""
@@ -166,9 +188,10 @@ SANDWICH = Family(
     gain_offset=1.0,
     attention_output="post_attention_layernorm.weight",
     derived_lists=True,
+    tied=True,
 )
 # the input of its MLPs is not normalised
-POST_NORM = replace(SANDWICH, gain_offset=0.0, attention_output=None, gate=None, up=None)
+POST_NORM = replace(SANDWICH, gain_offset=0.0, attention_output=None, gate=None, up=None, tied=False)
 GPT = replace(PLAIN, blocks="transformer.h", depth="n_layer", width="n_embd", positions="n_positions")
 VIT = replace(
     PLAIN,
@@ -189,19 +212,27 @@ FAMILIES = {
     "mistral": SEQUENTIAL,
     "qwen2": LISTED,
     "qwen3": LISTED,
-    "gemma": replace(SEQUENTIAL, gain_offset=1.0),
+    "gemma": replace(SEQUENTIAL, gain_offset=1.0, tied=True),
     "phi3": FUSED,
-    "smollm3": replace(LISTED, bias_switch="mlp_bias"),
+    "smollm3": replace(LISTED, bias_switch="mlp_bias", tied=True),
     "stablelm": SEQUENTIAL,
     "granite": replace(SWITCHED, scaled_by="residual_multiplier"),
     "olmo": SEQUENTIAL,
-    "gpt2": replace(GPT, fold=("mlp.c_proj.weight",), transposed=True),
+    "gpt2": replace(
+        GPT,
+        fold=("mlp.c_proj.weight",),
+        transposed=True,
+        numbered="scale_attn_by_inverse_layer_idx",
+        query="attn.c_attn.weight",
+        tied=True,
+    ),
     "opt": replace(
         PLAIN,
         blocks="model.decoder.layers",
         mlp_output="fc2",
         fold=("fc2.weight",),
         bias_key="enable_bias",
+        tied=True,
         refused=(("do_layer_norm_before", False, "its blocks normalise the residual stream itself"),),
     ),
     "bloom": replace(
@@ -211,6 +242,8 @@ FAMILIES = {
         fold=("mlp.dense_4h_to_h.weight",),
         tuples=True,
         depth="n_layer",
+        positions=None,
+        tied=True,
         refused=(("slow_but_exact", True, "it computes its MLPs in slices"),),
     ),
     # the MLP beside the attention
@@ -222,12 +255,19 @@ FAMILIES = {
         bias_key="bias",
         in_place=True,
         tuples=True,
+        tied=True,
     ),
-    "gpt_neox": replace(PLAIN, blocks="gpt_neox.layers", fold=("mlp.dense_4h_to_h.weight",), own_layers=False),
+    "gpt_neox": replace(
+        PLAIN,
+        blocks="gpt_neox.layers",
+        fold=("mlp.dense_4h_to_h.weight",),
+        own_layers=False,
+        head=("embed_out", "lm_head"),
+    ),
     "gptj": replace(GPT, fold=("mlp.fc_out.weight",), tuples=True),
     "phi": replace(PLAIN, fold=("mlp.fc2.weight",)),
-    "cohere": SEQUENTIAL,
-    "cohere2": LISTED,
+    "cohere": replace(SEQUENTIAL, tied=True),
+    "cohere2": replace(LISTED, tied=True),
     # a norm after the MLP
     "gemma2": SANDWICH,
     "gemma3_text": SANDWICH,
@@ -243,8 +283,8 @@ FAMILIES = {
     "mixtral": replace(MIXTURE, fold=("block_sparse_moe.experts.*.w2.weight", "mlp.experts.down_proj")),
     "qwen2_moe": MIXTURE,
     "qwen3_moe": MIXTURE,
-    "deepseek_v2": MIXTURE,
-    "deepseek_v3": MIXTURE,
+    "deepseek_v2": replace(MIXTURE, dense_first="first_k_dense_replace"),
+    "deepseek_v3": replace(MIXTURE, dense_first="first_k_dense_replace"),
     # encoders of images
     "vit": VIT,
     "deit": replace(VIT, blocks="deit.encoder.layer", spellings=("deit.layers", "layers"), prefix=2),

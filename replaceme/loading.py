@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from replaceme.checkpoints import open_checkpoint, read_config
 from replaceme.errors import ReplaceMeError, first_line
 from replaceme.models import has_text_tower, is_encoder
+from replaceme.quantised import in_4bit, keep_unpacked
 from replaceme.separate import check_code, is_separate, original_config
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -124,7 +124,7 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: He
     stored = getattr(torch, dtype, None)
     if not isinstance(stored, torch.dtype) or not stored.is_floating_point:
         raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
-    options = _placed(device, held.gpus) | (_in_4bit(getattr(torch, dtype)) if held.load_in_4bit else {})
+    options = _placed(device, held.gpus) | (in_4bit(getattr(torch, dtype)) if held.load_in_4bit else {})
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -152,6 +152,8 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: He
     _check_complete(folder, loading)
     if "disk" in getattr(model, "hf_device_map", {}).values():
         raise ReplaceMeError(f"{folder}: does not fit {held.gpus} GPUs; raise `gpus`, or use `streaming: always`")
+    if held.load_in_4bit:
+        keep_unpacked(model)
     return model.eval().requires_grad_(False)
 
 
@@ -173,18 +175,6 @@ def _free(gpu: int) -> int:
     import torch
 
     return torch.cuda.mem_get_info(gpu)[0]
-
-
-def _in_4bit(computed: "torch.dtype") -> dict[str, Any]:
-    """NF4, with its scales rounded too, as in the authors' code."""
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise ReplaceMeError("load_in_4bit: needs the package bitsandbytes: pip install 'replaceme[4bit]'")
-    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": computed}
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options)}
 
 
 def _saved_class(config: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file
 
 import replaceme
@@ -21,6 +22,12 @@ def calibration(texts, tmp_path, **options):
     return CalibrationConfig(dataset=str(path), samples=8, tokens=20, **options)
 
 
+@pytest.fixture
+def packs(monkeypatch):
+    """bitsandbytes as on a CPU with AVX512-BF16, whatever this one has: it packs weights at a forward pass."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(llama, device):
     whole, rounded = (load_base_model(llama, "float32", device, held) for held in (Held(), Held(load_in_4bit=True)))
@@ -31,7 +38,26 @@ def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(llama, devi
     assert rounded.layers[0].mlp.down_proj.weight.dtype == torch.uint8
 
 
-def test_calibrated_in_4_bits_the_fold_is_of_the_stored_weights(llama, texts, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_in_4_bits_are_the_same_numbers_on_every_cpu(make_llama, packs, dtype):
+    """Also of layers that the packed way does not take: 25 outputs, 20 inputs."""
+    folder = make_llama(hidden_size=20, intermediate_size=25)
+    model = load_base_model(folder, dtype, "cpu", Held(load_in_4bit=True))
+    for name in ("up_proj", "down_proj"):
+        layer = model.layers[0].mlp.get_submodule(name)
+        stored = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        rows = torch.eye(layer.in_features, dtype=getattr(torch, dtype))
+        assert torch.equal(layer(rows), stored.to(rows.dtype).T), "unrounded rows: the weights themselves"
+        assert layer.weight.quant_state.nested, "not packed"
+
+
+def test_a_layer_in_4_bits_is_as_wide_as_its_input(llama):
+    """What the rows of a fit with recycled neurons go by."""
+    model, family = load_base_model(llama, "float32", "cpu", Held(load_in_4bit=True)), family_of(read_config(llama), "")
+    assert family.intermediate_size(model.layers[0]) == 24
+
+
+def test_calibrated_in_4_bits_the_fold_is_of_the_stored_weights(llama, texts, tmp_path, packs):
     records = [
         replaceme.prune(
             llama, calibration(texts, tmp_path, load_in_4bit=bits), cut=CUT, out=tmp_path / str(bits), verify=False
