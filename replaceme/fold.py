@@ -25,6 +25,7 @@ from replaceme.collapse import COLLAPSE, coefficients_of, collapsing
 from replaceme.cuts import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.models import Family, check_fit, pruned_config
+from replaceme.renumbering import both, with_new_numbers
 from replaceme.separate import check_architecture, layers_of, separate_config
 from replaceme.shards import renamed
 from replaceme.upstream import factors
@@ -109,7 +110,7 @@ def finish(
 def _content(
     checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", device: str
 ) -> Content:
-    edits = _edits(checkpoint, groups, [one.to(device) for one in transforms])
+    edits = with_new_numbers(checkpoint, groups, _edits(checkpoint, groups, [one.to(device) for one in transforms]))
     layers = layers_of(checkpoint, groups, transforms)
     constants = any(one.intercept is not None and one.of_mlp for one in transforms)
     biased = constants and not checkpoint.family.has_bias
@@ -174,12 +175,8 @@ def _edits(
         elif not transform.is_identity and transform.of_mlp:
             edits |= _edits_of(checkpoint, start - 1, transform)
     for name, scaled in factors(checkpoint, groups, transforms).items():
-        edits[name] = _both(edits[name], scaled) if name in edits else scaled
+        edits[name] = both(edits[name], scaled) if name in edits else scaled
     return edits
-
-
-def _both(first: Edit, second: Edit) -> Edit:
-    return lambda tensor: second(first(tensor))
 
 
 def _edits_of(checkpoint: Checkpoint, carrier: int, transform: "Transform") -> dict[str, Edit]:

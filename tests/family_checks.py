@@ -52,13 +52,14 @@ DINOV2 = {**VISION, "mlp_ratio": 2}
 WHOLE = {"vision_config": VISION, "text_config": {**TEXT, "eos_token_id": 3}, "projection_dim": 8}
 OWN = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
-    "qwen3": {"head_dim": 8},
+    "qwen3": {"head_dim": 8, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
     "gemma": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "sliding_window": 8},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2},
     "smollm3": {"no_rope_layer_interval": 2},
     "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "gpt2": GPT,
+    "gpt2, attention divided by the block's number": {**GPT, "scale_attn_by_inverse_layer_idx": True},
     "opt": {"ffn_dim": INTERMEDIATE, "word_embed_proj_dim": HIDDEN},
     "bloom": {"n_layer": BLOCKS, "n_head": 2},
     "falcon": {"alibi": False},
@@ -77,6 +78,7 @@ OWN = {
     "qwen2_moe": {**QWEN_EXPERTS, "shared_expert_intermediate_size": 20, "decoder_sparse_step": 1},
     "qwen2_moe, every second block": {
         **QWEN_EXPERTS, "shared_expert_intermediate_size": 20, "decoder_sparse_step": 2, "mlp_only_layers": [],
+        "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 4,
     },
     "qwen3_moe": {**QWEN_EXPERTS, "head_dim": 8},
     "deepseek_v2": DEEPSEEK,

@@ -1,5 +1,7 @@
 """Every family: what family_checks demands, and the table of docs/models.md."""
 
+import ast
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,10 +10,13 @@ import family_checks
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from replaceme.checkpoints import open_checkpoint
 from replaceme.fold import fold, merge
-from replaceme.models import family_of, pruned_config
+from replaceme.methods import llm_streamline
+from replaceme.methods.found import Found
+from replaceme.models import FAMILIES, family_of, pruned_config
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 MIXTURE = {"model_type": "qwen3_moe", "num_hidden_layers": 6, "hidden_size": 16}
@@ -25,6 +30,63 @@ def test_family(variant):
 
 def test_the_table_of_the_docs_is_what_was_found():
     assert family_checks.table() in DOCS.read_text(), "python tests/family_checks.py prints it"
+
+
+# what transformers' models do with the number of a block, and what makes up for it when the block gets another
+KNOWN_USES = {
+    "config.layer_types[layer_idx]": "models.PER_BLOCK_LISTS",
+    "self.config.layer_types[layer_idx]": "models.PER_BLOCK_LISTS",
+    "self.config.layer_types[i]": "models.PER_BLOCK_LISTS",
+    "config.no_rope_layers[layer_idx]": "models.PER_BLOCK_LISTS",
+    "layer_idx not in config.mlp_only_layers": "models.pruned_config",
+    "layer_idx + 1": "models.pruned_config",  # of decoder_sparse_step
+    "layer_idx >= config.first_k_dense_replace": "models.pruned_config",
+    "self.layer_idx + 1": "renumbering",  # of scale_attn_by_inverse_layer_idx
+    "past_key_values.is_updated[self.layer_idx]": "the cache",
+    "curr_past_key_values.layers[self.layer_idx]": "the cache",
+    "layer_idx is None": "a warning",
+    "i * slices": "no block: slices of slow_but_exact",
+    "i + 1": "no block: slices of slow_but_exact",
+}
+NUMBERS = {"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_id"}
+
+
+def uses_of_numbers(code):
+    """The expressions of a modelling file that compute, choose or compare with the number of a block."""
+    tree = ast.parse(code)
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For) and isinstance(node.target, ast.Tuple)]
+    counted = {one.target.elts[0].id for one in loops if ast.unparse(one.iter).startswith("enumerate(self.")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp | ast.Compare | ast.Subscript | ast.BoolOp | ast.IfExp | ast.UnaryOp):
+            names = {getattr(child, "id", getattr(child, "attr", None)) for child in ast.iter_child_nodes(node)}
+            if names & (NUMBERS | counted):
+                yield ast.unparse(node)
+
+
+def test_every_use_of_a_blocks_number_in_transformers_is_known():
+    """A version of transformers that has one more fails here, rather than in a model that is wrong."""
+    found = set()
+    for model_type in FAMILIES:
+        module = type(AutoConfig.for_model(model_type)).__module__.replace("configuration_", "modeling_")
+        found |= set(uses_of_numbers(Path(importlib.util.find_spec(module).origin).read_text()))
+    assert found - set(KNOWN_USES) == set()
+
+
+def test_queries_of_moved_blocks_make_up_for_their_number():
+    """Block 3 becomes block 1, and its scores are divided by 2 in place of 4."""
+    variant = "gpt2, attention divided by the block's number"
+    before, after = (open_checkpoint(folder) for folder in (family_checks.source(variant), moved(variant)))
+    for part in ("attn.c_attn.weight", "attn.c_attn.bias"):
+        old, new = before.tensor(f"transformer.h.3.{part}"), after.tensor(f"transformer.h.1.{part}")
+        assert torch.equal(new[..., :16], old[..., :16] / 2)
+        assert torch.equal(new[..., 16:], old[..., 16:])
+    cut = {"groups": family_checks.GROUPS, "num_blocks": family_checks.BLOCKS}
+    trained = llm_streamline.content(before, cut, Found("llm_streamline", {}, {"network": "layer"}))
+    assert set(trained.changes.edits) == {f"transformer.h.3.attn.c_attn.{part}" for part in ("weight", "bias")}
+
+
+def moved(variant):
+    return family_checks.shorter(variant, family_checks.transforms(variant, "mlp"))
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bloom"])

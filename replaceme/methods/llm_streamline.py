@@ -38,6 +38,7 @@ from replaceme.methods.walk import Walk
 from replaceme.modeling_replaceme import remove_attention
 from replaceme.models import pruned_config
 from replaceme.progress import progress
+from replaceme.renumbering import with_new_numbers
 from replaceme.separate import coded_config
 from replaceme.shards import renamed
 from replaceme.shortened import shortened, skipped
@@ -241,7 +242,7 @@ def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Cont
     for name, one in trained.items():
         if checkpoint.tensors.get(name, ("", ()))[1] != tuple(one.shape):
             raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name} of shape {list(one.shape)} to replace")
-    edits = {name: partial(_instead, one) for name, one in trained.items()}
+    edits = with_new_numbers(checkpoint, groups, {name: partial(_instead, one) for name, one in trained.items()})
     config = pruned_config(with_derived_lists(checkpoint), groups)
     if found.report.get("network") != "mlp":
         return Content(groups, Changes(edits), config)
