@@ -6,8 +6,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub libraries are imp
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
 
+STARTUP = Path(__file__).parent / "startup"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 WORDS = [f"w{i}" for i in range(60)]
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
 SIZES = {
@@ -24,6 +32,24 @@ SIZES = {
     "eos_token_id": 3,
     "pad_token_id": 0,
 }
+
+
+def pytest_configure(config):
+    """Python programs that the tests start have their imports from one server (see `startup/warm.py`)."""
+    if hasattr(config, "workerinput"):  # of pytest-xdist, which has what its parent has set
+        return
+    folder = Path(tempfile.mkdtemp(prefix="replaceme-warm-"))
+    command = [sys.executable, STARTUP / "warm.py", folder / "socket"]
+    server = subprocess.Popen(command, env=os.environ | ONE_THREAD, stdin=subprocess.DEVNULL)
+    os.environ["REPLACEME_TEST_WARM"] = str(folder / "socket")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
+
+    def stop():
+        server.kill()
+        server.wait()
+        shutil.rmtree(folder)
+
+    config.add_cleanup(stop)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,8 +1,9 @@
 """A project small enough to run whole: a random Llama of 4 blocks, 24 sentences, two tasks of 10 items.
 
 `project` is an empty one, `completed` a copy of one that `snakemake` has brought to its end. The completed run is made
-once and with sockets blocked (`offline/sitecustomize.py`), so that every job of it is watched. All run a snapshot of
-the code, laid out as it is installed, because an edit during the tests would rightly rerun jobs.
+once, with sockets blocked (`startup/sitecustomize.py`), so that every job of it is watched, and cold, each process as a
+user's; other runs have their imports from a server (`startup/warm.py`). All run a snapshot of the code, laid out as it
+is installed, because an edit during the tests would rightly rerun jobs.
 """
 
 import csv
@@ -26,7 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [f"w{k}" for k in range(40)]
 BIN = Path(sys.executable).parent
-OFFLINE = Path(__file__).parent / "offline"
+STARTUP = ROOT / "tests/startup"
 STATIC = Path(__file__).parent / "project"
 IN_ONE_PROCESS = """
 import shlex, sys
@@ -46,6 +47,7 @@ class Project:
     folder: Path
     code: Path
     configfile: str | None = "my.yaml"
+    cold: bool = False
 
     def config(self, **sections: Any) -> dict[str, Any]:
         """The config, with entries merged into its sections and written back (None removes one)."""
@@ -96,10 +98,11 @@ class Project:
             "PATH": os.defpath,
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(OFFLINE), str(self.code)]),
+            "PYTHONPATH": os.pathsep.join([str(STARTUP), str(self.code)]),
             "REPLACEME_TEST_ATTEMPTS": str(self.attempts),
             "XDG_CACHE_HOME": str(self.folder / ".cache"),
             "HF_HOME": str(self.folder / ".cache/huggingface"),
+            **({"REPLACEME_TEST_WARM": ""} if self.cold else {}),
             **changes,
         }
 
@@ -280,7 +283,7 @@ def reference(shared, pristine) -> Project:
 
     def make(folder: Path) -> None:
         copy_tree(pristine.folder, folder)
-        run_through_kills(Project(folder, pristine.code))
+        run_through_kills(Project(folder, pristine.code, cold=True))
 
     return Project(once(shared / "reference", make), pristine.code)
 

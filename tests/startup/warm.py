@@ -1,0 +1,208 @@
+"""Start Python programs as forks of a process that has imported the large libraries, in place of importing them again.
+
+Most of what the tests of the workflow took was imports: 3 to 6 seconds of torch, transformers, datasets, lm-eval and
+Snakemake for each step that then works for some tenths of a second. `sitecustomize`, beside this file, asks `hand_over`
+whether a program that begins is one of WARMED. If so its arguments, environment, limits and open files go through a
+socket to `serve`, which forks a child that runs the program as Python would (nothing of replaceme is imported before),
+and the program that began waits for the child and ends as it does. If it is killed, so is the child.
+
+Not for tests of what a process imports or of how fresh it is: without REPLACEME_TEST_WARM everything starts cold.
+"""
+
+import array
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+VARIABLE = "REPLACEME_TEST_WARM"  # the path of the socket
+WARMED = ("replaceme", "snakemake", "plain.py")
+PRELOADED = (
+    "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
+    "transformers.generation", "safetensors.torch", "datasets", "lm_eval.evaluator", "lm_eval.tasks",
+    "lm_eval.models.huggingface", "pandas", "scipy.optimize", "matplotlib.pyplot", "pydantic", "jinja2", "peft",
+    "accelerate", "snakemake.cli", "snakemake.api", "snakemake.workflow", "snakemake.report",
+)  # fmt: skip
+LIMITS = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS")
+LENGTH = 8  # bytes before a message, that say how long it is
+
+
+def hand_over() -> None:
+    """Let this process be run as a child of the server, if it is one of WARMED and a server is there; else return."""
+    where, program = os.environ.get(VARIABLE), _program(sys.orig_argv[1:])
+    if not where or program is None:
+        return
+    request = {
+        "program": program,
+        "folder": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "limits": {name: resource.getrlimit(getattr(resource, name))[0] for name in LIMITS},
+    }
+    with socket.socket(socket.AF_UNIX) as server:
+        try:
+            server.connect(where)
+        except OSError:
+            return
+        text = json.dumps(request).encode()
+        files = array.array("i", [0, 1, 2]).tobytes()
+        server.sendmsg([len(text).to_bytes(LENGTH)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        server.sendall(text)
+        answer = server.recv(16)
+    if not answer:
+        os._exit(74)  # the server has died
+    status = int(answer)
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def _program(arguments: list[str]) -> dict | None:
+    """How Python was asked to run one of WARMED: its path or its module, and the arguments."""
+    safe = arguments[:1] == ["-P"]
+    arguments = arguments[safe:]
+    if arguments[:2] == ["-m", "replaceme.cli"]:
+        return {"module": arguments[1], "arguments": arguments[2:], "safe": safe}
+    if arguments and Path(arguments[0]).name in WARMED:
+        return {"path": arguments[0], "arguments": arguments[1:], "safe": safe}
+    return None
+
+
+class Children:
+    """The children of the server by the socket on which each one's end is awaited."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        import selectors
+
+        self.numbers: dict[int, tuple[int, socket.socket]] = {}
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(listener, selectors.EVENT_READ, self.accept)
+
+    def run(self, parent: int) -> None:
+        """Fork children until this process is killed, or its parent is gone."""
+        while os.getppid() == parent:
+            for key, _ in self.selector.select(timeout=5):
+                key.data(key.fileobj)
+
+    def accept(self, listener: socket.socket) -> None:
+        """Fork a child for who asks."""
+        asking, _ = listener.accept()
+        head, rights, *_ = asking.recvmsg(LENGTH, socket.CMSG_SPACE(12))
+        length, text = int.from_bytes(head), b""
+        while len(text) < length:
+            text += asking.recv(length - len(text))
+        files = array.array("i", rights[0][2][:12]).tolist()
+        sys.stdout.flush()
+        number = os.fork()
+        if number == 0:
+            try:
+                _become(json.loads(text), files)
+            finally:
+                os._exit(70)
+        for file in files:
+            os.close(file)
+        ended = os.pidfd_open(number)
+        self.numbers[ended] = number, asking
+        self.selector.register(ended, 1, self.report)
+        self.selector.register(asking, 1, lambda _: self.kill(ended))
+
+    def kill(self, ended: int) -> None:
+        """Kill a child whose asker is gone."""
+        number, asking = self.numbers[ended]
+        self.selector.unregister(asking)
+        os.kill(number, signal.SIGKILL)
+
+    def report(self, ended: int) -> None:
+        """Say how a child ended."""
+        number, asking = self.numbers.pop(ended)
+        self.selector.unregister(ended)
+        os.close(ended)
+        status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+        if asking in self.selector.get_map():
+            self.selector.unregister(asking)
+            asking.sendall(str(status).encode())
+        asking.close()
+
+
+def _become(request: dict, files: list[int]) -> None:
+    """Run a program in this process and end it."""
+    for target, file in enumerate(files):
+        os.dup2(file, target)
+    os.closerange(3, 4096)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for name, soft in request["limits"].items():
+        kind = getattr(resource, name)
+        resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    program = request["program"]
+    sys.argv = [program.get("path") or program["module"], *program["arguments"]]
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    first = [] if program["safe"] else [str(Path(program["path"]).parent) if "path" in program else str(Path.cwd())]
+    sys.path[:] = [*first, *given, *sys.path]
+    _end(_status(program))
+
+
+def _status(program: dict) -> int:
+    """The exit code of a program that is run as Python runs it."""
+    import runpy
+
+    import sitecustomize
+
+    sitecustomize.watch()
+    try:
+        if "path" in program:
+            runpy.run_path(program["path"], run_name="__main__")
+        else:
+            runpy.run_module(program["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _end(status: int) -> None:
+    import atexit
+    import threading
+
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status & 255)
+
+
+def serve(where: str) -> None:
+    """Import PRELOADED once somebody asks through a socket of this path, then run what is asked for."""
+    import gc
+    import importlib
+    import select
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(where)
+    listener.listen(64)
+    parent = os.getppid()
+    while not select.select([listener], [], [], 5)[0]:
+        if os.getppid() != parent:
+            return
+    for name in PRELOADED:
+        importlib.import_module(name)
+    sys.path[:] = sys.path[1:]  # without the folder of this file
+    gc.collect()
+    gc.freeze()
+    Children(listener).run(parent)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
