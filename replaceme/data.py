@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import read_config
 from replaceme.config import CalibrationConfig
-from replaceme.config.calibrations import packed_alone
+from replaceme.config.calibrations import packed_alone, suffix_of
 from replaceme.documents import describe, read_documents
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_tensors
 from replaceme.images import Images, calibrate_images
 from replaceme.progress import progress
-from replaceme.samples import Samples
+from replaceme.samples import PassedOver, Samples
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +91,8 @@ def check_vocabulary(samples: Samples, config: dict[str, Any], where: str) -> No
 
 def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[str, Any]]:
     """Tokens of a calibration and the record of where they came from; raises ReplaceMeError when there is no text."""
-    source = describe(config)
-    documents = read_documents(config, tokenizer)
+    source, passed = describe(config), PassedOver(config.dataset)
+    documents = read_documents(config, tokenizer, passed)
     # a chat template has already written the special tokens
     encoded = encode(documents, tokenizer, special_tokens=config.conversations is None)
     pack = packs(config)
@@ -100,11 +100,9 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
         rows = packed(encoded, config, tokenizer)
     else:
         rows = (ids[: config.tokens] for ids in encoded if ids)
-    tokens = stack(
-        progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"),
-        tokenizer,
-        config.dataset,
-    )
+    rows = list(progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"))
+    passed.report(len(rows))
+    tokens = stack(rows, tokenizer, config.dataset)
     if len(tokens.input_ids) < config.samples:
         log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), config.samples)
     record = config.model_dump(include=set(TOKEN_FIELDS) - {"images"})
@@ -143,7 +141,7 @@ def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: A
     closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = itertools.chain.from_iterable(document + closing for document in encoded)
     rows = iter(lambda: list(itertools.islice(ids, config.tokens)), [])
-    if config.dataset.endswith(".txt"):
+    if suffix_of(config.dataset) == ".txt":
         windows = list(rows)
         if len(windows) > 1 and len(windows[-1]) < config.tokens:
             windows.pop()

@@ -8,6 +8,10 @@ class ReplaceMeError(Exception):
     """Bad input or a bad environment; the command line prints the message alone and exits with 1."""
 
 
+class UnusableError(ReplaceMeError):
+    """A record of a data set of which nothing can be made; others may do."""
+
+
 class DamagedError(ReplaceMeError):
     """A result that is not what was written; `path` (a file, or a folder that counts as a whole) can be made again."""
 

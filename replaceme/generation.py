@@ -14,9 +14,10 @@ from replaceme.config import CalibrationConfig
 from replaceme.config.calibrations import GenerationConfig
 from replaceme.conversations import chat
 from replaceme.data import encode
-from replaceme.documents import conversations, read_documents
+from replaceme.documents import check_source, conversations, read_documents
 from replaceme.errors import ReplaceMeError
 from replaceme.progress import progress
+from replaceme.samples import PassedOver
 
 if TYPE_CHECKING:
     import torch
@@ -39,13 +40,20 @@ class Prompt:
         return {"messages": [*self.source, {"role": "assistant", "content": answer}]}
 
 
-def prompts(config: CalibrationConfig, tokenizer: Any, longest: int) -> Iterator[Prompt]:
-    """Prompts of a source in an order fixed by its seed, without those of more than `longest` tokens."""
+def prompts(config: CalibrationConfig, tokenizer: Any, longest: int, passed: PassedOver) -> Iterator[Prompt]:
+    """Prompts of a source in an order fixed by its seed, without those of more than `longest` tokens.
+
+    Records of which none can be made are `passed` over.
+    """
+
+    def written_out(turns: list[dict[str, str]]) -> tuple[str, list[dict[str, str]]]:
+        return chat(turns, tokenizer, config.dataset, answer=True), turns
+
     if config.conversations is not None:
-        asked = (_before_the_answer(turns) for turns in conversations(config, tokenizer))
-        written: Iterable = ((chat(turns, tokenizer, config.dataset, answer=True), turns) for turns in asked if turns)
+        asked = (_before_the_answer(turns) for turns in conversations(config, tokenizer, passed))
+        written: Iterable = passed.usable((turns for turns in asked if turns), written_out)
     else:
-        written = ((text, text) for text in read_documents(config, tokenizer))
+        written = ((text, text) for text in read_documents(config, tokenizer, passed))
     for text, source in written:
         for ids in encode([text], tokenizer, special_tokens=config.conversations is None):
             if 0 < len(ids) <= longest:
@@ -65,8 +73,10 @@ def answers(
 
     Prompts leave room for the answer in `config.tokens` tokens. Raises ReplaceMeError when there is no such prompt.
     """
-    longest = config.tokens - generation.new_tokens
-    asked = list(itertools.islice(prompts(config, tokenizer, longest), config.samples))
+    check_source(config)
+    longest, passed = config.tokens - generation.new_tokens, PassedOver(config.dataset)
+    asked = list(itertools.islice(prompts(config, tokenizer, longest, passed), config.samples))
+    passed.report(len(asked))
     if not asked:
         raise ReplaceMeError(f"{config.dataset}: no prompt of at most {longest} tokens; raise tokens, or check columns")
     if len(asked) < config.samples:

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from replaceme.checkpoints import read_config
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.outline import Outline, estimated_outline
+from replaceme.text_files import read_lines
 
 # of httpx, requests and huggingface_hub, whichever of them is below: no connection, rather than an answer
 NO_CONNECTION = {"TransportError", "TimeoutException", "ConnectionError", "Timeout", "OfflineModeIsEnabled", "gaierror"}
 PLACES = {"model": "", "dataset": "datasets/"}
+RECORDS = 8  # of a data set that are looked at: one may be unusable, and is passed over
 WORDS = {"model": "model", "dataset": "data set"}
 
 
@@ -83,8 +86,6 @@ def as_reported(error: Exception, name: str) -> Exception:
 
 def lines_of(repository: Repository, file: str) -> list[str]:
     """The lines of a small text file of a repository that are not empty; none where it has no such file."""
-    from pathlib import Path
-
     from huggingface_hub import hf_hub_download
 
     if file not in repository.files:
@@ -94,7 +95,7 @@ def lines_of(repository: Repository, file: str) -> list[str]:
         path = hf_hub_download(repository.name, file, repo_type=kind, revision=revision)
     except Exception as error:
         raise as_reported(error, repository.name) from error
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_lines(path)
 
 
 def model_outline(name: str, revision: str | None) -> Outline:
@@ -136,17 +137,19 @@ def cached_folder(name: str, revision: str | None) -> str | None:
         return None
 
 
-def first_record(source: str, name: str | None, revision: str | None, split: str) -> dict[str, Any]:
-    """The first record of a data set, by streaming; raises as `repository` does, and for an unknown name or split."""
+def first_records(source: str, name: str | None, revision: str | None, split: str) -> list[dict[str, Any]]:
+    """Some records of a data set, by streaming; raises as `repository` does, and for an unknown name or split."""
     from datasets import load_dataset
 
     try:
-        return next(iter(load_dataset(source, name, revision=revision, split=split, streaming=True)))
-    except StopIteration:
-        raise ReplaceMeError(f"{source}: split {split!r} is empty; take another") from None
+        stream = load_dataset(source, name, revision=revision, split=split, streaming=True)
+        records = list(islice(stream, RECORDS))
     except Exception as error:
         reported = as_reported(error, source)
         if isinstance(reported, Unreachable):
             raise reported from error
         reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         raise ReplaceMeError(f"{source}: cannot read split {split!r} ({reason}); check name and split") from error
+    if not records:
+        raise ReplaceMeError(f"{source}: split {split!r} is empty; take another")
+    return records

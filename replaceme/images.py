@@ -5,6 +5,7 @@ textures with shapes on them, for where nothing better is at hand. Images are re
 transformers' image processor, as the checkpoint's preprocessor_config.json says.
 """
 
+import io
 import itertools
 import logging
 import random
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from replaceme.checkpoints import is_local, read_config
 from replaceme.config import CalibrationConfig
-from replaceme.errors import ReplaceMeError, first_line
+from replaceme.config.calibrations import GENERATED, OF_HUB
+from replaceme.errors import ReplaceMeError, UnusableError, first_line
 from replaceme.models import family_of
 from replaceme.progress import progress
-from replaceme.samples import Samples, stream
+from replaceme.samples import PassedOver, Samples, column_of, stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-GENERATED = "generated"
 SIDE = 256  # of a generated image
 SHUFFLE_BUFFER = 1_000  # images held while shuffling a stream
 IMAGE_FIELDS = ("images", "name", "revision", "split", "samples", "seed")
@@ -69,8 +70,10 @@ def calibrate_images(config: CalibrationConfig, folder: str | Path) -> tuple[Ima
     import torch
 
     processor, model = image_processor(folder), read_config(folder)
-    images = itertools.islice(read_images(config), config.samples)
-    rows = [pixel_values(processor, one, folder) for one in progress(images, "images", config.samples, "image")]
+    passed = PassedOver(config.images)
+    found = passed.usable(read_images(config, passed), lambda image: pixel_values(processor, image, folder))
+    rows = list(progress(itertools.islice(found, config.samples), "images", config.samples, "image"))
+    passed.report(len(rows))
     if not rows:
         raise ReplaceMeError(f"{config.images}: no images; check folder, split and column")
     if len(rows) < config.samples:
@@ -106,6 +109,10 @@ def check_images(config: CalibrationConfig) -> None:
         raise ReplaceMeError(f"{folder}: no such folder; `images` is a folder, {GENERATED}, or a Hub id")
     if not image_files(folder):
         raise ReplaceMeError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
+    fields = type(config).model_fields
+    of_hub = [key for key in sorted({*OF_HUB, "column"}) if getattr(config, key) != fields[key].default]
+    if of_hub:
+        raise ReplaceMeError(f"{folder}: a local folder takes no {', '.join(of_hub)}; drop it")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -113,43 +120,41 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def read_images(config: CalibrationConfig) -> "Iterator[Image]":
-    """Images of a source in RGB, in an order fixed by the seed."""
+def read_images(config: CalibrationConfig, passed: PassedOver) -> "Iterator[Image]":
+    """Images of a source in RGB, in an order fixed by the seed; files and records that hold none are `passed` over."""
     check_images(config)
     if config.images == GENERATED:
         return (generated(config.seed, number) for number in itertools.count())
     if is_local(config.images):
         files = image_files(Path(config.images).expanduser())
         random.Random(config.seed).shuffle(files)
-        return (opened(path, str(path)) for path in files)
-    return (_image(record, config) for record in stream(config, config.images, SHUFFLE_BUFFER))
+        return passed.usable(files, lambda path: opened(path, str(path)))
+    return passed.usable(stream(config, SHUFFLE_BUFFER), lambda record: image_of(record, config))
 
 
 def opened(file: Path | BinaryIO, where: str) -> "Image":
-    """The image of a file in RGB, the right way up; raises ReplaceMeError, with where it is, for any other file."""
+    """The image of a file in RGB, the right way up; raises UnusableError, with where it is, for any other file."""
     from PIL import Image
 
     try:
         with Image.open(file) as image:
             return _upright(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ReplaceMeError(f"{where}: not a readable image ({error}); remove or replace it") from error
+        raise UnusableError(f"{where}: not a readable image ({error}); remove or replace it") from error
 
 
-def _image(record: dict, config: CalibrationConfig) -> "Image":
-    return _upright(check_image(record, config))
-
-
-def check_image(record: dict, config: CalibrationConfig) -> "Image":
-    """The image of a record; raises ReplaceMeError for a column without images."""
+def image_of(record: dict, config: CalibrationConfig) -> "Image":
+    """The image of a record in RGB, decoded or as `datasets` stores it; raises UnusableError where it has none."""
     from PIL.Image import Image
 
-    image = record.get(config.source_column)
-    if not isinstance(image, Image):
-        raise ReplaceMeError(
-            f"{config.images}: no images in column {config.source_column!r}; its columns: {', '.join(record)}"
-        )
-    return image
+    column = config.source_column
+    image = column_of(record, column, config.images)
+    if isinstance(image, Image):
+        return _upright(image)
+    stored = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(stored, bytes):
+        raise UnusableError(f"{config.images}: no image in column {column!r}; name another one by `column`")
+    return opened(io.BytesIO(stored), f"{config.images}: column {column!r}")
 
 
 def _upright(image: "Image") -> "Image":
@@ -173,7 +178,7 @@ def pixel_values(processor: Any, image: "Image", folder: str | Path) -> "torch.T
     try:
         return processor(images=image, return_tensors="pt")["pixel_values"][0].float()
     except (ValueError, TypeError, KeyError) as error:
-        raise ReplaceMeError(f"{folder}: its image processor refuses an image ({first_line(error)})") from error
+        raise UnusableError(f"{folder}: its image processor refuses an image ({first_line(error)})") from error
 
 
 def generated(seed: int, number: int) -> "Image":

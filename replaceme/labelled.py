@@ -22,6 +22,7 @@ from replaceme.config import ZeroShotConfig
 from replaceme.config.evaluations import METRICS
 from replaceme.errors import ReplaceMeError, first_line
 from replaceme.images import SUFFIXES, image_files, opened
+from replaceme.text_files import decoded, read_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +136,7 @@ def _by_ending(where: str, files: Iterable[tuple[str, bytes]]) -> dict[str, byte
 
 
 def _captions(data: bytes) -> list[str]:
-    captions = [line.strip() for line in data.decode().splitlines() if line.strip()]
+    captions = [line.strip() for line in decoded(data).splitlines() if line.strip()]
     if not captions:
         raise ValueError("no caption")
     return captions
@@ -297,9 +298,7 @@ def check_package() -> None:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty; none where there is no such file."""
-    if not path.is_file():
-        return []
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_lines(path) if path.is_file() else []
 
 
 def files_of(config: ZeroShotConfig) -> list[Path]:

@@ -19,11 +19,12 @@ from replaceme.conversations import messages_of
 from replaceme.documents import is_local as is_file
 from replaceme.documents import text_of
 from replaceme.errors import ReplaceMeError
-from replaceme.images import GENERATED, check_image
+from replaceme.images import GENERATED, image_of
 from replaceme.labelled import CLASSES, TYPE, check_kind, check_package
 from replaceme.models import pick_device
 from replaceme.outline import Outline, outline_of
 from replaceme.preflight import local_problems, uses_of
+from replaceme.samples import PassedOver
 
 REQUIREMENT = re.compile(r"[\w.-]+")
 
@@ -109,7 +110,7 @@ def _local_outline(folder: str) -> Outline | None:
 
 
 def _look_at_data(asked: _Asked, name: str, section: CalibrationConfig) -> None:
-    """Ask for the data set of a calibration, and look whether its first record has the columns that are named."""
+    """Ask for the data set of a calibration, and look whether its first records have the columns that are named."""
     source = section.dataset or section.images
     if source in (None, *MICRO, GENERATED):
         return
@@ -119,18 +120,17 @@ def _look_at_data(asked: _Asked, name: str, section: CalibrationConfig) -> None:
     if asked(where, source, hub.repository, "dataset", source, section.revision) is None:
         return
     place = (source, section.name, section.revision, section.split)
-    record = asked(where, source, hub.first_record, *place)
-    if record is not None:
-        asked(where, source, _check_columns, record, section)
+    records = asked(where, source, hub.first_records, *place)
+    if records is not None:
+        asked(where, source, _check_records, records, section)
 
 
-def _check_columns(record: dict, section: CalibrationConfig) -> None:
-    if section.images is not None:
-        check_image(record, section)
-    elif section.conversations is not None:
-        messages_of(record, section)
-    else:
-        text_of(record, section)
+def _check_records(records: list[dict], section: CalibrationConfig) -> None:
+    """Raise ReplaceMeError for a column that is not there, or where no record can be used."""
+    make = image_of if section.images is not None else text_of if section.conversations is None else messages_of
+    passed = PassedOver(section.source)
+    if not list(passed.usable(records, lambda record: make(record, section))):
+        passed.report(0)
 
 
 def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:

@@ -1,18 +1,22 @@
-"""What calibration sets of text and of images have in common: batches, a hash, a file, streams from the Hub."""
+"""What calibration sets of text and of images have in common: batches, a hash, a file, streams, unusable records."""
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from replaceme.config import CalibrationConfig
-from replaceme.errors import ReplaceMeError, first_line
+from replaceme.errors import ReplaceMeError, UnusableError, first_line, printable
 from replaceme.files import save_tensors
-from replaceme.text_files import first_fault
+from replaceme.offline import offline
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
+Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
 class Samples(ABC):
@@ -64,24 +68,78 @@ class Samples(ABC):
         save_tensors(path, self.tensors(), {**metadata, "sha256": self.digest(), "unmasked_tokens": self.count})
 
 
-def stream(config: CalibrationConfig, source: str, buffer: int, **local: Any) -> Iterator[dict]:
-    """Records of a Hub dataset, or of a `local` file, shuffled by the seed in a buffer of so many."""
-    from datasets import load_dataset
+class PassedOver:
+    """Records of a source that were passed over because nothing can be made of them: how many, and why the first."""
 
-    from replaceme.offline import offline
+    def __init__(self, source: str) -> None:
+        """None so far."""
+        self.source, self.count = source, 0
+        self._first: UnusableError | None = None
 
+    def usable(self, items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[Made]:
+        """What `make` makes of each item, but for those for which it raises UnusableError."""
+        for item in items:
+            try:
+                made = make(item)
+            except UnusableError as error:
+                self.count += 1
+                self._first = self._first or error
+                continue
+            yield made
+
+    def report(self, found: int) -> None:
+        """Warn of what was passed over; where nothing else was found, raise the error of the first."""
+        if self._first is None:
+            return
+        if not found:
+            raise self._first
+        reason = str(self._first).removeprefix(f"{self.source}: ")
+        log.warning("%s: %d records passed over, the first: %s", self.source, self.count, reason)
+
+
+def stream(config: CalibrationConfig, buffer: int) -> Iterator[dict]:
+    """Records of a Hub dataset, its columns that are asked for, shuffled by the seed in a buffer of so many.
+
+    Images are given as they are stored. Raises ReplaceMeError where the dataset lacks a column or cannot be read.
+    """
+    from datasets import Image, load_dataset
+
+    source, columns = config.source, config.columns
     try:
-        if local:
-            with offline():  # it would report even the reading of a local file
-                records = load_dataset(**local, split="train", streaming=True)
-        else:
-            records = load_dataset(source, config.name, revision=config.revision, split=config.split, streaming=True)
+        records = load_dataset(source, config.name, revision=config.revision, split=config.split, streaming=True)
+        if records.features is not None:
+            check_names(source, records.features, columns)
+            images = [column for column in columns if isinstance(records.features[column], Image)]
+            records = records.select_columns(list(columns))
+            for column in images:
+                records = records.cast_column(column, Image(decode=False))
         yield from records.shuffle(seed=config.seed, buffer_size=buffer)
     except ReplaceMeError:
         raise
     except Exception as error:  # datasets and the hub raise many types: offline, missing, broken files
-        fault = first_fault(source) if source.endswith(".jsonl") and local else None
-        if fault:
-            raise ReplaceMeError(f"{source}: {fault}") from error
-        remedy = "is the file whole?" if local else "check id, name, split and revision, and the network"
-        raise ReplaceMeError(f"{source}: cannot read the dataset ({first_line(error)}); {remedy}") from error
+        raise ReplaceMeError(
+            f"{source}: cannot read the dataset ({first_line(error)}); check id, name, split and revision, and the "
+            "network"
+        ) from error
+
+
+def shuffled(read: Callable[..., Iterator[dict]], given: dict[str, Any], seed: int, buffer: int) -> Iterator[dict]:
+    """The records that `read(**given)` gives, in the order in which `stream` would have them."""
+    from datasets import IterableDataset
+
+    with offline():  # datasets would report even the reading of a local file
+        records = IterableDataset.from_generator(read, gen_kwargs=given)
+    return iter(records.shuffle(seed=seed, buffer_size=buffer))
+
+
+def check_names(source: str, names: Iterable[str], columns: Iterable[str]) -> None:
+    """Raise ReplaceMeError where one of `columns` is not among the names of a source's columns."""
+    for column in columns:
+        if column not in names:
+            raise ReplaceMeError(f"{source}: no column {column!r}; its columns: {', '.join(map(printable, names))}")
+
+
+def column_of(record: dict, column: str, dataset: str) -> Any:
+    """A value of a record; raises ReplaceMeError with the names that it has where it lacks this one."""
+    check_names(dataset, record, [column])
+    return record[column]

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, UnusableError
+from replaceme.text_files import decoded
 
 PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -28,17 +29,36 @@ def template_columns(template: str) -> list[str]:
 def filled(template: str, record: Mapping[str, Any], where: str) -> str:
     """A template with the values of a record in place, an empty one for null, white space at both ends dropped.
 
-    Raises ReplaceMeError for a column that the record lacks, or that holds neither text nor a number.
+    Raises ReplaceMeError for a column that the record lacks, UnusableError for one of neither text nor a number.
     """
 
     def value(part: re.Match) -> str:
         if part[1] is None:
             return part[0][0]
-        found = record.get(part[1])
         if part[1] not in record:
             raise ReplaceMeError(f"{where}: no column {part[1]!r}; its columns: {', '.join(record)}")
-        if not isinstance(found, str | int | float | None):
-            raise ReplaceMeError(f"{where}: column {part[1]!r} holds {type(found).__name__}, not text or a number")
-        return "" if found is None else str(found)
+        return as_text(record[part[1]], part[1], where)
 
     return PART.sub(value, template).strip()
+
+
+def as_text(value: Any, column: str, where: str) -> str:
+    """A value of a record as text, empty for null; raises UnusableError where it is neither text nor a number."""
+    what = f"{where}: column {column!r} holds"
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        try:
+            return decoded(value)
+        except ValueError as error:
+            raise UnusableError(f"{what} bytes, {error}; save it as UTF-8") from None
+    if not isinstance(value, str | int | float):
+        raise UnusableError(
+            f"{what} {type(value).__name__}, not text or a number; name another one by `column`, or conversations by "
+            "`conversations`"
+        )
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:  # which JSON can write, and no tokenizer takes
+        raise UnusableError(f"{what} half a character (of UTF-16, at {error.start}); remove it") from None
+    return str(value)

@@ -1,70 +1,65 @@
-"""Files of text: lines that would fill the memory, found before they are read, and which line is broken, after."""
+"""Text as UTF-8, whatever the file: byte order marks are dropped, other encodings refused with what they are."""
 
-import json
+import codecs
 from pathlib import Path
 
-from replaceme.errors import ReplaceMeError, printable
+from replaceme.errors import ReplaceMeError
 
-LONGEST_LINE = 1 << 26  # bytes of a record, of which some ten times as much is held while it is read
 LARGEST_TEXT = 1 << 28  # bytes of a file that is tokenised whole
-CHUNK = 1 << 20
+# UTF-32 first, as its mark begins with that of UTF-16
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
-def check_size(path: Path) -> None:
-    """Raise ReplaceMeError for an empty file, and a .txt file or a line of a .json or .jsonl file too long to be held.
+def decoded(raw: bytes) -> str:
+    """The text of UTF-8 bytes without a byte order mark; raises ValueError, in words for users, for any other bytes."""
+    check_mark(raw)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from None
+    if "\0" in text:  # which UTF-8 would allow
+        raise ValueError(f"not UTF-8 text (a NUL at byte {raw.index(0)}: UTF-16 without a mark, or binary)")
+    return text.removeprefix("\ufeff")
 
-    Takes CHUNK bytes of memory whatever the file holds.
-    """
-    size = path.stat().st_size
+
+def check_mark(raw: bytes) -> None:
+    """Raise ValueError, in words for users, for bytes that begin as UTF-16 or UTF-32 does."""
+    for mark, encoding in MARKS.items():
+        if raw.startswith(mark):
+            raise ValueError(f"not UTF-8 text ({encoding})")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, its lines ended by newlines; raises ReplaceMeError for another encoding."""
+    try:
+        text = decoded(Path(path).read_bytes())
+    except ValueError as error:
+        raise ReplaceMeError(f"{path}: {error}; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file that are not empty, without white space at their ends; errors as `read_text`."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def check_text(path: str | Path) -> None:
+    """Raise ReplaceMeError for a file of text that is empty, too long to be tokenised whole, or of UTF-16."""
+    size = Path(path).stat().st_size
     if size == 0:
         raise ReplaceMeError(f"{path}: empty, there is no text in it; give another file")
-    if path.suffix == ".txt" and size > LARGEST_TEXT:
+    try:
+        with Path(path).open("rb") as file:
+            check_mark(file.read(4))
+    except ValueError as error:
+        raise ReplaceMeError(f"{path}: {error}; save it as UTF-8") from None
+    if size > LARGEST_TEXT:
         raise ReplaceMeError(
             f"{path}: {size / 1e6:.0f} MB, and a .txt file is tokenised whole, at most {LARGEST_TEXT >> 20} MB; "
             "make it a .jsonl file, a document on each line"
         )
-    if path.suffix not in (".json", ".jsonl") or size <= LONGEST_LINE:
-        return
-    number = length = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            first, *others = chunk.split(b"\n")
-            for part in (first, *others):
-                number, length = (number, length + len(part)) if part is first else (number + 1, len(part))
-                if length > LONGEST_LINE:
-                    raise ReplaceMeError(
-                        f"{path}: line {number + 1} is longer than {LONGEST_LINE >> 20} MB; split it, a record on each "
-                        "line"
-                    )
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file; raises ReplaceMeError for another encoding."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ReplaceMeError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-
-
-def first_fault(path: str | Path) -> str | None:
-    """Where the first line of a .jsonl file is that is no record, why, and what to do; None when there is none."""
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, 1):
-            reason = _fault(line)
-            if reason:
-                return f"line {number}: {reason}; mend or remove it"
-    return None
-
-
-def _fault(line: bytes) -> str | None:
-    if not line.strip():
-        return None
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 text (byte {error.start} of the line)"
-    except RecursionError:
-        return "not JSON (nested too deeply)"
-    except ValueError as error:
-        return f"not JSON ({printable(error)})"
-    return None if isinstance(record, dict) else f"not a record {{...}} but {type(record).__name__}"

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from replaceme.errors import ReplaceMeError, printable
+from replaceme.text_files import decoded
 
 LARGEST_FILE = 1 << 20  # bytes
 LARGEST = 100_000  # values, with those that an anchor stands for counted wherever it stands
@@ -85,11 +86,9 @@ def _text(path: Path) -> str:
     if len(raw) > LARGEST_FILE:
         raise ReplaceMeError(f"{path}: larger than {LARGEST_FILE >> 20} MB; is it a config?")
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ReplaceMeError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
+        return decoded(raw)
+    except ValueError as error:
+        raise ReplaceMeError(f"{path}: {error}; save it as UTF-8") from None
 
 
 def _check_size(node: yaml.Node, path: str, sizes: dict[int, int | None]) -> int:

@@ -14,6 +14,7 @@ from replaceme.config import CalibrationConfig
 from replaceme.data import Tokens, calibrate, load_tokens, tokens_from_texts
 from replaceme.documents import check_source, read_documents
 from replaceme.micro.questions import held_out
+from replaceme.samples import PassedOver
 
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
 EOS = 3
@@ -30,12 +31,6 @@ def rows(tokens):
 
 def ids(text):
     return [{"user": 4, "assistant": 5, "</s>": EOS}.get(word) or 6 + int(word[1:]) for word in text.split()]
-
-
-@pytest.fixture(autouse=True)
-def no_long_sleep(monkeypatch):
-    """`datasets` sleeps for 5 s after each shuffled Parquet stream, to let Arrow's threads end."""
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
 
 
 @pytest.fixture
@@ -154,7 +149,7 @@ def test_another_kind_of_file(tmp_path, refuses):
 
 def test_one_family_of_micro_documents(tokenizer, refuses):
     sums, every = (
-        list(itertools.islice(read_documents(config("micro", name=name, seed=1), tokenizer), 200))
+        list(itertools.islice(read_documents(config("micro", name=name, seed=1), tokenizer, None), 200))
         for name in ("sums", None)
     )
     assert all(re.search("plus|minus|coins|Count", text) for text in sums) and len(set(sums) & set(every)) < 5
@@ -165,8 +160,6 @@ def test_one_family_of_micro_documents(tokenizer, refuses):
     assert not [text for text in sums for question in asked if question in text]
     with refuses("micro: no documents named 'sum'", "states, stories"):
         check_source(config("micro", name="sum"))
-    with refuses("micro-training: no documents named 'sums'; drop name"):
-        check_source(config("micro-training", name="sums"))
 
 
 def test_micro_is_deterministic(tokenizer):
@@ -180,7 +173,7 @@ def test_micro_is_deterministic(tokenizer):
 
 def test_text_to_train_on_shares_no_document_with_the_text_to_measure_on(tokenizer):
     trained, measured = (
-        set(itertools.islice(read_documents(config(name, seed=1), tokenizer), 300))
+        set(itertools.islice(read_documents(config(name, seed=1), tokenizer, None), 300))
         for name in ("micro-training", "micro")
     )
     assert not trained & measured and not any(held_out(text) for text in trained)
@@ -267,6 +260,97 @@ def test_special_tokens_are_written_once(opening, save, monkeypatch):
 def test_empty_documents_are_dropped(tokenizer, save):
     path = save([{"text": text} for text in ["", "w1", None, " \n", "w2"]], "jsonl")
     assert sorted(rows(calibrate(config(path), tokenizer)[0])) == [[7], [8]]
+
+
+UNUSABLE = {
+    "text": ([None, "", " \n", ["w9"], {"a": 1}, "w1 \ud800"], "no text in column 'text'"),
+    "chat": (
+        [
+            [{"role": "robot", "content": "w9"}],
+            None,
+            [],
+            "w9",
+            ["w9"],
+            [{"role": "user"}],
+            [{"role": ["user"], "content": "w9"}],
+            [{"role": "user", "content": {"a": 1}}],
+            [{"role": "user", "content": "refused"}],
+        ],
+        "a turn needs role/content or from/value, found ['content', 'role'] ('robot')",
+    ),
+}
+
+
+@pytest.mark.parametrize("column", UNUSABLE)
+def test_records_that_cannot_be_used_are_passed_over_with_a_count_and_the_first_reason(
+    tokenizer, save, caplog, refuses, column
+):
+    import copy
+
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{% if 'refused' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}"
+    strict.chat_template += tokenizer.chat_template
+    values, reason = UNUSABLE[column]
+    option = {"column": "text"} if column == "text" else {"conversations": "chat"}
+    good = "w1" if column == "text" else [{"role": "user", "content": "w1"}]
+    path = save([{column: value} for value in [*values, good, good]], "jsonl")
+    tokens, _ = calibrate(config(path, **option), strict)
+    assert len(tokens) == 2
+    [warning] = [one.message for one in caplog.records if "passed over" in one.message]
+    assert warning.startswith(f"{path}: {len(values)} records passed over, the first: ")
+    path = save([{column: values[0]}] * 3, "jsonl")
+    with refuses(f"{path}: ", reason):
+        calibrate(config(path, **option), strict)
+
+
+def test_turns_of_two_forms_in_one_file(tokenizer, save):
+    """Parquet has null for the keys that other turns have."""
+    one = [{"role": "user", "content": "w1"}]
+    other = [{"from": "human", "value": b"w1", "weight": 1}]
+    path = save([{"chat": one}, {"chat": other}], "parquet")
+    assert rows(calibrate(config(path, conversations="chat"), tokenizer)[0]) == [ids("user w1 </s>")] * 2
+
+
+def test_numbers_and_bytes_are_text(tokenizer, save):
+    path = save([{"text": 0, "more": b"w1"}], "parquet")
+    assert list(read_documents(config(path), tokenizer, PassedOver(""))) == ["0"]
+    assert list(read_documents(config(path, template="{more} {text}"), tokenizer, PassedOver(""))) == ["w1 0"]
+
+
+@pytest.mark.parametrize("name", ["book.TXT", "book.txt"])
+def test_a_mark_at_the_beginning_shifts_no_window(tokenizer, tmp_path, name):
+    text = "\n".join(f"w{k % 60}" for k in range(70)).encode()
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text)
+    (tmp_path / "plain.txt").write_bytes(text)
+    marked, plain = (calibrate(config(tmp_path / one), tokenizer)[0] for one in (name, "plain.txt"))
+    assert marked.digest() == plain.digest()
+
+
+MEANINGLESS = {
+    "rows.jsonl": ("name", "revision", "split"),
+    "rows.JSON": ("name", "revision", "split"),
+    "rows.parquet": ("name", "revision", "split"),
+    "book.txt": ("name", "revision", "split", "column", "conversations", "template"),
+    "micro": ("revision", "split", "column", "conversations", "template"),
+    "micro-training": ("name", "revision", "split", "column", "conversations", "template"),
+}
+
+
+@pytest.mark.parametrize("dataset", MEANINGLESS)
+def test_options_that_say_nothing_about_a_source_are_refused(dataset, refuses):
+    from replaceme.validation import validated
+
+    values = {"split": "train[:5]", "template": "{a}"}
+    for key in ("name", "revision", "split", "column", "conversations", "template"):
+        given = {"dataset": dataset, key: values.get(key, "x")}
+        if key in MEANINGLESS[dataset]:
+            with refuses(f"{dataset} takes no {key}; drop it"):
+                validated(CalibrationConfig, given, "calibrations")
+        else:
+            validated(CalibrationConfig, given, "calibrations")
+    validated(CalibrationConfig, {"dataset": dataset, "split": "train", "name": None, "pack": False}, "calibrations")
+    with refuses("conversations takes the place of column; keep one of them"):
+        validated(CalibrationConfig, {"dataset": "owner/set", "column": "a", "conversations": "b"}, "calibrations")
 
 
 def test_fewer_sequences_than_asked_for_are_a_warning_with_numbers(tokenizer, save, caplog):

@@ -10,6 +10,7 @@ from replaceme.cli import main
 from replaceme.config import CalibrationConfig, GenerationConfig
 from replaceme.data import load_tokens
 from replaceme.generation import answers, prompts
+from replaceme.samples import PassedOver
 
 ORCA = {
     "conversations": [
@@ -42,13 +43,14 @@ def loaded(llama):
 
 
 def test_prompts_are_the_turns_before_the_first_answer(orca, tokenizer):
-    found = list(prompts(asked(orca, conversations="conversations"), tokenizer, 40))
+    found = list(prompts(asked(orca, conversations="conversations"), tokenizer, 40, PassedOver("orca")))
     assert len(found) == 8
     for prompt in found:
         system, user = prompt.source
         assert system == {"role": "system", "content": "w1 w2"} and user["role"] == "user"
         assert prompt.ids == [1, 7, 8, 3, 4, 6 + int(user["content"][1:]), 3]  # <unk> for `system`
-    assert not list(prompts(asked(orca, conversations="conversations"), tokenizer, 6)), "longer ones are passed over"
+    none = prompts(asked(orca, conversations="conversations"), tokenizer, 6, PassedOver("orca"))
+    assert not list(none), "longer ones are passed over"
 
 
 def test_greedy_answers_are_the_likeliest_tokens(orca, loaded):
@@ -56,7 +58,7 @@ def test_greedy_answers_are_the_likeliest_tokens(orca, loaded):
     model, tokenizer = loaded
     config, generation = asked(orca, conversations="conversations"), GenerationConfig(new_tokens=5, temperature=0.0)
     found = answers(model, tokenizer, config, generation)
-    for prompt, record in zip(prompts(config, tokenizer, 35), found, strict=True):
+    for prompt, record in zip(prompts(config, tokenizer, 35, PassedOver("orca")), found, strict=True):
         ids = list(prompt.ids)
         for _ in range(5):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))

@@ -1,5 +1,6 @@
 """Calibration images, and encoders from end to end."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -20,11 +21,12 @@ from replaceme.cli import main
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.data import load_tokens
 from replaceme.gather import gather_groups
-from replaceme.images import Images, calibrate_images, generated, read_images
+from replaceme.images import Images, calibrate_images, check_images, generated, read_images
 from replaceme.loading import load_base_model, load_causal_model
 from replaceme.models import family_of
 from replaceme.preflight import check_inputs
 from replaceme.rows import write_rows
+from replaceme.samples import PassedOver
 
 CUT = CutConfig(blocks=2)
 NEW_NAMES = (
@@ -66,7 +68,7 @@ def given(**options):
 
 
 def arrays(config):
-    images = read_images(config)
+    images = read_images(config, PassedOver(config.images))
     return [np.asarray(image) for image, _ in zip(images, range(config.samples), strict=False)]
 
 
@@ -93,7 +95,7 @@ def test_pixels_are_what_the_preprocessor_config_says(photos, encoder):
     assert record["positions"] == tokens.positions == (SIDE // 4) ** 2 + 1
     assert tokens.count == 12 * 17 and bool(tokens.mask.all())
     # one image by hand: shortest edge, centre crop, mean and standard deviation
-    raw = next(read_images(given(images=str(photos))))
+    raw = next(read_images(given(images=str(photos)), PassedOver("")))
     scale = SIDE / min(raw.size)
     sized = raw.resize([SIDE if side == min(raw.size) else int(side * scale) for side in raw.size], Image.BICUBIC)
     left, top = ((side - SIDE) // 2 for side in sized.size)
@@ -119,15 +121,14 @@ def test_images_are_saved_with_their_hash(tmp_path, encoder, refuses):
 
 
 def test_bad_sources_are_one_line_each(photos, tmp_path, encoder, refuses):
-    broken = Path(shutil.copytree(photos, tmp_path / "broken"))
-    (broken / "bad.png").write_bytes((broken / "4.png").read_bytes()[:60])
-    with refuses("bad.png", "not a readable image"):
-        arrays(given(images=str(broken), samples=13))
     (tmp_path / "empty").mkdir()
     with refuses("empty", "no images in it"):
-        read_images(given(images=str(tmp_path / "empty")))
+        check_images(given(images=str(tmp_path / "empty")))
     with refuses("nowhere", "no such folder"):
-        read_images(given(images=str(tmp_path / "nowhere")))
+        check_images(given(images=str(tmp_path / "nowhere")))
+    for key, value in {"name": "x", "revision": "x", "split": "test", "column": "x"}.items():
+        with refuses(f"a local folder takes no {key}; drop it"):
+            check_images(given(images=str(photos), **{key: value}))
     bare = encoder("vit")
     (bare / "preprocessor_config.json").unlink()
     with refuses("no usable preprocessor_config.json"):
@@ -140,24 +141,45 @@ def test_bad_sources_are_one_line_each(photos, tmp_path, encoder, refuses):
         calibrate_images(given(), other)
 
 
-def test_a_hub_dataset_gives_its_column_of_images(monkeypatch, encoder, refuses):
-    class Stream(list):
-        def shuffle(self, seed, buffer_size):
-            return iter(self)
+def test_files_that_hold_no_image_are_passed_over(photos, tmp_path, encoder, refuses, caplog):
+    broken = Path(shutil.copytree(photos, tmp_path / "broken"))
+    (broken / "bad.png").write_bytes((broken / "4.png").read_bytes()[:60])
+    images, _ = calibrate_images(given(images=str(broken), samples=13), encoder("vit"))
+    assert len(images) == 12
+    assert "1 records passed over, the first: " in caplog.text and "bad.png: not a readable image" in caplog.text
+    for path in broken.iterdir():
+        path.write_bytes(b"no image") if path.is_file() else shutil.rmtree(path)
+    with refuses("not a readable image"):
+        calibrate_images(given(images=str(broken)), encoder("vit"))
 
-    seen = {}
+
+def test_a_hub_dataset_gives_its_column_of_images(monkeypatch, encoder, refuses, caplog):
+    """Its records in no other order; those of which no image can be made are passed over."""
+    import datasets
+
+    stored = []
+    for number in range(4):
+        generated(0, number).save(file := io.BytesIO(), "PNG")
+        stored.append(file.getvalue())
+    rows = [{"image": {"bytes": one, "path": None}, "label": 1} for one in (*stored, stored[0][:60])]
+    rows.append({"image": None, "label": 1})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    seen = []
 
     def load_dataset(*args, **options):
-        seen["args"] = args
-        return Stream({"image": generated(0, number), "label": number} for number in range(4))
+        seen.append(args)
+        return datasets.IterableDataset.from_generator(lambda: iter(rows), features=features)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    images, record = calibrate_images(given(images="owner/pictures", samples=3), encoder("vit"))
-    assert len(images) == 3 and record["column"] == "image"
-    assert seen["args"] == ("owner/pictures", None)
-    assert torch.equal(images.pixels, calibrate_images(given(samples=3), encoder("vit"))[0].pixels)
-    with refuses("no images in column 'label'", "image, label"):
+    images, record = calibrate_images(given(images="owner/pictures", samples=6), encoder("vit"))
+    assert len(images) == 4 and record["column"] == "image" and seen == [("owner/pictures", None)]
+    assert "owner/pictures: 2 records passed over" in caplog.text and "4 images found, 6 asked for" in caplog.text
+    order = [row.sum().item() for row in calibrate_images(given(samples=4), encoder("vit"))[0].pixels]
+    assert sorted(row.sum().item() for row in images.pixels) == sorted(order)
+    with refuses("no image in column 'label'"):
         calibrate_images(given(images="owner/pictures", column="label"), encoder("vit"))
+    with refuses("no column 'picture'; its columns: image, label"):
+        calibrate_images(given(images="owner/pictures", column="picture"), encoder("vit"))
 
 
 def test_images_in_the_config(refuses):
@@ -168,6 +190,8 @@ def test_images_in_the_config(refuses):
         ({"dataset": "micro", "images": "generated"}, "give either dataset (text) or images"),
         ({"images": "generated", "tokens": 64}, "images take no tokens"),
         ({"images": "generated", "pack": True}, "images take no pack"),
+        ({"images": "generated", "split": "test"}, "generated takes no split; drop it"),
+        ({"images": "generated", "column": "x", "name": "x"}, "generated takes no column, name; drop it"),
     ):
         with refuses(message):
             validated(CalibrationConfig, options, "config")

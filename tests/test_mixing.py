@@ -121,7 +121,7 @@ WRONG = {
     "long answers": ({"a": {"prompts": "text", "tokens": 512}}, "a: answers of 512 tokens leave no prompt in"),
     "two": ({"a": {"dataset": "x", "mix": {"text": 1}}}, "a: give either dataset (text) or images, or mix or prompts"),
     "template and column": ({"a": {"dataset": "x", "template": "{b}", "column": "b"}}, "template takes the place of"),
-    "template of .txt": ({"a": {"dataset": "x.txt", "template": "{b}"}}, "x.txt has no columns for a template"),
+    "template of .txt": ({"a": {"dataset": "x.txt", "template": "{b}"}}, "x.txt takes no template; drop it"),
 }  # fmt: skip
 
 

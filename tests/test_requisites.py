@@ -190,7 +190,7 @@ def test_everything_that_is_wrong_is_told_at_once(fake, config, include):
         ("calibrations.column: owner/text: no column 'body'; its columns: text, chat, n",),
         ("calibrations.template: owner/text: no column 'answer'",),
         ("calibrations.chat: owner/text: column 'n' holds int, not a list of turns",),
-        ("calibrations.pictures: owner/text: no images in column 'n'",),
+        ("calibrations.pictures: owner/text: no image in column 'n'",),
         ("calibrations.pictures on models.m: ", "a language model, which cannot be calibrated on images"),
         ("calibrations.long on models.m: ", "sequences of 9000 tokens, but the model takes 8192"),
         ("cuts.all on models.m: ", "cannot remove 32 of 32 blocks"),

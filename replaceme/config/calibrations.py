@@ -1,5 +1,6 @@
 """The sections `models` and `calibrations`."""
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,15 +11,32 @@ from replaceme.templates import template_columns
 Weight = Annotated[float, Field(gt=0, le=1e9)]
 FORWARD = ("batch_size", "dtype", "streaming", "load_in_4bit")  # the keys that forward passes over a calibration go by
 MICRO = ("micro", "micro-training")  # the embedded generator's
+GENERATED = "generated"  # images of our own
 # what a calibration that is made of others may still say
 OF_ANY = {"samples", "seed", "shards", *FORWARD}
 ALLOWED = {"images": OF_ANY | {"name", "revision", "split", "column"}, "mix": OF_ANY}
 ALLOWED["prompts"] = OF_ANY | {"tokens", "generation"}
+OF_HUB = {"name", "revision", "split"}  # what a file has none of
+OF_RECORDS = {"column", "conversations", "template"}  # what running text has none of
 
 
 def packed_alone(dataset: str) -> bool:
     """Whether a dataset is running text without columns, whose documents are joined unless told otherwise."""
-    return dataset in MICRO or dataset.endswith(".txt")
+    return dataset in MICRO or suffix_of(dataset) == ".txt"
+
+
+def meaningless(dataset: str) -> set[str]:
+    """The keys that say nothing about a dataset of text of this kind."""
+    if suffix_of(dataset) in (".jsonl", ".json", ".parquet"):
+        return OF_HUB
+    if not packed_alone(dataset):
+        return set()
+    return (OF_HUB - {"name"} if dataset == "micro" else OF_HUB) | OF_RECORDS
+
+
+def suffix_of(dataset: str) -> str:
+    """The ending of a file's name in small letters, `.jsonl`; nothing where it has none."""
+    return PurePath(dataset).suffix.lower()
 
 
 class ModelConfig(Strict):
@@ -123,15 +141,18 @@ class CalibrationConfig(Strict):
         if foreign:
             verb = "takes" if kind in ("dataset", "mix") else "take"
             raise ValueError(f"{kind} {verb} no {', '.join(sorted(foreign))}; drop it")
+        nothing = meaningless(self.dataset) if kind == "dataset" else set()
+        if self.images == GENERATED:
+            nothing = OF_HUB | OF_RECORDS
+        if changed & nothing:
+            raise ValueError(f"{self.source} takes no {', '.join(sorted(changed & nothing))}; drop it")
         return self
 
     @model_validator(mode="after")
     def _one_kind_of_text(self) -> "CalibrationConfig":
-        given = [key for key in ("column", "conversations") if getattr(self, key) is not None]
-        if self.template is not None and given:
-            raise ValueError(f"template takes the place of {' and '.join(given)}; keep one of them")
-        if self.template is not None and self.dataset is not None and packed_alone(self.dataset):
-            raise ValueError(f"{self.dataset} has no columns for a template; drop it")
+        given = [key for key in ("column", "conversations", "template") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[-1]} takes the place of {' and '.join(given[:-1])}; keep one of them")
         if self.prompts is not None and self.generation.new_tokens >= self.tokens:
             raise ValueError(
                 f"answers of {self.generation.new_tokens} tokens leave no prompt in sequences of {self.tokens}; "
@@ -154,6 +175,13 @@ class CalibrationConfig(Strict):
     def source_column(self) -> str:
         """The column of the text or of the images."""
         return self.column or ("text" if self.images is None else "image")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        if self.template is not None:
+            return tuple(dict.fromkeys(template_columns(self.template)))
+        return (self.conversations or self.source_column,)
 
     def prompts_from(self, source: "CalibrationConfig") -> "CalibrationConfig":
         """Where the prompts of this calibration, whose `prompts` names `source`, are read from, and how many."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from hostile.stage import CHECK, Case
 
-from replaceme.text_files import LARGEST_TEXT, LONGEST_LINE
+from replaceme.record_files import LONGEST_LINE
+from replaceme.text_files import LARGEST_TEXT
 
 OUT = ("--out", "out")
 
@@ -93,20 +94,20 @@ CASES = {
     "empty": case("a.jsonl", b"", "a.jsonl: empty", "give another file"),
     "empty text": case("a.txt", b" \n\n", "no text left", "check dataset and column"),
     "nothing but null": case(
-        "a.jsonl", lines({"text": None}, {"text": None}), "no text left", "check dataset and column"
+        "a.jsonl", lines({"text": None}, {"text": None}), "no text in column 'text'", "name another one by `column`"
     ),
     "binary": case("a.jsonl", bytes(range(128, 256)) * 20, "line 1: not UTF-8 text", MEND),
     "binary text": case("a.txt", b"\x7fELF\xff\xfe", "not UTF-8 text (byte 4)", "save it as UTF-8"),
     "Latin-1": case("a.jsonl", GOOD + b'{"text": "caf\xe9"}\n', "line 3: not UTF-8 text", MEND),
-    "UTF-16": case("a.txt", "w1 w2".encode("utf-16"), "not UTF-8 text (byte 0)", "save it as UTF-8"),
+    "UTF-16": case("a.txt", "w1 w2".encode("utf-16"), "not UTF-8 text (UTF-16)", "save it as UTF-8"),
     "broken in a line": case("a.jsonl", GOOD + b'{"text": \n' + GOOD, "line 3: not JSON", MEND),
     "cut off in a line": case("a.jsonl", GOOD + b'{"text": "w1', "line 3: not JSON", MEND),
     "list in a line": case("a.jsonl", GOOD + b'["w1"]\n', "line 3: not a record", MEND),
     "nested without end": case("a.jsonl", GOOD + b"[" * 100_000 + b"\n", "line 3: not JSON (nested too deeply)", MEND),
-    "a line of a gigabyte": case(
-        "a.jsonl", sparse("a.jsonl", GOOD, 1 << 30), "line 3 is longer than 64 MB", "split it"
+    "a line without end": case(
+        "a.jsonl", sparse("a.jsonl", GOOD, LONGEST_LINE + 9), "line 3 is longer than 64 MB", "split it"
     ),
-    "a line of a gigabyte at once": case("a.json", sparse("a.json", b"", 1 << 30), "line 1 is longer than", "split it"),
+    "a gigabyte of nothing": case("a.json", sparse("a.json", b"", 1 << 30), "line 1: not JSON", MEND),
     "a text of a gigabyte": case("a.txt", sparse("a.txt", b"w1", 1 << 30), "tokenised whole", "make it a .jsonl file"),
     "Parquet cut off": case(
         "a.parquet", parquet("a.parquet", lambda raw: raw[:-50]), "cannot read", "is the file whole?"
