@@ -88,7 +88,7 @@ def test_what_cannot_be_foreseen_is_done_step_by_step(llama):
     whole = object()
     by_distance, fit = CutConfig(**CUTS["cosine"]), FitConfig()
     assert foresight.can_foresee(by_distance, fit, whole)
-    for cut in ({"blocks": 2}, {"blocks": 2, "start": 2, "metric": "cosine"}):
+    for cut in ({"blocks": 2}, {"blocks": 2, "start": 2}):
         assert not foresight.can_foresee(CutConfig(**cut), fit, whole)
     for other in ({"ridge": "auto"}, {"placement": "down_proj", "recycle": 0.25}):
         assert not foresight.can_foresee(by_distance, FitConfig(**other), whole)

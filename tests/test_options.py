@@ -25,20 +25,19 @@ DTYPES = ["auto", "bfloat16", "float16", "float32"]
 
 
 def cuts(size):
-    return st.builds(
-        schema.CutConfig,
-        **size,
-        start=MAYBE_COUNT,
-        metric=st.sampled_from(["cosine", "angular"]),
-        position=st.sampled_from(["all", "last"]),
-        samples=MAYBE_COUNT,
-    ) | st.builds(schema.CutConfig, **size, start=MAYBE_COUNT, metric=st.sampled_from(["residual", "cosine_after_fit"]))
+    by_distance = {
+        "metric": st.sampled_from(["cosine", "angular"]),
+        "position": st.sampled_from(["all", "last"]),
+        "samples": st.none(),
+    }
+    after_fit = {"metric": st.sampled_from(["residual", "cosine_after_fit"]), "samples": MAYBE_COUNT}
+    return st.one_of(st.builds(schema.CutConfig, **size, **how) for how in ({"start": COUNT}, by_distance, after_fit))
 
 
 SECTIONS = {
     "model": st.builds(schema.ModelConfig, source=TEXT, revision=MAYBE_TEXT),
     "calibration": st.builds(
-        schema.CalibrationConfig, dataset=TEXT, name=MAYBE_TEXT, revision=MAYBE_TEXT, split=TEXT, column=TEXT,
+        schema.CalibrationConfig, dataset=TEXT, name=MAYBE_TEXT, revision=MAYBE_TEXT, split=TEXT,
         conversations=MAYBE_TEXT, samples=COUNT, tokens=COUNT, pack=st.none() | st.booleans(),
         seed=st.integers(0, 2**31 - 1), shards=COUNT, batch_size=COUNT, dtype=st.sampled_from([*DTYPES, "float64"]),
     ),

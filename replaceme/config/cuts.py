@@ -98,6 +98,11 @@ class CutConfig(Strict):
         measured = (*REPRESENTATIONS, *POST_FIT_METRICS, *UNREPAIRED_METRICS, "output")
         if self.metric in measured and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
+        by_hand = [name for name in ("metric", "position", "samples") if self._given(name)]
+        if self.start is not None and by_hand:
+            raise ValueError(f"start places the cut by hand, nothing is measured; drop {by_hand[0]}")
+        if self.metric not in (*POST_FIT_METRICS, *UNREPAIRED_METRICS, "output") and self.samples not in (64, None):
+            raise ValueError(f"metric {self.metric} is of the whole calibration text; drop samples")
         return self
 
     @model_validator(mode="after")
