@@ -1,4 +1,4 @@
-"""lm-eval's side of an evaluation: load tasks (local YAMLs without network), run the model on them.
+"""lm-eval's side of an evaluation: tasks with their data (local YAMLs without network), and its wrapper of a model.
 
 Tasks of the user's own are YAML files in an `include` folder; in them a relative path of `data_files` means relative
 to the YAML's folder. A group or tag of lm-eval stands for the pool of its tasks: every item counts alike, which is what
@@ -8,16 +8,13 @@ lm-eval's groups mean by `weight_by_size: true`.
 import contextlib
 import functools
 import logging
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from replaceme.errors import ReplaceMeError, first_line
-from replaceme.task_index import FILE_FORMATS, Include, folders_of, leaves, weighs_tasks_alike
+from replaceme.errors import ReplaceMeError, first_line, printable
+from replaceme.task_index import FILE_FORMATS, Include, own_tasks, weighs_tasks_alike
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -41,7 +38,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_bar() -> Iterator[None]:
+def one_bar() -> Iterator[None]:
     """One progress bar on stderr, with the pace of `replaceme.progress`, for the many of lm-eval and datasets."""
     import datasets
     import lm_eval.api.task
@@ -61,7 +58,7 @@ def _one_bar() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _templates_compiled_once() -> Iterator[None]:
+def compiled_once() -> Iterator[None]:
     """lm-eval compiles a task's templates anew for each of its items, a millisecond each time."""
     from lm_eval.utils import env
 
@@ -79,11 +76,8 @@ def load_tasks(
 
     Arrow copies of local data files go to `cache`, not to the user's home.
     """
-    folders = [folder.resolve() for folder in folders_of(include)]
-    for leaf in {leaf for name in fewshot for leaf in leaves(manager, name) or []}:
-        entry = manager.task_index[leaf]
-        if entry.yaml_path and any(entry.yaml_path.resolve().is_relative_to(folder) for folder in folders):
-            _anchor(entry, leaf, str(cache))
+    for leaf in own_tasks(manager, list(fewshot), include):
+        _anchor(manager.task_index[leaf], leaf, str(cache))
     tasks: Tasks = {}
     for name, shots in fewshot.items():
         if weighs_tasks_alike(manager, name):
@@ -102,15 +96,23 @@ def load_tasks(
 
 def _load(manager: "TaskManager", name: str) -> list["Task"]:
     try:
-        with _one_bar(), _templates_compiled_once():
+        with one_bar(), compiled_once():
             return list(manager.load([name])["tasks"].values())
     except ReplaceMeError:
         raise
     except Exception as error:  # a hub, a file or a YAML: each raises types of its own
         raise ReplaceMeError(
-            f"evaluation task {name!r} cannot be loaded ({type(error).__name__}: {first_line(error)}); check its "
-            "YAML and data, and the network if its data lie on the Hub"
+            f"evaluation task {name!r} cannot be loaded ({_reason(error)}); check its YAML and data, and the "
+            "network if its data lie on the Hub"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return f"there is no {printable(error.args[0])!r}, a split or a column"
+    if isinstance(error, IndexError) and "size 0" in str(error):
+        return "the split that is evaluated has no items"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _check_distinct(tasks: Tasks) -> None:
@@ -163,35 +165,6 @@ def _absolute(files: Any, folder: Path, task: str) -> Any:
 def language_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> Any:
     """lm-eval's wrapper of a loaded model."""
     with quiet(logging.ERROR):  # it warns that a loaded model ignores its own loading options
-        from lm_eval.models.huggingface import HFLM
+        from replaceme.prefixes import LanguageModel
 
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-
-
-def run(lm: Any, tasks: Tasks, limit: int | None) -> dict[str, list[dict[str, Any]]]:
-    """Every item of every task as lm-eval scored it, by the task's own name; no aggregation, no bootstrap.
-
-    Raises ReplaceMeError when a log-likelihood is not finite: lm-eval would count such an item as an answer.
-    """
-    from lm_eval.evaluator import evaluate
-
-    flat = {task.task_name: task for members in tasks.values() for task in members}
-    try:
-        with _one_bar(), _templates_compiled_once():
-            answer = evaluate(lm=lm, task_dict={"tasks": flat}, limit=limit, bootstrap_iters=0, log_samples=True)
-    except (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError) as error:
-        # what templates and functions of a task raise on a document that they were not made for
-        raise ReplaceMeError(
-            f"evaluation tasks {', '.join(flat)}: cannot be run ({type(error).__name__}: {first_line(error)}); check "
-            "its YAML and data, and that the tokenizer is the model's"
-        ) from error
-    for name, samples in answer["samples"].items():
-        for sample in samples:
-            for response in sample["filtered_resps"]:
-                score = response[0] if isinstance(response, tuple | list) else response
-                if isinstance(score, float) and not math.isfinite(score):
-                    raise ReplaceMeError(
-                        f"evaluation task {name!r}, item {sample['doc_id']}: the model's log-likelihood is {score}; "
-                        "its weights or its dtype are broken"
-                    )
-    return answer["samples"]
+        return LanguageModel(model, tokenizer, batch_size)

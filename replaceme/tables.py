@@ -176,7 +176,8 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     average, perplexity = result.evaluation["average"], result.evaluation["perplexity"]
     if average is not None:
         record["average"], record["average_stderr"] = average["value"], average["stderr"]
-        record["rp"] = 100 * average["value"] / reference.evaluation["average"]["value"]
+        whole = reference.evaluation["average"]["value"]
+        record["rp"] = 100 * average["value"] / whole if whole else None
     if perplexity is not None:
         record["perplexity"], record["perplexity_stderr"] = perplexity["value"], perplexity["stderr"]
     record["residual"] = result.fit.get("residual")
@@ -204,7 +205,7 @@ def _differences(result: _Result, identity: _Result) -> dict[str, float | None]:
     for name in counted:
         _check_same(result, identity, ours["tasks"][name], theirs["tasks"].get(name), name)
     pairs = [(ours["tasks"][name]["items"], theirs["tasks"][name]["items"]) for name in counted]
-    if pairs and all(isinstance(items[0], float) for items, _ in pairs):
+    if pairs and all(isinstance(item, float) for pair in pairs for items in pair for item in items):
         estimate = uncertainty.average([uncertainty.paired_mean(*pair) for pair in pairs])
         found["average_vs_identity"], found["average_vs_identity_stderr"] = estimate
     if ours["perplexity"] is not None:

@@ -149,6 +149,13 @@ def _is_local_data(config: Mapping[str, Any], yaml_path: Path | None) -> bool:
     return Path(path).is_dir() or bool(yaml_path and (yaml_path.parent / path).is_dir())
 
 
+def own_tasks(manager: "TaskManager", names: Sequence[str], include: Include) -> set[str]:
+    """The tasks among those for which `names` stand that are YAML files of an `include` folder."""
+    folders = [folder.resolve() for folder in folders_of(include)]
+    paths = {leaf: manager.task_index[leaf].yaml_path for name in names for leaf in leaves(manager, name) or []}
+    return {leaf for leaf, path in paths.items() if path and any(path.resolve().is_relative_to(one) for one in folders)}
+
+
 def weighs_tasks_alike(manager: "TaskManager", name: str) -> bool:
     """Whether a group asks for the mean over its tasks, rather than over the items of all of them."""
     rules = (manager.task_index[name].cfg or {}).get("aggregate_metric_list") or []
