@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError, first_line
+from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.harness import compiled_once, one_bar
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _item(task: "Task", number: int, requests: "list[Instance]") -> Item:
 
 def said(error: BaseException) -> str:
     """What an error of a task's code is, on one line."""
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {in_one_line(error)}"
 
 
 def answer(lm: Any, asked: Sequence[Asked]) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from replaceme.config import CalibrationConfig
-from replaceme.errors import UnusableError, first_line
+from replaceme.errors import UnusableError, in_one_line
 from replaceme.samples import column_of
 from replaceme.templates import as_text
 
@@ -30,7 +30,7 @@ def chat(messages: list[dict[str, str]], tokenizer: Any, dataset: str, answer: b
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
     except Exception as error:  # templates raise jinja2's errors, on roles that do not alternate for instance
         raise UnusableError(
-            f"{dataset}: the model's chat template refuses a conversation ({first_line(error)})"
+            f"{dataset}: the model's chat template refuses a conversation ({in_one_line(error)})"
         ) from error
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+LONGEST = 400  # characters of what an error of another library says
+
 
 class ReplaceMeError(Exception):
     """Bad input or a bad environment; the command line prints the message alone and exits with 1."""
@@ -31,7 +33,7 @@ def printable(text: Any) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
-def first_line(error: Exception) -> str:
-    """What an error of another library says first, or else its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(lines[0] if lines else type(error).__name__)
+def in_one_line(error: Exception | str) -> str:
+    """What an error of another library says, of many lines too, or else its type; of a long text both ends."""
+    line = printable(" ".join(str(error).split())) or type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

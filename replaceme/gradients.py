@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.errors import ReplaceMeError, in_one_line
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def backward(loss: torch.Tensor) -> None:
         if "deterministic" not in str(error):
             raise
         raise ReplaceMeError(
-            f"gradients: not the same on every run of this GPU: {str(error).splitlines()[0]}; compute on `device: cpu`"
+            f"gradients: not the same on every run of this GPU: {in_one_line(error)}; compute on `device: cpu`"
         ) from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError, first_line, printable
+from replaceme.errors import ReplaceMeError, in_one_line, printable
 from replaceme.task_index import FILE_FORMATS, Include, own_tasks, weighs_tasks_alike
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _reason(error: Exception) -> str:
         return f"there is no {printable(error.args[0])!r}, a split or a column"
     if isinstance(error, IndexError) and "size 0" in str(error):
         return "the split that is evaluated has no items"
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {in_one_line(error)}"
 
 
 def _check_distinct(tasks: Tasks) -> None:
@@ -135,7 +135,7 @@ def _anchor(entry: Any, name: str, cache: str) -> None:
         config = load_yaml(entry.yaml_path, resolve_func=True)
     except Exception as error:  # a !function of the user's may fail in any way
         raise ReplaceMeError(
-            f"{entry.yaml_path}: cannot be read ({first_line(error)}); check it and what it names"
+            f"{entry.yaml_path}: cannot be read ({in_one_line(error)}); check it and what it names"
         ) from error
     kwargs = dict(config.get("dataset_kwargs") or {})
     if config.get("dataset_path") in FILE_FORMATS:

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from replaceme.checkpoints import read_config
-from replaceme.errors import ReplaceMeError, printable
+from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.outline import Outline, estimated_outline
 from replaceme.text_files import read_lines
 
@@ -72,8 +72,8 @@ def repository(kind: str, name: str, revision: str | None) -> Repository:
 
 
 def as_reported(error: Exception, name: str) -> Exception:
-    """Unreachable for an error of the connection or of the server, else a ReplaceMeError with its first line."""
-    reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    """Unreachable for an error of the connection or of the server, else a ReplaceMeError with what it says."""
+    reason = in_one_line(error)
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ or chain[-1].__context__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)
@@ -148,8 +148,9 @@ def first_records(source: str, name: str | None, revision: str | None, split: st
         reported = as_reported(error, source)
         if isinstance(reported, Unreachable):
             raise reported from error
-        reason = printable((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise ReplaceMeError(f"{source}: cannot read split {split!r} ({reason}); check name and split") from error
+        raise ReplaceMeError(
+            f"{source}: cannot read split {split!r} ({in_one_line(error)}); check name and split"
+        ) from error
     if not records:
         raise ReplaceMeError(f"{source}: split {split!r} is empty; take another")
     return records

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from replaceme.checkpoints import is_local, read_config
 from replaceme.config import CalibrationConfig
 from replaceme.config.calibrations import GENERATED, OF_HUB
-from replaceme.errors import ReplaceMeError, UnusableError, first_line
+from replaceme.errors import ReplaceMeError, UnusableError, in_one_line
 from replaceme.models import family_of
 from replaceme.progress import progress
 from replaceme.samples import PassedOver, Samples, column_of, stream
@@ -170,7 +170,7 @@ def image_processor(folder: str | Path) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        raise ReplaceMeError(f"{folder}: no usable preprocessor_config.json ({first_line(error)})") from error
+        raise ReplaceMeError(f"{folder}: no usable preprocessor_config.json ({in_one_line(error)})") from error
 
 
 def pixel_values(processor: Any, image: "Image", folder: str | Path) -> "torch.Tensor":
@@ -178,7 +178,7 @@ def pixel_values(processor: Any, image: "Image", folder: str | Path) -> "torch.T
     try:
         return processor(images=image, return_tensors="pt")["pixel_values"][0].float()
     except (ValueError, TypeError, KeyError) as error:
-        raise UnusableError(f"{folder}: its image processor refuses an image ({first_line(error)})") from error
+        raise UnusableError(f"{folder}: its image processor refuses an image ({in_one_line(error)})") from error
 
 
 def generated(seed: int, number: int) -> "Image":

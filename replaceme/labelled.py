@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.checkpoints import is_local
 from replaceme.config import ZeroShotConfig
 from replaceme.config.evaluations import METRICS
-from replaceme.errors import ReplaceMeError, first_line
+from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.images import SUFFIXES, image_files, opened
 from replaceme.text_files import decoded, read_lines
 
@@ -150,7 +150,9 @@ def _unpacked(path: Path) -> Iterator[tuple[str, bytes]]:
                 if member.isfile():
                     yield member.name.removeprefix("./"), archive.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ReplaceMeError(f"{path}: not a readable tar file ({error}); make or download it again") from error
+        raise ReplaceMeError(
+            f"{path}: not a readable tar file ({in_one_line(error)}); make or download it again"
+        ) from error
 
 
 def tars_of(place: Path) -> list[Path]:
@@ -185,7 +187,7 @@ def _downloaded(config: ZeroShotConfig) -> Path:
         )
     except Exception as error:  # the hub raises many types: offline, missing, gated, time-out
         raise ReplaceMeError(
-            f"{config.images}: neither a local folder nor reachable on the Hub ({first_line(error)})"
+            f"{config.images}: neither a local folder nor reachable on the Hub ({in_one_line(error)})"
         ) from error
 
 

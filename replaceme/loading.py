@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import open_checkpoint, read_config
-from replaceme.errors import ReplaceMeError, first_line
+from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.models import has_text_tower, is_encoder
 from replaceme.quantised import in_4bit, keep_unpacked
 from replaceme.separate import check_code, is_separate, original_config
@@ -105,7 +105,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **given)
     except Exception as error:  # of several libraries, and what a broken file makes them raise can be anything
         raise ReplaceMeError(
-            f"{folder}: no usable tokenizer ({first_line(error)}); put tokenizer.json and tokenizer_config.json of "
+            f"{folder}: no usable tokenizer ({in_one_line(error)}); put tokenizer.json and tokenizer_config.json of "
             "this model there"
         ) from error
 
@@ -141,7 +141,7 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: He
     except Exception as error:  # a config.json that is wrong in some entry can make it raise anything
         # it lists such tensors on the screen, which is silent here
         mismatched = "ignore_mismatched_sizes" in str(error)
-        reason = "tensors have other shapes than config.json says" if mismatched else first_line(error)
+        reason = "tensors have other shapes than config.json says" if mismatched else in_one_line(error)
         raise ReplaceMeError(
             f"{folder}: transformers cannot load it ({reason}); are config.json and weights of one model?"
         ) from error

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from replaceme.errors import ReplaceMeError, printable
+from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.redaction import redacted
 
 PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not checked"
@@ -20,7 +20,7 @@ def outcome(check: Callable[..., dict[str, Any] | None], *arguments: Any) -> dic
     except NotChecked as reason:
         return not_checked(str(reason))
     except ReplaceMeError as error:
-        return {"outcome": FAILED, "reason": redacted(printable(str(error).splitlines()[0]))}
+        return {"outcome": FAILED, "reason": redacted(in_one_line(error))}
 
 
 def not_checked(reason: str) -> dict[str, Any]:

@@ -44,12 +44,12 @@ def reply(work: Path) -> None:
 
 
 def _part(answer: dict[str, str | None], name: str, run: Callable[[], Any]) -> Any:
-    """Run a part of the answer and note in one line why it cannot be had."""
+    """Run a part of the answer and note why it cannot be had."""
     answer[name] = None
     try:
         return run()
     except Exception as error:  # transformers raises many types
-        answer[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        answer[name] = str(error).strip() or type(error).__name__
         return None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from replaceme.config.calibrations import suffix_of
-from replaceme.errors import ReplaceMeError, first_line, printable
+from replaceme.errors import ReplaceMeError, in_one_line, printable
 from replaceme.samples import check_names
 from replaceme.text_files import check_mark, decoded
 
@@ -184,4 +184,4 @@ def _of_parquet(path: str, columns: tuple[str, ...] | None) -> Iterator[dict[str
             for batch in file.iter_batches(AT_A_TIME, columns=known):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ReplaceMeError(f"{path}: cannot read the dataset ({first_line(error)}); is the file whole?") from error
+        raise ReplaceMeError(f"{path}: cannot read the dataset ({in_one_line(error)}); is the file whole?") from error

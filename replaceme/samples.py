@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from replaceme.config import CalibrationConfig
-from replaceme.errors import ReplaceMeError, UnusableError, first_line, printable
+from replaceme.errors import ReplaceMeError, UnusableError, in_one_line, printable
 from replaceme.files import save_tensors
 from replaceme.offline import offline
 
@@ -118,7 +118,7 @@ def stream(config: CalibrationConfig, buffer: int) -> Iterator[dict]:
         raise
     except Exception as error:  # datasets and the hub raise many types: offline, missing, broken files
         raise ReplaceMeError(
-            f"{source}: cannot read the dataset ({first_line(error)}); check id, name, split and revision, and the "
+            f"{source}: cannot read the dataset ({in_one_line(error)}); check id, name, split and revision, and the "
             "network"
         ) from error
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError, first_line
+from replaceme.errors import ReplaceMeError, in_one_line
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -125,7 +125,7 @@ def _unknown(name: str, folders: Sequence[Path], known: Sequence[str]) -> str:
         try:
             load_yaml(path, resolve_func=False)
         except (yaml.YAMLError, ValueError, OSError) as error:
-            return f"evaluation task {name!r} not found, and {path} cannot be read ({first_line(error)}); check it"
+            return f"evaluation task {name!r} not found, and {path} cannot be read ({in_one_line(error)}); check it"
     where = ", ".join(str(folder) for folder in folders) or "none given"
     close = get_close_matches(name, known, n=3)
     hint = f"; close: {', '.join(close)}" if close else ""
