@@ -7,6 +7,8 @@ when called.
 import os
 from importlib.metadata import PackageNotFoundError, version
 
+from replaceme.errors import ReplaceMeError
+
 # cuBLAS gives the same bits on every run then; it reads this when a process first uses it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -15,7 +17,7 @@ try:
 except PackageNotFoundError:  # a source tree used in place, without installation
     __version__ = "0+unknown"
 
-__all__ = ["heal", "prune"]
+__all__ = ["ReplaceMeError", "heal", "prune"]
 
 
 def __getattr__(name: str):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.arguments import check_arguments, checked_text
 from replaceme.checkpoints import model_sha256, read_config, resolve
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
 from replaceme.errors import ReplaceMeError
@@ -68,6 +69,10 @@ def prune(
     )
     from replaceme.writing import check_out, merging
 
+    given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
+    of_size = {"blocks": blocks, "ratio": ratio, "cut": cut, "fit": fit}
+    check_arguments("prune", source=source, revision=revision, images=images, **of_size, **given)
+    texts = checked_text("prune", calibration, texts, images)
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
@@ -76,7 +81,7 @@ def prune(
     check_out(record["folder"], out)
     possible_spans(cut, record)
     config = read_config(record["folder"])
-    calibration, texts = _calibration(calibration, texts, images, longest_sequence(config, str(source)))
+    calibration = _calibration(calibration, texts, images, longest_sequence(config, str(source)))
     check_calibration(config, calibration, str(source))
     check_cut(config, cut, str(source))
     check_length(config, calibration.tokens, str(source))
@@ -128,44 +133,36 @@ def heal(
     from replaceme.healing import Output, heal_checkpoint
     from replaceme.models import longest_sequence, pick_device
 
+    given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
+    check_arguments("heal", folder=folder, training=training, **given)
+    texts = checked_text("heal", calibration, texts, None)
     longest = longest_sequence(read_config(folder), str(folder))
-    calibration, texts = _calibration(calibration, texts, None, longest)
+    calibration = _calibration(calibration, texts, None, longest)
     tokens, metadata = _tokens(calibration, texts, str(folder))
     output = Output(out, verify=verify)
     return heal_checkpoint(folder, tokens, metadata, training, output, pick_device(device), gpus)
 
 
 def _calibration(
-    calibration: CalibrationConfig | None,
-    texts: Iterable[str] | str | Path | None,
-    images: str | Path | None,
-    longest: int | None,
-) -> tuple[CalibrationConfig, list[str] | None]:
-    """The calibration section, and the texts where they were given as strings."""
-    if sum(given is not None for given in (calibration, texts, images)) != 1:
-        raise ReplaceMeError("give either texts or calibration (for an encoder: images or calibration)")
+    calibration: CalibrationConfig | None, texts: list[str] | str | None, images: str | Path | None, longest: int | None
+) -> CalibrationConfig:
+    """The section that was given, or that of texts or images."""
     if calibration is not None:
-        if calibration.dataset is None and calibration.images is None:
-            raise ReplaceMeError(
-                "prune: mix and prompts name calibrations of a config.yaml; use the workflow, or the steps `mix` and "
-                "`generate`"
-            )
-        return calibration, None
+        return calibration
     if images is not None:
-        return CalibrationConfig(images=str(images)), None
+        return CalibrationConfig(images=str(images))
     usual = CalibrationConfig.model_fields["tokens"].default
     length = min(usual, longest or usual)
-    if isinstance(texts, str | Path):
-        return CalibrationConfig(dataset=str(texts), tokens=length), None
-    texts = list(texts)
-    return CalibrationConfig(dataset="texts given", samples=max(1, len(texts)), tokens=length), texts
+    if isinstance(texts, str):
+        return CalibrationConfig(dataset=texts, tokens=length)
+    return CalibrationConfig(dataset="texts given", samples=max(1, len(texts)), tokens=length)
 
 
-def _tokens(calibration: CalibrationConfig, texts: list[str] | None, folder: str):
+def _tokens(calibration: CalibrationConfig, texts: list[str] | str | None, folder: str):
     from replaceme.data import calibration_for, check_vocabulary, tokens_from_texts
     from replaceme.loading import load_tokenizer
 
-    if texts is None:
+    if not isinstance(texts, list):
         return calibration_for(folder, calibration)
     tokens = tokens_from_texts(texts, load_tokenizer(folder), calibration.samples, calibration.tokens)
     check_vocabulary(tokens, read_config(folder), str(folder))

@@ -43,7 +43,7 @@ def _explain(schema: type[BaseModel], item: dict) -> str:
             f"at most {LONGEST_NAME} characters"
         )
     message = item["msg"].removeprefix("Value error, ")
-    shown = "" if item["type"] == "value_error" else f" (found {_shortened(item['input'])})"
+    shown = "" if item["type"] == "value_error" else f" (found {shortened(item['input'])})"
     return f"{where}: {printable(message)}{shown}"
 
 
@@ -53,10 +53,10 @@ def _short(part: Any) -> str:
     return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
 
 
-def _shortened(value: Any) -> str:
-    """A value as Python writes it, cut to what fits in an error line."""
+def shortened(value: Any) -> str:
+    """A value as Python writes it, on one line and cut to what fits in it."""
     try:
-        text = repr(value)
+        text = printable(repr(value))
     except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
         text = type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."

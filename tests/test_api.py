@@ -1,5 +1,6 @@
 """`replaceme.prune` from end to end."""
 
+import inspect
 import json
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import replaceme
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig
+from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
 
 # what comes out is looked at here; that it is verified is one test, and tests/test_verify.py
 prune = partial(replaceme.prune, verify=False)
@@ -145,6 +146,81 @@ BAD = {
     "ratio out of reach": ({"ratio": 0.99}, "ratio 0.99 is out of reach"),
     "a missing file": ({"texts": "none.txt", "blocks": 2}, "none.txt: no such file"),
 }
+
+
+class Failing:
+    """Texts of which the second cannot be had."""
+
+    def __iter__(self):
+        yield "w1"
+        raise KeyError("gone")
+
+
+PATH, TEXTS = "should be a valid string", "a list of strings, or a path, is needed"
+ARGUMENTS = {
+    "source": [(None, PATH), (3, PATH), (b"x", PATH), ("", "at least 1 character"), ("a\0b", "cannot be seen")],
+    "folder": [(None, PATH), (3, PATH), (["x"], PATH), ("", "at least 1 character")],
+    "out": [(None, PATH), (3, PATH), (True, PATH), ("", "at least 1 character"), ("x" * 300, "too long for a file")],
+    "revision": [(1, PATH), (b"main", PATH)],
+    "calibration": [({"dataset": "micro"}, "instance of CalibrationConfig (found {'dataset"), ("micro", "instance")],
+    "texts": [
+        ("a long text\nof lines " * 9, "no such file 'a long text\\nof lines"),
+        ("w1 w2 " * 2000, "no such file"),
+        ("owner/name", "no such file 'owner/name'; give the path of a file (.txt, .jsonl"),
+        (b"w1", TEXTS), (3, TEXTS), (True, TEXTS), ({"text": "w1"}, TEXTS), ({"w1"}, TEXTS), (len, TEXTS),
+        (["w1", None], "texts[1]: a string is needed (found None)"),
+        ([b"w1"], "texts[0]: a string is needed (found b'w1')"),
+        (["w1", ["w2"]], "texts[1]: a string is needed (found ['w2'])"),
+        (["w1", "w2\ud800"], "texts[1]: holds half a character"),
+        (Failing(), "texts[1]: cannot be had (KeyError: 'gone')"),
+    ],
+    "images": [(3, PATH), (["a.png"], PATH), (b"x", PATH)],
+    "blocks": [
+        ("2", "should be a valid integer (found '2')"), (2.0, "valid integer"), (True, "valid integer"),
+        (0, "greater than or equal to 1"), (-1, "greater than or equal to 1"), (10**12, "use at most"),
+    ],
+    "ratio": [
+        ("0.5", "should be a valid number"), (True, "valid number"), (1.5, "less than 1"), (-0.5, "greater than 0"),
+        (float("nan"), "finite number"),
+    ],
+    "cut": [({"blocks": 2}, "instance of CutConfig"), (FitConfig(), "instance of CutConfig")],
+    "fit": [({}, "instance of FitConfig"), ("full", "instance of FitConfig"), (FitConfig, "instance of FitConfig")],
+    "training": [({"train": "full"}, "instance of TrainingConfig"), (None, "instance of TrainingConfig")],
+    "device": [("gpu", "should be 'auto', 'cpu' or 'cuda'"), (0, "should be 'auto'"), (None, "should be 'auto'")],
+    "gpus": [(0, "greater than or equal to 1"), ("2", "valid integer"), (True, "valid integer")],
+    "verify": [("yes", "valid boolean"), (None, "valid boolean"), (1, "valid boolean")],
+}  # fmt: skip
+TRAINING = TrainingConfig(train="full", steps=1, learning_rate=1.0)
+USUAL = {
+    "prune": {"source": "nowhere", "out": "out", "texts": ["w1"], "blocks": 2},
+    "heal": {"folder": "nowhere", "out": "out", "texts": ["w1"], "training": TRAINING},
+}
+
+
+@pytest.mark.parametrize("function", USUAL)
+def test_every_argument_of_a_wrong_kind_is_one_line_before_any_work(refuses, monkeypatch, tmp_path, function):
+    """All that the public functions take, none left out."""
+    monkeypatch.setattr("replaceme.api.read_config", lambda *_: pytest.fail("the model was looked at"))
+    monkeypatch.setattr("replaceme.api.resolve", lambda *_: pytest.fail("the model was looked at"))
+    monkeypatch.chdir(tmp_path)
+    call = getattr(replaceme, function)
+    for name in inspect.signature(call).parameters:
+        for value, message in ARGUMENTS[name]:
+            given = {**USUAL[function], name: value}
+            for other, place in {"calibration": "texts", "images": "texts", "ratio": "blocks", "cut": "blocks"}.items():
+                if name == other:
+                    given.pop(place, None)
+            with refuses(f"{function}: {name}", message):
+                call(**given)
+    with refuses("nowhere.txt: no such file"):
+        call(**{**USUAL[function], "texts": "nowhere.txt"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_public_names(refuses):
+    assert replaceme.__all__ == ["ReplaceMeError", "heal", "prune"]
+    with pytest.raises(replaceme.ReplaceMeError, match="give either texts or calibration"):
+        replaceme.heal("x", out="y", training=TRAINING)
 
 
 @pytest.mark.parametrize("case", BAD)
