@@ -139,6 +139,7 @@ def heal(
     longest = longest_sequence(read_config(folder), str(folder))
     calibration = _calibration(calibration, texts, None, longest)
     tokens, metadata = _tokens(calibration, texts, str(folder))
+    metadata = {"tokens": calibration.tokens, **metadata}
     output = Output(out, verify=verify)
     return heal_checkpoint(folder, tokens, metadata, training, output, pick_device(device), gpus)
 

@@ -1,16 +1,24 @@
 """The parts of a healing: adapters merged, parameters in float32, the order of the sequences, schedules, options."""
 
+import json
+import shutil
 from itertools import pairwise
 
 import pytest
 import torch
 
+import replaceme
 from replaceme.checkpoints import open_checkpoint
-from replaceme.config import TrainingConfig
+from replaceme.config import CutConfig, TrainingConfig
+from replaceme.data import stack
+from replaceme.healing.endings import lengths_of, with_endings
 from replaceme.healing.heal import carriers_of, curve_of
 from replaceme.healing.loop import Order, rate
 from replaceme.healing.parameters import trainable
+from replaceme.language_loss import are_counted
 from replaceme.loading import load_causal_model
+
+EOS = 3
 
 
 def options(train="transform", **more):
@@ -49,6 +57,73 @@ def test_trained_in_bfloat16_small_steps_are_kept(make_llama):
             trained.follow()
     for name, follower in trained.followers.items():
         torch.testing.assert_close(follower.double(), before[name].double() * 1.01, rtol=2**-8, atol=0)
+
+
+@pytest.fixture
+def ending(llama, tmp_path):
+    """A folder whose generation_config.json has another token that ends an answer: `assistant`."""
+    folder = shutil.copytree(llama, tmp_path / "model")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [EOS, 5]}))
+    return folder
+
+
+def ended(folder, tokenizer, rows, text):
+    found = with_endings(stack(rows, tokenizer), text, folder)
+    return found, [ids[mask].tolist() for ids, mask in zip(found.input_ids, found.mask, strict=True)]
+
+
+def test_whole_documents_are_trained_on_with_their_end(ending, tokenizer):
+    """Those cut off are not, nor those that have it; the loss counts it as it counts other tokens."""
+    rows = [[7, 8], [9, 10, 11, 12], [7, 8, EOS], [7, 5], [13, 14, 15]]
+    found, given = ended(ending, tokenizer, rows, {"tokens": 4})
+    assert given == [[7, 8, EOS], rows[1], rows[2], rows[3], [13, 14, 15, EOS]]
+    labels = [ids[1:][counted].tolist() for ids, counted in zip(found.input_ids, are_counted(found), strict=True)]
+    assert labels == [row[1:] for row in given]
+    _, given = ended(ending, tokenizer, rows, {"tokens": 3, "pack": True})
+    assert given == [[7, 8, EOS], [*rows[1], EOS], *rows[2:]]
+
+
+def test_a_mix_has_the_lengths_of_its_parts(ending, tokenizer):
+    mix = {"mix": [{"tokens": 2}, {"mix": [{"tokens": 4}, {"images": "x"}]}]}
+    assert lengths_of(mix) == {2, 4}
+    assert ended(ending, tokenizer, [[7, 8], [7, 8, 9], [7, 8, 9, 10]], mix)[1] == [
+        [7, 8],
+        [7, 8, 9, EOS],
+        [7, 8, 9, 10],
+    ]
+
+
+def test_white_space_behind_the_end_of_a_conversation(ending, tokenizer, monkeypatch):
+    """As chat templates write it; other tokens behind it are text."""
+    real = type(tokenizer).decode
+    monkeypatch.setattr(type(tokenizer), "decode", lambda self, ids: "\n" if ids == [9] else real(self, ids))
+    _, given = ended(ending, tokenizer, [[7, 5, 9], [7, 5, 10], [7, 9]], {"tokens": 8})
+    assert given == [[7, 5, 9], [7, 5, 10, EOS], [7, 9, EOS]]
+
+
+def test_sequences_of_unknown_length_and_tokenizers_without_an_end(ending, tokenizer, make_llama):
+    tokens = stack([[7, 8], [9]], tokenizer)
+    assert with_endings(tokens, {"dataset": "given"}, ending) is tokens
+    (ending / "generation_config.json").unlink()
+    for name, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
+        content = json.loads((ending / name).read_text())
+        (ending / name).write_text(json.dumps({**content, key: None}))
+    assert with_endings(tokens, {"tokens": 4}, ending) is tokens
+
+
+def test_a_healing_on_texts_takes_them_with_their_ends(llama, texts, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def train(model, trained, tokens, *_):
+        raise Seen([ids[mask][-1].item() for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True)])
+
+    replaceme.prune(llama, texts=texts, cut=CutConfig(blocks=2, start=3), out=tmp_path / "short", verify=False)
+    monkeypatch.setattr("replaceme.healing.heal.train", train)
+    with pytest.raises(Seen) as caught:
+        replaceme.heal(tmp_path / "short", texts=texts, training=options("full", held_out=2), out=tmp_path / "out")
+    assert caught.value.args[0] == [EOS] * 38
 
 
 def test_carriers_are_numbered_after_the_cut():

@@ -18,6 +18,7 @@ from replaceme.cuts import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import RECORD, write_json
+from replaceme.healing.endings import with_endings
 from replaceme.healing.loop import rate, train
 from replaceme.healing.parameters import Trainable, trainable
 from replaceme.language_loss import sequence_losses
@@ -60,16 +61,17 @@ def heal_checkpoint(
 ) -> dict[str, Any]:
     """Train the merged checkpoint in `folder` on tokens, write the result, and return the report.
 
-    `text` says where the tokens come from. The report (JSON-able) has the options, the loss of each step, thinned to
-    `POINTS` means (nats per token), that of the held-out sequences before and, with the weights as saved, after, and
-    what was checked. An interrupted healing goes on from its checkpoint, a hidden file beside the output's folder, to
-    the same bits. Raises ReplaceMeError on bad input before anything is trained, and where the result is not right.
+    `text` says where the tokens come from; whole documents are trained on with the token for their end (`endings`). The
+    report (JSON-able) has the options, the loss of each step, thinned to `POINTS` means (nats per token), that of the
+    held-out sequences before and, with the weights as saved, after, and what was checked. An interrupted healing goes
+    on from its checkpoint, a hidden file beside the output's folder, to the same bits. Raises ReplaceMeError on bad
+    input before anything is trained, and where the result is not right.
     """
     out = output.folder
     record, shortened = _source(folder, out)
     config = read_config(folder)
-    check_length(config, tokens.input_ids.shape[1], str(folder))
-    training, held_out = _split(tokens, options)
+    training, held_out = _split(with_endings(tokens, text, folder), options)
+    check_length(config, training.input_ids.shape[1], str(folder))
     dtype = pick_dtype(options.dtype, device, config)
     held = Held(gpus)
     model = load_causal_model(folder, dtype, device, held)
