@@ -14,7 +14,7 @@ run: $(READY)
 	@echo "Report: $(CURDIR)/results/report.html"
 
 test: lint
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	ruff format --check .

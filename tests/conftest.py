@@ -15,6 +15,12 @@ from pathlib import Path
 import pytest
 
 STARTUP = Path(__file__).parent / "startup"
+# files in the order in which the workers get them, all others after them: what others wait for, then what takes long
+EARLY = (
+    "workflow/test_crashes.py", "test_healing.py", "test_verify.py", "test_block_placement.py", "test_families.py",
+    "kernels/test_compiles.py", "methods/test_every_family.py", "workflow/test_reruns.py", "workflow/test_kinds.py",
+    "workflow/test_run.py", "transforms/test_gradient.py", "test_evaluate.py", "test_images.py", "test_api.py",
+)  # fmt: skip
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 WORDS = [f"w{i}" for i in range(60)]
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
@@ -50,6 +56,12 @@ def pytest_configure(config):
         shutil.rmtree(folder)
 
     config.add_cleanup(stop)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that no worker is left alone with one (with `--no-loadscope-reorder`)."""
+    places = {str(STARTUP.parent / name): number for number, name in enumerate(EARLY)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
