@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError, in_one_line, printable
-from replaceme.task_index import FILE_FORMATS, Include, own_tasks, weighs_tasks_alike
+from replaceme.task_index import FILE_FORMATS, Include, check_distinct, own_tasks, weighs_tasks_alike
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -42,17 +42,21 @@ def one_bar() -> Iterator[None]:
     """One progress bar on stderr, with the pace of `replaceme.progress`, for the many of lm-eval and datasets."""
     import datasets
     import lm_eval.api.task
-    import lm_eval.models.huggingface
 
     enabled = not datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    bars = lm_eval.models.huggingface.tqdm, lm_eval.api.task.tqdm
-    pace = functools.partial(bars[0], mininterval=0.2 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
-    lm_eval.models.huggingface.tqdm, lm_eval.api.task.tqdm = pace, functools.partial(bars[1], disable=True)
+    # with it comes all of transformers, which loading a task does without
+    models = sys.modules.get("lm_eval.models.huggingface")
+    before = {module: module.tqdm for module in (models, lm_eval.api.task) if module}
+    if models:
+        tty = sys.stderr.isatty()
+        models.tqdm = functools.partial(models.tqdm, mininterval=0.2 if tty else 10.0, dynamic_ncols=True)
+    lm_eval.api.task.tqdm = functools.partial(lm_eval.api.task.tqdm, disable=True)
     try:
         yield
     finally:
-        lm_eval.models.huggingface.tqdm, lm_eval.api.task.tqdm = bars
+        for module, bar in before.items():
+            module.tqdm = bar
         if enabled:
             datasets.enable_progress_bars()
 
@@ -76,6 +80,7 @@ def load_tasks(
 
     Arrow copies of local data files go to `cache`, not to the user's home.
     """
+    check_distinct(manager, list(fewshot))
     for leaf in own_tasks(manager, list(fewshot), include):
         _anchor(manager.task_index[leaf], leaf, str(cache))
     tasks: Tasks = {}
@@ -90,7 +95,6 @@ def load_tasks(
             if shots is not None or task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=shots or 0)
             task.set_fewshot_seed(seed=seed)
-    _check_distinct(tasks)
     return tasks
 
 
@@ -113,17 +117,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, IndexError) and "size 0" in str(error):
         return "the split that is evaluated has no items"
     return f"{type(error).__name__}: {in_one_line(error)}"
-
-
-def _check_distinct(tasks: Tasks) -> None:
-    owner: dict[str, str] = {}
-    for name, members in tasks.items():
-        for task in members:
-            if task.task_name in owner:
-                raise ReplaceMeError(
-                    f"evaluation task {task.task_name!r} is asked for twice, by {owner[task.task_name]!r} and {name!r}"
-                )
-            owner[task.task_name] = name
 
 
 def _anchor(entry: Any, name: str, cache: str) -> None:

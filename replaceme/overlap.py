@@ -7,7 +7,7 @@ seconds to import; those of lm-eval itself are known where a model is evaluated.
 
 import glob
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from replaceme.config import Config
+from replaceme.config.calibrations import MICRO
 from replaceme.config.sources import made_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import RECORD, read_json, sha256
@@ -91,24 +92,29 @@ def _same_file(text: Path, digest: str | None, measured: Path) -> bool:
     return digest is not None and digest == sha256(measured)
 
 
-def seen_texts(config: Config) -> list[str]:
-    """A line for each text of a config's tables on which one of their own tasks is measured."""
-    lines = {}
+def seen_texts(config: Config, evaluation: str, tasks: Sequence[Measured] | None = None) -> list[str]:
+    """A line for each text of a config's tables on which their evaluation measures: its own tasks, or those given."""
+    section = config.evaluations[evaluation]
+    names: set[str] = set()
     for table in config.tables.values():
-        if table.evaluation is None:
-            continue
-        section = config.evaluations[table.evaluation]
+        if table.evaluation == evaluation:
+            names |= {*table.named("calibrations"), *(config.healings[one].text for one in table.named("healings"))}
+    texts = {one: config.calibrations[one] for one in made_of(config.calibrations, sorted(names))}
+    texts = {one: text for one, text in texts.items() if text.dataset not in (None, *MICRO)}
+    if texts and tasks is None:
         tasks = [one for task in section.tasks for one in _in_folders(task, section.include)]
-        healed = [config.healings[one].text for one in table.named("healings")]
-        for name in made_of(config.calibrations, sorted({*table.named("calibrations"), *healed})):
-            text = config.calibrations[name].model_dump(include={"dataset", "name", "split"})
-            for task in tasks:
-                if overlap(text, task):
-                    lines[
-                        f"calibrations.{name}: {text['dataset']} is what task {task.task!r} of evaluations."
-                        f"{table.evaluation} is measured on, {SEEN}"
-                    ] = None
-    return list(lines)
+    return [
+        f"calibrations.{one}: {text.dataset} is what task {task.task!r} of evaluations.{evaluation} measures on, {SEEN}"
+        for one, text in texts.items()
+        for task in tasks or ()
+        if overlap(text.model_dump(include={"dataset", "name", "split"}), task)
+    ]
+
+
+def all_seen_texts(config: Config) -> list[str]:
+    """The lines of `seen_texts` for all evaluations of a config's tables."""
+    used = sorted({table.evaluation for table in config.tables.values() if table.evaluation is not None})
+    return [line for evaluation in used for line in seen_texts(config, evaluation)]
 
 
 def warn(folder: str | Path, tasks: Sequence["Task"]) -> None:
@@ -152,17 +158,26 @@ _Loader.add_constructor("!function", lambda loader, node: None)
 
 def _in_folders(name: str, include: str | None) -> list[Measured]:
     """What a task, group or tag of the `include` folder measures on; nothing of what is not there or cannot be read."""
-    configs = [(config, path.parent) for folder in folders_of(include) for path, config in _configs(folder)]
-    wanted, found = [name], []
+    files = [path for folder in folders_of(include) for path in sorted(folder.rglob("*.yaml"))]
+    wanted, found = [name], {}
     for one in wanted:
-        for config, folder in configs:
-            tags = config.get("tag") or []
-            if "group" in config:
-                if config["group"] == one:
-                    wanted += [member for member in map(_member, _listed(config.get("task"))) if member not in wanted]
-            elif config.get("task") == one or one in _listed(tags):
-                found.append(measured_on(config, folder))
-    return found
+        for path, config in _naming(one, files):
+            if "group" in config and config["group"] == one:
+                wanted += [member for member in map(_member, _listed(config.get("task"))) if member not in wanted]
+            elif "group" not in config and "task" in config and one in (config["task"], *_listed(config.get("tag"))):
+                found[path] = measured_on(config, path.parent)
+    return list(found.values())
+
+
+def _naming(name: Any, files: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The task files in which a name may stand; a folder may hold thousands, and to parse them all takes long."""
+    for path in files:
+        try:
+            content = path.read_bytes()
+            if str(name).encode() in content or b"include" in content:
+                yield path, _with_included(path, 0)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            continue  # said where tasks are looked up
 
 
 def _listed(value: Any) -> list[Any]:
@@ -171,14 +186,6 @@ def _listed(value: Any) -> list[Any]:
 
 def _member(item: Any) -> Any:
     return item.get("task") or item.get("group") if isinstance(item, Mapping) else item
-
-
-def _configs(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
-    for path in sorted(folder.rglob("*.yaml")):
-        try:
-            yield path, _with_included(path, 0)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            continue  # said where tasks are looked up
 
 
 def _with_included(path: Path, depth: int) -> dict[str, Any]:

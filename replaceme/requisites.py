@@ -4,12 +4,13 @@ Nothing is downloaded but config.json of models, the first record of data sets, 
 """
 
 import importlib.metadata
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from replaceme import harness, hub, task_index
+from replaceme import harness, hub, task_index, task_trials
 from replaceme.capacity import disk_problems, memory_problems
 from replaceme.checkpoints import is_local as is_folder
 from replaceme.checkpoints import local_folder, open_checkpoint
@@ -23,9 +24,11 @@ from replaceme.images import GENERATED, image_of
 from replaceme.labelled import CLASSES, TYPE, check_kind, check_package
 from replaceme.models import pick_device
 from replaceme.outline import Outline, outline_of
+from replaceme.overlap import all_seen_texts, seen_texts
 from replaceme.preflight import local_problems, uses_of
 from replaceme.samples import PassedOver
 
+log = logging.getLogger(__name__)
 REQUIREMENT = re.compile(r"[\w.-]+")
 
 
@@ -61,8 +64,11 @@ class _Asked:
 def problems(config: Config, results: Path = Path("results")) -> list[str]:
     """A line for each thing that a run of all tables would fail for, each with what to do; none when all is well.
 
-    `results`: where the merged models go. The network is used only where tables name the Hub.
+    `results`: where the merged models go. The network is used only where tables name the Hub. What is measured on text
+    that a model was shortened or healed on is a warning.
     """
+    for line in all_seen_texts(config):
+        log.warning("%s", line)
     asked, used = _Asked(), config.tables.values()
     models = sorted({model for table in used for model in table.named("models")})
     lines, downloads = [*missing_packages(), *local_problems(config)], {}
@@ -144,10 +150,14 @@ def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
     with harness.quiet():
         manager = task_index.index(list(section.tasks), section.include)
         unknown = task_index.unknown_tasks(manager, list(section.tasks), section.include)
-        needed = task_index.needs(manager, [task for task in section.tasks if task not in unknown])
+        known = [task for task in section.tasks if task not in unknown]
+        needed = task_index.needs(manager, known)
+        for line in seen_texts(config, name, task_trials.measured_on_hub(manager, section, known)):
+            log.warning("%s", line)
+        faults = list(task_trials.task_faults(manager, section, known))
     for source, revision in needed.datasets:
         asked(where, source, hub.repository, "dataset", source, revision)
-    return [f"{where}: {line}" for line in (*unknown.values(), *needed.problems)]
+    return [f"{where}: {line}" for line in (*unknown.values(), *needed.problems, *faults)]
 
 
 def _zeroshot_problems(asked: _Asked, name: str, section: EvaluationConfig) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme import examples
 from replaceme.answers import Asked, ask, filters_of, rehearse
 from replaceme.errors import ReplaceMeError
+from replaceme.harness import compiled_once
 from replaceme.scoring import named
 
 if TYPE_CHECKING:
@@ -133,12 +134,13 @@ def _check_answers(asked: Asked, own: bool) -> None:
     if task.OUTPUT_TYPE != "multiple_choice":
         return
     wrong = []
-    for item in asked.items:
-        choices = task.doc_to_choice(item.document)
-        right = task.doc_to_text(item.document) if task.multiple_input else task.doc_to_target(item.document)
-        for one in right if isinstance(right, list) else [right]:
-            if one not in choices if isinstance(one, str) else one not in range(len(choices)):
-                wrong.append((item.number, one, len(choices)))
+    with compiled_once():
+        for item in asked.items:
+            choices = task.doc_to_choice(item.document)
+            right = task.doc_to_text(item.document) if task.multiple_input else task.doc_to_target(item.document)
+            for one in right if isinstance(right, list) else [right]:
+                if one not in choices if isinstance(one, str) else one not in range(len(choices)):
+                    wrong.append((item.number, one, len(choices)))
     if not wrong:
         return
     number, one, count = wrong[0]

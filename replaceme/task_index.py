@@ -72,7 +72,7 @@ def needs(manager: "TaskManager", names: Sequence[str]) -> Needs:
     datasets: dict[tuple[str, str | None], None] = {}
     problems: dict[str, None] = {}
     for leaf in dict.fromkeys(leaf for name in names for leaf in leaves(manager, name) or []):
-        config, problem = _whole_config(manager.task_index[leaf])
+        config, problem = whole_config(manager.task_index[leaf])
         if problem:
             problems[problem] = None
         source = config.get("dataset_path")
@@ -81,7 +81,7 @@ def needs(manager: "TaskManager", names: Sequence[str]) -> Needs:
     return Needs(list(datasets), list(problems))
 
 
-def _whole_config(entry: Any) -> tuple[dict[str, Any], str | None]:
+def whole_config(entry: Any) -> tuple[dict[str, Any], str | None]:
     """A task's config with what it includes, and what is wrong with its helpers."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -147,6 +147,15 @@ def _is_local_data(config: Mapping[str, Any], yaml_path: Path | None) -> bool:
     if path in FILE_FORMATS:
         return "://" not in str((config.get("dataset_kwargs") or {}).get("data_files"))
     return Path(path).is_dir() or bool(yaml_path and (yaml_path.parent / path).is_dir())
+
+
+def check_distinct(manager: "TaskManager", names: Sequence[str]) -> None:
+    """Raise ReplaceMeError where two of `names` stand for the same task."""
+    owner: dict[str, str] = {}
+    for name in names:
+        for leaf in leaves(manager, name) or []:
+            if owner.setdefault(leaf, name) != name:
+                raise ReplaceMeError(f"evaluation task {leaf!r} is asked for twice, by {owner[leaf]!r} and {name!r}")
 
 
 def own_tasks(manager: "TaskManager", names: Sequence[str], include: Include) -> set[str]:

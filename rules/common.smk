@@ -25,6 +25,7 @@ from replaceme.gpu import visible
 from replaceme.images import image_files
 from replaceme.labelled import files_of as labelled_files
 from replaceme.options import to_flags
+from replaceme.overlap import all_seen_texts
 from replaceme.preflight import check_inputs, sparse_calibrations
 from replaceme.running import begin, told_when_locked
 from replaceme.separate import CODE
@@ -76,7 +77,7 @@ def validated_config():
         checked = parse_config(whole, origin, problems)
         if workflow.is_main_process:
             check_inputs(checked, origin)
-            for line in sparse_calibrations(checked):
+            for line in [*sparse_calibrations(checked), *all_seen_texts(checked)]:
                 logger.warning(f"{origin}: {line}")
         return checked
     except ReplaceMeError as error:

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import datasets
 import pytest
 
 from replaceme import capacity, hub, requisites, task_index
@@ -33,6 +34,9 @@ def refusal(kind):
     return getattr(errors, kind)("403 Client Error.\n\nmore", response=response)
 
 
+DATASETS_OWN = datasets.load_dataset
+
+
 class Hub:
     """What the stand-in holds; `asked` lists the questions, `down` is raised in answer to all of them."""
 
@@ -60,7 +64,9 @@ class Hub:
         path.write_text(json.dumps(self.models[name]["config"]))
         return str(path)
 
-    def load_dataset(self, source, name, revision, split, streaming):
+    def load_dataset(self, source=None, name=None, revision=None, split=None, streaming=False, **local):
+        if local.get("path") == "json":
+            return DATASETS_OWN(**local, name=name)
         assert streaming
         if split != "train":
             raise ValueError(f"Unknown split {split!r}. Should be one of ['train'].")
@@ -69,8 +75,8 @@ class Hub:
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    import datasets
     import huggingface_hub
+    import transformers.utils.hub  # noqa: F401 (it would read the stand-in's types)
 
     found = Hub(tmp_path / "hub")
     found.models["owner/llama"] = {
@@ -202,21 +208,20 @@ def test_everything_that_is_wrong_is_told_at_once(fake, config, include):
     assert len(found) == len(expected) and not any("\n" in line for line in found)
 
 
-@pytest.mark.parametrize("down", ["a connection", "offline", "the server"])
-def test_a_silent_hub_is_one_line(fake, config, down):
+def test_a_silent_hub_is_one_line(fake, config):
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    fake.down = {
-        "a connection": ConnectionError("Name or service not known"),
-        "offline": OfflineModeIsEnabled("HF_HUB_OFFLINE is set"),
-        "the server": HfHubHTTPError(
-            "503 Server Error", response=SimpleNamespace(headers={}, request=None, status_code=503, url="x")
-        ),
-    }[down]
-    [line] = requisites.problems(config(models={"n": {"source": "owner/other"}}, use={"models": ["m", "n"]}))
-    assert line.startswith("huggingface.co: no answer (")
-    assert line.endswith("not checked: owner/llama, owner/other, owner/text, owner/items")
-    assert len(fake.asked) == 1, "it is asked once, not for every item"
+    response = SimpleNamespace(headers={}, request=None, status_code=503, url="x")
+    for down in (
+        ConnectionError("Name or service not known"), OfflineModeIsEnabled("HF_HUB_OFFLINE is set"),
+        HfHubHTTPError("503 Server Error", response=response),
+    ):  # fmt: skip
+        fake.down, fake.asked = down, []
+        hub.repository.cache_clear()
+        [line] = requisites.problems(config(models={"n": {"source": "owner/other"}}, use={"models": ["m", "n"]}))
+        assert line.startswith("huggingface.co: no answer (")
+        assert line.endswith("not checked: owner/llama, owner/other, owner/text, owner/items")
+        assert len(fake.asked) == 1, "it is asked once, not for every item"
 
 
 def test_a_model_that_is_here_already_needs_no_hub(fake, config, llama, monkeypatch):
@@ -239,6 +244,35 @@ def test_helpers_that_need_a_package(fake, config, include):
     [line] = requisites.problems(config(tasks=("fine", "helped")))
     assert line.startswith("evaluations.e: tasks in tasks: a package is missing")
     assert "No module named 'package_that_is_nowhere'" in line and line.endswith("install it")
+
+
+def test_tasks_are_tried_as_far_as_their_data_are_here(fake, config, include):
+    """A right answer and a filter of local data; of a task of the Hub, metric and filter by its YAML; two for one."""
+    (include / "items.jsonl").write_text('{"right": 0}\n{"right": 2}\n')
+    text = TASK.format(name="own", path="json", target="right") + "dataset_kwargs: {data_files: {test: items.jsonl}}\n"
+    (include / "own.yaml").write_text(text)
+    (include / "group.yaml").write_text("group: both\ntask: [fine, hidden]\n")
+    tasks = {"own": {}, "fine": {"metric": "acc,nope"}, "both": {"metric": "f1"}}
+    found = requisites.problems(config(evaluations={"e": {"include": str(include), "tasks": tasks}}))
+    for line, part in zip(found, [
+        "task 'own', item 1: the right answer 2 is none of its 2 choices", "'fine' has no metric 'acc,nope'",
+        "'both' has no metric 'f1'; it has acc, acc_norm", "'fine' is asked for twice, by 'fine' and 'both'",
+    ], strict=True):  # fmt: skip
+        assert line.startswith("evaluations.e: evaluation task ") and part in line
+    (include / "items.jsonl").write_text('{"right": 0}\n')
+    tasks = {"own": {}, "fine": {"metric": "acc,none"}}
+    assert requisites.problems(config(evaluations={"e": {"include": str(include), "tasks": tasks}})) == []
+
+
+def test_data_of_the_hub_that_are_seen_and_measured(fake, config, include, caplog):
+    fake.records["owner/items"] = [{"text": "w1"}]
+    assert requisites.problems(config(calibrations={"c": {"dataset": "owner/items", "split": "train"}})) == []
+    assert not caplog.records
+    seen = {"c": {"dataset": "owner/items", "split": "test"}}
+    requisites.problems(config(calibrations=seen))
+    assert [
+        entry.getMessage().startswith("calibrations.c: owner/items is what task 'fine'") for entry in caplog.records
+    ] == [True]
 
 
 def test_packages_of_our_own(monkeypatch):
@@ -311,35 +345,27 @@ def test_memory(config):
 
 def test_disk(config, monkeypatch, tmp_path):
     """Two merged models of 24 of 32 blocks, 12.6 GB each, one of which is there already, and the download."""
-    free = 28_000_000_000
-    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=28_000_000_000))
     two = config({"fits": ["f", "g"]}, fits={"g": {"transform": "identity"}})
-
-    def lines(downloads):
-        return capacity.disk_problems(two, {"m": big()}, downloads, tmp_path / "results", tmp_path / "cache")
-
-    assert lines({}) == []
-    [line] = lines({"owner/llama": 2 * SIZE_8B})
-    assert line.startswith(
-        f"disk of {tmp_path}: 2 merged models 25.1 GB, 1 models to download 16.1 GB, 28.0 GB are free"
-    )
-    done = tmp_path / "results/m/c/n/f/model/replaceme.json"
-    done.parent.mkdir(parents=True)
-    done.touch()
-    [line] = lines({"owner/llama": 2 * SIZE_8B})
-    assert "1 merged models 12.6 GB" in line
-
-
-def test_disk_of_healed_models(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     healing = {"train": "full", "text": "c", "steps": 1, "learning_rate": 0.1}
     healed = config({"healings": ["h"]}, healings={"h": healing})
-    (tmp_path / "results/m/c/n/f/healed/h/model").mkdir(parents=True)
-    [line] = capacity.disk_problems(healed, {"m": big()}, {}, tmp_path / "results", tmp_path)
-    assert "2 merged models 25.1 GB" in line
-    (tmp_path / "results/m/c/n/f/healed/h/model/replaceme.json").touch()
-    [line] = capacity.disk_problems(healed, {"m": big()}, {}, tmp_path / "results", tmp_path)
-    assert "1 merged models 12.6 GB" in line
+    whole = {"owner/llama": 2 * SIZE_8B}
+
+    def lines(of, downloads=whole):
+        return capacity.disk_problems(of, {"m": big()}, downloads, tmp_path / "results", tmp_path / "cache")
+
+    assert lines(two, {}) == []
+    room = "1 models to download 16.1 GB, 28.0 GB are free"
+    for of, done in ((two, "model"), (healed, "healed/h/model")):
+        folder = tmp_path / "results/m/c/n/f" / done
+        folder.mkdir(parents=True)
+        [line] = lines(of)
+        assert line.startswith(f"disk of {tmp_path}"), line
+        assert f": 2 merged models 25.1 GB, {room}" in line, "a folder is no model yet"
+        (folder / "replaceme.json").touch()
+        [line] = lines(of)
+        assert "1 merged models 12.6 GB" in line
+        (folder / "replaceme.json").unlink()
 
 
 # ---- the step

@@ -1,14 +1,18 @@
 """check: validate a config file, or write the documentation of its keys."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from replaceme.config import load
 from replaceme.files import write_text
+from replaceme.leftovers import left_out_of_models
+from replaceme.overlap import all_seen_texts
 from replaceme.preflight import check_inputs
 from replaceme.schema_docs import render
 
 ONLINE = False
+log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,4 +28,6 @@ def run(args: argparse.Namespace) -> None:
         return
     config = load(args.config)
     check_inputs(config, args.config)
+    for line in [*left_out_of_models(config), *all_seen_texts(config)]:
+        log.warning("%s: %s", args.config, line)
     print(f"{args.config}: fine ({len(config.models)} models, {len(config.tables)} tables)")

@@ -70,6 +70,12 @@ CASES = {
         lambda: Path("tasks/quiz.yaml").write_text("task: [\n"), "tasks/quiz.yaml", "cannot be read", EVALUATE
     ),
     "a metric that it lacks": case(nothing, "no metric 'f1'", "it has acc", asked('quiz={"metric": "f1"}'), "quiz"),
+    "a filter that it lacks": case(
+        nothing, "no filter 'nope'", "its filters: none", asked('quiz={"metric": "acc,nope"}'), "quiz"
+    ),
+    "as many examples as items": case(
+        nothing, "4 of split 'test'", "lower `fewshot`", asked('quiz={"fewshot": 4}'), "quiz"
+    ),
     "no data": case(lambda: Path("tasks/quiz.jsonl").unlink(), "quiz.jsonl exists neither", "where you are"),
     "broken data": case(
         lambda: Path("tasks/quiz.jsonl").write_text('{"question": \n'), "cannot be loaded", "check its YAML and data"
