@@ -12,10 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config_defaults import with_defaults, with_dtype
 from replaceme.config_json import check_types
 from replaceme.errors import DamagedError, ReplaceMeError, printable
 from replaceme.files import RECORD, check_files, read_json, sha256_of_all
-from replaceme.models import PER_BLOCK_LISTS, Family, family_of, with_sizes
+from replaceme.language_model import BESIDE, check_beside, check_head
+from replaceme.models import PER_BLOCK_LISTS, Family, family_of
 from replaceme.separate import is_separate, original_config
 from replaceme.trust import check_inside, check_no_code, check_settings, companions
 
@@ -120,6 +122,9 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
     checkpoint = Checkpoint(folder, config, family.named_like(tensors), tensors)
     _check_names(checkpoint)
     _check_dtypes(checkpoint)
+    if family.modality == "text":
+        check_head(checkpoint.family, family.ties_head(config), tensors, str(folder))
+        check_beside((path.name for path in folder.iterdir()), str(folder))
     return checkpoint
 
 
@@ -153,7 +158,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     check_types(config, f"{folder}/config.json")
     check_settings(config, f"{folder}/config.json")
-    return with_sizes(config)
+    return with_dtype(with_defaults(config, f"{folder}/config.json"), folder)
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -280,7 +285,7 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
 
     # the model card is neither copied nor part of the record, but names the licence
-    patterns = ["model*.safetensors", INDEX, "config.json", "README.md", *COMPANIONS]
+    patterns = ["model*.safetensors", INDEX, "config.json", "README.md", BESIDE, *COMPANIONS]
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub raises many types: offline, missing, gated, time-out

@@ -69,6 +69,7 @@ KINDS: dict[str, Kind] = {
     "moe_layer_freq": COUNT,
     "n_positions": SIZE,
     "no_rope_layers": LIST,
+    "out_features": TEXTS,
     "out_indices": COUNTS,
     "patch_size": SIZE,
     "residual_multiplier": NUMBER,
@@ -78,10 +79,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# where null says the same as leaving the entry out
+# where null says the same as leaving the entry out, to transformers too
 NULLABLE = {
-    "architectures", "dtype", "layer_types", "license", "max_position_embeddings", "mlp_layer_types", "mlp_only_layers",
-    "moe_layer_freq", "n_positions", "no_rope_layers", "out_indices", "tie_word_embeddings", "torch_dtype",
+    "architectures", "dtype", "layer_types", "license", "mlp_layer_types", "mlp_only_layers", "moe_layer_freq",
+    "no_rope_layers", "out_features", "out_indices", "torch_dtype",
 }  # fmt: skip
 SECTIONS = ("vision_config",)
 
@@ -103,6 +104,7 @@ def check_types(config: dict[str, Any], where: str) -> None:
 def _wrong(where: str, key: str, needed: str, value: Any) -> ReplaceMeError:
     # an integer of thousands of digits cannot be shown
     shown = "a huge number" if isinstance(value, int) and abs(value) > LARGEST else printable(repr(value)[:60])
-    return ReplaceMeError(
-        f"{where}: `{key}` should be {needed}, found {shown}; take the config.json that belongs to the weights"
-    )
+    remedy = "take the config.json that belongs to the weights"
+    if value is None:
+        shown, remedy = "null", f"remove the entry where transformers' default is right, or {remedy}"
+    return ReplaceMeError(f"{where}: `{key}` should be {needed}, found {shown}; {remedy}")

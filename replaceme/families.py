@@ -182,6 +182,7 @@ SWITCHED = replace(SEQUENTIAL, bias_switch="mlp_bias")
 FUSED = replace(SEQUENTIAL, gate="mlp.gate_up_proj.weight", up="mlp.gate_up_proj.weight")
 PLAIN = Family(gate=None, up=None, has_bias=True)  # an MLP without a gate, with biases
 MIXTURE = replace(LISTED, fold=EXPERTS, gate=None, up=None)
+DEEPSEEK = replace(MIXTURE, dense_first="first_k_dense_replace")
 SANDWICH = Family(
     mlp_output="post_feedforward_layernorm",
     post_norm="post_feedforward_layernorm.weight",
@@ -193,6 +194,7 @@ SANDWICH = Family(
 # the input of its MLPs is not normalised
 POST_NORM = replace(SANDWICH, gain_offset=0.0, attention_output=None, gate=None, up=None, tied=False)
 GPT = replace(PLAIN, blocks="transformer.h", depth="n_layer", width="n_embd", positions="n_positions")
+NEOX = replace(PLAIN, blocks="gpt_neox.layers", fold=("mlp.dense_4h_to_h.weight",))
 VIT = replace(
     PLAIN,
     blocks="vit.encoder.layer",
@@ -257,13 +259,7 @@ FAMILIES = {
         tuples=True,
         tied=True,
     ),
-    "gpt_neox": replace(
-        PLAIN,
-        blocks="gpt_neox.layers",
-        fold=("mlp.dense_4h_to_h.weight",),
-        own_layers=False,
-        head=("embed_out", "lm_head"),
-    ),
+    "gpt_neox": replace(NEOX, own_layers=False, head=("embed_out", "lm_head")),
     "gptj": replace(GPT, fold=("mlp.fc_out.weight",), tuples=True),
     "phi": replace(PLAIN, fold=("mlp.fc2.weight",)),
     "cohere": replace(SEQUENTIAL, tied=True),
@@ -283,8 +279,8 @@ FAMILIES = {
     "mixtral": replace(MIXTURE, fold=("block_sparse_moe.experts.*.w2.weight", "mlp.experts.down_proj")),
     "qwen2_moe": MIXTURE,
     "qwen3_moe": MIXTURE,
-    "deepseek_v2": replace(MIXTURE, dense_first="first_k_dense_replace"),
-    "deepseek_v3": replace(MIXTURE, dense_first="first_k_dense_replace"),
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
     # encoders of images
     "vit": VIT,
     "deit": replace(VIT, blocks="deit.encoder.layer", spellings=("deit.layers", "layers"), prefix=2),

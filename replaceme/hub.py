@@ -7,6 +7,8 @@ from typing import Any
 
 from replaceme.checkpoints import read_config
 from replaceme.errors import ReplaceMeError, in_one_line
+from replaceme.language_model import check_beside
+from replaceme.models import is_encoder
 from replaceme.outline import Outline, estimated_outline
 from replaceme.text_files import read_lines
 
@@ -117,7 +119,10 @@ def model_outline(name: str, revision: str | None) -> Outline:
         path = hf_hub_download(name, "config.json", revision=revision)
     except Exception as error:
         raise as_reported(error, name) from error
-    return estimated_outline(name, read_config(Path(path).parent), sum(weights), found.parameters)
+    config = read_config(Path(path).parent)
+    if not is_encoder(config):
+        check_beside(found.files, name)
+    return estimated_outline(name, config, sum(weights), found.parameters)
 
 
 def is_weights(file: str) -> bool:

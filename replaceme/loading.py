@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import open_checkpoint, read_config
+from replaceme.config_defaults import accepted
 from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.models import has_text_tower, is_encoder
 from replaceme.quantised import in_4bit, keep_unpacked
@@ -104,6 +105,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **given)
     except Exception as error:  # of several libraries, and what a broken file makes them raise can be anything
+        accepted(original_config(config), f"{folder}/config.json")  # which is read first, and may be what is wrong
         raise ReplaceMeError(
             f"{folder}: no usable tokenizer ({in_one_line(error)}); put tokenizer.json and tokenizer_config.json of "
             "this model there"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config_json import LARGEST
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.families import FAMILIES, Family
+from replaceme.language_model import check_purpose
 from replaceme.separate import is_separate
 from replaceme.upstream import ON_STREAM
 
@@ -37,6 +38,8 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     if config.get("quantization_config"):
         raise ReplaceMeError(f"{where}: quantised weights cannot be folded; give the full-precision checkpoint")
     family = FAMILIES[model_type].of(config)
+    if family.modality == "text":
+        check_purpose(config, where)
     sizes = family.sizes(config)
     for key in (family.depth, family.width):
         found = sizes.get(key)
@@ -52,22 +55,6 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     return family
 
 
-def with_sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the sizes of an encoder spelt out: it may leave those that are transformers' defaults out."""
-    family = FAMILIES.get(config["model_type"])
-    if family is None or family.modality != "image":
-        return config
-    given = config.get(family.section, {}) if family.section else config
-    needed = (family.depth, family.width, "image_size", "patch_size")
-    if all(key in given for key in needed):
-        return config
-    from transformers import AutoConfig
-
-    defaults = AutoConfig.for_model(config["model_type"]).to_dict()
-    sizes = {key: family.sizes(defaults)[key] for key in needed} | given
-    return {**config, family.section: sizes} if family.section else sizes
-
-
 def is_encoder(config: dict[str, Any]) -> bool:
     """Whether a model takes images, and has neither tokens nor a loss."""
     return config["model_type"] in FAMILIES and FAMILIES[config["model_type"]].modality == "image"
@@ -75,7 +62,8 @@ def is_encoder(config: dict[str, Any]) -> bool:
 
 def has_text_tower(config: dict[str, Any]) -> bool:
     """Whether an encoder of images comes with one of texts, so that both can be compared."""
-    return is_encoder(config) and FAMILIES[config["model_type"]].section is not None
+    alone = any(name.endswith("ForImageClassification") for name in config.get("architectures") or [])
+    return is_encoder(config) and FAMILIES[config["model_type"]].section is not None and not alone
 
 
 def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", where: str) -> None:
@@ -132,7 +120,8 @@ def check_fit(
 
 def longest_sequence(config: dict[str, Any], where: str) -> int | None:
     """How many tokens the model's positions reach, None where config.json does not say."""
-    return config.get(family_of(config, where).positions)
+    positions = family_of(config, where).positions
+    return None if positions is None else config.get(positions)
 
 
 def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
@@ -167,12 +156,23 @@ def _shortened(config: dict[str, Any], depth: str, groups: Sequence[tuple[int, i
 
 def _stages(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """The stages of a backbone (stem, then one for each block), and those that it puts out, by their new numbers."""
-    if config.get("out_indices") is None:
-        return {}
-    whole = config["num_hidden_layers"] + 1
-    numbers = sorted({sum(block < stage % whole for block in kept) for stage in config["out_indices"]})
+    put_out = config.get("out_indices")
+    if put_out is None and config.get("out_features") is not None:
+        put_out = [_stage(name, config["num_hidden_layers"]) for name in config["out_features"]]
     names = ["stem", *(f"stage{number + 1}" for number in range(len(kept)))]
+    if put_out is None:
+        return {"stage_names": names} if "stage_names" in config else {}
+    whole = config["num_hidden_layers"] + 1
+    numbers = sorted({sum(block < stage % whole for block in kept) for stage in put_out})
     return {"stage_names": names, "out_indices": numbers, "out_features": [names[number] for number in numbers]}
+
+
+def _stage(name: str, num_blocks: int) -> int:
+    """The number of a backbone's stage by its name."""
+    stages = {"stem": 0} | {f"stage{number}": number for number in range(1, num_blocks + 1)}
+    if name not in stages:
+        raise ReplaceMeError(f"config.json: `out_features` names {printable(name)}, of {num_blocks} stages; correct it")
+    return stages[name]
 
 
 def _dense_blocks(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:

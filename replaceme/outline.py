@@ -66,7 +66,7 @@ def estimated_outline(
     sizes = family.sizes(config)
     depth, width = sizes[family.depth], sizes[family.width]
     item_bytes = ITEM_BYTES.get(stored_dtype(config), 4)
-    embeddings = (1 if config.get("tie_word_embeddings") else 2) * vocabulary(config) * width
+    embeddings = (1 if family.ties_head(config) else 2) * vocabulary(config) * width
     if parameters is None:
         parameters = file_bytes // item_bytes if file_bytes else depth * _usual_block(sizes, width) + embeddings
     blocks = [max(0, parameters - embeddings) // depth] * depth

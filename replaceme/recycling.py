@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from replaceme.config_defaults import value_of
 from replaceme.errors import ReplaceMeError
 from replaceme.files import load_metadata, load_tensors, save_groups
 from replaceme.statistics import Statistics
@@ -96,8 +97,10 @@ def load_recycled(path: str | Path) -> tuple[list[Recycled], dict[str, Any]]:
 
 
 def activation_of(config: dict[str, Any]) -> str:
-    """The name of an MLP's activation function in a config.json."""
-    return config.get("hidden_activation") or config.get("hidden_act") or ""
+    """The name of an MLP's activation function, by a config.json or else its class."""
+    named = config.get("hidden_activation") or config.get("hidden_act")
+    left_out = (value_of(config, key, "config.json") for key in ("hidden_activation", "hidden_act"))
+    return named or next(filter(None, left_out), "")
 
 
 def _check_activation(name: str) -> None:

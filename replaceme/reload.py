@@ -47,7 +47,8 @@ def fixed_tokens(config: dict[str, Any]) -> Tokens:
     """Two sequences of random token ids, always the same; the second is padded on the left, as for generation."""
     import torch
 
-    length = min(LENGTH, config.get("max_position_embeddings", LENGTH + NEW_TOKENS) - NEW_TOKENS)
+    longest = config.get("max_position_embeddings") or config.get("n_positions") or LENGTH + NEW_TOKENS
+    length = min(LENGTH, longest - NEW_TOKENS)
     input_ids = torch.randint(config["vocab_size"], (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(SEQUENCES, length, dtype=torch.bool)
     mask[-1, : length // 3] = False

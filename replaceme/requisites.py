@@ -16,6 +16,7 @@ from replaceme.checkpoints import is_local as is_folder
 from replaceme.checkpoints import local_folder, open_checkpoint
 from replaceme.config import CalibrationConfig, Config, EvaluationConfig, ZeroShotConfig
 from replaceme.config.calibrations import MICRO
+from replaceme.config_defaults import accepted
 from replaceme.conversations import messages_of
 from replaceme.documents import is_local as is_file
 from replaceme.documents import text_of
@@ -89,11 +90,21 @@ def problems(config: Config, results: Path = Path("results")) -> list[str]:
             lines += uses_of(config, name, outline) if outline else []
         if outline is not None:
             outlines[name] = outline
+            lines += _unread(name, outline)
     for name in config.observed(used):
         _look_at_data(asked, name, config.calibrations[name])
     for name in sorted({table.evaluation for table in used if table.evaluation}):
         lines += _task_problems(asked, name, config)
     return [*lines, *asked.lines(), *_room(config, outlines, downloads, results)]
+
+
+def _unread(name: str, outline: Outline) -> list[str]:
+    """A line where transformers would not read a model's config.json."""
+    try:
+        accepted(outline.config, f"{outline.source}: config.json")
+    except ReplaceMeError as error:
+        return [f"models.{name}: {error}"]
+    return []
 
 
 def missing_packages() -> Iterator[str]:

@@ -79,7 +79,7 @@ def _writers(checkpoint: "Checkpoint", start: int) -> list[str]:
 
 def _final_norm(checkpoint: "Checkpoint") -> list[str]:
     """The gains (and biases) of the final norm where the head shares the embedding's weights, else nothing."""
-    if not checkpoint.config.get("tie_word_embeddings", "lm_head.weight" not in checkpoint.tensors):
+    if not checkpoint.family.ties_head(checkpoint.config):
         return []
     gains = _beside(checkpoint, "norm.weight")
     if gains not in checkpoint.tensors:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from replaceme.models import FAMILIES, check_fit, family_of, pick_device, pick_dtype, pruned_config
+from replaceme.models import FAMILIES, check_fit, family_of, has_text_tower, pick_device, pick_dtype, pruned_config
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 16}
 
@@ -49,6 +49,24 @@ def test_per_block_lists_lose_the_removed_blocks(key):
 def test_a_per_block_list_of_another_length_is_refused(refuses):
     with refuses("layer_types has 5 entries for 6 blocks"):
         pruned_config({**LLAMA, "layer_types": list("abcde")}, [(2, 4)])
+
+
+def test_a_classifier_of_images_has_no_encoder_of_texts():
+    assert has_text_tower({"model_type": "clip", "architectures": ["CLIPModel"]})
+    assert has_text_tower({"model_type": "siglip"})
+    assert not has_text_tower({"model_type": "siglip", "architectures": ["SiglipForImageClassification"]})
+    assert not has_text_tower({"model_type": "vit"})
+
+
+@pytest.mark.parametrize("given", [{"out_indices": [2, 6]}, {"out_features": ["stage2", "stage6"]}])
+def test_stages_of_a_backbone_by_either_entry(given, refuses):
+    config = {"model_type": "dinov2", "num_hidden_layers": 6, **given}
+    pruned = pruned_config(config, [(2, 4)])
+    assert (pruned["out_indices"], pruned["out_features"]) == ([2, 4], ["stage2", "stage4"])
+    with refuses("`out_features` names stage9"):
+        pruned_config({**config, "out_indices": None, "out_features": ["stage9"]}, [(2, 4)])
+    named = pruned_config({**config, "out_indices": None, "out_features": None, "stage_names": ["stem"]}, [(2, 4)])
+    assert named["stage_names"] == ["stem", "stage1", "stage2", "stage3", "stage4"]
 
 
 def test_device_and_dtype(refuses, monkeypatch):

@@ -172,6 +172,19 @@ def test_missing_and_broken_models(tmp_path, llama, sharded, refuses):
         check_inputs(config(llama, models={"a": {"source": str(llama), "revision": "main"}}), "x")
 
 
+def test_models_that_are_no_language_models_or_of_which_transformers_reads_no_config(tmp_path, llama, refuses):
+    source = shutil.copytree(llama, tmp_path / "other")
+    given = json.loads((source / "config.json").read_text())
+    for change, said in [
+        ({"architectures": ["LlamaForSequenceClassification"]}, "no language model"),
+        ({"is_causal": False}, "no language model"),
+        ({"max_position_embeddings": None}, "`max_position_embeddings` should be an integer"),
+    ]:
+        (source / "config.json").write_text(json.dumps(given | change))
+        with refuses("x: models.a: ", said):
+            check_inputs(config(source), "x")
+
+
 def test_missing_calibration_files(llama, refuses, tmp_path):
     calibrations = {"mine": {"dataset": str(tmp_path / "none.jsonl"), "tokens": 64}}
     calibrations["odd"] = {"dataset": str(tmp_path), "tokens": 64}

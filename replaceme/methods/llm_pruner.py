@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from replaceme.changes import Changes, Content, Split
+from replaceme.config_defaults import value_of
 from replaceme.errors import ReplaceMeError
 from replaceme.methods import removed_parameters
 from replaceme.methods.found import Found
@@ -166,11 +167,13 @@ def _taken(tensor: torch.Tensor, name: str, sides: dict[str, torch.Tensor]) -> d
 
 def _narrow_config(config: dict[str, Any], found: Found) -> dict[str, Any]:
     """config.json of a model whose blocks all have so many heads of keys and values, and so many channels."""
-    heads = config["num_attention_heads"]
-    shared = heads // (config.get("num_key_value_heads") or heads)
+    heads, groups, size = (
+        value_of(config, key, "config.json") for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    shared = heads // groups
     return {
         **config,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "head_dim": size or config["hidden_size"] // heads,
         "num_attention_heads": found.report["heads"] * shared,
         "num_key_value_heads": found.report["heads"],
         "intermediate_size": found.report["channels"],

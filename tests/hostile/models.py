@@ -178,7 +178,7 @@ CASES = {
         tensors(without("model.layers.3.mlp.up_proj.weight")), "layers.3.mlp.up_proj.weight", "download it again", SPEED
     ),
     "a head that is not tied is missing": case(
-        tensors(without("lm_head.weight")), "the first is lm_head.weight", "download it again", SPEED
+        tensors(without("lm_head.weight")), "no tensor lm_head.weight", "download it again"
     ),
     # the index
     "shard upwards": case(index_of("../model.safetensors"), "'../model.safetensors' lies outside", "do not trust"),
@@ -247,7 +247,7 @@ CASES = {
     "model_type is a list": config("model_type", ["llama"], BELONGS),
     "no layers": config("num_hidden_layers", 0, BELONGS),
     "negative layers": config("num_hidden_layers", -6, BELONGS),
-    "no number of layers": config("num_hidden_layers", ..., BELONGS),
+    "no number of layers": config("num_hidden_layers", ..., "take those that belong together", "says 32 blocks"),
     "layers in quotes": config("num_hidden_layers", "6", BELONGS),
     "fewer layers than weights": config("num_hidden_layers", 5, "take those that belong together", "says 5 blocks"),
     "more layers than weights": config("num_hidden_layers", 7, "take those that belong together", "says 7 blocks"),
