@@ -9,14 +9,16 @@ to first order what the loss L of the language model would change by without w: 
 one of first order; L is the mean over all tokens of the text. Every block but the first `whole_first` and the last
 `whole_last` loses its least important groups, as many heads and as many channels in each: so many that the model has no
 more parameters than without the blocks of the cut, and the share of heads that stay is the nearest to that of the
-parameters.
+parameters. Where one head has more parameters than channels can make up for, more go than the cut asks for. Where all
+blocks lose some, config.json says how many heads there are: a number that the architecture's class takes (of Llama, one
+that divides the hidden size).
 
 As in the paper: groups, importance, the sum over a group, one ratio for all blocks but the first and the last. Differs:
 the text is the calibration's (theirs: 10 sequences of BookCorpus), channels make up for the rounding to whole heads,
 and no LoRA follows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,8 @@ import torch
 from torch import nn
 
 from replaceme.changes import Changes, Content, Split
-from replaceme.config_defaults import value_of
+from replaceme.checkpoints import read_config
+from replaceme.config_defaults import accepted, value_of
 from replaceme.errors import ReplaceMeError
 from replaceme.methods import removed_parameters
 from replaceme.methods.found import Found
@@ -53,7 +56,8 @@ def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict
             "`whole_last`"
         )
     groups = coupled_groups(passes, pruned[0], roots_of(passes.model.config))
-    counts = counts_for(blocks[pruned[0]], groups, removed_parameters(cut, record) / len(pruned))
+    taken = partial(_is_taken, read_config(record["folder"])) if len(pruned) == len(blocks) else None
+    counts = counts_for(blocks[pruned[0]], groups, removed_parameters(cut, record) / len(pruned), taken)
     tensors: dict[str, torch.Tensor] = {}
     lost: dict[str, float] = {}
     for block, scores in importances(passes, groups, pruned).items():
@@ -79,15 +83,27 @@ def roots_of(config: Any) -> dict[str, tuple[str, int]]:
     return {"heads": ("self_attn.q_proj", heads), "channels": ("mlp.up_proj", config.intermediate_size)}
 
 
-def counts_for(block: nn.Module, groups: dict[str, list[Side]], parameters: float) -> dict[str, int]:
-    """How many groups of each kind stay, so that a block has at least so many `parameters` less."""
+def counts_for(
+    block: nn.Module,
+    groups: dict[str, list[Side]],
+    parameters: float,
+    taken: Callable[[dict[str, int]], bool] | None = None,
+) -> dict[str, int]:
+    """How many groups of each kind stay, so that a block has at least so many `parameters` less.
+
+    `taken`: whether a model can have such counts; None: it can have any.
+    """
     (heads, head), (channels, channel) = ((len(groups[kind][0].indices), _size(block, groups[kind])) for kind in KINDS)
     whole = heads * head + channels * channel
     wanted = heads * (1 - parameters / whole)
-    for count in sorted(range(1, heads + 1), key=lambda one: abs(one - wanted)):
-        left = int((whole - parameters - count * head) // channel)
-        if 1 <= left <= channels:
-            return {"heads": count, "channels": left}
+    left = {count: int((whole - parameters - count * head) // channel) for count in range(1, heads + 1)}
+    exact = sorted((count for count in left if 1 <= left[count] <= channels), key=lambda one: abs(one - wanted))
+    # heads so large that no channel need go: the fewer of them go the better
+    larger = sorted((count for count in left if left[count] > channels), reverse=True)
+    for count in [*exact, *larger]:
+        counts = {"heads": count, "channels": min(left[count], channels)}
+        if taken is None or taken(counts):
+            return counts
     raise ReplaceMeError(
         "llm_pruner: no number of heads and channels makes the model as small as the cut does; cut fewer"
     )
@@ -145,7 +161,7 @@ def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Cont
             parts[f"{layer}.{part}"] = partial(_taken, name=f"{layer}.{part}", sides=sides)
     pruned = {name.partition(".")[0] for name in found.tensors}
     if len(pruned) == checkpoint.num_blocks:
-        return Content([], Changes(parts=parts), _narrow_config(checkpoint.config, found))
+        return Content([], Changes(parts=parts), _narrow_config(checkpoint.config, found.report))
     return Content([], Changes(parts=parts), coded_config(checkpoint.config, {"resized": sizes}), True)
 
 
@@ -165,7 +181,7 @@ def _taken(tensor: torch.Tensor, name: str, sides: dict[str, torch.Tensor]) -> d
     return {name: tensor.contiguous()}
 
 
-def _narrow_config(config: dict[str, Any], found: Found) -> dict[str, Any]:
+def _narrow_config(config: dict[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of a model whose blocks all have so many heads of keys and values, and so many channels."""
     heads, groups, size = (
         value_of(config, key, "config.json") for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
@@ -174,10 +190,19 @@ def _narrow_config(config: dict[str, Any], found: Found) -> dict[str, Any]:
     return {
         **config,
         "head_dim": size or config["hidden_size"] // heads,
-        "num_attention_heads": found.report["heads"] * shared,
-        "num_key_value_heads": found.report["heads"],
-        "intermediate_size": found.report["channels"],
+        "num_attention_heads": counts["heads"] * shared,
+        "num_key_value_heads": counts["heads"],
+        "intermediate_size": counts["channels"],
     }
+
+
+def _is_taken(config: dict[str, Any], counts: dict[str, int]) -> bool:
+    """Whether transformers makes a config of such counts."""
+    try:
+        accepted(_narrow_config(config, counts), "config.json")
+    except ReplaceMeError:
+        return False
+    return True
 
 
 @contextmanager

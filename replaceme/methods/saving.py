@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from replaceme.card import licence_of, method_card
+from replaceme.config_defaults import accepted
 from replaceme.methods import METHODS, content
 from replaceme.methods.found import Found
-from replaceme.separate import check_architecture
+from replaceme.separate import check_architecture, original_config
 from replaceme.writing import provenance_of
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def finish_found(
 ) -> dict[str, Any]:
     """Write the checkpoint of a method with its model card; returns what goes into replaceme.json."""
     made = content(merger.checkpoint, cut, found)
+    accepted(original_config(made.config), f"{merger.checkpoint.folder}, as {found.method} leaves its config.json")
     if made.code:
         check_architecture(merger.checkpoint)
     provenance = {**provenance_of(record, cut, found.report, origin), "method": found.method}

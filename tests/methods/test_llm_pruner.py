@@ -185,6 +185,37 @@ def test_the_counts_are_the_largest_that_fit(make_llama, make_tokens, share, hea
     assert left <= (1 - share) * whole < left + per_channel
 
 
+def test_heads_that_no_channels_make_up_for_go_all_the_same(make_llama, make_tokens, make_passes):
+    """Heads of a size of their own, 32 where the hidden size is 16: one of two is more than is asked for."""
+    passes = make_passes(make_llama(num_attention_heads=4, num_key_value_heads=2, head_dim=32), make_tokens(samples=4))
+    block = passes.model.layers[1]
+    groups = coupled_groups(passes, 1, roots_of(passes.model.config))
+    head, channel = 16 * 32 * 6, 3 * 16
+    assert counts_for(block, groups, head / 2) == {"heads": 1, "channels": 24}, "all channels stay"
+    assert counts_for(block, groups, 4 * channel) == {"heads": 2, "channels": 20}, "channels where they suffice"
+
+
+def test_as_many_heads_stay_as_the_architecture_takes(make_llama, make_tokens, pruned, write_found, tmp_path):
+    """Llama takes heads that divide its hidden size, 16: of 8 the nearest to two thirds would be 5."""
+    folder, tokens = make_llama(num_attention_heads=8, num_key_value_heads=8), make_tokens(samples=4)
+    record, found = pruned(folder, tokens, whole_first=0, whole_last=0)
+    assert found.report["heads"] == 4
+    write_found(record, CUT, found, tmp_path / "out")
+    after = loaded(tmp_path / "out")
+    assert after.num_parameters() <= record["parameters"] - sum(record["block_parameters"][2:4])
+
+
+def test_a_config_that_transformers_refuses_is_not_written(
+    make_llama, make_tokens, pruned, write_found, tmp_path, refuses
+):
+    folder = make_llama(num_attention_heads=8, num_key_value_heads=8)
+    record, found = pruned(folder, make_tokens(samples=4), whole_first=0, whole_last=0)
+    found.report["heads"] = 3
+    with refuses("as llm_pruner leaves its config.json", "The hidden size (16) is not a multiple"):
+        write_found(record, CUT, found, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_done_is_said(llama, make_tokens, refuses, pruned):
     tokens = make_tokens(samples=4)
     with refuses("all 6 blocks are first or last ones", "lower `whole_first` or `whole_last`"):
