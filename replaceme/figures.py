@@ -6,9 +6,10 @@ Their look is in `figure_style`; the figures that config.yaml declares are in `p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.tables import BASELINE
+from replaceme.csv_files import read_csv
 from replaceme.cuts import described, groups_of
 from replaceme.distances import METRICS
-from replaceme.errors import ReplaceMeError
 from replaceme.figure_style import (
     COLORS,
     DASHES,
@@ -20,7 +21,7 @@ from replaceme.figure_style import (
     log_scale,
     whole_numbers,
 )  # fmt: skip
-from replaceme.files import note_read, read_json
+from replaceme.files import read_json
 
 if TYPE_CHECKING:
     import pandas
@@ -153,12 +154,7 @@ def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
     A model with cuts of one size has a place for each fit, or each cut, instead. Error bars are one standard error;
     dashed grey lines are the unpruned model.
     """
-    import pandas
-
-    if not Path(csv).is_file():
-        raise ReplaceMeError(f"{csv}: no such file; make the table first")
-    note_read(csv)
-    frame = pandas.read_csv(csv)
+    frame = read_csv(csv)
     if "healing" in frame:  # a healed row stands beside its own, under a name of its own
         frame["fit"] += frame["healing"].map(lambda name: f", {name}", na_action="ignore").fillna("")
     models = list(dict.fromkeys(frame["model"]))
@@ -186,10 +182,10 @@ def _draw_measure(axes: "Axes", rows: "pandas.DataFrame", name: str, scale: floa
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
         axes.set_xlim(0, 1)
         return
-    baseline = rows[rows["fit"] == "baseline"]
+    baseline = rows[rows["fit"] == BASELINE]
     for _, row in baseline.iterrows():
         axes.axhline(scale * row[name], color="#555555", linestyle=DASHES[1], linewidth=1.2, label="unpruned")
-    pruned = rows[rows["fit"] != "baseline"].copy()
+    pruned = rows[rows["fit"] != BASELINE].copy()
     sizes, by = pruned["compression"], _told_apart_by(pruned)
     pruned["name"] = pruned[by].agg(", ".join, axis=1)
     pruned["chosen"] = "" if by == ["cut"] else _chosen(pruned, "cut" not in by)

@@ -22,7 +22,7 @@ from replaceme.figure_style import (
     log_scale,
     whole_numbers,
 )
-from replaceme.points import BASELINE
+from replaceme.points import of_baselines
 
 if TYPE_CHECKING:
     import pandas
@@ -65,7 +65,7 @@ def _size(figure: FigureConfig, points: "pandas.DataFrame") -> tuple[float, floa
     """Inches."""
     panels, measures = points["panel"].nunique(), points["measure"].nunique()
     if figure.kind == "bars":
-        groups = measures * (points["line"] != BASELINE).groupby(points["measure"]).sum().max()
+        groups = measures * (~of_baselines(points)).groupby(points["measure"]).sum().max()
         return max(6.0, min(16.0, 1.6 + 0.5 * groups)), 4.6
     if figure.kind == "heatmap":
         return 1.0 + 4.4 * measures, 0.6 + 3.8 * panels
@@ -85,7 +85,7 @@ def _grid(canvas: "Figure", points: "pandas.DataFrame", beside: bool) -> list[tu
 
 def looks(figure: FigureConfig, points: "pandas.DataFrame") -> dict[tuple[str, bool], Look]:
     """The look of every line or bar but baselines: by label and whether it is published, in the order drawn."""
-    measured = list(dict.fromkeys(points.loc[~points["published"] & (points["line"] != BASELINE), "line"]))
+    measured = list(dict.fromkeys(points.loc[~points["published"] & ~of_baselines(points), "line"]))
     published = list(dict.fromkeys(points.loc[points["published"], "line"]))
     same_as = figure.published.same_as if figure.published else {}
     order = [(name, False) for name in measured]
@@ -120,7 +120,7 @@ def _lines(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -
     styles = looks(figure, points)
     for axes, measure, panel in _grid(canvas, points, beside=True):
         shown = points[(points["measure"] == measure) & (points["panel"] == panel)]
-        baselines = shown[shown["line"] == BASELINE]
+        baselines = shown[of_baselines(shown)]
         for _, row in baselines.iterrows():
             label = "unpruned" if len(baselines) == 1 else f"{row['row']}, unpruned"
             axes.axhline(row["value"], color=GREY, linestyle=DASHES[1], linewidth=1.2, label=label)
@@ -223,7 +223,7 @@ def _bars(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") ->
             at = [group.index(measure) + _offset(place, len(styles)) for measure in bars["measure"]]
             if len(bars):
                 _one_set_of_bars(axes, bars, at, 0.8 / len(styles), look, _label(name, is_published))
-        for _, row in shown[shown["line"] == BASELINE].iterrows():
+        for _, row in shown[of_baselines(shown)].iterrows():
             axes.axhline(row["value"], color=GREY, linestyle=DASHES[1], linewidth=1.2, label="unpruned")
         if group is relative:
             axes.axhline(1, color=GREY, linestyle=DASHES[1], linewidth=1.2)

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.figures import FigureConfig
+from replaceme.config.tables import BASELINE, KEYS
+from replaceme.csv_files import read_csv
 from replaceme.errors import ReplaceMeError
-from replaceme.files import note_read
 from replaceme.reference import scaled
-from replaceme.tables import KEYS
 
 if TYPE_CHECKING:
     import pandas
 
 NAMES = list(KEYS[:4])
 POINT = ["measure", "panel", "line", "x", "value", "stderr", "published", "row"]
-BASELINE = "baseline"
 SPAN = re.compile(r"\[(\d+), (\d+)\)")
 
 
@@ -176,8 +175,13 @@ def _pairs(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
     return pandas.DataFrame(found, columns=["measure", "panel", "i", "j", "value"])
 
 
+def of_baselines(frame: "pandas.DataFrame") -> "pandas.Series":
+    """Which points are those of baselines; a published line may have their name."""
+    return (frame["line"] == BASELINE) & ~frame["published"].astype(bool)
+
+
 def _published(figure: FigureConfig) -> list[dict[str, Any]]:
-    published, frame = figure.published, read_csv(figure.published.file)
+    published, frame = figure.published, read_csv(figure.published.file, (figure.published.label,))
     columns = {measure: scaled(column) for measure, column in published.columns.items()}
     return [
         {
@@ -197,7 +201,7 @@ def _published(figure: FigureConfig) -> list[dict[str, Any]]:
 def check_published(figure: FigureConfig) -> None:
     """Raise ReplaceMeError when a file of published values lacks what the figure shows of it."""
     published = figure.published
-    frame = read_csv(published.file)
+    frame = read_csv(published.file, (published.label,))
     named = [
         published.label,
         *([published.x] if published.x else []),
@@ -215,18 +219,8 @@ def _check_single(figure: FigureConfig, frame: "pandas.DataFrame") -> None:
     """Raise ReplaceMeError where two rows would lie at one place of a line, or in one bar."""
     if figure.kind == "scatter":
         return
-    twice = frame[frame.duplicated(["measure", "panel", "line", "x"]) & (frame["line"] != BASELINE)]
+    twice = frame[frame.duplicated(["measure", "panel", "line", "x"]) & ~of_baselines(frame)]
     if len(twice):
         first = twice.iloc[0]
         place = f" at {figure.x} {first['x']:g}" if figure.kind == "lines" else ""
         raise ReplaceMeError(f"figure: two rows of line {first['line']!r}{place}; tell them apart under `lines`")
-
-
-def read_csv(path: str | Path) -> "pandas.DataFrame":
-    """A .csv file, or a ReplaceMeError when there is none."""
-    import pandas
-
-    if not Path(path).is_file():
-        raise ReplaceMeError(f"{path}: no such file; it is the .csv of a table, of costs or of published values")
-    note_read(path)
-    return pandas.read_csv(path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme import uncertainty
 from replaceme.config.methods import NARROWING
-from replaceme.config.tables import RATES, SPEED
+from replaceme.config.tables import BASELINE, HEALED, KEYS, RATES, SPEED
 from replaceme.cuts import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
@@ -19,8 +19,6 @@ from replaceme.files import read_json
 if TYPE_CHECKING:
     import pandas
 
-KEYS = ("model", "calibration", "cut", "fit", "healing", "removed", "span", "metric", "position", "compression")
-HEALED = "healed"  # the folder of the healings of a fit
 SIZE = ("parameters", "file_bytes")
 
 
@@ -79,7 +77,7 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, sp
 
 def _baseline(folder: Path, evaluation: str, speed: str | None) -> _Result:
     parts = _read(folder, evaluation), _read(folder, speed)
-    return _Result(folder, (folder.parent.name, None, None, "baseline", None), *parts, {}, {})
+    return _Result(folder, (folder.parent.name, None, None, BASELINE, None), *parts, {}, {})
 
 
 def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:

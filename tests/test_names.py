@@ -6,11 +6,13 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 from hostile.stage import CONFIG
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from replaceme.config import NAME, parse
+from replaceme.config.names import COLUMNS, RESERVED
 from replaceme.errors import ReplaceMeError
 
 RULES = Path(__file__).parents[1] / "rules"
@@ -122,3 +124,34 @@ def test_a_name_is_one_folder_or_refused(name, section):
     except ReplaceMeError:
         return
     assert os.path.normpath(f"results/{name}") == f"results/{name}" and Path(name).name == name and name.isascii()
+
+
+def test_words_of_the_workflow_and_of_tables_are_no_names():
+    config = copy.deepcopy(CONFIG) | {"healings": {"long": HEALING}, "figures": {"shown": FIGURE}}
+    names = [(section, name) for section in RESERVED for name in RESERVED[section]]
+    for section, name in names:
+        config[section][name] = next(iter(config[section].values()))
+    lines = [f"config.yaml: {section}.{name}: this name is reserved; choose another" for section, name in names]
+    with pytest.raises(ReplaceMeError) as caught:
+        parse(config)
+    assert set(lines) <= set(str(caught.value).splitlines())
+
+
+def test_what_tables_and_figures_call_rows_is_reserved_wherever_rows_get_their_names():
+    for section in ("models", "calibrations", "cuts", "fits", "healings"):
+        assert {"baseline", "unpruned", "published"} <= RESERVED[section]
+
+
+def test_a_task_has_a_column_to_itself(refuses):
+    tasks = [*COLUMNS, "average_stderr", "mine_stderr", "average_vs_identity_stderr"]
+    config = copy.deepcopy(CONFIG)
+    config["evaluations"]["quiz"]["tasks"] |= {task: {} for task in ("mine", *tasks)}
+    lines = [f"evaluations.quiz.tasks.{task}: a column of every table has this name" for task in tasks]
+    with refuses(*lines, lines=len(lines)):
+        parse(config)
+
+
+def test_a_task_called_perplexity_may_be_the_perplexity():
+    config = copy.deepcopy(CONFIG)
+    config["evaluations"]["quiz"] |= {"tasks": {"quiz": {}, "perplexity": {}}, "perplexity": "perplexity"}
+    parse(config)

@@ -11,8 +11,9 @@ from replaceme.config import FigureConfig
 from replaceme.config.figures import dangling_figures
 from replaceme.distances import METRICS, POSITIONS, save
 from replaceme.errors import ReplaceMeError
-from replaceme.plots import looks
-from replaceme.points import Sources, check_published, points
+from replaceme.figures import draw_table
+from replaceme.plots import draw, looks
+from replaceme.points import Sources, check_published, of_baselines, points
 
 COLUMNS = (
     "model,calibration,cut,fit,removed,span,metric,position,compression,average,average_stderr,perplexity,residual"
@@ -208,3 +209,35 @@ def test_missing_files_and_measures(sources, tmp_path, capsys):
         points(figure("lines"), Sources([tmp_path / "gone.csv"]))
     assert main(["plot", "--figure", "{", "--out", str(tmp_path / "x")]) == 1
     assert "--figure: not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["007", "null", "None", "nan", "NA", "1e5", "true", "inf"])
+def test_names_that_look_like_something_else_stay_names(sources, name):
+    table = sources.tables[0]
+    table.write_text(table.read_text().replace("ls", name).replace("n1", "1").replace("n2", "2").replace(",a,", ",01,"))
+    found = points(figure("lines", lines=["fit", "calibration"]), Sources([table]))
+    assert set(found["line"]) == {"baseline", "uidl, 01", f"{name}, 01", f"{name}, b"}
+    assert f"toy/01/1/{name}" in set(found["row"])
+
+
+def test_the_figure_of_a_table_tells_numbers_from_names(sources, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("replaceme.figures._draw_measure", lambda axes, rows, name, scale: drawn.update({name: rows}))
+    table = sources.tables[0]
+    table.write_text(table.read_text().replace("ls", "007").replace("toy", "1"))
+    draw_table(table, tmp_path / "t.svg")
+    assert set(drawn["average"]["fit"]) == {"baseline", "uidl", "007"}
+
+
+def test_a_published_line_called_baseline_is_drawn_as_a_line(sources, tmp_path):
+    (tmp_path / "published.csv").write_text("method,blocks,acc\nbaseline,1,55\nbaseline,2,50\n")
+    published = {"file": str(tmp_path / "published.csv"), "label": "method", "x": "blocks"}
+    lines = figure(
+        "lines",
+        measures=["average"],
+        lines=["calibration", "fit"],
+        published={**published, "columns": {"average": "acc"}},
+    )
+    found = points(lines, sources)
+    assert of_baselines(found).sum() == 1 and ("baseline", True) in looks(lines, found)
+    draw(lines, found, tmp_path / "f.svg")

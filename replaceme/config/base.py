@@ -40,6 +40,12 @@ def strings(value: Any) -> list[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
+def mapping(value: Any, key: str) -> dict:
+    """The mapping under a key of what should be one itself; on plain data, where it may be anything."""
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def _scalars(value: Any) -> list[Any]:
     """The values in lists and mappings, and the keys of the latter."""
     if isinstance(value, dict):

@@ -1,17 +1,28 @@
-"""Names in the config that cannot be those of folders and files of the workflow."""
+"""Names in the config that the workflow or a table needs for something of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from replaceme.config.base import mapping
+from replaceme.config.figures import COST_MEASURES, MEASURES
+from replaceme.config.tables import BASELINE, HEALED, KEYS
+from replaceme.config.targets import RULES
 from replaceme.errors import printable
 from replaceme.validation import LONGEST_NAME
 
+# how tables and figures call rows and lines that no section names
+LABELS = {BASELINE, "published", "unpruned"}
 RESERVED = {
-    "models": {"benchmarks", "cost", "figures", "logs", "published", "records", "tables"},
-    "calibrations": {"baseline"},
-    "cuts": {"candidates"},
-    "fits": {"gram", "rows"},
+    "models": {"benchmarks", "cost", "figures", "logs", "records", "tables", *LABELS},
+    "calibrations": LABELS,
+    "cuts": {"candidates", HEALED, *LABELS},
+    "fits": {"gram", "rows", *LABELS},
+    "healings": LABELS,
+    "tables": RULES,  # a table and a figure are targets by their names
+    "figures": RULES,
 }
+COLUMNS = {*KEYS, *MEASURES, *COST_MEASURES}
+ERRORS = ("_stderr", "_vs_identity")  # columns that stand by another
 OF_FILES = ("models", "calibrations", "cuts", "fits", "healings", "evaluations", "tables", "figures")
 # folders are named by the config, and beside them lie files that the workflow names
 FILES = (".csv", ".html", ".json", ".jsonl", ".log", ".md", ".safetensors", ".svg", ".tex", ".tsv")
@@ -27,7 +38,7 @@ def name_problems(raw: Mapping[str, Any]) -> list[str]:
         seen: dict[str, str] = {}
         for name in (one for one in entries if isinstance(one, str) and len(one) <= LONGEST_NAME):
             where = f"{printable(section)}.{printable(name)}"
-            if name in RESERVED.get(section, ()):
+            if name.casefold() in RESERVED.get(section, ()):
                 lines.append(f"{where}: this name is reserved; choose another")
             elif section in OF_FILES and name.lower().endswith(FILES):
                 lines.append(f"{where}: ends like a file of the workflow; choose another")
@@ -36,4 +47,18 @@ def name_problems(raw: Mapping[str, Any]) -> list[str]:
             twin = seen.setdefault(name.casefold(), name)
             if section in OF_FILES and twin != name:
                 lines.append(f"{where}: differs from {twin!r} only in case, which some disks ignore; rename one")
-    return lines
+    return [*lines, *_columns(raw)]
+
+
+def _columns(raw: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each task that would have the column of something else in a table."""
+    for name, evaluation in mapping(raw, "evaluations").items():
+        tasks = mapping(evaluation, "tasks")
+        for task in (one for one in tasks if isinstance(one, str)):
+            stands_by = any(task.endswith(end) and task.removesuffix(end) in {*tasks, *COLUMNS} for end in ERRORS)
+            is_perplexity = task == "perplexity" == evaluation.get("perplexity")
+            if (task in COLUMNS and not is_perplexity) or stands_by:
+                yield (
+                    f"evaluations.{printable(name)}.tasks.{printable(task)}: a column of every table has this name; "
+                    "give the task another in a YAML of your own (`include`)"
+                )

@@ -14,6 +14,10 @@ PRODUCT = ("models", "calibrations", "cuts", "fits")
 RATES = ("prefill_tokens_per_s", "decode_tokens_per_s")
 SPEED = (*RATES, "peak_memory_bytes")
 SECTIONS = (*PRODUCT, "healings")  # of the names in a row, in their order
+# the columns of a table left of its tasks
+KEYS = ("model", "calibration", "cut", "fit", "healing", "removed", "span", "metric", "position", "compression")
+BASELINE = "baseline"  # in place of a fit, and the name of the folder
+HEALED = "healed"  # the folder of the healings of a fit
 
 
 class Row(NamedTuple):

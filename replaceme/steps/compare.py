@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import note_read
 from replaceme.steps.common import out_argument
 from replaceme.steps.recorded import record_arguments, records_of
 
@@ -23,9 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the comparison in all formats, with where its numbers come from below it."""
-    import pandas
-
     from replaceme.config.reference import ReferenceConfig
+    from replaceme.csv_files import read_csv
     from replaceme.records import footnotes
     from replaceme.reference import compare, notes, shown
     from replaceme.render import write_parts
@@ -33,8 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
     try:
         reference = validated(ReferenceConfig, json.loads(args.reference), "--reference")
-        note_read(args.table)
-        table = pandas.read_csv(args.table)
+        table = read_csv(args.table)
     except (OSError, ValueError) as error:
         raise ReplaceMeError(f"{args.table}: not a table and a reference to compare ({error})") from error
     compared = compare(table, reference)
