@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.config_json import check_types
-from replaceme.errors import ReplaceMeError, printable
+from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.families import FAMILIES
 from replaceme.quiet import quiet_transformers
 from replaceme.weights import headers
@@ -104,6 +104,6 @@ def accepted(config: dict[str, Any], where: str) -> Any:
             return AutoConfig.for_model(**config)
     except Exception as error:  # of several libraries, for whatever stands in the file
         raise ReplaceMeError(
-            f"{where}: transformers does not read it ({printable(' '.join(str(error).split()))[:200]}); correct the "
-            "entry, or remove it where transformers' default is right"
+            f"{where}: transformers does not read it ({in_one_line(error)}); correct the entry, or remove it where "
+            "transformers' default is right"
         ) from error
