@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from replaceme import examples
-from replaceme.answers import Asked, ask, filters_of, rehearse
+from replaceme.answers import FAULTS, Asked, ask, filters_of, rehearse, said
 from replaceme.errors import ReplaceMeError
 from replaceme.harness import compiled_once
 from replaceme.scoring import named
@@ -123,9 +123,19 @@ def prepared(task: "Task", wanted: Sequence[str], limit: int | None, own: bool) 
 
 
 def _check_kind(task: "Task") -> None:
+    """Refuse code and pictures, and filters that cannot be made, which lm-eval makes when all is answered."""
     for attribute, what in (("UNSAFE_CODE", "runs what a model writes"), ("MULTIMODAL", "shows images or sounds")):
         if getattr(task, attribute, False):
             raise ReplaceMeError(f"evaluation task {task.task_name!r} {what}, which is not done here; drop it")
+    for ensemble in getattr(task, "_filters", ()):
+        try:
+            for make in ensemble.filters:
+                make()
+        except FAULTS as error:
+            raise ReplaceMeError(
+                f"evaluation task {task.task_name!r}: filter {ensemble.name!r} cannot be made ({said(error)}); check "
+                "its filter_list"
+            ) from error
 
 
 def _check_answers(asked: Asked, own: bool) -> None:

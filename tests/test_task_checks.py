@@ -87,6 +87,8 @@ WRONG = {
         {"doc_to_text": Function("own.fails_later")}, "its prompts cannot be made (ZeroDivisionError"),
     "a column that is not there": ({"doc_to_text": "{{nothing}}"}, "'nothing' is undefined"),
     "a filter that breaks its scoring": ({"filter_list": LETTERS}, "cannot be scored ("),
+    "a filter that cannot be made": (
+        {"filter_list": [{"name": "a", "filter": [{"function": "custom"}]}]}, "filter 'a' cannot be made (KeyError"),
     "code that a model writes": ({"unsafe_code": True}, "runs what a model writes"),
     "no perplexity": ({"perplexity": "quiz"}, "reports no perplexity; it reports acc"),
 }  # fmt: skip
