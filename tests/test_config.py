@@ -113,6 +113,13 @@ BAD = {
     "start 0": (("cuts/n4/start", 0), "cuts.n4: start 0 leaves no carrier: block 0 stays, so start at 1 or later"),
     "start -1": (("cuts/n4/start", -1), "cuts.n4: start -1 leaves no carrier"),
     "post-fit at the last token": (("cuts/n4/position", "last"), "cuts.n4: metric cosine_after_fit averages over all"),
+    "by hand and by metric": (
+        ("cuts/n4", {"blocks": 4, "start": 2, "metric": "cosine"}), "cuts.n4: start places the cut by hand, nothing is"
+    ),
+    "by hand, on samples": (("cuts/n4", {"blocks": 4, "start": 2, "samples": 8}), "cuts.n4: start places the cut by hand"),
+    "samples of a distance": (
+        ("cuts/n4", {"blocks": 4, "metric": "cosine", "samples": 8}), "cuts.n4: metric cosine is of the whole calibration"
+    ),
     "identity with a ridge": (("fits/uidl/ridge", 1.0), "fits.uidl: transform identity takes no ridge; drop it"),
     "true for a ridge": (("fits/ls/ridge", True), "fits.ls.ridge: a number of at least 0, or auto, is needed, found"),
     "misspelt auto": (("fits/ls/ridge", "autom"), "fits.ls.ridge: a number of at least 0, or auto, is needed, found"),
@@ -320,7 +327,7 @@ UNREADABLE = {
     "tagged number": ("a: !!int x", "not valid YAML"),
     "python object": ("a: !!python/object:os.system {}", "not valid YAML"),
     "huge number": ("a: " + "9" * 5000, "not valid YAML"),
-    "nested without end": ("[" * 5000, "not valid YAML"),
+    "nested without end": ("[" * 500, "not valid YAML"),
 }
 
 

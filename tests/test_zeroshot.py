@@ -324,6 +324,9 @@ def test_metrics_in_the_config(refuses):
     ):  # fmt: skip
         with refuses("zeroshot.d.metrics", message):
             validated(EvaluationConfig, {"zeroshot": {"d": {"images": "there", "metrics": metrics}}}, "config")
+    captions = {"images": "there", "metrics": ["text_retrieval_recall@5"], "prompts": "cifar10"}
+    with refuses("zeroshot.d: retrieval compares images with their captions; drop prompts"):
+        validated(EvaluationConfig, {"zeroshot": {"d": captions}}, "config")
 
 
 def test_tasks_or_images(refuses):

@@ -66,6 +66,12 @@ class ZeroShotConfig(Strict):
             raise ValueError("a metric is named twice; name it once")
         return metrics
 
+    @model_validator(mode="after")
+    def _captions_need_no_prompts(self) -> "ZeroShotConfig":
+        if self.kind == "retrieval" and self.prompts is not None:
+            raise ValueError("retrieval compares images with their captions; drop prompts")
+        return self
+
     @property
     def kind(self) -> str:
         """classification, multilabel or retrieval, as its metrics say."""
