@@ -158,6 +158,7 @@ def serve():
     State.__init__.__defaults__ = (None, None, 0.0)  # saved at each step, so that there are states to be killed with
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), file=answers, flush=True)
+    os._exit(0)  # to take all modules apart would take seconds
 
 
 if __name__ == "__main__":

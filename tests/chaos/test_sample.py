@@ -9,7 +9,7 @@ from chaos.test_kills_of_steps import kill_many
 
 from replaceme.files import RESULTS_VARIABLE
 
-KILLS, DAMAGES, LIMITS = 16, 12, 8
+KILLS, DAMAGES, LIMITS = len(SAMPLED), 6, 4
 
 
 def test_kills(forking, undisturbed, disturbed, chance):

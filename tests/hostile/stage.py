@@ -45,7 +45,8 @@ BAR = re.compile(r"(\r[\w ]+: +\d+%\|[^\r]*)+")  # of tqdm, as it stood when the
 class Case:
     """A bad input: what makes it, the command that meets it, and what each line of the refusal says.
 
-    `file`, `key` and `remedy` are parts of the line: where it is, what in it, and what to do.
+    `file`, `key` and `remedy` are parts of the line: where it is, what in it, and what to do. Of several faults at once
+    `others` has the key and the remedy of each but the first, which has a line of its own.
     """
 
     spoil: Callable[[], Any]
@@ -54,6 +55,7 @@ class Case:
     remedy: str
     command: Sequence[str] = CHECK
     lines: int = 1
+    others: tuple[tuple[str, str], ...] = ()
 
 
 def write_project(folder: Path) -> None:
@@ -122,9 +124,10 @@ def check_refused(case: Case, folder: Path) -> None:
     code, shown = run(case.command)
     errors = [line for line in shown if line.startswith("replaceme: error: ")]
     assert code == 1, shown
-    assert len(errors) == case.lines and errors == shown, "\n".join(shown)
+    assert len(errors) == case.lines + len(case.others) and errors == shown, "\n".join(shown)
     for line in errors:
-        assert line.isprintable() and len(line) <= LONGEST_LINE, repr(line)
-        for part in (case.file, case.key, case.remedy):
-            assert part in line, (part, line)
+        assert line.isprintable() and len(line) <= LONGEST_LINE and case.file in line, repr(line)
+    for key, remedy in ((case.key, case.remedy), *case.others):
+        about = [line for line in errors if key in line and remedy in line]
+        assert len(about) == (1 if case.others else case.lines), (key, remedy, "\n".join(errors))
     assert contents(folder.parent) == before, "something was written"
