@@ -116,9 +116,9 @@ BAD = {
     "by hand and by metric": (
         ("cuts/n4", {"blocks": 4, "start": 2, "metric": "cosine"}), "cuts.n4: start places the cut by hand, nothing is"
     ),
-    "by hand, on samples": (("cuts/n4", {"blocks": 4, "start": 2, "samples": 8}), "cuts.n4: start places the cut by hand"),
+    "by hand, on samples": (("cuts/n4", {"blocks": 4, "start": 2, "samples": 8}), "cuts.n4: start places the cut by"),
     "samples of a distance": (
-        ("cuts/n4", {"blocks": 4, "metric": "cosine", "samples": 8}), "cuts.n4: metric cosine is of the whole calibration"
+        ("cuts/n4", {"blocks": 4, "metric": "cosine", "samples": 8}), "cuts.n4: metric cosine is of the whole"
     ),
     "identity with a ridge": (("fits/uidl/ridge", 1.0), "fits.uidl: transform identity takes no ridge; drop it"),
     "true for a ridge": (("fits/ls/ridge", True), "fits.ls.ridge: a number of at least 0, or auto, is needed, found"),
