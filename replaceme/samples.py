@@ -94,7 +94,7 @@ class PassedOver:
         if not found:
             raise self._first
         reason = str(self._first).removeprefix(f"{self.source}: ")
-        log.warning("%s: %d records passed over, the first: %s", self.source, self.count, reason)
+        log.warning("%s: passed over %d of its records, the first: %s", self.source, self.count, reason)
 
 
 def stream(config: CalibrationConfig, buffer: int) -> Iterator[dict]:

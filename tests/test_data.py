@@ -297,7 +297,7 @@ def test_records_that_cannot_be_used_are_passed_over_with_a_count_and_the_first_
     tokens, _ = calibrate(config(path, **option), strict)
     assert len(tokens) == 2
     [warning] = [one.message for one in caplog.records if "passed over" in one.message]
-    assert warning.startswith(f"{path}: {len(values)} records passed over, the first: ")
+    assert warning.startswith(f"{path}: passed over {len(values)} of its records, the first: ")
     path = save([{column: values[0]}] * 3, "jsonl")
     with refuses(f"{path}: ", reason):
         calibrate(config(path, **option), strict)

@@ -146,7 +146,7 @@ def test_files_that_hold_no_image_are_passed_over(photos, tmp_path, encoder, ref
     (broken / "bad.png").write_bytes((broken / "4.png").read_bytes()[:60])
     images, _ = calibrate_images(given(images=str(broken), samples=13), encoder("vit"))
     assert len(images) == 12
-    assert "1 records passed over, the first: " in caplog.text and "bad.png: not a readable image" in caplog.text
+    assert "passed over 1 of its records, the first: " in caplog.text and "bad.png: not a readable image" in caplog.text
     for path in broken.iterdir():
         path.write_bytes(b"no image") if path.is_file() else shutil.rmtree(path)
     with refuses("not a readable image"):
@@ -173,7 +173,7 @@ def test_a_hub_dataset_gives_its_column_of_images(monkeypatch, encoder, refuses,
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     images, record = calibrate_images(given(images="owner/pictures", samples=6), encoder("vit"))
     assert len(images) == 4 and record["column"] == "image" and seen == [("owner/pictures", None)]
-    assert "owner/pictures: 2 records passed over" in caplog.text and "4 images found, 6 asked for" in caplog.text
+    assert "owner/pictures: passed over 2 of its records" in caplog.text and "4 images found, 6 asked for" in caplog.text
     order = [row.sum().item() for row in calibrate_images(given(samples=4), encoder("vit"))[0].pixels]
     assert sorted(row.sum().item() for row in images.pixels) == sorted(order)
     with refuses("no image in column 'label'"):
