@@ -173,7 +173,9 @@ def test_a_hub_dataset_gives_its_column_of_images(monkeypatch, encoder, refuses,
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     images, record = calibrate_images(given(images="owner/pictures", samples=6), encoder("vit"))
     assert len(images) == 4 and record["column"] == "image" and seen == [("owner/pictures", None)]
-    assert "owner/pictures: passed over 2 of its records" in caplog.text and "4 images found, 6 asked for" in caplog.text
+    assert (
+        "owner/pictures: passed over 2 of its records" in caplog.text and "4 images found, 6 asked for" in caplog.text
+    )
     order = [row.sum().item() for row in calibrate_images(given(samples=4), encoder("vit"))[0].pixels]
     assert sorted(row.sum().item() for row in images.pixels) == sorted(order)
     with refuses("no image in column 'label'"):
