@@ -103,7 +103,9 @@ def ready(
     """
     local = task_index.all_local(manager, list(tasks))
     with tempfile.TemporaryDirectory(prefix="replaceme-") as cache, offline() if local else contextlib.nullcontext():
-        own = task_index.own_tasks(manager, list(tasks), include)
+        own = {
+            one for one in task_index.own_tasks(manager, list(tasks), include) if task_index.all_local(manager, [one])
+        }
         fewshot = {name: options.fewshot for name, options in tasks.items()}
         loaded = harness.load_tasks(manager, fewshot, include, cache, seed)
         declared = {name: [task_checks.declared(task) for task in members] for name, members in loaded.items()}

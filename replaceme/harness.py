@@ -7,13 +7,15 @@ lm-eval's groups mean by `weight_by_size: true`.
 
 import contextlib
 import functools
+import glob
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError, in_one_line, printable
+from replaceme.errors import ReplaceMeError, in_one_line
 from replaceme.task_index import FILE_FORMATS, Include, check_distinct, own_tasks, weighs_tasks_alike
 
 if TYPE_CHECKING:
@@ -112,11 +114,16 @@ def _load(manager: "TaskManager", name: str) -> list["Task"]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError) and error.args:
-        return f"there is no {printable(error.args[0])!r}, a split or a column"
-    if isinstance(error, IndexError) and "size 0" in str(error):
+    """Why a task cannot be loaded, in words where those of lm-eval and datasets say nothing."""
+    if isinstance(error, KeyError) and error.args == (None,):
+        return "a metric that lm-eval does not know has no `aggregation` in metric_list"
+    if isinstance(error, KeyError) and re.fullmatch(r"\w+", str(error.args[0])):
+        return f"there is no {error.args[0]!r}, a split or a column"
+    if isinstance(error, StopIteration) or (isinstance(error, IndexError) and "size 0" in str(error)):
         return "the split that is evaluated has no items"
-    return f"{type(error).__name__}: {in_one_line(error)}"
+    # datasets says what is wrong with a file in the error before its own
+    told = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
+    return f"{type(told).__name__}: {in_one_line(told)}"
 
 
 def _anchor(entry: Any, name: str, cache: str) -> None:
@@ -137,7 +144,7 @@ def _anchor(entry: Any, name: str, cache: str) -> None:
         kwargs.setdefault("cache_dir", cache)
         config["dataset_kwargs"] = kwargs
     elif isinstance(config.get("dataset_path"), str) and (folder / config["dataset_path"]).is_dir():
-        config["dataset_path"] = str((folder / config["dataset_path"]).resolve())
+        config["dataset_path"] = _taken((folder / config["dataset_path"]).resolve(), name, "$", "::", "[")
     entry.yaml_path, entry.cfg = None, config
 
 
@@ -150,9 +157,21 @@ def _absolute(files: Any, folder: Path, task: str) -> Any:
     if "://" in files:
         return files
     for base in (folder, Path.cwd()):
-        if (base / files).exists() or any(base.glob(files) if not Path(files).is_absolute() else ()):
-            return str(base.resolve() / files)
+        if (base / files).exists():
+            return glob.escape(_taken(base.resolve() / files, task, "$", "::"))
+        if not Path(files).is_absolute() and any(base.glob(files)):
+            return f"{glob.escape(_taken(base.resolve(), task, '$', '::'))}/{files}"
     raise ReplaceMeError(f"evaluation task {task!r}: data file {files} exists neither in {folder} nor where you are")
+
+
+def _taken(path: Path, task: str, *otherwise: str) -> str:
+    """A path that `datasets` takes as it is; raises ReplaceMeError where it holds what that reads `otherwise`."""
+    found = next((one for one in otherwise if one in str(path)), None)
+    if found is not None:
+        raise ReplaceMeError(
+            f"evaluation task {task!r}: {path}: datasets opens nothing whose path holds {found!r}; rename it"
+        )
+    return str(path)
 
 
 def language_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> Any:

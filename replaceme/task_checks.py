@@ -147,7 +147,8 @@ def _check_answers(asked: Asked, own: bool) -> None:
     with compiled_once():
         for item in asked.items:
             choices = task.doc_to_choice(item.document)
-            right = task.doc_to_text(item.document) if task.multiple_input else task.doc_to_target(item.document)
+            from_text = getattr(task, "multiple_input", 0)  # as many contexts as there are answers
+            right = (task.doc_to_text if from_text else task.doc_to_target)(item.document)
             for one in right if isinstance(right, list) else [right]:
                 if one not in choices if isinstance(one, str) else one not in range(len(choices)):
                     wrong.append((item.number, one, len(choices)))
@@ -166,6 +167,12 @@ def _check_answers(asked: Asked, own: bool) -> None:
 def _check_scoring(asked: Asked, wanted: Sequence[str]) -> None:
     """Try a task's scoring on made-up answers; not where its own code judges text, which may fail on such answers."""
     task = asked.task
+    for metric in wanted:
+        if not callable(task.aggregation()[metric.partition(",")[0]]):
+            raise ReplaceMeError(
+                f"evaluation task {task.task_name!r}: lm-eval does not know the aggregation of {metric!r}; check its "
+                "metric_list"
+            )
     own = callable(task.get_config("process_results"))
     generates = task.OUTPUT_TYPE == "generate_until"
     if generates and (own or any(callable(one.get("metric")) for one in task.get_config("metric_list") or [])):

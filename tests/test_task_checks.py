@@ -68,6 +68,11 @@ WRONG = {
          "output_type": "loglikelihood"}, "its items give none"),
     "a metric that its own scoring never gives": (
         {"process_results": Function("own.renamed")}, "has no metric 'acc': its items give accuracy"),
+    "a metric without aggregation": (
+        {"metric_list": [{"metric": "own"}], "process_results": Function("own.renamed")}, "has no `aggregation`"),
+    "an aggregation that is not there": (
+        {"metric_list": [{"metric": "acc", "aggregation": "meen"}]}, "does not know the aggregation of 'acc'"),
+    "an empty file": ({"items": []}, "has no items"),
     "a split that is not there": ({"test_split": "tset"}, "'tset'"),
     "a split for examples that is not there": ({"fewshot_split": "dev"}, "'dev'"),
     "no items": ({"process_docs": Function("own.none")}, "cannot be loaded"),
