@@ -6,45 +6,43 @@ file, and the sizes on which cuts are decided. All later steps start from that r
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config_defaults import with_defaults, with_dtype
 from replaceme.config_json import check_types
+from replaceme.download import download
 from replaceme.errors import DamagedError, ReplaceMeError, printable
 from replaceme.files import RECORD, check_files, read_json, sha256_of_all
-from replaceme.language_model import BESIDE, check_beside, check_head
+from replaceme.language_model import check_beside, check_head
 from replaceme.models import PER_BLOCK_LISTS, Family, family_of
 from replaceme.separate import is_separate, original_config
 from replaceme.trust import check_inside, check_no_code, check_settings, companions
+from replaceme.unloaded import named_as_unloaded, not_in_class
+from replaceme.weights import AGAIN, INDEX, Stored, headers, item_bits, shard_names
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 STORED = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
-AGAIN = "download or copy the checkpoint again"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# everything else in a repository (pickles, code, other formats) is neither downloaded nor copied
-COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "generation_config.json", "chat_template*", "preprocessor_config.json", "processor_config.json",
-    "LICENSE*", "LICENCE*", "License*", "license*", "COPYING*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and safetensors shards; `tensors` maps a tensor's name to its shard and shape."""
+    """A folder with config.json and safetensors shards; `tensors` maps a tensor's name to its shard, shape and type.
+
+    `unloaded` are those that the shards hold too and transformers does not load.
+    """
 
     folder: Path
     config: dict[str, Any]
     family: Family
-    tensors: dict[str, tuple[str, tuple[int, ...], str]]
+    tensors: dict[str, Stored]
+    unloaded: dict[str, Stored] = field(default_factory=dict)
 
     @property
     def num_blocks(self) -> int:
@@ -59,12 +57,18 @@ class Checkpoint:
     @property
     def shards(self) -> list[str]:
         """File names of the shards, in order."""
-        return sorted({shard for shard, _, _ in self.tensors.values()})
+        return sorted({shard for shard, _, _ in (*self.tensors.values(), *self.unloaded.values())})
 
     @property
     def parameters(self) -> int:
-        """Number of stored parameters."""
+        """Number of stored parameters that are loaded."""
         return sum(prod(shape) for _, shape, _ in self.tensors.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the shards without what is not loaded."""
+        unloaded = sum(prod(shape) * item_bits(kind) // 8 for _, shape, kind in self.unloaded.values())
+        return sum((self.folder / shard).stat().st_size for shard in self.shards) - unloaded
 
     def block_parameters(self) -> list[int]:
         """Number of parameters of each block, in order."""
@@ -87,6 +91,12 @@ class Checkpoint:
         """The tensors of a block that a transform may change, whatever its placement."""
         return self.family.changeable(self.tensors, block)
 
+    def embedding(self, name: str) -> str:
+        """The tensor that holds the embedding of this name: its own, or that of the head which has the same weights."""
+        if name in self.tensors or not self.family.ties_head(self.config):
+            return name
+        return next((head for head in map("{}.weight".format, self.family.head) if head in self.tensors), name)
+
     def tensor(self, name: str) -> "torch.Tensor":
         """One tensor, as stored."""
         return self.read([name])[name]
@@ -102,9 +112,9 @@ class Checkpoint:
                 found |= {name: file.get_tensor(name) for name in wanted if self.tensors[name][0] == shard}
         return found
 
-    def companions(self) -> list[Path]:
-        """Files other than weights and config that belong to the model."""
-        return companions(self.folder, COMPANIONS)
+    def companions(self) -> list[str]:
+        """Files other than weights and config that belong to the model, as seen from the folder."""
+        return [path.relative_to(self.folder).as_posix() for path in companions(self.folder)]
 
 
 def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
@@ -114,13 +124,19 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
     """
     folder = Path(folder)
     config = read_config(folder)
-    if separate and is_separate(config):
+    is_own = separate and is_separate(config)
+    if is_own:
         config = original_config(config)
     family = family_of(config, str(folder))
     check_no_code(folder)
-    tensors = dict(_headers(folder))
+    tensors = dict(headers(folder))
     checkpoint = Checkpoint(folder, config, family.named_like(tensors), tensors)
+    plain = family.modality == "text" and not is_own
+    if plain:
+        checkpoint = _without(checkpoint, named_as_unloaded(checkpoint.family, config, tensors))
     _check_names(checkpoint)
+    if plain:  # the class is asked last, as it makes as many blocks as config.json says
+        checkpoint = _without(checkpoint, not_in_class(config, checkpoint.tensors))
     _check_dtypes(checkpoint)
     if family.modality == "text":
         check_head(checkpoint.family, family.ties_head(config), tensors, str(folder))
@@ -161,59 +177,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return with_dtype(with_defaults(config, f"{folder}/config.json"), folder)
 
 
-def shard_names(folder: Path) -> list[str]:
-    """File names of a checkpoint's shards, from the index or the single file; raises ReplaceMeError when none."""
-    if (folder / SINGLE).is_file():  # before an index, as transformers does
-        return [SINGLE]
-    if (folder / INDEX).is_file():
-        check_inside(folder, folder / INDEX)
-        index = read_json(folder / INDEX, AGAIN)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ReplaceMeError(f"{folder / INDEX}: no `weight_map` of tensors to shards; download or copy it again")
-        if not weight_map:
-            raise ReplaceMeError(f"{folder / INDEX}: `weight_map` is empty; {AGAIN}")
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if Path(name).name != name or name == ".." or not name.isprintable():
-                raise ReplaceMeError(
-                    f"{folder / INDEX}: shard {name!r} lies outside the folder; do not trust this file"
-                )
-            if not name.endswith(".safetensors"):
-                raise ReplaceMeError(f"{folder / INDEX}: shard {name!r} is no .safetensors file; convert the weights")
-        return names
-    others = sorted(path.name for path in folder.glob("*.bin"))
-    if others:
-        raise ReplaceMeError(
-            f"{folder}: no {SINGLE} and no {INDEX} (found {printable(others[0])}: pickles are not read; convert it to "
-            "safetensors)"
-        )
-    raise ReplaceMeError(f"{folder}: no {SINGLE} and no {INDEX}; give the folder of a whole checkpoint")
-
-
 def local_files(source: str) -> list[Path]:
     """All files of a local model that its record hashes; raises ReplaceMeError when config or weights are missing."""
     folder = local_folder(source)
     read_config(folder)
     index = [INDEX] if (folder / INDEX).is_file() else []
-    return [folder / name for name in ("config.json", *index, *shard_names(folder))] + companions(folder, COMPANIONS)
+    return [folder / name for name in ("config.json", *index, *shard_names(folder))] + companions(folder)
 
 
-def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], str]]]:
-    from safetensors import SafetensorError, safe_open
-
-    for shard in shard_names(folder):
-        path = folder / shard
-        if not path.is_file():
-            raise ReplaceMeError(f"{path}: missing shard; download or copy the checkpoint again")
-        check_inside(folder, path)
-        try:
-            with safe_open(path, framework="np") as file:  # headers only: torch is not needed
-                for name in file.keys():  # noqa: SIM118
-                    view = file.get_slice(name)
-                    yield name, (shard, tuple(view.get_shape()), view.get_dtype())
-        except SafetensorError as error:
-            raise ReplaceMeError(f"{path}: truncated or corrupted ({error}); download or copy it again") from error
+def _without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+    """A checkpoint of which some more tensors are not loaded."""
+    kept = {name: one for name, one in checkpoint.tensors.items() if name not in names}
+    unloaded = checkpoint.unloaded | {name: checkpoint.tensors[name] for name in sorted(names)}
+    return replace(checkpoint, tensors=kept, unloaded=unloaded)
 
 
 def _check_names(checkpoint: Checkpoint) -> None:
@@ -249,7 +225,7 @@ def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
     """
     folder, commit = _locate(source, revision)
     checkpoint = open_checkpoint(folder)
-    names = ["config.json", *checkpoint.shards, *(path.name for path in checkpoint.companions())]
+    names = ["config.json", *checkpoint.shards, *checkpoint.companions()]
     names += [INDEX] if (folder / INDEX).is_file() else []
     return {
         "source": source,
@@ -261,7 +237,7 @@ def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
         "hidden_size": checkpoint.hidden_size,
         "parameters": checkpoint.parameters,
         "block_parameters": checkpoint.block_parameters(),
-        "files": sha256_of_all(folder / name for name in names),
+        "files": sha256_of_all(folder, names),
     }
 
 
@@ -282,18 +258,7 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
         if revision is not None:
             raise ReplaceMeError(f"{source}: a local folder has no revision; drop it")
         return local_folder(source), None
-    from huggingface_hub import snapshot_download
-
-    # the model card is neither copied nor part of the record, but names the licence
-    patterns = ["model*.safetensors", INDEX, "config.json", "README.md", BESIDE, *COMPANIONS]
-    try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub raises many types: offline, missing, gated, time-out
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ReplaceMeError(
-            f"{source}: neither a local folder nor reachable on the Hub ({reason}); check the id, the revision and "
-            "the network, or give a folder"
-        ) from error
+    folder = download(source, revision)
     return folder, folder.name
 
 
@@ -318,7 +283,7 @@ def check_merged(folder: str | Path) -> dict[str, Any]:
         raise error.within(folder) from error
     except (KeyError, TypeError) as error:
         raise DamagedError(folder, "no list of files in it", folder / RECORD) from error
-    if any(Path(name).name != name for name in files):
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise DamagedError(folder, "lists files outside of this folder", folder / RECORD)
     check_files(folder, files)
     return record

@@ -268,10 +268,10 @@ def each_sha256(paths: Sequence[str | Path]) -> Iterator[str]:
         yield from threads.map(sha256, paths)
 
 
-def sha256_of_all(paths: Iterable[str | Path]) -> dict[str, str]:
-    """Hashes of files by their name."""
-    paths = sorted(map(Path, paths))
-    return {path.name: digest for path, digest in zip(paths, each_sha256(paths), strict=True)}
+def sha256_of_all(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Hashes of files of a folder by their names, as seen from it."""
+    names = sorted(names)
+    return dict(zip(names, each_sha256([folder / name for name in names]), strict=True))
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
@@ -279,7 +279,7 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
     for name in digests:
         if not (folder / name).is_file():
             raise DamagedError(folder, "missing", folder / name)
-    found = sha256_of_all(folder / name for name in digests)
+    found = sha256_of_all(folder, digests)
     for name, digest in digests.items():
         if found[name] != digest:
             raise DamagedError(folder, MISMATCH, folder / name)

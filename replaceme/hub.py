@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from replaceme.checkpoints import read_config
@@ -11,6 +12,7 @@ from replaceme.language_model import check_beside
 from replaceme.models import is_encoder
 from replaceme.outline import Outline, estimated_outline
 from replaceme.text_files import read_lines
+from replaceme.weights import INDEX, SINGLE, shard_names
 
 # of httpx, requests and huggingface_hub, whichever of them is below: no connection, rather than an answer
 NO_CONNECTION = {"TransportError", "TimeoutException", "ConnectionError", "Timeout", "OfflineModeIsEnabled", "gaierror"}
@@ -101,32 +103,41 @@ def lines_of(repository: Repository, file: str) -> list[str]:
 
 
 def model_outline(name: str, revision: str | None) -> Outline:
-    """The outline of a model of the Hub, of which config.json alone is downloaded.
+    """The outline of a model of the Hub, of which config.json alone is downloaded, and the index of its weights.
 
     Raises what `repository` does, and ReplaceMeError for a model without safetensors or of no known family.
     """
-    from pathlib import Path
-
-    from huggingface_hub import hf_hub_download
-
     found = repository("model", name, revision)
-    weights = [size for file, size in found.files.items() if is_weights(file)]
-    if not weights:
+    if not any(map(is_weights, found.files)):
         raise ReplaceMeError(f"{name}: no model*.safetensors in it; pickles are not read, take a converted revision")
     if "config.json" not in found.files:
         raise ReplaceMeError(f"{name}: no config.json in it; this is not a checkpoint of transformers")
-    try:
-        path = hf_hub_download(name, "config.json", revision=revision)
-    except Exception as error:
-        raise as_reported(error, name) from error
-    config = read_config(Path(path).parent)
+    config = read_config(_folder_with("config.json", name, revision))
     if not is_encoder(config):
         check_beside(found.files, name)
-    return estimated_outline(name, config, sum(weights), found.parameters)
+    weights = sum(found.files.get(file, 0) for file in _weights(found))
+    return estimated_outline(name, config, weights, found.parameters)
+
+
+def _weights(found: Repository) -> list[str]:
+    """The files of a model that would be downloaded as its weights."""
+    if SINGLE not in found.files and INDEX in found.files:
+        return shard_names(_folder_with(INDEX, found.name, found.revision))
+    return [SINGLE] if SINGLE in found.files else list(filter(is_weights, found.files))
+
+
+def _folder_with(file: str, name: str, revision: str | None) -> Path:
+    """The folder in the cache to which a file of a model was downloaded."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file, revision=revision)).parent
+    except Exception as error:
+        raise as_reported(error, name) from error
 
 
 def is_weights(file: str) -> bool:
-    """Whether a file of a repository is one of the weights that would be downloaded."""
+    """Whether a file of a repository is named like one of a model's weights."""
     return file.startswith("model") and file.endswith(".safetensors") and "/" not in file
 
 

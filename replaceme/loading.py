@@ -4,20 +4,27 @@ A checkpoint with linear layers of their own (placement `block`) is loaded by th
 beside it (see `separate`).
 """
 
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import open_checkpoint, read_config
+from replaceme.checkpoints import Checkpoint, open_checkpoint, read_config
 from replaceme.config_defaults import accepted
-from replaceme.errors import ReplaceMeError, in_one_line
+from replaceme.errors import ReplaceMeError, in_one_line, printable
+from replaceme.generation_config import special_tokens
 from replaceme.models import has_text_tower, is_encoder
 from replaceme.quantised import in_4bit, keep_unpacked
+from replaceme.quiet import quiet_transformers
 from replaceme.separate import check_code, is_separate, original_config
+from replaceme.unloaded import named_as_unloaded
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,14 @@ def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WH
     Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
     model (transformers would initialise them at random and only warn).
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
     if not is_encoder(config := read_config(folder)):
-        return _load(AutoModel, folder, dtype, device, held)
+        model, missing = _loaded(AutoModel, folder, dtype, device, held)
+        if missing:  # the embedding may be stored as the head alone, which the class with a head knows
+            del model
+            model = _load(AutoModelForCausalLM, folder, dtype, device, held).base_model
+        return model
     # with the class that saved it, as the bare one may have parts of its own (poolers) that were not
     model = _load(_saved_class(config) or AutoModel, folder, dtype, device, held).base_model
     return getattr(model, "vision_model", model)
@@ -114,32 +125,45 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:
     """Number of parameters of a loaded model, and bytes of the weights in its folder."""
-    file_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    file_bytes = open_checkpoint(folder, separate=True).file_bytes
     return {"parameters": model.num_parameters(), "file_bytes": file_bytes}
 
 
 def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":
-    import torch
-    from transformers.utils import logging
+    """A model all of whose weights are stored."""
+    model, missing = _loaded(auto_class, folder, dtype, device, held)
+    if missing:
+        raise ReplaceMeError(
+            f"{folder}: incomplete checkpoint, {len(missing)} tensors missing, the first is {missing[0]}; "
+            "make or download it again"
+        )
+    return model
 
-    open_checkpoint(folder, separate=True)
+
+def _loaded(
+    auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held
+) -> "tuple[PreTrainedModel, list[str]]":
+    """A model in inference mode, and the names of its weights that are not stored, which are random in it."""
+    import torch
+
+    checkpoint = open_checkpoint(folder, separate=True)
     stored = getattr(torch, dtype, None)
     if not isinstance(stored, torch.dtype) or not stored.is_floating_point:
         raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
     options = _placed(device, held.gpus) | (in_4bit(getattr(torch, dtype)) if held.load_in_4bit else {})
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if checkpoint.family.modality == "text":
+        options["generation_config"] = special_tokens(folder)
     try:
-        model, loading = _model_class(auto_class, folder).from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
+        with quiet_transformers():
+            model, loading = _model_class(auto_class, folder).from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
     except Exception as error:  # a config.json that is wrong in some entry can make it raise anything
         # it lists such tensors on the screen, which is silent here
         mismatched = "ignore_mismatched_sizes" in str(error)
@@ -147,16 +171,12 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: He
         raise ReplaceMeError(
             f"{folder}: transformers cannot load it ({reason}); are config.json and weights of one model?"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-    _check_complete(folder, loading)
+    _report_unused(checkpoint, loading["unexpected_keys"])
     if "disk" in getattr(model, "hf_device_map", {}).values():
         raise ReplaceMeError(f"{folder}: does not fit {held.gpus} GPUs; raise `gpus`, or use `streaming: always`")
     if held.load_in_4bit:
         keep_unpacked(model)
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False), sorted(loading["missing_keys"])
 
 
 def _placed(device: str, gpus: int) -> dict[str, Any]:
@@ -198,10 +218,15 @@ def _model_class(auto_class: Any, folder: str | Path) -> Any:
     return {one.auto_class: one for one in (ReplaceMeModel, ReplaceMeForCausalLM)}[auto_class.__name__]
 
 
-def _check_complete(folder: str | Path, loading: dict) -> None:
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ReplaceMeError(
-            f"{folder}: incomplete checkpoint, {len(missing)} tensors missing, the first is {missing[0]}; "
-            "make or download it again"
-        )
+def _report_unused(checkpoint: Checkpoint, unexpected: Collection[str]) -> None:
+    """Say which stored tensors of a language model it does not use, of those that were thought to be its own."""
+    if checkpoint.family.modality != "text":
+        return
+    known = named_as_unloaded(checkpoint.family, checkpoint.config, unexpected).union(checkpoint.unloaded)
+    heads = tuple(f"{head}." for head in checkpoint.family.head)  # of a model that is loaded without its own
+    unused = sorted(name for name in set(unexpected) - known if not name.startswith(heads))
+    if unused:
+        log.warning(
+            "%s: %d tensors that transformers does not load, the first is %s; they are kept as they are",
+            checkpoint.folder, len(unused), printable(unused[0]),
+        )  # fmt: skip

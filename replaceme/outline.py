@@ -50,7 +50,7 @@ def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
         checkpoint.hidden_size,
         checkpoint.parameters,
         checkpoint.block_parameters(),
-        sum((checkpoint.folder / shard).stat().st_size for shard in checkpoint.shards),
+        checkpoint.file_bytes,
     )
 
 

@@ -25,12 +25,13 @@ def main(work: Path) -> None:
 def reply(work: Path) -> None:
     """Answer `question.json` in folder `work`: `answer.json` has what is wrong with each part, null where nothing is.
 
-    The logits [sequences, tokens, vocabulary], float32, go to `logits.safetensors`.
+    The logits [sequences, tokens, vocabulary], float32, go to `logits.safetensors`, the tokenizer's chat template, or
+    templates by name, to `chat_template.json`.
     """
     question = json.loads((work / "question.json").read_text(encoding="utf-8"))
     where, inputs = question["where"], question["inputs"]
     answer: dict[str, str | None] = {}
-    _part(answer, "tokenizer", lambda: _tokenizer(where))
+    _part(answer, "tokenizer", lambda: _save_template(where, work))
     if inputs is not None:
         import torch
 
@@ -53,10 +54,11 @@ def _part(answer: dict[str, str | None], name: str, run: Callable[[], Any]) -> A
         return None
 
 
-def _tokenizer(where: dict[str, Any]) -> Any:
+def _save_template(where: dict[str, Any], work: Path) -> None:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(**where)
+    template = AutoTokenizer.from_pretrained(**where).chat_template
+    (work / "chat_template.json").write_text(json.dumps(template), encoding="utf-8")
 
 
 def _model(where: dict[str, Any]) -> Any:
@@ -85,9 +87,14 @@ def _save_logits(model: Any, inputs: dict[str, Any], work: Path) -> None:
 
 def _generate(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:
     """Greedy tokens with the cache must be those without it."""
+    from transformers import GenerationConfig
+
     given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    # `generate` would add what the model's author prefers, with which tokens need not be the likeliest
+    model.generation_config = GenerationConfig()
     options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    cached, plain = (model.generate(**given, **options, use_cache=use) for use in (True, False))
+    settings = [GenerationConfig(**options, use_cache=use) for use in (True, False)]
+    cached, plain = (model.generate(**given, generation_config=one) for one in settings)
     if cached.shape[1] != inputs["input_ids"].shape[1] + new_tokens:
         raise ValueError(f"{cached.shape[1] - inputs['input_ids'].shape[1]} tokens generated, {new_tokens} asked for")
     if not cached.equal(plain):

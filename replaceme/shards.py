@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.changes import Changes
-from replaceme.checkpoints import INDEX, SINGLE, Checkpoint
+from replaceme.checkpoints import Checkpoint
 from replaceme.files import sha256, sync, write_safetensors
 from replaceme.progress import progress
+from replaceme.weights import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from replaceme.families import Family

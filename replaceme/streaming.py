@@ -117,6 +117,8 @@ def load_streamed(checkpoint: Checkpoint, dtype: str, device: str) -> "nn.Module
     blocks = family.blocks.removeprefix(f"{model.base_model_prefix}.") + "."
     prefix = family.blocks.removesuffix(blocks.removesuffix("."))
     outside = {name: prefix + name for name, _ in model.named_parameters() if not name.startswith(blocks)}
+    embedding = next(name for name, one in model.named_parameters() if one is model.get_input_embeddings().weight)
+    outside[embedding] = checkpoint.embedding(outside[embedding])
     missing = [stored for stored in outside.values() if stored not in checkpoint.tensors]
     if missing:
         raise ReplaceMeError(f"{checkpoint.folder}: no tensor {missing[0]}, so it cannot be streamed")

@@ -6,13 +6,19 @@ into the model that is made; a tokenizer may ask for code as a model may.
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.files import read_json
 
+# what is copied beside weights and config; everything else in a repository (pickles, code, other formats) is not
+COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken",
+    "tekken.json", "generation_config.json", "chat_template*", "additional_chat_templates/*.jinja",
+    "*preprocessor_config.json", "processor_config.json",
+    "LICENSE*", "LICENCE*", "License*", "license*", "COPYING*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
 # with these names, or beginning like a tokenizer's file, lies what could run when it is loaded
 RUNS = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".py", ".pyc", ".sh", ".so"}
 # JSON files of transformers beside config.json in which `auto_map` names code
@@ -27,9 +33,12 @@ SHARED = re.compile(r"blobs/([0-9a-f]{2})/\1[0-9a-f]{62}")
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
-def companions(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files of a folder that match and cannot run, sorted; raises ReplaceMeError for a link out of the folder."""
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+def companions(folder: Path) -> list[Path]:
+    """The files of a folder that belong to its model and cannot run, sorted, some of them in a folder in it.
+
+    Raises ReplaceMeError for a link out of the folder.
+    """
+    found = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
     kept = sorted(path for path in found if path.suffix not in RUNS)
     for path in kept:
         check_inside(folder, path)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from replaceme.transforms import Transform
 
 UPSTREAM = "upstream"
+HEAD = "lm_head.weight"
 ON_STREAM = ("block", UPSTREAM)  # placements of maps of the whole residual stream, not of what the MLP adds
 
 
@@ -66,7 +67,7 @@ def hooked(base_model: "nn.Module", family: "Family", start: int, factor: float)
 def _writers(checkpoint: "Checkpoint", start: int) -> list[str]:
     """The tensors that write to the residual stream before block `start`."""
     family = checkpoint.family
-    weights = [_beside(checkpoint, "embed_tokens.weight")]
+    weights = _embeddings(checkpoint)
     for block in range(start):
         prefix = f"{family.blocks}.{block}."
         mlp = [prefix + family.post_norm] if family.post_norm is not None else checkpoint.folded(block)
@@ -77,9 +78,25 @@ def _writers(checkpoint: "Checkpoint", start: int) -> list[str]:
     return [*weights, *map(_bias_of, weights)]  # a bias may be there, or be made by an intercept
 
 
+def _embeddings(checkpoint: "Checkpoint") -> list[str]:
+    """The tensor with the embedding's weights, and the head's own where it is tied to it and stored with the same."""
+    name = checkpoint.embedding(_beside(checkpoint, "embed_tokens.weight"))
+    if (
+        name == HEAD
+        or not {name, HEAD} <= checkpoint.tensors.keys()
+        or not checkpoint.family.ties_head(checkpoint.config)
+    ):
+        return [name]
+    import torch
+
+    stored = checkpoint.read([name, HEAD])
+    return [name, HEAD] if torch.equal(stored[name], stored[HEAD]) else [name]  # else transformers does not tie them
+
+
 def _final_norm(checkpoint: "Checkpoint") -> list[str]:
     """The gains (and biases) of the final norm where the head shares the embedding's weights, else nothing."""
-    if not checkpoint.family.ties_head(checkpoint.config):
+    own_head = HEAD in checkpoint.tensors and HEAD not in _embeddings(checkpoint)
+    if own_head or not checkpoint.family.ties_head(checkpoint.config):
         return []
     gains = _beside(checkpoint, "norm.weight")
     if gains not in checkpoint.tensors:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import INDEX, check_merged, open_checkpoint, read_config
+from replaceme.checkpoints import check_merged, open_checkpoint, read_config
 from replaceme.cuts import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
+from replaceme.loading import load_tokenizer
 from replaceme.memory import free_memory
 from replaceme.methods import running
 from replaceme.methods.found import Found
@@ -24,6 +25,7 @@ from replaceme.provenance import versions
 from replaceme.reload import Running, fixed_tokens, hooked_logits, is_fresh, reload
 from replaceme.separate import check_code, is_separate
 from replaceme.shortened import shortened
+from replaceme.weights import INDEX
 
 if TYPE_CHECKING:
     import torch
@@ -153,6 +155,8 @@ def _check_by_loading(
         except ReplaceMeError as error:
             answer = {"weights": str(error)}
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
+        if checks.get("tokenizer", {}).get("outcome") == PASSED:
+            checks["tokenizer"] = outcome(_check_template, Path(work) / "chat_template.json", record["folder"])
         if checks.get("logits", {}).get("outcome") == PASSED:
             allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, edited)
             logits = expected(tokens) if here else logits
@@ -181,6 +185,14 @@ def _check_memory(record: dict[str, Any]) -> None:
     needed, free = 4.4 * record["parameters"], free_memory("cpu")
     if needed > free:
         raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+
+
+def _check_template(path: Path, source: str | Path) -> None:
+    """Every chat template is that of the original, or there is none in either."""
+    found, expected = read_json(path), load_tokenizer(source).chat_template
+    if found != expected:
+        names = [sorted(one) if isinstance(one, dict) else one and "one" for one in (found, expected)]
+        raise ReplaceMeError(f"chat templates are not those of the original ({names[0]}, not {names[1]}); merge again")
 
 
 def _check_logits(path: Path, expected: "torch.Tensor", mask: "torch.Tensor", allowed: float) -> dict[str, float]:

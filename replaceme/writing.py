@@ -4,6 +4,7 @@ What it holds is told by a `Content`. It is there as a whole or not at all.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.changes import Content
-from replaceme.checkpoints import COMPANIONS, INDEX, Checkpoint, open_checkpoint
+from replaceme.checkpoints import Checkpoint, open_checkpoint
 from replaceme.errors import ReplaceMeError
 from replaceme.files import RECORD, TEMPORARY, json_text, replacing, sha256_of_all
+from replaceme.leftovers import left_out, on_card, without_predictors
 from replaceme.provenance import versions
 from replaceme.redaction import published
 from replaceme.separate import CODE
 from replaceme.shards import Shards
+from replaceme.trust import COMPANIONS
+from replaceme.weights import INDEX
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -32,6 +38,8 @@ def merging(
     check_out(source, out)
     with ExitStack() as stack:
         merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
+        for line in merger.left_out:
+            log.warning("%s: left out of the new checkpoint: %s", source, line)
         yield merger
         if not merger.finished:
             raise RuntimeError(f"{out}: a merge was begun and not finished")
@@ -44,7 +52,7 @@ class Merger:
         self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
     ) -> None:
         self.checkpoint, self._out, self._stack, self._known, self.device = checkpoint, out, stack, known, device
-        self.finished = False
+        self.finished, self.left_out = False, left_out(checkpoint)
         self._folder: Path | None = None
         self._shards: Shards | None = None
 
@@ -80,12 +88,14 @@ class Merger:
         digests = shards.write(content.changes)
         if content.code:
             shutil.copyfile(CODE, folder / CODE.name)
-        (folder / "config.json").write_text(json.dumps(content.config, indent=2) + "\n", encoding="utf-8")
-        for path in self.checkpoint.companions():
-            shutil.copyfile(path, folder / path.name)
+        config = without_predictors(content.config)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in self.checkpoint.companions():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(self.checkpoint.folder / name, folder / name)
         if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        others = sha256_of_all(path for path in folder.iterdir() if path.name not in digests)
+            (folder / "README.md").write_text(card + on_card(self.left_out), encoding="utf-8")
+        others = sha256_of_all(folder, [name for name in _files(folder) if name not in digests])
         record = {**provenance, "files": dict(sorted((digests | others).items()))}
         (folder / RECORD).write_text(json_text(record), encoding="utf-8")
         self.finished = True
@@ -105,6 +115,12 @@ def provenance_of(
     return published(provenance)
 
 
+def _files(folder: Path) -> list[str]:
+    """The files of a folder and of those in it, as seen from it; an empty folder in it counts as one."""
+    found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink() or not any(path.iterdir()))
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
 def check_out(source: str | Path, out: str | Path) -> None:
     """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
 
@@ -115,11 +131,11 @@ def check_out(source: str | Path, out: str | Path) -> None:
         raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
     if not out.is_dir():
         return
-    patterns = ("*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
-    ours = {path for pattern in patterns for path in out.glob(pattern)}
+    patterns = ("model*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
+    ours = {path.relative_to(out).as_posix() for pattern in patterns for path in out.glob(pattern)}
     if (out / RECORD).is_file():
-        ours |= {out / RECORD, out / "config.json"}
-    foreign = sorted(path.name for path in set(out.iterdir()) - ours if not path.name.startswith(TEMPORARY))
+        ours |= {RECORD, "config.json"}
+    foreign = sorted(name for name in set(_files(out)) - ours if not name.startswith(TEMPORARY))
     if foreign:
         raise ReplaceMeError(
             f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"

@@ -219,19 +219,28 @@ def test_hub_id_without_network(monkeypatch, refuses, error):
         resolve("owner/name")
 
 
-def test_hub_snapshot(monkeypatch, llama, tmp_path):
-    asked = {}
+def test_hub_snapshot(monkeypatch, llama, tmp_path, refuses):
+    asked = []
     folder = shutil.copytree(llama, tmp_path / "snapshots" / "0123abc")
 
     def download(source, revision, allow_patterns):
-        asked.update(source=source, revision=revision, patterns=allow_patterns)
+        asked.append((source, revision, allow_patterns))
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     record = resolve("owner/name", "main")
-    assert (asked["source"], asked["revision"]) == ("owner/name", "main")
-    assert "model*.safetensors" in asked["patterns"] and not any(".bin" in p or ".py" in p for p in asked["patterns"])
+    (*first, beside), weights = asked
+    assert first == ["owner/name", "main"] and weights == ("owner/name", "0123abc", ["model.safetensors"])
+    assert not any(kind in p for p in beside for kind in (".bin", ".py", "*.safetensors"))
     assert record["revision"] == "0123abc" and record["folder"] == str(folder)
+    for name, content in (
+        ("model.safetensors", None),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "b-1.safetensors"}}'),
+    ):
+        (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    with refuses("b-1.safetensors: missing shard"):
+        resolve("owner/name", "main")
+    assert asked[-1][2] == ["b-1.safetensors"], "what the index names, whatever it is called"
 
 
 def test_a_local_folder_has_no_revision(llama, refuses):

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from replaceme import shards as module
-from replaceme.checkpoints import INDEX
 from replaceme.files import sha256
 from replaceme.fold import finish, merge
 from replaceme.shards import copy_shard
 from replaceme.transforms import Transform
+from replaceme.weights import INDEX
 from replaceme.writing import merging
 
 CUT = {"groups": [[2, 4]], "num_blocks": 6}

@@ -5,7 +5,6 @@ import shutil
 import pytest
 from hostile.stage import edit_json
 
-from replaceme.checkpoints import COMPANIONS
 from replaceme.errors import ReplaceMeError
 from replaceme.reload import reload
 from replaceme.separate import AUTO_MAP, CODE, check_code
@@ -91,7 +90,7 @@ def test_no_other_code_is_run(folder, tmp_path, way):
 def test_what_could_run_is_not_copied(folder):
     for name in ("tokenizer_own.py", "vocab.pkl", "LICENSE.so"):
         (folder / name).write_text(OWN)
-    assert {path.name for path in companions(folder, COMPANIONS)} == {
+    assert {path.name for path in companions(folder)} == {
         "chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 
@@ -118,7 +117,7 @@ def test_a_snapshot_in_the_hubs_cache_is_read(folder, tmp_path):
     names = {path.name for path in folder.iterdir()}
     snapshot = as_in_the_hubs_cache(folder, tmp_path / "hub" / "models--owner--name", "model.safetensors")
     check_code(snapshot)
-    assert {path.name for path in snapshot.iterdir()} == names and companions(snapshot, COMPANIONS)
+    assert {path.name for path in snapshot.iterdir()} == names and companions(snapshot)
     check_inside(snapshot, snapshot / "model.safetensors")
 
 
@@ -142,7 +141,7 @@ def test_only_the_hubs_blobs_are_more_than_the_folder(tmp_path, place, to):
     (folder / to).resolve().parent.mkdir(parents=True, exist_ok=True)
     (folder / to).write_text("secret")
     with pytest.raises(ReplaceMeError, match="LICENSE: a link out of the folder"):
-        companions(folder, COMPANIONS)
+        companions(folder)
 
 
 def test_blobs_that_are_links_themselves_are_followed_to_their_end(tmp_path):

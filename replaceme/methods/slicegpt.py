@@ -202,15 +202,16 @@ class Slicing:
         """Embeddings, output embeddings and the norm before these."""
         prefix = self.checkpoint.family.blocks.removesuffix("layers")
         head, final = "lm_head.weight", f"{prefix}norm.weight"
-        tied = head not in self.checkpoint.tensors
+        embedding = self.checkpoint.embedding(f"{prefix}embed_tokens.weight")
+        tied = head not in self.checkpoint.tensors or embedding == head
 
         def embedded(weight: torch.Tensor) -> Tensors:
             sliced = {f"{prefix}embed_tokens.weight": (weight.double() @ self.axes[0]).to(weight.dtype)}
             return sliced | (self._reader(weight, head, final, -1) if tied else {})
 
         return {
-            f"{prefix}embed_tokens.weight": embedded,
             head: lambda weight: self._reader(weight, head, final, -1),
+            embedding: embedded,
             final: lambda gains: {},
         }
 

@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import logging
 import sys
 
 from replaceme.config import load, parse
 from replaceme.errors import ReplaceMeError
+from replaceme.leftovers import left_out_of_models
 from replaceme.requisites import problems
 
 ONLINE = True
+log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,4 +27,6 @@ def run(args: argparse.Namespace) -> None:
     found = problems(config)
     if found:
         raise ReplaceMeError("\n".join(found))
+    for line in left_out_of_models(config):
+        log.warning("%s: %s", args.config, line)
     print(f"preflight: fine ({len(config.models)} models, {len(config.tables)} tables)")
