@@ -69,6 +69,7 @@ def evaluate(
             asked = [one for members in tasks_ready.asked.values() for one in members]
             overlap.warn(model_folder, [one.task for one in asked])
             lm = _language_model(model_folder, (dtype, device, gpus), batch_size)
+            lm.check(request for one in asked for request in one.task.instances)
             _seed(seed)
             answers.answer(lm, asked)
             scored = {name: _score(name, tasks_ready, options, seed) for name, options in wanted.items()}

@@ -6,7 +6,7 @@ puts a token behind a text, the answer to a prompt would lose its first. Tokeniz
 far as nothing depends on one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
@@ -58,15 +58,22 @@ class LanguageModel(HFLM):
             ids = ids[: -len(self.after)]
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
-    def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm-eval's, once it is sure that an empty prompt has a token to go on from."""
-        if any(request.args[0] == "" for request in requests):
-            self._check_prefix("an empty prompt")
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+    def check(self, requests: "Iterable[Instance]") -> None:
+        """Raise ReplaceMeError where a request has nothing to be predicted from."""
+        if self.prefix_token_id is not None:
+            return
+        for request in requests:
+            empty = request.request_type == "loglikelihood" and request.args[0] == ""
+            if empty or request.request_type == "loglikelihood_rolling":
+                raise ReplaceMeError(
+                    f"evaluation task {request.task_name!r}: the first token of "
+                    f"{'an answer to an empty prompt' if empty else 'a text'} has nothing before it to be predicted "
+                    "from, as neither the tokenizer nor config.json has a bos or eos token; name one in "
+                    "tokenizer_config.json"
+                )
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, each token given those before it, in windows of the model's length."""
-        self._check_prefix("the first token of a text")
         windows = [
             (number, None, *one) for number, request in enumerate(requests) for one in self._windows(*request.args)
         ]
@@ -88,13 +95,6 @@ class LanguageModel(HFLM):
         found = get_rolling_token_windows(ids, prefix_token=before[-1], max_seq_len=longest, context_len=1)
         windows = [make_disjoint_window(one) for one in found]
         return [(before, windows[0][1]), *windows[1:]] if windows else []
-
-    def _check_prefix(self, what: str) -> None:
-        if self.prefix_token_id is None:
-            raise ReplaceMeError(
-                f"evaluation: {what} has nothing before it to be predicted from, as neither the tokenizer nor "
-                "config.json has a bos or eos token; name one in tokenizer_config.json"
-            )
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple], *given: Any, **options: Any) -> list[tuple[float, bool]]:
         """lm-eval's, once it is sure of all requests, not of each batch when its turn comes."""

@@ -136,19 +136,21 @@ def test_offline_flags_are_restored(model, include, record):
     assert after == before
 
 
-def test_values_are_those_of_lm_eval(model, include, record, monkeypatch):
-    import lm_eval
+def by_lm_eval(model, include, tasks, bootstrap, monkeypatch):
+    """The results of lm-eval's own evaluator; `simple_evaluate` around it looks at the machine for seconds."""
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     monkeypatch.chdir(include)  # lm-eval reads data files relative to the working directory
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
-    answer = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=4),
-        tasks=list(TASKS),
-        task_manager=TaskManager(include_path=str(include), include_defaults=False),
-        bootstrap_iters=2000,
-    )["results"]
+    manager = TaskManager(include_path=str(include), include_defaults=False)
+    lm = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=4)
+    return evaluate(lm=lm, task_dict=manager.load(tasks), bootstrap_iters=bootstrap)["results"]
+
+
+def test_values_are_those_of_lm_eval(model, include, record, monkeypatch):
+    answer = by_lm_eval(model, include, list(TASKS), 2000, monkeypatch)
     choice, last = record["tasks"]["tiny_choice"], record["perplexity"]
     assert choice["metric"] == "acc_norm" and choice["version"] == 2.0 and choice["n"] == 12
     assert 0 < choice["value"] < 1, "the task must be able to tell right from wrong"
@@ -289,10 +291,6 @@ def grouped(tmp_path_factory, include):
 
 def test_the_number_of_a_group_is_that_of_lm_eval(model, grouped, monkeypatch):
     """A group in a group of unequal tasks: every item counts alike, as `weight_by_size: true` has it."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
     found = evaluate(model, {"tiny_all": TaskOptions()}, include=grouped)["tasks"]["tiny_all"]
     assert {name: part["n"] for name, part in found["members"].items()} == {
         "tiny_choice": 12, "tiny_few": 5, "tiny_third": 12,
@@ -300,17 +298,10 @@ def test_the_number_of_a_group_is_that_of_lm_eval(model, grouped, monkeypatch):
     assert found["n"] == len(found["items"]) == 29 and found["value"] == pytest.approx(sum(found["items"]) / 29)
     assert found["stderr"] == uncertainty.mean(found["items"])[1]
     assert len({part["value"] for part in found["members"].values()}) > 1
-    monkeypatch.chdir(grouped)
-    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
-    answer = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=4),
-        tasks=["tiny_all"],
-        task_manager=TaskManager(include_path=str(grouped), include_defaults=False),
-        bootstrap_iters=0,
-    )
-    assert found["value"] == pytest.approx(answer["results"]["tiny_all"]["acc_norm,none"])
+    answer = by_lm_eval(model, grouped, ["tiny_all"], 0, monkeypatch)
+    assert found["value"] == pytest.approx(answer["tiny_all"]["acc_norm,none"])
     for name, part in found["members"].items():
-        assert part["value"] == answer["results"][name]["acc_norm,none"]
+        assert part["value"] == answer[name]["acc_norm,none"]
 
 
 def test_a_group_in_a_table(model, grouped, tmp_path):

@@ -106,9 +106,10 @@ def test_without_any_special_token(model, refuses):
     long, short = (request("generate_until", text, dict(asked)) for text in ("w1 w2 w3 w4", "w5"))
     together, alone = lm.generate_until([long, short]), lm.generate_until([short])
     assert together[1] == alone[0] and len(alone[0].split()) == 3
-    for ask in (lambda: rolled(lm), lambda: lm.loglikelihood([request("loglikelihood", "", " w1")])):
-        with refuses("evaluation: ", "neither the tokenizer nor config.json has a bos or eos token"):
-            ask()
+    lm.check([*pairs, long])
+    for asked in (request("loglikelihood_rolling", TEXT), request("loglikelihood", "", " w1")):
+        with refuses("evaluation task 'task': ", "neither the tokenizer nor config.json has a bos or eos token"):
+            lm.check([*pairs, asked])
 
 
 def test_answers_without_tokens_are_found_before_any_is_measured(model, refuses):
