@@ -22,6 +22,7 @@ from replaceme.models import check_calibration, check_cut, check_length, has_tex
 from replaceme.outline import Outline, outline_of
 from replaceme.points import check_published
 from replaceme.reference import check_reference, scaled
+from replaceme.user_files import dates_ahead
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -29,7 +30,7 @@ def check_inputs(config: Config, origin: str) -> None:
 
     Of the weights only the headers are read, which finds missing and truncated shards.
     """
-    lines = local_problems(config)
+    lines = local_problems(config) or dates_ahead(config)
     if lines:
         raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
 

@@ -9,13 +9,16 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+from replaceme.errors import ReplaceMeError
 from replaceme.files import sweep_temporaries, write_text
 
 LOGGER = logging.getLogger(__name__)
 NOTE = Path(".snakemake/run.json")
 AHEAD = 2_000_000_000  # ns that the clocks of a file server and of this machine may lie apart
+OWN_FOLDERS = ("benchmarks", "cost", "figures", "logs", "tables")  # beside those of the models
 LOCKED = "Directory cannot be locked"
 
 
@@ -27,6 +30,23 @@ def begin(results: str | Path, log: logging.Logger = LOGGER) -> None:
         log.warning(
             f"{results}: {number} files were from the future, as a wrong clock leaves them; now they are of now"
         )
+
+
+def check_folders(results: str | Path, models: Iterable[str]) -> None:
+    """Raise ReplaceMeError, with a line for each, where a folder of the results cannot be one."""
+    folders = [Path(results), *(Path(results) / name for name in (*OWN_FOLDERS, *models))]
+    lines = [f"{path}: {what}" for path in folders if (what := _no_folder(path))]
+    if lines:
+        raise ReplaceMeError("\n".join(lines))
+
+
+def _no_folder(path: Path) -> str | None:
+    """Why a folder cannot be made or be written in, and what to do."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, which is not there; make that folder, or remove the link"
+    if path.exists() and not path.is_dir():
+        return "a file where results need a folder; move it away, or choose another folder with --directory"
+    return None
 
 
 def settle_times(results: str | Path) -> int:

@@ -1,7 +1,7 @@
 rule model:
     """Find a model, check it, and record its commit, file hashes and sizes."""
     input:
-        model_files,
+        inputs_of(model_files),
     output:
         "results/{model}/model.json",
     log:
@@ -16,19 +16,19 @@ rule model:
         revision=lambda wildcards: to_flags(
             CONFIG.models[wildcards.model], ("revision",)
         ),
-        stamps=lambda wildcards, input: stamps(input),
+        stamps=lambda wildcards: stamps(model_files(wildcards)),
         code=code_of("model"),
     message:
         "model {wildcards.model}: {params.source}"
     shell:
-        "replaceme model {params.source:q} {params.revision} --out {output:q} 2> {log:q}"
+        "replaceme model {params.revision} --out {output:q} -- {params.source:q} 2> {log:q}"
 
 
 rule generate:
     """The model's own answers to the prompts of another calibration."""
     input:
         model="results/{model}/model.json",
-        source=prompt_files,
+        source=inputs_of(prompt_files),
     output:
         "results/{model}/{calibration}/generated.jsonl",
     log:
@@ -84,7 +84,7 @@ rule tokens:
     """Calibration text to token ids and mask, or images to pixel values."""
     input:
         model="results/{model}/model.json",
-        source=calibration_files,
+        source=inputs_of(calibration_files),
     output:
         "results/{model}/{calibration}/tokens.safetensors",
     log:

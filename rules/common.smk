@@ -1,7 +1,6 @@
 """The validated config, and the functions with which rules find their inputs and options."""
 
 import gc
-import hashlib
 import importlib.util
 import os
 import re
@@ -11,7 +10,6 @@ from functools import cache
 
 import yaml
 
-from replaceme.checkpoints import is_local, local_files
 from replaceme.config import FORWARD, TrainingConfig, read_config
 from replaceme.config import parse as parse_config
 from replaceme.config.cuts import MERGING, REPRESENTATIONS
@@ -27,10 +25,12 @@ from replaceme.labelled import files_of as labelled_files
 from replaceme.options import to_flags
 from replaceme.overlap import all_seen_texts
 from replaceme.preflight import check_inputs, sparse_calibrations
-from replaceme.running import begin, told_when_locked
+from replaceme.running import begin, check_folders, told_when_locked
 from replaceme.separate import CODE
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
 from replaceme.tables import HEALED
+from replaceme.user_files import declared, hash_of_stamps, stamps, task_files, text_file
+from replaceme.user_files import model_files as files_of_model
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
@@ -76,6 +76,7 @@ def validated_config():
         problems = [line for one in files for line in one.problems]
         checked = parse_config(whole, origin, problems)
         if workflow.is_main_process:
+            check_folders("results", checked.models)
             check_inputs(checked, origin)
             for line in [*sparse_calibrations(checked), *all_seen_texts(checked)]:
                 logger.warning(f"{origin}: {line}")
@@ -106,7 +107,6 @@ GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and devices() > 0)
 # a check by vLLM, where that is installed, takes the device that the other checks of a model do without
 VLLM_GPU = GPU * (importlib.util.find_spec("vllm") is not None)
 TRAINING = tuple(TrainingConfig.model_fields)
-TASK_FILES = {".yaml", ".py", ".jsonl", ".json", ".csv", ".txt", ".parquet", ".arrow"}
 
 # without this limit `gpu: 1` would limit nothing; clusters count their own devices
 if LOCAL and "gpu" not in workflow.global_resources:
@@ -208,18 +208,14 @@ def code_of_merge(wildcards):
     return [code, sha256(CODE)] if CONFIG.fits[wildcards.fit].own_code else code
 
 
-def stamps(files):
-    """Size and time of files, as a parameter: `cp -a` and `tar` bring changed files whose time is older."""
-    found = [(str(path), os.stat(path)) for path in files if os.path.isfile(path)]
-    return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found]
+def inputs_of(files):
+    """The input function of a job that reads files of the user's own, out of one that names them all."""
+    return lambda wildcards: declared(files(wildcards))
 
 
 def model_files(wildcards):
-    """The files of a local model, whose change reruns everything; none for a Hub id, whose revision is a parameter."""
-    source = CONFIG.models[wildcards.model].source
-    if not is_local(source):
-        return []
-    return local_files(source)
+    """The files of a local model, whose change reruns everything."""
+    return files_of_model(CONFIG.models[wildcards.model].source)
 
 
 def answers_file(wildcards):
@@ -232,14 +228,12 @@ def calibration_files(wildcards):
     section = CONFIG.calibrations[wildcards.calibration]
     if section.prompts is not None:
         return [answers_file(wildcards)]
-    dataset = section.dataset
-    return [dataset] if dataset is not None and Path(dataset).is_file() else []
+    return text_file(section.dataset)
 
 
 def prompt_files(wildcards):
     """The local file from which the prompts of a calibration are read, if it is one."""
-    dataset = CONFIG.calibrations[prompts_of(wildcards)].dataset
-    return [dataset] if Path(dataset).is_file() else []
+    return text_file(CONFIG.calibrations[prompts_of(wildcards)].dataset)
 
 
 def prompts_of(wildcards):
@@ -282,15 +276,9 @@ def calibration_stamps(wildcards):
     if section.prompts is not None:
         return []  # of this workflow's own making
     images = section.images
-    if images is None or not Path(images).expanduser().is_dir():
+    if images is None or not Path(images).is_dir():
         return stamps(calibration_files(wildcards))
-    return [hash_of_stamps(image_files(Path(images).expanduser()))]
-
-
-def hash_of_stamps(files):
-    """The stamps of files of which there may be thousands, in one line."""
-    found = stamps(files)
-    return f"{len(found)} images {hashlib.sha256(repr(found).encode()).hexdigest()}"
+    return [hash_of_stamps(image_files(Path(images)))]
 
 
 @cache
@@ -302,7 +290,7 @@ def evaluation_stamps(name):
     sections = CONFIG.evaluations[name].zeroshot
     found = {key: labelled_files(section) for key, section in sections.items()}
     images = {key: hash_of_stamps(files) for key, files in found.items() if files}
-    tasks = stamps(evaluation_files(name))
+    tasks = stamps(task_files(CONFIG.evaluations[name].include))
     return images | ({"task files": tasks} if tasks else {})
 
 
@@ -368,11 +356,13 @@ def evaluation_options(name):
 
 @cache
 def evaluation_files(name):
-    """The task files of the user's own: YAMLs and the data beside them."""
-    folder = CONFIG.evaluations[name].include
-    if folder is None:
-        return []
-    return sorted(path for path in Path(folder).rglob("*") if path.suffix in TASK_FILES)
+    """The task files of the user's own that are inputs."""
+    return declared(task_files(CONFIG.evaluations[name].include))
+
+
+def published_file(section):
+    """The file of published values of a table or a figure, if it has one."""
+    return [section.file] if section else []
 
 
 def healing_tokens(wildcards):

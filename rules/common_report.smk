@@ -1,6 +1,7 @@
 """The functions with which the rules of tables, figures and costs find their inputs and options."""
 
 import functools
+import hashlib
 import json
 
 from replaceme.files import write_json
@@ -243,7 +244,7 @@ def figure_inputs(wildcards):
             f"results/tables/{table}.cost.csv" for table in tables if figure.needs_cost
         ],
         "distances": [f"results/{pair}/distances.safetensors" for pair in pairs],
-        "published": [figure.published.file] if figure.published else [],
+        "published": declared(published_file(figure.published)),
     }
 
 

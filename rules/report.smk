@@ -39,7 +39,9 @@ rule compare:
     input:
         unpack(lambda wildcards: table_records([wildcards.table])),
         table="results/tables/{table}.csv",
-        published=lambda wildcards: CONFIG.tables[wildcards.table].reference.file,
+        published=lambda wildcards: declared(
+            published_file(CONFIG.tables[wildcards.table].reference)
+        ),
     output:
         csv=report(
             "results/tables/{table}.published.csv",
@@ -64,6 +66,9 @@ rule compare:
     localrule: True
     params:
         options=reference_options,
+        stamps=lambda wildcards: stamps(
+            published_file(CONFIG.tables[wildcards.table].reference)
+        ),
         records=lambda wildcards, input: records_options(input, [wildcards.table]),
         caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
         prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
@@ -212,6 +217,9 @@ rule plot:
     localrule: True
     params:
         options=figure_options,
+        stamps=lambda wildcards: stamps(
+            published_file(CONFIG.figures[wildcards.figure].published)
+        ),
         prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
         caption=lambda wildcards: CONFIG.figures[wildcards.figure].caption,
         code=code_of("plot"),

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from replaceme import running
-from replaceme.running import NOTE, begin, settle_times, told_when_locked, why_locked
+from replaceme.running import NOTE, begin, check_folders, settle_times, told_when_locked, why_locked
 
 
 @pytest.fixture
@@ -76,3 +76,19 @@ def test_only_that_message_is_replaced(tmp_path, monkeypatch):
     told[1].args = ("b",)
     assert all(told_when_locked(record) for record in told)
     assert [record.getMessage() for record in told] == [why_locked(tmp_path), "a b"]
+
+
+@pytest.mark.parametrize("name", ["results", "results/logs", "results/mine"])
+def test_a_folder_of_results_that_cannot_be_one(tmp_path, refuses, name):
+    results, path = tmp_path / "results", tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    check_folders(results, ["mine"])
+    path.touch()
+    with refuses(f"{path}: a file where results need a folder", "--directory"):
+        check_folders(results, ["mine"])
+    path.unlink()
+    path.symlink_to("nowhere")
+    with refuses(f"{path}: a link to nowhere, which is not there", "remove the link"):
+        check_folders(results, ["mine"])
+    (path.parent / "nowhere").mkdir()
+    check_folders(results, ["mine"])

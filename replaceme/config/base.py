@@ -1,6 +1,8 @@
 """What all sections of the config share."""
 
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -13,6 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=LONGEST_NAME)]
 LARGEST = 2**31 - 1
 LONGEST_PART = 255  # bytes of a file's name
+PATHS = {"source", "dataset", "images", "include", "file"}  # keys of files and folders, or of ids of the Hub
 PROSE = {"caption", "title", "template"}  # keys whose text may have several lines, and letters that join others
 # marks that change the direction of what follows: text that reads otherwise than it is
 DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
@@ -32,7 +35,14 @@ class Strict(BaseModel):
                 raise ValueError(f"too large a number; use at most {LARGEST}")
             if isinstance(one, str):
                 _check_text(one, prose=info.field_name in PROSE)
-        return value
+        return expanded(value) if info.field_name in PATHS and isinstance(value, str) else value
+
+
+def expanded(path: str) -> str:
+    """A path with the home for `~` and `~name`, as a shell has it; as it is where there is no such home."""
+    with suppress(RuntimeError):
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path
 
 
 def strings(value: Any) -> list[str]:

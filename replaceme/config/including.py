@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from replaceme.config.base import expanded
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.yaml_file import read_yaml
 
@@ -85,7 +86,7 @@ class _Reader:
             return ConfigFiles({}, [path])
         whole = ConfigFiles({key: value for key, value in raw.items() if key != "include"}, [path])
         for name in names:
-            whole = _joined(whole, self.read(Path(os.path.normpath(path.parent / name)), chain))
+            whole = _joined(whole, self.read(Path(os.path.normpath(path.parent / expanded(name))), chain))
         own = [name for section in MADE if isinstance(raw.get(section), dict) for name in raw[section]]
         if names and own:
             whole.sections.setdefault("default", own)
