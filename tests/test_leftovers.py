@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from replaceme import plain
+from replaceme import hub, plain
 from replaceme.checkpoints import check_merged, open_checkpoint, resolve
 from replaceme.errors import DamagedError
 from replaceme.fold import merge
@@ -14,6 +14,7 @@ from replaceme.leftovers import left_out, left_out_of_models
 from replaceme.loading import load_tokenizer, size
 from replaceme.transforms import fit_identity
 from replaceme.verify import _check_template
+from replaceme.weights import INDEX
 
 TEMPLATE = "additional_chat_templates/tool_use.jinja"
 
@@ -40,9 +41,11 @@ def test_files_in_folders_are_copied_recorded_and_replaced(source, tmp_path, ref
     assert check_merged(out)["files"].keys() > {TEMPLATE, "tekken.json"}
     assert resolve(str(source))["files"].keys() > {TEMPLATE, "tekken.json"}
     assert load_tokenizer(out).chat_template.keys() == {"default", "tool_use"}
-    (out / "additional_chat_templates" / "own.txt").write_text("years of work")
-    with refuses("is not empty (it holds additional_chat_templates/own.txt)"):
-        merged(source, out)
+    for own in ("consolidated.safetensors", "additional_chat_templates/own.txt"):
+        (out / own).write_text("years of work")
+        with refuses(f"is not empty (it holds {own})"):
+            merged(source, out)
+        (out / own).unlink()
     (out / TEMPLATE).write_text("other")
     with pytest.raises(DamagedError, match="tool_use"):
         check_merged(out)
@@ -104,3 +107,12 @@ def test_the_size_is_that_of_the_weights_that_are_loaded(sharded, llama, tmp_pat
     assert size(model, folder)["file_bytes"] == shards
     shutil.copy(llama / "model.safetensors", folder)  # before the index
     assert size(model, folder)["file_bytes"] == (llama / "model.safetensors").stat().st_size
+
+
+def test_weights_on_the_hub_are_those_that_the_index_names(sharded, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file, revision: str(sharded / file))
+    named = sorted(path.name for path in sharded.glob("*.safetensors"))
+    files = dict.fromkeys([*named, INDEX, "model.fp16.safetensors", "consolidated.safetensors"], 1)
+    assert hub._weights(hub.Repository("model", "owner/name", None, files, None)) == named
+    both = hub.Repository("model", "owner/name", None, files | {"model.safetensors": 1}, None)
+    assert hub._weights(both) == ["model.safetensors"]
