@@ -29,6 +29,7 @@ WORDS = [f"w{k}" for k in range(40)]
 BIN = Path(sys.executable).parent
 STARTUP = ROOT / "tests/startup"
 STATIC = Path(__file__).parent / "project"
+ODD = "pro{ject} [1] *?'ü"  # what a shell, Snakemake, glob and URLs read otherwise
 IN_ONE_PROCESS = """
 import shlex, sys
 from replaceme.cli import main
@@ -296,5 +297,5 @@ def project(pristine, tmp_path) -> Project:
 
 @pytest.fixture
 def completed(reference, tmp_path) -> Project:
-    """A copy of the completed run."""
-    return Project(copy_tree(reference.folder, tmp_path / "project"), reference.code)
+    """A copy of the completed run, in a folder with a name that nothing should take for more."""
+    return Project(copy_tree(reference.folder, tmp_path / ODD), reference.code)

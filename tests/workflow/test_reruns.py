@@ -176,3 +176,11 @@ def test_other_items_of_a_task(completed, older):
     if older:
         os.utime(path, (0, 0))
     assert completed.jobs() == {"evaluate": 2, "evaluate_baseline": 1, **TABLE}
+
+
+def test_files_of_odd_names(completed):
+    """Of another name everything that reads it runs again, though Snakemake cannot have it as an input."""
+    (completed.folder / "tasks").rename(completed.folder / "ta{sk}s [1] $HOME's")
+    completed.config(evaluations={"items": {"include": "ta{sk}s [1] $HOME's"}})
+    found = completed.jobs()
+    assert found["evaluate"] == 2 and found["evaluate_baseline"] == 1 and "model" not in found
