@@ -25,6 +25,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,8 +83,11 @@ def main() -> int:
     work = arguments.work.resolve()
     jobs = [("test", name) for name in arguments.test] + [("run", name) for name in arguments.run]
     report: dict[str, Any] = {"test": {}, "run": {}}
+    places: SimpleQueue[int] = SimpleQueue()
+    for place in range(arguments.at_once):
+        places.put(place)
     with ThreadPoolExecutor(arguments.at_once) as pool:
-        perform = functools.partial(_perform, work, arguments.venv)
+        perform = functools.partial(_perform, work, arguments.venv, places)
         futures = {pool.submit(perform, number, *job): job for number, job in enumerate(jobs)}
         for future, (target, name) in futures.items():
             report[target][name] = future.result()
@@ -101,7 +105,9 @@ def main() -> int:
     return 1 if failed or apart else 0
 
 
-def _perform(work: Path, venv: Path | None, number: int, target: str, name: str) -> dict[str, Any]:
+def _perform(
+    work: Path, venv: Path | None, places: SimpleQueue[int], number: int, target: str, name: str
+) -> dict[str, Any]:
     """Run `make TARGET` in a clone under some conditions: exit code, seconds, what pytest said."""
     conditions = CONDITIONS[name]
     home = work / f"{number:02d}-{target}"
@@ -110,7 +116,8 @@ def _perform(work: Path, venv: Path | None, number: int, target: str, name: str)
     if venv is not None:
         _lend(venv.absolute(), folder)
     environment = _environment(conditions, home)
-    cores = [(2 * number + k) % os.cpu_count() for k in range(conditions.cores)]
+    place = places.get()
+    cores = [(2 * place + k) % os.cpu_count() for k in range(conditions.cores)]
     command = ["taskset", "-c", ",".join(map(str, cores)), "make", target]
     if conditions.user is not None:
         shutil.chown(home, conditions.user)
@@ -120,6 +127,7 @@ def _perform(work: Path, venv: Path | None, number: int, target: str, name: str)
     with (home / "log").open("w") as log:
         done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     seconds = round(time.monotonic() - begin)
+    places.put(place)
     text = (home / "log").read_text(encoding="utf-8", errors="replace")
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, flags=re.MULTILINE)
     counts = re.findall(r"^\d.* in [\d.]+s.*$|^=+ (\d.* in [\d.]+s.*) =+$", text, flags=re.MULTILINE)
