@@ -148,7 +148,7 @@ def test_without_a_similarity_it_is_the_greatest_that_is_enough(llama, make_toke
         ({"metric": "output"}, "search merging and metric output go together"),
         ({"interval": 3}, "interval is about merging"),
         ({**MERGING, "groups": 2}, "search merging finds how many groups there are; drop groups"),
-        ({**MERGING, "start": 2}, "start places one group by hand; drop search"),
+        ({**MERGING, "start": 2}, "start places the cut by hand, nothing is measured; drop metric"),
         ({**MERGING, "position": "last"}, "metric output averages over all tokens"),
     ],
 )
