@@ -19,8 +19,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALF_AND_SINGLE = [torch.bfloat16, torch.float16, torch.float32]
 ROUTES = ["triton"] if INTERPRETED else ["reference", pytest.param("cuda", marks=pytest.mark.gpu)]
 SIZES = [(63, 65), (500, 1), (1, 63), (130, 129)] if INTERPRETED else [(63, 65), (1, 1), (500, 63), (1000, 500)]
-# where rows are masked float16 goes the way of bfloat16
-MASKED = [torch.bfloat16, torch.float32] if INTERPRETED else HALF_AND_SINGLE
+# float16 goes the way of bfloat16, which test_matches_float64 has at one size
+FEWER = [torch.bfloat16, torch.float32] if INTERPRETED else HALF_AND_SINGLE
 LONG = 512 if INTERPRETED else 8192
 
 
@@ -90,7 +90,8 @@ def test_matches_float64(route, tokens, hidden, dtype):
     found = gram(x)
     assert error(found, x.double().T @ x.double()) < limit(route)
     assert torch.equal(found, found.T)
-    for terms in ((a,), (a, b), (a, b, c)):
+    every = not INTERPRETED or (tokens, hidden) == SIZES[0]
+    for terms in ((a,), (a, b), (a, b, c)) if every else ((a, b, c),):
         assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
 
 
@@ -120,7 +121,7 @@ def test_mixed_dtypes(route):
     assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
 
 
-@pytest.mark.parametrize("dtype", MASKED, ids=str)
+@pytest.mark.parametrize("dtype", FEWER, ids=str)
 @pytest.mark.parametrize("route", ROUTES)
 def test_masked_rows_are_never_used(route, dtype):
     gram, gram_cross, device = functions(route)
@@ -128,18 +129,19 @@ def test_masked_rows_are_never_used(route, dtype):
     weights = torch.rand(131, generator=torch.Generator().manual_seed(2)).to(device)
     cross_weights = torch.randn(131, generator=torch.Generator().manual_seed(3)).to(device)
     mask = torch.arange(131, device=device) % 3 != 0
-    for poison in (float("nan"), float("inf")):
-        x[~mask], y[~mask], weights[~mask], cross_weights[~mask] = poison, poison, poison, poison
-        assert_sums(gram_cross(x, (y, x), mask=mask), expected_sums(x, (y, x), mask=mask), route)
-        for both in ((weights, None), (weights, cross_weights), (None, cross_weights)):
-            found = gram_cross(x, (y,), *both, mask)
-            assert_sums(found, expected_sums(x, (y,), *both, mask), route)
+    for poison, start in ((float("nan"), 0), (float("inf"), 3)):
+        for operand in (x, y, weights, cross_weights):
+            operand[start::6] = poison
+    assert_sums(gram_cross(x, (y, x), mask=mask), expected_sums(x, (y, x), mask=mask), route)
+    for both in ((weights, None), (weights, cross_weights), (None, cross_weights)):
+        found = gram_cross(x, (y,), *both, mask)
+        assert_sums(found, expected_sums(x, (y,), *both, mask), route)
     kept, w = x[mask].double(), weights[mask].double()[:, None]
     assert error(gram(x, weights, mask), (w * kept).T @ kept) < limit(route)
     assert torch.equal(gram(x, mask=torch.zeros_like(mask)).cpu(), torch.zeros(65, 65, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("dtype", FEWER, ids=str)
 @pytest.mark.parametrize("route", ROUTES)
 def test_huge_common_mean_and_dominant_direction(route, dtype):
     gram, gram_cross, device = functions(route)

@@ -1,9 +1,9 @@
 """A project small enough to run whole: a random Llama of 4 blocks, 24 sentences, two tasks of 10 items.
 
 `project` is an empty one, `completed` a copy of one that `snakemake` has brought to its end. The completed run is made
-once, with sockets blocked (`startup/sitecustomize.py`), so that every job of it is watched, and cold, each process as a
-user's; other runs have their imports from a server (`startup/warm.py`). All run a snapshot of the code, laid out as it
-is installed, because an edit during the tests would rightly rerun jobs.
+once, with sockets blocked (`startup/sitecustomize.py`), so that every job of it is watched. Jobs have their imports
+from a server (`startup/warm.py`); the same steps without Snakemake, in `by_hand`, import what a user's do. All run a
+snapshot of the code, laid out as it is installed, because an edit during the tests would rightly rerun jobs.
 """
 
 import csv
@@ -48,7 +48,6 @@ class Project:
     folder: Path
     code: Path
     configfile: str | None = "my.yaml"
-    cold: bool = False
 
     def config(self, **sections: Any) -> dict[str, Any]:
         """The config, with entries merged into its sections and written back (None removes one)."""
@@ -103,7 +102,6 @@ class Project:
             "REPLACEME_TEST_ATTEMPTS": str(self.attempts),
             "XDG_CACHE_HOME": str(self.folder / ".cache"),
             "HF_HOME": str(self.folder / ".cache/huggingface"),
-            **({"REPLACEME_TEST_WARM": ""} if self.cold else {}),
             **changes,
         }
 
@@ -284,7 +282,7 @@ def reference(shared, pristine) -> Project:
 
     def make(folder: Path) -> None:
         copy_tree(pristine.folder, folder)
-        run_through_kills(Project(folder, pristine.code, cold=True))
+        run_through_kills(Project(folder, pristine.code))
 
     return Project(once(shared / "reference", make), pristine.code)
 

@@ -61,8 +61,9 @@ def test_a_run_makes_the_tables_and_figures(reference):
     assert len(logs) == sum(ALL_JOBS.values()) and not list((reference.folder / "results").rglob(".tmp-*"))
 
 
-def test_no_job_of_a_run_tries_the_network(reference):
-    assert not reference.attempts.exists(), reference.attempts.read_text()
+def test_no_job_of_a_run_tries_the_network(reference, by_hand):
+    for project in (reference, by_hand):
+        assert not project.attempts.exists(), project.attempts.read_text()
 
 
 def test_a_second_run_does_nothing(completed):
