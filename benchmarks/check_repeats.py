@@ -145,7 +145,8 @@ def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "--out",
         "tokens.safetensors",
     )
-    do("tokens", "model.json", *texts, "--samples", "16", "--seed", "2", "--out", "unseen.safetensors")
+    unseen = str(max(2, arguments.samples // 3))
+    do("tokens", "model.json", *texts, "--samples", unseen, "--seed", "2", "--out", "unseen.safetensors")
     do("distances", *forward, "--out", "distances.safetensors")
     do("candidates", *forward, "--blocks", "6", "--out", "candidates.json")
     rows = [measured("baseline", str(MODEL), arguments)]

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from replaceme.capture import Wanted, capture
 from replaceme.checkpoints import open_checkpoint, read_config
@@ -99,11 +99,8 @@ def source(variant: str) -> Path:
     """A saved tiny model of random weights."""
     folder = Path(tempfile.mkdtemp(dir=SCRATCH.name))
     torch.manual_seed(0)
-    given = {key: value for key, value in {**SIZES, **OWN.get(variant, {})}.items() if key not in renamed(variant)}
-    kind = AutoModelForCausalLM
-    if FAMILIES[variant.partition(",")[0]].modality == "image":
-        given, kind = OWN.get(variant, VISION), AutoModel
-    model = kind.from_config(AutoConfig.for_model(variant.partition(",")[0], **given)).eval()
+    kind = AutoModel if FAMILIES[variant.partition(",")[0]].modality == "image" else AutoModelForCausalLM
+    model = kind.from_config(config_of(variant)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "ln_" in name or "lambda" in name:  # not all ones, so that a misplaced one shows
@@ -112,6 +109,14 @@ def source(variant: str) -> Path:
                 parameter.uniform_(-0.5, 0.5)
     model.save_pretrained(folder)
     return folder
+
+
+def config_of(variant: str) -> PreTrainedConfig:
+    """Its config."""
+    given = {key: value for key, value in {**SIZES, **OWN.get(variant, {})}.items() if key not in renamed(variant)}
+    if FAMILIES[variant.partition(",")[0]].modality == "image":
+        given = OWN.get(variant, VISION)
+    return AutoConfig.for_model(variant.partition(",")[0], **given)
 
 
 def renamed(variant: str) -> set[str]:

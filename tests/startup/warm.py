@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "REPLACEME_TEST_WARM"  # the path of the socket
-WARMED = ("replaceme", "snakemake", "plain.py")
+WARMED = ("replaceme", "snakemake", "plain.py", "forking.py")
 PRELOADED = (
     "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.generation", "safetensors.torch", "datasets", "lm_eval.evaluator", "lm_eval.tasks",
