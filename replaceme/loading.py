@@ -15,7 +15,7 @@ from replaceme.config_defaults import accepted
 from replaceme.errors import ReplaceMeError, in_one_line, printable
 from replaceme.generation_config import special_tokens
 from replaceme.models import has_text_tower, is_encoder
-from replaceme.quantised import in_4bit, keep_unpacked
+from replaceme.quantised import alike_on_every_cpu, in_4bit
 from replaceme.quiet import quiet_transformers
 from replaceme.separate import check_code, is_separate, original_config
 from replaceme.unloaded import named_as_unloaded
@@ -175,7 +175,7 @@ def _loaded(
     if "disk" in getattr(model, "hf_device_map", {}).values():
         raise ReplaceMeError(f"{folder}: does not fit {held.gpus} GPUs; raise `gpus`, or use `streaming: always`")
     if held.load_in_4bit:
-        keep_unpacked(model)
+        alike_on_every_cpu(model)
     return model.eval().requires_grad_(False), sorted(loading["missing_keys"])
 
 

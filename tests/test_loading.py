@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_blockwise, get_4bit_type, quantize_4bit
 from safetensors.torch import load_file
 
 import replaceme
@@ -29,8 +29,9 @@ def packs(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(llama, device):
-    whole, rounded = (load_base_model(llama, "float32", device, held) for held in (Held(), Held(load_in_4bit=True)))
+def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(make_llama, device):
+    folder = make_llama(hidden_size=64, intermediate_size=128)
+    whole, rounded = (load_base_model(folder, "float32", device, held) for held in (Held(), Held(load_in_4bit=True)))
     layers = [model.layers[0].mlp.down_proj for model in (whole, rounded)]
     exact, found = (layer(torch.eye(layer.in_features, device=device)) for layer in layers)
     assert 0.01 < float((found - exact).norm() / exact.norm()) < 0.15, "16 levels"
@@ -38,17 +39,27 @@ def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(llama, devi
     assert rounded.layers[0].mlp.down_proj.weight.dtype == torch.uint8
 
 
+def by_definition(weight):
+    """What 4 bits make of a weight: levels times the largest magnitude of each block of 64, itself rounded."""
+    data, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+    levels = get_4bit_type("nf4", device="cpu")[torch.stack([data.ravel() >> 4, data.ravel() & 15], 1).int()].ravel()
+    scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return (levels[: weight.numel()] * scales.repeat_interleave(64)[: weight.numel()]).reshape(weight.shape)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_in_4_bits_are_the_same_numbers_on_every_cpu(make_llama, packs, dtype):
-    """Also of layers that the packed way does not take: 25 outputs, 20 inputs."""
-    folder = make_llama(hidden_size=20, intermediate_size=25)
-    model = load_base_model(folder, dtype, "cpu", Held(load_in_4bit=True))
+@pytest.mark.parametrize("sizes", [(20, 25), (48, 80), (64, 128)], ids=str)
+def test_weights_in_4_bits_are_the_same_numbers_on_every_cpu(make_llama, packs, sizes, dtype):
+    """Also of layers that the packed way does not take, and of rows that are no multiple of a block."""
+    folder = make_llama(dtype, hidden_size=sizes[0], intermediate_size=sizes[1])
+    whole, model = (load_base_model(folder, dtype, "cpu", held) for held in (Held(), Held(load_in_4bit=True)))
     for name in ("up_proj", "down_proj"):
         layer = model.layers[0].mlp.get_submodule(name)
-        stored = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         rows = torch.eye(layer.in_features, dtype=getattr(torch, dtype))
-        assert torch.equal(layer(rows), stored.to(rows.dtype).T), "unrounded rows: the weights themselves"
-        assert layer.weight.quant_state.nested, "not packed"
+        expected = by_definition(whole.layers[0].mlp.get_submodule(name).weight).to(rows.dtype).T
+        assert torch.allclose(layer(rows), expected, rtol=2e-6 if dtype == "float32" else 2**-7, atol=0)
+        assert layer.in_features % 64 or layer.weight.dtype == torch.uint8, "held in 4 bits"
+        assert not getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False)
 
 
 def test_a_layer_in_4_bits_is_as_wide_as_its_input(llama):
