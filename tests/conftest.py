@@ -50,7 +50,8 @@ def pytest_configure(config):
         return
     folder = Path(tempfile.mkdtemp(prefix="replaceme-warm-"))
     command = [sys.executable, STARTUP / "warm.py", folder / "socket"]
-    server = subprocess.Popen(command, env=os.environ | ONE_THREAD, stdin=subprocess.DEVNULL)
+    given = os.environ | ONE_THREAD | {"HF_HOME": str(folder / "huggingface")}  # read when the libraries are imported
+    server = subprocess.Popen(command, env=given, stdin=subprocess.DEVNULL)
     os.environ["REPLACEME_TEST_WARM"] = str(folder / "socket")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
 

@@ -130,6 +130,9 @@ class Children:
 
 def _become(request: dict, files: list[int]) -> None:
     """Run a program in this process and end it."""
+    import atexit
+
+    atexit._clear()  # what the libraries have yet to do at the end of the server
     for target, file in enumerate(files):
         os.dup2(file, target)
     os.closerange(3, 4096)
