@@ -3,9 +3,8 @@
 import gc
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub libraries are imported: no test may use the network
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# before the hub libraries are imported, whatever was set before: no test may use the network
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import shutil
 import subprocess
