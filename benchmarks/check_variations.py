@@ -117,12 +117,12 @@ def _perform(
         _lend(venv.absolute(), folder)
     environment = _environment(conditions, home)
     place = places.get()
-    cores = [(2 * place + k) % os.cpu_count() for k in range(conditions.cores)]
+    cores = [(conditions.cores * place + k) % os.cpu_count() for k in range(conditions.cores)]
     command = ["taskset", "-c", ",".join(map(str, cores)), "make", target]
     if conditions.user is not None:
         shutil.chown(home, conditions.user)
         subprocess.run(["chown", "-R", conditions.user, home], check=True)
-        command = ["runuser", "-u", conditions.user, "--", *command]
+        command = ["runuser", "-u", conditions.user, "--", "env", f"HOME={home}", *command]  # which it had set anew
     begin = time.monotonic()
     with (home / "log").open("w") as log:
         done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -176,7 +176,7 @@ def _environment(conditions: Conditions, home: Path) -> dict[str, str]:
     temporary.mkdir(parents=True, exist_ok=True)
     if conditions.user is not None:
         shutil.chown(temporary, conditions.user)
-        given |= {"HOME": str(home), "USER": conditions.user, "XDG_CACHE_HOME": str(home / "cache")}
+        given |= {"USER": conditions.user, "XDG_CACHE_HOME": str(home / "cache")}
     return given | {"TMPDIR": str(temporary)}
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from replaceme.checkpoints import is_local, local_files
 from replaceme.config import Config
+from replaceme.running import AHEAD
 
 PROSE = {".md", ".pyc"}  # beside task YAMLs, of no matter to them
 BRACES = re.compile(r"[{}]")
-AHEAD = 2  # seconds that the clocks of a file server and of this machine may lie apart
 
 
 def model_files(source: str) -> list[Path]:
@@ -54,8 +54,8 @@ def hash_of_stamps(files: Sequence[str | Path]) -> str:
 
 def dates_ahead(config: Config) -> list[str]:
     """A line for each section with a file from the future: Snakemake fails a job with such an input once it is done."""
-    now = time.time()
-    found = {where: path for where, path in _read_by(config) if _time_of(path) > now + AHEAD}
+    latest = time.time() + AHEAD / 1e9
+    found = {where: path for where, path in _read_by(config) if _time_of(path) > latest}
     return [
         f"{where}: {path} is dated in the future ({datetime.fromtimestamp(_time_of(path)):%Y-%m-%d %H:%M}), which "
         "Snakemake takes for a wrong clock; set the clock right, or `touch` the file"
