@@ -111,7 +111,9 @@ class Children:
         self.selector.register(asking, 1, lambda _: self.kill(ended))
 
     def kill(self, ended: int) -> None:
-        """Kill a child whose asker is gone."""
+        """Kill a child whose asker is gone, unless both have ended at once."""
+        if ended not in self.numbers:
+            return
         number, asking = self.numbers[ended]
         self.selector.unregister(asking)
         os.kill(number, signal.SIGKILL)
