@@ -18,10 +18,11 @@ kernels = importlib.import_module("replaceme.kernels.gram")  # the package's att
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALF_AND_SINGLE = [torch.bfloat16, torch.float16, torch.float32]
 ROUTES = ["triton"] if INTERPRETED else ["reference", pytest.param("cuda", marks=pytest.mark.gpu)]
-SIZES = [(63, 65), (500, 1), (1, 63), (130, 129)] if INTERPRETED else [(63, 65), (1, 1), (500, 63), (1000, 500)]
+SIZES = [(70, 65), (300, 1), (1, 63)] if INTERPRETED else [(63, 65), (1, 1), (500, 63), (1000, 500)]
 # float16 goes the way of bfloat16, which test_matches_float64 has at one size
 FEWER = [torch.bfloat16, torch.float32] if INTERPRETED else HALF_AND_SINGLE
-LONG = 512 if INTERPRETED else 8192
+LONG = 256 if INTERPRETED else 8192
+WIDTH = 40 if INTERPRETED else 65  # one tile or several, which test_matches_float64 has
 
 
 def functions(route):
@@ -90,7 +91,7 @@ def test_matches_float64(route, tokens, hidden, dtype):
     found = gram(x)
     assert error(found, x.double().T @ x.double()) < limit(route)
     assert torch.equal(found, found.T)
-    every = not INTERPRETED or (tokens, hidden) == SIZES[0]
+    every = not INTERPRETED or ((tokens, hidden) == SIZES[0] and dtype is torch.float32)
     for terms in ((a,), (a, b), (a, b, c)) if every else ((a, b, c),):
         assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
 
@@ -125,7 +126,7 @@ def test_mixed_dtypes(route):
 @pytest.mark.parametrize("route", ROUTES)
 def test_masked_rows_are_never_used(route, dtype):
     gram, gram_cross, device = functions(route)
-    x, y = rows(131, 65, dtype, device), rows(131, 65, dtype, device, seed=1)
+    x, y = rows(131, WIDTH, dtype, device), rows(131, WIDTH, dtype, device, seed=1)
     weights = torch.rand(131, generator=torch.Generator().manual_seed(2)).to(device)
     cross_weights = torch.randn(131, generator=torch.Generator().manual_seed(3)).to(device)
     mask = torch.arange(131, device=device) % 3 != 0
@@ -138,7 +139,7 @@ def test_masked_rows_are_never_used(route, dtype):
         assert_sums(found, expected_sums(x, (y,), *both, mask), route)
     kept, w = x[mask].double(), weights[mask].double()[:, None]
     assert error(gram(x, weights, mask), (w * kept).T @ kept) < limit(route)
-    assert torch.equal(gram(x, mask=torch.zeros_like(mask)).cpu(), torch.zeros(65, 65, dtype=torch.float64))
+    assert torch.equal(gram(x, mask=torch.zeros_like(mask)).cpu(), torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", FEWER, ids=str)
@@ -169,8 +170,8 @@ def test_rounded_terms(route):
 @pytest.mark.parametrize("route", ROUTES)
 def test_strided_rows_and_out(route):
     gram, gram_cross, device = functions(route)
-    base = poisoned(150, 140, dtype=torch.bfloat16, device=device)
-    base[::2, ::2] = rows(75, 70, torch.bfloat16, device)
+    base = poisoned(150, 2 * WIDTH, dtype=torch.bfloat16, device=device)
+    base[::2, ::2] = rows(75, WIDTH, torch.bfloat16, device)
     x = base[::2, ::2]
     assert not x.is_contiguous()
     assert error(gram(x), x.double().T @ x.double()) < limit(route)
@@ -179,7 +180,7 @@ def test_strided_rows_and_out(route):
     mask = (torch.arange(150, device=device) % 4 == 0)[::2]
     assert_sums(gram_cross(x, (x, x), weights, None, mask), expected_sums(x, (x, x), weights, None, mask), route)
 
-    out = kernels.Sums.zeros(70, 70, device)
+    out = kernels.Sums.zeros(WIDTH, WIDTH, device)
     for _ in range(2):
         assert gram_cross(x, (x,), out=out) is out
     assert gram(x, out=out.gram) is out.gram
@@ -201,7 +202,7 @@ def test_empty(route):
     assert gram(torch.empty(4, 0, device=device)).shape == (0, 0)
 
 
-@pytest.mark.parametrize("tokens", [0, 70, 300])
+@pytest.mark.parametrize("tokens", [0, 70, 200])
 @pytest.mark.parametrize("route", ROUTES)
 def test_new_outputs_are_written_without_being_read(route, tokens, monkeypatch):
     gram, gram_cross, device = functions(route)
