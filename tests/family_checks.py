@@ -6,7 +6,9 @@ Two runs of blocks go at once, one of them the last blocks; in mixtures of exper
 
 import re
 import tempfile
-from functools import cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -199,21 +201,32 @@ def mlp_output_difference(variant: str) -> float:
     """Captured M against what a block loses with its down projection (and the bias) at zero."""
     config = read_config(source(variant))
     family = family_of(config, variant)
-    model, given = loaded(source(variant)).base_model, samples(variant)
+    model, given = whole(variant).base_model, samples(variant)
     blocks, mask, worst = family.block_modules(model), given.mask, 0.0
     for block in KEPT:
         wanted = Wanted(frozenset({block}), frozenset({block}))
-        whole = next(capture(model, family, [given], wanted))
-        with torch.no_grad():
-            for name, parameter in blocks[block].named_parameters():
-                if any(re.fullmatch(_weight_or_bias(pattern), name) for pattern in family.fold):
-                    parameter.zero_()
-        without = next(capture(model, family, [given], wanted))
-        lost = (whole.hidden_states[block] - without.hidden_states[block])[mask]
-        worst = max(worst, difference(whole.mlp_output[block][mask], lost))
-        model = loaded(source(variant)).base_model
-        blocks = family.block_modules(model)
+        with_it = next(capture(model, family, [given], wanted))
+        with _without_projection(blocks[block], family.fold):
+            without = next(capture(model, family, [given], wanted))
+        lost = (with_it.hidden_states[block] - without.hidden_states[block])[mask]
+        worst = max(worst, difference(with_it.mlp_output[block][mask], lost))
     return worst
+
+
+@contextmanager
+def _without_projection(block: torch.nn.Module, patterns: Sequence[str]) -> Iterator[None]:
+    """Let a block's down projections, and their biases, be zero for a while."""
+    kept = {
+        parameter: parameter.detach().clone()
+        for name, parameter in block.named_parameters()
+        if any(re.fullmatch(_weight_or_bias(pattern), name) for pattern in patterns)
+    }
+    with torch.no_grad():
+        for parameter in kept:
+            parameter.zero_()
+        yield
+        for parameter, value in kept.items():
+            parameter.copy_(value)
 
 
 def _weight_or_bias(pattern: str) -> str:
@@ -225,6 +238,18 @@ def shorter(variant: str, found: list[Transform]) -> Path:
     out = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "out"
     merge(source(variant), {"groups": GROUPS, "num_blocks": BLOCKS}, found, out, {})
     return out
+
+
+@lru_cache(maxsize=1)
+def whole(variant: str) -> torch.nn.Module:
+    """The original, loaded once; who changes it puts it back."""
+    return loaded(source(variant))
+
+
+@lru_cache(maxsize=1)
+def folded_into_mlp(variant: str) -> torch.nn.Module:
+    """The shortened model with plain maps, reloaded."""
+    return loaded(shorter(variant, transforms(variant, "mlp")))
 
 
 def loaded(folder: Path) -> torch.nn.Module:
@@ -246,15 +271,18 @@ def fold_difference(variant: str, **fit: object) -> float:
     """Outputs of the shortened model, reloaded, against those of the original run with the transforms by hooks."""
     found = transforms(variant, **fit)
     config = read_config(source(variant))
-    model = loaded(source(variant))
+    model = whole(variant)
     with shortened(model.base_model, family_of(config, variant), GROUPS, found):
         expected = outputs(model, variant)
-    return difference(outputs(loaded(shorter(variant, found)), variant), expected)
+    plain = fit == {"placement": "mlp"}
+    return difference(
+        outputs(folded_into_mlp(variant) if plain else loaded(shorter(variant, found)), variant), expected
+    )
 
 
 def generates(variant: str) -> bool:
     """Whether the shortened model generates the same with a cache as without."""
-    model = loaded(shorter(variant, transforms(variant, "mlp")))
+    model = folded_into_mlp(variant)
     given = {
         "input_ids": samples(variant).input_ids[:1],
         "max_new_tokens": 16,
@@ -267,9 +295,8 @@ def generates(variant: str) -> bool:
 
 def config_consistent(variant: str) -> bool:
     """Whether the kept blocks are of the kinds that they were: lists by block, MLPs dense or mixed, attention."""
-    out = shorter(variant, transforms(variant, "mlp"))
-    before, after = (loaded(folder) for folder in (source(variant), out))
-    family = family_of(read_config(out), variant)
+    before, after = whole(variant), folded_into_mlp(variant)
+    family = family_of(read_config(source(variant)), variant)
     old, new = (family.block_modules(model.base_model) for model in (before, after))
     lists = [getattr(model.config, key, None) for key in PER_BLOCK_LISTS for model in (before, after)]
     kept = [
