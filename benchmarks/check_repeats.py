@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of every step, as the workflow gives it (default: 1)")
     parser.add_argument("--evaluate", action="store_true", help="also accuracies, which takes lm-eval")
     parser.add_argument("--samples", type=int, default=TEXT["samples"], help="texts to calibrate on (default: 48)")
+    parser.add_argument("--tokens", type=int, default=TEXT["tokens"], help="of each text (default: 128)")
     parser.add_argument("--against", type=Path, metavar="FILE", help="report of another device to compare with")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="report (default: benchmarks/results/repeats-....json)"
@@ -97,7 +98,8 @@ def main() -> int:
 def all_repeats(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Repeats of all processes; every process gets its share and another hash seed."""
     shares = [len(range(k, arguments.repeats, arguments.processes)) for k in range(arguments.processes)]
-    options = [f"--device={arguments.device}", f"--threads={arguments.threads}", f"--samples={arguments.samples}"]
+    options = [f"--device={arguments.device}", f"--threads={arguments.threads}"]
+    options += [f"--samples={arguments.samples}", f"--tokens={arguments.tokens}"]
     options += ["--evaluate"] * arguments.evaluate
     found: list[dict[str, Any]] = []
     for number, share in enumerate(filter(None, shares)):
@@ -132,7 +134,7 @@ def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All steps in the current folder; the rows of the table."""
     where = ["--device", arguments.device, "--threads", str(arguments.threads)]
     forward = ["model.json", "tokens.safetensors", "--dtype", "float32", "--batch-size", "4", *where]
-    texts = ["--dataset", "micro", "--tokens", str(TEXT["tokens"])]
+    texts = ["--dataset", "micro", "--tokens", str(arguments.tokens)]
     do("model", str(MODEL), "--out", "model.json")
     do(
         "tokens",
