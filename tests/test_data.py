@@ -379,6 +379,7 @@ def hub(monkeypatch, save):
         return real("parquet", data_files=str(path), split="train", streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s, for threads of real downloads
     return calls
 
 
