@@ -3,8 +3,9 @@
 Most of what the tests of the workflow took was imports: 3 to 6 seconds of torch, transformers, datasets, lm-eval and
 Snakemake for each step that then works for some tenths of a second. `sitecustomize`, beside this file, asks `hand_over`
 whether a program that begins is one of WARMED. If so its arguments, environment, limits and open files go through a
-socket to `serve`, which forks a child that runs the program as Python would (nothing of replaceme is imported before),
-and the program that began waits for the child and ends as it does. If it is killed, so is the child.
+socket to `serve`, which forks a child that runs the program as Python would, and the program that began waits for the
+child and ends as it does. If it is killed, so is the child. Steps of replaceme find its modules imported too; all other
+programs import them anew.
 
 Not for tests of what a process imports or of how fresh it is: without REPLACEME_TEST_WARM everything starts cold.
 """
@@ -26,6 +27,7 @@ PRELOADED = (
     "lm_eval.models.huggingface", "pandas", "scipy.optimize", "matplotlib.pyplot", "pydantic", "jinja2", "peft",
     "accelerate", "snakemake.cli", "snakemake.api", "snakemake.workflow", "snakemake.report",
 )  # fmt: skip
+PACKAGE = Path(__file__).parents[2] / "replaceme"
 LIMITS = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS")
 LENGTH = 8  # bytes before a message, that say how long it is
 
@@ -150,6 +152,9 @@ def _become(request: dict, files: list[int]) -> None:
     program = request["program"]
     sys.argv = [program.get("path") or program["module"], *program["arguments"]]
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if Path(program.get("path", "")).name != "replaceme":
+        for name in [name for name in sys.modules if name.partition(".")[0] == "replaceme"]:
+            del sys.modules[name]
     first = [] if program["safe"] else [str(Path(program["path"]).parent) if "path" in program else str(Path.cwd())]
     sys.path[:] = [*first, *given, *sys.path]
     _end(_status(program))
@@ -202,7 +207,8 @@ def serve(where: str) -> None:
     while not select.select([listener], [], [], 5)[0]:
         if os.getppid() != parent:
             return
-    for name in ("watch", *PRELOADED):
+    steps = sorted(f"replaceme.steps.{path.stem}" for path in (PACKAGE / "steps").glob("[!_]*.py"))
+    for name in ("watch", *PRELOADED, "replaceme.cli", *steps):
         importlib.import_module(name)
     sys.path[:] = sys.path[1:]  # without the folder of this file
     gc.collect()
