@@ -58,8 +58,10 @@ def table_baselines(table):
 def table_inputs(wildcards):
     """Everything that a table shows."""
     rows = table_rows(wildcards.table)
+    measured = measured_files(wildcards.table)
     return {
-        "measured": measured_files(wildcards.table),
+        "measured": measured,
+        "verified": [f"{folder}/verify.json" for folder in rows if measured],
         "fits": [f"{folder}/fit.json" for folder in rows],
         "cuts": sorted({f"{Path(folder).parent}/cut.json" for folder in rows}),
     }

@@ -2,8 +2,6 @@ rule evaluate:
     """Benchmarks of a shortened model."""
     input:
         model="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
-        # must be there, but a check made again is no reason to evaluate again
-        verified=ancient("results/{model}/{calibration}/{cut}/{fit}/verify.json"),
         tasks=lambda wildcards: evaluation_files(wildcards.evaluation),
     output:
         "results/{model}/{calibration}/{cut}/{fit}/evaluation/{evaluation}.json",

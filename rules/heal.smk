@@ -2,8 +2,6 @@ rule heal:
     """A shortened checkpoint after a short training of its transform, of adapters or of all weights."""
     input:
         merged="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
-        # must be there, but a check made again is no reason to train again
-        verified=ancient("results/{model}/{calibration}/{cut}/{fit}/verify.json"),
         tokens=healing_tokens,
     output:
         config="results/{model}/{calibration}/{cut}/{fit}/healed/{healing}/model/config.json",

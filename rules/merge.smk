@@ -37,6 +37,9 @@ rule verify:
         "results/logs/{model}/{calibration}/{cut}/{fit}/verify.log",
     benchmark:
         "results/benchmarks/{model}/{calibration}/{cut}/{fit}/verify.tsv"
+    # before what is measured of the model, which does not wait for it: tables do. Measurements that had it as an
+    # `ancient` input were left out without a word by a run in which the check alone had to be made again
+    priority: 1
     threads: 1
     resources:
         gpu=VLLM_GPU,

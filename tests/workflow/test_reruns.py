@@ -128,7 +128,7 @@ CODE = {
         "(weight.to(transform.device).double().T @ transform.double()).T",
         {"merge": 2, "verify": 2, "evaluate": 2, "speed": 2, **TABLE},
     ),
-    "verify": ("replaceme/plain.py", "return model.eval()", "return model.train(False)", {"verify": 2}),
+    "verify": ("replaceme/plain.py", "return model.eval()", "return model.train(False)", {"verify": 2, **SHOWN}),
     "comment": ("replaceme/fold.py", "import pairwise\n", "import pairwise  # of neighbours\n", {}),
 }
 
@@ -158,6 +158,14 @@ def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
     ):
         code = edited(completed, tmp_path / Path(file).name, f"replaceme/{file}.py", old, new)
         assert code.jobs("--until", "merge") == expected
+
+
+def test_a_check_made_again_hides_nothing(completed, tmp_path):
+    """What is missing is planned beside checks that the code of `verify` asks for."""
+    for fit in ("uidl", "ls"):
+        (completed.folder / f"results/tiny.v1/plain/n1/{fit}/evaluation/items.json").unlink()
+    file, old, new, expected = CODE["verify"]
+    assert edited(completed, tmp_path, file, old, new).jobs() == {**expected, **TABLE, "evaluate": 2}
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
