@@ -18,8 +18,10 @@ from bench_gram import hardware
 
 from replaceme.rows import store
 from replaceme.statistics import Statistics
-from replaceme.transforms import AdamOptions, Objective, cosine, fit_least_squares
-from replaceme.transforms.adam import adam
+from replaceme.transforms import cosine
+from replaceme.transforms.adam import AdamOptions, adam
+from replaceme.transforms.closed_form import fit_least_squares
+from replaceme.transforms.objectives import Objective
 from replaceme.transforms.solve import Ridge
 from replaceme.transforms.streams import Blocks, Table, row_blocks
 

@@ -232,7 +232,7 @@ def watched(running: subprocess.Popen, devices: list[str]) -> list[set[tuple[str
 
 def same_but_for_the_model(paths: list[Path]) -> bool:
     """Whether transforms are the same numbers: the two models have the same weights."""
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
     one, other = (Transform.load_all(path)[0][0].matrix for path in paths)
     return torch.equal(one, other)

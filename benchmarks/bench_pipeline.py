@@ -35,16 +35,18 @@ from replaceme.api import choose_and_fit
 from replaceme.capture import Wanted, capture
 from replaceme.checkpoints import resolve
 from replaceme.config import CutConfig, FitConfig
+from replaceme.config.placement import Regression
 from replaceme.data import Tokens
 from replaceme.fitting import Passes
 from replaceme.fold import finish, merge
 from replaceme.gather import gather_groups
 from replaceme.loading import load_base_model
 from replaceme.models import family_of
-from replaceme.regression import Regression
+from replaceme.regression import wanted_by
 from replaceme.rows import Rows, write_rows
 from replaceme.statistics import Statistics
-from replaceme.transforms import fit_cosine, fit_least_squares
+from replaceme.transforms.closed_form import fit_least_squares
+from replaceme.transforms.cosine import fit_cosine
 from replaceme.writing import merging
 
 AUTHORS = {"distances": 12.3, "least squares": 17.2, "cosine": 43.6}
@@ -196,7 +198,7 @@ def passed(
     parts.run("first gram, with compiling", lambda: gather_groups(*given, [warm], [group]))
     write_rows(scratch / "first", *given, warm, [group], batch)
     parts.run("distances", lambda: distances.measure(*given, tokens, batch))
-    wanted = Regression().wanted([group])
+    wanted = wanted_by(Regression(), [group])
     for name, kept in (("bare forward", Wanted(frozenset({wanted.last}))), ("capture", wanted)):
         parts.run(name, lambda kept=kept: sum(1 for _ in capture(*given, batches, kept)))
     statistics = parts.run("gram", lambda: gather_groups(*given, batches, [group]))[0]

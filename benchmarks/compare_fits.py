@@ -24,7 +24,7 @@ from replaceme.language_loss import sequence_losses
 from replaceme.methods import check_section
 from replaceme.models import stored_dtype
 from replaceme.shortened import shortened
-from replaceme.transforms import joint_report
+from replaceme.transforms.transform import joint_report
 from replaceme.validation import validated
 
 REFERENCE = "ls"

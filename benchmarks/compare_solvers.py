@@ -19,10 +19,12 @@ from loaded import BATCH_SIZE, Loaded, parser_of
 
 from replaceme.rows import Rows, write_rows
 from replaceme.statistics import Statistics
-from replaceme.transforms import AdamOptions, Objective, cosine, fit_least_squares
-from replaceme.transforms.adam import adam
+from replaceme.transforms import cosine
+from replaceme.transforms.adam import AdamOptions, adam
+from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.full_batch import Problem, lbfgs
 from replaceme.transforms.gradient import BLOCK_ROWS
+from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State
 from replaceme.transforms.solve import Ridge
 from replaceme.transforms.streams import Table, row_blocks

@@ -9,8 +9,9 @@ from typing import Any
 from replaceme.checkpoints import read_config, resolve
 from replaceme.config import CalibrationConfig
 from replaceme.data import Tokens, calibrate, load_tokens
-from replaceme.loading import load_model, load_tokenizer
+from replaceme.loading import load_tokenizer
 from replaceme.models import Family, family_of, pick_device, pick_dtype
+from replaceme.open_model import load_model
 
 BATCH_SIZE = CalibrationConfig.model_fields["batch_size"].default
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from replaceme.fitting import Passes
     from replaceme.methods.found import Found
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
     from replaceme.writing import Merger
 
 
@@ -54,7 +54,7 @@ def prune(
     from replaceme.cuts import possible_spans
     from replaceme.fitting import Passes
     from replaceme.fold import finish_pruned
-    from replaceme.loading import Held, load_model
+    from replaceme.loading import Held
     from replaceme.methods import check_section
     from replaceme.methods.saving import finish_found
     from replaceme.models import (
@@ -67,6 +67,7 @@ def prune(
         pick_dtype,
         stored_dtype,
     )
+    from replaceme.open_model import load_model
     from replaceme.writing import check_out, merging
 
     given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
@@ -178,11 +179,11 @@ def choose_and_fit(
     In place of transforms what another method found.
     """
     from replaceme.collapse import as_chosen
-    from replaceme.cuts import groups_of
+    from replaceme.config.placement import ON_STREAM
+    from replaceme.cut_record import groups_of
     from replaceme.fitting import fit_cut
     from replaceme.foresight import can_foresee, choose_and_gather
     from replaceme.methods.fitting import fit_method
-    from replaceme.upstream import ON_STREAM
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:
         if fit.placement not in ON_STREAM and not fit.intercept:  # those change many shards

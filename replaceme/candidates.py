@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 from replaceme.capture import Activations, capture
 from replaceme.config import CutConfig
 from replaceme.config.cuts import UNREPAIRED_METRICS
+from replaceme.config.placement import Regression
 from replaceme.cuts import resolve_blocks, sizes_of, spans
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
-from replaceme.gather import Gains
+from replaceme.gains import Gains
 from replaceme.grouping import Span
 from replaceme.language_loss import mean_loss
 from replaceme.models import Family
 from replaceme.progress import progress
-from replaceme.regression import Regression, formed
+from replaceme.regression import formed, rows_of, wanted_by
 from replaceme.shortened import shortened
 from replaceme.statistics import Statistics
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
 log = logging.getLogger(__name__)
 ENOUGH = 4  # tokens for each channel below which a post-fit metric is doubtful
@@ -99,7 +100,7 @@ def measure_candidates(
 
     def passes(description: str) -> Iterator[Activations]:
         batches = progress(tokens.batches(batch_size), description, unit="batch")
-        return capture(base, family, batches, MLP.wanted(candidates))
+        return capture(base, family, batches, wanted_by(MLP, candidates))
 
     fits = _fits(passes("statistics of all cuts"), candidates)
     if family.post_norm is not None:
@@ -138,7 +139,7 @@ def _check_enough(tokens: int, hidden_size: int) -> None:
 
 def _fits(passes: Iterable[Activations], candidates: Sequence[Span]) -> "list[Transform]":
     """The least-squares transform of every candidate."""
-    from replaceme.transforms import fit_least_squares
+    from replaceme.transforms.closed_form import fit_least_squares
 
     statistics = gather_candidates(passes, candidates)
     return [fit_least_squares(statistics.pop(span)) for span in candidates]
@@ -155,7 +156,7 @@ def gather_candidates(passes: Iterable[Activations], candidates: Sequence[Span])
     energies: dict[int, torch.Tensor] = {}
     for activations in passes:
         for start, several in ends.items():
-            rows = [MLP.rows(activations, start, end) for end in several]
+            rows = [rows_of(MLP, activations, start, end) for end in several]
             m = rows[0][0]
             terms = tuple(torch.cat(parts, -1) for parts in zip(*(each for _, each in rows), strict=True))
             if start not in wide:
@@ -195,7 +196,7 @@ def _mean_cosine_distances(
 def _cosine_distance_sums(activations: Activations, span: Span, transform: "Transform") -> tuple[float, float]:
     from torch.nn.functional import cosine_similarity
 
-    m, terms = MLP.rows(activations, *span)
+    m, terms = rows_of(MLP, activations, *span)
     goal, state, m = (x[activations.mask].double() for x in (*terms[:2], m))
     predicted = state - m + transform.apply(m)
     return (

@@ -10,7 +10,8 @@ from replaceme.cuts import possible_spans, resolve_blocks
 from replaceme.errors import ReplaceMeError
 from replaceme.files import RECORD
 from replaceme.models import is_encoder, pick_dtype
-from replaceme.outline import FOUR_BITS, MARGIN, Outline
+from replaceme.outline import Outline
+from replaceme.sizes import FOUR_BITS, MARGIN
 from replaceme.tables import HEALED
 
 Outlines = Mapping[str, Outline]

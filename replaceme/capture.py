@@ -75,9 +75,7 @@ class _LastBlockReached(Exception):
 def capture(model: "nn.Module", family: Family, batches: Iterable[Samples], wanted: Wanted) -> Iterator[Activations]:
     """Run batches through a base model and yield what was asked for; raises ReplaceMeError on NaN or infinity."""
     if hasattr(model, "streamed"):
-        from replaceme.streaming import stream
-
-        yield from stream(model, family, batches, wanted)
+        yield from model.streamed.captured(model, family, batches, wanted)
         return
     for batch in batches:
         yield _checked(model, family, batch, wanted)  # not held here: the next batch needs its memory

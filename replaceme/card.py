@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.cuts import described, groups_of
+from replaceme.cut_record import described, groups_of
 
 if TYPE_CHECKING:
     from replaceme.methods import About

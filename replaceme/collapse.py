@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from replaceme.changes import Edit
     from replaceme.checkpoints import Checkpoint
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
 COLLAPSE = "collapse"
 
@@ -29,7 +29,7 @@ def fit_collapse(hidden_size: int, coefficients: Sequence[int] | None = None) ->
     """
     import torch
 
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
     found = Transform(torch.eye(hidden_size, dtype=torch.float64), {"solver": "collapse"}, COLLAPSE)
     return found if coefficients is None else _with(found, coefficients)

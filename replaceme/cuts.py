@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 
-def groups_of(cut: dict[str, Any]) -> list[tuple[int, int]]:
-    """The runs of blocks [start, end) that a cut.json removes, in order."""
-    return [(start, end) for start, end in cut["groups"]]
-
-
-def described(cut: dict[str, Any]) -> str:
-    """The runs of blocks of a cut.json as text, `[2, 5), [7, 10)`."""
-    return ", ".join(f"[{start}, {end})" for start, end in groups_of(cut))
-
-
 def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
     """All candidate cuts [start, end) of `blocks` blocks; raises ReplaceMeError when none leaves a carrier."""
     if not 1 <= blocks < num_blocks:

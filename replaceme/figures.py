@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.tables import BASELINE
 from replaceme.csv_files import read_csv
-from replaceme.cuts import described, groups_of
+from replaceme.cut_record import described, groups_of
 from replaceme.distances import METRICS
 from replaceme.figure_style import (
     COLORS,

@@ -29,6 +29,7 @@ RESULTS_VARIABLE = "REPLACEME_RESULTS"  # of the environment: where the results 
 TEMPORARY = ".tmp-"
 RECORD = "replaceme.json"  # of a checkpoint made here, in its folder
 DAY = 86400.0  # seconds
+AHEAD = 2_000_000_000  # ns that the clocks of a file server and of this machine may lie apart
 STAMP = "replaceme"  # key of what a safetensors file of ours says of itself
 CANNOT_WRITE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.fits import FIT_OPTIONS, FitConfig
+from replaceme.config.placement import ON_STREAM
 from replaceme.errors import ReplaceMeError
-from replaceme.upstream import ON_STREAM
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from replaceme.recycling import Recycled
     from replaceme.rows import Rows
     from replaceme.statistics import Statistics
-    from replaceme.transforms import Shards, State, Transform
+    from replaceme.transforms.resume import State
+    from replaceme.transforms.ridge import Shards
+    from replaceme.transforms.transform import Transform
 
 FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ridge: auto` is chosen
 
@@ -99,7 +101,7 @@ class Passes:
         """Statistics by parts of the text, by which a ridge can be chosen."""
         from replaceme.gather import gather_groups, shard_batches
         from replaceme.statistics import Statistics
-        from replaceme.transforms import Shards
+        from replaceme.transforms.ridge import Shards
 
         count = min(max(self.shards, FOLDS), len(self.tokens.batches(self.batch_size)))
         parts = []
@@ -126,7 +128,7 @@ class Passes:
         self, config: FitConfig, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
     ) -> "list[Transform]":
         """The transforms of the groups with the gains of the norms after them."""
-        from replaceme.gather import Gains
+        from replaceme.gains import Gains
 
         gains = Gains(groups, transforms, config.regression)
         self._collect("gain", [gains])
@@ -166,7 +168,8 @@ def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Tra
     streams through the device.
     """
     from replaceme.collapse import fit_collapse
-    from replaceme.transforms import fit_identity, with_intercept
+    from replaceme.transforms.affine import with_intercept
+    from replaceme.transforms.closed_form import fit_identity
 
     if config.transform == "collapse":
         return fit_collapse(hidden_size)
@@ -181,7 +184,7 @@ def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Tra
 
 
 def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
-    from replaceme.transforms import fit_auto_ridge
+    from replaceme.transforms.ridge import fit_auto_ridge
 
     if config.automatic:
         return fit_auto_ridge(evidence.statistics, evidence.shards, config.towards)
@@ -194,7 +197,8 @@ def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
 
 
 def _closed_form(config: FitConfig, evidence: Evidence) -> "Transform":
-    from replaceme.transforms import fit, fit_cosine
+    from replaceme.transforms.cosine import fit_cosine
+    from replaceme.transforms.registry import fit
 
     if config.needs_rows:
         return fit_cosine(
@@ -214,7 +218,9 @@ def _closed_form(config: FitConfig, evidence: Evidence) -> "Transform":
 
 
 def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
-    from replaceme.transforms import AdamOptions, Objective, fit_gradient
+    from replaceme.transforms.adam import AdamOptions
+    from replaceme.transforms.gradient import fit_gradient
+    from replaceme.transforms.objectives import Objective
 
     options = config.iterations
     if config.solver == "adam":
@@ -229,7 +235,7 @@ def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
 
 def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
     """The state of a fit over rows in `path`: good for the same rows, options, code, device and versions only."""
-    from replaceme.transforms import State
+    from replaceme.transforms.resume import State
 
     stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
     return State(path, state_identity(config, stored, device))

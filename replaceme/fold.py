@@ -22,7 +22,7 @@ from replaceme.card import licence_of, model_card
 from replaceme.changes import Changes, Content, Edit
 from replaceme.checkpoints import Checkpoint, with_derived_lists
 from replaceme.collapse import COLLAPSE, coefficients_of, collapsing
-from replaceme.cuts import described, groups_of
+from replaceme.cut_record import described, groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.models import Family, check_fit, pruned_config
 from replaceme.renumbering import both, with_new_numbers
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from replaceme.recycling import Recycled
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
@@ -69,7 +69,7 @@ def finish_pruned(
     `transforms` has one for each group of the cut; `origin` the hashes of what they were fitted on. Errors as in
     `merge`.
     """
-    from replaceme.transforms import joint_report
+    from replaceme.transforms.transform import joint_report
 
     provenance = provenance_of(record, cut, joint_report(transforms), origin)
     provenance["placement"] = next((one.placement for one in transforms if not one.is_identity), None)

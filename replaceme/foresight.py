@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.capture import collect
 from replaceme.config import CutConfig, FitConfig
-from replaceme.cuts import choose, described, groups_of
+from replaceme.cut_record import described, groups_of
+from replaceme.cuts import choose
 from replaceme.distances import Distances
 from replaceme.fitting import Evidence, Passes
 from replaceme.grouping import Span

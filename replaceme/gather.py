@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from replaceme.capture import Activations, collect
+from replaceme.config.placement import Regression
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.models import Family
 from replaceme.progress import progress
-from replaceme.regression import Regression
+from replaceme.regression import rows_of, wanted_by, weights_of
 from replaceme.statistics import Statistics
 
 if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.recycling import Recycled
-    from replaceme.transforms import Transform
 
 MLP = Regression()
 
@@ -36,43 +36,21 @@ class Gathered:
         recycled: "Sequence[Recycled] | None" = None,
     ) -> None:
         self.groups, self.regression, self.recycled = groups, regression, recycled or [None] * len(groups)
-        self.wanted = regression.wanted(groups)
+        self.wanted = wanted_by(regression, groups)
         self._sums: list[Statistics] = []
 
     def add(self, activations: Activations) -> None:
         """Add the rows of a batch."""
         pairs = zip(self.groups, self.recycled, strict=True)
-        rows = [self.regression.rows(activations, *group, changed) for group, changed in pairs]
+        rows = [rows_of(self.regression, activations, *group, changed) for group, changed in pairs]
         if not self._sums:
             self._sums = [Statistics.zeros(terms[0].shape[-1], m.device, m.shape[-1]) for m, terms in rows]
         for one, (m, terms) in zip(self._sums, rows, strict=True):
-            one.add_batch(m, terms, activations.mask, self.regression.weights(terms))
+            one.add_batch(m, terms, activations.mask, weights_of(self.regression, terms))
 
     def statistics(self) -> list[Statistics]:
         """Those of each group, on the CPU, where they are added up and solved."""
         return [one.to("cpu") for one in self._sums]
-
-
-class Gains:
-    """The gains of transforms of runs [start, end) after which a norm follows (see `Gain`), batch by batch."""
-
-    def __init__(
-        self, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", regression: Regression = MLP
-    ) -> None:
-        from replaceme.transforms import Gain
-
-        self.groups, self.given, self.regression = groups, transforms, regression
-        self.wanted = regression.wanted(groups)
-        self._gains = [Gain(one) for one in transforms]
-
-    def add(self, activations: Activations) -> None:
-        """Add the rows of a batch."""
-        for gain, group, one in zip(self._gains, self.groups, self.given, strict=True):
-            gain.add(*self.regression.unmasked(activations, *group, one.recycled))
-
-    def transforms(self) -> "list[Transform]":
-        """The transforms with their gains; raises ReplaceMeError where there is none."""
-        return [gain.transform() for gain in self._gains]
 
 
 def gather_groups(

@@ -21,7 +21,6 @@ from replaceme.separate import check_code, is_separate, original_config
 from replaceme.unloaded import named_as_unloaded
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -44,29 +43,6 @@ class Held:
 
 
 WHOLE = Held()
-
-
-def load_model(
-    folder: str | Path, dtype: str, device: str, head: bool, held: Held = WHOLE
-) -> "PreTrainedModel | nn.Module":
-    """The model of a checkpoint folder with its head or without; errors as in `load_base_model`.
-
-    Without its head it may be a streamed one, whose blocks get their weights in turn.
-    """
-    if held.streaming != "never":
-        from replaceme.streaming import load_streamed, needed
-
-        checkpoint = open_checkpoint(folder)
-        if needed(checkpoint, dtype, held, device):
-            if checkpoint.family.modality != "text":
-                raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
-            if head:
-                raise ReplaceMeError(
-                    f"{folder}: the loss of a model needs all of it, which cannot be streamed; use "
-                    "another metric or method, or `streaming: never`"
-                )
-            return load_streamed(checkpoint, dtype, device)
-    return (load_causal_model if head else load_base_model)(folder, dtype, device, held)
 
 
 def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":

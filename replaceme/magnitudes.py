@@ -8,7 +8,8 @@ m = hidden_states[start-1], r = hidden_states[end-1], or both in another basis, 
 from typing import TYPE_CHECKING
 
 from replaceme.capture import Activations
-from replaceme.regression import Regression
+from replaceme.config.placement import Regression
+from replaceme.regression import wanted_by
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ class Magnitudes:
 
     def __init__(self, group: tuple[int, int], basis: "torch.Tensor | None" = None) -> None:
         self.group, self.basis = group, basis
-        self.wanted = STREAM.wanted([group])
+        self.wanted = wanted_by(STREAM, [group])
         self._total: torch.Tensor | float = 0.0
         self._sequences = 0
 

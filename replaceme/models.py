@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.placement import ON_STREAM
 from replaceme.config_json import LARGEST
 from replaceme.errors import ReplaceMeError, printable
 from replaceme.families import FAMILIES, Family
 from replaceme.language_model import check_purpose
 from replaceme.separate import is_separate
-from replaceme.upstream import ON_STREAM
 
 if TYPE_CHECKING:
     from replaceme.config import CalibrationConfig, CutConfig

@@ -18,7 +18,8 @@ from replaceme.config import ModelConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
 from replaceme.models import pick_dtype, stored_dtype
-from replaceme.outline import ITEM_BYTES, MARGIN, Outline, estimated_outline, outline_of, vocabulary
+from replaceme.outline import Outline, estimated_outline, outline_of, vocabulary
+from replaceme.sizes import ITEM_BYTES, MARGIN
 
 BASE = 1.5e9  # bytes: torch, transformers and lm-eval without a model
 START = 300.0  # seconds: imports from a slow disk, a node that wakes up

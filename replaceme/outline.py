@@ -6,11 +6,7 @@ from typing import Any
 
 from replaceme.checkpoints import Checkpoint
 from replaceme.models import family_of, stored_dtype
-
-MARGIN = 1.25  # of a model's weights, for activations and what else a forward pass takes
-FOUR_BITS = "4 bits"
-# of a weight; in 4 bits with its scale, and with what is not rounded
-ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, FOUR_BITS: 0.6}
+from replaceme.sizes import ITEM_BYTES
 
 
 @dataclass(frozen=True)

@@ -11,86 +11,64 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from replaceme.capture import Activations, Wanted
+from replaceme.config.placement import Regression
 
 if TYPE_CHECKING:
     import torch
 
     from replaceme.recycling import Recycled
 
-Placement = Literal["mlp", "down_proj", "block", "inputs"]
-Weighting = Literal["uniform", "inverse_energy"]
+
+def wanted_by(regression: Regression, groups: Sequence[tuple[int, int]]) -> Wanted:
+    """What has to be captured for every [start, end)."""
+    states = frozenset(block for start, end in groups for block in (start - 1, end - 1))
+    carriers = frozenset(start - 1 for start, _ in groups)
+    return Wanted(
+        states,
+        mlp_output=carriers if regression.placement != "block" else frozenset(),
+        down_input=carriers if regression.placement in ("down_proj", "inputs") else frozenset(),
+        mlp_input=carriers if regression.placement == "inputs" or regression.recycle is not None else frozenset(),
+    )
 
 
-@dataclass(frozen=True)
-class Regression:
-    """A placement, and how tokens count: all alike, or by 1 / |r|^2 (`inverse_energy`: least squares of r / |r|).
+def rows_of(
+    regression: Regression, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
+) -> tuple["torch.Tensor", tuple["torch.Tensor", ...]]:
+    """(m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each."""
+    import torch
 
-    `recycle`: the share of the carrier's neurons that are recycled (see `recycling`).
-    """
+    carrier = start - 1
+    state, goal = activations.hidden_states[carrier], activations.hidden_states[end - 1]
+    if regression.placement == "block":
+        return state, (goal,)
+    added = activations.mlp_output[carrier]
+    if regression.placement == "mlp":
+        return added, (goal, state, added)
+    m = activations.down_input[carrier]
+    if regression.placement == "inputs":
+        m = torch.cat([m, activations.mlp_input[carrier]], -1)
+    elif recycled is not None:
+        m = recycled.apply(m, activations.mlp_input[carrier])
+    return m, (goal, state, added)
 
-    placement: Placement = "mlp"
-    weighting: Weighting = "uniform"
-    recycle: float | None = None
 
-    @property
-    def kind(self) -> str:
-        """The name of its sums as a path component."""
-        weighting = "" if self.weighting == "uniform" else f"-{self.weighting}"
-        return self.placement + weighting + ("" if self.recycle is None else f"-recycle-{self.recycle}")
+def unmasked_rows_of(
+    regression: Regression, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """(m [tokens, width], r [tokens, hidden]) of the unmasked tokens of a batch."""
+    m, terms = rows_of(regression, activations, start, end, recycled)
+    return m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
 
-    @property
-    def before(self) -> "Regression | None":
-        """Of a regression with recycled neurons: the one whose sums these are chosen from."""
-        return None if self.recycle is None else Regression("inputs", self.weighting)
 
-    def wanted(self, groups: Sequence[tuple[int, int]]) -> Wanted:
-        """What has to be captured for every [start, end)."""
-        states = frozenset(block for start, end in groups for block in (start - 1, end - 1))
-        carriers = frozenset(start - 1 for start, _ in groups)
-        return Wanted(
-            states,
-            mlp_output=carriers if self.placement != "block" else frozenset(),
-            down_input=carriers if self.placement in ("down_proj", "inputs") else frozenset(),
-            mlp_input=carriers if self.placement == "inputs" or self.recycle is not None else frozenset(),
-        )
-
-    def rows(
-        self, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
-    ) -> tuple["torch.Tensor", tuple["torch.Tensor", ...]]:
-        """(m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each."""
-        import torch
-
-        carrier = start - 1
-        state, goal = activations.hidden_states[carrier], activations.hidden_states[end - 1]
-        if self.placement == "block":
-            return state, (goal,)
-        added = activations.mlp_output[carrier]
-        if self.placement == "mlp":
-            return added, (goal, state, added)
-        m = activations.down_input[carrier]
-        if self.placement == "inputs":
-            m = torch.cat([m, activations.mlp_input[carrier]], -1)
-        elif recycled is not None:
-            m = recycled.apply(m, activations.mlp_input[carrier])
-        return m, (goal, state, added)
-
-    def unmasked(
-        self, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
-    ) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """(m [tokens, width], r [tokens, hidden]) of the unmasked tokens of a batch."""
-        m, terms = self.rows(activations, start, end, recycled)
-        return m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
-
-    def weights(self, terms: tuple["torch.Tensor", ...]) -> "torch.Tensor | None":
-        """The weight of each token [samples, tokens], float32; None where all count alike."""
-        if self.weighting == "uniform":
-            return None
-        energy = formed(terms).square().sum(-1)
-        return (1 / energy).where(energy > 0, 0.0)  # a row without a direction asks for nothing
+def weights_of(regression: Regression, terms: tuple["torch.Tensor", ...]) -> "torch.Tensor | None":
+    """The weight of each token [samples, tokens], float32; None where all count alike."""
+    if regression.weighting == "uniform":
+        return None
+    energy = formed(terms).square().sum(-1)
+    return (1 / energy).where(energy > 0, 0.0)  # a row without a direction asks for nothing
 
 
 def formed(terms: tuple["torch.Tensor", ...]) -> "torch.Tensor":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.capture import Activations, collect
+from replaceme.config.placement import Regression
 from replaceme.data import Tokens
 from replaceme.errors import DamagedError, ReplaceMeError
 from replaceme.files import (
@@ -30,7 +31,7 @@ from replaceme.files import (
 from replaceme.memory import free_memory
 from replaceme.models import Family
 from replaceme.progress import progress
-from replaceme.regression import Regression, formed
+from replaceme.regression import formed, rows_of, wanted_by
 
 if TYPE_CHECKING:
     import torch
@@ -225,7 +226,7 @@ class RowCollector:
     ) -> None:
         self.cut, self.with_state, self.regression, self.recycled = cut, with_state, regression, recycled
         self.chosen = _chosen(count, fit_tokens)
-        self.wanted = regression.wanted([cut])
+        self.wanted = wanted_by(regression, [cut])
         self.parts: HeldParts | None = None
         self._done = 0
 
@@ -247,7 +248,7 @@ class RowCollector:
         keep = self.chosen[self._done : self._done + here].to(activations.mask.device)
         self._done += here
         if keep.any():
-            m, terms = self.regression.rows(activations, *self.cut, self.recycled)
+            m, terms = rows_of(self.regression, activations, *self.cut, self.recycled)
             m, goal, state, added = (tensor[activations.mask][keep] for tensor in (m, *terms))
             target = formed((goal, state, added))
             before = (state.to(target.dtype) - added.to(target.dtype),) if self.with_state else ()

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from replaceme.errors import ReplaceMeError
-from replaceme.files import sweep_temporaries, write_text
+from replaceme.files import AHEAD, sweep_temporaries, write_text
 
 LOGGER = logging.getLogger(__name__)
 NOTE = Path(".snakemake/run.json")
-AHEAD = 2_000_000_000  # ns that the clocks of a file server and of this machine may lie apart
 OWN_FOLDERS = ("benchmarks", "cost", "figures", "logs", "tables")  # beside those of the models
 LOCKED = "Directory cannot be locked"
 

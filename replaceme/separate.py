@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from replaceme.checkpoints import Checkpoint
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
 CODE = Path(__file__).with_name("modeling_replaceme.py")
 PREFIX = "replaceme_"

@@ -5,20 +5,21 @@ longer than that (and none at all but for `collapse`) and no block is renumbered
 settings stay those of each kept block. What `fold` writes must give the same logits (tests/test_fold.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from replaceme.collapse import COLLAPSE, coefficients_of, collapsed
+from replaceme.config.placement import UPSTREAM
+from replaceme.hooks import skipped
 from replaceme.models import Family
-from replaceme.upstream import UPSTREAM, factor_of, hooked
+from replaceme.upstream import factor_of, hooked
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
 
 @contextmanager
@@ -43,29 +44,6 @@ def shortened(
                 module = blocks[start - 1] if transform.placement == "block" else family.mlp_module(blocks[start - 1])
                 hooks.callback(_applied(module, family, blocks[start - 1], transform))
         yield
-
-
-def skipped(block: "nn.Module", family: Family):
-    """Let a block hand on its input; returns what undoes it."""
-
-    def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
-        return (hidden_states, None) if family.tuples else hidden_states
-
-    return running_instead(block, hand_on)
-
-
-def running_instead(block: "nn.Module", forward: "Callable[..., Any]") -> "Callable[[], None]":
-    """Let a block run another forward; returns what undoes it."""
-    own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied
-    block.forward = forward
-
-    def undo() -> None:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own
-
-    return undo
 
 
 def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transform: "Transform"):

@@ -23,12 +23,12 @@ from replaceme.checkpoints import Checkpoint, with_derived_lists
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import check_room
+from replaceme.hooks import skipped
 from replaceme.loading import Held
 from replaceme.memory import free_memory
 from replaceme.models import Family, pruned_config
-from replaceme.outline import FOUR_BITS, ITEM_BYTES, MARGIN
 from replaceme.progress import progress
-from replaceme.shortened import skipped
+from replaceme.sizes import FOUR_BITS, ITEM_BYTES, MARGIN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,6 +85,12 @@ class Weights:
         block.load_state_dict(moved, assign=True, strict=False)
         for name, buffer in self.buffers.items():
             place(block, name, buffer)
+
+    def captured(
+        self, model: "nn.Module", family: Family, batches: "Sequence[Tokens]", wanted: Wanted
+    ) -> Iterator[Activations]:
+        """What `capture` yields of the model that these weights are of."""
+        return stream(model, family, batches, wanted)
 
     @contextmanager
     def blocks(self, modules: "Sequence[nn.Module]") -> "Iterator[Iterator[nn.Module]]":

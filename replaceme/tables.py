@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme import uncertainty
 from replaceme.config.methods import NARROWING
 from replaceme.config.tables import BASELINE, HEALED, KEYS, RATES, SPEED
-from replaceme.cuts import described
+from replaceme.cut_record import described
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
 

@@ -10,6 +10,7 @@ are divided by it. So is Prune&Comp's factor placed (arXiv 2507.18212).
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.placement import UPSTREAM
 from replaceme.errors import ReplaceMeError
 
 if TYPE_CHECKING:
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
     from replaceme.changes import Edit
     from replaceme.checkpoints import Checkpoint
     from replaceme.families import Family
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
-UPSTREAM = "upstream"
 HEAD = "lm_head.weight"
-ON_STREAM = ("block", UPSTREAM)  # placements of maps of the whole residual stream, not of what the MLP adds
 
 
 def factor_of(transform: "Transform") -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from replaceme.checkpoints import is_local, local_files
 from replaceme.config import Config
-from replaceme.running import AHEAD
+from replaceme.files import AHEAD
 
 PROSE = {".md", ".pyc"}  # beside task YAMLs, of no matter to them
 BRACES = re.compile(r"[{}]")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.checkpoints import check_merged, open_checkpoint, read_config
-from replaceme.cuts import groups_of
+from replaceme.cut_record import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import read_json
@@ -30,7 +30,7 @@ from replaceme.weights import INDEX
 if TYPE_CHECKING:
     import torch
 
-    from replaceme.transforms import Transform
+    from replaceme.transforms.transform import Transform
 
 BY_LOADING = ("tokenizer", "weights", "logits", "generation")
 ARITHMETIC = 1e-4

@@ -16,18 +16,18 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from replaceme.capture import Wanted, capture
 from replaceme.checkpoints import open_checkpoint, read_config
+from replaceme.config.placement import ON_STREAM
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.families import FAMILIES
 from replaceme.fold import merge
 from replaceme.images import Images, positions_of
-from replaceme.loading import load_model
 from replaceme.models import PER_BLOCK_LISTS, check_fit, family_of, is_encoder
+from replaceme.open_model import load_model
 from replaceme.recycling import Recycled, activation_of
 from replaceme.samples import Samples
 from replaceme.shortened import shortened
-from replaceme.transforms import Transform
-from replaceme.upstream import ON_STREAM
+from replaceme.transforms.transform import Transform
 
 HIDDEN, INTERMEDIATE, BLOCKS = 16, 24, 6
 GROUPS = [(1, 3), (4, 6)]

@@ -24,7 +24,8 @@ from replaceme.models import family_of
 from replaceme.separate import CODE
 from replaceme.shortened import shortened
 from replaceme.speed import speed
-from replaceme.transforms import Transform, fit_identity
+from replaceme.transforms.closed_form import fit_identity
+from replaceme.transforms.transform import Transform
 
 prune = partial(replaceme.prune, verify=False)
 SIZES = {

@@ -9,7 +9,8 @@ from replaceme.families import SANDWICH, SEQUENTIAL
 from replaceme.loading import load_base_model, load_causal_model
 from replaceme.shortened import shortened
 from replaceme.statistics import Statistics
-from replaceme.transforms import Gain, fit_least_squares
+from replaceme.transforms.affine import Gain
+from replaceme.transforms.closed_form import fit_least_squares
 
 
 def mean_cosine_distance(a, b):

@@ -1,13 +1,16 @@
 """What is captured is what the blocks put out, before the final norm, and no block runs for nothing."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from replaceme.capture import Activations, Wanted, capture
+from replaceme.config.placement import Regression
 from replaceme.data import Tokens
-from replaceme.regression import Regression
+from replaceme.regression import rows_of, wanted_by
 
-WANTED = Regression().wanted
+WANTED = partial(wanted_by, Regression())
 EVERY = Wanted(frozenset(range(6)), frozenset(range(6)))
 
 
@@ -59,7 +62,7 @@ def test_keeps_only_what_is_asked_for(llama, make_tokens, blocks_of):
 def test_the_terms_of_the_target_are_the_end_the_carrier_and_its_mlp_output():
     a, b, m = (torch.randn(2, 3, 4, dtype=torch.bfloat16) for _ in range(3))
     found = Activations(torch.ones(2, 3, dtype=torch.bool), {1: a, 3: b}, {1: m})
-    rows, terms = Regression().rows(found, 2, 4)
+    rows, terms = rows_of(Regression(), found, 2, 4)
     assert rows is m and all(term is expected for term, expected in zip(terms, (b, a, m), strict=True))
 
 

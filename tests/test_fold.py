@@ -16,7 +16,8 @@ from replaceme.loading import load_causal_model
 from replaceme.models import family_of
 from replaceme.recycling import Recycled
 from replaceme.shortened import shortened
-from replaceme.transforms import Transform, fit_identity
+from replaceme.transforms.closed_form import fit_identity
+from replaceme.transforms.transform import Transform
 
 CUT = {"groups": [[2, 4]], "num_blocks": 6}
 CUTS = [(1, 2), (2, 4), (4, 6), (1, 6)]

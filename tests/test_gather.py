@@ -10,7 +10,7 @@ from replaceme.data import Tokens
 from replaceme.fitting import Passes, fit_cut
 from replaceme.gather import Gathered, gather_groups, shard_batches
 from replaceme.statistics import NAMES, Statistics
-from replaceme.transforms import fit_least_squares
+from replaceme.transforms.closed_form import fit_least_squares
 
 CUT = (2, 5)
 

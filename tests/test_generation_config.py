@@ -12,7 +12,7 @@ from replaceme.fold import merge
 from replaceme.generation import answers
 from replaceme.harness import language_model
 from replaceme.loading import load_base_model, load_causal_model, load_tokenizer
-from replaceme.transforms import fit_identity
+from replaceme.transforms.closed_form import fit_identity
 
 # several at once, as far as transformers lets them stand together; each would change greedy tokens, or cannot be run
 PREFERENCES = [

@@ -12,7 +12,7 @@ from replaceme.errors import DamagedError
 from replaceme.fold import merge
 from replaceme.leftovers import left_out, left_out_of_models
 from replaceme.loading import load_tokenizer, size
-from replaceme.transforms import fit_identity
+from replaceme.transforms.closed_form import fit_identity
 from replaceme.verify import _check_template
 from replaceme.weights import INDEX
 

@@ -13,8 +13,10 @@ from replaceme.fold import merge
 from replaceme.loading import load_causal_model
 from replaceme.magnitudes import Magnitudes
 from replaceme.statistics import Statistics
-from replaceme.transforms import Transform, fit_hadamard_magnitude, fit_identity, fit_magnitude
+from replaceme.transforms.closed_form import fit_identity
+from replaceme.transforms.magnitude import fit_hadamard_magnitude, fit_magnitude
 from replaceme.transforms.scaling import hadamard
+from replaceme.transforms.transform import Transform
 from replaceme.upstream import factor_of
 
 GROUP = (2, 4)

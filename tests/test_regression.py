@@ -5,10 +5,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from replaceme.config import FitConfig
+from replaceme.config.placement import Regression
 from replaceme.fitting import Evidence, fit_section
 from replaceme.gather import gather_groups
-from replaceme.regression import Regression
-from replaceme.transforms import fit_least_squares
+from replaceme.regression import weights_of
+from replaceme.transforms.closed_form import fit_least_squares
 
 GROUP = (2, 5)
 
@@ -57,7 +58,7 @@ def test_least_squares_of_every_placement_is_lstsq(
 
 def test_rows_without_a_target_have_no_weight():
     terms = (torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]),)
-    assert Regression(weighting="inverse_energy").weights(terms).tolist() == [[0.0, pytest.approx(1 / 25)]]
+    assert weights_of(Regression(weighting="inverse_energy"), terms).tolist() == [[0.0, pytest.approx(1 / 25)]]
 
 
 @pytest.mark.parametrize("ridge_relative", [0.0, 0.1])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from replaceme import rows as module
+from replaceme.config.placement import Regression
 from replaceme.errors import ReplaceMeError
-from replaceme.regression import Regression
 from replaceme.rows import Rows, store, write_rows
 from replaceme.transforms.streams import Table
 

@@ -14,7 +14,7 @@ from replaceme import shards as module
 from replaceme.files import sha256
 from replaceme.fold import finish, merge
 from replaceme.shards import copy_shard
-from replaceme.transforms import Transform
+from replaceme.transforms.transform import Transform
 from replaceme.weights import INDEX
 from replaceme.writing import merging
 

@@ -13,8 +13,9 @@ from replaceme.checkpoints import open_checkpoint
 from replaceme.config import CalibrationConfig, CutConfig, FitConfig
 from replaceme.distances import measure
 from replaceme.families import FAMILIES
-from replaceme.loading import Held, load_base_model, load_model
+from replaceme.loading import Held, load_base_model
 from replaceme.models import family_of
+from replaceme.open_model import load_model
 
 EVERYTHING = Wanted(*(frozenset({1, 3, 4}) for _ in range(4)))
 

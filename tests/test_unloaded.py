@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from replaceme.checkpoints import open_checkpoint, resolve
 from replaceme.fold import merge
 from replaceme.leftovers import left_out
-from replaceme.loading import Held, load_base_model, load_causal_model, load_model
+from replaceme.loading import Held, load_base_model, load_causal_model
 from replaceme.models import family_of
+from replaceme.open_model import load_model
 from replaceme.shortened import shortened
-from replaceme.transforms import Transform, fit_identity
+from replaceme.transforms.closed_form import fit_identity
+from replaceme.transforms.transform import Transform
 
 CUT = {"groups": [[2, 4]], "num_blocks": 6}
 FURTHER = [f"model.layers.6.{name}.weight" for name in ("eh_proj", "enorm", "shared_head.head", "mlp.down_proj")]

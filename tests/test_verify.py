@@ -21,7 +21,8 @@ from replaceme.fold import merge
 from replaceme.outcome import NotChecked, not_checked, outcome
 from replaceme.recycling import Recycled
 from replaceme.reload import fixed_tokens, run_alone
-from replaceme.transforms import Transform, fit_identity
+from replaceme.transforms.closed_form import fit_identity
+from replaceme.transforms.transform import Transform
 from replaceme.verify import require_passed, tolerance, verify
 
 LOOK = module_reload.reload

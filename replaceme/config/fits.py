@@ -9,7 +9,7 @@ from replaceme.config.base import Strict
 from replaceme.errors import printable
 
 if TYPE_CHECKING:
-    from replaceme.regression import Regression
+    from replaceme.config.placement import Regression
 
 
 def _ridge(value: Any) -> float | str:
@@ -273,7 +273,7 @@ class FitConfig(Strict):
     @property
     def regression(self) -> "Regression":
         """What is fitted on what."""
-        from replaceme.regression import Regression
+        from replaceme.config.placement import Regression
 
         # upstream and block differ in where the map goes, not in what it is fitted on
         placement = "block" if self.placement == "upstream" else self.placement

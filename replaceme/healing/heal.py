@@ -14,7 +14,7 @@ from replaceme.changes import Changes, Content
 from replaceme.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
 from replaceme.config import TrainingConfig
 from replaceme.config.healings import LORA
-from replaceme.cuts import groups_of
+from replaceme.cut_record import groups_of
 from replaceme.data import Tokens
 from replaceme.errors import ReplaceMeError
 from replaceme.files import RECORD, write_json

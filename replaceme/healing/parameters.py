@@ -21,7 +21,7 @@ from replaceme.checkpoints import Checkpoint
 from replaceme.config import TrainingConfig
 from replaceme.errors import ReplaceMeError
 from replaceme.fold import plain_fold
-from replaceme.transforms import Transform
+from replaceme.transforms.transform import Transform
 
 if TYPE_CHECKING:
     from torch import nn

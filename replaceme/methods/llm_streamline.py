@@ -30,9 +30,10 @@ from torch import nn
 from replaceme.capture import Wanted, forward
 from replaceme.changes import Changes, Content, Tensors
 from replaceme.checkpoints import with_derived_lists
-from replaceme.cuts import groups_of
+from replaceme.cut_record import groups_of
 from replaceme.errors import ReplaceMeError
 from replaceme.gradients import backward, repeatable
+from replaceme.hooks import skipped
 from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
 from replaceme.modeling_replaceme import remove_attention
@@ -41,9 +42,9 @@ from replaceme.progress import progress
 from replaceme.renumbering import with_new_numbers
 from replaceme.separate import coded_config
 from replaceme.shards import renamed
-from replaceme.shortened import shortened, skipped
+from replaceme.shortened import shortened
 from replaceme.streaming import given
-from replaceme.transforms import State
+from replaceme.transforms.resume import State
 
 if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint

@@ -21,13 +21,13 @@ from torch import nn
 
 from replaceme.changes import Changes, Content, Split, Tensors
 from replaceme.errors import ReplaceMeError
+from replaceme.hooks import running_instead
 from replaceme.kernels import gram
 from replaceme.methods import removed_parameters
 from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk, inputs_of
 from replaceme.progress import progress
 from replaceme.separate import coded_config
-from replaceme.shortened import running_instead
 
 if TYPE_CHECKING:
     from replaceme.checkpoints import Checkpoint

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from replaceme.capture import Activations, Wanted, finite, forward, nan_error, trimmed
 from replaceme.errors import ReplaceMeError
+from replaceme.hooks import skipped
 from replaceme.memory import free_memory
-from replaceme.shortened import skipped
 from replaceme.streaming import given
 
 if TYPE_CHECKING:

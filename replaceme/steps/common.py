@@ -12,8 +12,8 @@ from replaceme.options import add_options
 from replaceme.validation import validated
 
 if TYPE_CHECKING:
+    from replaceme.config.placement import Regression
     from replaceme.recycling import Recycled
-    from replaceme.regression import Regression
 
 MOST_THREADS = 1024
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"

@@ -5,7 +5,8 @@ import logging
 
 from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import CutConfig
-from replaceme.cuts import choose, described
+from replaceme.cut_record import described
+from replaceme.cuts import choose
 from replaceme.distances import load
 from replaceme.errors import ReplaceMeError
 from replaceme.files import write_json

@@ -9,7 +9,7 @@ from typing import Any
 from replaceme.checkpoints import model_sha256, read_config
 from replaceme.collapse import as_chosen
 from replaceme.config import FORWARD, CalibrationConfig, FitConfig
-from replaceme.cuts import groups_of
+from replaceme.cut_record import groups_of
 from replaceme.errors import DamagedError, ReplaceMeError
 from replaceme.files import load_metadata, write_json
 from replaceme.fitting import Evidence, Passes, fit_cut, fit_state, state_identity
@@ -31,8 +31,9 @@ from replaceme.steps.common import (
     set_threads,
 )
 from replaceme.steps.forward import load_forward
-from replaceme.transforms import Shards, State, Transform, joint_report
-from replaceme.transforms.resume import STATE
+from replaceme.transforms.resume import STATE, State
+from replaceme.transforms.ridge import Shards
+from replaceme.transforms.transform import Transform, joint_report
 
 ONLINE = False
 log = logging.getLogger(__name__)

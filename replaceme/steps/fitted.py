@@ -7,7 +7,7 @@ from replaceme.errors import ReplaceMeError
 from replaceme.fold import check_values
 from replaceme.methods.found import Found, is_found
 from replaceme.steps.common import load_cut, load_model, model_argument, same_model
-from replaceme.transforms import Transform
+from replaceme.transforms.transform import Transform
 
 
 def fitted_arguments(parser: argparse.ArgumentParser) -> None:

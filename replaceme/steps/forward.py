@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from replaceme.checkpoints import model_sha256, read_config
 from replaceme.config import FORWARD, CalibrationConfig
 from replaceme.data import Tokens, check_vocabulary, load_tokens
-from replaceme.loading import Held, load_model
+from replaceme.loading import Held
 from replaceme.models import Family, family_of, pick_device, pick_dtype
+from replaceme.open_model import load_model
 from replaceme.options import add_options
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, set_threads
 

@@ -3,7 +3,7 @@
 import argparse
 
 from replaceme.config import REGRESSION, FitConfig
-from replaceme.cuts import groups_of
+from replaceme.cut_record import groups_of
 from replaceme.gather import gather_groups, shard_batches
 from replaceme.options import add_options, from_options
 from replaceme.statistics import Statistics

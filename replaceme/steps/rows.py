@@ -3,7 +3,7 @@
 import argparse
 
 from replaceme.config import FitConfig
-from replaceme.cuts import groups_of
+from replaceme.cut_record import groups_of
 from replaceme.options import add_options, from_options
 from replaceme.rows import write_rows
 from replaceme.steps.common import load_cut, load_model, neurons, out_argument, same_model

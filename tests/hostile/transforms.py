@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hostile.stage import Case, edit_json, run
 
-from replaceme.transforms import Transform
+from replaceme.transforms.transform import Transform
 
 MADE = Path("made")
 TRANSFORM = MADE / "transform.safetensors"

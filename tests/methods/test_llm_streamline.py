@@ -13,7 +13,7 @@ from replaceme.loading import load_base_model, load_causal_model
 from replaceme.methods import check_section, running
 from replaceme.methods.fitting import fit_method
 from replaceme.models import family_of
-from replaceme.transforms import State
+from replaceme.transforms.resume import State
 
 CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
 SETTINGS = {"learning_rate": 0.01, "epochs": 3, "batch_tokens": 60}

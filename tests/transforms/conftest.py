@@ -2,7 +2,7 @@
 
 import pytest
 
-from replaceme.transforms import State
+from replaceme.transforms.resume import State
 
 
 class Killed(Exception):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from replaceme.errors import ReplaceMeError
-from replaceme.transforms import Gain, Transform
+from replaceme.transforms.affine import Gain
+from replaceme.transforms.transform import Transform
 
 HIDDEN = 6
 

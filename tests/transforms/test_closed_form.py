@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from replaceme.errors import ReplaceMeError
 from replaceme.files import save_tensors
 from replaceme.statistics import Statistics
-from replaceme.transforms import FITS, Transform, fit, fit_identity, fit_least_squares, r_squared, residual
+from replaceme.transforms.closed_form import fit_identity, fit_least_squares
+from replaceme.transforms.registry import FITS, fit
+from replaceme.transforms.transform import Transform, r_squared, residual
 
 
 def normal(*shape, seed):

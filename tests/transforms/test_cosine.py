@@ -9,7 +9,10 @@ from replaceme.errors import ReplaceMeError
 from replaceme.files import write_json
 from replaceme.rows import INDEX, Rows, store
 from replaceme.statistics import Statistics
-from replaceme.transforms import State, cosine, fit_cosine, fit_least_squares, streams
+from replaceme.transforms import cosine, streams
+from replaceme.transforms.closed_form import fit_least_squares
+from replaceme.transforms.cosine import fit_cosine
+from replaceme.transforms.resume import State
 
 HIDDEN = 12
 

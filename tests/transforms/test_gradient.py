@@ -9,9 +9,13 @@ import torch
 from replaceme.errors import ReplaceMeError
 from replaceme.rows import store
 from replaceme.statistics import Statistics
-from replaceme.transforms import AdamOptions, Objective, State, fit_cosine, fit_gradient, fit_least_squares
-from replaceme.transforms.adam import _order
+from replaceme.transforms.adam import AdamOptions, _order
+from replaceme.transforms.closed_form import fit_least_squares
+from replaceme.transforms.cosine import fit_cosine
 from replaceme.transforms.full_batch import Problem
+from replaceme.transforms.gradient import fit_gradient
+from replaceme.transforms.objectives import Objective
+from replaceme.transforms.resume import State
 from replaceme.transforms.streams import row_blocks
 
 HIDDEN = 6

@@ -9,22 +9,13 @@ from hypothesis import strategies as st
 
 from replaceme.errors import ReplaceMeError
 from replaceme.statistics import Statistics
-from replaceme.transforms import (
-    FITS,
-    Shards,
-    fit,
-    fit_auto_ridge,
-    fit_diagonal,
-    fit_elastic_net,
-    fit_hadamard,
-    fit_least_squares,
-    fit_low_rank,
-    fit_lower_triangular,
-    fit_orthogonal,
-    fit_scalar,
-)
-from replaceme.transforms.scaling import hadamard
+from replaceme.transforms.closed_form import fit_least_squares
+from replaceme.transforms.registry import FITS, fit
+from replaceme.transforms.ridge import Shards, fit_auto_ridge
+from replaceme.transforms.scaling import fit_hadamard, fit_scalar, hadamard
 from replaceme.transforms.solve import solve, solve_quickly
+from replaceme.transforms.sparse import fit_elastic_net
+from replaceme.transforms.structured import fit_diagonal, fit_low_rank, fit_lower_triangular, fit_orthogonal
 
 HIDDEN = 9
 OPTIONS = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}
