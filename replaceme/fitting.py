@@ -245,8 +245,16 @@ def state_identity(config: FitConfig, rows: dict[str, Any], device: str) -> dict
     """What a state is good for: a fit section, what is known of the rows or the text, code, device and versions."""
     from replaceme.transforms.resume import here
 
-    method = [] if config.method == "replaceme" else [f"replaceme.methods.{config.method}"]
-    return {"fit": config.model_dump(), "rows": rows, **here(device, "replaceme.steps.fit", *method)}
+    return {"fit": config.model_dump(), "rows": rows, **here(device, "replaceme.steps.fit", *modules_of(config))}
+
+
+def modules_of(config: FitConfig) -> list[str]:
+    """The modules that a fit section has imported by name: that of its method, or of the structure of its map."""
+    from replaceme.transforms.registry import FITS, module_of
+
+    if config.method != "replaceme":
+        return [f"replaceme.methods.{config.method}"]
+    return [module_of(config.transform)] if config.transform in FITS else []
 
 
 def fit_cut(

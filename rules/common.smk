@@ -19,6 +19,7 @@ from replaceme.data import TOKEN_FIELDS
 from replaceme.errors import ReplaceMeError
 from replaceme.files import RESULTS_VARIABLE, sha256
 from replaceme.fingerprint import fingerprint
+from replaceme.fitting import modules_of
 from replaceme.gpu import visible
 from replaceme.images import image_files
 from replaceme.labelled import files_of as labelled_files
@@ -189,6 +190,12 @@ def all_cores():
 def code_of(step):
     """A parameter that changes when the code of a step does, comments and docstrings aside."""
     return fingerprint(f"replaceme.steps.{step}")
+
+
+def code_of_transform(wildcards):
+    """The same for a fit, with the modules that it imports by name."""
+    modules = modules_of(CONFIG.fits[wildcards.fit])
+    return fingerprint("replaceme.steps.fit", *modules)
 
 
 def code_of_fit(step):

@@ -144,7 +144,7 @@ rule transform:
         options=lambda wildcards: to_flags(CONFIG.fits[wildcards.fit]),
         forward=forward_options,
         folder=lambda wildcards, output: Path(output.report).parent,
-        code=code_of_fit("fit"),
+        code=code_of_transform,
     message:
         "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:

@@ -1,37 +1,44 @@
-"""Fits of the linear map that replaces a run of blocks; a new structure of T is a function and a line in `FITS`."""
+"""The structures of T and the function that fits each: a new one is a file beside this and a line in `FITS`.
+
+Imported by name, so that an edit of one concerns the fits that use it alone (see `fingerprint`).
+"""
 
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from replaceme.errors import ReplaceMeError
-from replaceme.statistics import Statistics
-from replaceme.transforms.closed_form import fit_identity, fit_least_squares
-from replaceme.transforms.magnitude import fit_hadamard_magnitude, fit_magnitude
-from replaceme.transforms.scaling import fit_hadamard, fit_scalar
-from replaceme.transforms.sparse import fit_elastic_net
-from replaceme.transforms.structured import fit_diagonal, fit_low_rank, fit_lower_triangular, fit_orthogonal
-from replaceme.transforms.transform import Transform
 
-FITS: dict[str, Callable[..., Transform]] = {
-    "full": fit_least_squares,
-    "identity": fit_identity,
-    "sparse": fit_elastic_net,
-    "diagonal": fit_diagonal,
-    "orthogonal": fit_orthogonal,
-    "low_rank": fit_low_rank,
-    "lower_triangular": fit_lower_triangular,
-    "scalar": fit_scalar,
-    "hadamard": fit_hadamard,
-    "magnitude": fit_magnitude,
-    "hadamard_magnitude": fit_hadamard_magnitude,
+if TYPE_CHECKING:
+    from replaceme.statistics import Statistics
+    from replaceme.transforms.transform import Transform
+
+FITS = {
+    "full": "closed_form.fit_least_squares",
+    "identity": "closed_form.fit_identity",
+    "sparse": "sparse.fit_elastic_net",
+    "diagonal": "structured.fit_diagonal",
+    "orthogonal": "structured.fit_orthogonal",
+    "low_rank": "structured.fit_low_rank",
+    "lower_triangular": "structured.fit_lower_triangular",
+    "scalar": "scaling.fit_scalar",
+    "hadamard": "scaling.fit_hadamard",
+    "magnitude": "magnitude.fit_magnitude",
+    "hadamard_magnitude": "magnitude.fit_hadamard_magnitude",
 }
 
 
-def fit(statistics: Statistics, transform: str = "full", **options: Any) -> Transform:
+def fit(statistics: "Statistics", transform: str = "full", **options: Any) -> "Transform":
     """Fit a T of a structure, one of `FITS`; options are those of its function.
 
     Raises ReplaceMeError for an unknown structure.
     """
     if transform not in FITS:
         raise ReplaceMeError(f"unknown transform {transform!r}; choose one of {', '.join(FITS)}")
-    return FITS[transform](statistics, **options)
+    function: Callable[..., Transform] = getattr(import_module(module_of(transform)), FITS[transform].partition(".")[2])
+    return function(statistics, **options)
+
+
+def module_of(transform: str) -> str:
+    """The full name of the module that fits a structure."""
+    return f"{__package__}.{FITS[transform].partition('.')[0]}"
