@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from bench_gram import hardware
 
-from replaceme.rows import store
-from replaceme.statistics import Statistics
+from replaceme.activations.rows import store
+from replaceme.activations.statistics import Statistics
 from replaceme.transforms import cosine
 from replaceme.transforms.adam import AdamOptions, adam
 from replaceme.transforms.closed_form import fit_least_squares

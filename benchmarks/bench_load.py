@@ -26,8 +26,8 @@ from typing import Any
 
 import yaml
 
-from replaceme.files import sha256
-from replaceme.provenance import hardware, versions
+from replaceme.core.files import sha256
+from replaceme.provenance.environment import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -199,7 +199,7 @@ def write_shards(folder: Path, width: int, count: int) -> list[Path]:
     """Statistics of one cut over `count` shards."""
     import torch
 
-    from replaceme.statistics import Statistics
+    from replaceme.activations.statistics import Statistics
 
     origin = {"model_sha256": "0" * 64, "groups": [[1, 2]], "kind": "mlp", "shards": count}
     rows, paths = torch.randn(8, width, generator=torch.Generator().manual_seed(0)), []

@@ -1,7 +1,7 @@
 """Several GPUs of one host: the Gram of a model of Llama 3 8B's shape by shards side by side, a model spread over all
 GPUs, and two models calibrated side by side by one Snakemake.
 
-- shards: the calibration text as jobs of their own, each a process with a GPU of its own (`replaceme.gpu 1 --`),
+- shards: the calibration text as jobs of their own, each a process with a GPU of its own (`gpu_lock 1 --`),
   first with one GPU to take, then with all. Seconds of the whole jobs (imports, context, load, passes, saving), and of
   the passes alone, the longest of the jobs that ran side by side. The sums of both must be the same bits, and those of
   one process over the whole text the same to rounding.
@@ -28,13 +28,13 @@ import torch
 from bench_gram import hardware
 from bench_pipeline import SIZES, add_sizes, write_model
 
-from replaceme.data import Tokens, load_tokens
-from replaceme.gather import gather_groups, shard_batches
-from replaceme.gpu import visible
-from replaceme.loading import Held, load_base_model
-from replaceme.models import family_of
-from replaceme.statistics import TENSORS, Statistics
-from replaceme.steps import STEPS
+from replaceme.activations.gather import gather_groups, shard_batches
+from replaceme.activations.statistics import TENSORS, Statistics
+from replaceme.calibration.tokens import Tokens, load_tokens
+from replaceme.models.loading import Held, load_base_model
+from replaceme.models.model_config import family_of
+from replaceme.steps.index import STEPS
+from replaceme.workflow.gpu_lock import visible
 
 ROOT = Path(__file__).resolve().parents[1]
 CUT = {"blocks": 6, "start": 4}
@@ -117,7 +117,7 @@ def jobs(scratch: Path, devices: list[str], shards: int, name: str, gpus: int = 
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
         "REPLACEME_GPU_LOCKS": str(scratch / "locks"),
     }
-    launcher = [sys.executable, "-m", "replaceme.gpu", str(gpus), "--", sys.executable, __file__]
+    launcher = [sys.executable, "-m", "replaceme.workflow.gpu_lock", str(gpus), "--", sys.executable, __file__]
     started = time.perf_counter()
     running = [
         subprocess.Popen([*launcher, "--job", str(scratch / name), str(shard), str(shards), str(gpus)], env=environment)
@@ -223,7 +223,7 @@ def watched(running: subprocess.Popen, devices: list[str]) -> list[set[tuple[str
                 continue
             step = next((word for word in words[:4] if word in STEPS), None)
             # the launcher itself waits without a device; Snakemake's own processes see all of them
-            if "replaceme.gpu" not in words and step is not None and device in devices:
+            if "replaceme.workflow.gpu_lock" not in words and step is not None and device in devices:
                 now.add((device, process.pid, step))
         seen.append(now)
         time.sleep(0.1)

@@ -30,24 +30,25 @@ import torch
 from bench_gram import hardware
 from safetensors.torch import save_file
 
-from replaceme import distances
+from replaceme.activations.capture import Wanted, capture
+from replaceme.activations.gather import gather_groups
+from replaceme.activations.rows import Rows, write_rows
+from replaceme.activations.statistics import Statistics
+from replaceme.activations.targets import wanted_by
 from replaceme.api import choose_and_fit
-from replaceme.capture import Wanted, capture
-from replaceme.checkpoints import resolve
-from replaceme.config import CutConfig, FitConfig
+from replaceme.calibration.tokens import Tokens
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
 from replaceme.config.placement import Regression
-from replaceme.data import Tokens
-from replaceme.fitting import Passes
-from replaceme.fold import finish, merge
-from replaceme.gather import gather_groups
-from replaceme.loading import load_base_model
-from replaceme.models import family_of
-from replaceme.regression import wanted_by
-from replaceme.rows import Rows, write_rows
-from replaceme.statistics import Statistics
+from replaceme.cuts import distances
+from replaceme.fitting.fit_cut import Passes
+from replaceme.models.checkpoints import resolve
+from replaceme.models.loading import load_base_model
+from replaceme.models.model_config import family_of
+from replaceme.surgery.fold import finish, merge
+from replaceme.surgery.write_checkpoint import merging
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
-from replaceme.writing import merging
 
 AUTHORS = {"distances": 12.3, "least squares": 17.2, "cosine": 43.6}
 AUTHORS_LONG = {"distances": 530.0, "least squares": 262.0, "cosine": 608.0 + 1536.0}  # of 8000 x 1024 tokens
@@ -141,7 +142,7 @@ def by_parts(parts: Parts, arguments: argparse.Namespace, folder: Path, work: Pa
     least_squares = replace(least_squares, matrix=least_squares.matrix.cpu())
     cut = {"groups": [list(group)], "num_blocks": arguments.blocks}
     parts.run("fold and save", lambda: merge(folder, cut, [least_squares], work / "out", {}))
-    with mock.patch("replaceme.files.os.fsync"):
+    with mock.patch("replaceme.core.files.os.fsync"):
         saved = work / "other"
         parts.run("fold and save, without waiting for the disk", lambda: merge(folder, cut, [least_squares], saved, {}))
     parts.run("first cosine fit, with compiling", lambda: fit_cosine(statistics, rows, 1, device=device))
@@ -159,7 +160,7 @@ def one_process(
     start = time.perf_counter()
     with ExitStack() as stack:
         if not waits:
-            stack.enter_context(mock.patch("replaceme.files.os.fsync"))
+            stack.enter_context(mock.patch("replaceme.core.files.os.fsync"))
         model = parts.run("load", lambda: load_base_model(folder, "bfloat16", device))
         passes = Passes(model, family, tokens, arguments.batch, "bfloat16")
         with merging(folder, out, record["files"], device) as merger:

@@ -18,10 +18,10 @@ import torch
 from bench_gram import hardware
 from bench_pipeline import add_sizes, write_model
 
-from replaceme.checkpoints import Checkpoint, open_checkpoint
-from replaceme.data import Tokens
-from replaceme.gather import gather_groups
-from replaceme.streaming import load_streamed
+from replaceme.activations.gather import gather_groups
+from replaceme.activations.streaming import load_streamed
+from replaceme.calibration.tokens import Tokens
+from replaceme.models.checkpoints import Checkpoint, open_checkpoint
 
 SIZES = {"hidden": 8192, "intermediate": 28672, "blocks": 80, "heads": 64, "kv_heads": 8, "vocabulary": 128256}
 SIZES |= {"samples": 128, "tokens": 1024, "batch": 8, "removed": 20, "distinct": 2}

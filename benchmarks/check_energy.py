@@ -17,9 +17,9 @@ from pathlib import Path
 import pynvml
 import torch
 
-from replaceme.cost import VARIABLE, cost_file, measured, setting
-from replaceme.files import read_json
-from replaceme.provenance import hardware, versions
+from replaceme.core.files import read_json
+from replaceme.provenance.environment import hardware, versions
+from replaceme.provenance.job_cost import VARIABLE, cost_file, measured, setting
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = (5, 20, 40)

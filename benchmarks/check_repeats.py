@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.cli import main as step
-from replaceme.files import read_json, sha256, write_json
-from replaceme.provenance import hardware, versions
+from replaceme.core.files import read_json, sha256, write_json
+from replaceme.provenance.environment import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "resources/micro"
@@ -194,10 +194,10 @@ def fitted(name: str, method: list[str], arguments: argparse.Namespace) -> dict[
 
 def measured(name: str, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Size and loss of a checkpoint on the unseen text, and with --evaluate its accuracy on two tasks."""
-    from replaceme.checkpoints import open_checkpoint
-    from replaceme.data import load_tokens
-    from replaceme.language_loss import mean_loss
-    from replaceme.loading import load_causal_model
+    from replaceme.activations.language_loss import mean_loss
+    from replaceme.calibration.tokens import load_tokens
+    from replaceme.models.checkpoints import open_checkpoint
+    from replaceme.models.loading import load_causal_model
 
     model = load_causal_model(folder, "float32", arguments.device)
     loss = mean_loss(model, load_tokens("unseen.safetensors")[0])

@@ -17,15 +17,15 @@ import torch
 import yaml
 from loaded import BATCH_SIZE, Loaded, add_unseen, parser_of
 
-from replaceme.config import FitConfig
-from replaceme.errors import ReplaceMeError
-from replaceme.fitting import Passes, fit_cut
-from replaceme.language_loss import sequence_losses
-from replaceme.methods import check_section
-from replaceme.models import stored_dtype
-from replaceme.shortened import shortened
+from replaceme.activations.language_loss import sequence_losses
+from replaceme.config.fits import FitConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.validation import validated
+from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.methods.registry import check_section
+from replaceme.models.model_config import stored_dtype
+from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.transform import joint_report
-from replaceme.validation import validated
 
 REFERENCE = "ls"
 

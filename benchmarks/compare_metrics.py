@@ -16,11 +16,11 @@ from pathlib import Path
 import pandas as pd
 from loaded import BATCH_SIZE, Loaded, add_unseen, parser_of
 
-from replaceme.candidates import measure_candidates, split
+from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import POST_FIT_METRICS, REPRESENTATIONS, CutConfig
-from replaceme.cuts import choose
-from replaceme.data import Tokens
-from replaceme.distances import measure
+from replaceme.cuts.after_fit import measure_candidates, split
+from replaceme.cuts.choose import choose
+from replaceme.cuts.distances import measure
 
 DISTANCES = ("cosine", "angular", "l2", "bi", *REPRESENTATIONS)
 MEASURES = (*DISTANCES, "angular-last", *POST_FIT_METRICS)

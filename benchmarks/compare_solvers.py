@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from loaded import BATCH_SIZE, Loaded, parser_of
 
-from replaceme.rows import Rows, write_rows
-from replaceme.statistics import Statistics
+from replaceme.activations.rows import Rows, write_rows
+from replaceme.activations.statistics import Statistics
 from replaceme.transforms import cosine
 from replaceme.transforms.adam import AdamOptions, adam
 from replaceme.transforms.closed_form import fit_least_squares

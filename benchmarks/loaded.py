@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from replaceme.checkpoints import read_config, resolve
-from replaceme.config import CalibrationConfig
-from replaceme.data import Tokens, calibrate, load_tokens
-from replaceme.loading import load_tokenizer
-from replaceme.models import Family, family_of, pick_device, pick_dtype
-from replaceme.open_model import load_model
+from replaceme.activations.open_model import load_model
+from replaceme.calibration.tokens import Tokens, calibrate, load_tokens
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.models.checkpoints import read_config, resolve
+from replaceme.models.loading import load_tokenizer
+from replaceme.models.model_config import Family, family_of, pick_device, pick_dtype
 
 BATCH_SIZE = CalibrationConfig.model_fields["batch_size"].default
 

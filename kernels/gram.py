@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.kernels import parts
 from replaceme.kernels.arguments import DTYPES, describe, hopper_path
 from replaceme.kernels.products import Product, add_products, triton

@@ -16,7 +16,7 @@ try:
 except ImportError:  # no Triton on this platform: the reference serves
     triton = None
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.kernels.arguments import describe
 from replaceme.kernels.states import Hidden, checked, places, unit_columns
 

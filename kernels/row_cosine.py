@@ -23,7 +23,7 @@ try:
 except ImportError:  # no Triton on this platform: the reference serves
     triton = None
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.kernels.arguments import DTYPES, describe, hopper_path
 
 REFERENCE_CHUNK_BYTES = 64 * 2**20  # of the float64 copy of one operand

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.kernels.arguments import DTYPES, describe
 
 Hidden = torch.Tensor | Sequence[torch.Tensor]

@@ -7,7 +7,7 @@ when called.
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 
 # cuBLAS gives the same bits on every run then; it reads this when a process first uses it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -2,7 +2,7 @@
 
 The same functions as the steps: tokens -> distances or candidates -> cut -> gram -> fit -> fold -> verify. Two things
 are faster here than as jobs of their own, and give the same: a cut by distance and what its fit needs take one forward
-pass where they can (`foresight`), and what no transform changes is copied to `out` meanwhile (`writing.Merger`).
+pass where they can (`one_pass`), and what no transform changes is copied to `out` meanwhile (`writing.Merger`).
 """
 
 import tempfile
@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.arguments import check_arguments, checked_text
-from replaceme.checkpoints import model_sha256, read_config, resolve
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
-from replaceme.errors import ReplaceMeError
-from replaceme.validation import validated
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.config.healings import TrainingConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.validation import validated
+from replaceme.models.checkpoints import model_sha256, read_config, resolve
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from replaceme.fitting import Passes
+    from replaceme.fitting.fit_cut import Passes
     from replaceme.methods.found import Found
+    from replaceme.surgery.write_checkpoint import Merger
     from replaceme.transforms.transform import Transform
-    from replaceme.writing import Merger
 
 
 def prune(
@@ -47,17 +50,17 @@ def prune(
     of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section. Size:
     `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how many of
     them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
-    `replaceme.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
+    `verification.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
     provenance record that is also written to `out`/replaceme.json.
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
-    from replaceme.cuts import possible_spans
-    from replaceme.fitting import Passes
-    from replaceme.fold import finish_pruned
-    from replaceme.loading import Held
-    from replaceme.methods import check_section
+    from replaceme.activations.open_model import load_model
+    from replaceme.cuts.choose import possible_spans
+    from replaceme.fitting.fit_cut import Passes
+    from replaceme.methods.registry import check_section
     from replaceme.methods.saving import finish_found
-    from replaceme.models import (
+    from replaceme.models.loading import Held
+    from replaceme.models.model_config import (
         check_calibration,
         check_cut,
         check_length,
@@ -67,8 +70,8 @@ def prune(
         pick_dtype,
         stored_dtype,
     )
-    from replaceme.open_model import load_model
-    from replaceme.writing import check_out, merging
+    from replaceme.surgery.fold import finish_pruned
+    from replaceme.surgery.write_checkpoint import check_out, merging
 
     given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
     of_size = {"blocks": blocks, "ratio": ratio, "cut": cut, "fit": fit}
@@ -105,8 +108,8 @@ def prune(
         finish = finish_found if fit.is_other else finish_pruned
         provenance = finish(merger, record, {**chosen, "model_sha256": digest}, found, origin)
     if verify and family.modality == "text":
-        from replaceme.verify import require_passed
-        from replaceme.verify import verify as checked
+        from replaceme.verification.verify import require_passed
+        from replaceme.verification.verify import verify as checked
 
         del model, passes  # both models are loaded again, in turn
         require_passed(checked(record, chosen, found, out))
@@ -131,8 +134,8 @@ def heal(
     `verify`).
     Raises ReplaceMeError on bad input, and when the result is not right.
     """
-    from replaceme.healing import Output, heal_checkpoint
-    from replaceme.models import longest_sequence, pick_device
+    from replaceme.healing.heal import Output, heal_checkpoint
+    from replaceme.models.model_config import longest_sequence, pick_device
 
     given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
     check_arguments("heal", folder=folder, training=training, **given)
@@ -161,8 +164,8 @@ def _calibration(
 
 
 def _tokens(calibration: CalibrationConfig, texts: list[str] | str | None, folder: str):
-    from replaceme.data import calibration_for, check_vocabulary, tokens_from_texts
-    from replaceme.loading import load_tokenizer
+    from replaceme.calibration.tokens import calibration_for, check_vocabulary, tokens_from_texts
+    from replaceme.models.loading import load_tokenizer
 
     if not isinstance(texts, list):
         return calibration_for(folder, calibration)
@@ -178,12 +181,12 @@ def choose_and_fit(
 
     In place of transforms what another method found.
     """
-    from replaceme.collapse import as_chosen
     from replaceme.config.placement import ON_STREAM
-    from replaceme.cut_record import groups_of
-    from replaceme.fitting import fit_cut
-    from replaceme.foresight import can_foresee, choose_and_gather
+    from replaceme.core.cut_record import groups_of
+    from replaceme.fitting.fit_cut import fit_cut
+    from replaceme.fitting.one_pass import can_foresee, choose_and_gather
     from replaceme.methods.fitting import fit_method
+    from replaceme.surgery.laco_merge import as_chosen
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:
         if fit.placement not in ON_STREAM and not fit.intercept:  # those change many shards
@@ -204,9 +207,9 @@ def choose_and_fit(
 
 
 def _choose(model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig) -> dict[str, Any]:
-    from replaceme.candidates import candidates_of
-    from replaceme.cuts import choose
-    from replaceme.distances import measure
+    from replaceme.cuts.after_fit import candidates_of
+    from replaceme.cuts.choose import choose
+    from replaceme.cuts.distances import measure
 
     given, distances, candidates = (passes.family, passes.tokens, passes.batch_size), None, None
     if cut.needs_candidates:

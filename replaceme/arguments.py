@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field, InstanceOf
 
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig, Strict, TrainingConfig
-from replaceme.config.base import LONGEST_PART
-from replaceme.config.calibrations import MICRO
-from replaceme.documents import KINDS, check_source, is_local
-from replaceme.errors import ReplaceMeError, in_one_line
-from replaceme.validation import shortened, validated
+from replaceme.calibration.documents import KINDS, check_source, is_local
+from replaceme.config.base import LONGEST_PART, Strict
+from replaceme.config.calibrations import MICRO, CalibrationConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.config.healings import TrainingConfig
+from replaceme.core.errors import ReplaceMeError, in_one_line
+from replaceme.core.validation import shortened, validated
 
 
 class _Shared(Strict):

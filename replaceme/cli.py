@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from replaceme import __version__
-from replaceme.aside import told
-from replaceme.cost import measured
-from replaceme.errors import ReplaceMeError, printable
-from replaceme.lineage import recorded
-from replaceme.redaction import RedactedFormatter, redacted
-from replaceme.steps import STEPS
+from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.core.redaction import RedactedFormatter, redacted
+from replaceme.provenance.job_cost import measured
+from replaceme.provenance.job_record import recorded
+from replaceme.steps.index import STEPS
+from replaceme.workflow.set_aside import told
 
 DESCRIPTION = "Shorten transformer models without training: replace a run of blocks by one folded linear map."
 EPILOG = "`replaceme STEP --help` lists a step's options. The whole workflow: `snakemake --cores all`."

@@ -52,7 +52,7 @@ rule generate:
     message:
         "answers of {wildcards.model} for {wildcards.calibration}"
     shell:
-        "python -m replaceme.gpu {resources.gpu} -- replaceme generate {input.model:q} {params.options}"
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme generate {input.model:q} {params.options}"
         " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
@@ -132,5 +132,5 @@ rule distances:
     message:
         "distances of {wildcards.model} on {wildcards.calibration}"
     shell:
-        "python -m replaceme.gpu {resources.gpu} -- replaceme distances {input.model:q} {input.tokens:q}"
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme distances {input.model:q} {input.tokens:q}"
         " {params.options} {params.representations} --threads {threads} --out {output.matrices:q} 2> {log:q}"

@@ -10,28 +10,36 @@ from functools import cache
 
 import yaml
 
-from replaceme.config import FORWARD, TrainingConfig, read_config
-from replaceme.config import parse as parse_config
+from replaceme.config.calibrations import FORWARD
+from replaceme.config.healings import TrainingConfig
+from replaceme.config.including import read_config
+from replaceme.config.schema import parse as parse_config
 from replaceme.config.cuts import MERGING, REPRESENTATIONS
-from replaceme.cost import VARIABLE as COST_VARIABLE
-from replaceme.cost import setting as cost_setting
-from replaceme.data import TOKEN_FIELDS
-from replaceme.errors import ReplaceMeError
-from replaceme.files import RESULTS_VARIABLE, sha256
-from replaceme.fingerprint import fingerprint
-from replaceme.fitting import modules_of
-from replaceme.gpu import visible
-from replaceme.images import image_files
-from replaceme.labelled import files_of as labelled_files
-from replaceme.options import to_flags
-from replaceme.overlap import all_seen_texts
-from replaceme.preflight import check_inputs, sparse_calibrations
-from replaceme.running import begin, check_folders, told_when_locked
-from replaceme.separate import CODE
+from replaceme.provenance.job_cost import VARIABLE as COST_VARIABLE
+from replaceme.provenance.job_cost import setting as cost_setting
+from replaceme.calibration.tokens import TOKEN_FIELDS
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import RESULTS_VARIABLE, sha256
+from replaceme.provenance.code_hash import fingerprint
+from replaceme.fitting.fit_cut import modules_of
+from replaceme.workflow.gpu_lock import visible
+from replaceme.calibration.images import image_files
+from replaceme.evaluation.labelled_images import files_of as labelled_files
+from replaceme.config.command_line import to_flags
+from replaceme.evaluation.overlap import all_seen_texts
+from replaceme.planning.check_local import check_inputs, sparse_calibrations
+from replaceme.workflow.snakemake_lock import begin, check_folders, told_when_locked
+from replaceme.models.custom_code import CODE
 from replaceme.steps.generate import OPTIONS as PROMPT_OPTIONS
-from replaceme.tables import HEALED
-from replaceme.user_files import declared, hash_of_stamps, stamps, task_files, text_file
-from replaceme.user_files import model_files as files_of_model
+from replaceme.reports.tables import HEALED
+from replaceme.planning.user_files import (
+    declared,
+    hash_of_stamps,
+    stamps,
+    task_files,
+    text_file,
+)
+from replaceme.planning.user_files import model_files as files_of_model
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config

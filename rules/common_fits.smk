@@ -1,6 +1,6 @@
 """The functions with which the rules of cuts and fits find their inputs and options."""
 
-from replaceme.config import REGRESSION
+from replaceme.config.fits import REGRESSION
 
 
 def evidence_options(inputs):

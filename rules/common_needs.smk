@@ -1,9 +1,9 @@
-"""What jobs ask a scheduler for, from replaceme/needs.py; nothing comes of it where Snakemake runs them itself."""
+"""What jobs ask a scheduler for, from replaceme/planning/job_resources.py; nothing comes of it where Snakemake runs them itself."""
 
 from functools import cache
 
-from replaceme.needs import UNKNOWN, needs, outline_for
-from replaceme.workload import rule_of_fit, work_of
+from replaceme.planning.job_resources import UNKNOWN, needs, outline_for
+from replaceme.planning.job_work import rule_of_fit, work_of
 
 KNOWN = {}
 

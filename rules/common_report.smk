@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 
-from replaceme.files import write_json
+from replaceme.core.files import write_json
 
 
 class Names(dict):

@@ -21,7 +21,7 @@ rule candidates:
     message:
         "candidate cuts of {wildcards.model} on {wildcards.calibration}: {wildcards.candidates}"
     shell:
-        "python -m replaceme.gpu {resources.gpu} -- replaceme candidates {input.model:q} {input.tokens:q}"
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme candidates {input.model:q} {input.tokens:q}"
         " {params.options} {params.size} --threads {threads} --out {output:q} 2> {log:q}"
 
 

@@ -23,7 +23,7 @@ rule evaluate:
     message:
         "evaluate {output}"
     shell:
-        "python -m replaceme.gpu {resources.gpu} -- replaceme evaluate {params.model:q} {params.options}"
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme evaluate {params.model:q} {params.options}"
         " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
@@ -68,7 +68,7 @@ rule speed:
     message:
         "speed {output}"
     shell:
-        "python -m replaceme.gpu {resources.gpu} -- replaceme speed {params.model:q} {params.options}"
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme speed {params.model:q} {params.options}"
         " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 

@@ -24,7 +24,7 @@ rule gram:
     message:
         "gram of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: shard {wildcards.shard} of {wildcards.shards}"
     shell:
-        "python -m replaceme.gpu {resources.gpu} -- replaceme gram {input.model:q} {input.tokens:q} {input.cut:q}"
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme gram {input.model:q} {input.tokens:q} {input.cut:q}"
         " --shard {wildcards.shard} --shards {wildcards.shards} {params.options} {params.regression} {params.recycled}"
         " --threads {threads} --out {output:q} 2> {log:q}"
 
@@ -117,7 +117,7 @@ rule rows:
     message:
         "rows of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: {wildcards.fit_tokens} tokens"
     shell:
-        "python -m replaceme.gpu {resources.gpu} -- replaceme rows {input.model:q} {input.tokens:q} {input.cut:q}"
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme rows {input.model:q} {input.tokens:q} {input.cut:q}"
         " {params.options} {params.regression} {params.recycled} {params.fit_tokens} {params.state} --threads {threads} --out {output:q} 2> {log:q}"
 
 
@@ -148,5 +148,5 @@ rule transform:
     message:
         "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m replaceme.gpu {resources.gpu} -- replaceme fit {input.model:q} {input.cut:q} {params.evidence}"
+        "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme fit {input.model:q} {input.cut:q} {params.evidence}"
         " {params.options} {params.forward} --threads {threads} --out {params.folder:q} 2> {log:q}"

@@ -26,7 +26,7 @@ rule heal:
     message:
         "heal {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}: {wildcards.healing}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m replaceme.gpu {resources.gpu} -- replaceme heal {params.source:q} {input.tokens:q}"
+        "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme heal {params.source:q} {input.tokens:q}"
         " {params.options} {params.device} --threads {threads} --report {output.report:q} --out {params.folder:q} 2> {log:q}"
 
 

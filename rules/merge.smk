@@ -51,5 +51,5 @@ rule verify:
     message:
         "verify {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m replaceme.gpu {resources.gpu} -- replaceme verify {input.model:q} {input.cut:q}"
+        "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme verify {input.model:q} {input.cut:q}"
         " {input.transform:q} {params.folder:q} --threads {threads} --out {output:q} 2> {log:q}"

@@ -20,10 +20,10 @@ gc.set_threshold(100_000, 50, 100)
 STARTUP = Path(__file__).parent / "startup"
 # files in the order in which the workers get them, all others after them: what others wait for, then what takes long
 EARLY = (
-    "workflow/test_crashes.py", "kernels/test_interpreter.py", "test_verify.py", "kernels/test_interpreter_of_pairs.py",
-    "test_families.py", "test_repeats.py", "test_healing.py", "workflow/test_kinds.py", "workflow/test_reruns.py",
-    "workflow/test_run.py", "test_block_placement.py", "transforms/test_gradient.py", "workflow/test_devices.py",
-    "chaos/test_sample.py", "test_figures.py",
+    "workflow/test_crashes.py", "kernels/test_interpreter.py", "verification/test_verify.py",
+    "kernels/test_interpreter_of_pairs.py", "models/test_families.py", "test_repeats.py", "test_healing.py",
+    "workflow/test_kinds.py", "workflow/test_reruns.py", "workflow/test_run.py", "test_block_placement.py",
+    "transforms/test_gradient.py", "workflow/test_devices.py", "chaos/test_sample.py", "reports/test_figures.py",
 )  # fmt: skip
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 WORDS = [f"w{i}" for i in range(60)]
@@ -162,7 +162,7 @@ def make_tokens():
     """A function that makes calibration tokens: sequences of unequal length, padded on one side with `filler`."""
     import torch
 
-    from replaceme.data import Tokens
+    from replaceme.calibration.tokens import Tokens
 
     def make(samples=24, longest=20, side="right", filler=0, seed=0, extra=0):
         generator = torch.Generator().manual_seed(seed)
@@ -193,7 +193,7 @@ def refuses():
     """A function that expects a ReplaceMeError of `lines` lines (default one) that holds all the given parts."""
     from contextlib import contextmanager
 
-    from replaceme.errors import ReplaceMeError
+    from replaceme.core.errors import ReplaceMeError
 
     @contextmanager
     def expect(*parts, lines=1):
@@ -210,9 +210,9 @@ def refuses():
 @pytest.fixture(scope="session")
 def blocks_of():
     """A function that loads the blocks of a checkpoint as the steps do: (base model, family)."""
-    from replaceme.checkpoints import read_config
-    from replaceme.loading import load_base_model
-    from replaceme.models import family_of
+    from replaceme.models.checkpoints import read_config
+    from replaceme.models.loading import load_base_model
+    from replaceme.models.model_config import family_of
 
     def load(folder, dtype="float32"):
         return load_base_model(folder, dtype, "cpu"), family_of(read_config(folder), str(folder))

@@ -1,5 +1,5 @@
 """What has to hold for every family, on a tiny model with random weights: `python tests/family_checks.py` prints the
-table of docs/models.md, tests/test_families.py demands it.
+table of docs/models.md, tests/models/test_families.py demands it.
 
 Two runs of blocks go at once, one of them the last blocks; in mixtures of experts one carrier is a dense block.
 """
@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
-from replaceme.capture import Wanted, capture
-from replaceme.checkpoints import open_checkpoint, read_config
+from replaceme.activations.capture import Wanted, capture
+from replaceme.activations.open_model import load_model
+from replaceme.activations.recycled_neurons import Recycled, activation_of
+from replaceme.calibration.images import Images, positions_of
+from replaceme.calibration.samples import Samples
+from replaceme.calibration.tokens import Tokens
 from replaceme.config.placement import ON_STREAM
-from replaceme.data import Tokens
-from replaceme.errors import ReplaceMeError
-from replaceme.families import FAMILIES
-from replaceme.fold import merge
-from replaceme.images import Images, positions_of
-from replaceme.models import PER_BLOCK_LISTS, check_fit, family_of, is_encoder
-from replaceme.open_model import load_model
-from replaceme.recycling import Recycled, activation_of
-from replaceme.samples import Samples
-from replaceme.shortened import shortened
+from replaceme.core.errors import ReplaceMeError
+from replaceme.models.checkpoints import open_checkpoint, read_config
+from replaceme.models.families import FAMILIES
+from replaceme.models.model_config import PER_BLOCK_LISTS, check_fit, family_of, is_encoder
+from replaceme.surgery.fold import merge
+from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.transform import Transform
 
 HIDDEN, INTERMEDIATE, BLOCKS = 16, 24, 6
@@ -259,7 +259,7 @@ def loaded(folder: Path) -> torch.nn.Module:
 
 def outputs(model: torch.nn.Module, variant: str) -> torch.Tensor:
     """Logits of the unmasked tokens; of an encoder its last states, all norms included."""
-    from replaceme.capture import model_inputs
+    from replaceme.activations.capture import model_inputs
 
     given = samples(variant)
     with torch.no_grad():

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 import replaceme
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.config.healings import TrainingConfig
 
-# what comes out is looked at here; that it is verified is one test, and tests/test_verify.py
+# what comes out is looked at here; that it is verified is one test, and tests/verification/test_verify.py
 prune = partial(replaceme.prune, verify=False)
 
 
@@ -37,7 +40,7 @@ def test_prune(llama, texts, tmp_path, size):
     assert 0 < record["fit"]["residual"] < record["fit"]["residual_identity"]
     saved = json.loads((tmp_path / "out" / "replaceme.json").read_text())
     assert {key: saved[key] for key in record} == record
-    assert saved["source"]["files"] == replaceme.checkpoints.resolve(str(llama))["files"]
+    assert saved["source"]["files"] == replaceme.models.checkpoints.resolve(str(llama))["files"]
     card = (tmp_path / "out" / "README.md").read_text()
     start = record["cut"]["groups"][0][0]
     assert (
@@ -48,7 +51,7 @@ def test_prune(llama, texts, tmp_path, size):
 
 def test_the_fit_is_least_squares_on_the_given_texts(llama, texts, tokenizer, tmp_path, brute_rows):
     """Independent of the package: rows by plain transformers, lstsq, and the fold by hand."""
-    from replaceme.data import tokens_from_texts
+    from replaceme.calibration.tokens import tokens_from_texts
 
     cut = CutConfig(blocks=2, start=3)
     prune(llama, texts=texts, cut=cut, out=tmp_path / "out", device="cpu")
@@ -77,7 +80,7 @@ def test_a_cosine_fit_stores_its_rows_only_for_a_while(llama, texts, tmp_path, m
 
 def test_fitting_beats_dropping_on_the_texts(llama, texts, tokenizer, tmp_path):
     """The logits of the pruned model come closer to the original's with the fit than without."""
-    from replaceme.loading import load_causal_model
+    from replaceme.models.loading import load_causal_model
 
     cut = CutConfig(blocks=1, start=5)
     for name in ("full", "identity"):
@@ -228,7 +231,7 @@ def test_bad_requests_are_refused_before_any_forward_pass(llama, texts, tmp_path
     def forward(*_, **__):
         pytest.fail("a forward pass ran")
 
-    monkeypatch.setattr("replaceme.capture.forward", forward)
+    monkeypatch.setattr("replaceme.activations.capture.forward", forward)
     options, message = BAD[case]
     with refuses(message):
         prune(llama, **{"texts": texts, "out": tmp_path / "out", **options})
@@ -237,7 +240,7 @@ def test_bad_requests_are_refused_before_any_forward_pass(llama, texts, tmp_path
 
 def test_somebody_elses_folder_is_refused_before_any_work(llama, texts, tmp_path, refuses, monkeypatch):
     (tmp_path / "thesis.txt").write_text("years of work")
-    monkeypatch.setattr("replaceme.loading.load_tokenizer", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("replaceme.models.loading.load_tokenizer", lambda *_: pytest.fail("work was done"))
     with refuses("is not empty (it holds thesis.txt)"):
         prune(llama, texts=texts, blocks=2, out=tmp_path)
     with refuses("holds the source model"):
@@ -245,7 +248,7 @@ def test_somebody_elses_folder_is_refused_before_any_work(llama, texts, tmp_path
 
 
 def test_a_fit_that_cannot_be_folded_is_refused_at_once(gemma, texts, tmp_path, refuses, monkeypatch):
-    monkeypatch.setattr("replaceme.loading.load_base_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("replaceme.models.loading.load_base_model", lambda *_: pytest.fail("the model was loaded"))
     with refuses("an intercept cannot pass"):
         prune(gemma, texts=texts, blocks=2, fit=FitConfig(intercept=True), out=tmp_path / "out")
 
@@ -253,7 +256,7 @@ def test_a_fit_that_cannot_be_folded_is_refused_at_once(gemma, texts, tmp_path, 
 @pytest.mark.parametrize("fit", [{}, {"objective": "cosine"}, {"ridge": "auto"}, {"placement": "down_proj"}], ids=str)
 def test_a_model_that_normalises_its_mlp_output(gemma, texts, tokenizer, tmp_path, brute_rows, fit):
     """The folded carrier gives `s p / rms(p)`, p = m T, with the s that least squares gives that direction."""
-    from replaceme.data import tokens_from_texts
+    from replaceme.calibration.tokens import tokens_from_texts
 
     cut = CutConfig(blocks=2, start=3)
     record = prune(gemma, texts=texts, cut=cut, fit=FitConfig(**fit), out=tmp_path / "out", device="cpu")
@@ -271,7 +274,7 @@ def test_a_model_that_normalises_its_mlp_output(gemma, texts, tokenizer, tmp_pat
 
 
 def test_an_intercept_takes_what_least_squares_leaves_of_the_mean(llama, texts, tokenizer, tmp_path, brute_rows):
-    from replaceme.data import tokens_from_texts
+    from replaceme.calibration.tokens import tokens_from_texts
 
     cut, fit = CutConfig(blocks=2, start=3), FitConfig(intercept=True)
     record = prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
@@ -290,8 +293,8 @@ def test_an_intercept_takes_what_least_squares_leaves_of_the_mean(llama, texts, 
 @pytest.mark.parametrize("objective", ["l2", "cosine"])
 def test_several_groups(llama, texts, tokenizer, tmp_path, brute_rows, monkeypatch, estimation, objective):
     """Each map is the least-squares one of the original model, or of the model as shortened before it."""
-    from replaceme import cuts
-    from replaceme.data import tokens_from_texts
+    from replaceme.calibration.tokens import tokens_from_texts
+    from replaceme.cuts import choose as cuts
 
     groups, choose = [(1, 2), (3, 4)], cuts.choose
     monkeypatch.setattr(cuts, "choose", lambda *given: choose(*given) | {"groups": [list(one) for one in groups]})

@@ -1,6 +1,6 @@
 """Linear layers of their own: plain transformers runs the folder without this package, which runs no code but its own.
 
-That they give the logits of the model with hooks is also shown, with this package's loader, in test_fold.py.
+That they give the logits of the model with hooks is also shown, with this package's loader, in surgery/test_fold.py.
 """
 
 import json
@@ -16,14 +16,15 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import replaceme
-from replaceme.config import CutConfig, FitConfig
-from replaceme.evaluate import TaskOptions, evaluate
-from replaceme.fold import merge
-from replaceme.loading import load_base_model, load_causal_model, load_tokenizer
-from replaceme.models import family_of
-from replaceme.separate import CODE
-from replaceme.shortened import shortened
-from replaceme.speed import speed
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.evaluation.evaluate import TaskOptions, evaluate
+from replaceme.evaluation.speed import speed
+from replaceme.models.custom_code import CODE
+from replaceme.models.loading import load_base_model, load_causal_model, load_tokenizer
+from replaceme.models.model_config import family_of
+from replaceme.surgery.fold import merge
+from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.closed_form import fit_identity
 from replaceme.transforms.transform import Transform
 
@@ -240,7 +241,7 @@ def test_a_model_that_transformers_takes_for_another_is_refused(ids, tmp_path, r
 @pytest.mark.parametrize("intercept", [False, True])
 def test_pruning_fits_the_residual_stream(llama, texts, tokenizer, tmp_path, brute_rows, intercept, estimation):
     """Least squares of hidden_states[end-1] on hidden_states[start-1]: the Ghosted Layers' closed form."""
-    from replaceme.data import tokens_from_texts
+    from replaceme.calibration.tokens import tokens_from_texts
 
     fit = FitConfig(placement="block", intercept=intercept, estimation=estimation)
     cut = CutConfig(blocks=2, start=3)

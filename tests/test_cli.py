@@ -9,8 +9,8 @@ import pytest
 
 from replaceme import __version__
 from replaceme.cli import main
-from replaceme.files import read_json, write_json
-from replaceme.steps import STEPS
+from replaceme.core.files import read_json, write_json
+from replaceme.steps.index import STEPS
 
 
 def fails(capsys, *words, lines=1):
@@ -44,8 +44,9 @@ def test_wrong_usage(capsys, words):
 
 def test_importing_the_package_loads_no_model_library():
     code = (
-        "import sys, replaceme, replaceme.config, replaceme.options, replaceme.checkpoints, replaceme.models,"
-        " replaceme.preflight, replaceme.cuts, replaceme.data, replaceme.cli\n"
+        "import sys, replaceme, replaceme.config.schema, replaceme.config.command_line, replaceme.models.checkpoints,"
+        " replaceme.models.model_config, replaceme.planning.check_local, replaceme.cuts.choose,"
+        " replaceme.calibration.tokens, replaceme.cli\n"
         "print([name for name in ('torch', 'transformers', 'datasets', 'lm_eval') if name in sys.modules])\n"
         "print(callable(replaceme.prune))"
     )

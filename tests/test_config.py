@@ -9,11 +9,12 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from replaceme.config import Config, CutConfig, FitConfig, load, parse
-from replaceme.config.fits import FIT_OPTIONS, MAGNITUDES, UNFITTED
-from replaceme.errors import ReplaceMeError
-from replaceme.validation import validated
-from replaceme.yaml_file import read_yaml
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FIT_OPTIONS, MAGNITUDES, UNFITTED, FitConfig
+from replaceme.config.schema import Config, load, parse
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.validation import validated
+from replaceme.core.yaml_file import read_yaml
 
 GOOD = {
     "models": {"tiny": {"source": "models/tiny"}},

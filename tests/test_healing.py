@@ -8,17 +8,19 @@ import torch
 from safetensors.torch import load_file
 
 import replaceme
-from replaceme.capture import model_inputs
-from replaceme.changes import Changes
-from replaceme.checkpoints import check_merged, open_checkpoint, read_config
+from replaceme.activations.capture import model_inputs
+from replaceme.calibration.tokens import Tokens
 from replaceme.cli import main
-from replaceme.config import CutConfig, FitConfig, TrainingConfig
-from replaceme.data import Tokens
-from replaceme.errors import ReplaceMeError
-from replaceme.healing import Output, heal_checkpoint
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.config.healings import TrainingConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.healing.heal import Output, heal_checkpoint
 from replaceme.healing.loop import Order
-from replaceme.loading import load_causal_model
-from replaceme.reload import fixed_tokens
+from replaceme.models.checkpoints import check_merged, open_checkpoint, read_config
+from replaceme.models.loading import load_causal_model
+from replaceme.surgery.edits import Changes
+from replaceme.verification.reload import fixed_tokens
 
 TEXT = {"mix": [{"dataset": "given"}, {"dataset": "others"}]}
 CUT = CutConfig(blocks=2, start=3)
@@ -196,7 +198,7 @@ def test_the_loss_goes_down(llama, merged, texts, tmp_path, train, checked_here)
     assert loss["sequences"] == 8 and report["checks"]["logits"]["outcome"] == "passed"
     record = json.loads((tmp_path / "out/replaceme.json").read_text())
     shortened = json.loads((merged / "replaceme.json").read_text())
-    assert record["source"]["files"] == replaceme.checkpoints.resolve(str(merged))["files"]
+    assert record["source"]["files"] == replaceme.models.checkpoints.resolve(str(merged))["files"]
     assert record["original"] == shortened["source"] and record["cut"] == shortened["cut"]
     assert record["healing"]["trained_parameters"] == report["trained_parameters"]
     card = (tmp_path / "out/README.md").read_text()

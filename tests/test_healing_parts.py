@@ -8,15 +8,16 @@ import pytest
 import torch
 
 import replaceme
-from replaceme.checkpoints import open_checkpoint
-from replaceme.config import CutConfig, TrainingConfig
-from replaceme.data import stack
+from replaceme.activations.language_loss import are_counted
+from replaceme.calibration.tokens import stack
+from replaceme.config.cuts import CutConfig
+from replaceme.config.healings import TrainingConfig
 from replaceme.healing.endings import lengths_of, with_endings
 from replaceme.healing.heal import carriers_of, curve_of
 from replaceme.healing.loop import Order, rate
 from replaceme.healing.parameters import trainable
-from replaceme.language_loss import are_counted
-from replaceme.loading import load_causal_model
+from replaceme.models.checkpoints import open_checkpoint
+from replaceme.models.loading import load_causal_model
 
 EOS = 3
 

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from replaceme.checkpoints import resolve
-from replaceme.config import Config, load
-from replaceme.errors import ReplaceMeError
+from replaceme.config.schema import Config, load
+from replaceme.core.errors import ReplaceMeError
+from replaceme.models.checkpoints import resolve
 
 COUNT = os.environ.get("REPLACEME_FUZZ")
 fuzz = settings(

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from test_config import GOOD, changed
 
-from replaceme.config import Config, load, parse
 from replaceme.config.including import OWN, SETTINGS
+from replaceme.config.schema import Config, load, parse
 from replaceme.config.targets import RULES
-from replaceme.errors import ReplaceMeError
-from replaceme.preflight import check_inputs
+from replaceme.core.errors import ReplaceMeError
+from replaceme.planning.check_local import check_inputs
 
 ROOT = Path(__file__).parents[1]
 

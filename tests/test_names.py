@@ -11,9 +11,10 @@ from hostile.stage import CONFIG
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from replaceme.config import NAME, parse
+from replaceme.config.base import NAME
 from replaceme.config.names import COLUMNS, RESERVED
-from replaceme.errors import ReplaceMeError
+from replaceme.config.schema import parse
+from replaceme.core.errors import ReplaceMeError
 
 RULES = Path(__file__).parents[1] / "rules"
 # what the rules write, with the names of wildcards in braces (an f-string's are variables: it fills in one of these)

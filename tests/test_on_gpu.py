@@ -5,15 +5,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from replaceme.activations.gather import gather_groups
 from replaceme.api import heal, prune
-from replaceme.candidates import measure_candidates
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig, TrainingConfig
-from replaceme.distances import measure
-from replaceme.families import SANDWICH, SEQUENTIAL
-from replaceme.files import sha256
-from replaceme.gather import gather_groups
-from replaceme.loading import load_base_model, load_causal_model
-from replaceme.methods import METHODS
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.config.healings import TrainingConfig
+from replaceme.core.files import sha256
+from replaceme.cuts.after_fit import measure_candidates
+from replaceme.cuts.distances import measure
+from replaceme.methods.registry import METHODS
+from replaceme.models.families import SANDWICH, SEQUENTIAL
+from replaceme.models.loading import load_base_model, load_causal_model
 
 pytestmark = pytest.mark.gpu
 CUT = (2, 4)

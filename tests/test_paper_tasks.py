@@ -107,7 +107,8 @@ def test_every_task_is_shown_here_and_holds_no_code():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_prompts_and_choices(name, include, tmp_path):
-    from replaceme import harness, task_index
+    from replaceme.evaluation import lm_eval as harness
+    from replaceme.evaluation import task_index
 
     manager = task_index.find_tasks([name], include)
     [task] = harness.load_tasks(manager, {name: 0}, include, tmp_path, 0)[name]
@@ -121,7 +122,7 @@ def test_prompts_and_choices(name, include, tmp_path):
 
 def test_the_step_scores_them(include, byte_model, tmp_path):
     """Every item against the log-likelihoods of the expected texts, taken from the model by hand."""
-    from replaceme.loading import load_causal_model, load_tokenizer
+    from replaceme.models.loading import load_causal_model, load_tokenizer
 
     out = tmp_path / "evaluation.json"
     tasks = [word for name in EXPECTED for word in ("--task", f'{name}={{"metric": "acc"}}')]
@@ -167,7 +168,7 @@ FOLDERS = (
 def test_lm_eval_knows_the_other_tasks_of_the_paper():
     import lm_eval
 
-    from replaceme import task_index
+    from replaceme.evaluation import task_index
 
     manager = task_index.find_tasks(
         list(OF_LM_EVAL), [Path(lm_eval.__file__).parent / "tasks" / one for one in FOLDERS]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from replaceme.config import load
-from replaceme.data import calibrate
+from replaceme.calibration.tokens import calibrate
+from replaceme.config.schema import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = load(ROOT / "config/calibrations.yaml").calibrations

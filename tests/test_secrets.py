@@ -6,10 +6,10 @@ import shutil
 import pytest
 from hostile.stage import run, write_project
 
-from replaceme.errors import ReplaceMeError
-from replaceme.hub import host
-from replaceme.outcome import outcome
-from replaceme.redaction import RedactedFormatter, published, redacted
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.redaction import RedactedFormatter, published, redacted
+from replaceme.planning.hub import host
+from replaceme.verification.outcome import outcome
 
 KEY = "sentinel-4711-0815"
 VARIABLES = {

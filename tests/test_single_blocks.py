@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaceme.config import CutConfig, FitConfig
-from replaceme.cuts import choose
-from replaceme.distances import measure
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.cuts.choose import choose
+from replaceme.cuts.distances import measure
 
 RECORD = {"num_blocks": 8, "parameters": 1000, "block_parameters": [100] * 8}
 

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import pytest
 from tiny_clip import write_clip, write_labelled
 
-from replaceme import capacity, hub, labelled, requisites
-from replaceme.config import ZeroShotConfig, parse
-from replaceme.preflight import check_inputs
+from replaceme.config.evaluations import ZeroShotConfig
+from replaceme.config.schema import parse
+from replaceme.evaluation import labelled_images as labelled
+from replaceme.planning import capacity, hub
+from replaceme.planning import check_online as requisites
+from replaceme.planning.check_local import check_inputs
 
 CIFAR = {"images": "owner/cifar", "revision": "main"}
 

@@ -7,12 +7,15 @@ from tiny_clip import write_clip, write_labelled
 from transformers import AutoModel
 
 import replaceme
-from replaceme import tables
-from replaceme.config import CalibrationConfig, CutConfig, FitConfig, ZeroShotConfig
-from replaceme.files import write_json
-from replaceme.records import Records, footnotes
-from replaceme.speed import speed
-from replaceme.zeroshot import evaluate_zeroshot
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.evaluations import ZeroShotConfig
+from replaceme.config.fits import FitConfig
+from replaceme.core.files import write_json
+from replaceme.evaluation.speed import speed
+from replaceme.evaluation.zeroshot import evaluate_zeroshot
+from replaceme.reports import tables
+from replaceme.reports.sources import Records, footnotes
 
 pytest.importorskip("clip_benchmark")
 

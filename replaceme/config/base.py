@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from replaceme.errors import printable
-from replaceme.validation import LONGEST_NAME
+from replaceme.core.errors import printable
+from replaceme.core.validation import LONGEST_NAME
 
 # names become folders under results/: one plain path component, never a hidden or a parent folder
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from replaceme.config.base import Name, Strict
-from replaceme.templates import template_columns
+from replaceme.core.templates import template_columns
 
 Weight = Annotated[float, Field(gt=0, le=1e9)]
 FORWARD = ("batch_size", "dtype", "streaming", "load_in_4bit")  # the keys that forward passes over a calibration go by

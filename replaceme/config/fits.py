@@ -6,7 +6,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from replaceme.config import methods
 from replaceme.config.base import Strict
-from replaceme.errors import printable
+from replaceme.core.errors import printable
 
 if TYPE_CHECKING:
     from replaceme.config.placement import Regression

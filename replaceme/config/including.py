@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.config.base import expanded
-from replaceme.errors import ReplaceMeError, printable
-from replaceme.yaml_file import read_yaml
+from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.core.yaml_file import read_yaml
 
 # not sections of names but settings of a whole run: those of an included file cannot hold for its part alone
 SETTINGS = ("device", "speed", "cost")

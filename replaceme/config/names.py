@@ -7,8 +7,8 @@ from replaceme.config.base import mapping
 from replaceme.config.figures import COST_MEASURES, MEASURES
 from replaceme.config.tables import BASELINE, HEALED, KEYS
 from replaceme.config.targets import RULES
-from replaceme.errors import printable
-from replaceme.validation import LONGEST_NAME
+from replaceme.core.errors import printable
+from replaceme.core.validation import LONGEST_NAME
 
 # how tables and figures call rows and lines that no section names
 LABELS = {BASELINE, "published", "unpruned"}

@@ -17,7 +17,7 @@ ON_STREAM = ("block", UPSTREAM)  # placements of maps of the whole residual stre
 class Regression:
     """A placement, and how tokens count: all alike, or by 1 / |r|^2 (`inverse_energy`: least squares of r / |r|).
 
-    `recycle`: the share of the carrier's neurons that are recycled (see `recycling`).
+    `recycle`: the share of the carrier's neurons that are recycled (see `recycled_neurons`).
     """
 
     placement: Placement = "mlp"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from replaceme.config.calibrations import CalibrationConfig
-from replaceme.errors import printable
+from replaceme.core.errors import printable
 
 
 def made_of(calibrations: Mapping[str, CalibrationConfig], names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from replaceme.config.base import strings
-from replaceme.errors import printable
+from replaceme.core.errors import printable
 
 # rules of the workflow, whose names targets cannot have (a test compares them)
 RULES = {

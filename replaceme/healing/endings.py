@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from replaceme.data import Tokens, stack
-from replaceme.files import read_json
-from replaceme.loading import load_tokenizer
+from replaceme.calibration.tokens import Tokens, stack
+from replaceme.core.files import read_json
+from replaceme.models.loading import load_tokenizer
 
 KEY = "eos_token_id"
 

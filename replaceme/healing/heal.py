@@ -8,28 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.capture import model_inputs
-from replaceme.card import healed_card, licence_of
-from replaceme.changes import Changes, Content
-from replaceme.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
-from replaceme.config import TrainingConfig
-from replaceme.config.healings import LORA
-from replaceme.cut_record import groups_of
-from replaceme.data import Tokens
-from replaceme.errors import ReplaceMeError
-from replaceme.files import RECORD, write_json
+from replaceme.activations.capture import model_inputs
+from replaceme.activations.language_loss import sequence_losses
+from replaceme.calibration.tokens import Tokens
+from replaceme.config.healings import LORA, TrainingConfig
+from replaceme.core.cut_record import groups_of
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import RECORD, write_json
+from replaceme.core.redaction import published
+from replaceme.core.uncertainty import paired_log_perplexity
 from replaceme.healing.endings import with_endings
 from replaceme.healing.loop import rate, train
 from replaceme.healing.parameters import Trainable, trainable
-from replaceme.language_loss import sequence_losses
-from replaceme.loading import Held, load_causal_model
-from replaceme.models import check_length, family_of, is_encoder, pick_dtype
-from replaceme.provenance import versions
-from replaceme.redaction import published
+from replaceme.models.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
+from replaceme.models.loading import Held, load_causal_model
+from replaceme.models.model_config import check_length, family_of, is_encoder, pick_dtype
+from replaceme.provenance.environment import versions
+from replaceme.surgery.edits import Changes, Content
+from replaceme.surgery.model_card import healed_card, licence_of
+from replaceme.surgery.write_checkpoint import check_out, merging
 from replaceme.transforms.resume import State, here
-from replaceme.uncertainty import paired_log_perplexity
-from replaceme.verify import require_passed, verify_against
-from replaceme.writing import check_out, merging
+from replaceme.verification.verify import require_passed, verify_against
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.config import TrainingConfig
-from replaceme.data import Tokens
-from replaceme.errors import ReplaceMeError
-from replaceme.gradients import backward, repeatable
+from replaceme.activations.gradients import backward, repeatable
+from replaceme.activations.language_loss import are_counted, token_losses
+from replaceme.calibration.tokens import Tokens
+from replaceme.config.healings import TrainingConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 from replaceme.healing.parameters import Trainable
-from replaceme.language_loss import are_counted, token_losses
-from replaceme.progress import progress
 from replaceme.transforms.resume import State, Tensors
 
 if TYPE_CHECKING:

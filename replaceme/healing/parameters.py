@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from replaceme.changes import Edit
-from replaceme.checkpoints import Checkpoint
-from replaceme.config import TrainingConfig
-from replaceme.errors import ReplaceMeError
-from replaceme.fold import plain_fold
+from replaceme.config.healings import TrainingConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.models.checkpoints import Checkpoint
+from replaceme.surgery.edits import Edit
+from replaceme.surgery.fold import plain_fold
 from replaceme.transforms.transform import Transform
 
 if TYPE_CHECKING:

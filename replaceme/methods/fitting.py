@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
-from replaceme.methods import module_of
+from replaceme.core.errors import ReplaceMeError
+from replaceme.methods.registry import module_of
 
 if TYPE_CHECKING:
-    from replaceme.config import FitConfig
-    from replaceme.fitting import Passes
+    from replaceme.config.fits import FitConfig
+    from replaceme.fitting.fit_cut import Passes
     from replaceme.methods.found import Found
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import load_metadata, load_tensors, save_tensors
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import load_metadata, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import torch

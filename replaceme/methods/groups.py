@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from replaceme.fitting import Passes
+    from replaceme.fitting.fit_cut import Passes
 
 EXAMPLE = 8  # tokens of the forward pass that is traced
 AXES = ("rows", "columns")

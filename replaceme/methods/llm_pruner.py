@@ -26,21 +26,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from replaceme.changes import Changes, Content, Split
-from replaceme.checkpoints import read_config
-from replaceme.config_defaults import accepted, value_of
-from replaceme.errors import ReplaceMeError
-from replaceme.methods import removed_parameters
+from replaceme.core.errors import ReplaceMeError
+from replaceme.cuts.taylor import loss_gradients
 from replaceme.methods.found import Found
 from replaceme.methods.groups import AXES, Side, coupled_groups
-from replaceme.separate import coded_config
-from replaceme.taylor import loss_gradients
+from replaceme.methods.registry import removed_parameters
+from replaceme.models.checkpoints import read_config
+from replaceme.models.config_defaults import accepted, value_of
+from replaceme.models.custom_code import coded_config
+from replaceme.surgery.edits import Changes, Content, Split
 
 if TYPE_CHECKING:
-    from replaceme.checkpoints import Checkpoint
-    from replaceme.config import FitConfig
-    from replaceme.families import Family
-    from replaceme.fitting import Passes
+    from replaceme.config.fits import FitConfig
+    from replaceme.fitting.fit_cut import Passes
+    from replaceme.models.checkpoints import Checkpoint
+    from replaceme.models.families import Family
 
 KINDS = ("heads", "channels")
 Scores = dict[str, torch.Tensor]

@@ -27,31 +27,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from replaceme.capture import Wanted, forward
-from replaceme.changes import Changes, Content, Tensors
-from replaceme.checkpoints import with_derived_lists
-from replaceme.cut_record import groups_of
-from replaceme.errors import ReplaceMeError
-from replaceme.gradients import backward, repeatable
-from replaceme.hooks import skipped
+from replaceme.activations.capture import Wanted, forward
+from replaceme.activations.gradients import backward, repeatable
+from replaceme.activations.hooks import skipped
+from replaceme.activations.streaming import given
+from replaceme.core.cut_record import groups_of
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
-from replaceme.modeling_replaceme import remove_attention
-from replaceme.models import pruned_config
-from replaceme.progress import progress
-from replaceme.renumbering import with_new_numbers
-from replaceme.separate import coded_config
-from replaceme.shards import renamed
-from replaceme.shortened import shortened
-from replaceme.streaming import given
+from replaceme.models.checkpoints import with_derived_lists
+from replaceme.models.custom_code import coded_config
+from replaceme.models.model_config import pruned_config
+from replaceme.models.modeling_replaceme import remove_attention
+from replaceme.surgery.edits import Changes, Content, Tensors
+from replaceme.surgery.renumbering import with_new_numbers
+from replaceme.surgery.shards import renamed
+from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.resume import State
 
 if TYPE_CHECKING:
-    from replaceme.checkpoints import Checkpoint
-    from replaceme.config import FitConfig
-    from replaceme.data import Tokens
-    from replaceme.families import Family
-    from replaceme.fitting import Passes
+    from replaceme.calibration.tokens import Tokens
+    from replaceme.config.fits import FitConfig
+    from replaceme.fitting.fit_cut import Passes
+    from replaceme.models.checkpoints import Checkpoint
+    from replaceme.models.families import Family
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # torch's names of what AdamW remembers
 

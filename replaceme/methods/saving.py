@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from replaceme.card import licence_of, method_card
-from replaceme.config_defaults import accepted
-from replaceme.methods import METHODS, content
 from replaceme.methods.found import Found
-from replaceme.separate import check_architecture, original_config
-from replaceme.writing import provenance_of
+from replaceme.methods.registry import METHODS, content
+from replaceme.models.config_defaults import accepted
+from replaceme.models.custom_code import check_architecture, original_config
+from replaceme.surgery.model_card import licence_of, method_card
+from replaceme.surgery.write_checkpoint import provenance_of
 
 if TYPE_CHECKING:
-    from replaceme.writing import Merger
+    from replaceme.surgery.write_checkpoint import Merger
 
 
 def finish_found(

@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from replaceme.changes import Changes, Content, Split, Tensors
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 from replaceme.kernels import gram
-from replaceme.methods import removed_parameters
 from replaceme.methods.found import Found
+from replaceme.methods.registry import removed_parameters
 from replaceme.methods.walk import Walk, inputs_of
-from replaceme.progress import progress
-from replaceme.separate import coded_config
+from replaceme.models.custom_code import coded_config
+from replaceme.surgery.edits import Changes, Content, Split, Tensors
 
 if TYPE_CHECKING:
-    from replaceme.checkpoints import Checkpoint
-    from replaceme.config import FitConfig
-    from replaceme.families import Family
-    from replaceme.fitting import Passes
+    from replaceme.config.fits import FitConfig
+    from replaceme.fitting.fit_cut import Passes
+    from replaceme.models.checkpoints import Checkpoint
+    from replaceme.models.families import Family
 
 
 def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> Found:

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from replaceme.capture import Activations, Wanted, finite, forward, nan_error, trimmed
-from replaceme.errors import ReplaceMeError
-from replaceme.hooks import skipped
-from replaceme.memory import free_memory
-from replaceme.streaming import given
+from replaceme.activations.capture import Activations, Wanted, finite, forward, nan_error, trimmed
+from replaceme.activations.hooks import skipped
+from replaceme.activations.streaming import given
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.memory import free_memory
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from replaceme.fitting import Passes
+    from replaceme.fitting.fit_cut import Passes
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import multiprocessing
 import os
 from typing import TYPE_CHECKING
 
+from replaceme.core.progress import progress
 from replaceme.micro import tokenizer, world
-from replaceme.progress import progress
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme.files import write_text
+from replaceme.core.files import write_text
 from replaceme.micro import facts, puzzles, states, stories, sums, world
 from replaceme.micro.questions import Question
 from replaceme.micro.words import with_articles

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import replacing
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import replacing
+from replaceme.core.progress import progress
 from replaceme.micro import corpus, growth, optimise, tokenizer
-from replaceme.progress import progress
 
 if TYPE_CHECKING:
     import torch

@@ -2,13 +2,12 @@
 
 import argparse
 
-from replaceme.candidates import candidates_of
-from replaceme.checkpoints import read_config
-from replaceme.config import CutConfig
-from replaceme.config.cuts import MERGING
-from replaceme.files import write_json
-from replaceme.models import check_cut
-from replaceme.options import add_options, from_options
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.cuts import MERGING, CutConfig
+from replaceme.core.files import write_json
+from replaceme.cuts.after_fit import candidates_of
+from replaceme.models.checkpoints import read_config
+from replaceme.models.model_config import check_cut
 from replaceme.steps.common import load_model, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 

@@ -4,12 +4,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from replaceme.config import load
-from replaceme.files import write_text
-from replaceme.leftovers import left_out_of_models
-from replaceme.overlap import all_seen_texts
-from replaceme.preflight import check_inputs
-from replaceme.schema_docs import render
+from replaceme.config.docs import render
+from replaceme.config.schema import load
+from replaceme.core.files import write_text
+from replaceme.evaluation.overlap import all_seen_texts
+from replaceme.planning.check_local import check_inputs
+from replaceme.surgery.leftovers import left_out_of_models
 
 ONLINE = False
 log = logging.getLogger(__name__)

@@ -4,16 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import check_merged, load_record, model_sha256, read_config
-from replaceme.config import ModelConfig
-from replaceme.errors import DamagedError, ReplaceMeError
-from replaceme.files import RECORD, check_files, load_metadata, read_json
-from replaceme.options import add_options
-from replaceme.validation import validated
+from replaceme.config.calibrations import ModelConfig
+from replaceme.config.command_line import add_options
+from replaceme.core.errors import DamagedError, ReplaceMeError
+from replaceme.core.files import RECORD, check_files, load_metadata, read_json
+from replaceme.core.validation import validated
+from replaceme.models.checkpoints import check_merged, load_record, model_sha256, read_config
 
 if TYPE_CHECKING:
+    from replaceme.activations.recycled_neurons import Recycled
     from replaceme.config.placement import Regression
-    from replaceme.recycling import Recycled
 
 MOST_THREADS = 1024
 MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
@@ -91,7 +91,7 @@ def check_shards(paths: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def neurons(path: str | None, regression: "Regression", origin: dict[str, Any]) -> "list[Recycled] | None":
     """The recycled neurons of each group for a regression that has such, made from the same model, text and cut."""
-    from replaceme.recycling import load_recycled
+    from replaceme.activations.recycled_neurons import load_recycled
 
     if regression.recycle is None:
         return None

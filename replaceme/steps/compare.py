@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.steps.common import out_argument
 from replaceme.steps.recorded import record_arguments, records_of
 
@@ -23,11 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the comparison in all formats, with where its numbers come from below it."""
     from replaceme.config.reference import ReferenceConfig
-    from replaceme.csv_files import read_csv
-    from replaceme.records import footnotes
-    from replaceme.reference import compare, notes, shown
-    from replaceme.render import write_parts
-    from replaceme.validation import validated
+    from replaceme.core.validation import validated
+    from replaceme.reports.csv_files import read_csv
+    from replaceme.reports.published_values import compare, notes, shown
+    from replaceme.reports.render import write_parts
+    from replaceme.reports.sources import footnotes
 
     try:
         reference = validated(ReferenceConfig, json.loads(args.reference), "--reference")

@@ -25,9 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the table in all formats."""
-    from replaceme.cost_table import collect, notes, parts
-    from replaceme.files import read_json
-    from replaceme.render import write_parts
+    from replaceme.core.files import read_json
+    from replaceme.reports.cost_table import collect, notes, parts
+    from replaceme.reports.render import write_parts
 
     frame = collect(read_json(args.jobs, "give the JSON file that the workflow writes"), args.results)
     write_parts(parts(frame), frame, args.out, args.caption, notes(frame), "×: multiple of the cheapest row.")

@@ -3,15 +3,15 @@
 import argparse
 import logging
 
-from replaceme.checkpoints import model_sha256, read_config
-from replaceme.config import CutConfig
-from replaceme.cut_record import described
-from replaceme.cuts import choose
-from replaceme.distances import load
-from replaceme.errors import ReplaceMeError
-from replaceme.files import write_json
-from replaceme.models import check_cut
-from replaceme.options import add_options, from_options
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.cuts import CutConfig
+from replaceme.core.cut_record import described
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import write_json
+from replaceme.cuts.choose import choose
+from replaceme.cuts.distances import load
+from replaceme.models.checkpoints import model_sha256, read_config
+from replaceme.models.model_config import check_cut
 from replaceme.steps.common import load_model, model_argument, out_argument, read_record, same_model
 
 ONLINE = False

@@ -2,7 +2,7 @@
 
 import argparse
 
-from replaceme.distances import measure, save
+from replaceme.cuts.distances import measure, save
 from replaceme.steps.common import load_model, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 

@@ -4,15 +4,16 @@ import argparse
 import json
 from typing import Any
 
-from replaceme.config import EvaluationConfig, Strict, TaskConfig, ZeroShotConfig
-from replaceme.errors import ReplaceMeError
-from replaceme.evaluate import TaskOptions, evaluate
-from replaceme.files import write_json
-from replaceme.models import pick_device, pick_dtype
-from replaceme.options import add_options, from_options
+from replaceme.config.base import Strict
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.evaluations import EvaluationConfig, TaskConfig, ZeroShotConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import write_json
+from replaceme.core.validation import validated
+from replaceme.evaluation.evaluate import TaskOptions, evaluate
+from replaceme.evaluation.zeroshot import evaluate_zeroshot
+from replaceme.models.model_config import pick_device, pick_dtype
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
-from replaceme.validation import validated
-from replaceme.zeroshot import evaluate_zeroshot
 
 ONLINE = True
 OPTIONS = ("include", "perplexity", "batch_size", "limit", "seed", "dtype")

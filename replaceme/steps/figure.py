@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw one figure."""
-    from replaceme import figures
+    from replaceme.reports import figures
 
     draw = {
         "distances": figures.draw_distances,

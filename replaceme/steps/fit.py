@@ -6,19 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from replaceme.checkpoints import model_sha256, read_config
-from replaceme.collapse import as_chosen
-from replaceme.config import FORWARD, CalibrationConfig, FitConfig
-from replaceme.cut_record import groups_of
-from replaceme.errors import DamagedError, ReplaceMeError
-from replaceme.files import load_metadata, write_json
-from replaceme.fitting import Evidence, Passes, fit_cut, fit_state, state_identity
-from replaceme.methods import check_section
+from replaceme.activations.rows import Rows
+from replaceme.activations.statistics import Statistics
+from replaceme.config.calibrations import FORWARD, CalibrationConfig
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.fits import FitConfig
+from replaceme.core.cut_record import groups_of
+from replaceme.core.errors import DamagedError, ReplaceMeError
+from replaceme.core.files import load_metadata, write_json
+from replaceme.fitting.fit_cut import Evidence, Passes, fit_cut, fit_state, state_identity
 from replaceme.methods.fitting import fit_method
-from replaceme.models import family_of, pick_device, stored_dtype
-from replaceme.options import add_options, from_options
-from replaceme.rows import Rows
-from replaceme.statistics import Statistics
+from replaceme.methods.registry import check_section
+from replaceme.models.checkpoints import model_sha256, read_config
+from replaceme.models.model_config import family_of, pick_device, stored_dtype
 from replaceme.steps.common import (
     check_shards,
     compute_arguments,
@@ -31,6 +31,7 @@ from replaceme.steps.common import (
     set_threads,
 )
 from replaceme.steps.forward import load_forward
+from replaceme.surgery.laco_merge import as_chosen
 from replaceme.transforms.resume import STATE, State
 from replaceme.transforms.ridge import Shards
 from replaceme.transforms.transform import Transform, joint_report

@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
-from replaceme.errors import ReplaceMeError
-from replaceme.fold import check_values
+from replaceme.core.errors import ReplaceMeError
 from replaceme.methods.found import Found, is_found
 from replaceme.steps.common import load_cut, load_model, model_argument, same_model
+from replaceme.surgery.fold import check_values
 from replaceme.transforms.transform import Transform
 
 

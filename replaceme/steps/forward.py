@@ -4,13 +4,13 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from replaceme.checkpoints import model_sha256, read_config
-from replaceme.config import FORWARD, CalibrationConfig
-from replaceme.data import Tokens, check_vocabulary, load_tokens
-from replaceme.loading import Held
-from replaceme.models import Family, family_of, pick_device, pick_dtype
-from replaceme.open_model import load_model
-from replaceme.options import add_options
+from replaceme.activations.open_model import load_model
+from replaceme.calibration.tokens import Tokens, check_vocabulary, load_tokens
+from replaceme.config.calibrations import FORWARD, CalibrationConfig
+from replaceme.config.command_line import add_options
+from replaceme.models.checkpoints import model_sha256, read_config
+from replaceme.models.loading import Held
+from replaceme.models.model_config import Family, family_of, pick_device, pick_dtype
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, set_threads
 
 if TYPE_CHECKING:

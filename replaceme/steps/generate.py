@@ -4,15 +4,14 @@ import argparse
 import json
 import logging
 
-from replaceme.checkpoints import read_config
-from replaceme.config import CalibrationConfig
-from replaceme.config.calibrations import GenerationConfig
-from replaceme.data import TOKEN_FIELDS
-from replaceme.files import write_text
-from replaceme.generation import answers
-from replaceme.loading import Held, load_causal_model, load_tokenizer
-from replaceme.models import check_calibration, check_length, pick_device, pick_dtype
-from replaceme.options import add_options, from_options
+from replaceme.calibration.answers import answers
+from replaceme.calibration.tokens import TOKEN_FIELDS
+from replaceme.config.calibrations import CalibrationConfig, GenerationConfig
+from replaceme.config.command_line import add_options, from_options
+from replaceme.core.files import write_text
+from replaceme.models.checkpoints import read_config
+from replaceme.models.loading import Held, load_causal_model, load_tokenizer
+from replaceme.models.model_config import check_calibration, check_length, pick_device, pick_dtype
 from replaceme.steps.common import compute_arguments, gpus_of, load_model, model_argument, out_argument, set_threads
 
 ONLINE = True

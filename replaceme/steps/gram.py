@@ -2,11 +2,11 @@
 
 import argparse
 
-from replaceme.config import REGRESSION, FitConfig
-from replaceme.cut_record import groups_of
-from replaceme.gather import gather_groups, shard_batches
-from replaceme.options import add_options, from_options
-from replaceme.statistics import Statistics
+from replaceme.activations.gather import gather_groups, shard_batches
+from replaceme.activations.statistics import Statistics
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.core.cut_record import groups_of
 from replaceme.steps.common import load_cut, load_model, neurons, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 

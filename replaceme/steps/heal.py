@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from replaceme.checkpoints import read_config
-from replaceme.config import TrainingConfig
-from replaceme.data import check_vocabulary, load_tokens
-from replaceme.healing import Output, heal_checkpoint
-from replaceme.models import pick_device
-from replaceme.options import add_options, from_options
+from replaceme.calibration.tokens import check_vocabulary, load_tokens
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.healings import TrainingConfig
+from replaceme.healing.heal import Output, heal_checkpoint
+from replaceme.models.checkpoints import read_config
+from replaceme.models.model_config import pick_device
 from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
 
 ONLINE = False

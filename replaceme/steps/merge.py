@@ -2,12 +2,12 @@
 
 import argparse
 
-from replaceme.fold import finish_pruned
 from replaceme.methods.found import Found
 from replaceme.methods.saving import finish_found
 from replaceme.steps.common import out_argument
 from replaceme.steps.fitted import fitted_arguments, load_fitted
-from replaceme.writing import merging
+from replaceme.surgery.fold import finish_pruned
+from replaceme.surgery.write_checkpoint import merging
 
 ONLINE = False
 

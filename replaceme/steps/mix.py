@@ -3,11 +3,11 @@
 import argparse
 import logging
 
-from replaceme.config import CalibrationConfig
-from replaceme.data import load_tokens
-from replaceme.errors import ReplaceMeError
-from replaceme.mixing import mix
-from replaceme.options import add_options, from_options
+from replaceme.calibration.mix import mix
+from replaceme.calibration.tokens import load_tokens
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.command_line import add_options, from_options
+from replaceme.core.errors import ReplaceMeError
 from replaceme.steps.common import out_argument
 
 ONLINE = False

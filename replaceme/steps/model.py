@@ -2,8 +2,8 @@
 
 import argparse
 
-from replaceme.checkpoints import resolve
-from replaceme.files import write_json
+from replaceme.core.files import write_json
+from replaceme.models.checkpoints import resolve
 from replaceme.steps.common import out_argument
 
 ONLINE = True

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.steps.common import out_argument
 
 ONLINE = False
@@ -30,11 +30,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write .svg and .csv."""
-    from replaceme.config import FigureConfig
-    from replaceme.files import write_text
-    from replaceme.plots import draw
-    from replaceme.points import Sources, points
-    from replaceme.validation import validated
+    from replaceme.config.figures import FigureConfig
+    from replaceme.core.files import write_text
+    from replaceme.core.validation import validated
+    from replaceme.reports.plot_data import Sources, points
+    from replaceme.reports.plots import draw
 
     figure = validated(FigureConfig, _parsed(args.figure, "--figure"), "--figure")
     named = dict(one.partition("=")[::2] for one in args.distances)

@@ -5,10 +5,10 @@ import json
 import logging
 import sys
 
-from replaceme.config import load, parse
-from replaceme.errors import ReplaceMeError
-from replaceme.leftovers import left_out_of_models
-from replaceme.requisites import problems
+from replaceme.config.schema import load, parse
+from replaceme.core.errors import ReplaceMeError
+from replaceme.planning.check_online import problems
+from replaceme.surgery.leftovers import left_out_of_models
 
 ONLINE = True
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write .html and .md."""
-    from replaceme.files import write_text
-    from replaceme.records import parts
-    from replaceme.render import markdown
-    from replaceme.webpage import html
+    from replaceme.core.files import write_text
+    from replaceme.reports.html import html
+    from replaceme.reports.render import markdown
+    from replaceme.reports.sources import parts
 
     shown = parts(records_of(args))
     notes = [

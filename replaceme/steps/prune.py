@@ -5,10 +5,11 @@ import json
 import sys
 
 from replaceme.api import prune
-from replaceme.config import FORWARD, CalibrationConfig, CutConfig, FitConfig
-from replaceme.config.cuts import MERGING
-from replaceme.data import TOKEN_FIELDS
-from replaceme.options import add_options, from_options
+from replaceme.calibration.tokens import TOKEN_FIELDS
+from replaceme.config.calibrations import FORWARD, CalibrationConfig
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.cuts import MERGING, CutConfig
+from replaceme.config.fits import FitConfig
 from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
 
 ONLINE = True

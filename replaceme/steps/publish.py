@@ -4,11 +4,11 @@ import argparse
 import re
 from pathlib import Path
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import replacing, write_json, write_text
-from replaceme.overview import overview, summary
-from replaceme.provenance import hardware, versions
-from replaceme.redaction import redacted
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import replacing, write_json, write_text
+from replaceme.core.redaction import redacted
+from replaceme.provenance.environment import hardware, versions
+from replaceme.reports.published_page import overview, summary
 from replaceme.steps.common import out_argument
 
 ONLINE = False

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from replaceme.records import Records
+from replaceme.reports.sources import Records
 
 
 def record_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,14 +4,14 @@ import argparse
 
 import torch
 
-from replaceme.checkpoints import read_config
-from replaceme.config import FitConfig
-from replaceme.errors import ReplaceMeError
-from replaceme.files import load_metadata
-from replaceme.models import stored_dtype
-from replaceme.options import add_options, from_options
-from replaceme.recycling import activation_of, choose_neurons, save_recycled
-from replaceme.statistics import Statistics
+from replaceme.activations.recycled_neurons import activation_of, choose_neurons, save_recycled
+from replaceme.activations.statistics import Statistics
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.fits import FitConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import load_metadata
+from replaceme.models.checkpoints import read_config
+from replaceme.models.model_config import stored_dtype
 from replaceme.steps.common import load_model, model_argument, out_argument, same_model, set_threads
 
 ONLINE = False

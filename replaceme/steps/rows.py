@@ -1,11 +1,11 @@
-"""rows: m and r of each token (see `regression`) of each group of a cut, for the fits that need more than sums."""
+"""rows: m and r of each token (see `targets`) of each group of a cut, for the fits that need more than sums."""
 
 import argparse
 
-from replaceme.config import FitConfig
-from replaceme.cut_record import groups_of
-from replaceme.options import add_options, from_options
-from replaceme.rows import write_rows
+from replaceme.activations.rows import write_rows
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.fits import FitConfig
+from replaceme.core.cut_record import groups_of
 from replaceme.steps.common import load_cut, load_model, neurons, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 

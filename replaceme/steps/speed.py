@@ -2,11 +2,11 @@
 
 import argparse
 
-from replaceme.config import EvaluationConfig, SpeedConfig
-from replaceme.files import write_json
-from replaceme.models import pick_device, pick_dtype
-from replaceme.options import add_options, from_options
-from replaceme.speed import speed
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.evaluations import EvaluationConfig, SpeedConfig
+from replaceme.core.files import write_json
+from replaceme.evaluation.speed import speed
+from replaceme.models.model_config import pick_device, pick_dtype
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
 
 ONLINE = False

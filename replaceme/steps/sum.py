@@ -2,7 +2,7 @@
 
 import argparse
 
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
 from replaceme.steps.common import check_shards, out_argument
 
 ONLINE = False

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the table in all formats."""
-    from replaceme.render import write
-    from replaceme.tables import collect
+    from replaceme.reports.render import write
+    from replaceme.reports.tables import collect
 
     write(collect(args.rows, args.baseline, args.evaluation, args.speed), args.out, args.caption)

@@ -3,11 +3,11 @@
 import argparse
 import logging
 
-from replaceme.checkpoints import read_config
-from replaceme.config import CalibrationConfig
-from replaceme.data import TOKEN_FIELDS, calibration_for
-from replaceme.models import check_calibration
-from replaceme.options import add_options, from_options
+from replaceme.calibration.tokens import TOKEN_FIELDS, calibration_for
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.command_line import add_options, from_options
+from replaceme.models.checkpoints import read_config
+from replaceme.models.model_config import check_calibration
 from replaceme.steps.common import load_model, model_argument, out_argument
 
 ONLINE = True

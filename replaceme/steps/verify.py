@@ -6,14 +6,14 @@ import json
 import logging
 from pathlib import Path
 
-from replaceme.checkpoints import check_merged
-from replaceme.errors import ReplaceMeError
-from replaceme.external import external_checks
-from replaceme.files import write_json
-from replaceme.outcome import FAILED
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import write_json
+from replaceme.models.checkpoints import check_merged
 from replaceme.steps.common import set_threads
 from replaceme.steps.fitted import load_fitted
-from replaceme.verify import require_passed, verify
+from replaceme.verification.other_loaders import external_checks
+from replaceme.verification.outcome import FAILED
+from replaceme.verification.verify import require_passed, verify
 
 ONLINE = False
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_results(args: argparse.Namespace) -> None:
     """Say what differs, one line each, and fail when anything does."""
-    from replaceme.audit import audit
+    from replaceme.verification.audit import audit
 
     found = audit(args.model)
     if args.any_versions:

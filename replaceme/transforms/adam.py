@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.progress import progress
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State, Tensors
 from replaceme.transforms.streams import Table

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
 from replaceme.kernels import row_cosine
-from replaceme.statistics import Statistics
 from replaceme.transforms.transform import Transform
 
 

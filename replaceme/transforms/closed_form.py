@@ -6,8 +6,8 @@ zero or, beyond the paper, the identity: where the text says little, the block's
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.solve import Ridge, Towards, normal_equations, reported, solve
 from replaceme.transforms.transform import Transform, r_squared, residual
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.activations.rows import Rows
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 from replaceme.kernels import Sums, gram_cross, row_cosine
-from replaceme.progress import progress
-from replaceme.rows import Rows
-from replaceme.statistics import Statistics
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.resume import State
 from replaceme.transforms.solve import Ridge, Towards, normal_equations, reported, solve_quickly

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from replaceme.rows import Rows
-from replaceme.statistics import Statistics
+from replaceme.activations.rows import Rows
+from replaceme.activations.statistics import Statistics
 from replaceme.transforms.adam import AdamOptions, adam
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.cosine import check_width, scaled

@@ -5,8 +5,8 @@ Their least-squares relatives are in `scaling`.
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.scaling import hadamard
 from replaceme.transforms.solve import check, reported
 from replaceme.transforms.transform import Transform

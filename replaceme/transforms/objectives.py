@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.streams import Block, Blocks
 
 SMALLEST_SQUARE = 1e-30  # a row shorter than 1e-15 has no direction and does not count

@@ -1,16 +1,16 @@
 """The structures of T and the function that fits each: a new one is a file beside this and a line in `FITS`.
 
-Imported by name, so that an edit of one concerns the fits that use it alone (see `fingerprint`).
+Imported by name, so that an edit of one concerns the fits that use it alone (see `code_hash`).
 """
 
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 
 if TYPE_CHECKING:
-    from replaceme.statistics import Statistics
+    from replaceme.activations.statistics import Statistics
     from replaceme.transforms.transform import Transform
 
 FITS = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import load_tensors, save_tensors
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import load_tensors, save_tensors
 
 LOGGER = logging.getLogger(__name__)
 STATE = ".fit-state-{group}.safetensors"
@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 def here(device: str | torch.device, *modules: str) -> dict[str, Any]:
     """What the bits of a computation hang on besides its inputs: the code of `modules`, torch, device and threads."""
-    from replaceme.fingerprint import fingerprint
+    from replaceme.provenance.code_hash import fingerprint
 
     name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
     code = fingerprint(*modules)

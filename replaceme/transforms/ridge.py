@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.progress import progress
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.solve import Towards, check
 from replaceme.transforms.transform import Transform

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
 from replaceme.transforms.solve import Ridge, Towards, check, reported
 from replaceme.transforms.transform import Transform
 

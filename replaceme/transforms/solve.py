@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.transform import Transform, r_squared, residual
 
 LOGGER = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ all channels, the threshold each channel's own.
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.progress import progress
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 from replaceme.transforms.solve import Ridge, System, Towards, normal_equations, reported
 from replaceme.transforms.transform import Transform
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from replaceme.rows import Rows
+from replaceme.activations.rows import Rows
 
 HELD_OUT = 8  # one block of rows in so many is held out
 BLOCK_ROWS = 65536

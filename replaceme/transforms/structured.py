@@ -6,8 +6,8 @@ of T - I (a low-rank or triangular correction of the block's own output), and so
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.solve import Ridge, Towards, check, normal_equations, reported, solve
 from replaceme.transforms.transform import Transform
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import load_metadata, load_tensors, save_groups
-from replaceme.recycling import Recycled
-from replaceme.statistics import Statistics
+from replaceme.activations.recycled_neurons import Recycled
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import load_metadata, load_tensors, save_groups
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Transform:
     """A map `matrix` float64 [width, hidden] in the row-vector convention, `m @ matrix ~ r`, and the fit's report.
 
     `intercept` [hidden] is added to its output. With a `gain` what counts is its direction p, the output being
-    `gain * p / rms(p)`: for blocks that normalise what their MLP puts out. `placement`: see `regression`; `recycled`:
+    `gain * p / rms(p)`: for blocks that normalise what their MLP puts out. `placement`: see `targets`; `recycled`:
     the neurons that were changed before the fit. The report holds plain numbers and strings only (JSON without NaN).
     """
 

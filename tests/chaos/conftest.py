@@ -20,9 +20,9 @@ from workflow.conftest import Project, copy_tree
 from workflow.conftest import pristine as pristine
 from workflow.conftest import shared as shared
 
-from replaceme.digests import KEY
-from replaceme.files import TEMPORARY, sweep_temporaries
-from replaceme.lineage import FOLDER
+from replaceme.core.digests import KEY
+from replaceme.core.files import TEMPORARY, sweep_temporaries
+from replaceme.provenance.job_record import FOLDER
 
 HERE = Path(__file__).parent
 # for the sample: what needs no more than torch and transformers
@@ -260,7 +260,7 @@ def pytest_addoption(parser):
 @pytest.fixture
 def figures(request, shared) -> Iterator[dict[str, Any]]:
     """What a test counted; added to the file that --chaos-out names, with the machine, the versions and the time."""
-    from replaceme.provenance import hardware, versions
+    from replaceme.provenance.environment import hardware, versions
 
     found: dict[str, Any] = {}
     yield found

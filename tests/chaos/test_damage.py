@@ -10,8 +10,8 @@ import pytest
 from chaos.conftest import cost, restored
 from chaos.test_kills_of_steps import remove
 
-from replaceme.aside import DAMAGED
-from replaceme.files import RESULTS_VARIABLE
+from replaceme.core.files import RESULTS_VARIABLE
+from replaceme.workflow.set_aside import DAMAGED
 
 DAMAGES = 80
 CHECKED = (".safetensors", ".json")  # tables, texts and figures carry no digest

@@ -7,7 +7,7 @@ from chaos.test_damage import damage_many
 from chaos.test_disks import limit_many, refused
 from chaos.test_kills_of_steps import kill_many
 
-from replaceme.files import RESULTS_VARIABLE
+from replaceme.core.files import RESULTS_VARIABLE
 
 KILLS, DAMAGES, LIMITS = len(SAMPLED), 6, 4
 

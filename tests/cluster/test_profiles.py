@@ -6,7 +6,7 @@ import re
 import pytest
 from workflow.conftest import ROOT
 
-from replaceme.needs import TABLE
+from replaceme.planning.job_resources import TABLE
 
 PROFILES = ("slurm", "kubernetes")
 
@@ -27,8 +27,8 @@ def test_auto_takes_the_gpus_that_the_profile_grants(project, profile):
     """Not those of the machine that submits."""
     project.config(device="auto")
     text = planned(project, profile)
-    assert text.count("python -m replaceme.gpu 1 -- replaceme gram") == 2
-    assert text.count("python -m replaceme.gpu 0 -- replaceme verify") == 2
+    assert text.count("python -m replaceme.workflow.gpu_lock 1 -- replaceme gram") == 2
+    assert text.count("python -m replaceme.workflow.gpu_lock 0 -- replaceme verify") == 2
     assert "not here yet" not in text
 
 
@@ -36,7 +36,10 @@ def test_without_granted_gpus_auto_is_the_cpu_and_an_unknown_model_is_said_once(
     table = {**project.config()["tables"]["main.1"], "models": ["far"]}
     project.config(device="auto", models={"far": {"source": "owner/name"}}, tables={"main.1": table})
     text = planned(project, "slurm", "--resources", "gpu=0")
-    assert text.count("python -m replaceme.gpu 0 -- replaceme gram") == 2 and "replaceme.gpu 1" not in text
+    assert (
+        text.count("python -m replaceme.workflow.gpu_lock 0 -- replaceme gram") == 2
+        and "replaceme.workflow.gpu_lock 1" not in text
+    )
     assert text.count("models.far: not here yet, so its jobs ask for memory and time as one of 8 billion") == 1
     assert not project.attempts.exists()
 

@@ -13,11 +13,11 @@ from hashlib import sha256
 import pytest
 from workflow.conftest import ROOT, Project, copy_tree
 
-from replaceme.checkpoints import open_checkpoint
-from replaceme.config import load
-from replaceme.needs import needs
-from replaceme.outline import outline_of
-from replaceme.workload import work_of
+from replaceme.config.schema import load
+from replaceme.models.checkpoints import open_checkpoint
+from replaceme.planning.job_resources import needs
+from replaceme.planning.job_work import work_of
+from replaceme.planning.outline import outline_of
 
 pytestmark = pytest.mark.slurm
 TEXT = {"capture_output": True, "text": True, "timeout": 60}
@@ -190,7 +190,7 @@ def on_slurm(slurm, pristine, options, command):
 
 def test_the_launcher_takes_the_devices_that_slurm_gives(slurm, pristine, tmp_path):
     """Two jobs have one each, two processes in a job of two share these, and a job without GPUs gets none."""
-    launch = f"{shlex.quote(sys.executable)} -m replaceme.gpu"
+    launch = f"{shlex.quote(sys.executable)} -m replaceme.workflow.gpu_lock"
     shared = [f"{launch} 1 -- {together(tmp_path, *names)}" for names in (("c", "d"), ("d", "c"))]
     jobs = {
         "one": (["--gpus=1"], f"{launch} 1 -- {together(tmp_path, 'a', 'b')}"),

@@ -8,8 +8,8 @@ from typing import Any
 
 from hostile.stage import CHECK, Case
 
-from replaceme.record_files import LONGEST_LINE
-from replaceme.text_files import LARGEST_TEXT
+from replaceme.calibration.record_files import LONGEST_LINE
+from replaceme.core.text_files import LARGEST_TEXT
 
 OUT = ("--out", "out")
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from replaceme.cli import main
-from replaceme.files import json_text, read_json
+from replaceme.core.files import json_text, read_json
 
 CONFIG = {
     "models": {"tiny": {"source": "model"}},
@@ -78,7 +78,7 @@ def write_task(**changes: Any) -> None:
 
 def make() -> None:
     """What the steps make of the project: record, tokens (some of another tokenizer too), cut, sums, transform."""
-    from replaceme.data import load_tokens
+    from replaceme.calibration.tokens import load_tokens
 
     steps = [
         "model model --out made/model.json",

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 
 kernels = importlib.import_module("replaceme.kernels.gram")  # the package's attribute `gram` is the function
 

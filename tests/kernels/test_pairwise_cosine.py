@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 
 kernels = importlib.import_module("replaceme.kernels.pairwise_cosine")  # also where the package exports the function
 

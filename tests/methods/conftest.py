@@ -2,14 +2,14 @@
 
 import pytest
 
-from replaceme.checkpoints import read_config, resolve
-from replaceme.config import FitConfig
-from replaceme.fitting import Passes
-from replaceme.loading import load_causal_model
+from replaceme.config.fits import FitConfig
+from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.saving import finish_found
-from replaceme.models import family_of
-from replaceme.writing import merging
+from replaceme.models.checkpoints import read_config, resolve
+from replaceme.models.loading import load_causal_model
+from replaceme.models.model_config import family_of
+from replaceme.surgery.write_checkpoint import merging
 
 CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
 

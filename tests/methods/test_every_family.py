@@ -3,12 +3,12 @@
 import pytest
 from family_checks import BLOCKS, EXACT, GROUPS, config_of, difference, loaded, outputs, samples, source
 
-from replaceme.checkpoints import read_config, resolve
-from replaceme.config import FitConfig
-from replaceme.fitting import Passes
-from replaceme.methods import METHODS, running
+from replaceme.config.fits import FitConfig
+from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
-from replaceme.models import family_of
+from replaceme.methods.registry import METHODS, running
+from replaceme.models.checkpoints import read_config, resolve
+from replaceme.models.model_config import family_of
 
 CUT = {"groups": [list(group) for group in GROUPS], "blocks": 4, "num_blocks": BLOCKS, "metric": "given"}
 # heads that are all shared leave less to take out

@@ -4,16 +4,16 @@ import pytest
 import torch
 from family_checks import BLOCKS, EXACT, difference, loaded, outputs, samples, source
 
-from replaceme.checkpoints import open_checkpoint, read_config, resolve
-from replaceme.config import FitConfig
-from replaceme.fitting import Passes
-from replaceme.language_loss import mean_loss
-from replaceme.loading import load_causal_model
-from replaceme.methods import GROUPED, check_section, running
+from replaceme.activations.language_loss import mean_loss
+from replaceme.config.fits import FitConfig
+from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.groups import coupled_groups
 from replaceme.methods.llm_pruner import counts_for, importances, roots_of
-from replaceme.models import family_of
+from replaceme.methods.registry import GROUPED, check_section, running
+from replaceme.models.checkpoints import open_checkpoint, read_config, resolve
+from replaceme.models.loading import load_causal_model
+from replaceme.models.model_config import family_of
 
 CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given"}
 
@@ -92,7 +92,7 @@ def test_the_library_scores_groups_alike(llama, make_tokens, make_passes):
     passes = make_passes(llama, make_tokens(samples=6))
     found = importances(passes, coupled_groups(passes, 1, roots_of(passes.model.config)), [1])[1]["channels"]
     block = passes.model.layers[1].requires_grad_(True)
-    from replaceme.taylor import loss_gradients
+    from replaceme.cuts.taylor import loss_gradients
 
     layers = [block.mlp.up_proj, block.mlp.gate_proj, block.mlp.down_proj]
     gradients = loss_gradients(passes.headed, passes.tokens, 4, [one.weight for one in layers])

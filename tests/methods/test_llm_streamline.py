@@ -6,13 +6,13 @@ import pytest
 import torch
 from family_checks import EXACT, difference, loaded, outputs, samples, source
 
-from replaceme.checkpoints import read_config, resolve
-from replaceme.config import FitConfig
-from replaceme.fitting import Passes
-from replaceme.loading import load_base_model, load_causal_model
-from replaceme.methods import check_section, running
+from replaceme.config.fits import FitConfig
+from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
-from replaceme.models import family_of
+from replaceme.methods.registry import check_section, running
+from replaceme.models.checkpoints import read_config, resolve
+from replaceme.models.loading import load_base_model, load_causal_model
+from replaceme.models.model_config import family_of
 from replaceme.transforms.resume import State
 
 CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}

@@ -6,19 +6,20 @@ import pytest
 import torch
 
 import replaceme
-from replaceme import shards
-from replaceme.card import licence_of
-from replaceme.checkpoints import open_checkpoint
 from replaceme.cli import main
-from replaceme.config import CutConfig, FitConfig
-from replaceme.files import read_json
-from replaceme.foresight import can_foresee
-from replaceme.loading import load_causal_model
-from replaceme.methods import METHODS, check_method
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.core.files import read_json
+from replaceme.fitting.one_pass import can_foresee
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.found import Found
-from replaceme.separate import CODE
-from replaceme.writing import Merger
+from replaceme.methods.registry import METHODS, check_method
+from replaceme.models.checkpoints import open_checkpoint
+from replaceme.models.custom_code import CODE
+from replaceme.models.loading import load_causal_model
+from replaceme.surgery import shards
+from replaceme.surgery.model_card import licence_of
+from replaceme.surgery.write_checkpoint import Merger
 
 CODED = {"svd_llm", "slicegpt", "llm_pruner"}
 QUICK = {"llm_streamline": {"epochs": 1}}
@@ -142,7 +143,7 @@ def test_shards_without_linear_layers_are_copied(make_llama, make_tokens, fitted
 
 @pytest.mark.parametrize("method", METHODS)
 def test_streamed_models_are_refused(method, llama, texts, tmp_path, refuses):
-    from replaceme.config import CalibrationConfig
+    from replaceme.config.calibrations import CalibrationConfig
 
     (tmp_path / "text.txt").write_text(" ".join(texts))
     streamed = CalibrationConfig(dataset=str(tmp_path / "text.txt"), samples=4, tokens=16, streaming="always")

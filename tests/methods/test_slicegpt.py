@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from replaceme.loading import load_base_model, load_causal_model
-from replaceme.methods import running, slicegpt
+from replaceme.methods import slicegpt
 from replaceme.methods.found import Found
-from replaceme.models import family_of
+from replaceme.methods.registry import running
+from replaceme.models.loading import load_base_model, load_causal_model
+from replaceme.models.model_config import family_of
 
 
 def biased(model):

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from replaceme.checkpoints import open_checkpoint
-from replaceme.loading import load_base_model
 from replaceme.methods.svd_llm import input_grams, linear_layers, product, rank_of, truncated
 from replaceme.methods.walk import Walk
+from replaceme.models.checkpoints import open_checkpoint
+from replaceme.models.loading import load_base_model
 
 
 def rows(seed, count, width):

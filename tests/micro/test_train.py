@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.micro import corpus, growth, optimise, tokenizer, train
 
 TINY = train.Recipe(

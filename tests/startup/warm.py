@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "REPLACEME_TEST_WARM"  # the path of the socket
-WARMED = ("replaceme", "snakemake", "plain.py", "forking.py")
+WARMED = ("replaceme", "snakemake", "reload_worker.py", "forking.py")
 PRELOADED = (
     "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.generation", "safetensors.torch", "datasets", "lm_eval.evaluator", "lm_eval.tasks",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.affine import Gain
 from replaceme.transforms.transform import Transform
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import save_tensors
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import save_tensors
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
 from replaceme.transforms.registry import FITS, fit
 from replaceme.transforms.transform import Transform, r_squared, residual

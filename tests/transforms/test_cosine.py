@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.files import write_json
-from replaceme.rows import INDEX, Rows, store
-from replaceme.statistics import Statistics
+from replaceme.activations.rows import INDEX, Rows, store
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import write_json
 from replaceme.transforms import cosine, streams
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.cosine import fit_cosine

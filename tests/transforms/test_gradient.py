@@ -6,9 +6,9 @@ import pytest
 import scipy.optimize
 import torch
 
-from replaceme.errors import ReplaceMeError
-from replaceme.rows import store
-from replaceme.statistics import Statistics
+from replaceme.activations.rows import store
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.adam import AdamOptions, _order
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.cosine import fit_cosine

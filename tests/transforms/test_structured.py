@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaceme.errors import ReplaceMeError
-from replaceme.statistics import Statistics
+from replaceme.activations.statistics import Statistics
+from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.registry import FITS, fit
 from replaceme.transforms.ridge import Shards, fit_auto_ridge

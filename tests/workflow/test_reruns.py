@@ -123,13 +123,18 @@ CODE = {
         {**LS, **TABLE},
     ),
     "merge": (
-        "replaceme/fold.py",
+        "replaceme/surgery/fold.py",
         "transform.double().T @ weight.to(transform.device).double()",
         "(weight.to(transform.device).double().T @ transform.double()).T",
         {"merge": 2, "verify": 2, "evaluate": 2, "speed": 2, **TABLE},
     ),
-    "verify": ("replaceme/plain.py", "return model.eval()", "return model.train(False)", {"verify": 2, **SHOWN}),
-    "comment": ("replaceme/fold.py", "import pairwise\n", "import pairwise  # of neighbours\n", {}),
+    "verify": (
+        "replaceme/verification/reload_worker.py",
+        "return model.eval()",
+        "return model.train(False)",
+        {"verify": 2, **SHOWN},
+    ),
+    "comment": ("replaceme/surgery/fold.py", "import pairwise\n", "import pairwise  # of neighbours\n", {}),
 }
 
 
@@ -154,7 +159,7 @@ def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
             {"transform": 1, "merge": 1},
         ),
         # a checkpoint is read beside the very file that it brings, comments included, so that one is made again
-        ("modeling_replaceme", "import torch\n", "import torch  # alone\n", {"merge": 1}),
+        ("models/modeling_replaceme", "import torch\n", "import torch  # alone\n", {"merge": 1}),
     ):
         code = edited(completed, tmp_path / Path(file).name, f"replaceme/{file}.py", old, new)
         assert code.jobs("--until", "merge") == expected

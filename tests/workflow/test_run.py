@@ -198,7 +198,7 @@ def test_gpu_jobs_take_one_device_each_of_those_visible(project):
     project.config(device="auto")
     done = project.snakemake("--dry-run", "--printshellcmds", CUDA_VISIBLE_DEVICES="0,1")
     assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("python -m replaceme.gpu 1 -- replaceme gram") == 2
+    assert (done.stdout + done.stderr).count("python -m replaceme.workflow.gpu_lock 1 -- replaceme gram") == 2
     touched = project.snakemake("--touch", CUDA_VISIBLE_DEVICES="0,1")  # no job runs, but the limits are printed
     assert re.search(r"Provided resources:.*\bgpu\W.*\b2\b", touched.stdout + touched.stderr)
 
@@ -208,7 +208,11 @@ def test_jobs_of_a_model_that_is_spread_take_its_gpus(project):
     project.config(device="auto", models=models)
     done = project.snakemake("--dry-run", "--printshellcmds", CUDA_VISIBLE_DEVICES="0,1,2")
     assert done.returncode == 0, done.stderr
-    commands = [line for line in (done.stdout + done.stderr).splitlines() if "replaceme.gpu 3 -- replaceme" in line]
+    commands = [
+        line
+        for line in (done.stdout + done.stderr).splitlines()
+        if "replaceme.workflow.gpu_lock 3 -- replaceme" in line
+    ]
     steps = {line.split("-- replaceme ")[1].split()[0] for line in commands}
     assert steps == {"candidates", "distances", "evaluate", "fit", "gram", "speed"}
     assert all("--gpus=3" in line for line in commands)

@@ -1,0 +1,52 @@
+"""Gradients of a model's loss that are the same bits on every run, on a GPU too.
+
+torch's attention on a GPU adds the gradients of keys and values in whatever order its threads end. Its flash and
+memory-efficient kernels do it in one order only while `use_deterministic_algorithms` is strict (with `warn_only` they
+warn and do not), cuDNN's kernel never does. Strict all along would refuse models whose forward pass has an operation
+that torch calls non-deterministic; so only the backward pass is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from replaceme.core.errors import ReplaceMeError, in_one_line
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Within it forward passes go through kernels whose backward pass can be the same bits each time."""
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        with _determinism(strict=False):
+            yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+def backward(loss: torch.Tensor) -> None:
+    """Add the gradients of a loss, of a forward pass within `repeatable`, to those of its parameters.
+
+    Raises ReplaceMeError where torch has no deterministic way.
+    """
+    try:
+        with _determinism(strict=True):
+            loss.backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise ReplaceMeError(
+            f"gradients: not the same on every run of this GPU: {in_one_line(error)}; compute on `device: cpu`"
+        ) from error
+
+
+@contextmanager
+def _determinism(strict: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

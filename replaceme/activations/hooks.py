@@ -1,0 +1,33 @@
+"""Let a block of a loaded model run something else for a while."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from replaceme.models.families import Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def skipped(block: "nn.Module", family: Family):
+    """Let a block hand on its input; returns what undoes it."""
+
+    def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
+        return (hidden_states, None) if family.tuples else hidden_states
+
+    return running_instead(block, hand_on)
+
+
+def running_instead(block: "nn.Module", forward: "Callable[..., Any]") -> "Callable[[], None]":
+    """Let a block run another forward; returns what undoes it."""
+    own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied
+    block.forward = forward
+
+    def undo() -> None:
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
+
+    return undo

@@ -1,0 +1,34 @@
+"""Open a model for forward passes: whole, or streamed where it does not fit."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replaceme.activations.streaming import load_streamed, needed
+from replaceme.core.errors import ReplaceMeError
+from replaceme.models.checkpoints import open_checkpoint
+from replaceme.models.loading import WHOLE, Held, load_base_model, load_causal_model
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    folder: str | Path, dtype: str, device: str, head: bool, held: Held = WHOLE
+) -> "PreTrainedModel | nn.Module":
+    """The model of a checkpoint folder with its head or without; errors as in `load_base_model`.
+
+    Without its head it may be a streamed one, whose blocks get their weights in turn.
+    """
+    if held.streaming != "never":
+        checkpoint = open_checkpoint(folder)
+        if needed(checkpoint, dtype, held, device):
+            if checkpoint.family.modality != "text":
+                raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
+            if head:
+                raise ReplaceMeError(
+                    f"{folder}: the loss of a model needs all of it, which cannot be streamed; use "
+                    "another metric or method, or `streaming: never`"
+                )
+            return load_streamed(checkpoint, dtype, device)
+    return (load_causal_model if head else load_base_model)(folder, dtype, device, held)

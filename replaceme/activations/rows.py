@@ -1,0 +1,294 @@
+"""Rows of a cut, for the fits that cannot do with sums: m (see `targets`) and r of each token, bfloat16.
+
+The exact cosine objective (eq. 7 of arXiv 2505.02819) also needs the residual stream Y = hidden_states[start-1] - M,
+the `state`; R + Y is then hidden_states[end-1]. A folder of safetensors parts and an index.json that is written last.
+Parts are memory-mapped and read in blocks, so no [tokens, hidden] array is ever in memory. Where one process makes and
+uses them they stay in memory if there is plenty. A row is rounded once to bfloat16: 2^-9 of each element.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.activations.capture import Activations, collect
+from replaceme.activations.targets import formed, rows_of, wanted_by
+from replaceme.calibration.tokens import Tokens
+from replaceme.config.placement import Regression
+from replaceme.core.errors import DamagedError, ReplaceMeError
+from replaceme.core.files import (
+    check_files,
+    check_room,
+    read_json,
+    replacing,
+    sha256,
+    sync,
+    write_json,
+    write_safetensors,
+)
+from replaceme.core.memory import free_memory
+from replaceme.core.progress import progress
+from replaceme.models.model_config import Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.activations.recycled_neurons import Recycled
+
+LOGGER = logging.getLogger(__name__)
+INDEX = "index.json"
+NAMES = ("mlp_output", "target", "state")
+MLP = Regression()
+BYTES = 2  # of an element, bfloat16
+MEMORY_SHARE = 0.25  # of the free memory, for rows that need no folder
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in a folder: `parts` are (file, rows) in order; `origin` says what they were made from.
+
+    `columns` are the widths of MLP output and target; `state`: each row has Y too, as wide as the target; `held`: the
+    tensors of each part, of rows in memory, that no folder holds.
+    """
+
+    folder: Path
+    parts: tuple[tuple[str, int], ...]
+    columns: tuple[int, int]
+    state: bool
+    origin: dict[str, Any]
+    held: tuple[tuple["torch.Tensor", ...], ...] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def count(self) -> int:
+        """Rows of all parts."""
+        return sum(rows for _, rows in self.parts)
+
+    def bytes(self, state: bool) -> int:
+        """Bytes of all rows, with their state or without."""
+        return self.count * row_bytes(self.columns, state)
+
+    @staticmethod
+    def open(folder: str | Path) -> "Rows":
+        """Rows that `store` wrote; raises ReplaceMeError for another folder, and where a part is missing or damaged."""
+        folder = Path(folder)
+        index = read_json(folder / INDEX)
+        if not isinstance(index, dict) or set(index) != {"parts", "columns", "state", "origin", "files"}:
+            raise ReplaceMeError(f"{folder / INDEX}: not the index of rows; make them with `replaceme rows`")
+        check_files(folder, index["files"])
+        parts = tuple((name, rows) for name, rows in index["parts"])
+        return Rows(folder, parts, tuple(index["columns"]), index["state"], index["origin"])
+
+    def require_state(self) -> None:
+        """Raise ReplaceMeError for rows without their state."""
+        if not self.state:
+            raise ReplaceMeError(f"{self.folder}: rows without the residual stream; make them with `rows --state`")
+
+    def blocks(self, size: int, state: bool = False) -> Iterator[tuple["torch.Tensor", ...]]:
+        """(mlp_output, target), with `state` (mlp_output, target, state): bfloat16 [at most `size`, columns], CPU.
+
+        Always cut at the same places. Raises ReplaceMeError for a corrupted part, and where there is no state.
+        """
+        for number, (_, rows) in enumerate(self.parts):
+            with self._part(number, state) as tensors:
+                for start in range(0, rows, size):
+                    yield tuple(one[start : start + size] for one in tensors)
+
+    def tensors(self, state: bool = False) -> list[list["torch.Tensor"]]:
+        """The tensors of `blocks` of each part, whole, but mapped: nothing is read yet. Errors as there."""
+        found = []
+        for number in range(len(self.parts)):
+            with self._part(number, state) as tensors:
+                found.append([one[:] for one in tensors])
+        return found
+
+    @contextlib.contextmanager
+    def _part(self, number: int, state: bool) -> Iterator[Sequence[Any]]:
+        if state:
+            self.require_state()
+        names = NAMES if state else NAMES[:2]
+        if self.held is not None:
+            yield self.held[number][: len(names)]
+            return
+        with opened(self.folder / self.parts[number][0]) as file:
+            yield [file.get_slice(name) for name in names]
+
+
+@contextlib.contextmanager
+def opened(part: Path) -> Iterator[Any]:
+    """An open part; raises ReplaceMeError when it is corrupted."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(part, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise DamagedError(part.parent, f"corrupted ({error})", part) from error
+
+
+def row_bytes(columns: tuple[int, int], state: bool) -> int:
+    """Bytes of one row whose MLP output and target have these widths."""
+    return BYTES * (columns[0] + columns[1] * (1 + state))
+
+
+class HeldParts:
+    """Rows on their way, in memory; `rows` are those so far."""
+
+    def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
+        self.rows = Rows(folder, (), (0, 0), False, origin, ())
+
+    def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
+        """Take a part, (mlp_output, target) or (mlp_output, target, state)."""
+        self._note(tensors, (*self.rows.held, tensors))
+
+    def _note(self, tensors: tuple["torch.Tensor", ...], held: tuple | None) -> None:
+        parts = (*self.rows.parts, (f"rows-{len(self.rows.parts):05}.safetensors", len(tensors[0])))
+        columns = (tensors[0].shape[1], tensors[1].shape[1])
+        self.rows = replace(self.rows, parts=parts, columns=columns, state=len(tensors) == len(NAMES), held=held)
+
+
+class Parts(HeldParts):
+    """Rows on their way to a folder; `rows` are what it holds once it is complete."""
+
+    def __init__(self, folder: Path, origin: dict[str, Any], temporary: Path, writer: ThreadPoolExecutor) -> None:
+        super().__init__(folder, origin)
+        self._temporary, self._writer = temporary, writer
+        self._pending: Future | None = None
+        self.digests: dict[str, str] = {}
+
+    def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
+        """Write a part while the next is made."""
+        self.settle()
+        self._note(tensors, None)
+        self._pending = self._writer.submit(self._write, self._temporary / self.rows.parts[-1][0], tensors)
+
+    def settle(self) -> None:
+        """Wait for the part that is being written."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _write(self, path: Path, tensors: tuple["torch.Tensor", ...]) -> None:
+        write_safetensors(path, dict(zip(NAMES, tensors, strict=False)), {})
+        self.digests[path.name] = sha256(path)  # from memory, before the disk has it
+        sync(path)
+
+
+@contextlib.contextmanager
+def storing(folder: str | Path, origin: dict[str, Any] | None = None) -> Iterator[Parts]:
+    """Within it rows can be added to a folder, which is there, complete, afterwards."""
+    folder = Path(folder)
+    with replacing(folder) as temporary, ThreadPoolExecutor(1) as writer:
+        temporary.mkdir()
+        parts = Parts(folder, origin or {}, temporary, writer)
+        yield parts
+        parts.settle()
+        rows = parts.rows
+        index = {"parts": rows.parts, "columns": rows.columns, "state": rows.state, "origin": rows.origin}
+        write_json(temporary / INDEX, {**index, "files": parts.digests})
+
+
+@contextlib.contextmanager
+def keeping(folder: Path, needed: int) -> Iterator[HeldParts]:
+    """Within it rows of `needed` bytes can be added: to memory where there is plenty, else to a folder."""
+    if needed < MEMORY_SHARE * free_memory("cpu"):
+        yield HeldParts(folder, {})
+        return
+    check_room(folder, needed, "rows", "lower `fit_tokens`")
+    with storing(folder) as parts:
+        yield parts
+
+
+def store(folder: str | Path, rows: Iterable[tuple["torch.Tensor", ...]], origin: dict[str, Any] | None = None) -> Rows:
+    """Write rows, given part by part as `Parts.add` takes them, and return them."""
+    with storing(folder, origin) as parts:
+        for tensors in rows:
+            parts.add(tensors)
+    return parts.rows
+
+
+class RowCollector:
+    """The rows of a cut [start, end), batch by batch, all of them or `fit_tokens` drawn uniformly.
+
+    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has such.
+    """
+
+    def __init__(
+        self,
+        cut: tuple[int, int],
+        count: int,
+        fit_tokens: int | None = None,
+        with_state: bool = False,
+        regression: Regression = MLP,
+        recycled: "Recycled | None" = None,
+    ) -> None:
+        self.cut, self.with_state, self.regression, self.recycled = cut, with_state, regression, recycled
+        self.chosen = _chosen(count, fit_tokens)
+        self.wanted = wanted_by(regression, [cut])
+        self.parts: HeldParts | None = None
+        self._done = 0
+
+    def bytes(self, model: "nn.Module", family: Family) -> int:
+        """What they take; it is logged too."""
+        hidden = width = model.config.hidden_size
+        if self.regression.placement == "down_proj":
+            width = family.intermediate_size(family.block_modules(model)[self.cut[0] - 1])
+        count = int(self.chosen.sum())
+        needed = count * row_bytes((width, hidden), self.with_state)
+        LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, needed / 1e9)
+        return needed
+
+    def add(self, activations: Activations) -> None:
+        """Add (m, target[, state]) of the chosen tokens of a batch, in bfloat16."""
+        import torch
+
+        here = int(activations.mask.sum())
+        keep = self.chosen[self._done : self._done + here].to(activations.mask.device)
+        self._done += here
+        if keep.any():
+            m, terms = rows_of(self.regression, activations, *self.cut, self.recycled)
+            m, goal, state, added = (tensor[activations.mask][keep] for tensor in (m, *terms))
+            target = formed((goal, state, added))
+            before = (state.to(target.dtype) - added.to(target.dtype),) if self.with_state else ()
+            self.parts.add(tuple(tensor.to(torch.bfloat16).cpu() for tensor in (m, target, *before)))
+
+
+def write_rows(
+    folder: str | Path,
+    model: "nn.Module",
+    family: Family,
+    tokens: Tokens,
+    groups: Sequence[tuple[int, int]],
+    batch_size: int,
+    fit_tokens: int | None = None,
+    origin: dict[str, Any] | None = None,
+    with_state: bool = False,
+    regression: Regression = MLP,
+    recycled: "Sequence[Recycled | None] | None" = None,
+) -> list[Rows]:
+    """Write the rows of each group of a cut (see `RowCollector`), by one forward pass, and return them.
+
+    Those of the first go to 0 in `folder`, and so on. Raises ReplaceMeError before the pass when the disk has no room
+    for them.
+    """
+    shape = (tokens.count, fit_tokens, with_state, regression)
+    pairs = zip(groups, recycled or [None] * len(groups), strict=True)
+    collectors = [RowCollector(group, *shape, one) for group, one in pairs]
+    check_room(Path(folder), sum(one.bytes(model, family) for one in collectors), "rows", "lower `fit_tokens`")
+    with contextlib.ExitStack() as stack:
+        for number, one in enumerate(collectors):
+            one.parts = stack.enter_context(storing(Path(folder) / str(number), origin))
+        collect(model, family, progress(tokens.batches(batch_size), "rows", unit="batch"), collectors)
+    return [one.parts.rows for one in collectors]
+
+
+def _chosen(count: int, wanted: int | None) -> "torch.Tensor":
+    """Which of `count` tokens are taken: all, or `wanted` of them drawn uniformly, always the same."""
+    import torch
+
+    chosen = torch.zeros(count, dtype=torch.bool)
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    chosen[drawn[: count if wanted is None else wanted]] = True
+    return chosen

@@ -1,0 +1,113 @@
+"""What a calibration's text is read from, and its documents one after another, in an order fixed by the seed.
+
+Sources: `micro` and `micro-training` (the embedded generator; they share no document), local .txt, .jsonl and .parquet
+files, and Hub datasets (streamed).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from replaceme.calibration.conversations import chat, messages_of
+from replaceme.calibration.images import check_images
+from replaceme.calibration.record_files import check_columns, read_records
+from replaceme.calibration.samples import PassedOver, column_of, shuffled, stream
+from replaceme.config.calibrations import MICRO, CalibrationConfig, suffix_of
+from replaceme.core.errors import ReplaceMeError, UnusableError
+from replaceme.core.files import note_read, sha256
+from replaceme.core.templates import as_text, filled
+from replaceme.core.text_files import check_text, read_text
+
+KINDS = (".txt", ".jsonl", ".json", ".parquet")
+SHUFFLE_BUFFER = 10_000  # records held while shuffling a stream
+
+
+def is_local(dataset: str) -> bool:
+    """Whether a dataset is a file rather than generated or a Hub id."""
+    return dataset not in MICRO and (suffix_of(dataset) in KINDS or Path(dataset).exists())
+
+
+def check_source(config: CalibrationConfig) -> None:
+    """Raise ReplaceMeError when local calibration files are missing or of an unknown kind."""
+    if config.images is not None:
+        return check_images(config)
+    if config.dataset is None:  # made of other calibrations
+        return
+    if config.dataset == "micro" and config.name is not None:
+        from replaceme.micro.world import FAMILIES
+
+        if config.name not in FAMILIES:
+            raise ReplaceMeError(
+                f"micro: no documents named {config.name!r}; name one of {', '.join(FAMILIES)}, or none"
+            )
+    path = Path(config.dataset)
+    if not is_local(config.dataset):
+        return
+    if not path.is_file():
+        raise ReplaceMeError(f"{path}: no such file; `dataset` is micro, a .txt, .jsonl or .parquet file, or a Hub id")
+    if suffix_of(config.dataset) not in KINDS:
+        raise ReplaceMeError(f"{path}: unknown kind of file; use one of {', '.join(KINDS)}")
+    if suffix_of(config.dataset) == ".txt":
+        check_text(path)
+    else:
+        check_columns(config.dataset, config.columns)
+
+
+def describe(config: CalibrationConfig) -> dict[str, Any]:
+    """What identifies the source beyond its name: the hash of a local file."""
+    check_source(config)
+    if not is_local(config.dataset):
+        return {}
+    note_read(config.dataset)
+    return {"file_sha256": sha256(config.dataset)}
+
+
+def read_documents(config: CalibrationConfig, tokenizer: Any, passed: PassedOver) -> Iterator[str]:
+    """Documents of a source, in an order fixed by the seed (a .txt file is one document).
+
+    Records that hold none are `passed` over.
+    """
+    if config.dataset == "micro":
+        from replaceme.micro.world import documents
+
+        return documents(config.seed, config.name)
+    if config.dataset == "micro-training":
+        from replaceme.micro.world import training_documents
+
+        return training_documents(config.seed)
+    if suffix_of(config.dataset) == ".txt":
+        return iter([read_text(config.dataset)])
+    if config.conversations is None:
+        return passed.usable(records(config), lambda record: text_of(record, config))
+    turns = conversations(config, tokenizer, passed)
+    return passed.usable(turns, lambda one: chat(one, tokenizer, config.dataset))
+
+
+def records(config: CalibrationConfig) -> Iterator[dict]:
+    """Records of a file or of a Hub dataset, in an order fixed by the seed, with the columns that are asked for."""
+    if is_local(config.dataset):
+        given = {"path": config.dataset, "columns": config.columns}
+        return shuffled(read_records, given, config.seed, SHUFFLE_BUFFER)
+    return stream(config, SHUFFLE_BUFFER)
+
+
+def text_of(record: dict, config: CalibrationConfig) -> str:
+    """The text of a record, of a column or of a template filled with several; raises UnusableError for none."""
+    if config.template is not None:
+        text = filled(config.template, record, config.dataset)
+    else:
+        column = config.source_column
+        text = as_text(column_of(record, column, config.dataset), column, config.dataset)
+    if not text.strip():
+        named = ", ".join(map(repr, config.columns))
+        raise UnusableError(f"{config.dataset}: no text in column {named}; name another one by `column`")
+    return text
+
+
+def conversations(config: CalibrationConfig, tokenizer: Any, passed: PassedOver) -> Iterator[list[dict[str, str]]]:
+    """Conversations of a source as lists of {role, content}, in an order fixed by the seed."""
+    if not tokenizer.chat_template:
+        raise ReplaceMeError(
+            f"{config.dataset}: conversations need a chat template, and the model's tokenizer has none"
+        )
+    return passed.usable(records(config), lambda record: messages_of(record, config))

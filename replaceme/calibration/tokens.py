@@ -1,0 +1,166 @@
+"""Calibration text -> token ids and mask, deterministic in (source, seed), saved with hashes of what it holds.
+
+What the documents are read from: `documents`; images: `images`. Two ways to make sequences: `pack` joins documents and
+cuts full sequences; otherwise each document is one sequence, truncated or right-padded, and the padding is masked in
+every later step.
+"""
+
+import itertools
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.calibration.documents import describe, read_documents
+from replaceme.calibration.images import Images, calibrate_images
+from replaceme.calibration.samples import PassedOver, Samples
+from replaceme.config.calibrations import CalibrationConfig, packed_alone, suffix_of
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import load_tensors
+from replaceme.core.progress import progress
+from replaceme.models.checkpoints import read_config
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tokens(Samples):
+    """Calibration sequences: `input_ids` int64 and `mask` bool (true on real tokens), both [samples, tokens]."""
+
+    input_ids: "torch.Tensor"
+    mask: "torch.Tensor"
+
+    def __getitem__(self, part: "slice | torch.Tensor") -> "Tokens":
+        """Some of the sequences."""
+        return Tokens(self.input_ids[part], self.mask[part])
+
+    def join(self, *others: "Tokens") -> "Tokens":
+        """These sequences and others after them; shorter ones are padded to the longest, and the padding masked."""
+        import torch
+        from torch.nn.functional import pad
+
+        width = max(part.mask.shape[1] for part in (self, *others))
+        wider = [[pad(x, (0, width - x.shape[1])) for x in (part.input_ids, part.mask)] for part in (self, *others)]
+        return Tokens(*(torch.cat(parts) for parts in zip(*wider, strict=True)))
+
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """Ids and mask."""
+        return {"input_ids": self.input_ids, "attention_mask": self.mask}
+
+
+def load_tokens(path: str | Path) -> tuple[Samples, dict[str, Any]]:
+    """Read what `Samples.save` wrote, tokens or images, and check its hash."""
+    tensors, metadata = load_tensors(path)
+    if {"input_ids", "attention_mask"} <= tensors.keys():
+        tokens = Tokens(tensors["input_ids"], tensors["attention_mask"])
+    elif "pixel_values" in tensors:
+        tokens = Images(tensors["pixel_values"], metadata["positions"])
+    else:
+        raise ReplaceMeError(f"{path}: not a token file; make it with `replaceme tokens`")
+    if tokens.digest() != metadata.get("sha256"):
+        raise ReplaceMeError(f"{path}: content does not match its hash; delete it and run again")
+    return tokens, metadata
+
+
+def calibration_for(folder: str | Path, config: CalibrationConfig) -> tuple[Samples, dict[str, Any]]:
+    """Tokens or images of a calibration for the checkpoint in a folder, and the record of where they came from."""
+    from replaceme.models.loading import load_tokenizer
+
+    if config.images is not None:
+        return calibrate_images(config, folder)
+    tokens, record = calibrate(config, load_tokenizer(folder))
+    check_vocabulary(tokens, read_config(folder), str(folder))
+    return tokens, record
+
+
+def check_vocabulary(samples: Samples, config: dict[str, Any], where: str) -> None:
+    """Raise ReplaceMeError for token ids that are no rows of the embedding of a model with this config.json."""
+    rows, largest = config.get("vocab_size"), int(samples.input_ids.max()) if isinstance(samples, Tokens) else -1
+    if rows is not None and largest >= rows:
+        raise ReplaceMeError(
+            f"{where}: token id {largest}, but the model's vocabulary has {rows} (vocab_size in config.json); take the "
+            "tokenizer of this model"
+        )
+
+
+def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[str, Any]]:
+    """Tokens of a calibration and the record of where they came from; raises ReplaceMeError when there is no text."""
+    source, passed = describe(config), PassedOver(config.dataset)
+    documents = read_documents(config, tokenizer, passed)
+    # a chat template has already written the special tokens
+    encoded = encode(documents, tokenizer, special_tokens=config.conversations is None)
+    pack = packs(config)
+    if pack:
+        rows = packed(encoded, config, tokenizer)
+    else:
+        rows = (ids[: config.tokens] for ids in encoded if ids)
+    rows = list(progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"))
+    passed.report(len(rows))
+    tokens = stack(rows, tokenizer, config.dataset)
+    if len(tokens.input_ids) < config.samples:
+        log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), config.samples)
+    record = config.model_dump(include=set(TOKEN_FIELDS) - {"images"})
+    return tokens, {**record, "column": config.source_column, "pack": pack, **source}
+
+
+TOKEN_FIELDS = (
+    "dataset", "images", "name", "revision", "split", "column", "conversations", "template", "samples", "tokens",
+    "pack", "seed",
+)  # fmt: skip
+
+
+def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None, length: int) -> Tokens:
+    """Tokens of given texts, one sequence each, truncated to `length`."""
+    rows = (ids[:length] for ids in encode(texts, tokenizer) if ids)
+    return stack(itertools.islice(rows, samples), tokenizer)
+
+
+def packs(config: CalibrationConfig) -> bool:
+    """Whether documents are joined: as configured, else for the generator and for plain text."""
+    return config.pack if config.pack is not None else packed_alone(config.dataset)
+
+
+def encode(documents: Iterable[str], tokenizer: Any, special_tokens: bool = True) -> Iterator[list[int]]:
+    """Token ids of each non-empty document."""
+    for document in documents:
+        if document.strip():
+            yield tokenizer(document, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+
+
+def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: Any) -> Iterator[list[int]]:
+    """Full sequences of `tokens` ids from joined documents, each document closed by the end-of-sequence token.
+
+    A stream is cut as it comes; a .txt file, one document, is cut into windows that the seed puts in random order.
+    """
+    closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = itertools.chain.from_iterable(document + closing for document in encoded)
+    rows = iter(lambda: list(itertools.islice(ids, config.tokens)), [])
+    if suffix_of(config.dataset) == ".txt":
+        windows = list(rows)
+        if len(windows) > 1 and len(windows[-1]) < config.tokens:
+            windows.pop()
+        random.Random(config.seed).shuffle(windows)
+        return iter(windows)
+    return rows
+
+
+def stack(rows: Iterable[list[int]], tokenizer: Any, where: str = "calibration") -> Tokens:
+    """Right-pad sequences to the longest and mask the padding; raises ReplaceMeError when there are none."""
+    import torch
+
+    rows = list(rows)
+    if not rows:
+        raise ReplaceMeError(f"{where}: no text left after dropping empty documents; check dataset and column")
+    width = max(map(len, rows))
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    input_ids = torch.full((len(rows), width), padding, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for k, ids in enumerate(rows):
+        input_ids[k, : len(ids)] = torch.tensor(ids)
+        mask[k, : len(ids)] = True
+    return Tokens(input_ids, mask)

@@ -1,0 +1,86 @@
+"""Command-line options out of the config schema, and back: one description for config.yaml, --help and the rules."""
+
+import argparse
+import shlex
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from replaceme.config.base import Strict
+from replaceme.core.validation import validated
+
+
+def add_options(parser: argparse.ArgumentParser, schema: type[Strict], only: tuple[str, ...] = ()) -> None:
+    """One `--option` for each field of a config section (or for `only` some of them), with its description as help."""
+    group = parser.add_argument_group(f"{schema.__name__.removesuffix('Config').lower()} options (as in config.yaml)")
+    for name, field in schema.model_fields.items():
+        if only and name not in only:
+            continue
+        required = field.is_required()
+        default = "" if required or field.default is None else f" Default: {field.default}."
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            required=required,
+            default=argparse.SUPPRESS,
+            help=(field.description + default).replace("%", "%%"),
+            **_kind(field),
+        )
+
+
+def from_options(args: argparse.Namespace, schema: type[Strict], only: tuple[str, ...] = ()) -> Any:
+    """The section that the given options (or `only` some of them) describe, validated as config.yaml is."""
+    names = set(only or schema.model_fields)
+    given = {name: value for name, value in vars(args).items() if name in names}
+    return validated(schema, given, "options")
+
+
+def to_flags(section: Strict, only: tuple[str, ...] = ()) -> str:
+    """The options that describe a section, shell-quoted; values left at their default are not spelt out."""
+    flags = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if (only and name not in only) or (not field.is_required() and value == field.default):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            flags.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            flags.append(f"{option}={'none' if value is None else value}")  # joined: a value may begin with a dash
+    return shlex.join(flags)
+
+
+def _kind(field: FieldInfo) -> dict[str, Any]:
+    """argparse's arguments for a field's type; `none` is spelt out only where null is not the default."""
+    options = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
+    optional = type(None) in _alternatives(field.annotation) and field.default is not None
+    kind = options[0]
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    words = [word for other in options[1:] if get_origin(other) is Literal for word in get_args(other)]
+    if words:
+        return {"type": _word_or(words, kind), "metavar": f"{kind.__name__.upper()}|{'|'.join(words)}"}
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": _or_none(kind) if optional else kind, "metavar": getattr(kind, "__name__", "value").upper()}
+
+
+def _alternatives(annotation: Any) -> tuple:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _word_or(words: list[str], kind: type):
+    def convert(text: str):
+        return text if text in words else kind(text)
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def _or_none(kind: type):
+    def convert(text: str):
+        return None if text == "none" else kind(text)
+
+    convert.__name__ = getattr(kind, "__name__", "value")
+    return convert

@@ -1,0 +1,223 @@
+"""What every candidate cut leaves unexplained after its own least-squares fit, measured for all of them at once.
+
+- residual: 1 - R^2 of the fit, sum |M T - R|^2 / sum |R|^2, from the statistics alone.
+- cosine_after_fit: mean over tokens of 1 - cos(Y + M T, hidden_states[end-1]), Y = hidden_states[start-1] - M, with the
+  T of that candidate: a second pass over the same tokens.
+- loss: by how much the language-model loss rises, in nats per token, on sequences that no T was fitted to, when the
+  model runs with that candidate's T in place of the blocks.
+
+Where a norm follows the MLP, M T passes it with a gain of its own (`Gain`), one more pass.
+
+The candidates that start at one block share M and so its Gram: it is accumulated once, with their targets side by side.
+Memory in float64: a [d, d] for each start, and two (cross term and T) for each candidate.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from replaceme.activations.capture import Activations, capture
+from replaceme.activations.language_loss import mean_loss
+from replaceme.activations.statistics import Statistics
+from replaceme.activations.targets import formed, rows_of, wanted_by
+from replaceme.calibration.tokens import Tokens
+from replaceme.config.cuts import UNREPAIRED_METRICS, CutConfig
+from replaceme.config.placement import Regression
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
+from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
+from replaceme.cuts.groups import Span
+from replaceme.models.model_config import Family
+from replaceme.surgery.shortened_model import shortened
+from replaceme.transforms.gains import Gains
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.transforms.transform import Transform
+
+log = logging.getLogger(__name__)
+ENOUGH = 4  # tokens for each channel below which a post-fit metric is doubtful
+HELD_OUT = 4  # sequences to fit on for each one that the loss is measured on
+MLP = Regression()
+
+
+def candidates_of(
+    cut: CutConfig, record: dict[str, Any], model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
+) -> dict[str, Any]:
+    """The contents of candidates.json that a cut section asks for; where `needs_loss` the model with its head."""
+    sizes = sizes_of(cut, record)
+    fitted, held_out = tokens.first(cut.samples), {}
+    if cut.search == "merging":
+        from replaceme.cuts.laco_search import merging_candidates
+
+        blocks = resolve_blocks(cut, record)
+        measured = merging_candidates(cut, record, blocks, model, family, fitted, batch_size)
+        return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
+    if cut.metric in UNREPAIRED_METRICS:
+        from replaceme.cuts.without_fit import unrepaired_candidates
+
+        measured = unrepaired_candidates(cut, record, model, family, fitted, batch_size)
+        return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
+    if cut.needs_loss:
+        fitted, held_out["loss"] = split(tokens, cut.samples)
+    measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out)
+    return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
+
+
+def split(tokens: Tokens, samples: int | None) -> tuple[Tokens, Tokens]:
+    """(sequences to fit on, held-out ones): `samples` and a quarter as many, where there are fewer 4 to 1."""
+    wanted = None if samples is None else samples + max(1, samples // HELD_OUT)
+    chosen = tokens.first(wanted)
+    count = len(chosen)
+    if count < 2:
+        raise ReplaceMeError("cut: metric loss needs two calibration sequences or more, as one is held out")
+    last = max(1, count // (HELD_OUT + 1))
+    return chosen.first(count - last), chosen[-last:]
+
+
+def measure_candidates(
+    model: "nn.Module",
+    family: Family,
+    tokens: Tokens,
+    sizes: Sequence[int],
+    batch_size: int,
+    held_out: Mapping[str, Tokens] | None = None,
+) -> list[dict[str, Any]]:
+    """Residual, residual_identity, cosine, cosine_after_fit of every candidate of some sizes.
+
+    And the rise of the loss on each of the held-out texts, under its name; for these the model must have its head.
+    """
+    base = model.base_model
+    candidates = [span for size in sizes for span in spans(len(family.block_modules(base)), size)]
+    _check_enough(tokens.count, base.config.hidden_size)
+    starts = {start for start, _ in candidates}
+    needed = 8 * (len(starts) + 2 * len(candidates)) * base.config.hidden_size**2
+    log.info("statistics and fits of %d candidates: %.1f GB", len(candidates), needed / 1e9)
+
+    def passes(description: str) -> Iterator[Activations]:
+        batches = progress(tokens.batches(batch_size), description, unit="batch")
+        return capture(base, family, batches, wanted_by(MLP, candidates))
+
+    fits = _fits(passes("statistics of all cuts"), candidates)
+    if family.post_norm is not None:
+        gains = Gains(candidates, fits)
+        for activations in passes("gains of all cuts"):
+            gains.add(activations)
+        fits = gains.transforms()
+    after = _mean_cosine_distances(passes("cosine after fit"), candidates, fits)
+    rises = _losses(model, family, held_out or {}, candidates, fits)
+    return [
+        {
+            "start": start,
+            "end": end,
+            "residual": one.report["residual"],
+            "residual_identity": one.report["residual_identity"],
+            "cosine_after_fit": fitted,
+            "cosine": dropped,
+            **rise,
+        }
+        for (start, end), one, (fitted, dropped), rise in zip(candidates, fits, after, rises, strict=True)
+    ]
+
+
+def _check_enough(tokens: int, hidden_size: int) -> None:
+    """With as many tokens as channels every candidate fits perfectly, and the choice would be among rounding errors."""
+    if tokens <= hidden_size:
+        raise ReplaceMeError(
+            f"cut: {tokens} calibration tokens for a hidden size of {hidden_size}: every candidate would fit them "
+            "perfectly; use more samples or longer text, or `metric: cosine`"
+        )
+    if tokens < ENOUGH * hidden_size:
+        log.warning(
+            "%d calibration tokens for a hidden size of %d: the fits of candidates are loose", tokens, hidden_size
+        )
+
+
+def _fits(passes: Iterable[Activations], candidates: Sequence[Span]) -> "list[Transform]":
+    """The least-squares transform of every candidate."""
+    from replaceme.transforms.closed_form import fit_least_squares
+
+    statistics = gather_candidates(passes, candidates)
+    return [fit_least_squares(statistics.pop(span)) for span in candidates]
+
+
+def gather_candidates(passes: Iterable[Activations], candidates: Sequence[Span]) -> dict[Span, Statistics]:
+    """The statistics of every candidate, those of one start with one Gram."""
+    import torch
+
+    ends: dict[int, list[int]] = {}
+    for start, end in candidates:
+        ends.setdefault(start, []).append(end)
+    wide: dict[int, Statistics] = {}
+    energies: dict[int, torch.Tensor] = {}
+    for activations in passes:
+        for start, several in ends.items():
+            rows = [rows_of(MLP, activations, start, end) for end in several]
+            m = rows[0][0]
+            terms = tuple(torch.cat(parts, -1) for parts in zip(*(each for _, each in rows), strict=True))
+            if start not in wide:
+                wide[start] = Statistics.zeros(terms[0].shape[-1], m.device, m.shape[-1])
+                energies[start] = torch.zeros(len(several), dtype=torch.float64, device=m.device)
+            wide[start].add_batch(m, terms, activations.mask)
+            target = formed(tuple(term[activations.mask] for term in terms)).double()
+            energies[start] += target.unflatten(-1, (len(several), -1)).square().sum((0, 2))
+    return {
+        (start, end): _narrow(wide[start], k, energies[start][k])
+        for start, several in ends.items()
+        for k, end in enumerate(several)
+    }
+
+
+def _narrow(wide: Statistics, k: int, energy: "torch.Tensor") -> Statistics:
+    """The statistics of the k-th of the targets that stand side by side."""
+    columns = slice(k * wide.width, (k + 1) * wide.width)
+    return replace(wide, cross=wide.cross[:, columns], sum_target=wide.sum_target[columns], target_energy=energy)
+
+
+def _mean_cosine_distances(
+    passes: Iterable[Activations], candidates: Sequence[Span], fits: "Sequence[Transform]"
+) -> list[tuple[float, float]]:
+    """For each candidate the mean distance to the target state of Y + M T, and of the carrier's state as it is."""
+    totals = [[0.0, 0.0] for _ in candidates]
+    tokens = 0
+    for activations in passes:
+        tokens += int(activations.mask.sum())
+        for total, span, transform in zip(totals, candidates, fits, strict=True):
+            fitted, dropped = _cosine_distance_sums(activations, span, transform)
+            total[0] += fitted
+            total[1] += dropped
+    return [(fitted / tokens, dropped / tokens) for fitted, dropped in totals]
+
+
+def _cosine_distance_sums(activations: Activations, span: Span, transform: "Transform") -> tuple[float, float]:
+    from torch.nn.functional import cosine_similarity
+
+    m, terms = rows_of(MLP, activations, *span)
+    goal, state, m = (x[activations.mask].double() for x in (*terms[:2], m))
+    predicted = state - m + transform.apply(m)
+    return (
+        float((1 - cosine_similarity(predicted, goal, dim=-1)).sum()),
+        float((1 - cosine_similarity(state, goal, dim=-1)).sum()),
+    )
+
+
+def _losses(
+    model: "nn.Module",
+    family: Family,
+    held_out: Mapping[str, Tokens],
+    candidates: Sequence[Span],
+    fits: "Sequence[Transform]",
+) -> list[dict[str, float]]:
+    """By how much each candidate raises the loss on each text."""
+    if not held_out:
+        return [{} for _ in candidates]
+    whole = {name: mean_loss(model, tokens) for name, tokens in held_out.items()}
+    log.info("the whole model's %s", ", ".join(f"{name}: {value:.4f} nats" for name, value in whole.items()))
+    found = []
+    for span, transform in zip(progress(candidates, "loss of all cuts", unit="cut"), fits, strict=True):
+        with shortened(model.base_model, family, [span], [transform]):
+            found.append({name: mean_loss(model, tokens) - whole[name] for name, tokens in held_out.items()})
+    return found

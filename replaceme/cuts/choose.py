@@ -1,0 +1,196 @@
+"""The choice of the cut: which runs of blocks go, by distance (the paper) or by what is left after the fit.
+
+Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
+
+- cosine, angular, l2, bi, cka, cca: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4; `distances`).
+- residual, cosine_after_fit, loss: what is left after the least-squares fit of each (`candidates`).
+- perplexity, taylor: what is left of the model without each (`without_fit`).
+- output: what is left of the model's last states when blocks are merged, one run after another (`laco_search`).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from replaceme.config.cuts import CutConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.cuts.groups import Costs, Span, check_room, dynamic, greedy, independent, least, merged, sizes_needed
+
+if TYPE_CHECKING:
+    import torch
+
+
+def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
+    """All candidate cuts [start, end) of `blocks` blocks; raises ReplaceMeError when none leaves a carrier."""
+    if not 1 <= blocks < num_blocks:
+        raise ReplaceMeError(
+            f"cut: cannot remove {blocks} of {num_blocks} blocks: block 0 must stay as the carrier; "
+            f"remove at most {num_blocks - 1}"
+        )
+    return [(start, start + blocks) for start in range(1, num_blocks - blocks + 1)]
+
+
+def resolve_blocks(cut: CutConfig, record: dict[str, Any]) -> int:
+    """The number of blocks to remove: `blocks`, or the one whose share of the parameters is nearest to `ratio`."""
+    if cut.blocks is not None:
+        return cut.blocks
+    mean = sum(record["block_parameters"]) / record["num_blocks"]
+    wanted = cut.ratio * record["parameters"] / mean
+    if wanted > record["num_blocks"] - 0.5:
+        most = mean * (record["num_blocks"] - 1) / record["parameters"]
+        raise ReplaceMeError(f"cut: ratio {cut.ratio} is out of reach; all blocks but one are {most:.3f} of the model")
+    return max(1, round(wanted))
+
+
+def sizes_of(cut: CutConfig, record: dict[str, Any]) -> list[int]:
+    """The sizes of the runs that the choice of a cut section compares."""
+    return sizes_needed(resolve_blocks(cut, record), cut.groups, cut.search)
+
+
+def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, int]]:
+    """All candidates of a cut section on a model; raises ReplaceMeError when its size, start or groups do not fit."""
+    blocks = resolve_blocks(cut, record)
+    possible = spans(record["num_blocks"], blocks)
+    if cut.start is not None and (cut.start, cut.start + blocks) not in possible:
+        last = possible[-1][0]
+        raise ReplaceMeError(
+            f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between 1 and {last}"
+        )
+    if cut.search == "merging":
+        return _without_kept(cut, record["num_blocks"], blocks, spans(record["num_blocks"], 1))
+    sizes = sizes_of(cut, record)
+    check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
+    found = [span for size in sizes for span in spans(record["num_blocks"], size)]
+    return _without_kept(cut, record["num_blocks"], blocks, found) if cut.single else found
+
+
+def _without_kept(cut: CutConfig, num_blocks: int, blocks: int, found: list[Span]) -> list[Span]:
+    """Single blocks less the first and the last that stay; raises ReplaceMeError when too few are left."""
+    found = [(start, end) for start, end in found if start >= cut.keep_first and end <= num_blocks - cut.keep_last]
+    if len(found) < blocks:
+        raise ReplaceMeError(
+            f"cut: cannot remove {blocks} of {num_blocks} blocks: the first {cut.keep_first} and the last "
+            f"{cut.keep_last} stay; remove at most {len(found)}"
+        )
+    return found
+
+
+def choose(
+    cut: CutConfig,
+    record: dict[str, Any],
+    distances: dict[str, "torch.Tensor"] | None = None,
+    candidates: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The contents of cut.json: the groups [start, end) that go, the metric, and every candidate with its value.
+
+    `distances` are needed for the metrics of pairs of states, `candidates` for the others, neither for a cut placed by
+    hand. Of several groups `parts` are those compared, before any were merged; of a choice by merging `coefficients`
+    are those of each group's carrier and blocks.
+    """
+    possible = possible_spans(cut, record)
+    blocks, coefficients = resolve_blocks(cut, record), {}
+    if cut.start is not None:
+        metric, position, listed, parts = "given", None, [], [(cut.start, cut.start + blocks)]
+    elif cut.search == "merging":
+        metric, position, listed = cut.metric, cut.position, candidates
+        merges = _merges(candidates, blocks)
+        parts = [(one["start"], one["end"]) for one in merges]
+        coefficients = {"coefficients": [one["coefficients"] for one in merges]}
+    else:
+        metric, position = cut.metric, cut.position
+        if cut.search == "iterative":
+            listed = candidates
+        elif cut.needs_candidates:
+            listed = _measured(candidates, possible, metric)
+        else:
+            listed = _by_distance(_matrix(distances, metric, position), possible, metric)
+        parts = _search(cut, listed, possible, record["num_blocks"], blocks)
+    several = {"parts": [list(part) for part in parts], "search": cut.search, "adjacency": cut.adjacency}
+    return {
+        "groups": [list(group) for group in merged(parts)],
+        "blocks": blocks,
+        "num_blocks": record["num_blocks"],
+        "metric": metric,
+        "position": position,
+        **(several if cut.several else {}),
+        **coefficients,
+        "candidates": listed,
+    }
+
+
+def kept_merges(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the merges that a search tried those that are in its result, in order: kept, and in no later one."""
+    found: list[dict[str, Any]] = []
+    for entry in tried:
+        if entry["kept"]:
+            found = [entry, *(one for one in found if one["start"] > entry["end"])]
+    return found
+
+
+def removed_by(tried: list[dict[str, Any]]) -> int:
+    """How many blocks are gone after a search by merging."""
+    return sum(one["end"] - one["start"] for one in kept_merges(tried))
+
+
+def _merges(candidates: list[dict[str, Any]], blocks: int) -> list[dict[str, Any]]:
+    if not all("kept" in one for one in candidates) or removed_by(candidates) != blocks:
+        raise ReplaceMeError(
+            f"cut: the candidates measured are not those of merging {blocks} blocks; measure them again"
+        )
+    return kept_merges(candidates)
+
+
+def _search(
+    cut: CutConfig, listed: list[dict[str, Any]], possible: list[Span], num_blocks: int, blocks: int
+) -> list[Span]:
+    if cut.search == "iterative":
+        return _least_of_rounds(listed, possible, cut.metric, blocks)
+    costs = _costs(listed, cut.metric)
+    if cut.search == "dynamic":
+        return dynamic(costs, num_blocks, blocks, cut.groups, cut.adjacency)
+    if cut.single:
+        return independent(costs, blocks)
+    return greedy(costs, num_blocks, cut.groups, cut.adjacency)
+
+
+def _costs(listed: list[dict[str, Any]], metric: str) -> Costs:
+    return {(one["start"], one["end"]): one[metric] for one in listed}
+
+
+def _least_of_rounds(listed: list[dict[str, Any]], possible: list[Span], metric: str, blocks: int) -> list[Span]:
+    """The run of least value in each round, all of which measured the runs that were left."""
+    gone: list[Span] = []
+    for number in range(blocks):
+        costs = _costs([one for one in listed if one.get("round") == number and metric in one], metric)
+        if set(costs) != set(possible) - set(gone):
+            raise ReplaceMeError(
+                f"cut: the candidates measured are not those of round {number} of {blocks} by {metric}; measure them "
+                "again"
+            )
+        gone.append(least(costs))
+    return sorted(gone)
+
+
+def _measured(candidates: list[dict[str, Any]], possible: list[Span], metric: str) -> list[dict[str, Any]]:
+    """Those of the measured candidates that a cut compares, in order."""
+    known = {(one["start"], one["end"]): one for one in candidates if metric in one}
+    missing = next((span for span in possible if span not in known), None)
+    if missing is not None:
+        start, end = missing
+        raise ReplaceMeError(
+            f"cut: the candidates measured are not those of {end - start} blocks: no {metric} of [{start}, {end}); "
+            "measure them again"
+        )
+    return [known[span] for span in possible]
+
+
+def _matrix(distances: dict[str, "torch.Tensor"], metric: str, position: str) -> "torch.Tensor":
+    name = f"{metric}_{position}"
+    if name not in distances:
+        raise ReplaceMeError(
+            f"cut: the distances hold no {metric}; measure them with `--representations`, cca with two calibration "
+            "tokens or more for each channel"
+        )
+    return distances[name]
+
+
+def _by_distance(matrix: "torch.Tensor", possible: list[Span], metric: str) -> list[dict[str, Any]]:
+    return [{"start": start, "end": end, metric: float(matrix[start - 1, end - 1])} for start, end in possible]

@@ -1,0 +1,122 @@
+"""Distances between the hidden states of all pairs of blocks, in one pass over the calibration tokens.
+
+cosine: mean over tokens of 1 - cos(h_i, h_j); angular: mean of arccos(cos) / pi; l2: mean of |h_i - h_j|; bi: the block
+influences of ShortGPT (arXiv 2403.03853), 1 - cos(h_{k-1}, h_k), summed over blocks i+1 .. j. Each over all unmasked
+tokens (`all`) and over the last unmasked token of each sequence (`last`). Where asked for, cka and cca: see
+`similarity`, over the first tokens (`all` alone). h_k = hidden_states[k], before any final norm. Eq. 4, Fig. 5 to 7 of
+the paper; its authors' code uses angular, last.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replaceme.activations.capture import Activations, Wanted, collect
+from replaceme.calibration.tokens import Tokens
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import load_tensors, save_tensors, write_text
+from replaceme.core.progress import progress
+from replaceme.models.model_config import Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+METRICS = ("cosine", "angular", "l2", "bi")
+POSITIONS = ("all", "last")
+
+
+def measure(
+    model: "nn.Module", family: Family, tokens: Tokens, batch_size: int, representations: bool = False
+) -> dict[str, "torch.Tensor"]:
+    """Matrices `<metric>_<position>`, float64 [L, L], entry (i, j) the mean distance of hidden_states[i] and [j].
+
+    `representations`: also cka and cca, which cost more than all others.
+    """
+    distances = Distances(len(family.block_modules(model)), representations)
+    collect(model, family, progress(tokens.batches(batch_size), "distances", unit="batch"), [distances])
+    return distances.means()
+
+
+class Distances:
+    """The sums of `measure`, batch by batch."""
+
+    def __init__(self, num_blocks: int, representations: bool = False) -> None:
+        import torch
+
+        shape = (num_blocks, num_blocks)
+        names = [f"{metric}_{position}" for metric in METRICS[:3] for position in POSITIONS]
+        self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
+        self.counts = dict.fromkeys(POSITIONS, 0)
+        self.first: list[list[torch.Tensor]] | None = [[] for _ in range(num_blocks)] if representations else None
+        self.wanted = Wanted(frozenset(range(num_blocks)))
+
+    def add(self, activations: Activations) -> None:
+        """Add the distances of a batch."""
+        from replaceme.cuts.similarity import TOKENS
+
+        room = max(0, TOKENS - self.counts["all"]) if self.first else 0
+        for block, kept in enumerate(self.first) if room else ():
+            kept.append(activations.hidden_states[block][activations.mask][:room].clone())  # not all of it kept alive
+        for position, keep in (("all", activations.mask), ("last", last_tokens(activations.mask))):
+            self.counts[position] += int(keep.sum())
+            for metric, total in _sums(activations, keep).items():
+                self.sums[f"{metric}_{position}"] += total
+
+    def means(self) -> dict[str, "torch.Tensor"]:
+        """The matrices of `measure`, of the batches so far."""
+        import torch
+
+        from replaceme.cuts.similarity import similarities
+
+        means = {name: total / self.counts[name.split("_")[1]] for name, total in self.sums.items()}
+        means |= {f"bi_{position}": _influences(means[f"cosine_{position}"]) for position in POSITIONS}
+        whole = similarities([torch.cat(kept) for kept in self.first]) if self.first else {}
+        return means | {f"{metric}_all": matrix for metric, matrix in whole.items()}
+
+
+def _influences(cosine: "torch.Tensor") -> "torch.Tensor":
+    """Sums of the distances between neighbours, from i to j."""
+    import torch
+
+    passed = torch.cat([torch.zeros(1, dtype=cosine.dtype), cosine.diagonal(1).cumsum(0)])
+    return (passed[:, None] - passed).abs()
+
+
+def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
+    """Mask [samples, tokens] that is true on the last unmasked token of each sequence alone."""
+    following = mask.long().flip(1).cumsum(1).flip(1)
+    return mask & (following == 1)
+
+
+def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """Sums over the kept tokens of cosine, angular and l2, float64 [L, L]."""
+    from replaceme.kernels import pairwise_cosine, pairwise_l2
+
+    states = [activations.hidden_states[k].flatten(0, 1) for k in range(len(activations.hidden_states))]
+    flags = keep.flatten()  # few kept tokens need no gathering: the others are not read
+    means = (*pairwise_cosine(states, flags), pairwise_l2(states, flags))
+    return {metric: (mean * keep.sum()).cpu() for metric, mean in zip(METRICS, means, strict=False)}
+
+
+def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) -> None:
+    """Write the matrices as safetensors, and as one long csv beside it."""
+    path = Path(path)
+    save_tensors(path, matrices, metadata)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["i", "j", *matrices])
+    num_blocks = len(next(iter(matrices.values())))
+    for i in range(num_blocks):
+        for j in range(num_blocks):
+            writer.writerow([i, j, *(repr(float(matrix[i, j])) for matrix in matrices.values())])
+    write_text(path.with_suffix(".csv"), text.getvalue())
+
+
+def load(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict]:
+    """Read what `save` wrote."""
+    matrices, metadata = load_tensors(path)
+    if not {f"{m}_{p}" for m in METRICS for p in POSITIONS} <= matrices.keys():
+        raise ReplaceMeError(f"{path}: not a distance file; make it with `replaceme distances`")
+    return matrices, metadata

@@ -1,0 +1,83 @@
+"""What the removal of blocks costs when nothing takes their place: measures of others, as baselines of the choice.
+
+- perplexity: exp of the language-model loss of the model without the blocks (Shortened LLaMA, arXiv 2402.02834).
+- taylor: see `taylor` (the same paper); a run of blocks counts the sum of their scores.
+
+Every run is measured on the whole model, or (`search: iterative`; with perplexity SLEB, arXiv 2402.09025) every single
+block on the model without those that went before it, of which the least goes, and so on.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from replaceme.activations.language_loss import mean_loss
+from replaceme.calibration.tokens import Tokens
+from replaceme.config.cuts import CutConfig
+from replaceme.core.progress import progress
+from replaceme.cuts.choose import possible_spans, resolve_blocks, sizes_of, spans
+from replaceme.cuts.groups import Span, least
+from replaceme.cuts.taylor import taylor_scores
+from replaceme.models.model_config import Family
+from replaceme.surgery.shortened_model import shortened
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# (runs that are gone, runs to measure) -> a value for each of the latter
+Measure = Callable[[Sequence[Span], Sequence[Span]], list[float]]
+LARGEST = 700.0  # loss in nats above which its exp would overflow
+
+
+def unrepaired_candidates(
+    cut: CutConfig, record: dict[str, Any], model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
+) -> list[dict[str, Any]]:
+    """Every run of blocks that a cut section compares, with its perplexity or Taylor score on some text.
+
+    The model must have its head. With `search: iterative` each entry has its `round`, from 0.
+    """
+    measure = _perplexities(model, family, tokens)
+    if cut.metric == "taylor":
+        measure = _taylor(model, family, tokens, batch_size)
+    if cut.search == "iterative":
+        return one_by_one(measure, possible_spans(cut, record), resolve_blocks(cut, record), cut.metric)
+    measured = [span for size in sizes_of(cut, record) for span in spans(record["num_blocks"], size)]
+    return _entries(measured, measure([], measured), cut.metric)
+
+
+def one_by_one(measure: Measure, possible: Sequence[Span], blocks: int, metric: str) -> list[dict[str, Any]]:
+    """Entries of all rounds: in each, every run that is left is measured without those of least value before it."""
+    gone: list[Span] = []
+    found: list[dict[str, Any]] = []
+    for number in range(blocks):
+        left = [span for span in possible if span not in gone]
+        values = measure(gone, left)
+        found += [{**entry, "round": number} for entry in _entries(left, values, metric)]
+        gone.append(least(dict(zip(left, values, strict=True))))
+    return found
+
+
+def _entries(measured: Sequence[Span], values: Sequence[float], metric: str) -> list[dict[str, Any]]:
+    return [{"start": start, "end": end, metric: value} for (start, end), value in zip(measured, values, strict=True)]
+
+
+def _perplexities(model: "nn.Module", family: Family, tokens: Tokens) -> Measure:
+    def measure(gone: Sequence[Span], measured: Sequence[Span]) -> list[float]:
+        found = []
+        for span in progress(measured, f"perplexity, {len(gone)} blocks gone", unit="cut"):
+            without = [*gone, span]
+            with shortened(model.base_model, family, without, [None] * len(without)):
+                found.append(math.exp(min(mean_loss(model, tokens), LARGEST)))
+        return found
+
+    return measure
+
+
+def _taylor(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> Measure:
+    def measure(gone: Sequence[Span], measured: Sequence[Span]) -> list[float]:
+        blocks = sorted({block for start, end in measured for block in range(start, end)})
+        with shortened(model.base_model, family, gone, [None] * len(gone)):
+            scores = taylor_scores(model, family, tokens, batch_size, blocks)
+        return [sum(scores[block] for block in range(start, end)) for start, end in measured]
+
+    return measure

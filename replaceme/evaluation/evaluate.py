@@ -1,0 +1,219 @@
+"""Benchmark a model folder with lm-eval: every number with its standard error, its count and its per-item values.
+
+The per-item values make paired comparisons of two models possible. Avg-acc is the unweighted mean over the tasks with
+`in_average`. All that a task can get wrong by itself is found before the model is loaded (see `task_checks`).
+"""
+
+import contextlib
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from replaceme.core import uncertainty
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.offline import offline
+from replaceme.evaluation import items as answers
+from replaceme.evaluation import lm_eval as harness
+from replaceme.evaluation import overlap, scoring, task_checks, task_index
+from replaceme.evaluation.items import Asked
+from replaceme.evaluation.scoring import Pool
+from replaceme.evaluation.task_checks import TaskOptions
+from replaceme.models.loading import size
+from replaceme.provenance.environment import hardware, versions
+
+__all__ = ["TaskOptions", "average", "evaluate", "ready"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Tasks whose prompts are made: the items of each and of its members, and the metric that stands for it.
+
+    `perplexity` is a task and the perplexity that it reports.
+    """
+
+    asked: dict[str, list[Asked]]
+    metrics: dict[str, str]
+    perplexity: tuple[str, str] | None
+
+
+def evaluate(
+    model_folder: str | Path,
+    tasks: Mapping[str, TaskOptions],
+    *,
+    include: task_index.Include = None,
+    perplexity_task: str | None = None,
+    batch_size: int = 16,
+    limit: int | None = None,
+    seed: int = 1234,
+    device: str = "cpu",
+    dtype: str = "float32",
+    gpus: int = 1,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint folder on lm-eval tasks and return a JSON-able record.
+
+    `include`: folder(s) of task YAMLs; when all tasks are local files, no library tries the network. `limit`: first
+    items of each task only. Raises ReplaceMeError for unknown tasks or metrics, missing data, broken models, and where
+    a metric that stands for a task comes to no number; of other metrics that do, warnings.
+    """
+    started = time.perf_counter()
+    wanted = dict(tasks)
+    if perplexity_task is not None and perplexity_task not in wanted:
+        wanted[perplexity_task] = TaskOptions(in_average=False)
+    if not wanted:
+        raise ReplaceMeError("no evaluation tasks given")
+    with harness.quiet():
+        manager = task_index.find_tasks(list(wanted), include)
+        with ready(manager, wanted, include, perplexity_task, limit, seed) as tasks_ready:
+            asked = [one for members in tasks_ready.asked.values() for one in members]
+            overlap.warn(model_folder, [one.task for one in asked])
+            lm = _language_model(model_folder, (dtype, device, gpus), batch_size)
+            lm.check(request for one in asked for request in one.task.instances)
+            _seed(seed)
+            answers.answer(lm, asked)
+            scored = {name: _score(name, tasks_ready, options, seed) for name, options in wanted.items()}
+    return {
+        "model": str(model_folder),
+        **size(lm.model, model_folder),
+        "tasks": {name: scored[name] for name in tasks},
+        "average": average({name: scored[name] for name in tasks}),
+        "perplexity": _perplexity(tasks_ready),
+        "seconds": time.perf_counter() - started,
+        "seed": seed,
+        "limit": limit,
+        "dtype": dtype,
+        "device": device,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+@contextmanager
+def ready(
+    manager: Any,
+    tasks: Mapping[str, TaskOptions],
+    include: task_index.Include,
+    perplexity_task: str | None,
+    limit: int | None,
+    seed: int,
+) -> Iterator[Ready]:
+    """Load tasks and make all their prompts; raises ReplaceMeError for what can be known before a model answers.
+
+    Copies of local data are gone after the block, in which no library tries the network where all data are local.
+    """
+    local = task_index.all_local(manager, list(tasks))
+    with tempfile.TemporaryDirectory(prefix="replaceme-") as cache, offline() if local else contextlib.nullcontext():
+        own = {
+            one for one in task_index.own_tasks(manager, list(tasks), include) if task_index.all_local(manager, [one])
+        }
+        fewshot = {name: options.fewshot for name, options in tasks.items()}
+        loaded = harness.load_tasks(manager, fewshot, include, cache, seed)
+        declared = {name: [task_checks.declared(task) for task in members] for name, members in loaded.items()}
+        metrics = {name: task_checks.chosen_metric(name, declared[name], options) for name, options in tasks.items()}
+        perplexity = None
+        if perplexity_task is not None:
+            perplexity = (perplexity_task, task_checks.perplexity_metric(perplexity_task, declared[perplexity_task]))
+        _seed(seed)
+        asked = {}
+        for name, members in loaded.items():
+            wanted = [metrics[name], *([perplexity[1]] if perplexity and perplexity[0] == name else [])]
+            asked[name] = [task_checks.prepared(task, wanted, limit, task.task_name in own) for task in members]
+        yield Ready(asked, metrics, perplexity)
+
+
+def _language_model(folder: str | Path, where: tuple[str, str, int], batch_size: int) -> Any:
+    from replaceme.models.loading import Held, load_causal_model, load_tokenizer
+
+    dtype, device, gpus = where
+    model = load_causal_model(folder, dtype, device, Held(gpus))
+    return harness.language_model(model, load_tokenizer(folder), batch_size)
+
+
+def _seed(seed: int) -> None:
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _score(name: str, tasks: Ready, options: TaskOptions, seed: int) -> dict[str, Any]:
+    """One task's part of the record; `items` are the values of the chosen metric, one per item in the task's order."""
+    members, metric = tasks.asked[name], tasks.metrics[name]
+    pools = scoring.pools_of(members)
+    found = scoring.estimates(name, members, pools, seed)
+    scoring.check_value(name, metric, pools, found)
+    value, stderr = found.found[metric]
+    shots = sorted({one.task.get_config("num_fewshot") for one in members})
+    task_versions = sorted({str(one.task.VERSION) for one in members})
+    return {
+        "metric": metric,
+        "value": value,
+        "stderr": stderr,
+        "n": len(pools[metric].given),
+        "version": members[0].task.VERSION if len(task_versions) == 1 else ", ".join(task_versions),
+        "fewshot": shots[0] if len(shots) == 1 else shots,
+        "in_average": options.in_average,
+        "metrics": {key: {"value": value, "stderr": stderr} for key, (value, stderr) in found.found.items()},
+        "documents": _documents(members),
+        "items": [scoring.stored(item) for item in pools[metric].values],
+        **_parts(members, metric, seed),
+    }
+
+
+def _parts(members: Sequence[Asked], metric: str, seed: int) -> dict[str, Any]:
+    """Of a group, the `members`: each task's value by the group's metric; of a single task nothing."""
+    if len(members) == 1:
+        return {}
+    found = {}
+    for one in members:
+        pool = scoring.pools_of([one]).get(metric, Pool(metric, []))
+        value, stderr = scoring.value_of(one.task, pool, seed)
+        found[one.task.task_name] = {"value": value, "stderr": stderr, "n": len(pool.given)}
+    return {"members": found}
+
+
+def _documents(members: Sequence[Asked]) -> str:
+    """SHA-256 over the items and their prompts: equal hashes mean that two models answered the same questions."""
+    digest = hashlib.sha256()
+    for one in members:
+        for _ in answers.filters_of(one.task):
+            for item in one.items:
+                digest.update(item.hashes.encode())
+    return digest.hexdigest()
+
+
+def average(scored: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Avg-acc over the tasks with `in_average`, and its standard error; None where there are none."""
+    counted = [(task["value"], task["stderr"]) for task in scored.values() if task["in_average"]]
+    if not counted:
+        return None
+    value, stderr = uncertainty.average(counted)
+    return {"value": value, "stderr": stderr}
+
+
+def _perplexity(tasks: Ready) -> dict[str, Any] | None:
+    """Perplexity of a task as it reports it (per target, per word or per byte), from per-item log-likelihoods."""
+    if tasks.perplexity is None:
+        return None
+    name, metric = tasks.perplexity
+    members = tasks.asked[name]
+    pools = scoring.pools_of(members)
+    items = [scoring.plain(item) for item in pools[metric].given] if metric in pools else []
+    value, stderr = scoring.perplexity_of(name, metric, items)
+    return {
+        "task": name,
+        "metric": metric,
+        "value": value,
+        "stderr": stderr,
+        "n": len(items),
+        "documents": _documents(members),
+        "items": items,
+    }

@@ -1,0 +1,131 @@
+"""lm-eval's wrapper of a model, with every text begun as its tokenizer begins texts, once.
+
+lm-eval puts the token for the beginning before a text whose log-likelihood it rolls over, although many tokenizers have
+put one there: it would stand twice, and its own log-likelihood, of what is no text, would be counted. Where a tokenizer
+puts a token behind a text, the answer to a prompt would lose its first. Tokenizers without any special token work as
+far as nothing depends on one.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.core.progress import progress
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LONGEST_SHOWN = 60  # characters of an answer, in a message
+
+
+class LanguageModel(HFLM):
+    """A loaded model and its tokenizer, of which config.json gives the special tokens that it lacks."""
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
+        self.before, self.after = added_tokens(tokenizer)
+        bos, eos = special_tokens(tokenizer, model)
+        self._eos = eos
+        if tokenizer.pad_token_id is None and tokenizer.unk_token_id is None and tokenizer.eos_token_id is None:
+            # lm-eval would add a token, which has no row in the embedding; padding is masked, whatever it is
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0 if eos is None else eos)
+        prefix = next((one for one in (bos, eos, *self.before[-1:]) if one is not None), None)
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal", prefix_token_id=prefix
+        )
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The token for the end, None where there is none."""
+        return self._eos
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str | None:
+        """The text of tokens; None, which stops no answer, for the end of a model that has none."""
+        return None if tokens is None else super().tok_decode(tokens, skip_special_tokens)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
+    ) -> list[int]:
+        """The tokens of a text as lm-eval has them, without what the tokenizer puts behind it."""
+        if self.prefix_token_id is None:
+            ids = self.tokenizer.encode(string)
+        else:
+            ids = super().tok_encode(string, add_special_tokens)
+        if self.after and add_special_tokens is None and ids[-len(self.after) :] == self.after:
+            ids = ids[: -len(self.after)]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def check(self, requests: "Iterable[Instance]") -> None:
+        """Raise ReplaceMeError where a request has nothing to be predicted from."""
+        if self.prefix_token_id is not None:
+            return
+        for request in requests:
+            empty = request.request_type == "loglikelihood" and request.args[0] == ""
+            if empty or request.request_type == "loglikelihood_rolling":
+                raise ReplaceMeError(
+                    f"evaluation task {request.task_name!r}: the first token of "
+                    f"{'an answer to an empty prompt' if empty else 'a text'} has nothing before it to be predicted "
+                    "from, as neither the tokenizer nor config.json has a bos or eos token; name one in "
+                    "tokenizer_config.json"
+                )
+
+    def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts, each token given those before it, in windows of the model's length."""
+        windows = [
+            (number, None, *one) for number, request in enumerate(requests) for one in self._windows(*request.args)
+        ]
+        totals = [0.0] * len(requests)
+        for start in progress(range(0, len(windows), self.batch_size), "windows of texts", unit="batch"):
+            batch = windows[start : start + self.batch_size]
+            found = self._loglikelihood_tokens([one[1:] for one in batch], disable_tqdm=True, override_bs=len(batch))
+            for (number, *_), (loglikelihood, _) in zip(batch, found, strict=True):
+                totals[number] += loglikelihood
+        return totals
+
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """Pairs of given and of predicted tokens; the first are given what the tokenizer puts before a text."""
+        before = self.before or [self.prefix_token_id]
+        ids = super().tok_encode(text)
+        if ids[: len(before)] == before:
+            ids = ids[len(before) :]
+        longest = self.max_length + 1 - len(before)
+        found = get_rolling_token_windows(ids, prefix_token=before[-1], max_seq_len=longest, context_len=1)
+        windows = [make_disjoint_window(one) for one in found]
+        return [(before, windows[0][1]), *windows[1:]] if windows else []
+
+    def _loglikelihood_tokens(self, requests: Sequence[tuple], *given: Any, **options: Any) -> list[tuple[float, bool]]:
+        """lm-eval's, once it is sure of all requests, not of each batch when its turn comes."""
+        for texts, _, answer in requests:
+            if not 0 < len(answer) <= self.max_length:
+                shown = printable(texts[1] if texts else "")[:LONGEST_SHOWN]
+                raise ReplaceMeError(
+                    f"evaluation: the answer {shown!r} is {len(answer)} tokens long, from 1 to {self.max_length} can "
+                    "be measured; mend the task's data"
+                )
+        return super()._loglikelihood_tokens(requests, *given, **options)
+
+
+def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind a text."""
+    for text in ("a", tokenizer.decode([len(tokenizer) // 2])):
+        bare, whole = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
+        for start in range(len(whole) - len(bare) + 1):
+            if bare and whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+    return [], []
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> tuple[int | None, int | None]:
+    """The tokens for the beginning and the end: the tokenizer's, or where it has neither those of config.json."""
+    found = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if found != (None, None):
+        return found
+    config, known = model.config.get_text_config(), []
+    for key in ("bos_token_id", "eos_token_id"):
+        one = getattr(config, key, None)
+        one = one[0] if isinstance(one, list | tuple) and one else one
+        known.append(one if isinstance(one, int) and 0 <= one < len(tokenizer) else None)
+    return known[0], known[1]

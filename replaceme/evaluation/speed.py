@@ -1,0 +1,163 @@
+"""Size and speed of a model folder on the machine at hand: parameters, bytes, prefill and decode rates, peak memory.
+
+One repeat is a forward pass over random tokens that fills the cache (prefill) and greedy steps of one token each that
+use it (decode). Of an encoder of images it is a forward pass over random pixels, whose positions are the tokens, and
+nothing is decoded. Rates are medians over the repeats, with the interquartile range.
+"""
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.models.checkpoints import read_config
+from replaceme.models.model_config import family_of, is_encoder
+from replaceme.provenance.environment import hardware, versions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class _Workload:
+    prompt: "torch.Tensor"  # token ids [batch, prompt], or pixels [batch, channels, height, width]
+    new_tokens: int
+    synchronize: Callable[[], None]
+    last_only: dict[str, int]  # asks for the logits of the last position alone, where the architecture can
+
+
+def speed(
+    model_folder: str | Path,
+    *,
+    device: str,
+    dtype: str,
+    gpus: int = 1,
+    prompt_tokens: int = 256,
+    new_tokens: int = 32,
+    batch_size: int = 1,
+    repeats: int = 5,
+    warmup: int = 2,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a checkpoint folder and return a JSON-able record; rates in tokens per second, memory in bytes.
+
+    Of encoders of images and texts the encoder of images alone is measured, and its parameters are counted.
+
+    `peak_memory_bytes` is what CUDA allocated at most, on all GPUs (weights included) or, on a CPU, the peak resident
+    memory of the process. Raises ReplaceMeError for a broken folder or a sequence longer than the model's.
+    """
+    import torch
+
+    from replaceme.models.loading import Held, load_base_model, load_causal_model, size
+
+    config = read_config(model_folder)
+    on_gpu = device.startswith("cuda")
+    devices = range(torch.cuda.device_count()) if on_gpu else ()
+    for one in devices:
+        torch.cuda.reset_peak_memory_stats(one)
+    model = (load_base_model if is_encoder(config) else load_causal_model)(model_folder, dtype, device, Held(gpus))
+    generator = torch.Generator().manual_seed(seed)
+    if is_encoder(config):
+        prompt, prompt_tokens = _images(config, model_folder, batch_size, generator)
+        prompt, new_tokens, repeat = prompt.to(device, model.dtype), 0, _encoding
+    else:
+        _check_length(model, model_folder, prompt_tokens + new_tokens)
+        prompt = torch.randint(model.config.vocab_size, (batch_size, prompt_tokens), generator=generator).to(device)
+        repeat = _repeat
+    can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
+    load = _Workload(
+        prompt,
+        new_tokens,
+        (lambda: torch.cuda.synchronize(device)) if on_gpu else (lambda: None),
+        {"logits_to_keep": 1} if can_slice else {},
+    )
+    with torch.inference_mode():
+        times = [repeat(model, load) for _ in range(warmup + repeats)][warmup:]
+    return {
+        "model": str(model_folder),
+        **size(model, model_folder),
+        "non_embedding_parameters": model.num_parameters() - _embedding_parameters(model),
+        "prefill_tokens_per_s": _rates([batch_size * prompt_tokens / prefill for prefill, _ in times]),
+        "decode_tokens_per_s": _rates([batch_size * new_tokens / decode for _, decode in times if decode]),
+        "peak_memory_bytes": sum(map(torch.cuda.max_memory_allocated, devices)) if on_gpu else _peak_resident(),
+        "device": device,
+        "gpus": gpus,
+        "dtype": dtype,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "batch_size": batch_size,
+        "repeats": repeats,
+        "warmup": warmup,
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _check_length(model: "PreTrainedModel", folder: str | Path, length: int) -> None:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise ReplaceMeError(f"{folder}: prompt and new tokens are {length} together, the model takes {longest}")
+
+
+def _repeat(model: "PreTrainedModel", load: _Workload) -> tuple[float, float]:
+    """Seconds of one prefill and of the decoding steps after it."""
+    load.synchronize()
+    start = time.perf_counter()
+    output = model(load.prompt, use_cache=True, **load.last_only)
+    load.synchronize()
+    filled = time.perf_counter()
+    for _ in range(load.new_tokens):
+        token = output.logits[:, -1:].argmax(dim=-1)
+        output = model(token, past_key_values=output.past_key_values, use_cache=True, **load.last_only)
+    load.synchronize()
+    return filled - start, time.perf_counter() - filled
+
+
+def _encoding(encoder: "nn.Module", load: _Workload) -> tuple[float, float]:
+    """Seconds of a forward pass of an encoder, and none of decoding."""
+    load.synchronize()
+    start = time.perf_counter()
+    encoder(load.prompt)
+    load.synchronize()
+    return time.perf_counter() - start, 0.0
+
+
+def _images(
+    config: dict[str, Any], folder: str | Path, batch_size: int, generator: "torch.Generator"
+) -> tuple["torch.Tensor", int]:
+    """Random pixels of the size that an encoder takes, and how many hidden states it makes of an image."""
+    import torch
+
+    from replaceme.calibration.images import positions_of
+
+    side = family_of(config, str(folder)).sizes(config)["image_size"]
+    pixels = torch.randn(batch_size, 3, side, side, generator=generator)
+    return pixels, positions_of(config, pixels.shape, str(folder))
+
+
+def _rates(values: list[float]) -> dict[str, float | None]:
+    import numpy
+
+    if not values:
+        return {"median": None, "interquartile_range": None}
+    low, middle, high = numpy.quantile(values, (0.25, 0.5, 0.75))
+    return {"median": float(middle), "interquartile_range": float(high - low)}
+
+
+def _embedding_parameters(model: "PreTrainedModel") -> int:
+    """Parameters of the token embedding and of the head; a head tied to the embedding counts once."""
+    tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    return sum(table.numel() for table in tables.values())
+
+
+def _peak_resident() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,59 @@
+"""Tasks of an evaluation tried before anything runs: all but the model's answers where their data are here.
+
+Of a task whose data lie on the Hub nothing is downloaded; its YAML says which metrics and filters it has.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replaceme.config.evaluations import EvaluationConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.evaluation import task_checks, task_index
+from replaceme.evaluation.evaluate import TaskOptions, ready
+from replaceme.evaluation.overlap import Measured, measured_on
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+TRIED = 1000  # first items of a task; the rest is tried before the model is loaded
+
+
+def task_faults(manager: "TaskManager", section: EvaluationConfig, known: list[str]) -> Iterator[str]:
+    """A line for each of the known tasks that cannot be measured as it is asked for, and where two are the same."""
+    for name in known:
+        if task_index.needs(manager, [name]).problems:
+            continue  # told already
+        options = TaskOptions(**section.tasks[name].model_dump())
+        perplexity = name if name == section.perplexity else None
+        try:
+            if task_index.all_local(manager, [name]):
+                limit = min(section.limit or TRIED, TRIED)
+                with ready(manager, {name: options}, section.include, perplexity, limit, section.seed):
+                    pass
+            else:
+                _check_declared(manager, name, options, perplexity)
+        except ReplaceMeError as error:
+            yield str(error)
+    try:
+        task_index.check_distinct(manager, known)
+    except ReplaceMeError as error:
+        yield str(error)
+
+
+def _check_declared(manager: "TaskManager", name: str, options: TaskOptions, perplexity: str | None) -> None:
+    configs = [task_index.whole_config(manager.task_index[leaf])[0] for leaf in task_index.leaves(manager, name) or []]
+    declared = [task_checks.declared_in(config) for config in configs]
+    if not declared or None in declared:
+        return
+    task_checks.chosen_metric(name, declared, options)
+    if perplexity is not None:
+        task_checks.perplexity_metric(perplexity, declared)
+
+
+def measured_on_hub(manager: "TaskManager", section: EvaluationConfig, known: list[str]) -> list[Measured]:
+    """What those of the known tasks measure on that are lm-eval's own."""
+    own = task_index.own_tasks(manager, known, section.include)
+    leaves = dict.fromkeys(leaf for name in known for leaf in task_index.leaves(manager, name) or [] if leaf not in own)
+    configs = [task_index.whole_config(manager.task_index[leaf])[0] for leaf in leaves]
+    return [measured_on(config, Path.cwd()) for config in configs if config]

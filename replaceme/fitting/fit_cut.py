@@ -1,0 +1,306 @@
+"""From a fit section of the config and what was gathered to the transforms of a cut.
+
+`fit_section` fits one group from its evidence. `fit_cut` fits all groups of a cut: each on the original model
+(`estimation: parallel`), or each on the model as shortened so far (`sequential`), by forward passes of its own.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.config.fits import FIT_OPTIONS, FitConfig
+from replaceme.config.placement import ON_STREAM
+from replaceme.core.errors import ReplaceMeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.activations.capture import Collector
+    from replaceme.activations.recycled_neurons import Recycled
+    from replaceme.activations.rows import Rows
+    from replaceme.activations.statistics import Statistics
+    from replaceme.calibration.tokens import Tokens
+    from replaceme.models.model_config import Family
+    from replaceme.transforms.resume import State
+    from replaceme.transforms.ridge import Shards
+    from replaceme.transforms.transform import Transform
+
+FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ridge: auto` is chosen
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes over the calibration text: a base model on its device, its family, tokens, sequences a batch.
+
+    `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from; `shards` the least
+    number of parts by which `ridge: auto` is chosen; `state` that of an unfinished fit of a method that trains;
+    `headed` the same model with its head, for a method that needs the loss.
+    """
+
+    model: "nn.Module"
+    family: "Family"
+    tokens: "Tokens"
+    batch_size: int
+    stored: str
+    shards: int = 1
+    state: "State | None" = None
+    headed: "nn.Module | None" = None
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(next(self.model.parameters()).device)
+
+    def evidence(
+        self,
+        config: FitConfig,
+        groups: Sequence[tuple[int, int]],
+        folder: Path,
+        more: "Sequence[Collector]" = (),
+    ) -> "list[Evidence]":
+        """What the fits of the groups need, from the model as it runs now, by one pass, of which `more` get theirs too.
+
+        Recycled neurons take a pass before it. Rows, if any, stay in memory or go to a folder.
+        """
+        from replaceme.activations.gather import Gathered
+        from replaceme.activations.rows import RowCollector, keeping
+
+        if config.unfitted:
+            self._collect("distances", more)
+            return [Evidence()] * len(groups)
+        recycled = self._recycled(config, groups)
+        if config.automatic:
+            return [self._by_parts(config, group, one) for group, one in zip(groups, recycled, strict=True)]
+        gathered = Gathered(groups, config.regression, recycled)
+        shape = (self.tokens.count, config.fit_tokens, config.needs_state, config.regression)
+        rows = [
+            RowCollector(group, *shape, one) for group, one in zip(groups, recycled, strict=True) if config.needs_rows
+        ]
+        with ExitStack() as stack:
+            for number, one in enumerate(rows):
+                needed = one.bytes(self.model, self.family)
+                one.parts = stack.enter_context(keeping(folder / str(number), needed))
+            self._collect("gram", [*more, gathered, *rows])
+        stored = [one.parts.rows for one in rows] or [None] * len(groups)
+        found = zip(gathered.statistics(), stored, recycled, strict=True)
+        return [Evidence(sums, None, kept, self.device, changed) for sums, kept, changed in found]
+
+    def _collect(self, name: str, collectors: "Sequence[Collector]") -> None:
+        from replaceme.activations.capture import collect
+        from replaceme.core.progress import progress
+
+        if collectors:
+            batches = progress(self.tokens.batches(self.batch_size), name, unit="batch")
+            collect(self.model, self.family, batches, collectors)
+
+    def _by_parts(self, config: FitConfig, group: tuple[int, int], recycled: "Recycled | None") -> "Evidence":
+        """Statistics by parts of the text, by which a ridge can be chosen."""
+        from replaceme.activations.gather import gather_groups, shard_batches
+        from replaceme.activations.statistics import Statistics
+        from replaceme.transforms.ridge import Shards
+
+        count = min(max(self.shards, FOLDS), len(self.tokens.batches(self.batch_size)))
+        parts = []
+        for shard in range(count):
+            batches = shard_batches(self.tokens, self.batch_size, shard, count)
+            parts += gather_groups(self.model, self.family, batches, [group], config.regression, [recycled])
+        return Evidence(Statistics.sum(parts), Shards.of(parts), None, self.device, recycled)
+
+    def _recycled(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[Recycled | None]":
+        import torch
+
+        from replaceme.activations.gather import Gathered
+        from replaceme.activations.recycled_neurons import activation_of, choose_neurons
+
+        if config.recycle is None:
+            return [None] * len(groups)
+        gathered = Gathered(groups, config.regression.before)
+        self._collect("neurons", [gathered])
+        activation = activation_of(self.model.config.to_dict())
+        stored = getattr(torch, self.stored)
+        return [choose_neurons(one, config.recycle, activation, stored) for one in gathered.statistics()]
+
+    def gains(
+        self, config: FitConfig, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
+    ) -> "list[Transform]":
+        """The transforms of the groups with the gains of the norms after them."""
+        from replaceme.transforms.gains import Gains
+
+        gains = Gains(groups, transforms, config.regression)
+        self._collect("gain", [gains])
+        return gains.transforms()
+
+    def ratios(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[torch.Tensor]":
+        """Ratios of magnitudes of the stream after each group to that before it, in the basis that the fit works in."""
+        from replaceme.activations.magnitudes import Magnitudes
+        from replaceme.transforms.scaling import hadamard
+
+        basis = hadamard(self.model.config.hidden_size) if config.transform == "hadamard_magnitude" else None
+        found = [Magnitudes(group, basis) for group in groups]
+        self._collect("magnitudes", found)
+        return [one.ratios() for one in found]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a group is fitted from: its statistics, and for the fits that need them its shards, rows and neurons.
+
+    `state` is that of an unfinished fit over the rows, `ratios` those of magnitudes.
+    """
+
+    statistics: "Statistics | None" = None
+    shards: "Shards | None" = None
+    rows: "Rows | None" = None
+    device: str = "cpu"
+    recycled: "Recycled | None" = None
+    state: "State | None" = None
+    ratios: "torch.Tensor | None" = None
+
+
+def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
+    """The transform that a fit section describes, for one group, without what a norm makes of it.
+
+    The identity and the collapse need no statistics, `ridge: auto` also the shards, a fit over rows these, which it
+    streams through the device.
+    """
+    from replaceme.surgery.laco_merge import fit_collapse
+    from replaceme.transforms.affine import with_intercept
+    from replaceme.transforms.closed_form import fit_identity
+
+    if config.transform == "collapse":
+        return fit_collapse(hidden_size)
+    if config.transform == "identity":
+        return fit_identity(evidence.statistics, hidden_size)
+    if config.intercept:
+        centred = replace(evidence, statistics=evidence.statistics.centred())
+        found = with_intercept(_linear(config, centred), evidence.statistics)
+    else:
+        found = _linear(config, evidence)
+    return replace(found, placement=config.placement, recycled=evidence.recycled)
+
+
+def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
+    from replaceme.transforms.ridge import fit_auto_ridge
+
+    if config.automatic:
+        return fit_auto_ridge(evidence.statistics, evidence.shards, config.towards)
+    if config.solver != "auto":
+        return _by_gradient(config, evidence)
+    # in float64 a GPU solves the equations of a large model ten times as fast
+    moved = replace(evidence, statistics=evidence.statistics.to(evidence.device))
+    found = _closed_form(config, moved)
+    return replace(found, matrix=found.matrix.cpu())
+
+
+def _closed_form(config: FitConfig, evidence: Evidence) -> "Transform":
+    from replaceme.transforms.cosine import fit_cosine
+    from replaceme.transforms.registry import fit
+
+    if config.needs_rows:
+        return fit_cosine(
+            evidence.statistics,
+            evidence.rows,
+            config.iterations,
+            ridge_relative=config.ridge_relative,
+            towards=config.towards,
+            device=evidence.device,
+            exact=config.needs_state,
+            state=evidence.state,
+        )
+    options = {name: getattr(config, name) for name in FIT_OPTIONS[config.transform]}
+    if config.needs_magnitudes:
+        options["ratios"] = evidence.ratios
+    return fit(evidence.statistics, config.transform, **options)
+
+
+def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
+    from replaceme.transforms.adam import AdamOptions
+    from replaceme.transforms.gradient import fit_gradient
+    from replaceme.transforms.objectives import Objective
+
+    options = config.iterations
+    if config.solver == "adam":
+        options = AdamOptions(
+            config.learning_rate, config.batch_tokens, config.epochs, config.mask_ratio, config.order_seed
+        )
+    objective = Objective(config.objective, config.l1_alpha, config.l2_alpha)
+    return fit_gradient(
+        evidence.statistics, evidence.rows, objective, config.solver, options, evidence.device, evidence.state
+    )
+
+
+def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
+    """The state of a fit over rows in `path`: good for the same rows, options, code, device and versions only."""
+    from replaceme.transforms.resume import State
+
+    stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
+    return State(path, state_identity(config, stored, device))
+
+
+def state_identity(config: FitConfig, rows: dict[str, Any], device: str) -> dict[str, Any]:
+    """What a state is good for: a fit section, what is known of the rows or the text, code, device and versions."""
+    from replaceme.transforms.resume import here
+
+    return {"fit": config.model_dump(), "rows": rows, **here(device, "replaceme.steps.fit", *modules_of(config))}
+
+
+def modules_of(config: FitConfig) -> list[str]:
+    """The modules that a fit section has imported by name: that of its method, or of the structure of its map."""
+    from replaceme.transforms.registry import FITS, module_of
+
+    if config.method != "replaceme":
+        return [f"replaceme.methods.{config.method}"]
+    return [module_of(config.transform)] if config.transform in FITS else []
+
+
+def fit_cut(
+    config: FitConfig,
+    groups: Sequence[tuple[int, int]],
+    hidden_size: int,
+    gathered: "Callable[[int], Evidence] | None",
+    passes: "Callable[[], Passes]",
+    family: "Family",
+) -> "list[Transform]":
+    """The transforms of the groups [start, end) of a cut, in order.
+
+    `gathered(k)` gives the evidence of group k on the original model, from what was gathered before; without it a
+    forward pass does. `passes()` loads what these need, and is called for that, for a sequential estimation of several
+    groups, for a gain and for ratios of magnitudes.
+    """
+    from replaceme.surgery.shortened_model import shortened
+
+    sequential = config.sequential(len(groups) > 1)
+    gain = family.post_norm is not None and not config.unfitted and config.placement not in ON_STREAM
+    loaded = passes() if sequential or gathered is None or gain or config.needs_magnitudes else None
+    if sequential and hasattr(loaded.model, "streamed"):
+        raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")
+    found: list[Transform] = []
+    with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
+        if not sequential:
+            evidence = gathered or loaded.evidence(config, groups, Path(scratch)).__getitem__
+            return _fit_groups(config, groups, hidden_size, evidence, loaded, gain)
+        for number, group in enumerate(groups):
+            with shortened(loaded.model, family, groups[:number], found):
+                evidence = loaded.evidence(config, [group], Path(scratch) / str(number)).__getitem__
+                found += _fit_groups(config, [group], hidden_size, evidence, loaded, gain)
+    return found
+
+
+def _fit_groups(
+    config: FitConfig,
+    groups: Sequence[tuple[int, int]],
+    hidden_size: int,
+    evidence: "Callable[[int], Evidence]",
+    passes: "Passes | None",
+    gain: bool,
+) -> "list[Transform]":
+    """Those of groups on one and the same model: ratios take a pass for all of them, and so do gains."""
+    ratios = passes.ratios(config, groups) if config.needs_magnitudes else [None] * len(groups)
+    found = [
+        fit_section(config, replace(evidence(number), ratios=one), hidden_size) for number, one in enumerate(ratios)
+    ]
+    return passes.gains(config, groups, found) if gain else found

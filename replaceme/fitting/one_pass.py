@@ -1,0 +1,59 @@
+"""The distances and what the fit needs by one forward pass: the first batch foresees the cut that all of them choose.
+
+A cut chosen by distance would take a pass for the distances and, once it is known, another for what is fitted. But
+thousands of tokens mostly name the cut that millions do. So the first batch chooses one, the pass that measures the
+distances gathers for that cut on the way, and where all tokens choose another one after all, that gets a pass of its
+own. What comes out is the same, bit by bit, as of two passes.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.activations.capture import collect
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.core.cut_record import described, groups_of
+from replaceme.cuts.choose import choose
+from replaceme.cuts.distances import Distances
+from replaceme.cuts.groups import Span
+from replaceme.fitting.fit_cut import Evidence, Passes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+
+def can_foresee(cut: CutConfig, fit: FitConfig, model: "nn.Module") -> bool:
+    """Whether the cut is chosen by distance, and its T takes one pass over a model that is there as a whole."""
+    by_distance = cut.start is None and not cut.needs_candidates
+    one_pass = fit.recycle is None and not fit.automatic and not fit.sequential(cut.several)
+    return by_distance and one_pass and not fit.is_other and not hasattr(model, "streamed")
+
+
+def choose_and_gather(
+    passes: Passes,
+    record: dict[str, Any],
+    cut: CutConfig,
+    fit: FitConfig,
+    folder: Path,
+    foreseen: Callable[[Sequence[Span]], None],
+) -> tuple[dict[str, Any], list[Evidence] | None]:
+    """The chosen cut, and the evidence of each of its groups, None where another cut was foreseen.
+
+    `foreseen` is called with the groups that are gathered for, before the pass; rows that memory has no room for go to
+    a folder.
+    """
+    blocks = len(passes.family.block_modules(passes.model))
+    first, distances = (Distances(blocks, cut.of_representations) for _ in range(2))
+    collect(passes.model, passes.family, passes.tokens.batches(passes.batch_size)[:1], [first])
+    expected = choose(cut, record, first.means(), None)
+    foreseen(groups_of(expected))
+    evidence = passes.evidence(fit, groups_of(expected), folder, [distances])
+    chosen = choose(cut, record, distances.means(), None)
+    if groups_of(chosen) == groups_of(expected):
+        return chosen, evidence
+    log.info("the first batch chose %s, all of them %s: one more pass", described(expected), described(chosen))
+    return chosen, None

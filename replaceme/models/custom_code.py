@@ -1,0 +1,112 @@
+"""Checkpoints that no architecture of transformers holds: their config and code, and the layers of placement `block`.
+
+No weight of the original can take up a map of the whole residual stream, nor a pair of factors, nor a narrower residual
+stream. So the checkpoint brings a small file of code with it (`modeling_replaceme`), which transformers runs only with
+`trust_remote_code=True`. Its `model_type` is one that transformers does not know: without the code the layers would be
+left out with a mere warning.
+This package runs its own copy of the file, and only for folders whose file is the same.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import read_json, sha256
+from replaceme.models.trust import check_no_code, check_runs_nothing_but
+
+if TYPE_CHECKING:
+    import torch
+
+    from replaceme.models.checkpoints import Checkpoint
+    from replaceme.transforms.transform import Transform
+
+CODE = Path(__file__).with_name("modeling_replaceme.py")
+PREFIX = "replaceme_"
+AUTO_MAP = {
+    "AutoConfig": "modeling_replaceme.ReplaceMeConfig",
+    "AutoModel": "modeling_replaceme.ReplaceMeModel",
+    "AutoModelForCausalLM": "modeling_replaceme.ReplaceMeForCausalLM",
+}
+LAYER = "replacement"
+
+
+def layers_of(
+    checkpoint: "Checkpoint", groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
+) -> dict[str, dict[str, "torch.Tensor"]]:
+    """Tensors of the linear layers, float64, by the tensor of the carrier beside (and in the type of) which they go.
+
+    `weight` is T^T [hidden, hidden], `bias` the intercept [hidden]; names are those of the source.
+    """
+    layers = {}
+    for (start, _), transform in zip(groups, transforms, strict=True):
+        if transform.placement != "block" or transform.is_identity:
+            continue
+        carrier = f"{checkpoint.family.blocks}.{start - 1}."
+        tensors = {f"{carrier}{LAYER}.weight": transform.matrix.T}
+        if transform.intercept is not None:
+            tensors[f"{carrier}{LAYER}.bias"] = transform.intercept
+        layers[checkpoint.folded(start - 1)[0]] = tensors
+    return layers
+
+
+def separate_config(config: dict[str, Any], tensors: Sequence[str]) -> dict[str, Any]:
+    """config.json of a checkpoint that holds these tensors of linear layers (by their names in it)."""
+    weights = [name for name in tensors if name.endswith(f".{LAYER}.weight")]
+    replacements = {
+        name.removesuffix(f".{LAYER}.weight"): {"bias": f"{name.removesuffix('weight')}bias" in tensors}
+        for name in weights
+    }
+    return coded_config(config, {"replacements": replacements})
+
+
+def coded_config(config: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a checkpoint that needs the code, with the entries that tell it what is other than in `config`."""
+    return {
+        **config,
+        "architectures": [AUTO_MAP["AutoModelForCausalLM"].rpartition(".")[2]],
+        "auto_map": AUTO_MAP,
+        "model_type": PREFIX + config["model_type"],
+        **entries,
+    }
+
+
+def check_architecture(checkpoint: "Checkpoint") -> None:
+    """Raise ReplaceMeError where transformers would run a checkpoint as another `model_type` than it names.
+
+    Such a checkpoint cannot be one that brings code.
+    """
+    from transformers import AutoConfig
+
+    loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    named, taken = checkpoint.config["model_type"], type(loaded).model_type
+    if named != taken:
+        raise ReplaceMeError(
+            f"{checkpoint.folder}: transformers takes this {named!r} for {taken!r}, which placement block, svd_llm and "
+            "slicegpt cannot; use another placement or method"
+        )
+
+
+def is_separate(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a checkpoint with layers of its own, which brings the code for them."""
+    return str(config["model_type"]).startswith(PREFIX)
+
+
+def original_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json as the original architecture reads it; an `auto_map` that is not ours stays in."""
+    original = {key: value for key, value in config.items() if (key, value) != ("auto_map", AUTO_MAP)}
+    return {**original, "model_type": config["model_type"].removeprefix(PREFIX)}
+
+
+def check_code(folder: str | Path) -> None:
+    """Raise ReplaceMeError unless the code beside a checkpoint is this package's own, and all that it asks for."""
+    settings = Path(folder) / "config.json"
+    if read_json(settings, "merge again").get("auto_map") != AUTO_MAP:
+        raise ReplaceMeError(f"{settings}: `auto_map` names other code than {CODE.name}, which is not run; merge again")
+    check_no_code(Path(folder))
+    check_runs_nothing_but(Path(folder), CODE.name)
+    path = Path(folder) / CODE.name
+    if not path.is_file() or sha256(path) != sha256(CODE):
+        raise ReplaceMeError(
+            f"{path}: missing, or not the file of this version of replaceme, which runs no other; merge again"
+        )

@@ -1,0 +1,72 @@
+"""Whether a checkpoint of a supported architecture is a language model: what its config, its tensors and its files say.
+
+Embedding models, classifiers and reward models have the same blocks. They have no loss on text, and generate nothing,
+so that nothing tells how well they are shortened.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from replaceme.core.errors import ReplaceMeError, printable
+
+if TYPE_CHECKING:
+    from replaceme.models.families import Family
+
+NAMES = re.compile(r"\w+(ForCausalLM|LMHeadModel)")  # of classes of transformers
+# what heads are called that put out something else than logits of tokens
+OTHER_HEADS = re.compile(
+    r"(score|scores|classifier|classification_head|qa_outputs|multiple_choice_head|rm_head|rank\w*_head|reward\w*"
+    r"|regression\w*|\w*text_proj\w*)\."
+)
+# config entries that make another model of one, and what they make of it
+ENTRIES = (
+    ("use_bidirectional_attention", True, "its tokens see those after them"),
+    ("is_causal", False, "its tokens see those after them"),
+    ("is_encoder_decoder", True, "it has an encoder beside its decoder"),
+    ("add_cross_attention", True, "its blocks attend to an encoder"),
+)
+BESIDE = "modules.json"  # of sentence-transformers, as are such folders
+POOLED = re.compile(r"\d+_Pooling(/.*)?")
+REMEDY = "give the language model that it was made from"
+
+
+def check_purpose(config: dict[str, Any], where: str) -> None:
+    """Raise ReplaceMeError where a config.json of a family of text says that the model is no language model."""
+    for name in config.get("architectures") or []:
+        if not NAMES.fullmatch(name):
+            raise ReplaceMeError(
+                f"{where}: config.json says `architectures`: {printable(name)}, which is no language model (an "
+                f"embedding model, a classifier or a reward model); {REMEDY}"
+            )
+    for key, value, reason in ENTRIES:
+        if config.get(key) is not None and bool(config[key]) is value:
+            raise ReplaceMeError(
+                f"{where}: config.json says `{key}`: {str(value).lower()}: no language model, as {reason}; {REMEDY}"
+            )
+
+
+def check_head(family: "Family", tied: bool, tensors: Iterable[str], where: str) -> None:
+    """Raise ReplaceMeError where tensors belong to another head than that of a language model, or to none.
+
+    `tied`: whether the head has the embedding's weights, and so no tensor.
+    """
+    names = sorted(tensors)
+    other = next((name for name in names if OTHER_HEADS.match(name)), None)
+    if other is not None:
+        raise ReplaceMeError(
+            f"{where}: tensor {printable(other)} belongs to a classifier or a reward model, not to a language model; "
+            f"{REMEDY}"
+        )
+    if not tied and not any(name.startswith(f"{head}.") for name in names for head in family.head):
+        raise ReplaceMeError(
+            f"{where}: no tensor {family.head[0]}.weight, nor `tie_word_embeddings` in config.json: incomplete, or no "
+            f"language model (an embedding model, say); download it again, or {REMEDY}"
+        )
+
+
+def check_beside(names: Iterable[str], where: str) -> None:
+    """Raise ReplaceMeError where sentence-transformers' files lie beside a model of text."""
+    found = next((name for name in sorted(names) if name == BESIDE or POOLED.fullmatch(name)), None)
+    if found is not None:
+        raise ReplaceMeError(f"{where}: {found} beside it: an embedding model of sentence-transformers; {REMEDY}")

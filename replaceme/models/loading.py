@@ -1,0 +1,208 @@
+"""Load models and tokenizers: local files only, complete, no code of the checkpoint's own.
+
+A checkpoint with linear layers of their own (placement `block`) is loaded by this package's copy of the code that lies
+beside it (see `custom_code`).
+"""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.core.errors import ReplaceMeError, in_one_line, printable
+from replaceme.core.quiet import quiet_transformers
+from replaceme.models.checkpoints import Checkpoint, open_checkpoint, read_config
+from replaceme.models.config_defaults import accepted
+from replaceme.models.custom_code import check_code, is_separate, original_config
+from replaceme.models.generation_config import special_tokens
+from replaceme.models.model_config import has_text_tower, is_encoder
+from replaceme.models.quantised import alike_on_every_cpu, in_4bit
+from replaceme.models.unloaded_tensors import named_as_unloaded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a model's weights are held: over how many GPUs, in 4 bits or as they are, all of them or block by block.
+
+    `streaming`: always, never, or auto, where they do not fit (see `streaming.needed`).
+    """
+
+    gpus: int = 1
+    load_in_4bit: bool = False
+    streaming: str = "never"
+
+    def of_type(self, dtype: str) -> str:
+        """In which numbers a forward pass computes, for the record of what was made from it."""
+        return f"{dtype}, weights in 4 bits" if self.load_in_4bit else dtype
+
+
+WHOLE = Held()
+
+
+def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
+    """The model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
+    from transformers import AutoModelForCausalLM
+
+    if is_encoder(read_config(folder)):
+        raise ReplaceMeError(f"{folder}: an encoder of images has no head of a language model; nothing to measure")
+    return _load(AutoModelForCausalLM, folder, dtype, device, held)
+
+
+def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
+    """The blocks of a checkpoint folder without its head (of text and images: those of images), in inference mode.
+
+    Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
+    model (transformers would initialise them at random and only warn).
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    if not is_encoder(config := read_config(folder)):
+        model, missing = _loaded(AutoModel, folder, dtype, device, held)
+        if missing:  # the embedding may be stored as the head alone, which the class with a head knows
+            del model
+            model = _load(AutoModelForCausalLM, folder, dtype, device, held).base_model
+        return model
+    # with the class that saved it, as the bare one may have parts of its own (poolers) that were not
+    model = _load(_saved_class(config) or AutoModel, folder, dtype, device, held).base_model
+    return getattr(model, "vision_model", model)
+
+
+def load_image_text_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
+    """Both towers of a checkpoint of images and texts, in inference mode; errors as in `load_base_model`."""
+    from transformers import AutoModel
+
+    if not has_text_tower(read_config(folder)):
+        raise ReplaceMeError(f"{folder}: no encoder of both images and texts; zeroshot has nothing to compare")
+    return _load(AutoModel, folder, dtype, device, held)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer that lies beside a checkpoint."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = read_config(folder)
+    # the class of a tokenizer may depend on the architecture, which AutoTokenizer would not find behind our name
+    given = {"config": AutoConfig.for_model(**original_config(config))} if is_separate(config) else {}
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **given)
+    except Exception as error:  # of several libraries, and what a broken file makes them raise can be anything
+        accepted(original_config(config), f"{folder}/config.json")  # which is read first, and may be what is wrong
+        raise ReplaceMeError(
+            f"{folder}: no usable tokenizer ({in_one_line(error)}); put tokenizer.json and tokenizer_config.json of "
+            "this model there"
+        ) from error
+
+
+def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:
+    """Number of parameters of a loaded model, and bytes of the weights in its folder."""
+    file_bytes = open_checkpoint(folder, separate=True).file_bytes
+    return {"parameters": model.num_parameters(), "file_bytes": file_bytes}
+
+
+def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":
+    """A model all of whose weights are stored."""
+    model, missing = _loaded(auto_class, folder, dtype, device, held)
+    if missing:
+        raise ReplaceMeError(
+            f"{folder}: incomplete checkpoint, {len(missing)} tensors missing, the first is {missing[0]}; "
+            "make or download it again"
+        )
+    return model
+
+
+def _loaded(
+    auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held
+) -> "tuple[PreTrainedModel, list[str]]":
+    """A model in inference mode, and the names of its weights that are not stored, which are random in it."""
+    import torch
+
+    checkpoint = open_checkpoint(folder, separate=True)
+    stored = getattr(torch, dtype, None)
+    if not isinstance(stored, torch.dtype) or not stored.is_floating_point:
+        raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
+    options = _placed(device, held.gpus) | (in_4bit(getattr(torch, dtype)) if held.load_in_4bit else {})
+    if checkpoint.family.modality == "text":
+        options["generation_config"] = special_tokens(folder)
+    try:
+        with quiet_transformers():
+            model, loading = _model_class(auto_class, folder).from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as error:  # a config.json that is wrong in some entry can make it raise anything
+        # it lists such tensors on the screen, which is silent here
+        mismatched = "ignore_mismatched_sizes" in str(error)
+        reason = "tensors have other shapes than config.json says" if mismatched else in_one_line(error)
+        raise ReplaceMeError(
+            f"{folder}: transformers cannot load it ({reason}); are config.json and weights of one model?"
+        ) from error
+    _report_unused(checkpoint, loading["unexpected_keys"])
+    if "disk" in getattr(model, "hf_device_map", {}).values():
+        raise ReplaceMeError(f"{folder}: does not fit {held.gpus} GPUs; raise `gpus`, or use `streaming: always`")
+    if held.load_in_4bit:
+        alike_on_every_cpu(model)
+    return model.eval().requires_grad_(False), sorted(loading["missing_keys"])
+
+
+def _placed(device: str, gpus: int) -> dict[str, Any]:
+    """Where transformers puts the weights, one after the other, so that they are never whole in host memory."""
+    import torch
+
+    if device == "cpu":
+        return {}
+    if gpus == 1:
+        return {"device_map": device}
+    if torch.cuda.device_count() < gpus:
+        raise ReplaceMeError(f"gpus: {gpus} asked for, torch sees {torch.cuda.device_count()}; lower `gpus`")
+    # none to the host: a model that does not fit is streamed, which is faster
+    return {"device_map": "auto", "max_memory": {k: _free(k) for k in range(gpus)}}
+
+
+def _free(gpu: int) -> int:
+    import torch
+
+    return torch.cuda.mem_get_info(gpu)[0]
+
+
+def _saved_class(config: dict[str, Any]) -> Any:
+    """The class of transformers that a config.json names, if it is one of that architecture."""
+    import transformers
+
+    named = getattr(transformers, str((config.get("architectures") or [None])[0]), None)
+    right = getattr(getattr(named, "config_class", None), "model_type", None) == config["model_type"]
+    return named if right else None
+
+
+def _model_class(auto_class: Any, folder: str | Path) -> Any:
+    """An auto class, or for linear layers of their own the package's class that stands for it."""
+    if not is_separate(read_config(folder)):
+        return auto_class
+    from replaceme.models.modeling_replaceme import ReplaceMeForCausalLM, ReplaceMeModel
+
+    check_code(folder)
+    return {one.auto_class: one for one in (ReplaceMeModel, ReplaceMeForCausalLM)}[auto_class.__name__]
+
+
+def _report_unused(checkpoint: Checkpoint, unexpected: Collection[str]) -> None:
+    """Say which stored tensors of a language model it does not use, of those that were thought to be its own."""
+    if checkpoint.family.modality != "text":
+        return
+    known = named_as_unloaded(checkpoint.family, checkpoint.config, unexpected).union(checkpoint.unloaded)
+    heads = tuple(f"{head}." for head in checkpoint.family.head)  # of a model that is loaded without its own
+    unused = sorted(name for name in set(unexpected) - known if not name.startswith(heads))
+    if unused:
+        log.warning(
+            "%s: %d tensors that transformers does not load, the first is %s; they are kept as they are",
+            checkpoint.folder, len(unused), printable(unused[0]),
+        )  # fmt: skip

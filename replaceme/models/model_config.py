@@ -1,0 +1,213 @@
+"""What a config.json says: the family of a model, what can be folded into it, its config when it is shorter."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from replaceme.config.placement import ON_STREAM
+from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.models.config_json import LARGEST
+from replaceme.models.custom_code import is_separate
+from replaceme.models.families import FAMILIES, Family
+from replaceme.models.language_model import check_purpose
+
+if TYPE_CHECKING:
+    from replaceme.config.calibrations import CalibrationConfig
+    from replaceme.config.cuts import CutConfig
+
+# config entries with one value per block: shortened with the blocks
+PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
+
+
+def family_of(config: dict[str, Any], where: str) -> Family:
+    """The family of a config.json; raises ReplaceMeError for an unsupported `model_type`."""
+    model_type = config["model_type"]
+    if is_separate(config):
+        raise ReplaceMeError(
+            f"{where}: already made smaller, with layers of its own (placement block, or another method); give the "
+            "original model"
+        )
+    if model_type not in FAMILIES:
+        raise ReplaceMeError(
+            f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}. "
+            "A new family is an entry of FAMILIES in replaceme/models/families.py (docs/models.md)"
+        )
+    if "auto_map" in config:
+        raise ReplaceMeError(
+            f"{where}: config.json wants to run the checkpoint's own code (auto_map), which is not allowed; remove "
+            "`auto_map` where a class of transformers does"
+        )
+    if config.get("quantization_config"):
+        raise ReplaceMeError(f"{where}: quantised weights cannot be folded; give the full-precision checkpoint")
+    family = FAMILIES[model_type].of(config)
+    if family.modality == "text":
+        check_purpose(config, where)
+    sizes = family.sizes(config)
+    for key in (family.depth, family.width):
+        found = sizes.get(key)
+        if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= LARGEST:
+            shown = "a huge number" if isinstance(found, int) and found > LARGEST else printable(repr(found)[:60])
+            raise ReplaceMeError(
+                f"{where}: config.json gives no usable `{key}` (found {shown}); take the config.json that belongs to "
+                "the weights"
+            )
+    for key, value, reason in family.refused:
+        if config.get(key) == value:
+            raise ReplaceMeError(f"{where}: {key} is {value}: {reason}, so nothing can be folded; take another model")
+    return family
+
+
+def is_encoder(config: dict[str, Any]) -> bool:
+    """Whether a model takes images, and has neither tokens nor a loss."""
+    return config["model_type"] in FAMILIES and FAMILIES[config["model_type"]].modality == "image"
+
+
+def has_text_tower(config: dict[str, Any]) -> bool:
+    """Whether an encoder of images comes with one of texts, so that both can be compared."""
+    alone = any(name.endswith("ForImageClassification") for name in config.get("architectures") or [])
+    return is_encoder(config) and FAMILIES[config["model_type"]].section is not None and not alone
+
+
+def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", where: str) -> None:
+    """Raise ReplaceMeError where a model takes text and the calibration is on images, or the other way round."""
+    if is_encoder(config) and calibration.images is None:
+        raise ReplaceMeError(f"{where}: an encoder of images, which cannot be calibrated on text; give `images`")
+    if not is_encoder(config) and calibration.images is not None:
+        raise ReplaceMeError(f"{where}: a language model, which cannot be calibrated on images; give `dataset`")
+
+
+def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
+    """Raise ReplaceMeError where a cut would be chosen by what an encoder does not have."""
+    if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
+        what = f"metric {cut.metric}" if cut.needs_loss else "position last"
+        raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
+
+
+def check_fit(
+    config: dict[str, Any], where: str, placement: str = "mlp", intercept: bool = False, recycle: bool = False
+) -> None:
+    """Raise ReplaceMeError where a fit could not be written into a model's weights."""
+    family = family_of(config, where)
+    if placement == "down_proj" and family.mixture:
+        raise ReplaceMeError(
+            f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
+        )
+    if placement in ON_STREAM and family.modality == "image":
+        raise ReplaceMeError(
+            f"{where}: placement {placement} is of language models, this is an encoder; use placement mlp"
+        )
+    if placement == "block" and not family.own_layers:
+        raise ReplaceMeError(
+            f"{where}: transformers renames tensors of this architecture, which placement block cannot; "
+            "use placement mlp"
+        )
+    if placement == "upstream" and family.attention_output is None:
+        raise ReplaceMeError(
+            f"{where}: placement upstream is not known for model_type {config['model_type']!r}, which may read the "
+            "residual stream not through norms alone; use placement block"
+        )
+    if recycle and family.gate is None:
+        raise ReplaceMeError(f"{where}: its MLPs have no gate behind a norm, so no neuron can be recycled; drop it")
+    if not intercept or placement == "block":
+        return
+    if family.post_norm is not None:
+        raise ReplaceMeError(f"{where}: its blocks normalise the MLP's output, which an intercept cannot pass; drop it")
+    if family.mixture or not (family.has_bias or family.bias_switch):
+        switches = {model_type for model_type, one in FAMILIES.items() if one.has_bias or one.bias_switch}
+        raise ReplaceMeError(
+            f"{where}: model_type {config['model_type']!r} has no bias for an intercept to go into; drop it "
+            f"(those that have: {', '.join(sorted(switches))})"
+        )
+
+
+def longest_sequence(config: dict[str, Any], where: str) -> int | None:
+    """How many tokens the model's positions reach, None where config.json does not say."""
+    positions = family_of(config, where).positions
+    return None if positions is None else config.get(positions)
+
+
+def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
+    """Raise ReplaceMeError where sequences of `tokens` tokens are longer than the model's positions reach."""
+    longest = longest_sequence(config, where)
+    if longest is not None and tokens > longest:
+        raise ReplaceMeError(f"{where}: sequences of {tokens} tokens, but the model takes {longest}; use shorter ones")
+
+
+def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """config.json after the blocks start .. end-1 of each group are gone: their number and all that goes by blocks."""
+    section = FAMILIES[config["model_type"]].section
+    if section is not None:
+        return {**config, section: _shortened(config[section], FAMILIES[config["model_type"]].depth, groups)}
+    return _shortened(config, FAMILIES[config["model_type"]].depth, groups)
+
+
+def _shortened(config: dict[str, Any], depth: str, groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    num_blocks = config[depth]
+    gone = {block for start, end in groups for block in range(start, end)}
+    kept = [block for block in range(num_blocks) if block not in gone]
+    pruned = {**config, depth: len(kept), **_dense_blocks(config, kept), **_stages(config, kept)}
+    for key in PER_BLOCK_LISTS:
+        values = config.get(key)
+        if values is None:
+            continue
+        if len(values) != num_blocks:
+            raise ReplaceMeError(f"config.json: {key} has {len(values)} entries for {num_blocks} blocks")
+        pruned[key] = [values[block] for block in kept]
+    return pruned
+
+
+def _stages(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """The stages of a backbone (stem, then one for each block), and those that it puts out, by their new numbers."""
+    put_out = config.get("out_indices")
+    if put_out is None and config.get("out_features") is not None:
+        put_out = [_stage(name, config["num_hidden_layers"]) for name in config["out_features"]]
+    names = ["stem", *(f"stage{number + 1}" for number in range(len(kept)))]
+    if put_out is None:
+        return {"stage_names": names} if "stage_names" in config else {}
+    whole = config["num_hidden_layers"] + 1
+    numbers = sorted({sum(block < stage % whole for block in kept) for stage in put_out})
+    return {"stage_names": names, "out_indices": numbers, "out_features": [names[number] for number in numbers]}
+
+
+def _stage(name: str, num_blocks: int) -> int:
+    """The number of a backbone's stage by its name."""
+    stages = {"stem": 0} | {f"stage{number}": number for number in range(1, num_blocks + 1)}
+    if name not in stages:
+        raise ReplaceMeError(f"config.json: `out_features` names {printable(name)}, of {num_blocks} stages; correct it")
+    return stages[name]
+
+
+def _dense_blocks(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Which of the kept blocks of a mixture of experts have one MLP, in the entries by which its config says so."""
+    found: dict[str, Any] = {}
+    if "first_k_dense_replace" in config:
+        found["first_k_dense_replace"] = sum(block < config["first_k_dense_replace"] for block in kept)
+    if config.get("moe_layer_freq", 1) != 1:
+        raise ReplaceMeError(f"config.json: moe_layer_freq is {config['moe_layer_freq']}; only 1 is supported")
+    if "decoder_sparse_step" in config or "mlp_only_layers" in config:
+        step, named = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+        dense = [number for number, block in enumerate(kept) if block in named or (block + 1) % step]
+        found |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+    return found
+
+
+def pick_device(device: str) -> str:
+    """`cuda` or `cpu` for a configured device; auto takes the GPU when there is one."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ReplaceMeError("device: cuda was asked for, but torch sees no GPU; use `device: auto`")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def pick_dtype(dtype: str, device: str, config: dict[str, Any]) -> str:
+    """The name of the torch type of a forward pass: the checkpoint's on a GPU, float32 on a CPU, unless configured."""
+    if dtype != "auto":
+        return dtype
+    return stored_dtype(config) if device == "cuda" else "float32"
+
+
+def stored_dtype(config: dict[str, Any]) -> str:
+    """The name of the torch type of a checkpoint's weights."""
+    return config.get("dtype") or config.get("torch_dtype") or "float32"

@@ -1,0 +1,158 @@
+"""Whether memory and disk will do for a config, estimated from the outlines of its models before anything runs."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from replaceme.config.cuts import UNREPAIRED_METRICS, CutConfig
+from replaceme.config.schema import Config
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import RECORD
+from replaceme.cuts.choose import possible_spans, resolve_blocks
+from replaceme.models.model_config import is_encoder, pick_dtype
+from replaceme.models.sizes import FOUR_BITS, MARGIN
+from replaceme.planning.outline import Outline
+from replaceme.reports.tables import HEALED
+
+Outlines = Mapping[str, Outline]
+
+
+def memory_problems(config: Config, outlines: Outlines, memory: int, device: str) -> list[str]:
+    """A line for each thing that would run out of `memory` bytes of a device (each of a model's), with the remedy.
+
+    `outlines` by the names of models; those that are missing are passed over.
+    """
+    lines = []
+    for name, outline in outlines.items():
+        room = _Room(memory, device, config.models[name].gpus)
+        tables = [table for table in config.tables.values() if name in table.named("models")]
+        for one in config.observed(tables):
+            lines += [f"calibrations.{one} on models.{name}: {line}" for line in _passes(config, one, outline, room)]
+        for one in sorted({one for table in tables for one in table.named("cuts")}):
+            lines += [f"cuts.{one} on models.{name}: {line}" for line in _choice(config, one, tables, outline, room)]
+        for one in sorted({one for table in tables for one in table.named("fits")}):
+            lines += [f"fits.{one} on models.{name}: {line}" for line in _method(config, one, tables, outline, room)]
+        for one in sorted({table.evaluation for table in tables if table.evaluation}):
+            if is_encoder(outline.config) and not config.evaluations[one].zeroshot:
+                continue  # an error of its own
+            dtype = pick_dtype(config.evaluations[one].dtype, device, outline.config)
+            lines += [f"evaluations.{one} on models.{name}: {line}" for line in room.lacking(outline, dtype)]
+    return lines
+
+
+class _Room:
+    """The memory of the devices over which a model is spread."""
+
+    def __init__(self, memory: int, device: str, gpus: int) -> None:
+        self.devices = count = 1 if device == "cpu" else gpus
+        self.memory, self.device = memory * count, device
+        self.words = "this machine has" if device == "cpu" else "the GPU has" if count == 1 else f"{count} GPUs have"
+
+    def lacking(self, outline: Outline, dtype: str, remedy: str = "") -> list[str]:
+        """A line where a model whole, in a type, is too much."""
+        needed = MARGIN * outline.bytes_in(dtype)
+        if needed <= self.memory:
+            return []
+        smaller = dtype in ("float32", "float64") and MARGIN * outline.bytes_in("bfloat16") <= self.memory
+        larger = "it takes a machine with more" if self.device == "cpu" else "raise `gpus`"
+        remedy = remedy or ("use `dtype: bfloat16`" if smaller else larger)
+        return [
+            f"{outline.source}: the whole model in {dtype} takes about {needed / 1e9:.1f} GB, {self.words} "
+            f"{self.memory / 1e9:.1f}; {remedy}"
+        ]
+
+
+def _passes(config: Config, name: str, outline: Outline, room: _Room) -> list[str]:
+    section = config.calibrations[name]
+    dtype = _dtype(config, name, outline, room)
+    if section.prompts is not None:
+        return room.lacking(outline, dtype, "a model that answers is not streamed; take another calibration")
+    if section.streaming == "never":
+        return room.lacking(outline, dtype, "use `streaming: auto`")
+    return []
+
+
+def _dtype(config: Config, calibration: str, outline: Outline, room: _Room) -> str:
+    section = config.calibrations[calibration]
+    return FOUR_BITS if section.load_in_4bit else pick_dtype(section.dtype, room.device, outline.config)
+
+
+def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:
+    """What the choice of a cut holds: the whole model for its loss, float64 matrices for every candidate."""
+    cut = config.cuts[name]
+    if cut.needs_loss:
+        used = {row.calibration for table in tables for row in table.pruned if row.cut == name}
+        for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
+            yield from room.lacking(outline, dtype, f"metric {cut.metric} is not streamed; use another metric")
+    matrices = candidate_matrices(cut, outline)
+    needed = 8 * outline.hidden_size**2 * matrices
+    if needed > room.memory:
+        yield (
+            f"{outline.source}: metric {cut.metric} holds {matrices} matrices, {needed / 1e9:.1f} GB, {room.words} "
+            f"{room.memory / 1e9:.1f}; use a distance (cosine, angular), or fewer groups"
+        )
+
+
+def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
+    """How many float64 matrices [d, d] the choice of a cut holds: one for each start and two for each candidate."""
+    if not cut.needs_candidates or cut.metric in (*UNREPAIRED_METRICS, "output"):
+        return 0
+    try:
+        spans = possible_spans(cut, outline.record)
+    except ReplaceMeError:
+        return 0  # an error of its own
+    return len({start for start, _ in spans}) + 2 * len(spans)
+
+
+def _method(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:
+    """What a method other than replaceme holds: the whole model, on one device."""
+    fit = config.fits[name]
+    if not fit.is_other:
+        return
+    if room.devices > 1:
+        yield f"{outline.source}: method {fit.method} needs the model on one device; use `gpus: 1`"
+        return
+    used = {row.calibration for table in tables for row in table.pruned if row.fit == name}
+    for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
+        yield from room.lacking(outline, dtype, f"method {fit.method} is not streamed; use another")
+
+
+def disk_problems(
+    config: Config, outlines: Outlines, downloads: Mapping[str, int], results: Path, cache: Path
+) -> list[str]:
+    """A line for each disk that will not hold the merged models still to be made, and the models to be downloaded.
+
+    `downloads` are bytes by source. Nothing else of a run comes near these but the rows of some fits, whose step looks
+    for itself before it writes.
+    """
+    merged = list(_merged(config, outlines, results))
+    needed: dict[int, list[tuple[str, int, Path]]] = {}
+    for what, size, folder in (
+        (f"{len(merged)} merged models", sum(merged), results),
+        (f"{len(downloads)} models to download", sum(downloads.values()), cache),
+    ):
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        if size:
+            needed.setdefault(existing.stat().st_dev, []).append((what, size, existing))
+    lines = []
+    for entries in needed.values():
+        total, free = sum(size for _, size, _ in entries), shutil.disk_usage(entries[0][2]).free
+        if total > free:
+            listed = ", ".join(f"{what} {size / 1e9:.1f} GB" for what, size, _ in entries)
+            lines.append(
+                f"disk of {entries[0][2]}: {listed}, {free / 1e9:.1f} GB are free; free some, or make a table at a time"
+            )
+    return lines
+
+
+def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
+    """Bytes of each merged or healed model of the tables that is not there yet."""
+    rows = {row for table in config.tables.values() for row in table.pruned}
+    for model, calibration, cut, fit, healing in sorted(rows, key=str):
+        folder = results.joinpath(model, calibration, cut, fit, *([HEALED, healing] if healing else []), "model")
+        if model not in outlines or (folder / RECORD).exists():
+            continue
+        try:
+            yield outlines[model].shortened_bytes(resolve_blocks(config.cuts[cut], outlines[model].record))
+        except ReplaceMeError:
+            continue  # an error of its own

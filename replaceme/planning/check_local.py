@@ -1,0 +1,245 @@
+"""What can be known to fail before any job starts.
+
+`check_inputs`, at every start, looks at local models and files against the tables that use them and takes no time;
+`check_online` also asks the Hub, lm-eval and the machine, for `replaceme preflight`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from replaceme.calibration.documents import check_source
+from replaceme.config.figures import COST_MEASURES, MEASURES, FigureConfig
+from replaceme.config.schema import Config
+from replaceme.config.sources import unmixed
+from replaceme.core.errors import ReplaceMeError
+from replaceme.cuts.choose import possible_spans
+from replaceme.evaluation.labelled_images import labelled
+from replaceme.methods.registry import check_section
+from replaceme.models.checkpoints import is_local, local_folder, open_checkpoint, read_config
+from replaceme.models.model_config import check_calibration, check_cut, check_length, has_text_tower, is_encoder
+from replaceme.planning.outline import Outline, outline_of
+from replaceme.planning.user_files import dates_ahead
+from replaceme.provenance.job_cost import check_country
+from replaceme.reports.plot_data import check_published
+from replaceme.reports.published_values import check_reference, scaled
+
+
+def check_inputs(config: Config, origin: str) -> None:
+    """Raise one ReplaceMeError with a line for each local model, file or folder that a table cannot use.
+
+    Of the weights only the headers are read, which finds missing and truncated shards.
+    """
+    lines = local_problems(config) or dates_ahead(config)
+    if lines:
+        raise ReplaceMeError("\n".join(f"{origin}: {line}" for line in lines))
+
+
+def local_problems(config: Config) -> list[str]:
+    """The lines of `check_inputs`, each beginning with the section that it is about."""
+    tables = config.tables.values()
+    lines: list[str] = []
+    for name in sorted({model for table in tables for model in table.named("models")}):
+        if is_local(config.models[name].source):
+            lines += _model_problems(config, name)
+    for name in config.observed(tables):
+        try:
+            check_source(config.calibrations[name])
+        except ReplaceMeError as error:
+            lines.append(f"calibrations.{name}: {error}")
+    lines += _healing_problems(config)
+    for name in sorted({table.evaluation for table in tables if table.evaluation is not None}):
+        include = config.evaluations[name].include
+        if include is not None and not Path(include).is_dir():
+            lines.append(f"evaluations.{name}: {include}: no such folder; `include` is a folder of task YAMLs")
+        lines += _image_problems(config, name)
+    for name, table in config.tables.items():
+        try:
+            if table.reference is not None:
+                check_reference(table.reference, table.row_names)
+        except ReplaceMeError as error:
+            lines.append(f"tables.{name}: {error}")
+    if config.cost is not None and config.cost.country is not None:
+        try:
+            check_country(config.cost.country)
+        except ReplaceMeError as error:
+            lines.append(str(error))
+    for name, figure in config.figures.items():
+        lines += [f"figures.{name}.{problem}" for problem in _figure_problems(config, figure)]
+    return lines
+
+
+def _image_problems(config: Config, evaluation: str) -> list[str]:
+    """Labelled images in local folders that cannot be used, and prompts that clip-benchmark does not have."""
+    found = []
+    for name, section in config.evaluations[evaluation].zeroshot.items():
+        try:
+            if is_local(section.images):
+                labelled(section)
+        except ReplaceMeError as error:
+            found.append(f"evaluations.{evaluation}.zeroshot.{name}: {error}")
+    return found
+
+
+def _healing_problems(config: Config) -> list[str]:
+    """Healings of a table that have no text, too little of it, or fits that cannot be trained."""
+    found = []
+    for table_name, table in config.tables.items():
+        for name in table.named("healings"):
+            healing = config.healings[name]
+            text = config.calibrations[healing.text]
+            where = f"healings.{name} on calibrations.{healing.text}"
+            if any(one.images is not None for one in unmixed(config.calibrations, healing.text)):
+                found.append(f"{where}: images, but a healing trains on text; name a calibration of text")
+            elif text.samples <= healing.held_out:
+                found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
+        healed = dict.fromkeys(row.fit for row in table.pruned if row.healing is not None)
+        layers = [fit for fit in healed if config.fits[fit].own_code]
+        found += [
+            f"tables.{table_name}: fit {fit!r} makes layers of its own, which cannot be healed; drop one"
+            for fit in layers
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
+    """What a figure shows and its tables will not have, and published values that are not in their file."""
+    found = []
+    if figure.needs_cost and config.cost is None:
+        found.append("measures: costs are measured where the section `cost` is set; set it")
+    tables = {name: config.tables[name] for name in figure.tables}
+    for name, table in tables.items():
+        if figure.kind == "heatmap":
+            continue
+        if table.evaluation is None:
+            found.append(f"tables: {name!r} has no evaluation, so there is nothing to show; drop it")
+            continue
+        known = [*MEASURES, *COST_MEASURES, *config.evaluations[table.evaluation].columns]
+        unknown = [column for column in figure.columns if column not in known]
+        if unknown:
+            found.append(f"measures: {unknown[0]!r} is not measured by table {name!r}; it has {', '.join(known)}")
+    if figure.from_config is not None:
+        section, key = figure.from_config
+        names = {one for table in tables.values() for one in table.named(f"{section}s")}
+        values = {one: getattr(getattr(config, f"{section}s")[one], key) for one in sorted(names)}
+        found += [
+            f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
+        ]
+    for what, check in (("measures", _check_measures), ("published", _check_published)):
+        try:
+            check(figure)
+        except ReplaceMeError as error:
+            found.append(f"{what}: {error}")
+    return found
+
+
+def _check_measures(figure: FigureConfig) -> None:
+    for measure in figure.measures:
+        scaled(measure)
+
+
+def _check_published(figure: FigureConfig) -> None:
+    if figure.published is not None:
+        check_published(figure)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _model_problems(config: Config, name: str) -> list[str]:
+    section = config.models[name]
+    try:
+        if section.revision is not None:
+            raise ReplaceMeError(f"{section.source}: a local folder has no revision; drop it")
+        outline = outline_of(open_checkpoint(local_folder(section.source)), section.source)
+    except ReplaceMeError as error:
+        return [f"models.{name}: {error}"]
+    return uses_of(config, name, outline)
+
+
+def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
+    """A line for each calibration, cut, fit or table that a model, as far as its outline tells, cannot take."""
+    section = config.models[name]
+    tables = [table for table in config.tables.values() if name in table.named("models")]
+    found = _encoder_problems(config, name, outline.config)
+    for cut_name in sorted({cut for table in tables for cut in table.named("cuts")}):
+        try:
+            check_cut(outline.config, config.cuts[cut_name], section.source)
+            possible_spans(config.cuts[cut_name], outline.record)
+        except ReplaceMeError as error:
+            found.append(f"cuts.{cut_name} on models.{name}: {error}")
+    used = config.observed(tables)
+    of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
+    lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
+    if any(table.speed for table in tables):
+        lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
+    for where, tokens in sorted(lengths.items()):
+        try:
+            check_length(outline.config, tokens, section.source)
+        except ReplaceMeError as error:
+            found.append(f"{where} on models.{name}: {error}")
+    for fit_name in sorted({fit for table in tables for fit in table.named("fits")}):
+        fit = config.fits[fit_name]
+        try:
+            check_section(outline.config, fit, section.source)
+        except ReplaceMeError as error:
+            found.append(f"fits.{fit_name} on models.{name}: {error}")
+    return found
+
+
+def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[str]:
+    """Calibrations and evaluations of the other kind than a model takes, and healings of one that has no loss."""
+    source, found = config.models[name].source, []
+    tables = {key: table for key, table in config.tables.items() if name in table.named("models")}
+    for calibration in sorted({one for table in tables.values() for one in table.named("calibrations")}):
+        try:
+            for section in unmixed(config.calibrations, calibration):
+                check_calibration(model, section, source)
+        except ReplaceMeError as error:
+            found.append(f"calibrations.{calibration} on models.{name}: {error}")
+    for key, table in tables.items():
+        evaluation = config.evaluations.get(table.evaluation)
+        problem = _unmeasured(model, bool(evaluation.zeroshot)) if evaluation else None
+        if problem is not None:
+            found.append(f"tables.{key}: {source}: {problem}")
+        if is_encoder(model) and table.named("healings"):
+            found.append(f"tables.{key}: {source}: an encoder of images, which has no loss to heal by; drop healings")
+    return found
+
+
+def _unmeasured(model: dict[str, Any], zeroshot: bool) -> str | None:
+    """Why an evaluation does not measure a model, None where it does."""
+    if not is_encoder(model):
+        return "a language model, which zeroshot does not measure; name an evaluation with tasks" if zeroshot else None
+    if not has_text_tower(model):
+        return "an encoder of images alone, which no evaluation measures; use `evaluation: null`"
+    return None if zeroshot else "an encoder, which tasks do not measure; name an evaluation with zeroshot"
+
+
+def sparse_calibrations(config: Config) -> list[str]:
+    """Warnings: calibrations with fewer tokens than the rows of a fit are wide, whose Gram cannot have full rank."""
+    found = []
+    for table in config.tables.values():
+        for model in table.named("models"):
+            source = config.models[model].source
+            sizes = read_config(local_folder(source)) if is_local(source) else {}
+            for name in table.named("calibrations"):
+                sections = unmixed(config.calibrations, name)
+                if any(section.images is not None for section in sections):
+                    continue  # how many positions an image has is the model's affair; the `tokens` step says it
+                tokens = config.calibrations[name].samples * max(section.tokens for section in sections)
+                where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
+                for what, width in sorted(_widths(config, table.named("fits"), sizes).items()):
+                    if tokens < width:
+                        found.append(
+                            f"{where} for {what} of {width}: the Gram has rank {tokens} at most; "
+                            "raise `samples` or `tokens`"
+                        )
+    return sorted(set(found))
+
+
+def _widths(config: Config, fits: Sequence[str], sizes: dict[str, Any]) -> dict[str, int]:
+    """How wide the rows are that some fits regress on, by what that is called in config.json."""
+    names = {"intermediate_size" if config.fits[fit].placement == "down_proj" else "hidden_size" for fit in fits}
+    return {f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}": sizes.get(name, 0) for name in names}

@@ -1,0 +1,171 @@
+"""How much each job of a config does: the tokens that it runs through its model, and what it holds beside it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from replaceme.config.fits import FitConfig
+from replaceme.config.schema import Config
+from replaceme.config.sources import unmixed
+from replaceme.planning.capacity import candidate_matrices
+from replaceme.planning.job_resources import Work
+from replaceme.planning.outline import Outline
+
+Names = Mapping[str, str]  # of a job's wildcards
+IMAGE = 256  # tokens as which an image counts
+SIDE = 224  # pixels, of an image for an encoder whose config.json does not say
+ITEMS = 10_000  # of a task without a limit
+REQUESTS = 4  # of an item, one for each choice
+REQUEST_TOKENS = 150
+SHOT_TOKENS = 100
+DECODED = 20  # tokens in one pass that take as long as one that is generated alone
+CHECKED = 512  # tokens of a check of a merged model
+
+
+def work_of(rule: str, config: Config, names: Names, outline: Outline) -> Work:
+    """The work of a job, by its rule and its wildcards; of rules without a model, none."""
+    kind = WORK.get(rule)
+    return Work() if kind is None else kind(config, names, outline)
+
+
+def rule_of_fit(config: Config, names: Names) -> str:
+    """The entry of `needs.TABLE` for a fit: whether it is made from statistics, or by passes of its own."""
+    fit, cut = config.fits[names["fit"]], config.cuts[names["cut"]]
+    return "transform_by_passes" if fit.is_other or fit.sequential(cut.several) else "transform"
+
+
+def length(config: Config, calibration: str) -> int:
+    """Tokens of the longest sequence of a calibration."""
+    parts = unmixed(config.calibrations, calibration)
+    return max(IMAGE if one.images is not None else one.tokens for one in parts)
+
+
+def tokens_of(config: Config, calibration: str) -> int:
+    """Tokens of a calibration, at most."""
+    return config.calibrations[calibration].samples * length(config, calibration)
+
+
+def pixels_of(config: Config, calibration: str, outline: Outline) -> int:
+    """Values of all images of a calibration, as an encoder takes them; none of text."""
+    if all(one.images is None for one in unmixed(config.calibrations, calibration)):
+        return 0
+    sizes = outline.config.get("vision_config") or outline.config
+    image = sizes.get("num_channels", 3) * sizes.get("image_size", SIDE) ** 2
+    return config.calibrations[calibration].samples * image
+
+
+def _text(config: Config, names: Names, outline: Outline) -> Work:
+    """Images are in memory one by one and stacked; in a mix joined and shuffled, beside its parts."""
+    name = names["calibration"]
+    parts = config.calibrations[name].mix or ()
+    pixels = 2 * pixels_of(config, name, outline) + sum(pixels_of(config, part, outline) for part in parts)
+    return Work(text=tokens_of(config, name), pixels=pixels)
+
+
+def _generated(config: Config, names: Names, outline: Outline) -> Work:
+    section = config.calibrations[names["calibration"]]
+    decoded = section.samples * section.generation.new_tokens * DECODED
+    return Work(decoded, section.batch_size * section.tokens, dtype=section.dtype)
+
+
+def _passes(config: Config, names: Names, outline: Outline) -> Work:
+    """Forward passes over the whole calibration, or one of its shards."""
+    name = names["calibration"]
+    section = config.calibrations[name]
+    share = int(names["shards"]) if "shard" in names else 1
+    sums = _sums(config, names, outline) if "kind" in names else Work()
+    at_once = section.batch_size * length(config, name)
+    tokens, pixels = tokens_of(config, name) / share, pixels_of(config, name, outline)
+    return replace(sums, tokens=tokens, positions=at_once, pixels=pixels, dtype=section.dtype)
+
+
+def _candidates(config: Config, names: Names, outline: Outline) -> Work:
+    """Passes over a part of the text; for a loss, one more for every candidate."""
+    name = names["calibration"]
+    section = config.calibrations[name]
+    cut = config.cuts[names["cut"]]
+    samples = min(cut.samples or section.samples, section.samples)
+    again = outline.num_blocks if cut.needs_loss else 1
+    at_once = section.batch_size * length(config, name)
+    tokens, pixels = samples * length(config, name) * again, pixels_of(config, name, outline)
+    return Work(tokens, at_once, squares=candidate_matrices(cut, outline), pixels=pixels, dtype=section.dtype)
+
+
+def _sums(config: Config, names: Names, outline: Outline) -> Work:
+    placements = {fit.regression.kind: fit.placement for fit in config.fits.values()}
+    # what no fit takes are the sums from which neurons are chosen
+    width = _width(placements.get(names["kind"], "inputs"), outline)
+    return Work(width=width, groups=config.cuts[names["cut"]].groups)
+
+
+def _recycled(config: Config, names: Names, outline: Outline) -> Work:
+    """The sums that neurons are chosen from, which are wider than those that are taken with them."""
+    before = next(fit.regression.before for fit in config.fits.values() if fit.regression.kind == names["kind"])
+    return replace(_sums(config, names, outline), width=_width(before.placement, outline))
+
+
+def _fit(config: Config, names: Names, outline: Outline) -> Work:
+    fit = config.fits[names["fit"]]
+    from_sums = rule_of_fit(config, names) == "transform" and not fit.needs_rows
+    work = Work() if from_sums else _passes(config, names, outline)
+    groups = config.cuts[names["cut"]].groups
+    waiting = kept_copies(fit, groups) * tokens_of(config, names["calibration"]) * outline.hidden_size
+    return replace(work, width=_width(fit.placement, outline), groups=groups, waiting=waiting)
+
+
+def kept_copies(fit: FitConfig, groups: int) -> int:
+    """How many times a method has the states of the whole text in host memory (see `methods.walk`)."""
+    if fit.method == "llm_streamline":  # what is trained on, inputs and targets, beside what comes through
+        return 1 + 2 * groups
+    return int(fit.method in ("svd_llm", "slicegpt"))
+
+
+def _evaluation(config: Config, names: Names, outline: Outline) -> Work:
+    section = config.evaluations[names["evaluation"]]
+    items = section.limit or ITEMS
+    requests = [REQUEST_TOKENS + SHOT_TOKENS * (task.fewshot or 0) for task in section.tasks.values()]
+    images = [IMAGE for _ in section.zeroshot]
+    tokens = items * (REQUESTS * sum(requests) + sum(images))
+    lengths = requests + images
+    return Work(tokens, section.batch_size * max(lengths), dtype=section.dtype)
+
+
+def _speed(config: Config, names: Names, outline: Outline) -> Work:
+    speed = config.speed
+    once = speed.batch_size * (speed.prompt_tokens + speed.new_tokens * DECODED)
+    return Work(once * (speed.repeats + speed.warmup), speed.batch_size * speed.prompt_tokens)
+
+
+def _healing(config: Config, names: Names, outline: Outline) -> Work:
+    section = config.healings[names["healing"]]
+    at_once = section.batch_size * length(config, section.text)
+    trained = outline.parameters if section.train == "full" else 0.05 * outline.parameters
+    return Work(at_once * section.accumulation * section.steps, at_once, trained=trained, dtype=section.dtype)
+
+
+def _checked(config: Config, names: Names, outline: Outline) -> Work:
+    return Work(CHECKED, CHECKED)
+
+
+def _width(placement: str, outline: Outline) -> int:
+    """The width of what a fit of a placement regresses on (see `targets`)."""
+    inner = int(outline.config.get("intermediate_size") or 4 * outline.hidden_size)
+    beside = {"down_proj": inner, "inputs": inner + outline.hidden_size}
+    return beside.get(placement, outline.hidden_size)
+
+
+WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {
+    "tokens": _text,
+    "mix": _text,
+    "generate": _generated,
+    "distances": _passes,
+    "candidates": _candidates,
+    "gram": _passes,
+    "recycle": _recycled,
+    "sum": _sums,
+    "rows": _passes,
+    "transform": _fit,
+    "verify": _checked,
+    "evaluate": _evaluation,
+    "speed": _speed,
+    "heal": _healing,
+}

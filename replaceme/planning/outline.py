@@ -1,0 +1,82 @@
+"""What a model is and takes, as far as headers, or the Hub, tell it before anything is loaded or downloaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from replaceme.models.checkpoints import Checkpoint
+from replaceme.models.model_config import family_of, stored_dtype
+from replaceme.models.sizes import ITEM_BYTES
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model by its config.json and its numbers of parameters; `file_bytes` is what its weights take on disk."""
+
+    source: str
+    config: dict[str, Any]
+    num_blocks: int
+    hidden_size: int
+    parameters: int
+    block_parameters: list[int]
+    file_bytes: int
+
+    def bytes_in(self, dtype: str) -> int:
+        """Bytes of its weights in a type of torch, or in FOUR_BITS."""
+        return round(self.parameters * ITEM_BYTES.get(dtype, 4))
+
+    def shortened_bytes(self, blocks: int) -> int:
+        """About the bytes on disk that are left without so many of its blocks."""
+        share = blocks / self.num_blocks * sum(self.block_parameters) / self.parameters
+        return round(self.file_bytes * (1 - share))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the sizes of cuts are resolved on, as in model.json."""
+        names = ("num_blocks", "parameters", "block_parameters")
+        return {name: getattr(self, name) for name in names}
+
+
+def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
+    """The outline of a local checkpoint."""
+    return Outline(
+        source,
+        checkpoint.config,
+        checkpoint.num_blocks,
+        checkpoint.hidden_size,
+        checkpoint.parameters,
+        checkpoint.block_parameters(),
+        checkpoint.file_bytes,
+    )
+
+
+def estimated_outline(
+    source: str, config: dict[str, Any], file_bytes: int | None = None, parameters: int | None = None
+) -> Outline:
+    """The outline of a model of which only config.json is known, and perhaps its number of parameters or its size.
+
+    All parameters but those of the embeddings are taken to lie in equal blocks; where nothing tells how many they are,
+    a block has the usual shape. Raises ReplaceMeError for a config that no family fits.
+    """
+    family = family_of(config, source)
+    sizes = family.sizes(config)
+    depth, width = sizes[family.depth], sizes[family.width]
+    item_bytes = ITEM_BYTES.get(stored_dtype(config), 4)
+    embeddings = (1 if family.ties_head(config) else 2) * vocabulary(config) * width
+    if parameters is None:
+        parameters = file_bytes // item_bytes if file_bytes else depth * _usual_block(sizes, width) + embeddings
+    blocks = [max(0, parameters - embeddings) // depth] * depth
+    stored = round(parameters * item_bytes) if file_bytes is None else file_bytes
+    return Outline(source, config, depth, width, parameters, blocks, stored)
+
+
+def _usual_block(sizes: Mapping[str, Any], width: int) -> int:
+    """Parameters of four matrices of attention and three of the MLP, those of every expert."""
+    experts = next((sizes[key] for key in ("num_local_experts", "num_experts") if sizes.get(key)), 1)
+    inner = sizes.get("moe_intermediate_size") if experts > 1 else None
+    return 4 * width**2 + 3 * width * experts * (inner or sizes.get("intermediate_size") or 4 * width)
+
+
+def vocabulary(config: Mapping[str, Any]) -> int:
+    """The number of tokens that a model knows; of a model without, none."""
+    return int(config.get("vocab_size", 0))

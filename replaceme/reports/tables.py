@@ -1,0 +1,221 @@
+"""One table from the results on disk: a row per pruned model, baselines first, paired differences to dropping blocks.
+
+Reads what the steps wrote (evaluation, speed, cut, fit) and computes nothing that is not defined in `uncertainty`. What
+was not measured is missing in the table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.config.methods import NARROWING
+from replaceme.config.tables import BASELINE, HEALED, KEYS, RATES, SPEED
+from replaceme.core import uncertainty
+from replaceme.core.cut_record import described
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import read_json
+
+if TYPE_CHECKING:
+    import pandas
+
+SIZE = ("parameters", "file_bytes")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the steps left about one model: `names` are model, calibration, cut, fit and healing."""
+
+    folder: Path
+    names: tuple[str, str | None, str | None, str, str | None]
+    evaluation: Mapping[str, Any]
+    speed: Mapping[str, Any]
+    cut: Mapping[str, Any]
+    fit: Mapping[str, Any]
+
+    @property
+    def is_identity(self) -> bool:
+        return self.fit.get("transform") == "identity" and self.names[4] is None
+
+
+def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, speed: bool = True) -> "pandas.DataFrame":
+    """One row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures, SIZE.
+
+    `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> in such a one (only then there is a column
+    `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
+    `speed` they have a speed.json too, and the table the columns SPEED. Accuracies
+    are fractions, `rp` and only it is in percent. `*_vs_identity` are paired over items with the identity fit of the
+    same cut, not healed. Raises ReplaceMeError naming a missing file or baseline.
+    """
+    import pandas
+
+    files = (f"evaluation/{evaluation}.json", "speed.json" if speed else None)
+    references = {Path(folder).parent.name: _baseline(Path(folder), *files) for folder in baselines}
+    results = [_row(Path(folder), *files) for folder in rows]
+    for result in results:
+        if result.names[0] not in references:
+            raise ReplaceMeError(
+                f"{result.folder}: no baseline of model {result.names[0]!r} among {sorted(references)}"
+            )
+    identities = {result.names[:3]: result for result in results if result.is_identity}
+    records = []
+    for model, reference in references.items():
+        records.append(_record(reference, reference, None))
+        for result in results:
+            if result.names[0] == model:
+                identity = identities.get(result.names[:3])
+                records.append(_record(result, reference, None if identity is result else identity))
+    everything = [*references.values(), *results]
+    columns = _columns(everything)
+    frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
+    frame.attrs["tasks"] = _task_notes(everything)
+    frame.attrs["own_code"] = sorted({result.names[3] for result in results if result.fit.get("own_code")})
+    own = [_own_columns(result) for result in everything]
+    frame.attrs["perplexities"] = sorted({name for tasks in own for name in tasks if _is_perplexity(tasks[name])})
+    return frame
+
+
+def _baseline(folder: Path, evaluation: str, speed: str | None) -> _Result:
+    parts = _read(folder, evaluation), _read(folder, speed)
+    return _Result(folder, (folder.parent.name, None, None, BASELINE, None), *parts, {}, {})
+
+
+def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:
+    healing = folder.name if folder.parent.name == HEALED else None
+    fitted = folder if healing is None else folder.parents[1]
+    if len(fitted.parts) < 4:
+        raise ReplaceMeError(
+            f"{folder}: a row is a folder <model>/<calibration>/<cut>/<fit>, or healed/<healing> in it"
+        )
+    fit = _read(fitted, "fit.json")
+    return _Result(
+        folder,
+        (*fitted.parts[-4:], healing),
+        _read(folder, evaluation),
+        _read(folder, speed),
+        _read(fitted.parent, "cut.json"),
+        # what the map leaves of its target was not measured again
+        fit if healing is None else {key: value for key, value in fit.items() if key != "residual"},
+    )
+
+
+def _read(folder: Path, name: str | None) -> Mapping[str, Any]:
+    if name is None:
+        return {}
+    if not (folder / name).is_file():
+        raise ReplaceMeError(f"{folder}: {name} is missing; run the steps that make it before the table")
+    return read_json(folder / name)
+
+
+def _columns(results: Sequence[_Result]) -> list[str]:
+    tasks = list(dict.fromkeys(name for result in results for name in _own_columns(result)))
+    measures = [
+        *tasks_and_errors(tasks),
+        "average",
+        "average_stderr",
+        "rp",
+        "perplexity",
+        "perplexity_stderr",
+        "residual",
+        "average_vs_identity",
+        "average_vs_identity_stderr",
+        "log_perplexity_vs_identity",
+        "log_perplexity_vs_identity_stderr",
+    ]
+    healed = any(result.names[4] for result in results)
+    measured = any(result.speed for result in results)
+    return [*(key for key in KEYS if healed or key != "healing"), *measures, *SIZE, *(SPEED if measured else ())]
+
+
+def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
+    """The columns of tasks: each name, then its standard error."""
+    return [column for task in tasks for column in (task, f"{task}_stderr")]
+
+
+def task_columns(columns: Sequence[str]) -> list[str]:
+    """The names of the tasks in a table's columns, which lie between `compression` and `average`."""
+    names = list(columns)
+    return names[names.index("compression") + 1 : names.index("average") : 2]
+
+
+def _own_columns(result: _Result) -> dict[str, Mapping[str, Any]]:
+    """Tasks with a column under their own name: all but the perplexity that has the column `perplexity`."""
+    main = (result.evaluation["perplexity"] or {}).get("task")
+    tasks = result.evaluation["tasks"].items()
+    return {name: task for name, task in tasks if name != main or not _is_perplexity(task)}
+
+
+def _is_perplexity(task: Mapping[str, Any]) -> bool:
+    return "perplexity" in task["metric"]
+
+
+def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
+    """How each task was scored, as text: metric, examples in context, items, version."""
+    notes: dict[str, str] = {}
+    for result in results:
+        for name, task in _own_columns(result).items():
+            # lm-eval's own placeholder for a task without a version is "Yaml"
+            version = f", v{task['version']}" if task["version"] not in (None, "Yaml") else ""
+            outside = "" if task["in_average"] else ", not in the average"
+            notes.setdefault(name, f"{task['metric']}, {task['fewshot']}-shot, n = {task['n']}{version}{outside}")
+    return notes
+
+
+def _record(result: _Result, reference: _Result, identity: _Result | None) -> dict[str, Any]:
+    cut, size = result.cut, _size(result)
+    record = dict(zip(KEYS, result.names, strict=False))
+    narrower = result.fit.get("method") in NARROWING
+    record["removed"] = 0 if narrower else cut.get("blocks", 0)
+    record["span"] = "none, narrower" if narrower else described(cut) if cut else None
+    record["metric"], record["position"] = cut.get("metric"), cut.get("position")
+    record["compression"] = 1 - size["parameters"] / _size(reference)["parameters"]
+    for name, task in _own_columns(result).items():
+        record[name], record[f"{name}_stderr"] = task["value"], task["stderr"]
+    average, perplexity = result.evaluation["average"], result.evaluation["perplexity"]
+    if average is not None:
+        record["average"], record["average_stderr"] = average["value"], average["stderr"]
+        whole = reference.evaluation["average"]["value"]
+        record["rp"] = 100 * average["value"] / whole if whole else None
+    if perplexity is not None:
+        record["perplexity"], record["perplexity_stderr"] = perplexity["value"], perplexity["stderr"]
+    record["residual"] = result.fit.get("residual")
+    if identity is not None:
+        record |= _differences(result, identity)
+    record |= size
+    if result.speed:
+        record |= {name: result.speed[name]["median"] for name in RATES}
+        record["peak_memory_bytes"] = result.speed["peak_memory_bytes"]
+    return record
+
+
+def _size(result: _Result) -> dict[str, int]:
+    try:
+        return {name: result.evaluation[name] for name in SIZE}
+    except KeyError as error:
+        raise ReplaceMeError(f"{result.folder}: its evaluation does not say {error}; evaluate again") from None
+
+
+def _differences(result: _Result, identity: _Result) -> dict[str, float | None]:
+    """Average and log perplexity minus those of the identity fit, paired over items."""
+    found: dict[str, float | None] = {}
+    ours, theirs = result.evaluation, identity.evaluation
+    counted = [name for name, task in ours["tasks"].items() if task["in_average"]]
+    for name in counted:
+        _check_same(result, identity, ours["tasks"][name], theirs["tasks"].get(name), name)
+    pairs = [(ours["tasks"][name]["items"], theirs["tasks"][name]["items"]) for name in counted]
+    if pairs and all(isinstance(item, float) for pair in pairs for items in pair for item in items):
+        estimate = uncertainty.average([uncertainty.paired_mean(*pair) for pair in pairs])
+        found["average_vs_identity"], found["average_vs_identity_stderr"] = estimate
+    if ours["perplexity"] is not None:
+        ppl, other = ours["perplexity"], theirs["perplexity"]
+        _check_same(result, identity, ppl, other, "perplexity")
+        estimate = uncertainty.paired_log_perplexity(ppl["items"], other["items"])
+        found["log_perplexity_vs_identity"], found["log_perplexity_vs_identity_stderr"] = estimate
+    return found
+
+
+def _check_same(result: _Result, identity: _Result, ours: Mapping, theirs: Mapping | None, name: str) -> None:
+    if theirs is None or ours["documents"] != theirs["documents"] or ours["metric"] != theirs["metric"]:
+        raise ReplaceMeError(
+            f"{result.folder} and {identity.folder}: {name} was evaluated on different items; evaluate both again"
+        )

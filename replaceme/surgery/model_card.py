@@ -1,0 +1,199 @@
+"""The model card (README.md) of a pruned checkpoint, from its provenance record."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.core.cut_record import described, groups_of
+
+if TYPE_CHECKING:
+    from replaceme.methods.registry import About
+
+TEMPLATE = """---
+{metadata}---
+# {source}, {removed} blocks shorter
+
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
+removed without training, {fit}.
+{loading}
+
+| | |
+|---|---|
+| source | {source} ({revision}) |
+| cut | {span}, chosen by {metric} |
+| fit | {report} |
+| versions | {versions} |
+
+`replaceme.json` holds the SHA-256 of every file here and of every file of the source.
+"""
+
+METHOD_TEMPLATE = """---
+{metadata}---
+# {source}, by {title}
+
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version} with another method, {title}
+([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})), for comparison: {sentence}.
+{loading}
+
+| | |
+|---|---|
+| source | {source} ({revision}) |
+| size | that without blocks {span} |
+| fit | {report} |
+| versions | {versions} |
+
+`replaceme.json` holds the SHA-256 of every file here and of every file of the source.
+"""
+
+HEALED = """---
+{metadata}---
+# {source}, {removed} blocks shorter and healed
+
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
+removed, {fit}.
+Then {trained}, in {steps} steps on {text}.
+The architecture is unchanged: load it as you load the original.
+
+| | |
+|---|---|
+| source | {source} ({revision}) |
+| shortened | {merged} |
+| training | {training} |
+| versions | {versions} |
+
+`replaceme.json` holds the SHA-256 of every file here and of every file of the shortened model.
+"""
+
+TRAINED = {
+    "transform": "the linear map at each place was trained",
+    "lora": "adapters were trained and merged into the weights",
+    "full": "all weights were trained",
+}
+LICENCE = ("license", "license_name", "license_link")
+LOADING = "The architecture is unchanged: load it as you load the original."
+# a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
+LOADING_SEPARATE = """What was added is not part of the original architecture, hence the few lines of code in
+`modeling_replaceme.py`: load the model with `trust_remote_code=True`, after a look at that file."""
+
+
+def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
+    """Markdown that says what was removed, how the gap was closed, and from what it was made, with the Hub's metadata.
+
+    `licence` is what `licence_of` found of the source.
+    """
+    source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
+    separate = provenance["placement"] == "block"
+    return TEMPLATE.format(
+        metadata=_metadata(source, licence),
+        source=source["source"],
+        revision=source["revision"] or "local folder",
+        removed=cut["blocks"],
+        span=described(cut),
+        final=cut["num_blocks"] - 1,
+        version=provenance["versions"]["replaceme"],
+        fit=_fitted(provenance),
+        loading=LOADING_SEPARATE if separate else LOADING,
+        metric=cut["metric"],
+        report=_listed(fit),
+        versions=_listed(provenance["versions"]),
+    )
+
+
+def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, str], code: bool) -> str:
+    """The same of a checkpoint that another method made; `code`: it brings the file of code."""
+    source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
+    known = {**fit, "blocks": cut["blocks"], "span": described(cut), "final": cut["num_blocks"] - 1}
+    return METHOD_TEMPLATE.format(
+        metadata=_metadata(source, licence),
+        source=source["source"],
+        revision=source["revision"] or "local folder",
+        title=about.title,
+        arxiv=about.arxiv,
+        sentence=about.sentence.format(**known),
+        version=provenance["versions"]["replaceme"],
+        loading=LOADING_SEPARATE if code else LOADING,
+        span=described(cut),
+        report=_listed(fit),
+        versions=_listed(provenance["versions"]),
+    )
+
+
+def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
+    """Markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
+    source, cut, healing = provenance["original"], provenance["cut"], provenance["healing"]
+    return HEALED.format(
+        metadata=_metadata(source, licence),
+        source=source["source"],
+        revision=source["revision"] or "local folder",
+        merged=provenance["source"]["source"],
+        removed=cut["blocks"],
+        span=described(cut),
+        final=cut["num_blocks"] - 1,
+        version=provenance["versions"]["replaceme"],
+        fit=_fitted(provenance),
+        trained=TRAINED[healing["train"]],
+        steps=healing["steps"],
+        text=_named(provenance["origin"]["text"]),
+        training=", ".join(f"{key} {_short(value)}" for key, value in healing.items()),
+        versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
+    )
+
+
+def _named(text: dict[str, Any]) -> str:
+    """What a text is called by the record of its tokens, or of what it was mixed from."""
+    return text["dataset"] if "mix" not in text else " and ".join(map(_named, text["mix"]))
+
+
+def _fitted(provenance: dict[str, Any]) -> str:
+    """What was put in the place of the removed blocks."""
+    cut, fit, placement = (provenance[key] for key in ("cut", "fit", "placement"))
+    if placement is None:
+        return "and nothing was put in their place (UIDL)"
+    carriers = [str(start - 1) for start, _ in groups_of(cut)]
+    many = len(carriers) > 1
+    blocks = f"block{'s' * many} {', '.join(carriers)}"
+    if placement == "collapse":
+        return f"and their weights were merged into those of {blocks}"
+    put = {"block": "added after", "upstream": "folded into all before the end of"}.get(placement, "folded into")
+    return (
+        f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
+        f"{'were' if many else 'was'} {put} {blocks}"
+    )
+
+
+def licence_of(folder: str | Path) -> dict[str, str]:
+    """The licence entries of a source's model card, or of its config.json; empty when neither names a licence."""
+    for found in (_card_metadata(Path(folder) / "README.md"), json.loads((Path(folder) / "config.json").read_text())):
+        if isinstance(found.get("license"), str):
+            return {key: found[key] for key in LICENCE if isinstance(found.get(key), str)}
+    return {}
+
+
+def _card_metadata(path: Path) -> dict[str, Any]:
+    """What stands in YAML at the top of a model card; empty when there is no card, or none that can be read."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        return (metadata_load(path) if path.is_file() else None) or {}
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return {}
+
+
+def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
+    """The YAML that the Hub reads."""
+    import yaml
+
+    entries = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "replaceme"]}
+    if source["revision"]:  # the key means a Hub id, which a record with a commit comes from
+        entries["base_model"] = source["source"]
+    return yaml.safe_dump(entries | licence, sort_keys=False, allow_unicode=True)
+
+
+def _listed(numbers: dict[str, Any]) -> str:
+    """The numbers and words of a report in a line."""
+    return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items() if not isinstance(value, list | dict))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

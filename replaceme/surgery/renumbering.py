@@ -1,0 +1,51 @@
+"""Blocks that make use of their own number, moved to another: their weights make up for it.
+
+GPT-2 with `scale_attn_by_inverse_layer_idx` divides the attention scores q k of block n by n + 1. As block m it has the
+same scores with queries, and so with their weights and biases, times (m + 1) / (n + 1).
+What else depends on the number stands in config.json (see `models.pruned_config`); tests/models/test_families.py reads
+transformers' code for more.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from replaceme.models.checkpoints import Checkpoint
+    from replaceme.surgery.edits import Edit
+
+
+def with_new_numbers(
+    checkpoint: "Checkpoint", groups: Sequence[tuple[int, int]], edits: "Mapping[str, Edit]"
+) -> "dict[str, Edit]":
+    """The edits of a cut's tensors, and after them those of the blocks that get another number."""
+    found, family = dict(edits), checkpoint.family
+    if family.numbered is None or not checkpoint.config.get(family.numbered):
+        return found
+    gone = {block for start, end in groups for block in range(start, end)}
+    kept = [block for block in range(checkpoint.num_blocks) if block not in gone]
+    for new, old in enumerate(kept):
+        if new == old:
+            continue
+        weight = f"{family.blocks}.{old}.{family.query}"
+        for name in (weight, weight.removesuffix("weight") + "bias"):
+            scaled = _scaled_queries(checkpoint.hidden_size, (new + 1) / (old + 1))
+            found[name] = both(found[name], scaled) if name in found else scaled
+    return found
+
+
+def both(first: "Edit", second: "Edit") -> "Edit":
+    """One edit after another."""
+    return lambda tensor: second(first(tensor))
+
+
+def _scaled_queries(width: int, factor: float) -> "Edit":
+    """The first `width` outputs, which are the last axis of a weight or bias, times a factor, rounded once."""
+
+    def edit(given: "torch.Tensor") -> "torch.Tensor":
+        scaled = given.clone()
+        scaled[..., :width] = (given[..., :width].double() * factor).to(given.dtype)
+        return scaled
+
+    return edit

@@ -1,0 +1,142 @@
+"""Write a checkpoint that is made from another one: shards, index, config, tokenizer, licence, model card and record.
+
+What it holds is told by a `Content`. It is there as a whole or not at all.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import RECORD, TEMPORARY, json_text, replacing, sha256_of_all
+from replaceme.core.redaction import published
+from replaceme.models.checkpoints import Checkpoint, open_checkpoint
+from replaceme.models.custom_code import CODE
+from replaceme.models.trust import COMPANIONS
+from replaceme.models.weights import INDEX
+from replaceme.provenance.environment import versions
+from replaceme.surgery.edits import Content
+from replaceme.surgery.leftovers import left_out, on_card, without_predictors
+from replaceme.surgery.shards import Shards
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def merging(
+    source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
+) -> "Iterator[Merger]":
+    """Within it a checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards.
+
+    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed. Errors as in
+    `check_out`.
+    """
+    check_out(source, out)
+    with ExitStack() as stack:
+        merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
+        for line in merger.left_out:
+            log.warning("%s: left out of the new checkpoint: %s", source, line)
+        yield merger
+        if not merger.finished:
+            raise RuntimeError(f"{out}: a merge was begun and not finished")
+
+
+class Merger:
+    """Writes a checkpoint: what no transform changes as soon as the cut is known, the rest when they are."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
+    ) -> None:
+        self.checkpoint, self._out, self._stack, self._known, self.device = checkpoint, out, stack, known, device
+        self.finished, self.left_out = False, left_out(checkpoint)
+        self._folder: Path | None = None
+        self._shards: Shards | None = None
+
+    def begin(self, groups: Sequence[tuple[int, int]]) -> None:
+        """Start to copy the shards that the transforms of these groups leave as they are; another cut may come yet."""
+        self._begun(groups).copy()
+
+    def _begun(self, groups: Sequence[tuple[int, int]]) -> "Shards":
+        if self._folder is None:
+            self._folder = self._stack.enter_context(replacing(self._out))
+            self._folder.mkdir()
+        if self._shards is None or self._shards.groups != list(groups):
+            self._drop()
+            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
+            self._stack.callback(self._shards.stop)
+        return self._shards
+
+    def _drop(self) -> None:
+        """Remove what was begun."""
+        if self._shards is not None:
+            self._shards.stop()
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._shards = None
+
+    def write(self, content: Content, provenance: dict[str, Any], card: str | None = None) -> None:
+        """Write the rest; `card` is the model card (README.md).
+
+        `provenance` goes into replaceme.json with the SHA-256 of every file.
+        """
+        shards = self._begun(content.groups)
+        folder = self._folder
+        digests = shards.write(content.changes)
+        if content.code:
+            shutil.copyfile(CODE, folder / CODE.name)
+        config = without_predictors(content.config)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in self.checkpoint.companions():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(self.checkpoint.folder / name, folder / name)
+        if card is not None:
+            (folder / "README.md").write_text(card + on_card(self.left_out), encoding="utf-8")
+        others = sha256_of_all(folder, [name for name in _files(folder) if name not in digests])
+        record = {**provenance, "files": dict(sorted((digests | others).items()))}
+        (folder / RECORD).write_text(json_text(record), encoding="utf-8")
+        self.finished = True
+
+
+def provenance_of(
+    record: dict[str, Any], cut: dict[str, Any], fit: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    """What replaceme.json tells of any checkpoint: from which model, by which cut and fit, from which text."""
+    provenance = {
+        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
+        "cut": {key: value for key, value in cut.items() if key != "candidates"},
+        "fit": fit,
+        "origin": origin,
+        "versions": versions(),
+    }
+    return published(provenance)
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a folder and of those in it, as seen from it; an empty folder in it counts as one."""
+    found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink() or not any(path.iterdir()))
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def check_out(source: str | Path, out: str | Path) -> None:
+    """Raise ReplaceMeError when folder `out` holds anything that an earlier merge would not have written.
+
+    The folder is replaced as a whole, so neither the source nor somebody's own files may be in it.
+    """
+    out = Path(out)
+    if Path(source).resolve().is_relative_to(out.resolve()):
+        raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
+    if not out.is_dir():
+        return
+    patterns = ("model*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
+    ours = {path.relative_to(out).as_posix() for pattern in patterns for path in out.glob(pattern)}
+    if (out / RECORD).is_file():
+        ours |= {RECORD, "config.json"}
+    foreign = sorted(name for name in set(_files(out)) - ours if not name.startswith(TEMPORARY))
+    if foreign:
+        raise ReplaceMeError(
+            f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"
+        )

@@ -1,0 +1,222 @@
+"""Compare results with their records: hashes of inputs and outputs, and versions, are recomputed.
+
+The records are those of `job_record`, and the lists of files in model.json and replaceme.json. From what is asked for,
+the check goes back through everything that it was made from, as far as records reach.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import RECORD, each_sha256, read_json
+from replaceme.core.progress import progress
+from replaceme.models.checkpoints import is_local, local_folder
+from replaceme.provenance.job_record import FOLDER
+
+MODEL = "model.json"
+MISSING = "missing"
+SHOWN = 12  # hex digits of a hash
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A file that is not what a record says; `recorded` and `found` are SHA-256, or `missing`."""
+
+    file: str
+    recorded: str
+    found: str
+    record: str
+    role: str
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        found = self.found if self.found == MISSING else f"is {self.found[:SHOWN]}"
+        return f"{self.file}: {found}, recorded {self.recorded[:SHOWN]} as {self.role} in {self.record}"
+
+
+@dataclass(frozen=True)
+class OtherVersion:
+    """A package whose version, where results were made, is not that installed here."""
+
+    package: str
+    recorded: str
+    installed: str
+    records: int
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        return f"{self.package}: {self.recorded} in {self.records} records, {self.installed} here"
+
+
+@dataclass
+class Audit:
+    """What was compared, and what differs."""
+
+    files: int = 0
+    records: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    versions: list[OtherVersion] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        """Every difference in one line."""
+        return [one.line for one in chain(self.differences, self.versions)]
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """That a file has this hash, according to a record."""
+
+    path: Path
+    digest: str
+    record: Path
+    role: str
+
+
+def audit(path: str | Path) -> Audit:
+    """Recompute the hashes of a file or a folder of results and of all that it was made from; compare the versions.
+
+    `path`: a results folder of the workflow or anything in it, or a checkpoint or model.json made by itself. Raises
+    ReplaceMeError when there is no such path, or nothing is recorded of it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ReplaceMeError(f"{path}: no such file or folder; give one of a run's results")
+    root = _root(path)
+    records = {} if root is None else _behind(path, root)
+    claims = list(chain.from_iterable(_of_record(record, where, root) for where, record in records.items()))
+    if not claims:  # made without the workflow
+        claims = list(chain.from_iterable(_of_list(one, Path()) for one in _lists_at(path)))
+    base = Path() if root is None else root.parent
+    for listed in {one.path for one in claims if one.path.name in (MODEL, RECORD) and one.path.is_file()}:
+        claims += _of_list(listed, base)
+    if not claims:
+        raise ReplaceMeError(f"{path}: nothing is recorded of it; the workflow records what it makes under results/")
+    stamps = [record["versions"] for record in records.values()] or [_versions_at(one) for one in _lists_at(path)]
+    found = _hashed({one.path for one in claims})
+    differences = [
+        Difference(str(one.path), one.digest, found[one.path], str(one.record), one.role)
+        for one in sorted(set(claims), key=lambda one: (str(one.path), str(one.record), one.role))
+        if found[one.path] != one.digest
+    ]
+    return Audit(len(found), len(records), differences, other_versions(stamps))
+
+
+def other_versions(stamps: Iterable[Mapping[str, str]]) -> list[OtherVersion]:
+    """The versions in `stamps` that are not those installed here."""
+    import platform
+
+    counts: dict[tuple[str, str], int] = {}
+    for stamp in stamps:
+        for item in stamp.items():
+            counts[item] = counts.get(item, 0) + 1
+    found = []
+    for (package, recorded), records in sorted(counts.items()):
+        try:
+            installed = platform.python_version() if package == "python" else version(package)
+        except PackageNotFoundError:
+            installed = "not installed"
+        if installed != recorded:
+            found.append(OtherVersion(package, recorded, installed, records))
+    return found
+
+
+def _root(path: Path) -> Path | None:
+    """The results folder with records of steps that a path lies in, if it does."""
+    absolute = path.absolute()
+    return next((one for one in (absolute, *absolute.parents) if any(map(_is_ours, _records(one)))), None)
+
+
+def _records(root: Path) -> list[Path]:
+    return sorted(path for path in (root / FOLDER).rglob("*.json") if path.is_file())
+
+
+def _is_ours(where: Path) -> bool:
+    """Whether a file is the record of a step: other programs have folders of this name too."""
+    try:
+        return _is_of_step(read_json(where))
+    except ReplaceMeError:
+        return False
+
+
+def _is_of_step(record: Any) -> bool:
+    if not isinstance(record, dict) or "step" not in record:
+        return False
+    return all(isinstance(record.get(key), dict) for key in ("inputs", "outputs", "versions"))
+
+
+def _behind(path: Path, root: Path) -> dict[Path, dict[str, Any]]:
+    """The records of what lies at a path, and of all that this was made from."""
+    records = {where: record for where in _records(root) if _is_of_step(record := read_json(where))}
+    makers = {_at(place, root): where for where, record in records.items() for place in record["outputs"]}
+    asked = path.absolute()
+    pending = [where for made, where in makers.items() if made == asked or made.is_relative_to(asked)]
+    found: dict[Path, dict[str, Any]] = {}
+    while pending:
+        where = pending.pop()
+        if where not in found:
+            found[where] = records[where]
+            pending += [makers[used] for place in records[where]["inputs"] if (used := _at(place, root)) in makers]
+    return found
+
+
+def _at(place: str, root: Path) -> Path:
+    """The path of a place in a record; `..` is the folder that the results lie in."""
+    path = Path(place)
+    if path.parts[:1] == ("..",):
+        return root.parent.joinpath(*path.parts[1:])
+    return root / path
+
+
+def _of_record(record: dict[str, Any], where: Path, root: Path) -> Iterator[_Claim]:
+    for role, key in (("output", "outputs"), ("input", "inputs")):
+        for place, digest in record[key].items():
+            yield _Claim(_at(place, root), digest, where, f"{role} of {record['step']}")
+
+
+def _lists_at(path: Path) -> list[Path]:
+    """The lists of files that a path is, or is the checkpoint of."""
+    lists = [path] if path.name in (MODEL, RECORD) else [path / RECORD]
+    return [one.absolute() for one in lists if one.is_file()]
+
+
+def _of_list(where: Path, base: Path) -> Iterator[_Claim]:
+    """What a model.json says of a model, or a replaceme.json of the checkpoint beside it and of its source.
+
+    Relative paths in it are from `base`, where the workflow ran.
+    """
+    record = read_json(where)
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        raise ReplaceMeError(f"{where}: no list of files; make it again")
+    folder = where.parent if where.name == RECORD else base / record["folder"]
+    yield from (_Claim((folder / name).absolute(), digest, where, "file") for name, digest in record["files"].items())
+    source = record.get("source")
+    if isinstance(source, dict) and _is_found(source["source"], base):
+        folder = base / local_folder(source["source"])
+        yield from (
+            _Claim((folder / name).absolute(), digest, where, "file of the source")
+            for name, digest in source["files"].items()
+        )
+
+
+def _is_found(source: str, base: Path) -> bool:
+    """Whether a source is a folder of this machine whose place is told: of those outside `base` the name alone is."""
+    return is_local(source) and ("/" in source or (base / source).is_dir())
+
+
+def _versions_at(where: Path) -> dict[str, str]:
+    return read_json(where).get("versions", {})
+
+
+def _hashed(paths: Iterable[Path]) -> dict[Path, str]:
+    """The hash of each file, or that it is missing."""
+    paths = sorted(paths)
+    there = [path for path in paths if path.is_file()]
+    digests = progress(each_sha256(there), "hashing files", len(there))
+    return dict.fromkeys(paths, MISSING) | dict(zip(there, digests, strict=True))

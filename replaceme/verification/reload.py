@@ -1,0 +1,147 @@
+"""A model folder as a fresh process with plain transformers finds it, and what its logits are compared with.
+
+A process is fresh as long as it has not imported transformers: one that is asked for nothing else may look itself,
+before it does anything with transformers, while replaceme cannot be imported. To import torch and transformers takes
+longer than a small model does.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.activations.capture import model_inputs, placed
+from replaceme.calibration.tokens import Tokens
+from replaceme.core.errors import ReplaceMeError
+from replaceme.models.checkpoints import read_config
+from replaceme.models.custom_code import check_code, is_separate
+from replaceme.models.loading import load_causal_model
+from replaceme.models.model_config import family_of
+from replaceme.verification import reload_worker as plain
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.models.families import Family
+
+# what lets a loaded original, base model and family, run as the new model does
+Running = Callable[["nn.Module", "Family"], AbstractContextManager[None]]
+# the folder that holds this package, beside which `kernels` has the name of another's
+HOME = Path(__file__).resolve().parents[2]
+SEQUENCES, LENGTH, NEW_TOKENS = 2, 32, 8
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def fixed_tokens(config: dict[str, Any]) -> Tokens:
+    """Two sequences of random token ids, always the same; the second is padded on the left, as for generation."""
+    import torch
+
+    longest = config.get("max_position_embeddings") or config.get("n_positions") or LENGTH + NEW_TOKENS
+    length = min(LENGTH, longest - NEW_TOKENS)
+    input_ids = torch.randint(config["vocab_size"], (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(SEQUENCES, length, dtype=torch.bool)
+    mask[-1, : length // 3] = False
+    return Tokens(input_ids, mask)
+
+
+def hooked_logits(folder: str | Path, running: Running, tokens: Tokens) -> "torch.Tensor":
+    """Logits, float32, of an original model that runs as the new one does; it is freed afterwards."""
+    import torch
+
+    model = load_causal_model(folder, "float32", "cpu")
+    family = family_of(read_config(folder), str(folder))
+    with torch.inference_mode(), running(model.base_model, family):
+        logits = model(**model_inputs(model, tokens)).logits.float()
+    del model
+    gc.collect()  # its blocks hold references to themselves, and the fresh process needs the memory
+    return logits
+
+
+def is_fresh() -> bool:
+    """Whether this process can still be the one that loads a folder with plain transformers."""
+    return "transformers" not in sys.modules
+
+
+def reload(folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool = False) -> dict[str, str | None]:
+    """What is wrong with each part of a folder for plain transformers, None where nothing is; logits go to `work`.
+
+    Without tokens no weights are loaded. The folder's own code runs only if it is this package's. `here`: in this
+    process, which must be fresh and keeps the code that it loads in `work` from then on; else in another. Raises
+    ReplaceMeError when that dies.
+    """
+    import torch
+
+    separate = is_separate(read_config(folder))
+    if separate:
+        check_code(folder)
+    where = {
+        "pretrained_model_name_or_path": str(Path(folder).resolve()),
+        "trust_remote_code": separate,
+        "local_files_only": True,
+    }
+    inputs = None
+    if tokens is not None:
+        given = placed(tokens, torch.device("cpu"))
+        inputs = {name: given[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")}
+    question = {"where": where, "inputs": inputs, "new_tokens": NEW_TOKENS, "threads": torch.get_num_threads()}
+    (work / "question.json").write_text(json.dumps(question), encoding="utf-8")
+    cache = {"HF_MODULES_CACHE": str(work / "modules")}
+    if here:
+        os.environ.update(QUIET | cache)
+        with _hidden():
+            plain.reply(work)
+        gc.collect()  # the model, before another is loaded
+    else:
+        # -P: the folder of the file is not searched for modules, of which one is called `statistics`
+        run_alone([sys.executable, "-P", plain.__file__, str(work)], cache)
+    return json.loads((work / "answer.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _hidden() -> Iterator[None]:
+    """Inside, this package cannot be imported, as where it is not installed, and its folder is not searched."""
+    path = sys.path[:]
+    sys.path[:] = [entry for entry in path if Path(entry).resolve() != HOME]
+    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "replaceme"}
+    for name in ours:
+        del sys.modules[name]
+    sys.modules["replaceme"] = None  # the import system takes that for a module that is not there
+    try:
+        yield
+    finally:
+        del sys.modules["replaceme"]
+        sys.modules.update(ours)
+        sys.path[:] = path + [entry for entry in sys.path if entry not in path]
+
+
+def run_alone(command: Sequence[str], environment: dict[str, str], seconds: float | None = None) -> None:
+    """Run a command offline to its end; raises ReplaceMeError, in one line, when it fails or takes too long."""
+    given = os.environ | QUIET | {"PYTHONPATH": _path_without_us()} | environment
+    try:
+        done = subprocess.run(
+            command, env=given, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ReplaceMeError(f"{Path(command[0]).name}: no answer within {seconds:.0f} s") from None
+    except OSError as error:
+        raise ReplaceMeError(f"{command[0]}: cannot be run ({error})") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1]
+        raise ReplaceMeError(f"the process ended with code {done.returncode} ({last})")
+
+
+def _path_without_us() -> str:
+    """PYTHONPATH without the folder that holds this package."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(path for path in paths if path and Path(path).resolve() != HOME)

@@ -1,0 +1,212 @@
+"""Whether a merged checkpoint is what was fitted, and what any user of Hugging Face checkpoints can load.
+
+The original model, run with the transforms applied by hooks, says what the logits must be; a fresh process that loads
+the folder with plain transformers says what they are. Both run in float32 on the CPU, one after the other, so that one
+model at a time is in memory and no GPU has to hold it. The step's own process is fresh: it loads the folder first.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaceme.calibration.tokens import Tokens
+from replaceme.core.cut_record import groups_of
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import read_json
+from replaceme.core.memory import free_memory
+from replaceme.methods.found import Found
+from replaceme.methods.registry import running
+from replaceme.models.checkpoints import check_merged, open_checkpoint, read_config
+from replaceme.models.custom_code import check_code, is_separate
+from replaceme.models.loading import load_tokenizer
+from replaceme.models.model_config import PER_BLOCK_LISTS, is_encoder
+from replaceme.models.weights import INDEX
+from replaceme.provenance.environment import versions
+from replaceme.surgery.shortened_model import shortened
+from replaceme.verification.outcome import FAILED, PASSED, NotChecked, not_checked, outcome
+from replaceme.verification.reload import Running, fixed_tokens, hooked_logits, is_fresh, reload
+
+if TYPE_CHECKING:
+    import torch
+
+    from replaceme.transforms.transform import Transform
+
+BY_LOADING = ("tokenizer", "weights", "logits", "generation")
+ARITHMETIC = 1e-4
+ROUNDINGS = 16
+# half the distance of 1 to the next number of each stored type
+ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F64": 2**-53}
+
+
+def verify(
+    record: dict[str, Any],
+    cut: dict[str, Any],
+    transforms: "Sequence[Transform] | Found",
+    folder: str | Path,
+    *,
+    here: bool = False,
+) -> dict[str, Any]:
+    """The outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
+
+    In place of transforms may stand what another method found. `here`: this process does nothing else, so it loads the
+    folder itself as long as it is fresh (see `reload`).
+
+    A check that fails does not raise: see `require_passed`. What needs the model loaded is left out where the files
+    are wrong already.
+    """
+    as_made, edited = _running(cut, transforms)
+
+    def expected(tokens: Tokens) -> "torch.Tensor":
+        return hooked_logits(record["folder"], as_made, tokens)
+
+    return verify_against(expected, record, edited, folder, here=here and is_fresh())
+
+
+def verify_against(
+    expected: Callable[[Tokens], "torch.Tensor"],
+    record: dict[str, Any],
+    edited: bool,
+    folder: str | Path,
+    *,
+    here: bool = False,
+) -> dict[str, Any]:
+    """The outcome of every check of a `folder` made from the model of a record, its logits against `expected` ones.
+
+    `expected` gives those of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so rounded;
+    `here`: load the folder in this process, before `expected` is asked.
+    """
+    checks = {
+        "files": outcome(_check_files, folder),
+        "tensors": outcome(_check_tensors, folder),
+        "config": outcome(_check_config, folder),
+    }
+    if all(check["outcome"] == PASSED for check in checks.values()):
+        checks |= _check_by_loading(expected, record, edited, folder, here)
+    else:
+        checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
+    return {"model": str(folder), "checks": checks, "versions": versions()}
+
+
+def require_passed(report: dict[str, Any]) -> None:
+    """Raise ReplaceMeError for the first check of `verify` that failed."""
+    for name in report["checks"]:
+        check = report["checks"][name]
+        if check["outcome"] == FAILED:
+            raise ReplaceMeError(f"{report['model']}: not a usable export, {name}: {check['reason']}")
+
+
+def tolerance(stored: set[str], fitted: bool) -> float:
+    """The allowed |difference| / |logits| of a token, for weights stored in these types of safetensors.
+
+    Both models compute in float32 from the same weights, and differ in the order of the sums: ARITHMETIC. Where a
+    transform is folded in, the carrier's new weight is rounded to the stored type, each number by at most u = ROUNDING
+    of itself, and the hooks use it as it was before. That moves the carrier's output by about u / 2 of itself, and
+    the blocks after it amplify what they are given: ROUNDINGS leaves room for that (measured in bfloat16: up to 2.8 u).
+    """
+    return ARITHMETIC + (ROUNDINGS * max(ROUNDING.get(kind, 0.0) for kind in stored) if fitted else 0.0)
+
+
+def _check_files(folder: str | Path) -> None:
+    """Every file is the one that was written, and the code that it brings is this package's."""
+    check_merged(folder)
+    if is_separate(read_config(folder)):
+        check_code(folder)
+
+
+def _check_tensors(folder: str | Path) -> None:
+    """Every shard is readable, and holds the tensors that the index says."""
+    checkpoint = open_checkpoint(folder, separate=True)
+    beside = {path.name for path in Path(folder).glob("*.safetensors")} - set(checkpoint.shards)
+    if beside:
+        raise ReplaceMeError(f"{Path(folder) / min(beside)}: a shard that the index does not name")
+    if not (Path(folder) / INDEX).is_file():
+        return
+    indexed = read_json(Path(folder) / INDEX)["weight_map"]
+    held = {name: shard for name, (shard, _, _) in checkpoint.tensors.items()}
+    wrong = sorted(set(indexed.items()) ^ set(held.items()))
+    if wrong:
+        raise ReplaceMeError(f"{Path(folder) / INDEX}: tensor {wrong[0][0]} is not in the shard that the index says")
+
+
+def _check_config(folder: str | Path) -> None:
+    """Every per-block list of config.json has one entry for each block."""
+    config = read_config(folder)
+    blocks = config.get("num_hidden_layers")
+    for key in PER_BLOCK_LISTS:
+        values = config.get(key)
+        if values is not None and len(values) != blocks:
+            raise ReplaceMeError(f"{folder}/config.json: {key} has {len(values)} entries for {blocks} blocks")
+
+
+def _check_by_loading(
+    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path, here: bool
+) -> dict[str, dict[str, Any]]:
+    if is_encoder(read_config(folder)):
+        return dict.fromkeys(BY_LOADING, not_checked("encoders are not run"))
+    memory = outcome(_check_memory, record)
+    enough = memory["outcome"] == PASSED
+    tokens = fixed_tokens(read_config(record["folder"])) if enough else None
+    # in another process the folder is loaded second: who is asked first gives its memory back
+    logits = expected(tokens) if enough and not here else None
+    with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
+        try:
+            answer = reload(folder, tokens, Path(work), here=here)
+        except ReplaceMeError as error:
+            answer = {"weights": str(error)}
+        checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
+        if checks.get("tokenizer", {}).get("outcome") == PASSED:
+            checks["tokenizer"] = outcome(_check_template, Path(work) / "chat_template.json", record["folder"])
+        if checks.get("logits", {}).get("outcome") == PASSED:
+            allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, edited)
+            logits = expected(tokens) if here else logits
+            checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", logits, tokens.mask, allowed)
+    left_out = not_checked("the weights did not load") if enough else memory
+    return {name: checks.get(name, left_out) for name in BY_LOADING}
+
+
+def _running(cut: dict[str, Any], transforms: "Sequence[Transform] | Found") -> tuple[Running, bool]:
+    """How the original model is run as the new one does, and whether weights were computed for that."""
+    if isinstance(transforms, Found):
+        return (lambda model, family: running(model, family, cut, transforms)), True
+    given = [None if one.is_identity else one for one in transforms]
+    return (lambda model, family: shortened(model, family, groups_of(cut), given)), any(
+        one is not None for one in given
+    )
+
+
+def _raise(reason: str | None) -> None:
+    if reason is not None:
+        raise ReplaceMeError(reason)
+
+
+def _check_memory(record: dict[str, Any]) -> None:
+    """A model that does not fit would take the whole job down."""
+    needed, free = 4.4 * record["parameters"], free_memory("cpu")
+    if needed > free:
+        raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+
+
+def _check_template(path: Path, source: str | Path) -> None:
+    """Every chat template is that of the original, or there is none in either."""
+    found, expected = read_json(path), load_tokenizer(source).chat_template
+    if found != expected:
+        names = [sorted(one) if isinstance(one, dict) else one and "one" for one in (found, expected)]
+        raise ReplaceMeError(f"chat templates are not those of the original ({names[0]}, not {names[1]}); merge again")
+
+
+def _check_logits(path: Path, expected: "torch.Tensor", mask: "torch.Tensor", allowed: float) -> dict[str, float]:
+    """The largest |difference| / |logits| over the unmasked tokens is within what is allowed."""
+    from safetensors.torch import load_file
+
+    found = load_file(path)["logits"]
+    if found.shape != expected.shape:
+        raise ReplaceMeError(f"logits of shape {list(found.shape)}, those of the original are {list(expected.shape)}")
+    found, expected = found[mask].double(), expected[mask].double()
+    difference = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    if not difference <= allowed:  # NaN is not
+        raise ReplaceMeError(
+            f"logits differ from those of the original with the transform applied by {difference:.2g} of their size, "
+            f"{allowed:.2g} is allowed; merge again"
+        )
+    return {"relative_difference": difference, "allowed": allowed}

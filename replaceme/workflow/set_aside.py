@@ -1,0 +1,34 @@
+"""Damaged results out of the way, so that the next run of a workflow makes them again.
+
+A workflow names its results folder in the environment of its jobs, which they inherit; by hand nothing is moved.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from replaceme.core.errors import DamagedError, ReplaceMeError
+from replaceme.core.files import RESULTS_VARIABLE
+
+DAMAGED = ".damaged"
+
+
+def told(error: ReplaceMeError) -> str:
+    """The message of an error; what is damaged in the workflow's results is renamed to `<name>.damaged` first."""
+    results = os.environ.get(RESULTS_VARIABLE)
+    if not isinstance(error, DamagedError) or not results or not _lies_in(error.path, Path(results)):
+        return str(error)
+    aside = error.path.with_name(error.path.name + DAMAGED)
+    try:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        error.path.replace(aside)
+    except FileNotFoundError:  # another job has seen it too
+        pass
+    except OSError:
+        return str(error)
+    return f"{error.found}; it is {aside} now: run again, and it is made anew"
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

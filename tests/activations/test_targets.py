@@ -1,0 +1,85 @@
+"""Each placement's rows and targets against plain transformers, and the least squares that follows from them."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from replaceme.activations.gather import gather_groups
+from replaceme.activations.targets import weights_of
+from replaceme.config.fits import FitConfig
+from replaceme.config.placement import Regression
+from replaceme.fitting.fit_cut import Evidence, fit_section
+from replaceme.transforms.closed_form import fit_least_squares
+
+GROUP = (2, 5)
+
+
+@pytest.fixture(scope="session")
+def down_inputs():
+    """A function that gives the inputs of a block's down projection [tokens, intermediate], float64."""
+
+    def capture(folder, tokens, block):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        seen = []
+        model.model.layers[block].mlp.down_proj.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0][0]))
+        with torch.no_grad():
+            for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True):
+                model(ids[mask][None])
+        return torch.cat(seen)
+
+    return capture
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "inverse_energy"])
+@pytest.mark.parametrize("placement", ["mlp", "down_proj", "block"])
+@pytest.mark.parametrize("source", ["llama", "gemma"])
+def test_least_squares_of_every_placement_is_lstsq(
+    request, source, placement, weighting, make_tokens, blocks_of, brute_rows, down_inputs
+):
+    folder, tokens = request.getfixturevalue(source), make_tokens(samples=60)
+    hidden, outputs, _ = brute_rows(folder, tokens)
+    start, end = GROUP
+    target = hidden[end - 1] - hidden[start - 1] + outputs[start - 1]
+    m = {"mlp": outputs[start - 1], "block": hidden[start - 1]}.get(placement)
+    m = down_inputs(folder, tokens, start - 1) if m is None else m
+    r = hidden[end - 1] if placement == "block" else target
+    scale = 1 / r.norm(dim=1, keepdim=True) if weighting == "inverse_energy" else torch.ones(len(r), 1).double()
+    best = torch.linalg.lstsq(m * scale, r * scale).solution
+    regression = Regression(placement, weighting)
+    model, family = blocks_of(folder, "float64")
+    statistics = gather_groups(model, family, tokens.batches(7), [GROUP], regression)[0]
+    found = fit_least_squares(statistics)
+    missed = float(((m @ best - r) * scale).square().sum() / (r * scale).square().sum())
+    assert 1e-3 < missed < 1 and found.report["residual"] == pytest.approx(missed, rel=1e-6)
+    explicit = float(((m @ found.matrix - r) * scale).square().sum() / (r * scale).square().sum())
+    assert explicit == pytest.approx(missed, rel=1e-6)
+    assert regression.kind == placement + ("" if weighting == "uniform" else "-inverse_energy")
+
+
+def test_rows_without_a_target_have_no_weight():
+    terms = (torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]),)
+    assert weights_of(Regression(weighting="inverse_energy"), terms).tolist() == [[0.0, pytest.approx(1 / 25)]]
+
+
+@pytest.mark.parametrize("ridge_relative", [0.0, 0.1])
+@pytest.mark.parametrize("weighting", ["uniform", "inverse_energy"])
+def test_an_affine_fit_is_lstsq_with_a_column_of_ones(
+    llama, make_tokens, blocks_of, brute_rows, weighting, ridge_relative
+):
+    tokens, (start, end) = make_tokens(samples=60), GROUP
+    hidden, outputs, _ = brute_rows(llama, tokens)
+    m, r = outputs[start - 1], hidden[end - 1] - hidden[start - 1] + outputs[start - 1]
+    w = 1 / r.square().sum(1) if weighting == "inverse_energy" else torch.ones(len(r)).double()
+    config = FitConfig(intercept=True, weighting=weighting, ridge_relative=ridge_relative)
+    statistics = gather_groups(*blocks_of(llama, "float64"), tokens.batches(7), [GROUP], config.regression)[0]
+    found = fit_section(config, Evidence(statistics), 16)
+    # the ridge is on T alone, in units of the centred Gram's mean diagonal
+    ones = torch.cat([m, torch.ones(len(m), 1).double()], 1)
+    centred = m - (w[:, None] * m).sum(0) / w.sum()
+    alpha = ridge_relative * float((w[:, None] * centred.square()).sum() / 16)
+    penalty = torch.diag(torch.tensor([alpha] * 16 + [0.0]).double())
+    best = torch.linalg.solve(ones.T @ (w[:, None] * ones) + penalty, ones.T @ (w[:, None] * r))
+    assert (found.matrix - best[:-1]).norm() < 1e-6 * best.norm()
+    assert (found.intercept - best[-1]).norm() < 1e-6 * best.norm()
+    missed = float((w[:, None] * (ones @ best - r).square()).sum() / (w[:, None] * r.square()).sum())
+    assert found.report["residual"] == pytest.approx(missed, rel=1e-6)

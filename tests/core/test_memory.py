@@ -1,0 +1,31 @@
+"""Free memory is what the limits of a job or a container leave of the machine's."""
+
+import pytest
+
+from replaceme.core.memory import free_memory, group_memory
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_the_limit_of_a_job_leaves(tmp_path, monkeypatch, version):
+    """That of any group above counts; pages of files that were read make way; where there is no limit, none counts."""
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("0::/job/step\n" if version == 2 else "5:cpu:/\n4:memory:/job/step\n0::/\n")
+    assert group_memory(own, root) == group_memory(tmp_path / "none", root) == float("inf")
+
+    def group(path, limit, used, cached):
+        folder = root / ("" if version == 2 else "memory") / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names, (limit, used), strict=True):
+            (folder / name).write_text(f"{value}\n")
+        prefix = "" if version == 2 else "total_"
+        (folder / "memory.stat").write_text(f"{prefix}active_file {cached}\n{prefix}inactive_file 1\nother 7\n")
+
+    group("job/step", "max" if version == 2 else 2**63 - 4096, 900, 0)
+    assert group_memory(own, root) > 2**62
+    group("job", 1000, 900, 200)
+    assert group_memory(own, root) == 1000 - 900 + 200 + 1
+    group("", 500, 300, 0)  # of a container, whose own group is the root that it sees
+    assert group_memory(own, root) == 201
+    monkeypatch.setattr("replaceme.core.memory.group_memory", lambda: 201)
+    assert free_memory("cpu") == 201

@@ -1,0 +1,103 @@
+"""Speed: counts are exact, rates are positive and consistent, wrong requests are refused."""
+
+import json
+
+import pytest
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.evaluation.speed import speed
+from replaceme.provenance.environment import hardware, versions
+
+
+def save(folder, tied):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_counts(tmp_path, tied):
+    folder = save(tmp_path / "model", tied)
+    found = speed(folder, device="cpu", dtype="float32", prompt_tokens=16, new_tokens=4, repeats=3, warmup=1)
+    block = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32
+    assert found["non_embedding_parameters"] == 2 * block + 32
+    assert found["parameters"] == found["non_embedding_parameters"] + 50 * 32 * (1 if tied else 2)
+    assert found["file_bytes"] == (folder / "model.safetensors").stat().st_size
+    for rate in ("prefill_tokens_per_s", "decode_tokens_per_s"):
+        assert found[rate]["median"] > 0 and found[rate]["interquartile_range"] >= 0
+    assert found["peak_memory_bytes"] > found["file_bytes"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_medians_and_work_done(tmp_path, monkeypatch):
+    from replaceme.evaluation import speed as module
+
+    asked = []
+    seconds = iter([(9, 9), (1, 1), (2, 4), (4, 16)])
+    monkeypatch.setattr(module, "_repeat", lambda _, load: asked.append(load.prompt) or next(seconds))
+    found = speed(
+        save(tmp_path / "model", True),
+        device="cpu",
+        dtype="float32",
+        prompt_tokens=8,
+        new_tokens=4,
+        batch_size=2,
+        repeats=3,
+        warmup=1,
+    )
+    assert found["prefill_tokens_per_s"] == {"median": 8.0, "interquartile_range": 6.0}, "16, 8 and 4 tokens/s"
+    assert found["decode_tokens_per_s"] == {"median": 2.0, "interquartile_range": 3.75}, "8, 2 and 0.5 tokens/s"
+    assert asked[0].shape == (2, 8) and asked[0].unique().numel() > 4
+
+
+def test_decoding_is_greedy_generation(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from replaceme.evaluation.speed import _repeat, _Workload
+
+    model = AutoModelForCausalLM.from_pretrained(save(tmp_path / "model", False)).eval()
+    seen = []
+    hook = model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0]), with_kwargs=True)
+    prompt = torch.arange(10)[None]
+    with torch.inference_mode():
+        _repeat(model, _Workload(prompt, 5, lambda: None, {"logits_to_keep": 1}))
+    hook.remove()
+    ours = torch.cat(seen, dim=1)
+    theirs = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    assert [ids.shape[1] for ids in seen] == [10, 1, 1, 1, 1, 1], "the cache must be used"
+    assert torch.equal(ours, theirs)
+
+
+def test_too_long_is_refused(tmp_path):
+    with pytest.raises(ReplaceMeError, match="68 together, the model takes 64"):
+        speed(save(tmp_path / "model", True), device="cpu", dtype="float32", prompt_tokens=64, new_tokens=4)
+
+
+def test_unknown_dtype_and_folder(tmp_path):
+    with pytest.raises(ReplaceMeError, match="no such folder"):
+        speed(tmp_path / "none", device="cpu", dtype="float32")
+    with pytest.raises(ReplaceMeError, match="'float7' is not a torch type"):
+        speed(save(tmp_path / "model", True), device="cpu", dtype="float7")
+
+
+def test_provenance_says_nothing_private():
+    import getpass
+    import platform
+
+    text = json.dumps([versions(), hardware()])
+    assert versions()["torch"].startswith("2.") and hardware()["cores"] >= 1 and hardware()["memory_bytes"] > 2**28
+    for private in (platform.node(), f"/{getpass.getuser()}"):
+        assert private not in text
