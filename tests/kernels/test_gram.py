@@ -21,7 +21,7 @@ ROUTES = ["triton"] if INTERPRETED else ["reference", pytest.param("cuda", marks
 SIZES = [(70, 65), (300, 1), (1, 63)] if INTERPRETED else [(63, 65), (1, 1), (500, 63), (1000, 500)]
 # float16 goes the way of bfloat16, which test_matches_float64 has at one size
 FEWER = [torch.bfloat16, torch.float32] if INTERPRETED else HALF_AND_SINGLE
-LONG = 256 if INTERPRETED else 8192
+LONG = 128 if INTERPRETED else 8192
 WIDTH = 40 if INTERPRETED else 65  # one tile or several, which test_matches_float64 has
 
 

@@ -57,12 +57,14 @@ EDITS = {
         {"evaluations": {"items": {"tasks": {"pick": {"fewshot": 2}}}}},
         {"evaluate": 2, "evaluate_baseline": 1, **TABLE},
     ),
-    "a figure": ({"figures": {"f": {"kind": "lines", "tables": ["main.1"]}}}, {"plot": 1}),
     "a heat map of CKA": (
         {"figures": {"f": {"kind": "heatmap", "tables": ["main.1"], "distances": ["cka"]}}},
         {"distances": 1, "figure_distances": 1, "plot": 1},
     ),
-    "cost": ({"cost": {"country": "FRA"}}, {"cost": 1}),
+    "a figure, and costs": (
+        {"figures": {"f": {"kind": "lines", "tables": ["main.1"]}}, "cost": {"country": "FRA"}},
+        {"plot": 1, "cost": 1},
+    ),
     "speed": ({"speed": {"new_tokens": 3}}, {"speed": 2, "speed_baseline": 1, **TABLE}),
 }
 
