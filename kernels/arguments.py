@@ -1,8 +1,8 @@
 """What the kernels' argument checks share, and where their Hopper path is looked up."""
 
 import logging
+from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -16,12 +16,13 @@ def describe(tensor: torch.Tensor) -> str:
 
 
 @cache
-def hopper_path(name: str) -> ModuleType | None:
-    """`replaceme.kernels.<name>_hopper`, or None and a warning where its experimental language, Gluon, has changed."""
+def hopper_path(load: Callable[[], ModuleType]) -> ModuleType | None:
+    """Return what `load` imports, or None and a warning where its experimental language, Gluon, has changed."""
     try:
-        return import_module(f"replaceme.kernels.{name}_hopper")
+        return load()
     except (ImportError, AttributeError) as error:
-        logging.getLogger(__name__).warning("%s: the portable kernel serves; Hopper's needs Gluon: %s", name, error)
+        text = "%s: the portable kernel serves; Hopper's needs Gluon: %s"
+        logging.getLogger(__name__).warning(text, load.__module__, error)
         return None
 
 

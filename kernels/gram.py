@@ -13,6 +13,7 @@ in short runs (`products.py`, on Hopper `products_hopper.py`). The cost in produ
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import torch
 
@@ -282,6 +283,12 @@ def _right(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, out: Sum
     return parts.form(rows.terms, parts.Rows(kept, scale, rows.weights), wanted, totals)
 
 
+def _hopper() -> ModuleType:
+    from replaceme.kernels import products_hopper
+
+    return products_hopper
+
+
 def _launch(products: list[Product]) -> None:
     for product in products:
         if product.fresh and not product.left.rows:
@@ -289,7 +296,7 @@ def _launch(products: list[Product]) -> None:
     products = [product for product in products if product.out.numel() and product.left.rows]
     if not products:
         return
-    hopper = hopper_path("products") if products[0].out.is_cuda else None
+    hopper = hopper_path(_hopper) if products[0].out.is_cuda else None
     serving = hopper.add_products if hopper is not None and hopper.serves(products) else add_products
     serving(products)
 

@@ -13,6 +13,7 @@ Why it is fast: tensor cores, x and t shared in L2 by groups of tiles, and one r
 `row_cosine_hopper`. Columns are summed per tile and the tiles in a fixed order: the same inputs give the same bits.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -163,6 +164,12 @@ def row_cosine_triton(
     return _fused(x, t, terms, y, mask, hopper=False)
 
 
+def _hopper() -> ModuleType:
+    from replaceme.kernels import row_cosine_hopper
+
+    return row_cosine_hopper
+
+
 def _fused(
     x: torch.Tensor,
     t: torch.Tensor,
@@ -176,7 +183,7 @@ def _fused(
         return RowCosine(*torch.zeros(3, x.shape[0], device=x.device))
     t = _parts(t, x.dtype)
     mask = None if mask is None else mask.view(torch.uint8)
-    path = hopper_path("row_cosine") if hopper else None
+    path = hopper_path(_hopper) if hopper else None
     if path is not None and path.usable(x, t, [*terms, *([] if y is None else [y])]):
         sums = path.partial_sums(x, t, terms, y, mask)
     else:

@@ -29,6 +29,7 @@ REACH = [
     ("surgery.fold", "finish", {"merge"}),
     ("healing.loop", "train", {"heal"}),
     ("methods.slicegpt", "fit", set()),  # but that of its own fits, whose rules name it
+    ("kernels.products_hopper", "add_products", {"candidates", "gram", "recycle", "sum"} | FITS),
     ("core.files", "replacing", set(MODULES)),
 ]
 
