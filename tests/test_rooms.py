@@ -1,5 +1,6 @@
 """The rooms of the package: nothing imports a later room, nothing in a circle, and what they are is written down."""
 
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -37,3 +38,9 @@ def test_the_readme_names_every_room():
     readme = (rooms.ROOT / "README.md").read_text()
     folders = [room for room in rooms.ROOMS if (rooms.PACKAGE / room).is_dir()]
     assert [room for room in folders if f"`{room}`" not in readme] == []
+
+
+def test_every_room_is_installed():
+    packages = tomllib.loads((rooms.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.name for path in rooms.PACKAGE.glob("*/__init__.py")} | {"kernels"}
+    assert set(packages) == {"replaceme"} | {f"replaceme.{folder}" for folder in folders}
