@@ -21,7 +21,7 @@ from replaceme.calibration.tokens import TOKEN_FIELDS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RESULTS_VARIABLE, sha256
 from replaceme.provenance.code_hash import fingerprint
-from replaceme.fitting.fit_cut import modules_of
+from replaceme.fitting.fit_cut import modules_of, modules_of_method
 from replaceme.workflow.gpu_lock import visible
 from replaceme.calibration.images import image_files
 from replaceme.evaluation.labelled_images import files_of as labelled_files
@@ -210,8 +210,7 @@ def code_of_fit(step):
     """The same for a step that runs the method of a fit too, which its module does not import by name."""
 
     def code(wildcards):
-        method = CONFIG.fits[wildcards.fit].method
-        modules = [] if method == "replaceme" else [f"replaceme.methods.{method}"]
+        modules = modules_of_method(CONFIG.fits[wildcards.fit])
         return fingerprint(f"replaceme.steps.{step}", *modules)
 
     return code

@@ -1,4 +1,4 @@
-"""What jobs ask a scheduler for, from replaceme/planning/job_resources.py; nothing comes of it where Snakemake runs them itself."""
+"""What jobs ask a scheduler for (replaceme/planning/job_resources.py); ignored where Snakemake runs them itself."""
 
 from functools import cache
 

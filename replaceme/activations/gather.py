@@ -10,7 +10,7 @@ from replaceme.activations.capture import Activations, collect
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import rows_of, wanted_by, weights_of
 from replaceme.calibration.tokens import Tokens
-from replaceme.config.placement import Regression
+from replaceme.config.placement import MLP, Regression
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
 from replaceme.models.model_config import Family
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.activations.recycled_neurons import Recycled
-
-MLP = Regression()
 
 
 class Gathered:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.activations.capture import Activations, collect
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
-from replaceme.config.placement import Regression
+from replaceme.config.placement import MLP, Regression
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import (
     check_files,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 INDEX = "index.json"
 NAMES = ("mlp_output", "target", "state")
-MLP = Regression()
 BYTES = 2  # of an element, bfloat16
 MEMORY_SHARE = 0.25  # of the free memory, for rows that need no folder
 

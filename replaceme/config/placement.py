@@ -34,3 +34,6 @@ class Regression:
     def before(self) -> "Regression | None":
         """Of a regression with recycled neurons: the one whose sums these are chosen from."""
         return None if self.recycle is None else Regression("inputs", self.weighting)
+
+
+MLP = Regression()

@@ -23,7 +23,7 @@ from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import UNREPAIRED_METRICS, CutConfig
-from replaceme.config.placement import Regression
+from replaceme.config.placement import MLP
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
 from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ENOUGH = 4  # tokens for each channel below which a post-fit metric is doubtful
 HELD_OUT = 4  # sequences to fit on for each one that the loss is measured on
-MLP = Regression()
 
 
 def candidates_of(

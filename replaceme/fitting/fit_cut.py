@@ -252,9 +252,12 @@ def modules_of(config: FitConfig) -> list[str]:
     """The modules that a fit section has imported by name: that of its method, or of the structure of its map."""
     from replaceme.transforms.registry import FITS, module_of
 
-    if config.method != "replaceme":
-        return [f"replaceme.methods.{config.method}"]
-    return [module_of(config.transform)] if config.transform in FITS else []
+    return modules_of_method(config) or ([module_of(config.transform)] if config.transform in FITS else [])
+
+
+def modules_of_method(config: FitConfig) -> list[str]:
+    """The module of another method, where a fit section names one."""
+    return [] if config.method == "replaceme" else [f"replaceme.methods.{config.method}"]
 
 
 def fit_cut(
