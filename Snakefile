@@ -1,5 +1,3 @@
-from pathlib import Path
-
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -22,20 +20,18 @@ include: "rules/calibrate.smk"
 include: "rules/cut.smk"
 include: "rules/fit.smk"
 include: "rules/merge.smk"
-include: "rules/evaluate.smk"
-include: "rules/common_report.smk"
 include: "rules/heal.smk"
+include: "rules/evaluate.smk"
 include: "rules/report.smk"
 
 
 rule all:
-    """Every table and figure of the config, or those of its key `default`."""
+    """Make every table and figure of the config, or those of its key `default`."""
     input:
-        target_files(CONFIG.default_names),
-        figure_files(CONFIG.default_names),
-        "results/provenance.html",
+        figures.target_files(CONFIG.default_names),
+        figures.files_beside(CONFIG.default_names),
+        f"{paths.PROVENANCE}.html",
 
 
 onstart:
     begin("results", logger)
-    look_when_jobs_end(workflow)

@@ -1,22 +1,19 @@
 rule model:
     """Find a model, check it, and record its commit, file hashes and sizes."""
     input:
-        inputs_of(model_files),
+        models.files,
     output:
-        "results/{model}/model.json",
+        paths.MODEL,
     log:
-        "results/logs/{model}/model.log",
+        log_of(paths.MODEL),
     benchmark:
-        "results/benchmarks/{model}/model.tsv"
+        benchmark_of(paths.MODEL)
     resources:
-        mem_mb=memory("model"),
-        runtime=minutes("model"),
+        **takes("model"),
     params:
-        source=lambda wildcards: CONFIG.models[wildcards.model].source,
-        revision=lambda wildcards: to_flags(
-            CONFIG.models[wildcards.model], ("revision",)
-        ),
-        stamps=lambda wildcards: stamps(model_files(wildcards)),
+        source=models.source,
+        revision=models.revision_option,
+        stamps=models.file_stamps,
         code=code_of("model"),
     message:
         "model {wildcards.model}: {params.source}"
@@ -25,29 +22,28 @@ rule model:
 
 
 rule generate:
-    """The model's own answers to the prompts of another calibration."""
+    """Have a model answer the prompts of another calibration."""
     input:
-        model="results/{model}/model.json",
-        source=inputs_of(prompt_files),
+        model=paths.MODEL,
+        source=models.prompt_files,
     output:
-        "results/{model}/{calibration}/generated.jsonl",
+        paths.ANSWERS,
     log:
-        "results/logs/{model}/{calibration}/generated.log",
+        log_of(paths.ANSWERS),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/generated.tsv"
+        benchmark_of(paths.ANSWERS)
     wildcard_constraints:
         calibration=any_of(
             name for name, one in CONFIG.calibrations.items() if one.prompts
         ),
     threads: 1
     resources:
-        gpu=gpus_of,
-        mem_mb=memory("generate"),
-        runtime=minutes("generate"),
+        **takes("generate"),
+        gpu=models.gpus,
     params:
-        options=generate_options,
-        device=device_options,
-        stamps=lambda wildcards: stamps(prompt_files(wildcards)),
+        options=models.generate_options,
+        device=models.device_options,
+        stamps=models.prompt_stamps,
         code=code_of("generate"),
     message:
         "answers of {wildcards.model} for {wildcards.calibration}"
@@ -57,22 +53,21 @@ rule generate:
 
 
 rule mix:
-    """Tokens of several calibrations in one, by weight."""
+    """Mix the tokens of several calibrations by weight."""
     input:
-        mixed_tokens,
+        models.mixed_tokens,
     output:
-        "results/{model}/{calibration}/tokens.safetensors",
+        paths.TOKENS,
     log:
-        "results/logs/{model}/{calibration}/tokens.log",
+        log_of(paths.TOKENS),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/tokens.tsv"
+        benchmark_of(paths.TOKENS)
     wildcard_constraints:
         calibration=any_of(name for name, one in CONFIG.calibrations.items() if one.mix),
     resources:
-        mem_mb=memory("mix"),
-        runtime=minutes("mix"),
+        **takes("mix"),
     params:
-        options=mix_options,
+        options=models.mix_options,
         code=code_of("mix"),
     message:
         "mix {wildcards.calibration} for {wildcards.model}"
@@ -81,26 +76,25 @@ rule mix:
 
 
 rule tokens:
-    """Calibration text to token ids and mask, or images to pixel values."""
+    """Turn calibration text into token ids and mask, or images into pixel values."""
     input:
-        model="results/{model}/model.json",
-        source=inputs_of(calibration_files),
+        model=paths.MODEL,
+        source=models.text_files,
     output:
-        "results/{model}/{calibration}/tokens.safetensors",
+        paths.TOKENS,
     log:
-        "results/logs/{model}/{calibration}/tokens.log",
+        log_of(paths.TOKENS),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/tokens.tsv"
+        benchmark_of(paths.TOKENS)
     wildcard_constraints:
         calibration=any_of(
             name for name, one in CONFIG.calibrations.items() if one.mix is None
         ),
     resources:
-        mem_mb=memory("tokens"),
-        runtime=minutes("tokens"),
+        **takes("tokens"),
     params:
-        options=token_options,
-        stamps=calibration_stamps,
+        options=models.token_options,
+        stamps=models.text_stamps,
         code=code_of("tokens"),
     message:
         "tokens of {wildcards.calibration} for {wildcards.model}"
@@ -109,25 +103,24 @@ rule tokens:
 
 
 rule distances:
-    """Distances between the hidden states of all pairs of blocks."""
+    """Measure distances between the hidden states of all pairs of blocks."""
     input:
-        model="results/{model}/model.json",
-        tokens="results/{model}/{calibration}/tokens.safetensors",
+        model=paths.MODEL,
+        tokens=paths.TOKENS,
     output:
-        matrices="results/{model}/{calibration}/distances.safetensors",
-        csv="results/{model}/{calibration}/distances.csv",
+        matrices=paths.DISTANCES,
+        csv=paths.DISTANCES_CSV,
     log:
-        "results/logs/{model}/{calibration}/distances.log",
+        log_of(paths.DISTANCES),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/distances.tsv"
+        benchmark_of(paths.DISTANCES)
     threads: 1
     resources:
-        gpu=gpus_of,
-        mem_mb=memory("distances"),
-        runtime=minutes("distances"),
+        **takes("distances"),
+        gpu=models.gpus,
     params:
-        options=forward_options,
-        representations=representations_option,
+        options=models.forward_options,
+        representations=figures.representations_option,
         code=code_of("distances"),
     message:
         "distances of {wildcards.model} on {wildcards.calibration}"

@@ -1,22 +1,21 @@
 rule candidates:
-    """What every cut of one size leaves unexplained after its own fit, on a subset of the tokens."""
+    """Measure what every cut of one size leaves unexplained after its own fit, on a subset of the tokens."""
     input:
-        model="results/{model}/model.json",
-        tokens="results/{model}/{calibration}/tokens.safetensors",
+        model=paths.MODEL,
+        tokens=paths.TOKENS,
     output:
-        "results/{model}/{calibration}/candidates/{candidates}.json",
+        paths.CANDIDATES,
     log:
-        "results/logs/{model}/{calibration}/candidates/{candidates}.log",
+        log_of(paths.CANDIDATES),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/candidates/{candidates}.tsv"
+        benchmark_of(paths.CANDIDATES)
     threads: 1
     resources:
-        gpu=gpus_of,
-        mem_mb=memory("candidates"),
-        runtime=minutes("candidates"),
+        **takes("candidates"),
+        gpu=models.gpus,
     params:
-        options=forward_options,
-        size=candidate_options,
+        options=models.forward_options,
+        size=fits.candidate_options,
         code=code_of("candidates"),
     message:
         "candidate cuts of {wildcards.model} on {wildcards.calibration}: {wildcards.candidates}"
@@ -26,20 +25,20 @@ rule candidates:
 
 
 rule cut:
-    """The choice of the blocks to remove."""
+    """Choose the blocks to remove."""
     input:
-        unpack(cut_evidence),
-        model="results/{model}/model.json",
+        unpack(fits.cut_evidence),
+        model=paths.MODEL,
     output:
-        "results/{model}/{calibration}/{cut}/cut.json",
+        paths.CUT,
     log:
-        "results/logs/{model}/{calibration}/{cut}/cut.log",
+        log_of(paths.CUT),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/cut.tsv"
+        benchmark_of(paths.CUT)
     localrule: True
     params:
         evidence=lambda wildcards, input: evidence_options(input),
-        options=lambda wildcards: to_flags(CONFIG.cuts[wildcards.cut]),
+        options=fits.cut_options,
         code=code_of("cut"),
     message:
         "cut {wildcards.cut} of {wildcards.model} on {wildcards.calibration}"

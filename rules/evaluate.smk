@@ -1,24 +1,23 @@
 rule evaluate:
-    """Benchmarks of a shortened model."""
+    """Run benchmarks on a shortened model."""
     input:
-        model="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
-        tasks=lambda wildcards: evaluation_files(wildcards.evaluation),
+        model=checkpoint_files(paths.OF_FIT)["record"],
+        tasks=measures.task_files,
     output:
-        "results/{model}/{calibration}/{cut}/{fit}/evaluation/{evaluation}.json",
+        f"{paths.OF_FIT}/{paths.EVALUATION}",
     log:
-        "results/logs/{model}/{calibration}/{cut}/{fit}/evaluation/{evaluation}.log",
+        log_of(f"{paths.OF_FIT}/{paths.EVALUATION}"),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/evaluation/{evaluation}.tsv"
+        benchmark_of(f"{paths.OF_FIT}/{paths.EVALUATION}")
     threads: 1
     resources:
-        gpu=gpus_of,
-        mem_mb=memory("evaluate"),
-        runtime=minutes("evaluate"),
+        **takes("evaluate"),
+        gpu=models.gpus,
     params:
-        model=lambda wildcards, input: Path(input.model).parent,
-        device=device_options,
-        options=lambda wildcards: evaluation_options(wildcards.evaluation),
-        files=lambda wildcards: evaluation_stamps(wildcards.evaluation),
+        model=model_of,
+        device=models.device_options,
+        options=measures.evaluation_options,
+        files=measures.evaluation_stamps,
         code=code_of("evaluate"),
     message:
         "evaluate {output}"
@@ -27,43 +26,24 @@ rule evaluate:
         " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
-use rule evaluate as evaluate_baseline with:
-    input:
-        model="results/{model}/model.json",
-        tasks=lambda wildcards: evaluation_files(wildcards.evaluation),
-    output:
-        "results/{model}/baseline/evaluation/{evaluation}.json",
-    log:
-        "results/logs/{model}/baseline/evaluation/{evaluation}.log",
-    benchmark:
-        "results/benchmarks/{model}/baseline/evaluation/{evaluation}.tsv"
-    params:
-        model=lambda wildcards, input: input.model,
-        device=device_options,
-        options=lambda wildcards: evaluation_options(wildcards.evaluation),
-        files=lambda wildcards: evaluation_stamps(wildcards.evaluation),
-        code=code_of("evaluate"),
-
-
 rule speed:
-    """Size, throughput and memory of a shortened model, measured with the machine to itself."""
+    """Measure size, throughput and memory of a shortened model, with the machine to itself."""
     input:
-        model="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
+        model=checkpoint_files(paths.OF_FIT)["record"],
     output:
-        "results/{model}/{calibration}/{cut}/{fit}/speed.json",
+        f"{paths.OF_FIT}/{paths.SPEED}",
     log:
-        "results/logs/{model}/{calibration}/{cut}/{fit}/speed.log",
+        log_of(f"{paths.OF_FIT}/{paths.SPEED}"),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/speed.tsv"
+        benchmark_of(f"{paths.OF_FIT}/{paths.SPEED}")
     threads: all_cores()
     resources:
-        gpu=gpus_of,
-        mem_mb=memory("speed"),
-        runtime=minutes("speed"),
+        **takes("speed"),
+        gpu=models.gpus,
     params:
-        model=lambda wildcards, input: Path(input.model).parent,
-        device=device_options,
-        options=to_flags(CONFIG.speed),
+        model=model_of,
+        device=models.device_options,
+        options=measures.speed_options,
         code=code_of("speed"),
     message:
         "speed {output}"
@@ -72,17 +52,47 @@ rule speed:
         " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
+use rule evaluate as evaluate_baseline with:
+    input:
+        model=paths.MODEL,
+        tasks=measures.task_files,
+    output:
+        f"{paths.OF_BASELINE}/{paths.EVALUATION}",
+    log:
+        log_of(f"{paths.OF_BASELINE}/{paths.EVALUATION}"),
+    benchmark:
+        benchmark_of(f"{paths.OF_BASELINE}/{paths.EVALUATION}")
+
+
 use rule speed as speed_baseline with:
     input:
-        model="results/{model}/model.json",
+        model=paths.MODEL,
     output:
-        "results/{model}/baseline/speed.json",
+        f"{paths.OF_BASELINE}/{paths.SPEED}",
     log:
-        "results/logs/{model}/baseline/speed.log",
+        log_of(f"{paths.OF_BASELINE}/{paths.SPEED}"),
     benchmark:
-        "results/benchmarks/{model}/baseline/speed.tsv"
-    params:
-        model=lambda wildcards, input: input.model,
-        device=device_options,
-        options=to_flags(CONFIG.speed),
-        code=code_of("speed"),
+        benchmark_of(f"{paths.OF_BASELINE}/{paths.SPEED}")
+
+
+use rule evaluate as evaluate_healed with:
+    input:
+        model=checkpoint_files(paths.OF_HEALING)["record"],
+        tasks=measures.task_files,
+    output:
+        f"{paths.OF_HEALING}/{paths.EVALUATION}",
+    log:
+        log_of(f"{paths.OF_HEALING}/{paths.EVALUATION}"),
+    benchmark:
+        benchmark_of(f"{paths.OF_HEALING}/{paths.EVALUATION}")
+
+
+use rule speed as speed_healed with:
+    input:
+        model=checkpoint_files(paths.OF_HEALING)["record"],
+    output:
+        f"{paths.OF_HEALING}/{paths.SPEED}",
+    log:
+        log_of(f"{paths.OF_HEALING}/{paths.SPEED}"),
+    benchmark:
+        benchmark_of(f"{paths.OF_HEALING}/{paths.SPEED}")

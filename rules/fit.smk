@@ -1,25 +1,24 @@
 rule gram:
-    """Statistics of a cut over one shard of the calibration tokens."""
+    """Accumulate the statistics of a cut over one shard of the calibration tokens."""
     input:
-        unpack(recycled_neurons),
-        model="results/{model}/model.json",
-        tokens="results/{model}/{calibration}/tokens.safetensors",
-        cut="results/{model}/{calibration}/{cut}/cut.json",
+        unpack(fits.recycled_neurons),
+        model=paths.MODEL,
+        tokens=paths.TOKENS,
+        cut=paths.CUT,
     output:
-        "results/{model}/{calibration}/{cut}/gram/{kind}/{shard}-of-{shards}.safetensors",
+        paths.SHARD,
     log:
-        "results/logs/{model}/{calibration}/{cut}/gram/{kind}/{shard}-of-{shards}.log",
+        log_of(paths.SHARD),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/{shard}-of-{shards}.tsv"
+        benchmark_of(paths.SHARD)
     threads: 1
     resources:
-        gpu=gpus_of,
-        mem_mb=memory("gram"),
-        runtime=minutes("gram"),
+        **takes("gram"),
+        gpu=models.gpus,
     params:
-        options=forward_options,
-        regression=regression_options,
-        recycled=recycled_options,
+        options=models.forward_options,
+        regression=fits.regression_options,
+        recycled=fits.recycled_options,
         code=code_of("gram"),
     message:
         "gram of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: shard {wildcards.shard} of {wildcards.shards}"
@@ -30,22 +29,21 @@ rule gram:
 
 
 rule recycle:
-    """The neurons of the carriers that are given other work, and what it is."""
+    """Choose the neurons of the carriers that are given other work, and what it is."""
     input:
-        model="results/{model}/model.json",
-        statistics=sums_before,
+        model=paths.MODEL,
+        statistics=fits.sum_before,
     output:
-        "results/{model}/{calibration}/{cut}/gram/{kind}/recycled-of-{shards}.safetensors",
+        paths.RECYCLED,
     log:
-        "results/logs/{model}/{calibration}/{cut}/gram/{kind}/recycled-of-{shards}.log",
+        log_of(paths.RECYCLED),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/recycled-of-{shards}.tsv"
+        benchmark_of(paths.RECYCLED)
     threads: 1
     resources:
-        mem_mb=memory("recycle"),
-        runtime=minutes("recycle"),
+        **takes("recycle"),
     params:
-        options=regression_options,
+        options=fits.regression_options,
         code=code_of("recycle"),
     message:
         "neurons to recycle of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}"
@@ -55,25 +53,19 @@ rule recycle:
 
 
 rule sum:
-    """The statistics of all shards of a cut, added."""
+    """Add the statistics of all shards of a cut."""
     input:
-        lambda wildcards: expand(
-            "results/{{model}}/{{calibration}}/{{cut}}/gram/{{kind}}/{shard}-of-{{shards}}.safetensors",
-            shard=range(int(wildcards.shards)),
-        ),
+        fits.shards_of_sum,
     output:
-        "results/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.safetensors",
+        paths.SUM,
     log:
-        "results/logs/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.log",
+        log_of(paths.SUM),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/gram/{kind}/sum-of-{shards}.tsv"
+        benchmark_of(paths.SUM)
     resources:
-        mem_mb=memory("sum"),
-        runtime=minutes("sum"),
+        **takes("sum"),
     params:
-        shards=lambda wildcards: shard_files(
-            gram_folder(wildcards, wildcards.kind), wildcards.shards
-        ),
+        shards=fits.shards_option,
         code=code_of("sum"),
     message:
         "sum of {wildcards.shards} shards of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}"
@@ -82,69 +74,60 @@ rule sum:
 
 
 rule rows:
-    """What is regressed, and targets, of a cut, token by token, for the fits over rows; gone when those are done."""
+    """Store what is regressed, and targets, of a cut, token by token; gone when the fits over rows are done."""
     input:
-        unpack(recycled_neurons),
-        model="results/{model}/model.json",
-        tokens="results/{model}/{calibration}/tokens.safetensors",
-        cut="results/{model}/{calibration}/{cut}/cut.json",
+        unpack(fits.recycled_neurons),
+        model=paths.MODEL,
+        tokens=paths.TOKENS,
+        cut=paths.CUT,
     output:
-        temp(
-            directory(
-                "results/{model}/{calibration}/{cut}/rows/{kind}/{fit_tokens}{exact}"
-            )
-        ),
+        temp(directory(paths.ROWS)),
     log:
-        "results/logs/{model}/{calibration}/{cut}/rows/{kind}/{fit_tokens}{exact}.log",
+        log_of(paths.ROWS),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/rows/{kind}/{fit_tokens}{exact}.tsv"
+        benchmark_of(paths.ROWS)
     threads: 1
     resources:
-        gpu=gpus_of,
-        mem_mb=memory("rows"),
-        runtime=minutes("rows"),
+        **takes("rows"),
+        gpu=models.gpus,
     params:
-        options=forward_options,
-        regression=rows_options,
-        recycled=recycled_options,
-        fit_tokens=lambda wildcards: (
-            ""
-            if wildcards.fit_tokens == "all"
-            else f"--fit-tokens {wildcards.fit_tokens}"
-        ),
-        state=lambda wildcards: "--state" if wildcards.exact else "",
+        options=models.forward_options,
+        rows=fits.rows_options,
+        recycled=fits.recycled_options,
         code=code_of("rows"),
     message:
         "rows of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}: {wildcards.fit_tokens} tokens"
     shell:
         "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme rows {input.model:q} {input.tokens:q} {input.cut:q}"
-        " {params.options} {params.regression} {params.recycled} {params.fit_tokens} {params.state} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.options} {params.rows} {params.recycled} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule transform:
-    """The linear map that replaces the removed blocks."""
+    """Fit the linear map that replaces the removed blocks."""
     input:
-        unpack(fit_evidence),
-        model="results/{model}/model.json",
-        cut="results/{model}/{calibration}/{cut}/cut.json",
+        unpack(fits.fit_evidence),
+        model=paths.MODEL,
+        cut=paths.CUT,
     output:
-        transform="results/{model}/{calibration}/{cut}/{fit}/transform.safetensors",
-        report="results/{model}/{calibration}/{cut}/{fit}/fit.json",
+        transform=paths.TRANSFORM,
+        report=paths.FIT,
     log:
-        "results/logs/{model}/{calibration}/{cut}/{fit}/fit.log",
+        log_of(paths.FIT),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/fit.tsv"
+        benchmark_of(paths.FIT)
     threads: 1
     resources:
-        gpu=fit_gpu,
-        mem_mb=memory("transform"),
-        runtime=minutes("transform"),
+        **takes("transform"),
+        # the model's, which its text may take; none where there is nothing to solve
+        gpu=lambda wildcards: (
+            0 if CONFIG.fits[wildcards.fit].unfitted else models.gpus(wildcards)
+        ),
     params:
         evidence=lambda wildcards, input: evidence_options(input),
-        options=lambda wildcards: to_flags(CONFIG.fits[wildcards.fit]),
-        forward=forward_options,
-        folder=lambda wildcards, output: Path(output.report).parent,
-        code=code_of_transform,
+        options=fits.fit_options,
+        forward=models.forward_options,
+        folder=lambda wildcards: at(paths.OF_FIT, wildcards),
+        code=partial(code.code_of_fit, CONFIG),
     message:
         "fit {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:

@@ -1,23 +1,20 @@
 rule merge:
-    """The shortened checkpoint, with the transform folded in."""
+    """Write the shortened checkpoint, with the transform folded in."""
     input:
-        model="results/{model}/model.json",
-        cut="results/{model}/{calibration}/{cut}/cut.json",
-        transform="results/{model}/{calibration}/{cut}/{fit}/transform.safetensors",
+        model=paths.MODEL,
+        cut=paths.CUT,
+        transform=paths.TRANSFORM,
     output:
-        config="results/{model}/{calibration}/{cut}/{fit}/model/config.json",
-        card="results/{model}/{calibration}/{cut}/{fit}/model/README.md",
-        record="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
+        **checkpoint_files(paths.OF_FIT),
     log:
-        "results/logs/{model}/{calibration}/{cut}/{fit}/merge.log",
+        log_of(paths.FIT, "merge"),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/merge.tsv"
+        benchmark_of(paths.FIT, "merge")
     resources:
-        mem_mb=memory("merge"),
-        runtime=minutes("merge"),
+        **takes("merge"),
     params:
-        folder=lambda wildcards, output: Path(output.record).parent,
-        code=code_of_merge,
+        folder=made_model,
+        code=partial(code.code_of_merge, CONFIG),
     message:
         "merge {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
@@ -25,29 +22,28 @@ rule merge:
 
 
 rule verify:
-    """The shortened checkpoint as a fresh process with plain transformers finds it, against the original."""
+    """Check the shortened checkpoint, as a fresh process with plain transformers finds it, against the original."""
     input:
-        model="results/{model}/model.json",
-        cut="results/{model}/{calibration}/{cut}/cut.json",
-        transform="results/{model}/{calibration}/{cut}/{fit}/transform.safetensors",
-        merged="results/{model}/{calibration}/{cut}/{fit}/model/replaceme.json",
+        model=paths.MODEL,
+        cut=paths.CUT,
+        transform=paths.TRANSFORM,
+        merged=checkpoint_files(paths.OF_FIT)["record"],
     output:
-        "results/{model}/{calibration}/{cut}/{fit}/verify.json",
+        paths.VERIFY,
     log:
-        "results/logs/{model}/{calibration}/{cut}/{fit}/verify.log",
+        log_of(paths.VERIFY),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/verify.tsv"
+        benchmark_of(paths.VERIFY)
     # before what is measured of the model, which does not wait for it: tables do. Measurements that had it as an
     # `ancient` input were left out without a word by a run in which the check alone had to be made again
     priority: 1
     threads: 1
     resources:
+        **takes("verify"),
         gpu=VLLM_GPU,
-        mem_mb=memory("verify"),
-        runtime=minutes("verify"),
     params:
-        folder=lambda wildcards, input: Path(input.merged).parent,
-        code=code_of_fit("verify"),
+        folder=lambda wildcards, input: paths.model_at(input.merged),
+        code=partial(code.code_of_verify, CONFIG),
     message:
         "verify {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:

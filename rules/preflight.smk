@@ -1,5 +1,5 @@
 rule preflight:
-    """What would fail later for want of access, memory, disk, tasks or packages; part of no other target."""
+    """Find what would fail later for want of access, memory, disk, tasks or packages; part of no other target."""
     log:
         "results/logs/preflight.log",
     localrule: True

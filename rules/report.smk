@@ -1,32 +1,17 @@
 rule table:
-    """One result table, in four formats."""
+    """Collect a result table, in four formats."""
     input:
-        unpack(table_inputs),
+        unpack(tables.inputs),
     output:
-        csv=report(
-            "results/tables/{table}.csv",
-            caption="captions/table.rst",
-            category="Tables",
-            subcategory="measured",
-            labels={"table": "{table}", "format": "csv"},
-        ),
-        html=report(
-            "results/tables/{table}.html",
-            caption="captions/table.rst",
-            category="Tables",
-            subcategory="measured",
-            labels={"table": "{table}", "format": "html"},
-        ),
-        md="results/tables/{table}.md",
-        tex="results/tables/{table}.tex",
+        **formats(paths.TABLE, "table", subcategory="measured", table="{table}"),
     log:
-        "results/logs/tables/{table}.log",
+        log_of(paths.TABLE),
     benchmark:
-        "results/benchmarks/tables/{table}.tsv"
+        benchmark_of(paths.TABLE)
     localrule: True
     params:
-        options=table_options,
-        prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
+        options=tables.options,
+        prefix=stem,
         code=code_of("table"),
     message:
         "table {wildcards.table}"
@@ -35,222 +20,82 @@ rule table:
 
 
 rule compare:
-    """A table beside published values, in their layout."""
+    """Show a table beside published values, in their layout."""
     input:
-        unpack(lambda wildcards: table_records([wildcards.table])),
-        table="results/tables/{table}.csv",
-        published=lambda wildcards: declared(
-            published_file(CONFIG.tables[wildcards.table].reference)
-        ),
+        unpack(tables.records_of),
+        table=f"{paths.TABLE}.csv",
+        published=tables.published,
     output:
-        csv=report(
-            "results/tables/{table}.published.csv",
-            caption="captions/published.rst",
-            category="Tables",
+        **formats(
+            paths.COMPARED,
+            "published",
             subcategory="beside the published",
-            labels={"table": "{table}", "format": "csv"},
+            table="{table}",
         ),
-        html=report(
-            "results/tables/{table}.published.html",
-            caption="captions/published.rst",
-            category="Tables",
-            subcategory="beside the published",
-            labels={"table": "{table}", "format": "html"},
-        ),
-        md="results/tables/{table}.published.md",
-        tex="results/tables/{table}.published.tex",
     log:
-        "results/logs/tables/{table}.published.log",
+        log_of(paths.COMPARED),
     benchmark:
-        "results/benchmarks/tables/{table}.published.tsv"
+        benchmark_of(paths.COMPARED)
     localrule: True
     params:
-        options=reference_options,
-        stamps=lambda wildcards: stamps(
-            published_file(CONFIG.tables[wildcards.table].reference)
-        ),
-        records=lambda wildcards, input: records_options(input, [wildcards.table]),
-        caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
-        prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
+        reference=tables.reference_option,
+        caption=tables.caption_option,
+        stamps=tables.published_stamps,
+        records=tables.records_options_of,
+        prefix=stem,
         code=code_of("compare"),
     message:
         "table {wildcards.table} beside the published values"
     shell:
-        "replaceme compare {input.table:q} {params.options} {params.records} --out {params.prefix:q} 2> {log:q}"
+        "replaceme compare {input.table:q} {params.reference} {params.caption} {params.records} --out {params.prefix:q} 2> {log:q}"
 
 
 rule cost:
-    """What each row of a table took to make."""
+    """Add up what each row of a table took to make."""
     input:
-        # of their costs nothing is declared: where those are missing, no job runs again
-        lambda wildcards: [
-            f"{row}/model/replaceme.json" for row in table_rows(wildcards.table)
-        ],
+        tables.checkpoints,
     output:
-        csv=report(
-            "results/tables/{table}.cost.csv",
-            caption="captions/cost.rst",
-            category="Tables",
-            subcategory="cost",
-            labels={"table": "{table}", "format": "csv"},
-        ),
-        html=report(
-            "results/tables/{table}.cost.html",
-            caption="captions/cost.rst",
-            category="Tables",
-            subcategory="cost",
-            labels={"table": "{table}", "format": "html"},
-        ),
-        md="results/tables/{table}.cost.md",
-        tex="results/tables/{table}.cost.tex",
+        **formats(paths.COST, "cost", subcategory="cost", table="{table}"),
     log:
-        "results/logs/tables/{table}.cost.log",
+        log_of(paths.COST),
     benchmark:
-        "results/benchmarks/tables/{table}.cost.tsv"
+        benchmark_of(paths.COST)
     localrule: True
     params:
-        jobs=cost_jobs_file,
-        listed=cost_jobs_hash,
-        caption=lambda wildcards: CONFIG.tables[wildcards.table].caption,
-        prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
+        jobs=partial(tables.write_cost_jobs, dry=workflow.dryrun),
+        listed=tables.cost_jobs_hash,
+        caption=tables.caption_option,
+        prefix=stem,
         code=code_of("cost"),
     message:
         "cost of table {wildcards.table}"
     shell:
-        "replaceme cost results --jobs {params.jobs:q} --caption={params.caption:q} --out {params.prefix:q} 2> {log:q}"
-
-
-rule figure_table:
-    """Accuracy and perplexity of a table over the compression ratio."""
-    input:
-        "results/tables/{table}.csv",
-    output:
-        report(
-            "results/tables/{table}.svg",
-            caption="captions/figure.rst",
-            category="Figures",
-            subcategory="of tables",
-            labels={"figure": "{table}", "of": "table"},
-        ),
-    log:
-        "results/logs/tables/figures/{table}.log",
-    benchmark:
-        "results/benchmarks/tables/figures/{table}.tsv"
-    localrule: True
-    params:
-        code=code_of("figure"),
-    message:
-        "figure of table {wildcards.table}"
-    shell:
-        "replaceme figure table {input:q} --title {wildcards.table:q} --out {output:q} 2> {log:q}"
-
-
-rule figure_distances:
-    """Heat maps of the distances between blocks."""
-    input:
-        "results/{model}/{calibration}/distances.safetensors",
-    output:
-        report(
-            "results/{model}/{calibration}/distances.svg",
-            caption="captions/distances.rst",
-            category="Figures",
-            subcategory="distances of blocks",
-            labels={"figure": "{model}, {calibration}", "of": "distances"},
-        ),
-    log:
-        "results/logs/{model}/{calibration}/distances-figure.log",
-    benchmark:
-        "results/benchmarks/{model}/{calibration}/distances-figure.tsv"
-    localrule: True
-    params:
-        title="{model} on {calibration}",
-        code=code_of("figure"),
-    message:
-        "figure of the distances of {wildcards.model} on {wildcards.calibration}"
-    shell:
-        "replaceme figure distances {input:q} --title {params.title:q} --out {output:q} 2> {log:q}"
-
-
-rule figure_cut:
-    """The metric of every candidate cut, and the choice."""
-    input:
-        "results/{model}/{calibration}/{cut}/cut.json",
-    output:
-        report(
-            "results/{model}/{calibration}/{cut}/cut.svg",
-            caption="captions/cut.rst",
-            category="Figures",
-            subcategory="choice of cuts",
-            labels={"figure": "{model}, {calibration}, {cut}", "of": "cut"},
-        ),
-    log:
-        "results/logs/{model}/{calibration}/{cut}/cut-figure.log",
-    benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/cut-figure.tsv"
-    localrule: True
-    params:
-        title="{model} on {calibration}: {cut}",
-        code=code_of("figure"),
-    message:
-        "figure of cut {wildcards.cut} of {wildcards.model} on {wildcards.calibration}"
-    shell:
-        "replaceme figure cut {input:q} --title {params.title:q} --out {output:q} 2> {log:q}"
-
-
-rule plot:
-    """A figure that the config declares, and the numbers drawn."""
-    input:
-        unpack(figure_inputs),
-    output:
-        svg=report(
-            "results/figures/{figure}.svg",
-            caption="captions/declared.rst",
-            category="Figures",
-            subcategory="declared",
-            labels={"figure": "{figure}", "of": "the config"},
-        ),
-        csv="results/figures/{figure}.csv",
-    log:
-        "results/logs/figures/{figure}.log",
-    benchmark:
-        "results/benchmarks/figures/{figure}.tsv"
-    localrule: True
-    params:
-        options=figure_options,
-        stamps=lambda wildcards: stamps(
-            published_file(CONFIG.figures[wildcards.figure].published)
-        ),
-        prefix=lambda wildcards, output: Path(output.csv).with_suffix(""),
-        caption=lambda wildcards: CONFIG.figures[wildcards.figure].caption,
-        code=code_of("plot"),
-    message:
-        "figure {wildcards.figure}"
-    shell:
-        "replaceme plot {params.options} --out {params.prefix:q} 2> {log:q}"
+        "replaceme cost results --jobs {params.jobs:q} {params.caption} --out {params.prefix:q} 2> {log:q}"
 
 
 rule provenance:
-    """What the numbers of all tables that are made by default were made from and with."""
+    """Show what the numbers of all tables that are made by default were made from and with."""
     input:
-        **table_records(tables_behind(CONFIG.default_names)),
+        **tables.records(figures.tables_behind(CONFIG.default_names)),
     output:
-        html=report(
-            "results/provenance.html",
-            caption="captions/provenance.rst",
-            category="Provenance",
-            labels={"of": "all tables", "format": "html"},
+        html=shown(
+            f"{paths.PROVENANCE}.html",
+            "provenance",
+            "Provenance",
+            of="all tables",
+            format="html",
         ),
-        md="results/provenance.md",
+        md=f"{paths.PROVENANCE}.md",
     log:
-        "results/logs/provenance.log",
+        log_of(paths.PROVENANCE),
     benchmark:
-        "results/benchmarks/provenance.tsv"
+        benchmark_of(paths.PROVENANCE)
     localrule: True
     params:
-        records=lambda wildcards, input: records_options(
-            input, tables_behind(CONFIG.default_names)
+        records=lambda wildcards: tables.records_options(
+            figures.tables_behind(CONFIG.default_names)
         ),
-        prefix=lambda wildcards, output: Path(output.html).with_suffix(""),
+        prefix=stem,
         code=code_of("provenance"),
     message:
         "provenance of all tables"
@@ -258,60 +103,136 @@ rule provenance:
         "replaceme provenance {params.records} --out {params.prefix:q} 2> {log:q}"
 
 
-rule figure_healing:
-    """The loss of a healing over its steps."""
+rule figure_table:
+    """Draw accuracy and perplexity of a table over the compression ratio."""
     input:
-        "results/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing.json",
+        f"{paths.TABLE}.csv",
     output:
-        report(
-            "results/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing.svg",
-            caption="captions/healing.rst",
-            category="Figures",
-            subcategory="healings",
-            labels={
-                "figure": "{model}, {calibration}, {cut}, {fit}, {healing}",
-                "of": "healing",
-            },
+        shown(
+            f"{paths.TABLE}.svg",
+            "figure",
+            "Figures",
+            "of tables",
+            figure="{table}",
+            of="table",
         ),
     log:
-        "results/logs/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing-figure.log",
+        log_of(paths.TABLE_FIGURE),
     benchmark:
-        "results/benchmarks/{model}/{calibration}/{cut}/{fit}/healed/{healing}/healing-figure.tsv"
+        benchmark_of(paths.TABLE_FIGURE)
     localrule: True
     params:
-        title="{model} on {calibration}: {cut}, {fit}, healed by {healing}",
+        kind="table",
+        title="{table}",
         code=code_of("figure"),
     message:
-        "figure of healing {wildcards.healing} of {wildcards.fit}, {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
+        "figure {output}"
     shell:
-        "replaceme figure healing {input:q} --title {params.title:q} --out {output:q} 2> {log:q}"
+        "replaceme figure {params.kind} {input:q} --title {params.title:q} --out {output:q} 2> {log:q}"
 
 
-# each table and each figure is a target by its name, where that can be one
-for table_name in CONFIG.tables:
-    if table_name.isidentifier() and table_name not in dir(rules):
+use rule figure_table as figure_distances with:
+    input:
+        paths.DISTANCES,
+    output:
+        shown(
+            paths.DISTANCES_FIGURE,
+            "distances",
+            "Figures",
+            "distances of blocks",
+            figure="{model}, {calibration}",
+            of="distances",
+        ),
+    log:
+        log_of(paths.DISTANCES, "distances-figure"),
+    benchmark:
+        benchmark_of(paths.DISTANCES, "distances-figure")
+    params:
+        kind="distances",
+        title="{model} on {calibration}",
+        code=code_of("figure"),
+
+
+use rule figure_table as figure_cut with:
+    input:
+        paths.CUT,
+    output:
+        shown(
+            paths.CUT_FIGURE,
+            "cut",
+            "Figures",
+            "choice of cuts",
+            figure="{model}, {calibration}, {cut}",
+            of="cut",
+        ),
+    log:
+        log_of(paths.CUT, "cut-figure"),
+    benchmark:
+        benchmark_of(paths.CUT, "cut-figure")
+    params:
+        kind="cut",
+        title="{model} on {calibration}: {cut}",
+        code=code_of("figure"),
+
+
+use rule figure_table as figure_healing with:
+    input:
+        paths.HEALING,
+    output:
+        shown(
+            paths.HEALING_FIGURE,
+            "healing",
+            "Figures",
+            "healings",
+            figure="{model}, {calibration}, {cut}, {fit}, {healing}",
+            of="healing",
+        ),
+    log:
+        log_of(paths.HEALING, "healing-figure"),
+    benchmark:
+        benchmark_of(paths.HEALING, "healing-figure")
+    params:
+        kind="healing",
+        title="{model} on {calibration}: {cut}, {fit}, healed by {healing}",
+        code=code_of("figure"),
+
+
+rule figure_declared:
+    """Draw a figure that the config declares, and write the numbers drawn."""
+    input:
+        unpack(figures.inputs),
+    output:
+        svg=shown(
+            f"{paths.FIGURE}.svg",
+            "declared",
+            "Figures",
+            "declared",
+            figure="{figure}",
+            of="the config",
+        ),
+        csv=f"{paths.FIGURE}.csv",
+    log:
+        log_of(paths.FIGURE),
+    benchmark:
+        benchmark_of(paths.FIGURE)
+    localrule: True
+    params:
+        options=figures.options,
+        stamps=figures.published_stamps,
+        caption=lambda wildcards: CONFIG.figures[wildcards.figure].caption,
+        code=code_of("figure"),
+    message:
+        "figure {wildcards.figure}"
+    shell:
+        "replaceme figure declared {params.options} --out {output.svg:q} 2> {log:q}"
+
+
+# each table, each figure and each of `targets` is a target by its name, where that can be one
+for target_name, files in figures.targets():
+    if target_name not in dir(rules):
 
         rule:
             name:
-                table_name
+                target_name
             input:
-                table_files(table_name),
-
-
-for figure_name in CONFIG.figures:
-    if figure_name.isidentifier() and figure_name not in dir(rules):
-
-        rule:
-            name:
-                figure_name
-            input:
-                f"results/figures/{figure_name}.svg",
-
-
-for target_name in CONFIG.targets:
-
-    rule:
-        name:
-            target_name
-        input:
-            target_files(CONFIG.targets[target_name]),
+                files,

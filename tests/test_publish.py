@@ -44,7 +44,7 @@ def test_tables_and_figures_are_kept_and_the_readme_renewed(results, tmp_path):
         assert main(["publish", str(results), "--out", str(out), "--command", "make run", "--readme", str(readme)]) == 0
     kept = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     tables = [f"tables/{name}" for name in ("t.csv", "t.md", "t.published.md", "t10.csv", "t10.md", "t2.csv", "t2.md")]
-    assert kept == ["README.md", "figures/f.svg", "m/c/n1/cut.svg", "provenance.md", "record.json", *tables]
+    assert kept == ["README.md", "figures/f.svg", "provenance.md", "record.json", *tables]
     assert json.loads((out / "record.json").read_text())["command"] == "make run"
     shown = readme.read_text()
     assert shown.startswith("before\n<!-- table: t -->\n\nA caption.") and shown.endswith(
@@ -55,6 +55,7 @@ def test_tables_and_figures_are_kept_and_the_readme_renewed(results, tmp_path):
 
 def test_one_page_shows_all(results, tmp_path):
     out = tmp_path / "figures"  # a name that results have too
+    (results / "tables/t.html").write_text("not kept")
     assert main(["publish", str(results), "--out", str(out), "--command", "make run"]) == 0
     page = (out / "README.md").read_text()
     order = ["`make run`", "### t\n", "### t2\n\nTwo.", "### t10\n\nTen.", "### f\n"]

@@ -112,6 +112,8 @@ TOKEN_FIELDS = (
     "dataset", "images", "name", "revision", "split", "column", "conversations", "template", "samples", "tokens",
     "pack", "seed",
 )  # fmt: skip
+# of a calibration whose texts are prompts for the model
+PROMPT_FIELDS = (*(name for name in TOKEN_FIELDS if name not in ("images", "pack")), "batch_size", "dtype")
 
 
 def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None, length: int) -> Tokens:

@@ -5,6 +5,7 @@ from typing import Any
 
 from replaceme.config.base import mapping
 from replaceme.config.figures import COST_MEASURES, MEASURES
+from replaceme.config.result_paths import OWN_FOLDERS
 from replaceme.config.tables import BASELINE, HEALED, KEYS
 from replaceme.config.targets import RULES
 from replaceme.core.errors import printable
@@ -13,7 +14,7 @@ from replaceme.core.validation import LONGEST_NAME
 # how tables and figures call rows and lines that no section names
 LABELS = {BASELINE, "published", "unpruned"}
 RESERVED = {
-    "models": {"benchmarks", "cost", "figures", "logs", "records", "tables", *LABELS},
+    "models": {*OWN_FOLDERS, *LABELS},
     "calibrations": LABELS,
     "cuts": {"candidates", HEALED, *LABELS},
     "fits": {"gram", "rows", *LABELS},

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from replaceme.config.cuts import UNREPAIRED_METRICS, CutConfig
+from replaceme.config.result_paths import RESULTS, row_folder
 from replaceme.config.schema import Config
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD
@@ -12,7 +13,6 @@ from replaceme.cuts.choose import possible_spans, resolve_blocks
 from replaceme.models.model_config import is_encoder, pick_dtype
 from replaceme.models.sizes import FOUR_BITS, MARGIN
 from replaceme.planning.outline import Outline
-from replaceme.reports.tables import HEALED
 
 Outlines = Mapping[str, Outline]
 
@@ -148,11 +148,12 @@ def disk_problems(
 def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
     """Bytes of each merged or healed model of the tables that is not there yet."""
     rows = {row for table in config.tables.values() for row in table.pruned}
-    for model, calibration, cut, fit, healing in sorted(rows, key=str):
-        folder = results.joinpath(model, calibration, cut, fit, *([HEALED, healing] if healing else []), "model")
-        if model not in outlines or (folder / RECORD).exists():
+    for row in sorted(rows, key=str):
+        folder = results / Path(row_folder(row)).relative_to(RESULTS) / "model"
+        if row.model not in outlines or (folder / RECORD).exists():
             continue
         try:
-            yield outlines[model].shortened_bytes(resolve_blocks(config.cuts[cut], outlines[model].record))
+            outline = outlines[row.model]
+            yield outline.shortened_bytes(resolve_blocks(config.cuts[row.cut], outline.record))
         except ReplaceMeError:
             continue  # an error of its own

@@ -26,7 +26,6 @@ SHOWING = {
     "compare",
     "cost",
     "figure",
-    "plot",
     "preflight",
     "provenance",
     "publish",

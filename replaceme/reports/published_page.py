@@ -12,7 +12,6 @@ from typing import Any
 from replaceme.config.names import BESIDE
 from replaceme.provenance.environment import described
 
-FORMATS = ("csv", "html", "tex")
 DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
 
 
@@ -52,10 +51,10 @@ def _table(table: Path) -> str:
     """Caption and summary, the same beside published values, and the figure."""
     name = table.stem
     # not with_suffix: the name may hold dots
-    files = {end: table.with_name(name + end) for end in (".md", ".svg", *(f".{kind}" for kind in FORMATS))}
+    files = {end: table.with_name(name + end) for end in (".md", ".svg", ".csv")}
     others = [table.with_name(f"{name}{end}.md") for end in reversed(BESIDE)]
-    links = [f"[{path.name}](tables/{path.name})" for path in (files[".md"], *others) if path.is_file()]
-    links += [f"[{kind}](tables/{name}.{kind})" for kind in FORMATS if files[f".{kind}"].is_file()]
+    shown = (files[".md"], *others, files[".csv"])
+    links = [f"[{path.name}](tables/{path.name})" for path in shown if path.is_file()]
     parts = [f"### {name}", summary(files[".md"])]
     parts += [_without_caption(path) for path in others if path.is_file()]
     if files[".svg"].is_file():

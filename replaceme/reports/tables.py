@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.methods import NARROWING
-from replaceme.config.tables import BASELINE, HEALED, KEYS, RATES, SPEED
+from replaceme.config.result_paths import row_of
+from replaceme.config.tables import BASELINE, KEYS, RATES, SPEED
 from replaceme.core import uncertainty
 from replaceme.core.cut_record import described
 from replaceme.core.errors import ReplaceMeError
@@ -81,21 +82,21 @@ def _baseline(folder: Path, evaluation: str, speed: str | None) -> _Result:
 
 
 def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:
-    healing = folder.name if folder.parent.name == HEALED else None
-    fitted = folder if healing is None else folder.parents[1]
-    if len(fitted.parts) < 4:
+    row = row_of(folder)
+    if row is None:
         raise ReplaceMeError(
             f"{folder}: a row is a folder <model>/<calibration>/<cut>/<fit>, or healed/<healing> in it"
         )
+    fitted = folder if row.healing is None else folder.parents[1]
     fit = _read(fitted, "fit.json")
     return _Result(
         folder,
-        (*fitted.parts[-4:], healing),
+        row,
         _read(folder, evaluation),
         _read(folder, speed),
         _read(fitted.parent, "cut.json"),
         # what the map leaves of its target was not measured again
-        fit if healing is None else {key: value for key, value in fit.items() if key != "residual"},
+        fit if row.healing is None else {key: value for key, value in fit.items() if key != "residual"},
     )
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 
 from replaceme.calibration.answers import answers
-from replaceme.calibration.tokens import TOKEN_FIELDS
+from replaceme.calibration.tokens import PROMPT_FIELDS
 from replaceme.config.calibrations import CalibrationConfig, GenerationConfig
 from replaceme.config.command_line import add_options, from_options
 from replaceme.core.files import write_text
@@ -15,7 +15,6 @@ from replaceme.models.model_config import check_calibration, check_length, pick_
 from replaceme.steps.common import compute_arguments, gpus_of, load_model, model_argument, out_argument, set_threads
 
 ONLINE = True
-OPTIONS = (*(name for name in TOKEN_FIELDS if name not in ("images", "pack")), "batch_size", "dtype")
 log = logging.getLogger(__name__)
 
 
@@ -23,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     model_argument(parser)
     out_argument(parser, "where the prompts with their answers go (.jsonl)")
-    add_options(parser, CalibrationConfig, OPTIONS)
+    add_options(parser, CalibrationConfig, PROMPT_FIELDS)
     add_options(parser, GenerationConfig)
     compute_arguments(parser)
 
@@ -31,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the file of answers."""
     record = load_model(args)
-    source = from_options(args, CalibrationConfig, OPTIONS)
+    source = from_options(args, CalibrationConfig, PROMPT_FIELDS)
     generation = from_options(args, GenerationConfig)
     model_config = read_config(record["folder"])
     check_calibration(model_config, source, record["source"])

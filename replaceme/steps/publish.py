@@ -12,7 +12,8 @@ from replaceme.reports.published_page import overview, summary
 from replaceme.steps.common import out_argument
 
 ONLINE = False
-KINDS = (".csv", ".md", ".html", ".tex", ".svg")
+FOLDERS = ("tables", "figures")
+KINDS = (".csv", ".md", ".svg")  # what a reader opens; of these .html and .tex are made again in no time
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -26,10 +27,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Copy, record, write the page that shows all (README.md), and renew the tables shown in another README."""
-    files = sorted(path for path in args.results.rglob("*") if path.suffix in KINDS and _is_result(path, args))
+    files = sorted(path for name in FOLDERS for path in (args.results / name).glob("*") if path.suffix in KINDS)
     if not any(path.parent.name == "tables" for path in files):
         raise ReplaceMeError(f"{args.results}: no tables; finish `snakemake --cores all` first")
-    for path in files:
+    for path in [*files, *args.results.glob("provenance.md")]:
         with replacing(args.out / path.relative_to(args.results)) as copy:
             copy.write_bytes(path.read_bytes())
     record = {"command": redacted(args.command), "hardware": hardware(ask_gpu=True), "versions": versions()}
@@ -38,15 +39,6 @@ def run(args: argparse.Namespace) -> None:
     if args.readme is not None:
         text = args.readme.read_text(encoding="utf-8")
         write_text(args.readme, BLOCK.sub(lambda match: _block(match, args.results), text))
-
-
-def _is_result(path: Path, args: argparse.Namespace) -> bool:
-    """Tables, figures and provenance only, neither earlier copies of record nor model cards nor the report."""
-    inside = path.relative_to(args.results).parts
-    if len(inside) == 1:
-        return path.stem == "provenance"
-    is_copy = inside[0] == "published" or path.resolve().is_relative_to(args.out.resolve())
-    return not is_copy and "model" not in inside[:-1]
 
 
 def _block(match: re.Match, results: Path) -> str:

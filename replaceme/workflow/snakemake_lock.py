@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from replaceme.config.result_paths import OWN_FOLDERS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import AHEAD, sweep_temporaries, write_text
 
 LOGGER = logging.getLogger(__name__)
 NOTE = Path(".snakemake/run.json")
-OWN_FOLDERS = ("benchmarks", "cost", "figures", "logs", "tables")  # beside those of the models
 LOCKED = "Directory cannot be locked"
 
 

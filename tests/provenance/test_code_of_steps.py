@@ -19,8 +19,8 @@ OF_RECYCLED = {"candidates", "gram", "recycle", "rows", "heal", "merge", "verify
 REACH = [
     ("transforms.sparse", "fit_elastic_net", {SPARSE}),
     ("transforms.cosine", "fit_cosine", FITS),
-    ("config.figures", "FigureConfig", {"plot"}),
-    ("reports.figure_style", "figure_in_style", {"figure", "plot"}),
+    ("config.figures", "FigureConfig", {"figure"}),
+    ("reports.figure_style", "figure_in_style", {"figure"}),
     ("activations.recycled_neurons", "Recycled", OF_RECYCLED | FITS),
     ("activations.recycled_neurons", "choose_neurons", {"recycle"} | FITS),
     ("micro.stories", "document", {"tokens", "generate"}),

@@ -193,7 +193,7 @@ def test_the_command_draws_and_writes_the_numbers(sources, kind, tmp_path):
     given = [f"--distances={name}={path}" for name, path in sources.distances.items()]
     given += [f"--table={sources.tables[0]}", f"--cost={sources.costs[0]}"]
     for copy in ("one.v1", "two") if kind == "bars" else ("one.v1",):
-        assert main(["plot", "--figure", text, *given, "--out", str(tmp_path / copy)]) == 0
+        assert main(["figure", "declared", text, *given, "--out", str(tmp_path / f"{copy}.svg")]) == 0
     svg = (tmp_path / "one.v1.svg").read_bytes()
     assert svg.startswith(b"<?xml") and (kind != "bars" or svg == (tmp_path / "two.svg").read_bytes())
     assert (b"What to see." in svg) == (kind == "lines")
@@ -206,8 +206,8 @@ def test_missing_files_and_measures(sources, tmp_path, capsys):
         points(figure("lines", measures=["speed"]), sources)
     with pytest.raises(ReplaceMeError, match=r"gone\.csv: no such file"):
         points(figure("lines"), Sources([tmp_path / "gone.csv"]))
-    assert main(["plot", "--figure", "{", "--out", str(tmp_path / "x")]) == 1
-    assert "--figure: not valid JSON" in capsys.readouterr().err
+    assert main(["figure", "declared", "{", "--out", str(tmp_path / "x.svg")]) == 1
+    assert "FILE: not valid JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["007", "null", "None", "nan", "NA", "1e5", "true", "inf"])

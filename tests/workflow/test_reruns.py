@@ -59,11 +59,11 @@ EDITS = {
     ),
     "a heat map of CKA": (
         {"figures": {"f": {"kind": "heatmap", "tables": ["main.1"], "distances": ["cka"]}}},
-        {"distances": 1, "figure_distances": 1, "plot": 1},
+        {"distances": 1, "figure_distances": 1, "figure_declared": 1},
     ),
     "a figure, and costs": (
         {"figures": {"f": {"kind": "lines", "tables": ["main.1"]}}, "cost": {"country": "FRA"}},
-        {"plot": 1, "cost": 1},
+        {"figure_declared": 1, "cost": 1},
     ),
     "speed": ({"speed": {"new_tokens": 3}}, {"speed": 2, "speed_baseline": 1, **TABLE}),
 }

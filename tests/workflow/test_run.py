@@ -164,7 +164,7 @@ def test_figures_and_costs_of_a_finished_run(completed):
     done = completed.snakemake("sizes", "results/tables/more.cost.csv", "results/tables/main.1.cost.md")
     assert done.returncode == 0, done.stderr
     assert completed.job_stats(done.stdout + done.stderr) == {
-        "plot": 1,
+        "figure_declared": 1,
         "sizes": 1,
         "transform": 1,
         "merge": 1,

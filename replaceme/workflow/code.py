@@ -1,0 +1,29 @@
+"""Parameters of jobs that change when the code that they run does; comments and docstrings aside."""
+
+from replaceme.config.result_paths import Names
+from replaceme.config.schema import Config
+from replaceme.core.files import sha256
+from replaceme.fitting.fit_cut import modules_of, modules_of_method
+from replaceme.models.custom_code import CODE
+from replaceme.provenance.code_hash import fingerprint
+
+
+def code_of(step: str, *modules: str) -> str:
+    """Return the hash of the code of a step, and of modules that it imports by a computed name."""
+    return fingerprint(f"replaceme.steps.{step}", *modules)
+
+
+def code_of_fit(config: Config, names: Names) -> str:
+    """Return the hash of the code of a fit."""
+    return code_of("fit", *modules_of(config.fits[names.fit]))
+
+
+def code_of_merge(config: Config, names: Names) -> list[str]:
+    """Return the hash of the code of a merge; of a model that brings code also that file's, as no other copy is run."""
+    fit = config.fits[names.fit]
+    return [code_of("merge", *modules_of_method(fit)), *([sha256(CODE)] if fit.own_code else [])]
+
+
+def code_of_verify(config: Config, names: Names) -> str:
+    """Return the hash of the code of a check."""
+    return code_of("verify", *modules_of_method(config.fits[names.fit]))

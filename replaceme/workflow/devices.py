@@ -1,0 +1,33 @@
+"""Where the jobs of a workflow compute: which GPUs there are, and what is wrong with those that a config asks for."""
+
+from dataclasses import dataclass
+
+from replaceme.config.schema import Config
+from replaceme.core.errors import ReplaceMeError
+from replaceme.workflow.gpu_lock import visible
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The GPUs of this machine, or of a cluster those that `--resources gpu=` grants (`granted`)."""
+
+    config: Config
+    granted: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of GPUs that `device: auto` counts on."""
+        return len(visible()) if self.granted is None else self.granted
+
+    @property
+    def gpu(self) -> int:
+        """1 where jobs compute on GPUs, else 0."""
+        return int(self.config.device == "cuda" or (self.config.device == "auto" and self.count > 0))
+
+    def check(self) -> None:
+        """Raise ReplaceMeError where the config asks for more GPUs than there are."""
+        if self.gpu > self.count:
+            raise ReplaceMeError("device: cuda: this machine shows no GPU; use `device: auto`")
+        for name, model in self.config.models.items():
+            if self.gpu and model.gpus > self.count:
+                raise ReplaceMeError(f"models.{name}.gpus: {model.gpus} asked for, {self.count} visible; ask for fewer")

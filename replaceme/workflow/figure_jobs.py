@@ -1,0 +1,113 @@
+"""Inputs and options of the jobs of figures, and the files that targets stand for."""
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from replaceme.config.cuts import REPRESENTATIONS
+from replaceme.config.result_paths import (
+    CUT_FIGURE,
+    DISTANCES,
+    DISTANCES_FIGURE,
+    FIGURE,
+    HEALING_FIGURE,
+    TABLE,
+    Names,
+    at,
+)
+from replaceme.config.schema import Config
+from replaceme.planning.user_files import declared, stamps
+from replaceme.workflow.fit_jobs import Files
+from replaceme.workflow.table_jobs import TableJobs, published_file
+
+
+@dataclass(frozen=True)
+class FigureJobs:
+    """What the rules ask of a config about figures and targets."""
+
+    config: Config
+    tables: TableJobs
+
+    def target_files(self, names: Iterable[str]) -> list[str]:
+        """Return the files of tables and declared figures, by their names."""
+        found: list[str] = []
+        for name in names:
+            is_table = name in self.config.tables
+            found += self.tables.files(name) if is_table else [f"{at(FIGURE, Names(figure=name))}.svg"]
+        return found
+
+    def targets(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield each name that can be a target, with its files: tables, declared figures and the section `targets`."""
+        for name in (*self.config.tables, *self.config.figures):
+            if name.isidentifier():
+                yield name, self.target_files([name])
+        for name, members in self.config.targets.items():
+            yield name, self.target_files(members)
+
+    def files_beside(self, names: Iterable[str]) -> list[str]:
+        """Return the figures of distances, of chosen cuts and of healings, of the tables behind these names."""
+        rows = self.tables.rows(self.tables_behind(names))
+        found = {at(DISTANCES_FIGURE, row) for row in rows}
+        found |= {at(CUT_FIGURE, row) for row in rows if self.config.cuts[row.cut].start is None}
+        return sorted(found | {at(HEALING_FIGURE, row) for row in rows if row.healing})
+
+    def tables_behind(self, names: Iterable[str]) -> list[str]:
+        """Return the tables among some names, and those of the declared figures among them."""
+        names = set(names)
+        drawn = [figure.tables for name, figure in self.config.figures.items() if name in names]
+        wanted = names.union(*drawn)
+        return [table for table in self.config.tables if table in wanted]
+
+    def inputs(self, names: Names) -> Files:
+        """Return everything that a declared figure shows."""
+        figure = self.config.figures[names.figure]
+        tables = [] if figure.kind == "heatmap" else [at(TABLE, Names(table=table)) for table in figure.tables]
+        pairs = self._pairs(names.figure) if figure.matrices else {}
+        return {
+            "tables": [f"{table}.csv" for table in tables],
+            "costs": [f"{table}.cost.csv" for table in tables if figure.needs_cost],
+            "distances": list(pairs.values()),
+            "published": declared(published_file(figure.published)),
+        }
+
+    def published_stamps(self, names: Names) -> list[str]:
+        """Return size and time of the file of the published values that a figure shows."""
+        return stamps(published_file(self.config.figures[names.figure].published))
+
+    def options(self, names: Names) -> str:
+        """Return the options of a declared figure."""
+        figure, inputs = self.config.figures[names.figure], self.inputs(names)
+        options = [f"--table {shlex.quote(path)}" for path in inputs["tables"]]
+        options += [f"--cost {shlex.quote(path)}" for path in inputs["costs"]]
+        if figure.matrices:
+            pairs = self._pairs(names.figure).items()
+            options += [f"--distances {shlex.quote(f'{pair}={path}')}" for pair, path in pairs]
+        if figure.from_config is not None:
+            options.append(f"--numbers {shlex.quote(json.dumps(self._numbers(names.figure)))}")
+        return " ".join([shlex.quote(figure.model_dump_json(exclude_unset=True)), *options])
+
+    def representations_option(self, names: Names) -> str:
+        """Return the option of the distances that are measured only where a cut or a figure asks for them."""
+        pair = f"{names.model}/{names.calibration}"
+        shown = {
+            name
+            for figure, section in self.config.figures.items()
+            if section.matrices and pair in self._pairs(figure)
+            for name in section.matrices
+        }
+        wanted = any(cut.of_representations for cut in self.config.cuts.values())
+        return "--representations" if wanted or shown & set(REPRESENTATIONS) else ""
+
+    def _pairs(self, figure: str) -> dict[str, str]:
+        """The distances of every `model/calibration` in the rows of a figure's tables."""
+        rows = self.tables.rows(self.config.figures[figure].tables)
+        return dict(sorted((f"{row.model}/{row.calibration}", at(DISTANCES, row)) for row in rows))
+
+    def _numbers(self, figure: str) -> dict[str, float]:
+        """The number in the config that each name of a section stands at on the x axis."""
+        section, key = self.config.figures[figure].from_config
+        tables = [self.config.tables[table] for table in self.config.figures[figure].tables]
+        entries = getattr(self.config, f"{section}s")
+        names = sorted({one for table in tables for one in table.named(f"{section}s")})
+        return {name: getattr(entries[name], key) for name in names}

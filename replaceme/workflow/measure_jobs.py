@@ -1,0 +1,72 @@
+"""Inputs and options of the jobs that measure models, and of those that heal them."""
+
+import functools
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from replaceme.config.command_line import to_flags
+from replaceme.config.healings import TrainingConfig
+from replaceme.config.result_paths import TOKENS, Names, at
+from replaceme.config.schema import Config
+from replaceme.evaluation.labelled_images import files_of as labelled_files
+from replaceme.planning.user_files import declared, hash_of_stamps, stamps, task_files
+
+TRAINING = tuple(TrainingConfig.model_fields)
+
+
+@dataclass(frozen=True, eq=False)  # by identity, as what is cached is of one config
+class MeasureJobs:
+    """What the rules ask of a config about evaluations, speeds and healings."""
+
+    config: Config
+
+    @functools.cached_property
+    def speed_options(self) -> str:
+        """The options of a measurement of speed."""
+        return to_flags(self.config.speed)
+
+    @functools.cache  # noqa: B019 (there is one of these in a process)
+    def _options(self, name: str) -> str:
+        section = self.config.evaluations[name]
+        named = [("task", section.tasks), ("zeroshot", section.zeroshot)]
+        flags = [
+            f"--{option} {shlex.quote(f'{key}={one.model_dump_json(exclude_defaults=True)}')}"
+            for option, ones in named
+            for key, one in ones.items()
+        ]
+        plain = tuple(key for key in type(section).model_fields if key not in ("tasks", "zeroshot"))
+        return " ".join([*flags, to_flags(section, plain)])
+
+    def evaluation_options(self, names: Names) -> str:
+        """Return the options of an evaluation."""
+        return self._options(names.evaluation)
+
+    @functools.cache  # noqa: B019 (there is one of these in a process)
+    def _task_files(self, name: str) -> list[str | Path]:
+        return declared(task_files(self.config.evaluations[name].include))
+
+    def task_files(self, names: Names) -> list[str | Path]:
+        """Return the task files of the user's own that an evaluation reads."""
+        return self._task_files(names.evaluation)
+
+    @functools.cache  # noqa: B019 (there is one of these in a process)
+    def _stamps(self, name: str) -> dict[str, Any]:
+        section = self.config.evaluations[name]
+        found = {key: labelled_files(images) for key, images in section.zeroshot.items()}
+        images = {key: hash_of_stamps(files) for key, files in found.items() if files}
+        tasks = stamps(task_files(section.include))
+        return images | ({"task files": tasks} if tasks else {})
+
+    def evaluation_stamps(self, names: Names) -> dict[str, Any]:
+        """Return sizes and times of the local files of an evaluation: tasks, and one hash for each set of images."""
+        return self._stamps(names.evaluation)
+
+    def healing_tokens(self, names: Names) -> str:
+        """Return the token file of the text that a healing trains on."""
+        return at(TOKENS, names, calibration=self.config.healings[names.healing].text)
+
+    def training_options(self, names: Names) -> str:
+        """Return the options of the training of a healing."""
+        return to_flags(self.config.healings[names.healing], TRAINING)

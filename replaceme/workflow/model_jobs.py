@@ -1,0 +1,106 @@
+"""Inputs and options of the jobs of models and of their calibration texts.
+
+Methods that take `names` are given the wildcards of a job; Snakemake calls them when it plans the job.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from replaceme.calibration.images import image_files
+from replaceme.calibration.tokens import PROMPT_FIELDS, TOKEN_FIELDS
+from replaceme.config.calibrations import FORWARD, CalibrationConfig
+from replaceme.config.command_line import to_flags
+from replaceme.config.result_paths import ANSWERS, TOKENS, Names, at
+from replaceme.config.schema import Config
+from replaceme.planning import user_files
+from replaceme.planning.user_files import declared, hash_of_stamps, stamps
+
+
+@dataclass(frozen=True)
+class ModelJobs:
+    """What the rules ask of a config about models and calibrations; `gpu` is 1 where models run on GPUs, else 0."""
+
+    config: Config
+    gpu: int
+
+    def source(self, names: Names) -> str:
+        """Return the folder or the Hub id of a model."""
+        return self.config.models[names.model].source
+
+    def revision_option(self, names: Names) -> str:
+        """Return the option of a model's revision."""
+        return to_flags(self.config.models[names.model], ("revision",))
+
+    def files(self, names: Names) -> list[Path]:
+        """Return the files of a local model, whose change reruns everything."""
+        return declared(user_files.model_files(self.source(names)))
+
+    def file_stamps(self, names: Names) -> list[str]:
+        """Return sizes and times of the files of a local model."""
+        return stamps(user_files.model_files(self.source(names)))
+
+    def gpus(self, names: Names) -> int:
+        """Return how many GPUs a job takes that runs a model."""
+        return self.gpu * self.config.models[names.model].gpus
+
+    def device_options(self, names: Names) -> str:
+        """Return the options of where a model runs."""
+        return f"{to_flags(self.config.models[names.model], ('gpus',))} --device {self.config.device}"
+
+    def forward_options(self, names: Names) -> str:
+        """Return the options of the forward passes over a calibration."""
+        return f"{to_flags(self._text(names), FORWARD)} {self.device_options(names)}"
+
+    def text_files(self, names: Names) -> list[str | Path]:
+        """Return the local file that a calibration is read from, if it is one."""
+        return declared(self._text_files(names))
+
+    def text_stamps(self, names: Names) -> list[str]:
+        """Return sizes and times of what a calibration is read from; of a folder of images, one hash of them."""
+        section = self._text(names)
+        if section.prompts is not None:
+            return []  # of this workflow's own making
+        if section.images is not None and Path(section.images).is_dir():
+            return [hash_of_stamps(image_files(Path(section.images)))]
+        return stamps(self._text_files(names))
+
+    def token_options(self, names: Names) -> str:
+        """Return the options of the tokens of a calibration; of one of answers, those of the file that holds them."""
+        section = self._text(names)
+        if section.prompts is not None:
+            section = section.answered(at(ANSWERS, names), self._prompts(names))
+        return to_flags(section, TOKEN_FIELDS)
+
+    def prompt_files(self, names: Names) -> list[str | Path]:
+        """Return the local file that the prompts of a calibration are read from, if it is one."""
+        return declared(user_files.text_file(self._prompts(names).dataset))
+
+    def prompt_stamps(self, names: Names) -> list[str]:
+        """Return size and time of that file."""
+        return stamps(user_files.text_file(self._prompts(names).dataset))
+
+    def generate_options(self, names: Names) -> str:
+        """Return the options of a model's answers: where the prompts are, and how they are answered."""
+        section = self._text(names)
+        source = section.prompts_from(self._prompts(names))
+        return f"{to_flags(source, PROMPT_FIELDS)} {to_flags(section.generation)}"
+
+    def mixed_tokens(self, names: Names) -> list[str]:
+        """Return the token files of the parts of a mix."""
+        return [at(TOKENS, names, calibration=part) for part in self._text(names).mix]
+
+    def mix_options(self, names: Names) -> str:
+        """Return the options of a mix."""
+        section = self._text(names)
+        weights = " ".join(map(str, section.mix.values()))
+        return f"--weights {weights} {to_flags(section, ('samples', 'seed'))}"
+
+    def _text(self, names: Names) -> CalibrationConfig:
+        return self.config.calibrations[names.calibration]
+
+    def _prompts(self, names: Names) -> CalibrationConfig:
+        return self.config.calibrations[self._text(names).prompts]
+
+    def _text_files(self, names: Names) -> list[str]:
+        section = self._text(names)
+        return [at(ANSWERS, names)] if section.prompts is not None else user_files.text_file(section.dataset)

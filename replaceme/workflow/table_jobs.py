@@ -1,0 +1,214 @@
+"""Inputs and options of the jobs of tables, of their costs and of the record of what they were made from.
+
+Commands name rows as bash expands them (`results/m/{a,b}/...`): a table of some hundred rows, spelt out, would be
+longer than what Linux takes for a command.
+"""
+
+import functools
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from replaceme.config.reference import ReferenceConfig
+from replaceme.config.result_paths import (
+    CHECKPOINT,
+    COST_JOBS,
+    CUT,
+    EVALUATION,
+    FIT,
+    MODEL,
+    OF_BASELINE,
+    RESULTS,
+    SPEED,
+    TABLE,
+    TOKENS,
+    VERIFY,
+    Names,
+    at,
+    fit_folder,
+    row_folder,
+)
+from replaceme.config.schema import Config
+from replaceme.config.tables import HEALED, PRODUCT, Row
+from replaceme.core.files import write_json
+from replaceme.planning.user_files import declared, stamps
+from replaceme.workflow.fit_jobs import Files, FitJobs, listed
+
+FORMATS = ("csv", "html", "md", "tex")
+
+
+def braced(names: Sequence[str]) -> str:
+    """Return several names as one word that bash expands, in order."""
+    return names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+
+
+def published_file(section: ReferenceConfig | None) -> list[str]:
+    """Return the file of published values of a table or a figure, if it has one."""
+    return [section.file] if section else []
+
+
+def once(found: Iterable[str]) -> list[str]:
+    """Return what was found, each once, in order."""
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, eq=False)
+class TableJobs:
+    """What the rules ask of a config about tables."""
+
+    config: Config
+    fits: FitJobs
+
+    def files(self, name: str) -> list[str]:
+        """Return a table in all formats, beside published values and costs where it has such.
+
+        Of a table without an evaluation, which is no file, the models.
+        """
+        table = self.config.tables[name]
+        if not table.evaluation:
+            return [f"{row_folder(row)}/{CHECKPOINT['record']}" for row in table.pruned]
+        endings = [*(f".{one}" for one in FORMATS), ".svg"]
+        endings += [".published.csv", ".published.html"] if table.reference else []
+        endings += [".cost.csv", ".cost.html"] if self.config.cost is not None else []
+        return [at(TABLE, Names(table=name)) + ending for ending in endings]
+
+    def rows(self, tables: Iterable[str]) -> list[Row]:
+        """Return the rows of tables but for their baselines, each once."""
+        return list(dict.fromkeys(row for name in tables for row in self.config.tables[name].pruned))
+
+    def inputs(self, names: Names) -> Files:
+        """Return everything that a table shows."""
+        rows = self.rows([names.table])
+        folders = once(map(fit_folder, rows))
+        measured = self._measured([names.table])
+        return {
+            "measured": measured,
+            "verified": once(at(VERIFY, row) for row in rows) if measured else [],
+            "fits": [f"{folder}/{Path(FIT).name}" for folder in folders],
+            "cuts": sorted({at(CUT, row) for row in rows}),
+        }
+
+    def options(self, names: Names) -> str:
+        """Return the options of a table."""
+        section = self.config.tables[names.table]
+        baselines = [f"--baseline {folder}" for folder in self._baselines(names.table)]
+        speed = [] if section.speed else ["--no-speed"]
+        words = [*self._braced_rows(names.table), *baselines, f"--evaluation {section.evaluation}", *speed]
+        return " ".join([*words, self.caption_option(names)])
+
+    def caption_option(self, names: Names) -> str:
+        """Return the option of a table's caption."""
+        return f"--caption={shlex.quote(self.config.tables[names.table].caption)}"
+
+    def reference_option(self, names: Names) -> str:
+        """Return the option of the comparison of a table with published values."""
+        return f"--reference {shlex.quote(self.config.tables[names.table].reference.model_dump_json())}"
+
+    def published(self, names: Names) -> list[str | Path]:
+        """Return the file of the values that a table is compared with."""
+        return declared(published_file(self.config.tables[names.table].reference))
+
+    def published_stamps(self, names: Names) -> list[str]:
+        """Return size and time of that file."""
+        return stamps(published_file(self.config.tables[names.table].reference))
+
+    def records(self, tables: Sequence[str]) -> Files:
+        """Return the records of what tables were made from and with."""
+        rows = self.rows(tables)
+        healed = [(row, self.config.healings[row.healing].text) for row in rows if row.healing]
+        texts = {at(TOKENS, row) for row in rows} | {at(TOKENS, row, calibration=text) for row, text in healed}
+        return {
+            "models": sorted({at(MODEL, row) for row in rows}),
+            "calibrations": sorted(texts),
+            "measured": sorted(self._measured(tables)),
+        }
+
+    def records_of(self, names: Names) -> Files:
+        """Return the records of one table."""
+        return self.records([names.table])
+
+    def records_options(self, tables: Sequence[str]) -> str:
+        """Return the options that name these records; several tables may name one twice."""
+        found = self.records(tables)
+        options = [f"--{name} {shlex.join(found[name])}" for name in ("models", "calibrations") if found[name]]
+        measured = [
+            f"{folder}/{braced(kinds)}"
+            for table in tables
+            if (kinds := self._kinds(table))
+            for folder in (*self._baselines(table), *self._braced_rows(table))
+        ]
+        return " ".join([*options, *(["--measured", *measured] if measured else [])])
+
+    def records_options_of(self, names: Names) -> str:
+        """Return the options that name the records of one table."""
+        return self.records_options([names.table])
+
+    def checkpoints(self, names: Names) -> list[str]:
+        """Return the shortened models of a table, whose costs are added up.
+
+        Of these nothing is declared: where a cost is missing, no job runs again.
+        """
+        return once(f"{fit_folder(row)}/{CHECKPOINT['record']}" for row in self.rows([names.table]))
+
+    @functools.cache  # noqa: B019 (there is one of these in a process)
+    def cost_jobs(self, table: str) -> dict[str, list[str]]:
+        """Return the outputs of the jobs behind each row of a table."""
+        rows = self.rows([table])
+        return {fit_folder(row).removeprefix(f"{RESULTS}/"): self._jobs_behind(row) for row in rows}
+
+    def write_cost_jobs(self, names: Names, dry: bool) -> str:
+        """Write a file that lists these jobs, but in a dry run, and return its path."""
+        path = at(COST_JOBS, names)
+        if not dry:
+            write_json(path, self.cost_jobs(names.table))
+        return path
+
+    def cost_jobs_hash(self, names: Names) -> str:
+        """Return a hash of this list."""
+        return hashlib.sha256(json.dumps(self.cost_jobs(names.table)).encode()).hexdigest()
+
+    def _jobs_behind(self, row: Row) -> list[str]:
+        """Return the outputs of the jobs that a row is made by; checks and evaluations are none of them."""
+        names, files = Names(row._asdict()), [at(MODEL, row), at(TOKENS, row)]
+        files += [path for one in self.fits.cut_evidence(names).values() for path in listed(one)]
+        files.append(at(CUT, row))
+        evidence = self.fits.fit_evidence(names)
+        files += [path for one in evidence.values() for path in listed(one)]
+        if "statistics" in evidence:
+            files += self.fits.sums_behind(self.fits.sum_of(names))
+        folder = fit_folder(row)
+        return once([*files, folder, f"{folder}/model"])
+
+    def _kinds(self, table: str) -> list[str]:
+        """The files in the folder of a row in which is what was measured of it."""
+        section = self.config.tables[table]
+        if not section.evaluation:
+            return []
+        return [EVALUATION.format(evaluation=section.evaluation), *([SPEED] if section.speed else [])]
+
+    def _measured(self, tables: Sequence[str]) -> list[str]:
+        """What was measured of the baselines and rows of tables."""
+        return once(
+            f"{folder}/{kind}"
+            for table in tables
+            for folder in (*self._baselines(table), *map(row_folder, self.config.tables[table].pruned))
+            for kind in self._kinds(table)
+        )
+
+    def _baselines(self, table: str) -> list[str]:
+        return [at(OF_BASELINE, Names(model=model)) for model in self.config.tables[table].named("models")]
+
+    def _braced_rows(self, table: str) -> list[str]:
+        """The folders of all rows but the baselines, fits before what heals them, as words that bash expands."""
+        section = self.config.tables[table]
+        axes = [getattr(section, name) for name in PRODUCT]
+        single = section.pruned[-len(section.rows) :] if section.rows else []
+        words = [row_folder(row) for row in single]
+        if all(axes):
+            combined = f"{RESULTS}/{'/'.join(map(braced, axes))}"
+            healed = f"{{,/{HEALED}/{braced(section.healings)}}}"
+            words.insert(0, combined + (healed if section.healings else ""))
+        return words

@@ -1,0 +1,278 @@
+"""Inputs and options of jobs, as the rules get them, without Snakemake."""
+
+import shlex
+import subprocess
+
+import pytest
+
+from replaceme.config.result_paths import Names, at, benchmark_of, fit_folder, log_of, model_at, row_folder, row_of
+from replaceme.config.schema import parse
+from replaceme.config.tables import Row
+from replaceme.core.errors import ReplaceMeError
+from replaceme.workflow.devices import Devices
+from replaceme.workflow.figure_jobs import FigureJobs
+from replaceme.workflow.fit_jobs import FitJobs, candidates_name, evidence_options
+from replaceme.workflow.job_environment import shell_prefix
+from replaceme.workflow.load_config import merged, typed
+from replaceme.workflow.measure_jobs import MeasureJobs
+from replaceme.workflow.model_jobs import ModelJobs
+from replaceme.workflow.requests import Requests
+from replaceme.workflow.table_jobs import TableJobs
+
+CONFIG = {
+    "device": "cpu",
+    "models": {"a": {"source": "org/a", "gpus": 2}, "b": {"source": "org/b", "revision": "v1"}},
+    "calibrations": {
+        "text": {"dataset": "micro", "shards": 2},
+        "more": {"dataset": "micro", "seed": 1},
+        "both": {"mix": {"text": 0.25, "more": 0.75}, "samples": 8},
+        "own": {"prompts": "text", "samples": 4},
+    },
+    "cuts": {
+        "paper": {"blocks": 2, "metric": "cosine"},
+        "fitted": {"blocks": 2},
+        "hand": {"blocks": 2, "start": 1},
+        "merged": {"blocks": 2, "metric": "output", "search": "merging"},
+    },
+    "fits": {
+        "uidl": {"transform": "identity"},
+        "ls": {},
+        "auto": {"ridge": "auto"},
+        "cosine": {"objective": "cosine", "fit_tokens": 64},
+        "recycled": {"placement": "down_proj", "recycle": 0.5},
+        "sliced": {"method": "slicegpt"},
+    },
+    "healings": {"short": {"text": "more", "train": "full", "learning_rate": 0.1, "steps": 3}},
+    "evaluations": {"quiz": {"tasks": {"pick": {"fewshot": 2}}, "limit": 5}},
+    "tables": {
+        "t": {
+            "models": ["a", "b"],
+            "calibrations": ["text"],
+            "cuts": ["paper", "fitted"],
+            "fits": ["uidl", "ls", "auto"],
+            "healings": ["short"],
+            "rows": ["a/text/hand/recycled"],
+            "evaluation": "quiz",
+            "caption": "It's 5%",
+        },
+        "made": {
+            "models": ["a"], "calibrations": ["text"], "cuts": ["paper"], "fits": ["ls"], "evaluation": None,
+        },
+    },
+    "figures": {
+        "map": {"kind": "heatmap", "tables": ["t"], "distances": ["cka"]},
+        "line": {"kind": "lines", "tables": ["t"], "x": "calibration.samples", "measures": ["average"]},
+    },
+    "targets": {"all_of_it": ["t", "map"]},
+    "cost": {},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config():
+    return parse(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def fits(config):
+    return FitJobs(config)
+
+
+@pytest.fixture(scope="module")
+def tables(config, fits):
+    return TableJobs(config, fits)
+
+
+def names(**given):
+    return Names({"model": "a", "calibration": "text", "cut": "paper", **given})
+
+
+def expanded(words):
+    """What bash makes of some words."""
+    done = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("row", [Row("a", "text", "paper", "ls"), Row("a", "b.c", "d", "e", "short")])
+def test_a_row_and_its_folder(row):
+    folder = row_folder(row)
+    assert row_of(folder) == row == row_of(f"/else/where/{folder}")
+    assert folder.startswith(fit_folder(row)) and ("healed" in folder) == (row.healing is not None)
+
+
+@pytest.mark.parametrize("folder", ["results/a", "a/b/c", "a/b/healed/c", "healed/c", ""])
+def test_what_is_no_folder_of_a_row(folder):
+    assert row_of(folder) is None
+
+
+def test_logs_and_benchmarks_lie_at_the_path_of_the_output():
+    assert log_of("results/{model}/model.json") == "results/logs/{model}/model.log"
+    assert benchmark_of("results/{model}/v1.5") == "results/benchmarks/{model}/v1.5.tsv"
+    assert log_of("results/a/fit.json", "merge") == "results/logs/a/merge.log"
+    assert model_at("results/a/model.json") == "results/a/model.json"
+    assert model_at("results/a/t/c/f/model/replaceme.json") == "results/a/t/c/f/model"
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        ("paper", {"distances": "results/a/text/distances.safetensors"}),
+        ("fitted", {"candidates": "results/a/text/candidates/2-blocks-64-samples.json"}),
+        ("hand", {}),
+    ],
+)
+def test_what_a_cut_is_chosen_from(fits, cut, expected):
+    assert fits.cut_evidence(names(cut=cut)) == expected
+
+
+def test_cuts_that_differ_in_what_counts_share_no_candidates(config, fits):
+    assert len(fits.candidates) == len({candidates_name(cut) for cut in config.cuts.values()}) == 2
+    of_merging = next(name for name in fits.candidates if "merging" in name)
+    assert "--search=merging" in fits.candidate_options(Names(candidates=of_merging))
+
+
+def test_what_fits_are_made_from(fits):
+    gram = "results/a/text/paper/gram"
+    evidence = {fit: fits.fit_evidence(names(fit=fit)) for fit in CONFIG["fits"]}
+    assert evidence["uidl"] == {}
+    assert set(evidence["sliced"]) == {"tokens"}
+    assert evidence["ls"]["statistics"] == f"{gram}/mlp/sum-of-2.safetensors"
+    assert evidence["auto"]["shards"] == [f"{gram}/mlp/{shard}-of-2.safetensors" for shard in (0, 1)]
+    assert evidence["cosine"]["rows"] == "results/a/text/paper/rows/mlp/64"
+    assert evidence["recycled"]["recycled"] == f"{gram}/down_proj-recycle-0.5/recycled-of-2.safetensors"
+    words = shlex.split(evidence_options(evidence["auto"]))
+    assert expanded(words[words.index("--shards") + 1]) == evidence["auto"]["shards"]
+
+
+def test_recycled_neurons_are_chosen_from_sums_of_their_own(fits):
+    of_kind = names(kind="down_proj-recycle-0.5", shards="2")
+    assert fits.sum_before(of_kind) == "results/a/text/paper/gram/inputs/sum-of-2.safetensors"
+    assert fits.recycled_neurons(names(kind="mlp", shards="2")) == {}
+    assert fits.regression_options(names(kind="inputs")).endswith("--before")
+    behind = fits.sums_behind(of_kind)
+    assert len(behind) == len(set(behind)) == 7  # two sums of two shards each, and the neurons
+    assert fits.rows_options(names(kind="mlp", fit_tokens="64", exact="-exact")) == " --fit-tokens 64 --state"
+
+
+def test_a_command_names_the_rows_of_a_table(config, tables):
+    words = shlex.split(tables.options(names(table="t")))
+    assert words[-1] == "--caption=It's 5%"
+    rows = expanded(" ".join(words[: words.index("--baseline")]))
+    assert rows == [row_folder(row) for row in config.tables["t"].pruned]
+    assert len(rows) == 2 * 2 * 3 * 2 + 1
+
+
+def test_what_a_table_shows_and_was_made_from(tables):
+    inputs = tables.inputs(names(table="t"))
+    assert {len(inputs[name]) for name in ("verified", "fits")} == {13}
+    assert len(inputs["measured"]) == 2 * (2 + 25)  # evaluation and speed of baselines and rows
+    records = tables.records(["t", "made"])
+    assert "results/b/more/tokens.safetensors" in records["calibrations"]  # what a healing trains on
+    named = shlex.split(tables.records_options(["t"]).partition("--measured ")[2])
+    assert sorted(expanded(" ".join(named))) == records["measured"]
+    assert tables.files("made") == ["results/a/text/paper/ls/model/replaceme.json"]
+    assert "results/tables/t.cost.csv" in tables.files("t")
+
+
+def test_the_jobs_behind_a_row_are_found_once(tables):
+    jobs = tables.cost_jobs("t")
+    assert set(jobs["a/text/paper/uidl"]) == {
+        "results/a/model.json",
+        "results/a/text/tokens.safetensors",
+        "results/a/text/distances.safetensors",
+        "results/a/text/paper/cut.json",
+        "results/a/text/paper/uidl",
+        "results/a/text/paper/uidl/model",
+    }
+    assert all(len(found) == len(set(found)) for found in jobs.values())
+    assert "results/a/text/hand/gram/inputs/1-of-2.safetensors" in jobs["a/text/hand/recycled"]
+
+
+def test_figures_and_targets(config, tables):
+    figures = FigureJobs(config, tables)
+    assert dict(figures.targets())["all_of_it"] == [*tables.files("t"), "results/figures/map.svg"]
+    assert figures.tables_behind(["line"]) == ["t"]
+    beside = figures.files_beside(["t"])
+    assert "results/a/text/paper/cut.svg" in beside and "results/a/text/hand/cut.svg" not in beside
+    assert "results/a/text/paper/ls/healed/short/healing.svg" in beside
+    assert figures.representations_option(names()) == "--representations"
+    assert figures.representations_option(names(calibration="more")) == ""
+    options = shlex.split(figures.options(Names(figure="line")))
+    assert options[-1] == '{"text": 128}' and options[-4:-2] == ["--table", "results/tables/t.csv"][:2]
+    assert "--distances" in shlex.split(figures.options(Names(figure="map")))
+
+
+def test_models_and_texts(config):
+    jobs = ModelJobs(config, gpu=1)
+    assert jobs.gpus(names()) == 2 and jobs.device_options(names()) == "--gpus=2 --device cpu"
+    assert jobs.revision_option(names(model="b")) == "--revision=v1"
+    assert jobs.files(names()) == [] and jobs.text_files(names()) == []
+    own = names(calibration="own")
+    assert jobs.text_files(own) == ["results/a/own/generated.jsonl"] and jobs.text_stamps(own) == []
+    assert "--dataset=results/a/own/generated.jsonl" in jobs.token_options(own)
+    assert "--samples=4" in jobs.generate_options(own)
+    both = names(calibration="both")
+    assert jobs.mixed_tokens(both) == [f"results/a/{part}/tokens.safetensors" for part in ("text", "more")]
+    assert jobs.mix_options(both) == "--weights 0.25 0.75 --samples=8"
+
+
+def test_measurements_and_healings(config):
+    jobs = MeasureJobs(config)
+    options = shlex.split(jobs.evaluation_options(Names(evaluation="quiz")))
+    assert options == ["--task", 'pick={"fewshot":2}', "--limit=5"]
+    assert jobs.evaluation_stamps(Names(evaluation="quiz")) == {}
+    healing = names(fit="ls", healing="short")
+    assert jobs.healing_tokens(healing) == "results/a/more/tokens.safetensors"
+    assert jobs.training_options(healing) == "--train=full --steps=3 --learning-rate=0.1"
+
+
+def test_a_model_that_is_not_here_is_said_once(fits):
+    said = []
+    asked = Requests(fits, "cpu", said.append).of("gram")
+    job = names(kind="mlp", shard="0", shards="2")
+    first, again = (asked["mem_mb"](job, attempt) for attempt in (1, 2))
+    assert again == 2 * first > 0 and asked["runtime"](job, 1) > 0
+    assert len(said) == 1 and "models.a: not here yet" in said[0]
+    assert Requests(fits, "cpu", said.append).of("candidates")["runtime"](
+        names(candidates=next(iter(fits.candidates))), 1
+    )
+
+
+def test_devices(config, monkeypatch):
+    monkeypatch.setattr("replaceme.workflow.devices.visible", lambda: ["0"])
+    assert Devices(config).gpu == 0  # device: cpu
+    asking = parse({**CONFIG, "device": "auto"})
+    assert Devices(asking).gpu == 1 and Devices(asking, granted=0).gpu == 0
+    with pytest.raises(ReplaceMeError, match=r"models\.a\.gpus: 2 asked for, 1 visible"):
+        Devices(asking).check()
+    monkeypatch.setattr("replaceme.workflow.devices.visible", list)
+    Devices(asking).check()
+    with pytest.raises(ReplaceMeError, match="this machine shows no GPU"):
+        Devices(parse({**CONFIG, "device": "cuda"})).check()
+
+
+def test_values_of_the_command_line_have_the_types_of_yaml():
+    assert typed({"a": {"b": "0.1", "c": ["true", "null", "1e-3"]}, "d": "two words"}) == {
+        "a": {"b": 0.1, "c": [True, None, "1e-3"]},
+        "d": "two words",
+    }
+    assert merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
+    assert merged("text", {"a": 1}) == {"a": 1}
+
+
+def test_jobs_find_their_environment(config, tmp_path):
+    """The prefix of their commands: Python first, but in a container; braces doubled, as Snakemake formats it."""
+    folder = tmp_path / "b i'n"
+    prefix = shell_prefix(folder / "python", config.cost).format()
+    shown = 'echo "$PATH|$REPLACEME_RESULTS|$REPLACEME_COST"'
+    run = {}
+    for container in ("", "/image.sif"):
+        environment = {"PATH": "/usr/bin:/bin", "APPTAINER_CONTAINER": container}
+        done = subprocess.run(
+            ["bash", "-c", prefix + shown], env=environment, capture_output=True, text=True, check=True
+        )
+        run[container] = done.stdout.strip().split("|")
+    assert run[""][0] == f"{folder}:/usr/bin:/bin" and run["/image.sif"][0] == "/usr/bin:/bin"
+    assert run[""][1] == "results" and '"results": "results"' in run[""][2]
+    assert "REPLACEME_COST" not in shell_prefix("/bin/python", None)
+    assert at("results/{table}", Names(table="t")) == "results/t"
