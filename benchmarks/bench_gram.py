@@ -21,17 +21,9 @@ from pathlib import Path
 import torch
 import triton
 
-from replaceme.kernels import (
-    Sums,
-    gram,
-    gram_cross,
-    gram_cross_reference,
-    gram_reference,
-    pairwise_cosine,
-    pairwise_cosine_reference,
-    row_cosine,
-    row_cosine_reference,
-)
+from replaceme.kernels.gram import Sums, gram, gram_cross, gram_cross_reference, gram_reference
+from replaceme.kernels.pairwise_cosine import pairwise_cosine, pairwise_cosine_reference
+from replaceme.kernels.row_cosine import row_cosine, row_cosine_reference
 
 LONG, SHORT = 65536, 8192
 WIDTHS = (640, 896, 2048, 3584, 4096, 8192)

@@ -12,7 +12,7 @@ import torch
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_tensors, save_groups
-from replaceme.kernels import Sums, gram_cross
+from replaceme.kernels.gram import Sums, gram_cross
 
 
 @dataclass

@@ -92,7 +92,8 @@ def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
 
 def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     """Sums over the kept tokens of cosine, angular and l2, float64 [L, L]."""
-    from replaceme.kernels import pairwise_cosine, pairwise_l2
+    from replaceme.kernels.pairwise_cosine import pairwise_cosine
+    from replaceme.kernels.pairwise_l2 import pairwise_l2
 
     states = [activations.hidden_states[k].flatten(0, 1) for k in range(len(activations.hidden_states))]
     flags = keep.flatten()  # few kept tokens need no gathering: the others are not read

@@ -21,7 +21,7 @@ from torch import nn
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
-from replaceme.kernels import gram
+from replaceme.kernels.gram import gram
 from replaceme.methods.found import Found
 from replaceme.methods.registry import removed_parameters
 from replaceme.methods.walk import Walk, inputs_of

@@ -6,7 +6,7 @@ import torch
 
 from replaceme.activations.statistics import Statistics
 from replaceme.core.errors import ReplaceMeError
-from replaceme.kernels import row_cosine
+from replaceme.kernels.row_cosine import row_cosine
 from replaceme.transforms.transform import Transform
 
 

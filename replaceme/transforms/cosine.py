@@ -23,7 +23,8 @@ from replaceme.activations.rows import Rows
 from replaceme.activations.statistics import Statistics
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
-from replaceme.kernels import Sums, gram_cross, row_cosine
+from replaceme.kernels.gram import Sums, gram_cross
+from replaceme.kernels.row_cosine import row_cosine
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.resume import State
 from replaceme.transforms.solve import Ridge, Towards, normal_equations, reported, solve_quickly

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from replaceme.core.progress import progress
-from replaceme.kernels import gram
+from replaceme.kernels.gram import gram
 from replaceme.transforms.objectives import SMALLEST_SQUARE, Objective
 from replaceme.transforms.resume import State, Tensors
 from replaceme.transforms.streams import Block, Blocks

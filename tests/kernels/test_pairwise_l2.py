@@ -1,14 +1,12 @@
 """Lengths of the differences of all pairs of states against float64: reference, kernel interpreted, and on a GPU."""
 
-import importlib
 import os
 
 import pytest
 import torch
 
 from replaceme.core.errors import ReplaceMeError
-
-kernels = importlib.import_module("replaceme.kernels.pairwise_l2")  # also where the package exports the function
+from replaceme.kernels import pairwise_l2 as kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALF_AND_SINGLE = [torch.bfloat16, torch.float16, torch.float32]
