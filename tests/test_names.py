@@ -11,16 +11,40 @@ from hostile.stage import CONFIG
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from replaceme.config import result_paths
 from replaceme.config.base import NAME
 from replaceme.config.names import COLUMNS, RESERVED
 from replaceme.config.schema import parse
 from replaceme.core.errors import ReplaceMeError
+from replaceme.workflow.table_jobs import FORMATS
 
 RULES = Path(__file__).parents[1] / "rules"
-# what the rules write, with the names of wildcards in braces (an f-string's are variables: it fills in one of these)
-PATTERNS = sorted(
-    {found for path in RULES.glob("*.smk") for found in re.findall(r'(?<!f)"(results/[^"]+)"', path.read_text())}
+# how the rules write paths: what is made by functions, files below the folder of a row, and plain patterns
+WRITTEN = re.compile(
+    r"(?:log_of|benchmark_of|formats|checkpoint_files)\([^()]*\)"
+    r'|f?"[^"]*results/[^"]*"|f"{paths[^"]*"|paths\.[A-Z_]+'
 )
+
+
+def patterns():
+    """All that the rules read or write under results/, with the names of wildcards in braces."""
+    found = set()
+    known = {
+        "paths": result_paths,
+        "log_of": result_paths.log_of,
+        "benchmark_of": result_paths.benchmark_of,
+        "checkpoint_files": lambda folder: list(result_paths.checkpoint_files(folder).values()),
+        "formats": lambda path, *_, **__: [f"{path}.{ending}" for ending in FORMATS],
+    }
+    for file in set(RULES.glob("*.smk")) - {RULES / "common.smk"}:
+        for words in WRITTEN.findall(file.read_text()):
+            if "OF_" not in words or "(" in words or '"' in words:
+                one = eval(words, known)
+                found |= {one} if isinstance(one, str) else set(one)
+    return sorted(path for path in found if path.startswith("results/"))
+
+
+PATTERNS = patterns()
 SECTIONS = ("models", "calibrations", "cuts", "fits", "healings", "evaluations", "tables", "figures")
 WILDCARD = {section[:-1]: section for section in SECTIONS}
 GIVEN = {
@@ -75,7 +99,7 @@ ANY = USUAL | st.text(max_size=12)
 def test_the_patterns_are_those_of_the_rules():
     assert len(PATTERNS) > 60
     used = {name for pattern in PATTERNS for name in re.findall(r"{(\w+)}", pattern)}
-    assert used <= {*WILDCARD, *GIVEN, "figure_name"}
+    assert used == {*WILDCARD, *GIVEN}
 
 
 def paths(names):
@@ -85,9 +109,7 @@ def paths(names):
         wildcards = [name for name in re.findall(r"{(\w+)}", pattern) if name in WILDCARD]
         for values in itertools.product(*(names[WILDCARD[name]] for name in wildcards)):
             known = dict(zip(wildcards, values, strict=True))
-            text = pattern.replace("{figure_name}", "{figure}").replace("{{", "{").replace("}}", "}")
-            known.setdefault("figure", names["figures"][0])
-            found.add((pattern, text.format(**GIVEN, **known)))
+            found.add((pattern, pattern.format(**GIVEN, **known)))
     return found
 
 
