@@ -5,17 +5,11 @@ when called.
 """
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 
 from replaceme.core.errors import ReplaceMeError
 
 # cuBLAS gives the same bits on every run then; it reads this when a process first uses it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-try:
-    __version__ = version("replaceme")
-except PackageNotFoundError:  # a source tree used in place, without installation
-    __version__ = "0+unknown"
 
 __all__ = ["ReplaceMeError", "heal", "prune"]
 
@@ -25,4 +19,11 @@ def __getattr__(name: str):
         from replaceme import api
 
         return getattr(api, name)
+    if name == "__version__":  # here, as to import what finds it takes longer than the rest of `replaceme --help`
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("replaceme")
+        except PackageNotFoundError:  # a source tree used in place, without installation
+            return "0+unknown"
     raise AttributeError(f"module 'replaceme' has no attribute {name!r}")

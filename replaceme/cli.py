@@ -1,7 +1,7 @@
-"""The command line: `replaceme STEP ...`, one subcommand per step of the workflow.
+"""The command line: `replaceme COMMAND ...`.
 
-A step's module is imported only when it is asked for, so that `--help` is instant. Errors that users can mend are one
-line on stderr and exit code 1; mistakes of this package are Python's traceback, without secrets.
+A command's module is imported only when it is asked for, so that `--help` is instant. Errors that users can mend are
+one line on stderr and exit code 1; mistakes of this package are Python's traceback, without secrets.
 """
 
 import argparse
@@ -15,20 +15,22 @@ import traceback
 from collections.abc import Sequence
 from types import TracebackType
 
-from replaceme import __version__
+import replaceme
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.core.redaction import RedactedFormatter, redacted
-from replaceme.provenance.job_cost import measured
-from replaceme.provenance.job_record import recorded
-from replaceme.steps.index import STEPS
-from replaceme.workflow.set_aside import told
+from replaceme.core.terminal import is_terminal, painted
+from replaceme.steps.index import GROUPS, STEPS
+from replaceme.steps.parser import Parser, Program, dashed, meant
 
 DESCRIPTION = "Shorten transformer models without training: replace a run of blocks by one folded linear map."
-EPILOG = "`replaceme STEP --help` lists a step's options. The whole workflow: `snakemake --cores all`."
+EPILOG = (
+    "`replaceme COMMAND --help` shows the options that most people use, `--help-all` all of them. The whole workflow: "
+    "`snakemake --cores all`."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one step; returns the exit code."""
+    """Run one command; returns the exit code."""
     if argv is None:  # as a program; what else calls this has a hook of its own
         sys.excepthook = _show_traceback
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -36,16 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(100_000, 20, 50)
     atexit.register(gc.freeze)  # as it ends, Python would look at all of them once more, a second or two
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactedFormatter("%(name)s: %(message)s"))
+    handler.setFormatter(_LogFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
-        step = _asked_for(argv)
-        _set_environment(online=step is not None and importlib.import_module(f"replaceme.steps.{step}").ONLINE)
-        args = _parser(step).parse_args(argv)
-        out = getattr(args, "out", None)
-        with measured(step, out), recorded(step, out, argv):
-            args.run(args)
+        step, args = _parsed(argv)
+        _run(step, args, argv)
     except ReplaceMeError as error:
+        from replaceme.workflow.set_aside import told
+
         _report(told(error).split("\n"))
         return 1
     except OSError as error:  # what no step foresees: a file that may not be read, a disk that fails
@@ -59,9 +59,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(step: str, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Run a command, with what it took and what it was made from written down."""
+    from replaceme.provenance.job_cost import measured
+    from replaceme.provenance.job_record import recorded
+
+    out = getattr(args, "out", None)
+    with measured(step, out), recorded(step, out, argv):
+        args.run(args)
+
+
+class _LogFormatter(RedactedFormatter):
+    """Lines of the log, those that matter more with `warning:` or `error:` in front."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return `name: message`, or `name: warning: message`."""
+        if record.levelno < logging.WARNING:
+            return f"{record.name}: {record.message}"
+        level = "warning" if record.levelno < logging.ERROR else "error"
+        return f"{record.name}: {painted(f'{level}:', level, sys.stderr)} {record.message}"
+
+
 def _report(lines: Sequence[str]) -> None:
     """Errors on stderr, a line each, whatever they quote."""
-    print("\n".join(f"replaceme: error: {redacted(printable(line))}" for line in lines), file=sys.stderr)
+    start = f"replaceme: {painted('error:', 'error', sys.stderr)}"
+    print("\n".join(f"{start} {redacted(printable(line))}" for line in lines), file=sys.stderr)
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -69,33 +91,35 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
-def _asked_for(argv: list[str]) -> str | None:
-    return next((word for word in argv[:1] if word in STEPS), None)
-
-
 def _set_environment(online: bool) -> None:
     """Keep the hub libraries from trying the network in steps that never need it, and from reporting usage at all."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not is_terminal(sys.stderr):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not online:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 
-def _parser(step: str | None) -> argparse.ArgumentParser:
-    """The parser with all subcommands; options only for the one asked for."""
-    parser = argparse.ArgumentParser(prog="replaceme", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--version", action="version", version=f"replaceme {__version__}")
-    subparsers = parser.add_subparsers(title="steps", metavar="STEP", required=True)
-    for name, description in STEPS.items():
-        sub = subparsers.add_parser(name, help=description, description=description)
-        if name == step:
-            module = importlib.import_module(f"replaceme.steps.{name}")
-            module.arguments(sub)
-            sub.set_defaults(run=module.run)
-    return parser
+def _parsed(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
+    """The command, and what it was given; exits where it was not called as its help says."""
+    words = dashed(argv)
+    if not words or words[0] not in STEPS:
+        program = Program("replaceme", DESCRIPTION, GROUPS, epilog=EPILOG)
+        program.add_argument("--version", action="version", version=f"replaceme {replaceme.__version__}")
+        program.parse_args(words[:1] if words and words[0].startswith("-") else [])
+        said = f"no command {words[0]!r}{meant(words[0], STEPS)}" if words else "no command given"
+        program.error(f"{said}; all of them: `replaceme --help`")
+    step = words[0]
+    module = importlib.import_module(f"replaceme.steps.{step}")
+    parser = Parser(f"replaceme {step}", STEPS[step])
+    module.arguments(parser)
+    args = parser.parse_args(words[1:])
+    _set_environment(module.ONLINE)
+    args.run = module.run
+    return step, args
 
 
 if __name__ == "__main__":

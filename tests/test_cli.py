@@ -32,7 +32,7 @@ def test_help_lists_every_step(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     shown = capsys.readouterr().out
-    assert left.value.code == 0 and all(f"    {step}" in shown for step in STEPS)
+    assert left.value.code == 0 and all(f"\n  {step} " in shown for step in STEPS)
 
 
 @pytest.mark.parametrize("words", [["prume"], [], ["cut"], ["tokens", "x", "--colour", "red"]], ids=" ".join)

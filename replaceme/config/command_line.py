@@ -10,23 +10,38 @@ from pydantic.fields import FieldInfo
 from replaceme.config.base import Strict
 from replaceme.core.validation import validated
 
+METAVARS = {str: "TEXT", int: "INT", float: "FLOAT"}
 
-def add_options(parser: argparse.ArgumentParser, schema: type[Strict], only: tuple[str, ...] = ()) -> None:
-    """One `--option` for each field of a config section (or for `only` some of them), with its description as help."""
-    group = parser.add_argument_group(f"{schema.__name__.removesuffix('Config').lower()} options (as in config.yaml)")
+
+def add_options(
+    parser: argparse.ArgumentParser, schema: type[Strict], only: tuple[str, ...] = (), group: Any = None
+) -> None:
+    """Add an `--option` for each field of a config section (or for `only` some of them), its description as help.
+
+    They go into a group of the section's name, or into `group`, one of the parser's. The action of each knows its
+    `section`, by which the help finds its default and a shorter line.
+    """
+    if group is None:
+        group = parser.add_argument_group(f"{schema.__name__.removesuffix('Config').lower()} (as in config.yaml)")
     for name, field in schema.model_fields.items():
         if only and name not in only:
             continue
-        required = field.is_required()
-        default = "" if required or field.default is None else f" Default: {field.default}."
-        group.add_argument(
+        action = group.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
-            required=required,
+            required=field.is_required(),
             default=argparse.SUPPRESS,
-            help=(field.description + default).replace("%", "%%"),
+            help=field.description.replace("%", "%%"),
             **_kind(field),
         )
+        action.section = schema
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default of a field as a sentence; nothing for null and for switches that are off."""
+    if field.is_required() or field.default is None or field.default is False:
+        return ""
+    return f"Default: {field.default}."
 
 
 def from_options(args: argparse.Namespace, schema: type[Strict], only: tuple[str, ...] = ()) -> Any:
@@ -63,7 +78,7 @@ def _kind(field: FieldInfo) -> dict[str, Any]:
         return {"type": _word_or(words, kind), "metavar": f"{kind.__name__.upper()}|{'|'.join(words)}"}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    return {"type": _or_none(kind) if optional else kind, "metavar": getattr(kind, "__name__", "value").upper()}
+    return {"type": _or_none(kind) if optional else kind, "metavar": METAVARS.get(kind, "VALUE")}
 
 
 def _alternatives(annotation: Any) -> tuple:

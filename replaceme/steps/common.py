@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from replaceme.config.placement import Regression
 
 MOST_THREADS = 1024
-MODEL_HELP = "model: a folder, a Hub id, or the model.json of the `model` step"
+MODEL_HELP = "a folder, a Hub id, or the model.json of the `model` step"
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +33,15 @@ def compute_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to compute: --device, --gpus and --threads."""
     group = parser.add_argument_group("where to compute")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: the GPU if any.")
-    add_options(parser, ModelConfig, ("gpus",))
+    add_options(parser, ModelConfig, ("gpus",), group)
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
 
 
 def verify_argument(parser: argparse.ArgumentParser, against: str) -> None:
-    """--verify and --no-verify of a step that writes a checkpoint."""
-    text = f"Load the result in a fresh process and compare it with {against}."
-    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
+    """--no-verify of a step that writes a checkpoint; --verify is what happens without."""
+    text = f"Do not load the result in a fresh process to compare it with {against}."
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help=text)
+    parser.add_argument("--verify", action="store_true", default=True, help=argparse.SUPPRESS)
 
 
 def gpus_of(args: argparse.Namespace) -> int:

@@ -32,6 +32,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="task, once for each; options as JSON: --task 'winogrande={\"fewshot\": 5}'",
     )
     parser.add_argument(
+        "--tasks",
+        action="extend",
+        type=lambda names: names.split(","),
+        metavar="NAME,...",
+        dest="task",
+        help="or several tasks, as lm-eval takes them",
+    )
+    parser.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples in the prompt of the tasks that name no `fewshot`"
+    )
+    parser.add_argument(
         "--zeroshot",
         action="append",
         default=[],
@@ -46,6 +57,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the results."""
     args.tasks = dict(_named("--task", text, TaskConfig) for text in args.task)
+    for task in args.tasks.values():
+        task["fewshot"] = args.num_fewshot if task["fewshot"] is None else task["fewshot"]
     args.zeroshot = dict(_named("--zeroshot", text, ZeroShotConfig) for text in args.labelled)
     config = from_options(args, EvaluationConfig)
     set_threads(args.threads)

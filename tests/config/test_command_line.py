@@ -126,12 +126,11 @@ HELD = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_help_mentions_every_option(step, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")
+def test_help_mentions_every_option(step, capsys):
     with pytest.raises(SystemExit) as left:
-        main([step, "--help"])
+        main([step, "--help-all"])
     assert left.value.code == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     for section, only in HELD.get(step, []):
         for name, field in section.model_fields.items():
             if not only or name in only:
