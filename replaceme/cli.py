@@ -92,12 +92,16 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _set_environment(online: bool) -> None:
-    """Keep the hub libraries from trying the network in steps that never need it, and from reporting usage at all."""
+    """Keep the hub libraries from trying the network in steps that never need it, and from reporting usage at all.
+
+    Their progress bars are for terminals, as ours are.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not is_terminal(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not online:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, in_one_line
+from replaceme.core.progress import bar
 from replaceme.evaluation.task_index import FILE_FORMATS, Include, check_distinct, own_tasks, weighs_tasks_alike
 
 if TYPE_CHECKING:
@@ -41,24 +42,24 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_bar() -> Iterator[None]:
-    """One progress bar on stderr, with the pace of `replaceme.core.progress`, for the many of lm-eval and datasets."""
+    """One bar of `replaceme.core.progress`, that of the requests, for the many of lm-eval and datasets."""
     import datasets
     import lm_eval.api.task
 
     enabled = not datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
+    silent = functools.partial(lm_eval.api.task.tqdm, disable=True)
+    shown = {"lm_eval.api.task": silent, "lm_eval.api.model": silent}
     # with it comes all of transformers, which loading a task does without
-    models = sys.modules.get("lm_eval.models.huggingface")
-    before = {module: module.tqdm for module in (models, lm_eval.api.task) if module}
-    if models:
-        tty = sys.stderr.isatty()
-        models.tqdm = functools.partial(models.tqdm, mininterval=0.2 if tty else 10.0, dynamic_ncols=True)
-    lm_eval.api.task.tqdm = functools.partial(lm_eval.api.task.tqdm, disable=True)
+    shown["lm_eval.models.huggingface"] = functools.partial(bar, unit="request")
+    before = {name: sys.modules[name].tqdm for name in shown if name in sys.modules}
+    for name in before:
+        sys.modules[name].tqdm = shown[name]
     try:
         yield
     finally:
-        for module, bar in before.items():
-            module.tqdm = bar
+        for name, its_own in before.items():
+            sys.modules[name].tqdm = its_own
         if enabled:
             datasets.enable_progress_bars()
 

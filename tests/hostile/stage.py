@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,6 @@ TASK = {
 }
 CHECK = ("check", "config.yaml")
 LONGEST_LINE = 600  # characters of an error
-BAR = re.compile(r"(\r[\w ]+: +\d+%\|[^\r]*)+")  # of tqdm, as it stood when the error came
 
 
 @dataclass(frozen=True)
@@ -105,11 +103,11 @@ def edit_json(path: str, **changes: Any) -> None:
 
 
 def run(words: Sequence[str]) -> tuple[int, list[str]]:
-    """Exit code of a command, and its lines on stderr but for progress bars."""
+    """Exit code of a command, and its lines on stderr."""
     shown = io.StringIO()
     with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(io.StringIO()):
         code = main(list(words))
-    return code, [line for line in shown.getvalue().split("\n")[:-1] if not BAR.fullmatch(line)]
+    return code, shown.getvalue().split("\n")[:-1]
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
