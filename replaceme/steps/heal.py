@@ -6,7 +6,6 @@ from pathlib import Path
 from replaceme.calibration.tokens import check_vocabulary, load_tokens
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.healings import TrainingConfig
-from replaceme.healing.heal import Output, heal_checkpoint
 from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import pick_device
 from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
@@ -29,6 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint and its report."""
+    from replaceme.healing.heal import Output, heal_checkpoint
+
     set_threads(args.threads)
     options = from_options(args, TrainingConfig)
     tokens, metadata = load_tokens(args.tokens_file)

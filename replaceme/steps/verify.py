@@ -10,7 +10,6 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
 from replaceme.models.checkpoints import check_merged
 from replaceme.steps.common import set_threads
-from replaceme.steps.fitted import load_fitted
 from replaceme.verification.other_loaders import external_checks
 from replaceme.verification.outcome import FAILED
 from replaceme.verification.verify import require_passed, verify
@@ -70,6 +69,8 @@ def _check_results(args: argparse.Namespace) -> None:
 
 def _check_checkpoint(args: argparse.Namespace) -> None:
     """Write the outcomes, and fail when one of the checks did; what other programs say is only reported."""
+    from replaceme.steps.fitted import load_fitted
+
     if args.folder.resolve() in args.out.resolve().parents:
         raise ReplaceMeError(f"{args.out}: lies in the folder that is checked; choose another place")
     set_threads(args.threads)
