@@ -11,7 +11,7 @@ import glob
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,15 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 def one_bar() -> Iterator[None]:
     """One bar of `replaceme.core.progress`, that of the requests, for the many of lm-eval and datasets."""
     import datasets
-    import lm_eval.api.task
 
     enabled = not datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    silent = functools.partial(lm_eval.api.task.tqdm, disable=True)
-    shown = {"lm_eval.api.task": silent, "lm_eval.api.model": silent}
-    # with it comes all of transformers, which loading a task does without
-    shown["lm_eval.models.huggingface"] = functools.partial(bar, unit="request")
+    shown = {
+        "lm_eval.api.task": _without_bar,
+        "lm_eval.api.model": _without_bar,
+        # with it comes all of transformers, which loading a task does without
+        "lm_eval.models.huggingface": functools.partial(bar, unit="request"),
+    }
     before = {name: sys.modules[name].tqdm for name in shown if name in sys.modules}
     for name in before:
         sys.modules[name].tqdm = shown[name]
@@ -62,6 +63,11 @@ def one_bar() -> Iterator[None]:
             sys.modules[name].tqdm = its_own
         if enabled:
             datasets.enable_progress_bars()
+
+
+def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+    """The items alone, in place of tqdm's bar over them."""
+    return items
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import socket
 
@@ -178,6 +179,15 @@ def test_limit_takes_the_first_items(model, include, record):
     full = evaluate(model, {"tiny_choice": TaskOptions(metric="acc")}, include=include)
     assert few["tasks"]["tiny_choice"]["items"] == full["tasks"]["tiny_choice"]["items"][:5]
     assert few["perplexity"] is None and few["tasks"]["tiny_choice"]["metric"] == "acc"
+
+
+def test_one_bar_on_a_terminal_and_none_in_a_file(model, include, capsys, monkeypatch):
+    evaluate(model, TASKS, include=include, limit=2)
+    assert "\r" not in capsys.readouterr().err
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    evaluate(model, TASKS, include=include, limit=2)
+    assert set(re.findall(r"\r([A-Z][a-z ]+):", capsys.readouterr().err)) == {"Running loglikelihood requests"}
 
 
 def test_fewshot_is_applied(model, tmp_path, include):
