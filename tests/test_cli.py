@@ -1,6 +1,7 @@
 """The command line: exit codes, one line for each error, and a whole run step by step."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from replaceme import __version__
-from replaceme.cli import main
+from replaceme.cli import _LogFormatter, main
 from replaceme.core.files import read_json, write_json
 from replaceme.steps.index import STEPS
 
@@ -69,6 +70,18 @@ def test_interrupted(monkeypatch, capsys):
     monkeypatch.setattr("replaceme.steps.check.run", interrupt)
     assert main(["check"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("level", "line"), [(20, "x: text"), (30, "x: warning: text"), (40, "x: error: text")], ids=str
+)
+def test_lines_of_the_log(monkeypatch, level, line):
+    record = logging.LogRecord("x", level, "x.py", 1, "%s", ("text",), None)
+    assert _LogFormatter().format(record) == line
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert ("\x1b[" in _LogFormatter().format(record)) == (level > 20)
 
 
 @pytest.mark.parametrize("error", ["KeyError", "OSError"])

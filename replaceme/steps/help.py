@@ -80,13 +80,13 @@ def _is_short(action: argparse.Action) -> bool:
 
 def _said(action: argparse.Action, short: bool) -> str:
     """What is said of an option: its short line, or its whole description; with its choices and its default."""
-    from replaceme.config.command_line import default_of  # has been imported by then, and takes long
-
     said, default = (action.help or "") % vars(action), ""
     section = getattr(action, "section", None)
     if section is None:
         said = _sentence(said)
     else:
+        from replaceme.config.command_line import default_of  # the command has imported it; it takes long
+
         default = default_of(section.model_fields[action.dest])
         said = (short and SHORT.get(section.__name__, {}).get(action.dest)) or said
     choices = [str(one) for one in action.choices or ()]
@@ -98,7 +98,7 @@ def _sentence(text: str) -> str:
     """The text with a capital, unless it begins with a name, and a full stop."""
     first = text.partition(" ")[0].rstrip(":,")
     text = text[:1].upper() + text[1:] if first.isalpha() else text
-    return text if text.endswith((".", "'")) else f"{text}."
+    return text if text.endswith((".", "'")) or not text else f"{text}."
 
 
 def _braces(action: argparse.Action) -> str | None:
