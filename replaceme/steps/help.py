@@ -115,9 +115,8 @@ def _label(action: argparse.Action) -> str:
 
 
 def _name(action: argparse.Action) -> str:
-    if action.metavar:
-        return action.metavar
-    return (_braces(action) or "NAME") if action.choices else action.dest.upper()
+    listed = "NAME" if action.choices and action.option_strings else action.dest.upper()
+    return action.metavar or _braces(action) or listed
 
 
 def _values(action: argparse.Action) -> str:
