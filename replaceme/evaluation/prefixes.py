@@ -1,4 +1,4 @@
-"""lm-eval's wrapper of a model, with every text begun as its tokenizer begins texts, once.
+"""Our model class for lm-eval: log-likelihoods of `likelihoods`, every text begun as its tokenizer begins texts, once.
 
 lm-eval puts the token for the beginning before a text whose log-likelihood it rolls over, although many tokenizers have
 put one there: it would stand twice, and its own log-likelihood, of what is no text, would be counted. Where a tokenizer
@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from replaceme.core.errors import ReplaceMeError, printable
-from replaceme.core.progress import progress
+from replaceme.evaluation.likelihoods import log_likelihoods
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -78,11 +78,9 @@ class LanguageModel(HFLM):
             (number, None, *one) for number, request in enumerate(requests) for one in self._windows(*request.args)
         ]
         totals = [0.0] * len(requests)
-        for start in progress(range(0, len(windows), self.batch_size), "windows of texts", unit="batch"):
-            batch = windows[start : start + self.batch_size]
-            found = self._loglikelihood_tokens([one[1:] for one in batch], disable_tqdm=True, override_bs=len(batch))
-            for (number, *_), (loglikelihood, _) in zip(batch, found, strict=True):
-                totals[number] += loglikelihood
+        found = self._loglikelihood_tokens([one[1:] for one in windows], disable_tqdm)
+        for (number, *_), (loglikelihood, _) in zip(windows, found, strict=True):
+            totals[number] += loglikelihood
         return totals
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
@@ -96,8 +94,10 @@ class LanguageModel(HFLM):
         windows = [make_disjoint_window(one) for one in found]
         return [(before, windows[0][1]), *windows[1:]] if windows else []
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple], *given: Any, **options: Any) -> list[tuple[float, bool]]:
-        """lm-eval's, once it is sure of all requests, not of each batch when its turn comes."""
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """The log-likelihood of each answer, and whether it is the likeliest, once all requests can be answered."""
         for texts, _, answer in requests:
             if not 0 < len(answer) <= self.max_length:
                 shown = printable(texts[1] if texts else "")[:LONGEST_SHOWN]
@@ -105,7 +105,8 @@ class LanguageModel(HFLM):
                     f"evaluation: the answer {shown!r} is {len(answer)} tokens long, from 1 to {self.max_length} can "
                     "be measured; mend the task's data"
                 )
-        return super()._loglikelihood_tokens(requests, *given, **options)
+        queries = [(context, answer) for _, context, answer in requests]
+        return log_likelihoods(self.model, queries, self.max_length, self.batch_size, quiet=disable_tqdm)
 
 
 def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:

@@ -158,7 +158,7 @@ def test_values_are_those_of_lm_eval(model, include, record, monkeypatch):
     for metric in ("acc", "acc_norm"):
         assert choice["metrics"][metric]["value"] == answer["tiny_choice"][f"{metric},none"]
         assert choice["metrics"][metric]["stderr"] == pytest.approx(answer["tiny_choice"][f"{metric}_stderr,none"])
-    assert last["value"] == pytest.approx(answer["tiny_last"]["perplexity,none"], rel=1e-12)
+    assert last["value"] == pytest.approx(answer["tiny_last"]["perplexity,none"], rel=1e-6)
     # the bootstrap and the delta method estimate the same quantity
     assert last["stderr"] == pytest.approx(answer["tiny_last"]["perplexity_stderr,none"], rel=0.4)
 
@@ -187,7 +187,7 @@ def test_one_bar_on_a_terminal_and_none_in_a_file(model, include, capsys, monkey
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     evaluate(model, TASKS, include=include, limit=2)
-    assert set(re.findall(r"\r([A-Z][a-z ]+):", capsys.readouterr().err)) == {"Running loglikelihood requests"}
+    assert set(re.findall(r"\r([A-Z][a-z -]+):", capsys.readouterr().err)) == {"Log-likelihoods"}
 
 
 def test_fewshot_is_applied(model, tmp_path, include):

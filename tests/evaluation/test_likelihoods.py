@@ -1,0 +1,168 @@
+"""Log-likelihoods of answers: against lm-eval's own class and the model's own logits, for every family."""
+
+import pytest
+import torch
+from family_checks import FAMILIES, VARIANTS, source
+
+from replaceme.evaluation import likelihoods
+from replaceme.evaluation.batches import Room, first_batch, grouped
+from replaceme.evaluation.likelihoods import log_likelihoods
+from replaceme.evaluation.lm_eval import language_model
+
+LONGEST = 24
+TEXTS = [variant for variant in VARIANTS if FAMILIES[variant.partition(",")[0]].modality == "text"]
+
+
+def queries(vocabulary, count=12, seed=0):
+    """Contexts with one answer or several, of one token or more, some equal, some longer than the model takes."""
+    chance = torch.Generator().manual_seed(seed)
+
+    def tokens(least, most):
+        length = int(torch.randint(least, most + 1, (1,), generator=chance))
+        return torch.randint(3, vocabulary, (length,), generator=chance).tolist()
+
+    found = []
+    for number in range(count):
+        context = tokens(2, 14)
+        found += [(context, tokens(1, 4)) for _ in range(number % 4 + 1)]
+    return [*found, found[0], (tokens(20, 20), tokens(9, 9)), (tokens(30, 30), tokens(1, 1))]
+
+
+def expected(model, given, longest=LONGEST):
+    """The same from the logits of one whole sequence at a time, float64."""
+    found = []
+    for context, answer in given:
+        whole = (context + answer)[-(longest + 1) :]
+        with torch.no_grad():
+            logits = model(torch.tensor([whole[:-1]])).logits[0, -len(answer) :].double().log_softmax(-1)
+        value = logits[range(len(answer)), answer].sum().item()
+        found.append((value, logits.argmax(-1).tolist() == answer))
+    return found
+
+
+def loaded(variant):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(source(variant)).eval()
+
+
+def assert_alike(found, wanted):
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    values = torch.tensor([[value for value, _ in one] for one in (found, wanted)], dtype=torch.float64)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", TEXTS)
+def test_every_family(variant):
+    model = loaded(variant)
+    given = queries(model.config.get_text_config().vocab_size)
+    # the likeliest answer is among them
+    with torch.no_grad():
+        given.append((given[0][0], [int(model(torch.tensor([given[0][0]])).logits[0, -1].argmax())]))
+    found = log_likelihoods(model, given, LONGEST, quiet=True)
+    assert_alike(found, expected(model, given))
+    assert found[-1][1]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return loaded("llama")
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("room", [Room(2**20, 2**20, 2**20), Room(40, 8, 5), Room(1, 1, 1)], ids=["all", "few", "one"])
+def test_batches_change_nothing(model, room, reuse, monkeypatch):
+    given = queries(model.config.vocab_size, 9, seed=1)
+    monkeypatch.setattr(likelihoods, "room_of", lambda *_: room)
+    monkeypatch.setattr(likelihoods, "_reuses", lambda *_: reuse)
+    assert_alike(log_likelihoods(model, given, LONGEST, quiet=True), expected(model, given))
+
+
+def test_a_full_device_gets_half_as_much(model, monkeypatch):
+    given, run, refused = queries(model.config.vocab_size, 6), likelihoods._run, []
+
+    def full(model, ids, *rest, **options):
+        if ids.numel() > 60:
+            refused.append(ids.numel())
+            raise torch.cuda.OutOfMemoryError("full")
+        return run(model, ids, *rest, **options)
+
+    monkeypatch.setattr(likelihoods, "_run", full)
+    assert_alike(log_likelihoods(model, given, LONGEST, quiet=True), expected(model, given))
+    assert len(refused) > 1
+    monkeypatch.setattr(
+        likelihoods, "_run", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("full"))
+    )
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        log_likelihoods(model, given, LONGEST, quiet=True)
+
+
+def test_a_shared_context_runs_once(model, monkeypatch):
+    """Two passes: over the contexts, then over the tails of answers, with a row of logits for each token to predict."""
+    given = [([3, 4, 5, 6, 7], [8, 9]), ([3, 4, 5, 6, 7], [9]), ([3, 4, 5, 6, 8], [8, 9, 10]), ([3, 4, 5, 6, 8], [9])]
+    seen, run = [], likelihoods._run
+
+    def watched(model, ids, mask, places, *rest, **options):
+        logits, cache = run(model, ids, mask, places, *rest, **options)
+        seen.append((tuple(ids.shape), tuple(mask.shape), len(logits)))
+        return logits, cache
+
+    monkeypatch.setattr(likelihoods, "_run", watched)
+    assert_alike(log_likelihoods(model, given, LONGEST, quiet=True), expected(model, given))
+    assert seen == [((2, 5), (2, 5), 2), ((2, 2), (2, 7), 3)]
+
+
+def test_groups_and_batches():
+    context = (1, 2, 3)
+    given = [(context, (4, 5)), (context, (6,)), (context, (4, 5)), ((1,), (2, 3))]
+    shared, single = grouped(given, 9, reuse=True)
+    assert shared.answers == ((4, 5), (6,)) and shared.queries == ((0, 2), (1,)) and shared.tails == [(0, (4, 5))]
+    assert (shared.sequence, shared.rows) == (context, 1) and (single.sequence, single.rows) == ((1, 2), 2)
+    assert [group.queries for group in grouped(given, 9, reuse=False)] == [((0, 2),), ((1,),), ((3,),)]
+    assert grouped([((1, 2, 3), (4, 5))], 3, reuse=True)[0].sequence == (
+        2,
+        3,
+        4,
+    )  # of four tokens the last is predicted
+    groups = [shared, single]
+    assert first_batch(groups, Room(6, 3, 2)) == groups
+    for less in (Room(5, 3, 2), Room(6, 2, 2), Room(6, 3, 1)):
+        assert first_batch(groups, less) == [shared]
+
+
+def test_lm_evals_own_class_on_every_kind_of_request(llama):
+    """Answers to one context and to several, whole texts in several windows, and text that is generated."""
+    from conftest import tiny_tokenizer
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama).eval()
+    tokenizer = tiny_tokenizer()
+    ours = language_model(model, tokenizer, 4)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, backend="causal")
+    words = [f"w{k}" for k in range(1, 30)]
+
+    def asked(kind, *arguments):
+        return [Instance(kind, {}, one, number, ("task", number, 1)) for number, one in enumerate(arguments)]
+
+    several = [
+        (" ".join(words[k : k + 6]), f" {words[a]} {words[a + 1]}"[: 3 * (a % 2) + 4]) for k in (0, 3) for a in range(5)
+    ]
+    one = [(f"{words[k]} {words[k + 2]}", f" {words[9]}") for k in range(4)]
+    for given in (several, one):
+        pairs = [lm.loglikelihood(asked("loglikelihood", *given), disable_tqdm=True) for lm in (ours, theirs)]
+        assert_alike(*pairs)
+    texts = [(" ".join(words[:number]),) for number in (2, 9, 28)]
+    for lm in (ours, theirs):
+        lm._max_length = 8
+    found, wanted = (
+        lm.loglikelihood_rolling(asked("loglikelihood_rolling", *texts), disable_tqdm=True) for lm in (ours, theirs)
+    )
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-5, atol=0)
+    options = {"until": ["w3"], "max_gen_toks": 4, "do_sample": False}
+    prompts = [(" ".join(words[:number]), options) for number in (1, 3)]
+    assert (
+        len({tuple(lm.generate_until(asked("generate_until", *prompts), disable_tqdm=True)) for lm in (ours, theirs)})
+        == 1
+    )
