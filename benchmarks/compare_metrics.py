@@ -17,13 +17,14 @@ import pandas as pd
 from loaded import BATCH_SIZE, Loaded, add_unseen, parser_of
 
 from replaceme.calibration.tokens import Tokens
-from replaceme.config.cuts import POST_FIT_METRICS, REPRESENTATIONS, CutConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.metrics import AFTER_FIT, of_pairs
 from replaceme.cuts.after_fit import measure_candidates, split
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import measure
 
-DISTANCES = ("cosine", "angular", "l2", "bi", *REPRESENTATIONS)
-MEASURES = (*DISTANCES, "angular-last", *POST_FIT_METRICS)
+DISTANCES = tuple(of_pairs())
+MEASURES = (*DISTANCES, "angular-last", *AFTER_FIT)
 UNSEEN = "unseen-"  # columns of the losses that are to be predicted
 
 

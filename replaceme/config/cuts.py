@@ -5,11 +5,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from replaceme.config.base import Strict
+from replaceme.config.metrics import (
+    AFTER_FIT,
+    OF_MERGING,
+    REPRESENTATIONS,
+    WITHOUT_FIT,
+    by_position,
+    described,
+    every_metric,
+    of_candidates,
+)
 
-POST_FIT_METRICS = ("residual", "cosine_after_fit", "loss")
-# what is left of the model without the blocks, nothing in their place
-UNREPAIRED_METRICS = ("perplexity", "taylor")
-REPRESENTATIONS = ("cka", "cca")
 # searches that take blocks one by one, wherever they lie
 SINGLE = ("independent", "iterative")
 # what `search: merging` can be told
@@ -57,28 +63,7 @@ class CutConfig(Strict):
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
     )
-    metric: Literal[
-        "cosine",
-        "angular",
-        "l2",
-        "bi",
-        "cka",
-        "cca",
-        "residual",
-        "cosine_after_fit",
-        "loss",
-        "perplexity",
-        "taylor",
-        "output",
-    ] = Field(
-        "cosine_after_fit",
-        description="What the choice minimises: a distance of hidden states before and after (cosine, angular: the "
-        "paper; l2; bi: ShortGPT's block influences; cka, cca: of representations), what is left after the "
-        "least-squares fit of every candidate (residual; cosine_after_fit; loss, the rise of the language-model loss "
-        "on calibration text held out), or without any fit the perplexity of the model without the blocks, or the sum "
-        "of |w dL/dw| over their weights (perplexity, taylor: Shortened LLaMA), or the cosine distance of the last "
-        "states of the merged model to the original's (output: LaCo).",
-    )
+    metric: Literal[*every_metric()] = Field("cosine_after_fit", description=described())
     position: Literal["all", "last"] = Field(
         "all", description="Tokens over which a distance is averaged: all unmasked ones, or the last of each sequence."
     )
@@ -95,13 +80,12 @@ class CutConfig(Strict):
             raise ValueError("give either blocks or ratio")
         if self.start is not None and self.start < 1:
             raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
-        measured = (*REPRESENTATIONS, *POST_FIT_METRICS, *UNREPAIRED_METRICS, "output")
-        if self.metric in measured and self.position != "all":
+        if self.metric not in by_position() and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
         by_hand = [name for name in ("metric", "position", "samples") if self._given(name)]
         if self.start is not None and by_hand:
             raise ValueError(f"start places the cut by hand, nothing is measured; drop {by_hand[0]}")
-        if self.metric not in (*POST_FIT_METRICS, *UNREPAIRED_METRICS, "output") and self.samples not in (64, None):
+        if self.metric not in of_candidates() and self.samples not in (64, None):
             raise ValueError(f"metric {self.metric} is of the whole calibration text; drop samples")
         return self
 
@@ -109,12 +93,12 @@ class CutConfig(Strict):
     def _options_of_several_groups(self) -> "CutConfig":
         if self.start is not None and self.several:
             raise ValueError(f"start places one group by hand; drop {'groups' if self.groups > 1 else 'search'}")
-        if (self.search == "merging") != (self.metric == "output"):
+        if (self.search == "merging") != (self.metric in OF_MERGING):
             raise ValueError("search merging and metric output go together; set both, or drop both")
         for name in MERGING:
             if self.search != "merging" and self._given(name):
                 raise ValueError(f"{name} is about merging; drop it, or set `search: merging`")
-        if self.search == "dynamic" and self.metric == "perplexity":
+        if self.search == "dynamic" and not every_metric()[self.metric].adds_up:
             raise ValueError("search dynamic adds the metric up, which perplexities do not; take metric loss or taylor")
         if self.single or self.search == "merging":
             self._check_single()
@@ -135,8 +119,8 @@ class CutConfig(Strict):
         for name, value in (("groups", 1), ("adjacency", "merge")):
             if getattr(self, name) != value:
                 raise ValueError(f"search {self.search} finds how many groups there are; drop {name}")
-        if self.search == "iterative" and self.metric not in UNREPAIRED_METRICS:
-            raise ValueError(f"search iterative measures {' or '.join(UNREPAIRED_METRICS)}; change metric")
+        if self.search == "iterative" and self.metric not in WITHOUT_FIT:
+            raise ValueError(f"search iterative measures {' or '.join(WITHOUT_FIT)}; change metric")
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) != type(self).model_fields[name].default
@@ -154,12 +138,17 @@ class CutConfig(Strict):
     @property
     def needs_candidates(self) -> bool:
         """Whether the choice needs a measure of each candidate, rather than distances."""
-        return self.start is None and self.metric in (*POST_FIT_METRICS, *UNREPAIRED_METRICS, "output")
+        return self.start is None and self.metric in of_candidates()
+
+    @property
+    def fits_candidates(self) -> bool:
+        """Whether the choice fits a map for each candidate."""
+        return self.start is None and self.metric in AFTER_FIT
 
     @property
     def needs_loss(self) -> bool:
         """Whether the choice runs a whole model with its head: for the language-model loss, or the last states."""
-        return self.start is None and self.metric in ("loss", *UNREPAIRED_METRICS, "output")
+        return self.start is None and every_metric()[self.metric].with_head
 
     @property
     def of_representations(self) -> bool:

@@ -6,12 +6,13 @@ from pydantic import Field, model_validator
 
 from replaceme.config.base import Strict, strings
 from replaceme.config.calibrations import CalibrationConfig
-from replaceme.config.cuts import REPRESENTATIONS, CutConfig
+from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
+from replaceme.config.metrics import REPRESENTATIONS, of_pairs
 from replaceme.config.tables import SPEED, speeds_of
 
 Name = Literal["model", "calibration", "cut", "fit", "metric", "position"]
-Distance = Literal["cosine", "angular", "l2", "bi", "cka", "cca", "residual"]
+Distance = Literal[*of_pairs(), "residual"]
 SIZES = ("removed", "compression")
 SECTIONS = {"calibration": CalibrationConfig, "cut": CutConfig, "fit": FitConfig}
 # what a table has beside its tasks, and what `replaceme cost` adds to it

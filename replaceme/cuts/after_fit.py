@@ -13,8 +13,8 @@ Memory in float64: a [d, d] for each start, and two (cross term and T) for each 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.capture import Activations, capture
@@ -22,9 +22,11 @@ from replaceme.activations.language_loss import mean_loss
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
-from replaceme.config.cuts import UNREPAIRED_METRICS, CutConfig
+from replaceme.config.cuts import CutConfig
+from replaceme.config.metrics import AFTER_FIT, OF_MERGING, WITHOUT_FIT
 from replaceme.config.placement import MLP
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.named import import_named
 from replaceme.core.progress import progress
 from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
 from replaceme.cuts.groups import Span
@@ -49,20 +51,17 @@ def candidates_of(
     """The contents of candidates.json that a cut section asks for; where `needs_loss` the model with its head."""
     sizes = sizes_of(cut, record)
     fitted, held_out = tokens.first(cut.samples), {}
-    if cut.search == "merging":
-        from replaceme.cuts.laco_search import merging_candidates
-
-        blocks = resolve_blocks(cut, record)
-        measured = merging_candidates(cut, record, blocks, model, family, fitted, batch_size)
-        return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
-    if cut.metric in UNREPAIRED_METRICS:
+    if cut.metric in OF_MERGING:
+        search = import_named(OF_MERGING[cut.metric].function)
+        measured = search(cut, record, resolve_blocks(cut, record), model, family, fitted, batch_size)
+    elif cut.metric in WITHOUT_FIT:
         from replaceme.cuts.without_fit import unrepaired_candidates
 
         measured = unrepaired_candidates(cut, record, model, family, fitted, batch_size)
-        return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
-    if cut.needs_loss:
-        fitted, held_out["loss"] = split(tokens, cut.samples)
-    measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out)
+    else:
+        if cut.needs_loss:
+            fitted, held_out["loss"] = split(tokens, cut.samples)
+        measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out)
     return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
 
 
@@ -77,6 +76,22 @@ def split(tokens: Tokens, samples: int | None) -> tuple[Tokens, Tokens]:
     return chosen.first(count - last), chosen[-last:]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Candidates with the map of each, and what a metric measures them on.
+
+    `passes` runs the base model over the tokens that the maps were fitted on, under a description. `held_out` are other
+    texts by name, for which the model has its head.
+    """
+
+    model: "nn.Module"
+    family: Family
+    candidates: Sequence[Span]
+    transforms: "Sequence[Transform]"
+    passes: Callable[[str], Iterator[Activations]]
+    held_out: Mapping[str, Tokens] = field(default_factory=dict)
+
+
 def measure_candidates(
     model: "nn.Module",
     family: Family,
@@ -85,9 +100,9 @@ def measure_candidates(
     batch_size: int,
     held_out: Mapping[str, Tokens] | None = None,
 ) -> list[dict[str, Any]]:
-    """Residual, residual_identity, cosine, cosine_after_fit of every candidate of some sizes.
+    """Every metric of AFTER_FIT, and what is measured beside it, of every candidate of some sizes.
 
-    And the rise of the loss on each of the held-out texts, under its name; for these the model must have its head.
+    The rise of the loss is that on each of the held-out texts, under its name; for these the model must have its head.
     """
     base = model.base_model
     candidates = [span for size in sizes for span in spans(len(family.block_modules(base)), size)]
@@ -106,20 +121,12 @@ def measure_candidates(
         for activations in passes("gains of all cuts"):
             gains.add(activations)
         fits = gains.transforms()
-    after = _mean_cosine_distances(passes("cosine after fit"), candidates, fits)
-    rises = _losses(model, family, held_out or {}, candidates, fits)
-    return [
-        {
-            "start": start,
-            "end": end,
-            "residual": one.report["residual"],
-            "residual_identity": one.report["residual_identity"],
-            "cosine_after_fit": fitted,
-            "cosine": dropped,
-            **rise,
-        }
-        for (start, end), one, (fitted, dropped), rise in zip(candidates, fits, after, rises, strict=True)
-    ]
+    fitted = Fitted(model, family, candidates, fits, passes, held_out or {})
+    found = [{"start": start, "end": end} for start, end in candidates]
+    for metric in AFTER_FIT.values():
+        for entry, values in zip(found, import_named(metric.function)(fitted), strict=True):
+            entry |= values
+    return found
 
 
 def _check_enough(tokens: int, hidden_size: int) -> None:
@@ -176,19 +183,22 @@ def _narrow(wide: Statistics, k: int, energy: "torch.Tensor") -> Statistics:
     return replace(wide, cross=wide.cross[:, columns], sum_target=wide.sum_target[columns], target_energy=energy)
 
 
-def _mean_cosine_distances(
-    passes: Iterable[Activations], candidates: Sequence[Span], fits: "Sequence[Transform]"
-) -> list[tuple[float, float]]:
+def residuals(fitted: Fitted) -> list[dict[str, float]]:
+    """For each candidate the share of the target's energy that its map leaves, and that the identity would leave."""
+    return [{name: one.report[name] for name in ("residual", "residual_identity")} for one in fitted.transforms]
+
+
+def cosine_distances(fitted: Fitted) -> list[dict[str, float]]:
     """For each candidate the mean distance to the target state of Y + M T, and of the carrier's state as it is."""
-    totals = [[0.0, 0.0] for _ in candidates]
+    totals = [[0.0, 0.0] for _ in fitted.candidates]
     tokens = 0
-    for activations in passes:
+    for activations in fitted.passes("cosine after fit"):
         tokens += int(activations.mask.sum())
-        for total, span, transform in zip(totals, candidates, fits, strict=True):
-            fitted, dropped = _cosine_distance_sums(activations, span, transform)
-            total[0] += fitted
+        for total, span, transform in zip(totals, fitted.candidates, fitted.transforms, strict=True):
+            repaired, dropped = _cosine_distance_sums(activations, span, transform)
+            total[0] += repaired
             total[1] += dropped
-    return [(fitted / tokens, dropped / tokens) for fitted, dropped in totals]
+    return [{"cosine_after_fit": repaired / tokens, "cosine": dropped / tokens} for repaired, dropped in totals]
 
 
 def _cosine_distance_sums(activations: Activations, span: Span, transform: "Transform") -> tuple[float, float]:
@@ -203,20 +213,16 @@ def _cosine_distance_sums(activations: Activations, span: Span, transform: "Tran
     )
 
 
-def _losses(
-    model: "nn.Module",
-    family: Family,
-    held_out: Mapping[str, Tokens],
-    candidates: Sequence[Span],
-    fits: "Sequence[Transform]",
-) -> list[dict[str, float]]:
-    """By how much each candidate raises the loss on each text."""
+def losses(fitted: Fitted) -> list[dict[str, float]]:
+    """For each candidate by how much it raises the loss on each held-out text."""
+    model, held_out = fitted.model, fitted.held_out
     if not held_out:
-        return [{} for _ in candidates]
+        return [{} for _ in fitted.candidates]
     whole = {name: mean_loss(model, tokens) for name, tokens in held_out.items()}
     log.info("the whole model's %s", ", ".join(f"{name}: {value:.4f} nats" for name, value in whole.items()))
     found = []
-    for span, transform in zip(progress(candidates, "loss of all cuts", unit="cut"), fits, strict=True):
-        with shortened(model.base_model, family, [span], [transform]):
+    candidates = progress(fitted.candidates, "loss of all cuts", unit="cut")
+    for span, transform in zip(candidates, fitted.transforms, strict=True):
+        with shortened(model.base_model, fitted.family, [span], [transform]):
             found.append({name: mean_loss(model, tokens) - whole[name] for name, tokens in held_out.items()})
     return found

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from replaceme.activations.capture import Activations, Wanted, collect
 from replaceme.calibration.tokens import Tokens
+from replaceme.config.metrics import DISTANCES, INFLUENCES, REPRESENTATIONS, by_position
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_tensors, save_tensors, write_text
+from replaceme.core.named import import_named
 from replaceme.core.progress import progress
 from replaceme.models.model_config import Family
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-METRICS = ("cosine", "angular", "l2", "bi")
 POSITIONS = ("all", "last")
 
 
@@ -46,7 +47,7 @@ class Distances:
         import torch
 
         shape = (num_blocks, num_blocks)
-        names = [f"{metric}_{position}" for metric in METRICS[:3] for position in POSITIONS]
+        names = [f"{metric}_{position}" for metric in DISTANCES for position in POSITIONS]
         self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
         self.counts = dict.fromkeys(POSITIONS, 0)
         self.first: list[list[torch.Tensor]] | None = [[] for _ in range(num_blocks)] if representations else None
@@ -66,20 +67,45 @@ class Distances:
 
     def means(self) -> dict[str, "torch.Tensor"]:
         """The matrices of `measure`, of the batches so far."""
-        import torch
-
-        from replaceme.cuts.similarity import similarities
-
-        means = {name: total / self.counts[name.split("_")[1]] for name, total in self.sums.items()}
-        means |= {f"bi_{position}": _influences(means[f"cosine_{position}"]) for position in POSITIONS}
-        whole = similarities([torch.cat(kept) for kept in self.first]) if self.first else {}
-        return means | {f"{metric}_all": matrix for metric, matrix in whole.items()}
+        means = {name: total / self.counts[name.rpartition("_")[2]] for name, total in self.sums.items()}
+        for metric, one in INFLUENCES.items():
+            for position in POSITIONS:
+                of_position = {name: means[f"{name}_{position}"] for name in DISTANCES}
+                means[f"{metric}_{position}"] = import_named(one.function)(of_position)
+        return means | _of_representations(self.first)
 
 
-def _influences(cosine: "torch.Tensor") -> "torch.Tensor":
-    """Sums of the distances between neighbours, from i to j."""
+def _of_representations(kept: "list[list[torch.Tensor]] | None") -> dict[str, "torch.Tensor"]:
+    """Matrices `<metric>_all` of the states kept of each block, none where none were."""
     import torch
 
+    if not kept:
+        return {}
+    states = [torch.cat(one).double() for one in kept]
+    centred = [one - one.mean(0) for one in states]
+    found = {f"{metric}_all": import_named(one.function)(centred) for metric, one in REPRESENTATIONS.items()}
+    return {name: matrix for name, matrix in found.items() if matrix is not None}
+
+
+def angles(states: "list[torch.Tensor]", flags: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """Mean cosine and angular distance over the flagged tokens, of states [tokens, hidden] of each block."""
+    from replaceme.kernels.pairwise_cosine import pairwise_cosine
+
+    return dict(zip(("cosine", "angular"), pairwise_cosine(states, flags), strict=True))
+
+
+def lengths(states: "list[torch.Tensor]", flags: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """Mean length of the difference over the flagged tokens, of states [tokens, hidden] of each block."""
+    from replaceme.kernels.pairwise_l2 import pairwise_l2
+
+    return {"l2": pairwise_l2(states, flags)}
+
+
+def influences(means: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+    """Sums of the cosine distances between neighbours, from i to j, of the mean distances of all pairs."""
+    import torch
+
+    cosine = means["cosine"]
     passed = torch.cat([torch.zeros(1, dtype=cosine.dtype), cosine.diagonal(1).cumsum(0)])
     return (passed[:, None] - passed).abs()
 
@@ -91,14 +117,13 @@ def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
 
 
 def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
-    """Sums over the kept tokens of cosine, angular and l2, float64 [L, L]."""
-    from replaceme.kernels.pairwise_cosine import pairwise_cosine
-    from replaceme.kernels.pairwise_l2 import pairwise_l2
-
+    """Sums over the kept tokens of each of DISTANCES, float64 [L, L]."""
     states = [activations.hidden_states[k].flatten(0, 1) for k in range(len(activations.hidden_states))]
     flags = keep.flatten()  # few kept tokens need no gathering: the others are not read
-    means = (*pairwise_cosine(states, flags), pairwise_l2(states, flags))
-    return {metric: (mean * keep.sum()).cpu() for metric, mean in zip(METRICS, means, strict=False)}
+    means: dict[str, torch.Tensor] = {}
+    for function in dict.fromkeys(one.function for one in DISTANCES.values()):
+        means |= import_named(function)(states, flags)
+    return {metric: (means[metric] * keep.sum()).cpu() for metric in DISTANCES}
 
 
 def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) -> None:
@@ -118,6 +143,6 @@ def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) 
 def load(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict]:
     """Read what `save` wrote."""
     matrices, metadata = load_tensors(path)
-    if not {f"{m}_{p}" for m in METRICS for p in POSITIONS} <= matrices.keys():
+    if not {f"{m}_{p}" for m in by_position() for p in POSITIONS} <= matrices.keys():
         raise ReplaceMeError(f"{path}: not a distance file; make it with `replaceme distances`")
     return matrices, metadata

@@ -18,21 +18,19 @@ TOKENS = 2048  # of the subset
 SMALLEST = 1e-6  # of the largest singular value: directions below are rounding of the forward pass
 
 
-def similarities(states: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Matrices `cka` and, of enough tokens, `cca`, float64 [L, L], of L states [tokens, hidden]; zero diagonals."""
-    centred = [state.double() - state.double().mean(0) for state in states]
-    tokens, hidden = states[0].shape
-    return {"cka": _cka(centred)} | ({"cca": _cca(centred)} if tokens >= 2 * hidden else {})
-
-
-def _cka(centred: Sequence[torch.Tensor]) -> torch.Tensor:
+def cka(centred: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Matrix of 1 - linear CKA, float64 [L, L], of L centred states [tokens, hidden]; zero diagonal."""
     kernels = torch.stack([(state @ state.T).flatten() for state in centred])
     products = kernels @ kernels.T
     norms = products.diagonal().sqrt()
     return _distances(products / (norms[:, None] * norms))
 
 
-def _cca(centred: Sequence[torch.Tensor]) -> torch.Tensor:
+def cca(centred: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Matrix of 1 - mean canonical correlation, as `cka`; None where the tokens are too few to tell states apart."""
+    tokens, hidden = centred[0].shape
+    if tokens < 2 * hidden:
+        return None
     bases = []
     for state in centred:
         left, values, _ = torch.linalg.svd(state, full_matrices=False)

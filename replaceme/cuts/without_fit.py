@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from replaceme.activations.language_loss import mean_loss
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
+from replaceme.config.metrics import WITHOUT_FIT
+from replaceme.core.named import import_named
 from replaceme.core.progress import progress
 from replaceme.cuts.choose import possible_spans, resolve_blocks, sizes_of, spans
 from replaceme.cuts.groups import Span, least
@@ -32,13 +34,11 @@ LARGEST = 700.0  # loss in nats above which its exp would overflow
 def unrepaired_candidates(
     cut: CutConfig, record: dict[str, Any], model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Every run of blocks that a cut section compares, with its perplexity or Taylor score on some text.
+    """Every run of blocks that a cut section compares, with its value by a metric of WITHOUT_FIT on some text.
 
     The model must have its head. With `search: iterative` each entry has its `round`, from 0.
     """
-    measure = _perplexities(model, family, tokens)
-    if cut.metric == "taylor":
-        measure = _taylor(model, family, tokens, batch_size)
+    measure = import_named(WITHOUT_FIT[cut.metric].function)(model, family, tokens, batch_size)
     if cut.search == "iterative":
         return one_by_one(measure, possible_spans(cut, record), resolve_blocks(cut, record), cut.metric)
     measured = [span for size in sizes_of(cut, record) for span in spans(record["num_blocks"], size)]
@@ -61,7 +61,9 @@ def _entries(measured: Sequence[Span], values: Sequence[float], metric: str) -> 
     return [{"start": start, "end": end, metric: value} for (start, end), value in zip(measured, values, strict=True)]
 
 
-def _perplexities(model: "nn.Module", family: Family, tokens: Tokens) -> Measure:
+def perplexities(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> Measure:
+    """The measure of runs by the perplexity of a model without them; the loss has a batch size of its own."""
+
     def measure(gone: Sequence[Span], measured: Sequence[Span]) -> list[float]:
         found = []
         for span in progress(measured, f"perplexity, {len(gone)} blocks gone", unit="cut"):
@@ -73,7 +75,9 @@ def _perplexities(model: "nn.Module", family: Family, tokens: Tokens) -> Measure
     return measure
 
 
-def _taylor(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> Measure:
+def taylor_sums(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> Measure:
+    """The measure of runs by the sum of their blocks' Taylor scores, in batches of so many sequences."""
+
     def measure(gone: Sequence[Span], measured: Sequence[Span]) -> list[float]:
         blocks = sorted({block for start, end in measured for block in range(start, end)})
         with shortened(model.base_model, family, gone, [None] * len(gone)):

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from replaceme.config.cuts import UNREPAIRED_METRICS, CutConfig
+from replaceme.config.cuts import CutConfig
 from replaceme.config.result_paths import RESULTS, row_folder
 from replaceme.config.schema import Config
 from replaceme.core.errors import ReplaceMeError
@@ -95,7 +95,7 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
 
 def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
     """How many float64 matrices [d, d] the choice of a cut holds: one for each start and two for each candidate."""
-    if not cut.needs_candidates or cut.metric in (*UNREPAIRED_METRICS, "output"):
+    if not cut.fits_candidates:
         return 0
     try:
         spans = possible_spans(cut, outline.record)

@@ -4,33 +4,28 @@ The unit is a definition: a function, a class or an assignment of a module. From
 on, every name that a definition uses is looked up in its module and followed through imports, whether these stand at
 the top or inside a function; what is imported beside it does not count. A class counts whole, and so does a module that
 is used other than by `module.name`. Statements that run on import count for each module of which something is used.
-Comments, docstrings, layout, the annotations of functions and what stands under TYPE_CHECKING do not count. Blind to
-imports by computed name, which a caller adds as further modules, and to data files.
+What calls `import_named` also uses every function that a registry which it names spells out in full. Comments,
+docstrings, layout, the annotations of functions and what stands under TYPE_CHECKING do not count. Blind to imports by
+computed name, which a caller adds as further modules, and to data files.
 
 To read the whole package takes a second, at each start of Snakemake: the hashes are kept in `__pycache__` until any
 file of the package changes.
 """
 
-import ast
 import contextlib
 import functools
 import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from replaceme.core.files import write_text
+from replaceme.provenance.source_text import Code, Module, Name, Target, read_module
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
 KEPT = Path("__pycache__") / "fingerprints.json"
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-BRANCHES = ("body", "orelse", "finalbody", "handlers")
-
-Name = tuple[str, ...]  # a dotted name, part by part
-Target = tuple[str, str | None]  # what an import binds: a module, and the name of it that is meant
+BY_NAME = "import_named"
 
 
 def fingerprint(*modules: str, folder: Path = PACKAGE_FOLDER) -> str:
@@ -45,24 +40,6 @@ def fingerprint(*modules: str, folder: Path = PACKAGE_FOLDER) -> str:
 def forget() -> None:
     """Have `fingerprint` read the files again."""
     _package.cache_clear()
-
-
-@dataclass
-class Code:
-    """The statements of a definition, or those that run on import: their text, names they use, imports inside."""
-
-    text: list[str] = field(default_factory=list)
-    uses: set[Name] = field(default_factory=set)
-    imports: dict[str, Target] = field(default_factory=dict)
-
-
-@dataclass
-class Module:
-    """What the text of a module defines, imports at its top, and runs when it is imported."""
-
-    definitions: dict[str, Code] = field(default_factory=dict)
-    imports: dict[str, Target] = field(default_factory=dict)
-    on_import: Code = field(default_factory=Code)
 
 
 class _Package:
@@ -113,7 +90,7 @@ class _Package:
                 outside.add(place)  # of a library: which one is part of the code
             elif place not in reached:
                 reached.add(place)
-                pending += self.used_by(*place)
+                pending += [*self.used_by(*place), *self.registered(*place)]
         texts = [(module, name or "", self.code(module, name).text) for module, name in reached]
         names = sorted((module, name or "") for module, name in outside)
         return hashlib.sha256(repr((sorted(texts), names)).encode()).hexdigest()[:12]
@@ -141,7 +118,7 @@ class _Package:
         if name not in self.modules:
             path = self.find(name)
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            self.modules[name] = _read(path.read_text(encoding="utf-8"), package)
+            self.modules[name] = read_module(path.read_text(encoding="utf-8"), package)
         return self.modules[name]
 
     def code(self, module: str, name: str | None) -> Code:
@@ -175,6 +152,15 @@ class _Package:
             if root in read.definitions:
                 yield module, root
 
+    def registered(self, module: str, name: str | None) -> Iterator[Target]:
+        """What a definition that calls `import_named` finds in the registries that it uses."""
+        if (BY_NAME,) in self.code(module, name).uses:
+            for place in self.used_by(module, name):
+                if self.find(place[0]) is not None:
+                    for full, _, function in (text.rpartition(".") for text in self.code(*place).spelt):
+                        if self.find(full) is not None:
+                            yield from self.named(full, (function,))
+
     def named(self, module: str, name: Name) -> Iterator[Target]:
         """What a dotted name stands for, as seen from outside of the module."""
         if self.find(module) is None:
@@ -195,95 +181,6 @@ class _Package:
             yield from self.named(f"{module}.{first}", name[1:])
         else:  # what `__getattr__` makes, or Python itself
             yield from self.whole(module)
-
-
-def _read(text: str, package: str) -> Module:
-    module = Module()
-    for statement in _statements(_without_docstring(ast.parse(text))):
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            module.imports.update(_bound(statement, package))
-            continue
-        names = list(_defined(statement))
-        for code in [module.definitions.setdefault(name, Code()) for name in names] or [module.on_import]:
-            said: list[str] = []
-            _add(code, statement, package, said)
-            code.text.append(hashlib.sha256(" ".join(said).encode()).hexdigest())
-    return module
-
-
-def _statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
-    """The statements of a module, those in branches of `if` and `try` one by one, without what type checkers read."""
-    for node in body:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from _statements(node.orelse)
-        elif isinstance(node, ast.If | ast.Try | ast.ExceptHandler):
-            yield from (part for part in (getattr(node, "test", None), getattr(node, "type", None)) if part)
-            for branch in BRANCHES:
-                yield from _statements(getattr(node, branch, []))
-        else:
-            yield node
-
-
-def _defined(statement: ast.AST) -> Iterator[str]:
-    """The names that a statement gives to a function, a class or a value."""
-    if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
-        yield statement.name
-    elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        yield from (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
-
-
-def _add(code: Code, node: ast.AST, package: str, said: list[str]) -> None:
-    """Add what a syntax tree says, uses and imports, in the order of its text."""
-    said.append(type(node).__name__)
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        code.imports.update(_bound(node, package))
-    name = _dotted(node)
-    if name is not None:
-        code.uses.add(name)
-        said.append(".".join(name))
-        return
-    for key in node._fields:
-        value = getattr(node, key, None)
-        if key == "body" and isinstance(node, DOCUMENTED):
-            value = _without_docstring(node)
-        elif key in ("annotation", "returns") and not isinstance(node, ast.AnnAssign):
-            continue  # of a function; those of classes' fields are read by pydantic
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, ast.AST):
-                _add(code, one, package, said)
-            else:
-                said.append(repr(one))
-    said.append(";")
-
-
-def _without_docstring(node: ast.AST) -> list[ast.stmt]:
-    """The body of a module, a class or a function."""
-    first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        return node.body[1:] or [ast.Pass()]
-    return node.body
-
-
-def _dotted(node: ast.AST) -> Name | None:
-    """The parts of `a.b.c`, None for anything else."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return (node.id, *reversed(parts)) if isinstance(node, ast.Name) else None
-
-
-def _bound(node: ast.Import | ast.ImportFrom, package: str) -> Iterator[tuple[str, Target]]:
-    """The names that an import binds, and what each stands for."""
-    for alias in node.names:
-        if isinstance(node, ast.Import):
-            bound = alias.asname or alias.name.partition(".")[0]
-            yield bound, (alias.name if alias.asname else bound, None)
-        else:
-            parts = package.split(".")
-            above = parts[: len(parts) - node.level + 1] if node.level else []
-            yield alias.asname or alias.name, (".".join([*above, *([node.module] if node.module else [])]), alias.name)
 
 
 _package = functools.cache(_Package)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from replaceme.config.metrics import labels
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import replacing
 
@@ -36,27 +37,13 @@ STYLE = {
     "savefig.facecolor": "white",
     "svg.hashsalt": "replaceme",
 }
-NAMES = {
-    "cosine": "cosine distance (1 − cos)",
-    "angular": "angular distance (arccos(cos) / π)",
-    "l2": "L2 distance",
-    "bi": "sum of block influences (1 − cos)",
-    "cka": "1 − linear CKA",
-    "cca": "1 − mean canonical correlation",
-    "residual": "residual of the fit (share of energy)",
-    "residual_identity": "residual of the identity (share of energy)",
-    "cosine_after_fit": "cosine distance after the fit (1 − cos)",
-    "loss": "rise of the language-model loss (nats per token)",
-    "perplexity": "perplexity without the blocks",
-    "taylor": "Taylor score of the blocks (nats per token)",
-    "output": "cosine distance of the output (1 − cos)",
-}
+NAMES = labels()
 MEASURES = {
     "average * 100": "average accuracy (%)",
     "average": "average accuracy",
     "rp": "relative performance (%)",
     "perplexity": "perplexity",
-    "residual": "residual of the fit (share of energy)",
+    "residual": NAMES["residual"],
     "average_vs_identity * 100": "points of accuracy above dropping",
     "log_perplexity_vs_identity": "log perplexity above that of dropping",
     "parameters": "parameters",

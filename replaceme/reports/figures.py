@@ -6,10 +6,10 @@ Their look is in `figure_style`; the figures that config.yaml declares are in `p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.metrics import by_position
 from replaceme.config.tables import BASELINE
 from replaceme.core.cut_record import described, groups_of
 from replaceme.core.files import read_json
-from replaceme.cuts.distances import METRICS
 from replaceme.reports.csv_files import read_csv
 from replaceme.reports.figure_style import (
     COLORS,
@@ -57,7 +57,7 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
     with figure_in_style(out, 7, 5.6 if others else 3.4, title) as figure:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
         size = f"{cut['blocks']} block{'s' if cut['blocks'] != 1 else ''}"
-        place = f", {PLACES[cut['position']]}" if metric in METRICS else ""
+        place = f", {PLACES[cut['position']]}" if metric in by_position() else ""
         panels[0].set_title(f"Removing {size}: {described(cut)} of {cut['num_blocks']}{place}")
         panels[-1].set_xlabel("first block removed")
         if not candidates:

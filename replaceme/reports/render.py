@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.metrics import every_metric
 from replaceme.core.files import write_text
 from replaceme.reports.tables import task_columns
 
@@ -151,7 +152,8 @@ def _notes(frame: "pandas.DataFrame") -> list[str]:
         notes.append(f"Models that bring code, loaded with trust_remote_code: {', '.join(coded)}.")
     ways = {}
     for cut, metric, position in frame[["cut", "metric", "position"]].dropna(subset=["cut"]).itertuples(index=False):
-        place = f" over {position} tokens" if metric in ("cosine", "angular") else ""
+        known = every_metric().get(metric)
+        place = f" over {position} tokens" if known is not None and known.tells_position else ""
         ways[cut] = "Placed by hand" if metric == "given" else f"Chosen by {metric}{place}"
     return notes + [f"{way}: {', '.join(cuts)}." for way, cuts in _grouped(ways).items()]
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from replaceme.config.metrics import REPRESENTATIONS
 from replaceme.cuts.distances import measure, save
 from replaceme.steps.common import load_model, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
@@ -12,7 +13,8 @@ ONLINE = False
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the step."""
     out_argument(parser, "where the matrices go (.safetensors; the .csv lies beside it)")
-    parser.add_argument("--representations", action="store_true", help="also for the metrics cka and cca; costs more")
+    words = f"the metrics {' and '.join(REPRESENTATIONS)}"
+    parser.add_argument("--representations", action="store_true", help=f"also for {words}; costs more")
     forward_arguments(parser)
 
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from replaceme.config.cuts import REPRESENTATIONS
+from replaceme.config.metrics import REPRESENTATIONS
 from replaceme.config.result_paths import (
     CUT_FIGURE,
     DISTANCES,

@@ -208,7 +208,7 @@ def test_is_the_same_in_every_process_and_imports_no_torch():
 
 def test_hashes_are_kept_until_a_file_changes(tree, monkeypatch):
     before = of(tree)
-    monkeypatch.setattr(fingerprints, "_read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(fingerprints, "read_module", lambda *_: pytest.fail("read again"))
     assert of(tree) == before
     monkeypatch.undo()
     edit(tree, "replaceme/lazy.py", "z = 3", "z = 4")

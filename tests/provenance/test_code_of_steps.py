@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme.provenance import code_hash
+from replaceme.provenance import code_hash, source_text
 from replaceme.steps.index import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,10 @@ REACH = [
     ("activations.recycled_neurons", "choose_neurons", {"recycle"} | FITS),
     ("micro.stories", "document", {"tokens", "generate"}),
     ("cuts.groups", "greedy", {"cut"}),
+    ("cuts.similarity", "cka", {"distances"}),
+    ("cuts.after_fit", "losses", {"candidates"}),
+    ("cuts.taylor", "taylor_scores", {"candidates"}),
+    ("cuts.laco_search", "merge", {"candidates"}),
     ("evaluation.scoring", "estimate", {"evaluate"}),
     ("surgery.fold", "finish", {"merge"}),
     ("healing.loop", "train", {"heal"}),
@@ -63,7 +67,7 @@ def test_an_edit_reaches_the_steps_that_can_run_it(package, before, monkeypatch,
     full = f"replaceme.{module}"
     text = edited(package.find(full).read_text(), name)
     package.read(full)
-    monkeypatch.setitem(package.modules, full, code_hash._read(text, full.rpartition(".")[0]))
+    monkeypatch.setitem(package.modules, full, source_text.read_module(text, full.rpartition(".")[0]))
     after = hashes(package)
     assert {step for step in MODULES if after[step] != before[step]} == expected
 
@@ -75,7 +79,7 @@ def test_words_reach_nothing(package, before, monkeypatch):
         monkeypatch.setitem(
             package.modules,
             module,
-            code_hash._read(
+            source_text.read_module(
                 text.replace('"""', '"""Once more: ', 1) + "\n# the end\n",
                 module if is_package else module.rpartition(".")[0],
             ),

@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 
+from replaceme.config.metrics import by_position
 from replaceme.core.errors import ReplaceMeError
-from replaceme.cuts.distances import METRICS, POSITIONS, save
+from replaceme.cuts.distances import POSITIONS, save
 from replaceme.reports import figures
 
 CSV = """model,calibration,cut,fit,removed,metric,position,compression,average,average_stderr,perplexity,\
@@ -26,7 +27,7 @@ toy,cal,n4-after,ls,4,cosine_after_fit,all,0.2,0.75,0.01,2.5,0.1
 def sources(tmp_path):
     places = torch.arange(6, dtype=torch.float64)
     matrix = (places[:, None] - places).abs() / 10
-    names = [f"{m}_{p}" for m in METRICS for p in POSITIONS]
+    names = [f"{m}_{p}" for m in by_position() for p in POSITIONS]
     save(tmp_path / "distances.safetensors", {name: matrix.clone() for name in names}, {})
     candidates = [
         {"start": s, "end": s + 2, "residual": 0.5 + 0.1 * math.sin(s), "cosine": 0.1 * s, "cosine_after_fit": 0.01 * s}

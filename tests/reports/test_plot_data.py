@@ -8,8 +8,9 @@ import torch
 
 from replaceme.cli import main
 from replaceme.config.figures import FigureConfig, dangling_figures
+from replaceme.config.metrics import by_position
 from replaceme.core.errors import ReplaceMeError
-from replaceme.cuts.distances import METRICS, POSITIONS, save
+from replaceme.cuts.distances import POSITIONS, save
 from replaceme.reports.figures import draw_table
 from replaceme.reports.plot_data import Sources, check_published, of_baselines, points
 from replaceme.reports.plots import draw, looks
@@ -39,7 +40,7 @@ def sources(tmp_path):
     (tmp_path / "t.csv").write_text(f"{COLUMNS}{ROWS}")
     (tmp_path / "t.cost.csv").write_text(COSTS)
     places = torch.arange(5, dtype=torch.float64)
-    factors = {f"{metric}_{position}": 2 if metric == "l2" else 1 for metric in METRICS for position in POSITIONS}
+    factors = {f"{metric}_{position}": 2 if metric == "l2" else 1 for metric in by_position() for position in POSITIONS}
     matrices = {name: (places[:, None] - places).abs() * factor for name, factor in factors.items()}
     save(tmp_path / "d.safetensors", matrices, {})
     (tmp_path / "published.csv").write_text("method,blocks,acc,time\nUIDL,1,55,1\nUIDL,2,,3\nother,1,50,4\n")

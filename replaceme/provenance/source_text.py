@@ -1,0 +1,133 @@
+"""What the text of a module defines, uses and imports, definition by definition, for the code hash.
+
+The hash of a definition counts neither comments, docstrings and layout nor the annotations of functions; what stands
+under TYPE_CHECKING is left out.
+"""
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+BRANCHES = ("body", "orelse", "finalbody", "handlers")
+FULL_NAME = re.compile(r"\w+(\.\w+){2,}")
+
+Name = tuple[str, ...]  # a dotted name, part by part
+Target = tuple[str, str | None]  # what an import binds: a module, and the name of it that is meant
+
+
+@dataclass
+class Code:
+    """The statements of a definition, or those that run on import: their text, names they use, imports inside.
+
+    `spelt` are the texts in them that may be the full name of something.
+    """
+
+    text: list[str] = field(default_factory=list)
+    uses: set[Name] = field(default_factory=set)
+    spelt: set[str] = field(default_factory=set)
+    imports: dict[str, Target] = field(default_factory=dict)
+
+
+@dataclass
+class Module:
+    """What the text of a module defines, imports at its top, and runs when it is imported."""
+
+    definitions: dict[str, Code] = field(default_factory=dict)
+    imports: dict[str, Target] = field(default_factory=dict)
+    on_import: Code = field(default_factory=Code)
+
+
+def read_module(text: str, package: str) -> Module:
+    """What the text of a module says; relative imports are those of a file of `package`."""
+    module = Module()
+    for statement in _statements(_without_docstring(ast.parse(text))):
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            module.imports.update(_bound(statement, package))
+            continue
+        names = list(_defined(statement))
+        for code in [module.definitions.setdefault(name, Code()) for name in names] or [module.on_import]:
+            said: list[str] = []
+            _add(code, statement, package, said)
+            code.text.append(hashlib.sha256(" ".join(said).encode()).hexdigest())
+    return module
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """The statements of a module, those in branches of `if` and `try` one by one, without what type checkers read."""
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _statements(node.orelse)
+        elif isinstance(node, ast.If | ast.Try | ast.ExceptHandler):
+            yield from (part for part in (getattr(node, "test", None), getattr(node, "type", None)) if part)
+            for branch in BRANCHES:
+                yield from _statements(getattr(node, branch, []))
+        else:
+            yield node
+
+
+def _defined(statement: ast.AST) -> Iterator[str]:
+    """The names that a statement gives to a function, a class or a value."""
+    if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
+        yield statement.name
+    elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        yield from (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
+
+
+def _add(code: Code, node: ast.AST, package: str, said: list[str]) -> None:
+    """Add what a syntax tree says, uses and imports, in the order of its text."""
+    said.append(type(node).__name__)
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        code.imports.update(_bound(node, package))
+    name = _dotted(node)
+    if name is not None:
+        code.uses.add(name)
+        said.append(".".join(name))
+        return
+    for key in node._fields:
+        value = getattr(node, key, None)
+        if key == "body" and isinstance(node, DOCUMENTED):
+            value = _without_docstring(node)
+        elif key in ("annotation", "returns") and not isinstance(node, ast.AnnAssign):
+            continue  # of a function; those of classes' fields are read by pydantic
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, ast.AST):
+                _add(code, one, package, said)
+            else:
+                said.append(repr(one))
+                if isinstance(one, str) and FULL_NAME.fullmatch(one):
+                    code.spelt.add(one)
+    said.append(";")
+
+
+def _without_docstring(node: ast.AST) -> list[ast.stmt]:
+    """The body of a module, a class or a function."""
+    first = node.body[0] if node.body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return node.body[1:] or [ast.Pass()]
+    return node.body
+
+
+def _dotted(node: ast.AST) -> Name | None:
+    """The parts of `a.b.c`, None for anything else."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return (node.id, *reversed(parts)) if isinstance(node, ast.Name) else None
+
+
+def _bound(node: ast.Import | ast.ImportFrom, package: str) -> Iterator[tuple[str, Target]]:
+    """The names that an import binds, and what each stands for."""
+    for alias in node.names:
+        if isinstance(node, ast.Import):
+            bound = alias.asname or alias.name.partition(".")[0]
+            yield bound, (alias.name if alias.asname else bound, None)
+        else:
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            yield alias.asname or alias.name, (".".join([*above, *([node.module] if node.module else [])]), alias.name)
