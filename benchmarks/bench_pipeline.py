@@ -32,7 +32,8 @@ from safetensors.torch import save_file
 
 from replaceme.activations.capture import Wanted, capture
 from replaceme.activations.gather import gather_groups
-from replaceme.activations.rows import Rows, write_rows
+from replaceme.activations.row_collector import write_rows
+from replaceme.activations.rows import Rows
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import wanted_by
 from replaceme.api import choose_and_fit
@@ -40,11 +41,13 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import Regression
+from replaceme.core.cut_record import Cut
 from replaceme.cuts import distances
 from replaceme.fitting.fit_cut import Passes
 from replaceme.models.checkpoints import resolve
 from replaceme.models.loading import load_base_model
 from replaceme.models.model_config import family_of
+from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.fold import finish, merge
 from replaceme.surgery.write_checkpoint import merging
 from replaceme.transforms.closed_form import fit_least_squares
@@ -118,7 +121,7 @@ def measured(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=scratch) as work:
         by_parts(parts, arguments, folder, Path(work))
     seconds = parts.seconds
-    found = {"parts": {"seconds": seconds, "peak_gb": parts.peak_gb}, "parameters": record["parameters"]}
+    found = {"parts": {"seconds": seconds, "peak_gb": parts.peak_gb}, "parameters": record.parameters}
     for name, fit in FITS.items():
         runs = {}
         for how, waits in (("until all is on disk", True), ("without waiting for the disk", False)):
@@ -140,7 +143,7 @@ def by_parts(parts: Parts, arguments: argparse.Namespace, folder: Path, work: Pa
     fit_least_squares(statistics)  # libraries are loaded
     least_squares = parts.run("solve", lambda: fit_least_squares(statistics))
     least_squares = replace(least_squares, matrix=least_squares.matrix.cpu())
-    cut = {"groups": [list(group)], "num_blocks": arguments.blocks}
+    cut = Cut([group], arguments.removed, arguments.blocks, "given")
     parts.run("fold and save", lambda: merge(folder, cut, [least_squares], work / "out", {}))
     with mock.patch("replaceme.core.files.os.fsync"):
         saved = work / "other"
@@ -150,7 +153,7 @@ def by_parts(parts: Parts, arguments: argparse.Namespace, folder: Path, work: Pa
 
 
 def one_process(
-    arguments: argparse.Namespace, folder: Path, record: dict[str, Any], fit: FitConfig, out: Path, waits: bool
+    arguments: argparse.Namespace, folder: Path, record: ModelRecord, fit: FitConfig, out: Path, waits: bool
 ) -> dict[str, Any]:
     """A whole shortening as in `replaceme.prune`: seconds of its stages, and peak device memory."""
     parts, tokens = Parts("cuda" if torch.cuda.is_available() else "cpu"), random_tokens(arguments)
@@ -163,7 +166,7 @@ def one_process(
             stack.enter_context(mock.patch("replaceme.core.files.os.fsync"))
         model = parts.run("load", lambda: load_base_model(folder, "bfloat16", device))
         passes = Passes(model, family, tokens, arguments.batch, "bfloat16")
-        with merging(folder, out, record["files"], device) as merger:
+        with merging(folder, out, record.files, device) as merger:
             fitted = lambda: choose_and_fit(model, passes, record, cut, fit, merger)  # noqa: E731
             chosen, transforms = parts.run("distances, sums and fit", fitted)
             parts.run("rest of fold and save", lambda: finish(merger, chosen, transforms, {}))
@@ -173,7 +176,7 @@ def one_process(
         "seconds": seconds,
         "stages": parts.seconds,
         "peak_gb": max(parts.peak_gb.values(), default=0.0),
-        "groups": chosen["groups"],
+        "groups": chosen.groups,
         "residual": transforms[0].report["residual"],
     }
 

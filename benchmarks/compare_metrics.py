@@ -66,7 +66,7 @@ def by_distance(given: Loaded, tokens: Tokens, sizes: list[int]) -> pd.DataFrame
         for name in (*DISTANCES, "angular-last"):
             metric, _, position = name.partition("-")
             cut = CutConfig(blocks=size, metric=metric, position=position or "all")
-            listed = pd.DataFrame(choose(cut, given.record, matrices)["candidates"])
+            listed = pd.DataFrame(choose(cut, given.record, matrices).candidates)
             columns.append(listed.set_index(["start", "end"]).rename(columns={metric: name}))
         found.append(pd.concat(columns, axis=1).reset_index())
     return pd.concat(found, ignore_index=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from loaded import BATCH_SIZE, Loaded, parser_of
 
-from replaceme.activations.rows import Rows, write_rows
+from replaceme.activations.row_collector import RowOptions, write_rows
+from replaceme.activations.rows import Rows
 from replaceme.activations.statistics import Statistics
 from replaceme.transforms import cosine
 from replaceme.transforms.adam import AdamOptions, adam
@@ -57,7 +58,7 @@ def captured(given: Loaded, arguments: argparse.Namespace, folder: Path) -> Rows
     """The rows of the cut, with the residual stream."""
     tokens = given.text(arguments.text, arguments.samples)
     groups = [tuple(arguments.cut)]
-    return write_rows(folder, given.model, given.family, tokens, groups, BATCH_SIZE, with_state=True)[0]
+    return write_rows(folder, given.model, given.family, tokens, groups, BATCH_SIZE, RowOptions(with_state=True))[0]
 
 
 def compare(

@@ -10,8 +10,10 @@ from replaceme.activations.open_model import load_model
 from replaceme.calibration.tokens import Tokens, calibrate, load_tokens
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.models.checkpoints import read_config, resolve
+from replaceme.models.family import Family
 from replaceme.models.loading import load_tokenizer
-from replaceme.models.model_config import Family, family_of, pick_device, pick_dtype
+from replaceme.models.model_config import family_of, pick_device, pick_dtype
+from replaceme.models.model_record import ModelRecord
 
 BATCH_SIZE = CalibrationConfig.model_fields["batch_size"].default
 
@@ -49,14 +51,14 @@ class Loaded:
         return self.arguments.name or Path(self.arguments.model).name
 
     @cached_property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> ModelRecord:
         """As the `model` step writes it."""
         return resolve(self.arguments.model, None)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.json."""
-        return read_config(self.record["folder"])
+        return read_config(self.record.folder)
 
     @cached_property
     def device(self) -> str:
@@ -67,7 +69,7 @@ class Loaded:
     def model(self) -> Any:
         """The model itself, with its head if it has to have one."""
         dtype = pick_dtype(self.arguments.dtype, self.device, self.config)
-        return load_model(self.record["folder"], dtype, self.device, self.head)
+        return load_model(self.record.folder, dtype, self.device, self.head)
 
     @cached_property
     def family(self) -> Family:
@@ -79,7 +81,7 @@ class Loaded:
         if dataset.endswith(".safetensors"):
             return load_tokens(dataset)[0].first(samples)
         section = CalibrationConfig(dataset=dataset, samples=samples, tokens=self.arguments.tokens, seed=seed)
-        return calibrate(section, load_tokenizer(self.record["folder"]))[0]
+        return calibrate(section, load_tokenizer(self.record.folder))[0]
 
     def unseen(self) -> dict[str, Tokens]:
         """The texts of `add_unseen`, by name; another seed than that of the calibration text."""

@@ -7,6 +7,7 @@ pass where they can (`one_pass`), and what no transform changes is copied to `ou
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.origin import Origin
 from replaceme.core.validation import validated
-from replaceme.models.checkpoints import model_sha256, read_config, resolve
+from replaceme.models.checkpoints import read_config, resolve
+from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from replaceme.core.cut_record import Cut
     from replaceme.fitting.fit_cut import Passes
     from replaceme.methods.found import Found
     from replaceme.surgery.write_checkpoint import Merger
@@ -82,31 +86,30 @@ def prune(
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     fit = fit or FitConfig()
     record = resolve(str(source), revision)
-    check_out(record["folder"], out)
+    check_out(record.folder, out)
     possible_spans(cut, record)
-    config = read_config(record["folder"])
+    config = read_config(record.folder)
     calibration = _calibration(calibration, texts, images, longest_sequence(config, str(source)))
     check_calibration(config, calibration, str(source))
     check_cut(config, cut, str(source))
     check_length(config, calibration.tokens, str(source))
     check_section(config, fit, str(source))
-    tokens, metadata = _tokens(calibration, texts, record["folder"])
+    tokens, metadata = _tokens(calibration, texts, record.folder)
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
     held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
     head = cut.needs_loss or fit.needs_loss
-    model = load_model(record["folder"], dtype, device, head, held)
+    model = load_model(record.folder, dtype, device, head, held)
     family = family_of(config, str(source))
     stored = stored_dtype(config)
     sizes = (calibration.batch_size, stored, calibration.shards)
     passes = Passes(model.base_model, family, tokens, *sizes, headed=model if head else None)
-    digest = model_sha256(record)
-    origin = {"model_sha256": digest, "tokens_sha256": tokens.digest(), "calibration": metadata}
-    origin |= {"dtype": held.of_type(dtype), "batch_size": calibration.batch_size}
-    with merging(record["folder"], out, record["files"], device) as merger:
+    digest = record.sha256
+    origin = Origin(digest, tokens.digest(), metadata, held.of_type(dtype), calibration.batch_size)
+    with merging(record.folder, out, record.files, device) as merger:
         chosen, found = choose_and_fit(model, passes, record, cut, fit, merger)
         finish = finish_found if fit.is_other else finish_pruned
-        provenance = finish(merger, record, {**chosen, "model_sha256": digest}, found, origin)
+        provenance = finish(merger, record, replace(chosen, model_sha256=digest), found, origin)
     if verify and family.modality == "text":
         from replaceme.verification.verify import require_passed
         from replaceme.verification.verify import verify as checked
@@ -175,14 +178,13 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | str | None, folde
 
 
 def choose_and_fit(
-    model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig, fit: FitConfig, merger: "Merger"
-) -> "tuple[dict[str, Any], list[Transform] | Found]":
+    model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig, fit: FitConfig, merger: "Merger"
+) -> "tuple[Cut, list[Transform] | Found]":
     """The chosen cut and the transforms of its groups; the merger copies meanwhile what they cannot change.
 
     In place of transforms what another method found.
     """
     from replaceme.config.placement import ON_STREAM
-    from replaceme.core.cut_record import groups_of
     from replaceme.fitting.fit_cut import fit_cut
     from replaceme.fitting.one_pass import can_foresee, choose_and_gather
     from replaceme.methods.fitting import fit_method
@@ -200,13 +202,13 @@ def choose_and_fit(
             chosen = _choose(model, passes, record, cut)
         if fit.is_other:
             return chosen, fit_method(passes, fit, chosen, record)
-        begin(groups_of(chosen))
+        begin(chosen.groups)
         gathered = None if evidence is None else evidence.__getitem__
-        sizes = (groups_of(chosen), record["hidden_size"])
+        sizes = (chosen.groups, record.hidden_size)
         return chosen, as_chosen(chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family))
 
 
-def _choose(model: "nn.Module", passes: "Passes", record: dict[str, Any], cut: CutConfig) -> dict[str, Any]:
+def _choose(model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig) -> "Cut":
     from replaceme.cuts.after_fit import candidates_of
     from replaceme.cuts.choose import choose
     from replaceme.cuts.distances import measure

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, InstanceOf
 
-from replaceme.calibration.documents import KINDS, check_source, is_local
+from replaceme.calibration.documents import KINDS, check_source, names_file
 from replaceme.config.base import LONGEST_PART, Strict
 from replaceme.config.calibrations import MICRO, CalibrationConfig
 from replaceme.config.cuts import CutConfig
@@ -81,7 +81,7 @@ def checked_text(
 def _listed(texts: Any, where: str) -> str | list[str]:
     if isinstance(texts, str | os.PathLike):
         path = str(texts)
-        if path not in MICRO and not (_may_be_path(path) and is_local(path)):
+        if path not in MICRO and not (_may_be_path(path) and names_file(path)):
             raise ReplaceMeError(
                 f"{where}: no such file {shortened(path)}; give the path of a file ({', '.join(KINDS)}), or texts in a "
                 "list; a data set of the Hub by `calibration`"

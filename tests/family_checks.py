@@ -1,5 +1,6 @@
-"""What has to hold for every family, on a tiny model with random weights: `python tests/family_checks.py` prints the
-table of docs/models.md, tests/models/test_families.py demands it.
+"""What has to hold for every family, on a tiny model with random weights: tests/models/test_families.py demands it.
+
+`python tests/family_checks.py` writes the table of docs/models.md anew.
 
 Two runs of blocks go at once, one of them the last blocks; in mixtures of experts one carrier is a dense block.
 """
@@ -12,6 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
+from given import cut_of
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from replaceme.activations.capture import Wanted, capture
@@ -29,6 +31,7 @@ from replaceme.surgery.fold import merge
 from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.transform import Transform
 
+DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 HIDDEN, INTERMEDIATE, BLOCKS = 16, 24, 6
 GROUPS = [(1, 3), (4, 6)]
 KEPT = [0, 3]
@@ -236,7 +239,7 @@ def _weight_or_bias(pattern: str) -> str:
 def shorter(variant: str, found: list[Transform]) -> Path:
     """A saved model without both runs of blocks."""
     out = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "out"
-    merge(source(variant), {"groups": GROUPS, "num_blocks": BLOCKS}, found, out, {})
+    merge(source(variant), cut_of(GROUPS, BLOCKS), found, out, {})
     return out
 
 
@@ -345,5 +348,13 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def write(path: Path) -> None:
+    """Put the table in the place of the one in a page."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    first = next(number for number, line in enumerate(lines) if line.startswith("| `model_type` |"))
+    last = next(number for number, line in enumerate(lines) if number > first and not line.startswith("|"))
+    path.write_text("\n".join([*lines[:first], table(), *lines[last:]]), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(table())
+    write(DOCS)

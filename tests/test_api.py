@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -40,7 +41,7 @@ def test_prune(llama, texts, tmp_path, size):
     assert 0 < record["fit"]["residual"] < record["fit"]["residual_identity"]
     saved = json.loads((tmp_path / "out" / "replaceme.json").read_text())
     assert {key: saved[key] for key in record} == record
-    assert saved["source"]["files"] == replaceme.models.checkpoints.resolve(str(llama))["files"]
+    assert saved["source"]["files"] == replaceme.models.checkpoints.resolve(str(llama)).files
     card = (tmp_path / "out" / "README.md").read_text()
     start = record["cut"]["groups"][0][0]
     assert (
@@ -297,7 +298,7 @@ def test_several_groups(llama, texts, tokenizer, tmp_path, brute_rows, monkeypat
     from replaceme.cuts import choose as cuts
 
     groups, choose = [(1, 2), (3, 4)], cuts.choose
-    monkeypatch.setattr(cuts, "choose", lambda *given: choose(*given) | {"groups": [list(one) for one in groups]})
+    monkeypatch.setattr(cuts, "choose", lambda *given: replace(choose(*given), groups=groups))
     fit = FitConfig(estimation=estimation, objective=objective)
     cut = CutConfig(blocks=2, start=3)
     record = prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")

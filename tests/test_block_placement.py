@@ -12,13 +12,15 @@ from functools import partial
 
 import pytest
 import torch
+from given import cut_of, evaluation_of
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import replaceme
 from replaceme.config.cuts import CutConfig
+from replaceme.config.evaluations import SpeedConfig, TaskConfig
 from replaceme.config.fits import FitConfig
-from replaceme.evaluation.evaluate import TaskOptions, evaluate
+from replaceme.evaluation.evaluate import evaluate
 from replaceme.evaluation.speed import speed
 from replaceme.models.custom_code import CODE
 from replaceme.models.loading import load_base_model, load_causal_model, load_tokenizer
@@ -112,7 +114,7 @@ def folders(request, tmp_path_factory):
     """A checkpoint for each case."""
     root = tmp_path_factory.mktemp("block")
     for name, (source, groups, transforms) in CASES.items():
-        cut = {"groups": groups, "num_blocks": 6}
+        cut = cut_of(groups, 6)
         merge(request.getfixturevalue(source), cut, transforms, root / name, {"note": "test"})
     return {name: root / name for name in CASES}
 
@@ -194,7 +196,7 @@ def test_the_code_imports_nothing_but_torch_and_transformers():
 
 
 def test_dropped_blocks_need_no_layer_and_no_code(llama, tmp_path):
-    merge(llama, {"groups": ONE, "num_blocks": 6}, [fit_identity(hidden_size=16)], tmp_path / "out", {})
+    merge(llama, cut_of(ONE, 6), [fit_identity(hidden_size=16)], tmp_path / "out", {})
     assert not (tmp_path / "out" / CODE.name).exists()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "llama"
 
@@ -233,7 +235,7 @@ def test_a_model_that_transformers_takes_for_another_is_refused(ids, tmp_path, r
     kinds = ["sliding_attention", "full_attention"] * 3
     path.write_text(json.dumps({**json.loads(path.read_text()), "layer_types": kinds, "sliding_window": 8}))
     with refuses("'ministral'", "placement block"):
-        merge(tmp_path / "source", {"groups": ONE, "num_blocks": 6}, [layer(1)], tmp_path / "out", {})
+        merge(tmp_path / "source", cut_of(ONE, 6), [layer(1)], tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
 
@@ -293,10 +295,10 @@ def test_it_is_evaluated_and_timed_like_any_other(case, folders, tmp_path):
     (tmp_path / "task.yaml").write_text(TASK)
     items = [{"context": f"w{k} w{k + 1}", "choices": [f"w{k + 2}", "w3 w4"], "gold": k % 2} for k in range(8)]
     (tmp_path / "choice.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    found = evaluate(folders[case], {"tiny_choice": TaskOptions()}, include=tmp_path)
+    found = evaluate(folders[case], evaluation_of({"tiny_choice": TaskConfig()}, include=tmp_path))
     assert found["tasks"]["tiny_choice"]["n"] == 8
     sizes = {"prompt_tokens": 8, "new_tokens": 2, "repeats": 1, "warmup": 0}
-    timed = speed(folders[case], device="cpu", dtype="float32", **sizes)
+    timed = speed(folders[case], SpeedConfig(**sizes))
     plain = load_causal_model(folders[case], "float32", "cpu")
     assert timed["parameters"] == plain.num_parameters()
     assert timed["decode_tokens_per_s"]["median"] > 0

@@ -198,7 +198,7 @@ def test_the_loss_goes_down(llama, merged, texts, tmp_path, train, checked_here)
     assert loss["sequences"] == 8 and report["checks"]["logits"]["outcome"] == "passed"
     record = json.loads((tmp_path / "out/replaceme.json").read_text())
     shortened = json.loads((merged / "replaceme.json").read_text())
-    assert record["source"]["files"] == replaceme.models.checkpoints.resolve(str(merged))["files"]
+    assert record["source"]["files"] == replaceme.models.checkpoints.resolve(str(merged)).files
     assert record["original"] == shortened["source"] and record["cut"] == shortened["cut"]
     assert record["healing"]["trained_parameters"] == report["trained_parameters"]
     card = (tmp_path / "out/README.md").read_text()

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from given import cut_of
 
 import replaceme
 from replaceme.activations.language_loss import are_counted
@@ -128,8 +129,8 @@ def test_a_healing_on_texts_takes_them_with_their_ends(llama, texts, tmp_path, m
 
 
 def test_carriers_are_numbered_after_the_cut():
-    assert carriers_of({"groups": [[3, 5]]}) == [2]
-    assert carriers_of({"groups": [[2, 4], [6, 9], [10, 11]]}) == [1, 3, 4]
+    assert carriers_of(cut_of([[3, 5]], 6)) == [2]
+    assert carriers_of(cut_of([[2, 4], [6, 9], [10, 11]], 12)) == [1, 3, 4]
 
 
 def test_every_sequence_once_an_epoch(make_tokens):

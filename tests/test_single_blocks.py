@@ -1,6 +1,7 @@
 """Searches of single blocks, wherever they lie: against every subset, and against influences measured by hand."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from replaceme.config.fits import FitConfig
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import measure
 
-RECORD = {"num_blocks": 8, "parameters": 1000, "block_parameters": [100] * 8}
+RECORD = SimpleNamespace(num_blocks=8, parameters=1000, block_parameters=[100] * 8)
 
 
 def listed(values, metric="residual"):
@@ -25,12 +26,12 @@ def test_independent_takes_the_least_of_all_subsets(values, first, last, data):
     blocks = data.draw(st.integers(1, len(possible)))
     cut = CutConfig(blocks=blocks, search="independent", metric="residual", keep_first=first, keep_last=last)
     chosen = choose(cut, RECORD, candidates=listed(values))
-    gone = [start for start, _ in chosen["parts"]]
+    gone = [start for start, _ in chosen.parts]
     best = min(sum(values[k - 1] for k in some) for some in combinations(possible, blocks))
     assert sum(values[k - 1] for k in gone) == best
-    assert set(gone) <= set(possible) and len(set(gone)) == blocks == chosen["blocks"]
-    assert [k for start, end in chosen["groups"] for k in range(start, end)] == gone
-    assert all(one[1] < two[0] for one, two in zip(chosen["groups"], chosen["groups"][1:], strict=False))
+    assert set(gone) <= set(possible) and len(set(gone)) == blocks == chosen.blocks
+    assert [k for start, end in chosen.groups for k in range(start, end)] == gone
+    assert all(one[1] < two[0] for one, two in zip(chosen.groups, chosen.groups[1:], strict=False))
 
 
 def test_blocks_that_touch_become_one_group():
@@ -39,14 +40,14 @@ def test_blocks_that_touch_become_one_group():
         RECORD,
         candidates=listed([0.9, 0.1, 0.2, 0.8, 0.3, 0.7, 0.0]),
     )
-    assert chosen["groups"] == [[2, 4], [5, 6], [7, 8]]
-    assert chosen["parts"] == [[2, 3], [3, 4], [5, 6], [7, 8]]
-    assert chosen["search"] == "independent"
+    assert chosen.groups == [(2, 4), (5, 6), (7, 8)]
+    assert chosen.parts == [(2, 3), (3, 4), (5, 6), (7, 8)]
+    assert chosen.search == "independent"
 
 
 def test_ties_go_to_the_lower_start():
     chosen = choose(CutConfig(blocks=2, search="independent", metric="residual"), RECORD, candidates=listed([0.5] * 7))
-    assert chosen["groups"] == [[1, 3]]
+    assert chosen.groups == [(1, 3)]
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -59,11 +60,11 @@ def test_shortgpt_is_the_least_influences_of_blocks(llama, make_tokens, blocks_o
         / hidden.shape[1]
         for k in range(1, 6)
     }
-    record = {"num_blocks": 6, "parameters": 1000, "block_parameters": [100] * 6}
+    record = SimpleNamespace(num_blocks=6)
     cut = CutConfig(blocks=blocks, search="independent", metric="bi")
     chosen = choose(cut, record, measure(*blocks_of(llama, "float64"), tokens, 5))
-    assert [start for start, _ in chosen["parts"]] == sorted(sorted(influences, key=influences.get)[:blocks])
-    assert {one["start"]: one["bi"] for one in chosen["candidates"]} == pytest.approx(influences)
+    assert [start for start, _ in chosen.parts] == sorted(sorted(influences, key=influences.get)[:blocks])
+    assert {one["start"]: one["bi"] for one in chosen.candidates} == pytest.approx(influences)
 
 
 def test_blocks_that_stay_leave_too_few(refuses):

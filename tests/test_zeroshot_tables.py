@@ -9,7 +9,7 @@ from transformers import AutoModel
 import replaceme
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.evaluations import ZeroShotConfig
+from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, ZeroShotConfig
 from replaceme.config.fits import FitConfig
 from replaceme.core.files import write_json
 from replaceme.evaluation.speed import speed
@@ -23,7 +23,7 @@ pytest.importorskip("clip_benchmark")
 def test_the_speed_of_an_encoder(tmp_path):
     """Positions of images per second; the text tower is not counted."""
     clip = write_clip(tmp_path)
-    found = speed(clip, device="cpu", dtype="float32", batch_size=2, repeats=3, warmup=1)
+    found = speed(clip, SpeedConfig(batch_size=2, repeats=3, warmup=1))
     encoder = AutoModel.from_pretrained(clip).vision_model
     assert found["parameters"] == encoder.num_parameters() and found["prompt_tokens"] == 17
     assert found["prefill_tokens_per_s"]["median"] > 0
@@ -47,7 +47,8 @@ def test_a_table_of_shortened_encoders(tmp_path):
         "images": str(write_labelled(tmp_path / "captions", "retrieval")),
         "metrics": ["text_retrieval_recall@5"],
     }
-    data = {"colours": ZeroShotConfig(**names), "captions": ZeroShotConfig(**captions)}
+    sets = {"colours": ZeroShotConfig(**names), "captions": ZeroShotConfig(**captions)}
+    data = EvaluationConfig(zeroshot=sets)
     calibration, cut = CalibrationConfig(images="generated", samples=24), tmp_path / "clip/pictures/two"
     fits = {"uidl": FitConfig(transform="identity"), "ls": FitConfig()}
     clip = strong(tmp_path / "strong")
@@ -61,7 +62,7 @@ def test_a_table_of_shortened_encoders(tmp_path):
         model = clip if name == "baseline" else folder / "model"
         records[name] = evaluate_zeroshot(model, data)
         write_json(folder / "evaluation/seen.json", records[name])
-        write_json(folder / "speed.json", speed(model, device="cpu", dtype="float32", repeats=1, warmup=0))
+        write_json(folder / "speed.json", speed(model, SpeedConfig(repeats=1, warmup=0)))
     frame = tables.collect([folders["uidl"], folders["ls"]], [folders["baseline"]], "seen").set_index("fit")
     columns = ["colours_acc5", "colours_mean_per_class_recall", "captions_text_retrieval_recall@5"]
     assert [name for name in frame.columns if name in columns] == columns

@@ -17,7 +17,7 @@ from replaceme.calibration.images import Images
 from replaceme.calibration.samples import Samples
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
-from replaceme.models.model_config import Family
+from replaceme.models.family import Family
 
 if TYPE_CHECKING:
     import torch

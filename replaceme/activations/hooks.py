@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from replaceme.models.families import Family
+from replaceme.models.family import Family
 
 if TYPE_CHECKING:
     import torch

@@ -7,17 +7,12 @@ uses them they stay in memory if there is plenty. A row is rounded once to bfloa
 """
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.activations.capture import Activations, collect
-from replaceme.activations.targets import formed, rows_of, wanted_by
-from replaceme.calibration.tokens import Tokens
-from replaceme.config.placement import MLP, Regression
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import (
     check_files,
@@ -30,19 +25,16 @@ from replaceme.core.files import (
     write_safetensors,
 )
 from replaceme.core.memory import free_memory
-from replaceme.core.progress import progress
-from replaceme.models.model_config import Family
+from replaceme.core.origin import Origin
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from replaceme.activations.recycled_neurons import Recycled
 
-LOGGER = logging.getLogger(__name__)
 INDEX = "index.json"
 NAMES = ("mlp_output", "target", "state")
 BYTES = 2  # of an element, bfloat16
+UNKNOWN = Origin()
 MEMORY_SHARE = 0.25  # of the free memory, for rows that need no folder
 
 
@@ -58,7 +50,7 @@ class Rows:
     parts: tuple[tuple[str, int], ...]
     columns: tuple[int, int]
     state: bool
-    origin: dict[str, Any]
+    origin: Origin
     held: tuple[tuple["torch.Tensor", ...], ...] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -79,7 +71,7 @@ class Rows:
             raise ReplaceMeError(f"{folder / INDEX}: not the index of rows; make them with `replaceme rows`")
         check_files(folder, index["files"])
         parts = tuple((name, rows) for name, rows in index["parts"])
-        return Rows(folder, parts, tuple(index["columns"]), index["state"], index["origin"])
+        return Rows(folder, parts, tuple(index["columns"]), index["state"], Origin.of(index["origin"]))
 
     def require_state(self) -> None:
         """Raise ReplaceMeError for rows without their state."""
@@ -136,7 +128,7 @@ def row_bytes(columns: tuple[int, int], state: bool) -> int:
 class HeldParts:
     """Rows on their way, in memory; `rows` are those so far."""
 
-    def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, origin: Origin) -> None:
         self.rows = Rows(folder, (), (0, 0), False, origin, ())
 
     def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
@@ -152,7 +144,7 @@ class HeldParts:
 class Parts(HeldParts):
     """Rows on their way to a folder; `rows` are what it holds once it is complete."""
 
-    def __init__(self, folder: Path, origin: dict[str, Any], temporary: Path, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, origin: Origin, temporary: Path, writer: ThreadPoolExecutor) -> None:
         super().__init__(folder, origin)
         self._temporary, self._writer = temporary, writer
         self._pending: Future | None = None
@@ -176,16 +168,16 @@ class Parts(HeldParts):
 
 
 @contextlib.contextmanager
-def storing(folder: str | Path, origin: dict[str, Any] | None = None) -> Iterator[Parts]:
+def storing(folder: str | Path, origin: Origin = UNKNOWN) -> Iterator[Parts]:
     """Within it rows can be added to a folder, which is there, complete, afterwards."""
     folder = Path(folder)
     with replacing(folder) as temporary, ThreadPoolExecutor(1) as writer:
         temporary.mkdir()
-        parts = Parts(folder, origin or {}, temporary, writer)
+        parts = Parts(folder, origin, temporary, writer)
         yield parts
         parts.settle()
         rows = parts.rows
-        index = {"parts": rows.parts, "columns": rows.columns, "state": rows.state, "origin": rows.origin}
+        index = {"parts": rows.parts, "columns": rows.columns, "state": rows.state, "origin": rows.origin.content}
         write_json(temporary / INDEX, {**index, "files": parts.digests})
 
 
@@ -193,101 +185,16 @@ def storing(folder: str | Path, origin: dict[str, Any] | None = None) -> Iterato
 def keeping(folder: Path, needed: int) -> Iterator[HeldParts]:
     """Within it rows of `needed` bytes can be added: to memory where there is plenty, else to a folder."""
     if needed < MEMORY_SHARE * free_memory("cpu"):
-        yield HeldParts(folder, {})
+        yield HeldParts(folder, UNKNOWN)
         return
     check_room(folder, needed, "rows", "lower `fit_tokens`")
     with storing(folder) as parts:
         yield parts
 
 
-def store(folder: str | Path, rows: Iterable[tuple["torch.Tensor", ...]], origin: dict[str, Any] | None = None) -> Rows:
+def store(folder: str | Path, rows: Iterable[tuple["torch.Tensor", ...]], origin: Origin = UNKNOWN) -> Rows:
     """Write rows, given part by part as `Parts.add` takes them, and return them."""
     with storing(folder, origin) as parts:
         for tensors in rows:
             parts.add(tensors)
     return parts.rows
-
-
-class RowCollector:
-    """The rows of a cut [start, end), batch by batch, all of them or `fit_tokens` drawn uniformly.
-
-    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has such.
-    """
-
-    def __init__(
-        self,
-        cut: tuple[int, int],
-        count: int,
-        fit_tokens: int | None = None,
-        with_state: bool = False,
-        regression: Regression = MLP,
-        recycled: "Recycled | None" = None,
-    ) -> None:
-        self.cut, self.with_state, self.regression, self.recycled = cut, with_state, regression, recycled
-        self.chosen = _chosen(count, fit_tokens)
-        self.wanted = wanted_by(regression, [cut])
-        self.parts: HeldParts | None = None
-        self._done = 0
-
-    def bytes(self, model: "nn.Module", family: Family) -> int:
-        """What they take; it is logged too."""
-        hidden = width = model.config.hidden_size
-        if self.regression.placement == "down_proj":
-            width = family.intermediate_size(family.block_modules(model)[self.cut[0] - 1])
-        count = int(self.chosen.sum())
-        needed = count * row_bytes((width, hidden), self.with_state)
-        LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, needed / 1e9)
-        return needed
-
-    def add(self, activations: Activations) -> None:
-        """Add (m, target[, state]) of the chosen tokens of a batch, in bfloat16."""
-        import torch
-
-        here = int(activations.mask.sum())
-        keep = self.chosen[self._done : self._done + here].to(activations.mask.device)
-        self._done += here
-        if keep.any():
-            m, terms = rows_of(self.regression, activations, *self.cut, self.recycled)
-            m, goal, state, added = (tensor[activations.mask][keep] for tensor in (m, *terms))
-            target = formed((goal, state, added))
-            before = (state.to(target.dtype) - added.to(target.dtype),) if self.with_state else ()
-            self.parts.add(tuple(tensor.to(torch.bfloat16).cpu() for tensor in (m, target, *before)))
-
-
-def write_rows(
-    folder: str | Path,
-    model: "nn.Module",
-    family: Family,
-    tokens: Tokens,
-    groups: Sequence[tuple[int, int]],
-    batch_size: int,
-    fit_tokens: int | None = None,
-    origin: dict[str, Any] | None = None,
-    with_state: bool = False,
-    regression: Regression = MLP,
-    recycled: "Sequence[Recycled | None] | None" = None,
-) -> list[Rows]:
-    """Write the rows of each group of a cut (see `RowCollector`), by one forward pass, and return them.
-
-    Those of the first go to 0 in `folder`, and so on. Raises ReplaceMeError before the pass when the disk has no room
-    for them.
-    """
-    shape = (tokens.count, fit_tokens, with_state, regression)
-    pairs = zip(groups, recycled or [None] * len(groups), strict=True)
-    collectors = [RowCollector(group, *shape, one) for group, one in pairs]
-    check_room(Path(folder), sum(one.bytes(model, family) for one in collectors), "rows", "lower `fit_tokens`")
-    with contextlib.ExitStack() as stack:
-        for number, one in enumerate(collectors):
-            one.parts = stack.enter_context(storing(Path(folder) / str(number), origin))
-        collect(model, family, progress(tokens.batches(batch_size), "rows", unit="batch"), collectors)
-    return [one.parts.rows for one in collectors]
-
-
-def _chosen(count: int, wanted: int | None) -> "torch.Tensor":
-    """Which of `count` tokens are taken: all, or `wanted` of them drawn uniformly, always the same."""
-    import torch
-
-    chosen = torch.zeros(count, dtype=torch.bool)
-    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    chosen[drawn[: count if wanted is None else wanted]] = True
-    return chosen

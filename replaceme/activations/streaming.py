@@ -26,8 +26,9 @@ from replaceme.core.files import check_room
 from replaceme.core.memory import free_memory
 from replaceme.core.progress import progress
 from replaceme.models.checkpoints import Checkpoint, with_derived_lists
+from replaceme.models.family import Family
 from replaceme.models.loading import Held
-from replaceme.models.model_config import Family, pruned_config
+from replaceme.models.model_config import pruned_config
 from replaceme.models.sizes import FOUR_BITS, ITEM_BYTES, MARGIN
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ KINDS = (".txt", ".jsonl", ".json", ".parquet")
 SHUFFLE_BUFFER = 10_000  # records held while shuffling a stream
 
 
-def is_local(dataset: str) -> bool:
+def names_file(dataset: str) -> bool:
     """Whether a dataset is a file rather than generated or a Hub id."""
     return dataset not in MICRO and (suffix_of(dataset) in KINDS or Path(dataset).exists())
 
@@ -41,7 +41,7 @@ def check_source(config: CalibrationConfig) -> None:
                 f"micro: no documents named {config.name!r}; name one of {', '.join(FAMILIES)}, or none"
             )
     path = Path(config.dataset)
-    if not is_local(config.dataset):
+    if not names_file(config.dataset):
         return
     if not path.is_file():
         raise ReplaceMeError(f"{path}: no such file; `dataset` is micro, a .txt, .jsonl or .parquet file, or a Hub id")
@@ -56,7 +56,7 @@ def check_source(config: CalibrationConfig) -> None:
 def describe(config: CalibrationConfig) -> dict[str, Any]:
     """What identifies the source beyond its name: the hash of a local file."""
     check_source(config)
-    if not is_local(config.dataset):
+    if not names_file(config.dataset):
         return {}
     note_read(config.dataset)
     return {"file_sha256": sha256(config.dataset)}
@@ -85,7 +85,7 @@ def read_documents(config: CalibrationConfig, tokenizer: Any, passed: PassedOver
 
 def records(config: CalibrationConfig) -> Iterator[dict]:
     """Records of a file or of a Hub dataset, in an order fixed by the seed, with the columns that are asked for."""
-    if is_local(config.dataset):
+    if names_file(config.dataset):
         given = {"path": config.dataset, "columns": config.columns}
         return shuffled(read_records, given, config.seed, SHUFFLE_BUFFER)
     return stream(config, SHUFFLE_BUFFER)

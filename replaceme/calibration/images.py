@@ -18,7 +18,7 @@ from replaceme.calibration.samples import PassedOver, Samples, column_of, stream
 from replaceme.config.calibrations import GENERATED, OF_HUB, CalibrationConfig
 from replaceme.core.errors import ReplaceMeError, UnusableError, in_one_line
 from replaceme.core.progress import progress
-from replaceme.models.checkpoints import is_local, read_config
+from replaceme.models.checkpoints import names_folder, read_config
 from replaceme.models.model_config import family_of
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def positions_of(config: dict[str, Any], shape: tuple[int, ...], where: str) -> 
     family = family_of(config, where)
     sizes = family.sizes(config)
     height, width = shape[-2:]
-    # dinov2 alone interpolates its position embeddings without being asked to
-    if config["model_type"] != "dinov2" and (height, width) != (sizes["image_size"],) * 2:
+    if not family.any_size and (height, width) != (sizes["image_size"],) * 2:
         raise ReplaceMeError(
             f"{where}: preprocessor_config.json makes images of {height} x {width}, the model takes "
             f"{sizes['image_size']} x {sizes['image_size']}"
@@ -101,7 +100,7 @@ def positions_of(config: dict[str, Any], shape: tuple[int, ...], where: str) -> 
 
 def check_images(config: CalibrationConfig) -> None:
     """Raise ReplaceMeError when a local folder of images is missing or holds none."""
-    if config.images == GENERATED or not is_local(config.images):
+    if config.images == GENERATED or not names_folder(config.images):
         return
     folder = Path(config.images).expanduser()
     if not folder.is_dir():
@@ -124,7 +123,7 @@ def read_images(config: CalibrationConfig, passed: PassedOver) -> "Iterator[Imag
     check_images(config)
     if config.images == GENERATED:
         return (generated(config.seed, number) for number in itertools.count())
-    if is_local(config.images):
+    if names_folder(config.images):
         files = image_files(Path(config.images).expanduser())
         random.Random(config.seed).shuffle(files)
         return passed.usable(files, lambda path: opened(path, str(path)))

@@ -1,17 +1,20 @@
 """The sections `evaluations` and `speed`."""
 
 import re
+import shlex
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from replaceme.config.base import Name, Strict
+from replaceme.config.command_line import to_flags
 
 
 class TaskConfig(Strict):
     """How one lm-eval task is run."""
 
     fewshot: int | None = Field(None, ge=0, description="Number of examples in the prompt; null: the task's own.")
+    # a filter may follow a comma, as in `exact_match,strict-match`
     metric: str | None = Field(None, description="Metric of the table; null: acc_norm where the task has it, else acc.")
     in_average: bool = Field(True, description="Whether the task counts in the average accuracy.")
 
@@ -114,6 +117,21 @@ class EvaluationConfig(Strict):
     def columns(self) -> list[str]:
         """The columns of a table that it gives, without their errors."""
         return [*self.tasks, *(column(name, one) for name, data in self.zeroshot.items() for one in data.metrics)]
+
+
+# fields of named sections, for each of which an option is given once or more, as `name={...}`
+NAMED = {"tasks": "task", "zeroshot": "zeroshot"}
+OPTIONS = tuple(name for name in EvaluationConfig.model_fields if name not in NAMED)
+
+
+def evaluation_flags(section: EvaluationConfig) -> str:
+    """The options of `replaceme evaluate` that describe a section, shell-quoted."""
+    named = [
+        f"--{option} {shlex.quote(f'{name}={one.model_dump_json(exclude_defaults=True)}')}"
+        for field, option in NAMED.items()
+        for name, one in getattr(section, field).items()
+    ]
+    return " ".join([*named, to_flags(section, OPTIONS)])
 
 
 def column(name: str, metric: str) -> str:

@@ -1,13 +1,80 @@
-"""What a cut.json says: the runs of blocks that go."""
+"""The cut that was chosen (cut.json): the runs of blocks that go, by which metric, and what was compared."""
 
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import read_json, write_json
 
-def groups_of(cut: dict[str, Any]) -> list[tuple[int, int]]:
-    """The runs of blocks [start, end) that a cut.json removes, in order."""
-    return [(start, end) for start, end in cut["groups"]]
+Span = tuple[int, int]
+NEEDED = ("groups", "blocks", "num_blocks", "metric")
+ONLY_WHERE_KNOWN = ("parts", "search", "adjacency", "coefficients", "model_sha256", "measured_on")
 
 
-def described(cut: dict[str, Any]) -> str:
-    """The runs of blocks of a cut.json as text, `[2, 5), [7, 10)`."""
-    return ", ".join(f"[{start}, {end})" for start, end in groups_of(cut))
+@dataclass(frozen=True)
+class Cut:
+    """The blocks start .. end-1 of each of `groups` go, `blocks` in all of the `num_blocks` of a model.
+
+    `metric` is what they were chosen by (`given`: by hand) over the tokens of `position`, `candidates` all that were
+    compared, with their values. Of several groups `parts` are those compared, before any were merged; of a choice by
+    merging `coefficients` are those of each group's carrier and blocks. `measured_on`: the text, as far as it is known.
+    """
+
+    groups: list[Span]
+    blocks: int
+    num_blocks: int
+    metric: str
+    position: str | None = None
+    parts: list[Span] | None = None
+    search: str | None = None
+    adjacency: str | None = None
+    coefficients: list[list[int]] | None = None
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    model_sha256: str | None = None
+    measured_on: dict[str, Any] | None = None
+
+    @property
+    def span(self) -> str:
+        """The runs of blocks that go as text, `[2, 5), [7, 10)`."""
+        return ", ".join(f"[{start}, {end})" for start, end in self.groups)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What cut.json says."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        known = {key: value for key, value in values.items() if value is not None or key not in ONLY_WHERE_KNOWN}
+        return known | {key: [list(span) for span in known[key]] for key in ("groups", "parts") if key in known}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What replaceme.json says of it: all but the candidates."""
+        return {key: value for key, value in self.content.items() if key != "candidates"}
+
+    def save(self, path: str | Path) -> None:
+        """Write cut.json."""
+        write_json(path, self.content)
+
+    @staticmethod
+    def load(path: str | Path) -> "Cut":
+        """Read cut.json; raises ReplaceMeError for another file, and for groups that are no runs of blocks."""
+        return Cut.of(read_json(path), str(path))
+
+    @staticmethod
+    def of(content: Any, where: str = "cut") -> "Cut":
+        """The cut that `content` or `provenance` of one describes; errors as in `load`, beginning with `where`."""
+        for key in NEEDED:
+            if not isinstance(content, dict) or key not in content:
+                raise ReplaceMeError(f"{where}: no {key!r} in it; is it the output of another step?")
+        if not _are_groups(content["groups"], content["num_blocks"]):
+            raise ReplaceMeError(f"{where}: its `groups` are no runs of blocks of a model; choose the cut again")
+        known = {one.name: content[one.name] for one in fields(Cut) if one.name in content}
+        return Cut(**known | {key: [tuple(span) for span in known[key]] for key in ("groups", "parts") if key in known})
+
+
+def _are_groups(groups: Any, num_blocks: Any) -> bool:
+    """Whether these are pairs [start, end) of numbers of blocks."""
+    if not isinstance(groups, list) or not isinstance(num_blocks, int):
+        return False
+    pairs = all(isinstance(group, list) and len(group) == 2 for group in groups)
+    return pairs and all(isinstance(one, int) and 1 <= one <= num_blocks for group in groups for one in group)

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 RESULTS_VARIABLE = "REPLACEME_RESULTS"  # of the environment: where the results of a workflow lie; by hand not set
 TEMPORARY = ".tmp-"
 RECORD = "replaceme.json"  # of a checkpoint made here, in its folder
-DAY = 86400.0  # seconds
 AHEAD = 2_000_000_000  # ns that the clocks of a file server and of this machine may lie apart
 STAMP = "replaceme"  # key of what a safetensors file of ours says of itself
 CANNOT_WRITE = {
@@ -89,11 +87,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
         raise _cannot_write(path, error) from error
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{path.name}-{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    return path.with_name(f"{TEMPORARY}{path.name}-{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
 
 
 def _put(new: Path, path: Path) -> None:
@@ -107,7 +105,7 @@ def _put(new: Path, path: Path) -> None:
     except OSError:
         old.replace(path)
         raise
-    _remove(old)
+    remove(old)
 
 
 def _cannot_write(path: Path, error: Exception) -> ReplaceMeError:
@@ -134,8 +132,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that led here says more
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that goes; the error that led here says more."""
+    with contextlib.suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -294,41 +293,6 @@ def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
         raise ReplaceMeError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {remedy}")
 
 
-def sweep_temporaries(folder: str | Path) -> list[Path]:
-    """Remove what killed jobs left behind under `folder` and return the paths removed.
-
-    What a living process is writing stays: jobs outlive a Snakemake that was killed. Of other machines of a cluster
-    that is not known; what was changed there within a day stays.
-    """
-    stale = sorted(path for path in Path(folder).rglob(f"{TEMPORARY}*") if not _writer_lives(path))
-    for path in stale:
-        _remove(path)
-    return stale
-
-
-def _writer_lives(temporary: Path) -> bool:
-    machine, *more = temporary.name.rpartition("-")[2].split(".")
-    if len(more) != 2 or not more[0].isdecimal():
-        return False
-    if machine != _machine():
-        return time.time() - _last_change(temporary) < DAY
-    try:
-        os.kill(int(more[0]), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's process
-        return True
-    return True
-
-
-def _machine() -> str:
+def machine() -> str:
     """Digits that tell this machine from others that see the same folder; its name is nobody's business."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-
-
-def _last_change(path: Path) -> float:
-    times = [0.0]
-    for one in (path, *path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):  # it has got its name
-            times.append(one.stat().st_mtime)
-    return max(times)

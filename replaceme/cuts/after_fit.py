@@ -25,12 +25,13 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import AFTER_FIT, OF_MERGING, WITHOUT_FIT
 from replaceme.config.placement import MLP
+from replaceme.core.cut_record import Span
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.named import import_named
 from replaceme.core.progress import progress
 from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
-from replaceme.cuts.groups import Span
-from replaceme.models.model_config import Family
+from replaceme.models.family import Family
+from replaceme.models.model_record import Sizes
 from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.gains import Gains
 
@@ -46,7 +47,7 @@ HELD_OUT = 4  # sequences to fit on for each one that the loss is measured on
 
 
 def candidates_of(
-    cut: CutConfig, record: dict[str, Any], model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
+    cut: CutConfig, record: Sizes, model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
 ) -> dict[str, Any]:
     """The contents of candidates.json that a cut section asks for; where `needs_loss` the model with its head."""
     sizes = sizes_of(cut, record)

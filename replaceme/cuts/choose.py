@@ -11,8 +11,10 @@ Every candidate [start, end) with 1 <= start and end = start + n <= L competes; 
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.cuts import CutConfig
+from replaceme.core.cut_record import Cut, Span
 from replaceme.core.errors import ReplaceMeError
-from replaceme.cuts.groups import Costs, Span, check_room, dynamic, greedy, independent, least, merged, sizes_needed
+from replaceme.cuts.groups import Costs, check_room, dynamic, greedy, independent, least, merged, sizes_needed
+from replaceme.models.model_record import Sizes
 
 if TYPE_CHECKING:
     import torch
@@ -28,38 +30,38 @@ def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
     return [(start, start + blocks) for start in range(1, num_blocks - blocks + 1)]
 
 
-def resolve_blocks(cut: CutConfig, record: dict[str, Any]) -> int:
+def resolve_blocks(cut: CutConfig, record: Sizes) -> int:
     """The number of blocks to remove: `blocks`, or the one whose share of the parameters is nearest to `ratio`."""
     if cut.blocks is not None:
         return cut.blocks
-    mean = sum(record["block_parameters"]) / record["num_blocks"]
-    wanted = cut.ratio * record["parameters"] / mean
-    if wanted > record["num_blocks"] - 0.5:
-        most = mean * (record["num_blocks"] - 1) / record["parameters"]
+    mean = sum(record.block_parameters) / record.num_blocks
+    wanted = cut.ratio * record.parameters / mean
+    if wanted > record.num_blocks - 0.5:
+        most = mean * (record.num_blocks - 1) / record.parameters
         raise ReplaceMeError(f"cut: ratio {cut.ratio} is out of reach; all blocks but one are {most:.3f} of the model")
     return max(1, round(wanted))
 
 
-def sizes_of(cut: CutConfig, record: dict[str, Any]) -> list[int]:
+def sizes_of(cut: CutConfig, record: Sizes) -> list[int]:
     """The sizes of the runs that the choice of a cut section compares."""
     return sizes_needed(resolve_blocks(cut, record), cut.groups, cut.search)
 
 
-def possible_spans(cut: CutConfig, record: dict[str, Any]) -> list[tuple[int, int]]:
+def possible_spans(cut: CutConfig, record: Sizes) -> list[tuple[int, int]]:
     """All candidates of a cut section on a model; raises ReplaceMeError when its size, start or groups do not fit."""
     blocks = resolve_blocks(cut, record)
-    possible = spans(record["num_blocks"], blocks)
+    possible = spans(record.num_blocks, blocks)
     if cut.start is not None and (cut.start, cut.start + blocks) not in possible:
         last = possible[-1][0]
         raise ReplaceMeError(
             f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between 1 and {last}"
         )
     if cut.search == "merging":
-        return _without_kept(cut, record["num_blocks"], blocks, spans(record["num_blocks"], 1))
+        return _without_kept(cut, record.num_blocks, blocks, spans(record.num_blocks, 1))
     sizes = sizes_of(cut, record)
-    check_room(record["num_blocks"], blocks, cut.groups, cut.search, cut.adjacency)
-    found = [span for size in sizes for span in spans(record["num_blocks"], size)]
-    return _without_kept(cut, record["num_blocks"], blocks, found) if cut.single else found
+    check_room(record.num_blocks, blocks, cut.groups, cut.search, cut.adjacency)
+    found = [span for size in sizes for span in spans(record.num_blocks, size)]
+    return _without_kept(cut, record.num_blocks, blocks, found) if cut.single else found
 
 
 def _without_kept(cut: CutConfig, num_blocks: int, blocks: int, found: list[Span]) -> list[Span]:
@@ -75,25 +77,24 @@ def _without_kept(cut: CutConfig, num_blocks: int, blocks: int, found: list[Span
 
 def choose(
     cut: CutConfig,
-    record: dict[str, Any],
+    record: Sizes,
     distances: dict[str, "torch.Tensor"] | None = None,
     candidates: list[dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """The contents of cut.json: the groups [start, end) that go, the metric, and every candidate with its value.
+) -> Cut:
+    """The groups [start, end) that go, the metric, and every candidate with its value.
 
     `distances` are needed for the metrics of pairs of states, `candidates` for the others, neither for a cut placed by
-    hand. Of several groups `parts` are those compared, before any were merged; of a choice by merging `coefficients`
-    are those of each group's carrier and blocks.
+    hand.
     """
     possible = possible_spans(cut, record)
-    blocks, coefficients = resolve_blocks(cut, record), {}
+    blocks, coefficients = resolve_blocks(cut, record), None
     if cut.start is not None:
         metric, position, listed, parts = "given", None, [], [(cut.start, cut.start + blocks)]
     elif cut.search == "merging":
         metric, position, listed = cut.metric, cut.position, candidates
         merges = _merges(candidates, blocks)
         parts = [(one["start"], one["end"]) for one in merges]
-        coefficients = {"coefficients": [one["coefficients"] for one in merges]}
+        coefficients = [one["coefficients"] for one in merges]
     else:
         metric, position = cut.metric, cut.position
         if cut.search == "iterative":
@@ -102,18 +103,18 @@ def choose(
             listed = _measured(candidates, possible, metric)
         else:
             listed = _by_distance(_matrix(distances, metric, position), possible, metric)
-        parts = _search(cut, listed, possible, record["num_blocks"], blocks)
-    several = {"parts": [list(part) for part in parts], "search": cut.search, "adjacency": cut.adjacency}
-    return {
-        "groups": [list(group) for group in merged(parts)],
-        "blocks": blocks,
-        "num_blocks": record["num_blocks"],
-        "metric": metric,
-        "position": position,
-        **(several if cut.several else {}),
-        **coefficients,
-        "candidates": listed,
-    }
+        parts = _search(cut, listed, possible, record.num_blocks, blocks)
+    several = {"parts": parts, "search": cut.search, "adjacency": cut.adjacency} if cut.several else {}
+    return Cut(
+        groups=merged(parts),
+        blocks=blocks,
+        num_blocks=record.num_blocks,
+        metric=metric,
+        position=position,
+        coefficients=coefficients,
+        candidates=listed,
+        **several,
+    )
 
 
 def kept_merges(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:

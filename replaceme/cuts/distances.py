@@ -19,7 +19,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_tensors, save_tensors, write_text
 from replaceme.core.named import import_named
 from replaceme.core.progress import progress
-from replaceme.models.model_config import Family
+from replaceme.models.family import Family
 
 if TYPE_CHECKING:
     import torch

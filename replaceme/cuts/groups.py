@@ -12,9 +12,9 @@ from functools import cache
 from itertools import pairwise
 
 from replaceme.config.cuts import SINGLE
+from replaceme.core.cut_record import Span
 from replaceme.core.errors import ReplaceMeError
 
-Span = tuple[int, int]
 Costs = Mapping[Span, float]
 
 

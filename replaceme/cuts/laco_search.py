@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from replaceme.activations.capture import model_inputs, trimmed
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
+from replaceme.core.cut_record import Span
 from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import removed_by
-from replaceme.cuts.groups import Span
-from replaceme.models.model_config import Family
+from replaceme.models.family import Family
+from replaceme.models.model_record import Sizes
 from replaceme.surgery.laco_merge import fit_collapse
 from replaceme.surgery.shortened_model import shortened
 
@@ -85,7 +86,7 @@ def search(cut: CutConfig, num_blocks: int, blocks: int, measure: Measure, simil
 
 
 def merging_candidates(
-    cut: CutConfig, record: dict[str, Any], blocks: int, model: "nn.Module", family: Family, tokens: Tokens, batch: int
+    cut: CutConfig, record: Sizes, blocks: int, model: "nn.Module", family: Family, tokens: Tokens, batch: int
 ) -> list[dict[str, Any]]:
     """The merges that a cut section tries on a model, on sequences in batches of so many; `kept` of those that stay.
 
@@ -95,7 +96,7 @@ def merging_candidates(
     given = [cut.similarity] if cut.similarity is not None else [step / STEPS for step in range(STEPS - 1, -1, -1)]
     most = 0
     for similarity in given:
-        tried = search(cut, record["num_blocks"], blocks, output, similarity)
+        tried = search(cut, record.num_blocks, blocks, output, similarity)
         if removed_by(tried) == blocks:
             return tried
         most = max(most, removed_by(tried))

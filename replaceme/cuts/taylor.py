@@ -13,7 +13,7 @@ from replaceme.activations.language_loss import counted_tokens, loss_batches, to
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
-from replaceme.models.model_config import Family
+from replaceme.models.family import Family
 
 if TYPE_CHECKING:
     import torch

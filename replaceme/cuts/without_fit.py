@@ -15,12 +15,14 @@ from replaceme.activations.language_loss import mean_loss
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import WITHOUT_FIT
+from replaceme.core.cut_record import Span
 from replaceme.core.named import import_named
 from replaceme.core.progress import progress
 from replaceme.cuts.choose import possible_spans, resolve_blocks, sizes_of, spans
-from replaceme.cuts.groups import Span, least
+from replaceme.cuts.groups import least
 from replaceme.cuts.taylor import taylor_scores
-from replaceme.models.model_config import Family
+from replaceme.models.family import Family
+from replaceme.models.model_record import Sizes
 from replaceme.surgery.shortened_model import shortened
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ LARGEST = 700.0  # loss in nats above which its exp would overflow
 
 
 def unrepaired_candidates(
-    cut: CutConfig, record: dict[str, Any], model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
+    cut: CutConfig, record: Sizes, model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
 ) -> list[dict[str, Any]]:
     """Every run of blocks that a cut section compares, with its value by a metric of WITHOUT_FIT on some text.
 
@@ -41,7 +43,7 @@ def unrepaired_candidates(
     measure = import_named(WITHOUT_FIT[cut.metric].function)(model, family, tokens, batch_size)
     if cut.search == "iterative":
         return one_by_one(measure, possible_spans(cut, record), resolve_blocks(cut, record), cut.metric)
-    measured = [span for size in sizes_of(cut, record) for span in spans(record["num_blocks"], size)]
+    measured = [span for size in sizes_of(cut, record) for span in spans(record.num_blocks, size)]
     return _entries(measured, measure([], measured), cut.metric)
 
 

@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from replaceme.config.evaluations import EvaluationConfig, TaskConfig
 from replaceme.core import uncertainty
-from replaceme.core.errors import ReplaceMeError
 from replaceme.core.offline import offline
 from replaceme.evaluation import items as answers
 from replaceme.evaluation import lm_eval as harness
 from replaceme.evaluation import overlap, scoring, task_checks, task_index
 from replaceme.evaluation.items import Asked
 from replaceme.evaluation.scoring import Pool
-from replaceme.evaluation.task_checks import TaskOptions
-from replaceme.models.loading import size
+from replaceme.models.loading import ON_CPU, RunsOn, load_causal_model, load_tokenizer, size
 from replaceme.provenance.environment import hardware, versions
-
-__all__ = ["TaskOptions", "average", "evaluate", "ready"]
 
 
 @dataclass(frozen=True)
@@ -43,93 +40,72 @@ class Ready:
 
 def evaluate(
     model_folder: str | Path,
-    tasks: Mapping[str, TaskOptions],
-    *,
-    include: task_index.Include = None,
-    perplexity_task: str | None = None,
-    batch_size: int = 16,
-    limit: int | None = None,
-    seed: int = 1234,
-    device: str = "cpu",
-    dtype: str = "float32",
-    gpus: int = 1,
+    section: EvaluationConfig,
+    runs_on: RunsOn = ON_CPU,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint folder on lm-eval tasks and return a JSON-able record.
+    """Evaluate a checkpoint folder on the lm-eval tasks of a section and return a JSON-able record.
 
-    `include`: folder(s) of task YAMLs; when all tasks are local files, no library tries the network. `limit`: first
-    items of each task only. Raises ReplaceMeError for unknown tasks or metrics, missing data, broken models, and where
-    a metric that stands for a task comes to no number; of other metrics that do, warnings.
+    When all tasks are local files, no library tries the network. The section's `dtype` is that of the config: the one
+    used is in `runs_on`. Raises ReplaceMeError for unknown tasks or metrics, missing data, broken models, and where a
+    metric that stands for a task comes to no number; of other metrics that do, warnings.
     """
     started = time.perf_counter()
-    wanted = dict(tasks)
-    if perplexity_task is not None and perplexity_task not in wanted:
-        wanted[perplexity_task] = TaskOptions(in_average=False)
-    if not wanted:
-        raise ReplaceMeError("no evaluation tasks given")
+    tasks, seed = section.tasks, section.seed
     with harness.quiet():
-        manager = task_index.find_tasks(list(wanted), include)
-        with ready(manager, wanted, include, perplexity_task, limit, seed) as tasks_ready:
+        manager = task_index.find_tasks(list(tasks), section.include)
+        with ready(manager, section) as tasks_ready:
             asked = [one for members in tasks_ready.asked.values() for one in members]
             overlap.warn(model_folder, [one.task for one in asked])
-            lm = _language_model(model_folder, (dtype, device, gpus), batch_size)
+            lm = _language_model(model_folder, runs_on, section.batch_size)
             lm.check(request for one in asked for request in one.task.instances)
             _seed(seed)
             answers.answer(lm, asked)
-            scored = {name: _score(name, tasks_ready, options, seed) for name, options in wanted.items()}
+            scored = {name: _score(name, tasks_ready, options, seed) for name, options in tasks.items()}
     return {
         "model": str(model_folder),
         **size(lm.model, model_folder),
-        "tasks": {name: scored[name] for name in tasks},
-        "average": average({name: scored[name] for name in tasks}),
+        "tasks": scored,
+        "average": average(scored),
         "perplexity": _perplexity(tasks_ready),
         "seconds": time.perf_counter() - started,
         "seed": seed,
-        "limit": limit,
-        "dtype": dtype,
-        "device": device,
+        "limit": section.limit,
+        "dtype": runs_on.dtype,
+        "device": runs_on.device,
         "versions": versions(),
         "hardware": hardware(),
     }
 
 
 @contextmanager
-def ready(
-    manager: Any,
-    tasks: Mapping[str, TaskOptions],
-    include: task_index.Include,
-    perplexity_task: str | None,
-    limit: int | None,
-    seed: int,
-) -> Iterator[Ready]:
+def ready(manager: Any, section: EvaluationConfig) -> Iterator[Ready]:
     """Load tasks and make all their prompts; raises ReplaceMeError for what can be known before a model answers.
 
     Copies of local data are gone after the block, in which no library tries the network where all data are local.
     """
+    tasks, include, perplexity_task = section.tasks, section.include, section.perplexity
     local = task_index.all_local(manager, list(tasks))
     with tempfile.TemporaryDirectory(prefix="replaceme-") as cache, offline() if local else contextlib.nullcontext():
         own = {
             one for one in task_index.own_tasks(manager, list(tasks), include) if task_index.all_local(manager, [one])
         }
         fewshot = {name: options.fewshot for name, options in tasks.items()}
-        loaded = harness.load_tasks(manager, fewshot, include, cache, seed)
+        loaded = harness.load_tasks(manager, fewshot, include, cache, section.seed)
         declared = {name: [task_checks.declared(task) for task in members] for name, members in loaded.items()}
         metrics = {name: task_checks.chosen_metric(name, declared[name], options) for name, options in tasks.items()}
         perplexity = None
         if perplexity_task is not None:
             perplexity = (perplexity_task, task_checks.perplexity_metric(perplexity_task, declared[perplexity_task]))
-        _seed(seed)
+        _seed(section.seed)
         asked = {}
         for name, members in loaded.items():
             wanted = [metrics[name], *([perplexity[1]] if perplexity and perplexity[0] == name else [])]
-            asked[name] = [task_checks.prepared(task, wanted, limit, task.task_name in own) for task in members]
+            asked[name] = [task_checks.prepared(task, wanted, section.limit, task.task_name in own) for task in members]
         yield Ready(asked, metrics, perplexity)
 
 
-def _language_model(folder: str | Path, where: tuple[str, str, int], batch_size: int) -> Any:
-    from replaceme.models.loading import Held, load_causal_model, load_tokenizer
-
-    dtype, device, gpus = where
-    model = load_causal_model(folder, dtype, device, Held(gpus))
+def _language_model(folder: str | Path, runs_on: RunsOn, batch_size: int) -> Any:
+    model = load_causal_model(folder, runs_on.dtype, runs_on.device, runs_on.held)
     return harness.language_model(model, load_tokenizer(folder), batch_size)
 
 
@@ -144,7 +120,7 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _score(name: str, tasks: Ready, options: TaskOptions, seed: int) -> dict[str, Any]:
+def _score(name: str, tasks: Ready, options: TaskConfig, seed: int) -> dict[str, Any]:
     """One task's part of the record; `items` are the values of the chosen metric, one per item in the task's order."""
     members, metric = tasks.asked[name], tasks.metrics[name]
     pools = scoring.pools_of(members)

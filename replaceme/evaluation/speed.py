@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import read_config
+from replaceme.models.loading import ON_CPU, RunsOn, load_base_model, load_causal_model, size
 from replaceme.models.model_config import family_of, is_encoder
 from replaceme.provenance.environment import hardware, versions
 
@@ -33,15 +35,8 @@ class _Workload:
 
 def speed(
     model_folder: str | Path,
-    *,
-    device: str,
-    dtype: str,
-    gpus: int = 1,
-    prompt_tokens: int = 256,
-    new_tokens: int = 32,
-    batch_size: int = 1,
-    repeats: int = 5,
-    warmup: int = 2,
+    options: SpeedConfig,
+    runs_on: RunsOn = ON_CPU,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a checkpoint folder and return a JSON-able record; rates in tokens per second, memory in bytes.
@@ -53,14 +48,14 @@ def speed(
     """
     import torch
 
-    from replaceme.models.loading import Held, load_base_model, load_causal_model, size
-
-    config = read_config(model_folder)
+    config, device, batch_size = read_config(model_folder), runs_on.device, options.batch_size
+    prompt_tokens, new_tokens = options.prompt_tokens, options.new_tokens
     on_gpu = device.startswith("cuda")
     devices = range(torch.cuda.device_count()) if on_gpu else ()
     for one in devices:
         torch.cuda.reset_peak_memory_stats(one)
-    model = (load_base_model if is_encoder(config) else load_causal_model)(model_folder, dtype, device, Held(gpus))
+    loaded = load_base_model if is_encoder(config) else load_causal_model
+    model = loaded(model_folder, runs_on.dtype, device, runs_on.held)
     generator = torch.Generator().manual_seed(seed)
     if is_encoder(config):
         prompt, prompt_tokens = _images(config, model_folder, batch_size, generator)
@@ -77,7 +72,7 @@ def speed(
         {"logits_to_keep": 1} if can_slice else {},
     )
     with torch.inference_mode():
-        times = [repeat(model, load) for _ in range(warmup + repeats)][warmup:]
+        times = [repeat(model, load) for _ in range(options.warmup + options.repeats)][options.warmup :]
     return {
         "model": str(model_folder),
         **size(model, model_folder),
@@ -86,13 +81,13 @@ def speed(
         "decode_tokens_per_s": _rates([batch_size * new_tokens / decode for _, decode in times if decode]),
         "peak_memory_bytes": sum(map(torch.cuda.max_memory_allocated, devices)) if on_gpu else _peak_resident(),
         "device": device,
-        "gpus": gpus,
-        "dtype": dtype,
+        "gpus": runs_on.gpus,
+        "dtype": runs_on.dtype,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "batch_size": batch_size,
-        "repeats": repeats,
-        "warmup": warmup,
+        "repeats": options.repeats,
+        "warmup": options.warmup,
         "seed": seed,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.evaluations import TaskConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.evaluation import examples
 from replaceme.evaluation.items import FAULTS, Asked, ask, filters_of, rehearse, said
@@ -20,19 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """How one task is run and counted.
-
-    `fewshot`: examples in context (None: as the task says, else 0). `metric`: None is acc_norm where the task has one,
-    else acc; a filter may follow a comma, as in `exact_match,strict-match`. `in_average`: whether it enters Avg-acc.
-    """
-
-    fewshot: int | None = None
-    metric: str | None = None
-    in_average: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
     return Declared([getattr(one, "__name__", str(one)) for one in metrics or []], filters)
 
 
-def chosen_metric(name: str, members: Sequence[Declared], options: TaskOptions) -> str:
+def chosen_metric(name: str, members: Sequence[Declared], options: TaskConfig) -> str:
     """The metric that stands for a task, `metric,filter` where its filter has a name.
 
     Raises ReplaceMeError when the task, or one of a group's, lacks it.

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replaceme.config.evaluations import EvaluationConfig
+from replaceme.config.evaluations import EvaluationConfig, TaskConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.evaluation import task_checks, task_index
-from replaceme.evaluation.evaluate import TaskOptions, ready
+from replaceme.evaluation.evaluate import ready
 from replaceme.evaluation.overlap import Measured, measured_on
 
 if TYPE_CHECKING:
@@ -24,15 +24,14 @@ def task_faults(manager: "TaskManager", section: EvaluationConfig, known: list[s
     for name in known:
         if task_index.needs(manager, [name]).problems:
             continue  # told already
-        options = TaskOptions(**section.tasks[name].model_dump())
         perplexity = name if name == section.perplexity else None
         try:
             if task_index.all_local(manager, [name]):
-                limit = min(section.limit or TRIED, TRIED)
-                with ready(manager, {name: options}, section.include, perplexity, limit, section.seed):
+                alone = {"tasks": {name: section.tasks[name]}, "perplexity": perplexity}
+                with ready(manager, section.model_copy(update=alone | {"limit": min(section.limit or TRIED, TRIED)})):
                     pass
             else:
-                _check_declared(manager, name, options, perplexity)
+                _check_declared(manager, name, section.tasks[name], perplexity)
         except ReplaceMeError as error:
             yield str(error)
     try:
@@ -41,7 +40,7 @@ def task_faults(manager: "TaskManager", section: EvaluationConfig, known: list[s
         yield str(error)
 
 
-def _check_declared(manager: "TaskManager", name: str, options: TaskOptions, perplexity: str | None) -> None:
+def _check_declared(manager: "TaskManager", name: str, options: TaskConfig, perplexity: str | None) -> None:
     configs = [task_index.whole_config(manager.task_index[leaf])[0] for leaf in task_index.leaves(manager, name) or []]
     declared = [task_checks.declared_in(config) for config in configs]
     if not declared or None in declared:

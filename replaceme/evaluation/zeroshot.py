@@ -10,22 +10,23 @@ import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.calibration.images import image_processor, pixel_values
-from replaceme.config.evaluations import ZeroShotConfig, column
+from replaceme.config.evaluations import EvaluationConfig, column
 from replaceme.core import uncertainty
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.offline import offline
 from replaceme.core.progress import progress
 from replaceme.evaluation import image_metrics
 from replaceme.evaluation.evaluate import average
-from replaceme.evaluation.labelled_images import Labelled, Sample, check_package, labelled
-from replaceme.models.checkpoints import is_local
-from replaceme.models.loading import size
+from replaceme.evaluation.labelled_images import check_package, labelled
+from replaceme.evaluation.labelled_samples import Labelled, Sample
+from replaceme.models.checkpoints import names_folder
+from replaceme.models.loading import ON_CPU, RunsOn, load_image_text_model, load_tokenizer, size
 from replaceme.provenance.environment import hardware, versions
 
 if TYPE_CHECKING:
@@ -35,11 +36,9 @@ if TYPE_CHECKING:
 class Encoders:
     """A checkpoint of encoders of images and texts, with the interface that clip-benchmark asks of a model."""
 
-    def __init__(self, folder: str | Path, dtype: str, device: str, gpus: int = 1) -> None:
-        from replaceme.models.loading import Held, load_image_text_model, load_tokenizer
-
-        self.folder, self.device = folder, device
-        self.model = load_image_text_model(folder, dtype, device, Held(gpus))
+    def __init__(self, folder: str | Path, runs_on: RunsOn = ON_CPU) -> None:
+        self.folder, self.device = folder, runs_on.device
+        self.model = load_image_text_model(folder, runs_on.dtype, runs_on.device, runs_on.held)
         self.processor, self.tokenizer = image_processor(folder), load_tokenizer(folder)
         self.longest = self.model.config.text_config.max_position_embeddings
 
@@ -93,30 +92,25 @@ class _Seen:
 
 def evaluate_zeroshot(
     model_folder: str | Path,
-    data_sets: Mapping[str, ZeroShotConfig],
-    *,
-    batch_size: int = 16,
-    limit: int | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    gpus: int = 1,
+    section: EvaluationConfig,
+    runs_on: RunsOn = ON_CPU,
 ) -> dict[str, Any]:
     """Measure encoders of images and texts on labelled images and return a JSON-able record, as `evaluate` does.
 
-    Its `tasks` are the metrics of the data sets, `<name>_<metric>`. `limit`: first images of each data set only. Raises
-    ReplaceMeError for unusable data, models without a text tower, broken weights, and without clip-benchmark.
+    Its `tasks` are the metrics of the data sets, `<name>_<metric>`. Raises ReplaceMeError for unusable data, models
+    without a text tower, broken weights, and without clip-benchmark.
     """
     import torch
 
     started = time.perf_counter()
     check_package()
-    local = all(is_local(one.images) for one in data_sets.values())
+    local = all(names_folder(one.images) for one in section.zeroshot.values())
     tasks, sources = {}, {}
     with offline() if local else contextlib.nullcontext(), torch.inference_mode():
-        opened = {name: labelled(config) for name, config in data_sets.items()}
-        encoders = Encoders(model_folder, dtype, device, gpus)
+        opened = {name: labelled(config) for name, config in section.zeroshot.items()}
+        encoders = Encoders(model_folder, runs_on)
         for name, data in opened.items():
-            found, sources[name] = _measured(encoders, name, data, data_sets[name], batch_size, limit)
+            found, sources[name] = _measured(encoders, name, data, section)
             tasks |= found
     return {
         "model": str(model_folder),
@@ -127,22 +121,23 @@ def evaluate_zeroshot(
         "perplexity": None,
         "seconds": time.perf_counter() - started,
         "seed": None,
-        "limit": limit,
-        "dtype": dtype,
-        "device": device,
+        "limit": section.limit,
+        "dtype": runs_on.dtype,
+        "device": runs_on.device,
         "versions": versions("clip_benchmark"),
         "hardware": hardware(),
     }
 
 
 def _measured(
-    encoders: Encoders, name: str, data: Labelled, config: ZeroShotConfig, batch_size: int, limit: int | None
+    encoders: Encoders, name: str, data: Labelled, section: EvaluationConfig
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The metrics of a data set as tasks of a record, and what the data set is."""
+    config, limit = section.zeroshot[name], section.limit
     seen = _Seen(hashlib.sha256(repr((data.classes, data.templates)).encode()))
     samples = progress(seen.watch(itertools.islice(data.samples(), limit)), name, limit, "image")
     by = _by_captions if data.kind == "retrieval" else _by_classes
-    items = by(encoders, data, _batches(samples, batch_size), config.metrics)
+    items = by(encoders, data, _batches(samples, section.batch_size), config.metrics)
     tasks = {}
     for number, (metric, values) in enumerate(items.items()):
         value, stderr = uncertainty.mean(values)

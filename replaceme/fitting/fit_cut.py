@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from replaceme.activations.rows import Rows
     from replaceme.activations.statistics import Statistics
     from replaceme.calibration.tokens import Tokens
-    from replaceme.models.model_config import Family
+    from replaceme.models.family import Family
     from replaceme.transforms.resume import State
     from replaceme.transforms.ridge import Shards
     from replaceme.transforms.transform import Transform
@@ -67,7 +67,8 @@ class Passes:
         Recycled neurons take a pass before it. Rows, if any, stay in memory or go to a folder.
         """
         from replaceme.activations.gather import Gathered
-        from replaceme.activations.rows import RowCollector, keeping
+        from replaceme.activations.row_collector import RowCollector
+        from replaceme.activations.rows import keeping
 
         if config.unfitted:
             self._collect("distances", more)
@@ -237,7 +238,7 @@ def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) ->
     """The state of a fit over rows in `path`: good for the same rows, options, code, device and versions only."""
     from replaceme.transforms.resume import State
 
-    stored = {"origin": rows.origin, "parts": rows.parts, "state": rows.state}
+    stored = {"origin": rows.origin.content, "parts": rows.parts, "state": rows.state}
     return State(path, state_identity(config, stored, device))
 
 

@@ -9,16 +9,16 @@ own. What comes out is the same, bit by bit, as of two passes.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from replaceme.activations.capture import collect
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
-from replaceme.core.cut_record import described, groups_of
+from replaceme.core.cut_record import Cut, Span
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import Distances
-from replaceme.cuts.groups import Span
 from replaceme.fitting.fit_cut import Evidence, Passes
+from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,12 +35,12 @@ def can_foresee(cut: CutConfig, fit: FitConfig, model: "nn.Module") -> bool:
 
 def choose_and_gather(
     passes: Passes,
-    record: dict[str, Any],
+    record: ModelRecord,
     cut: CutConfig,
     fit: FitConfig,
     folder: Path,
     foreseen: Callable[[Sequence[Span]], None],
-) -> tuple[dict[str, Any], list[Evidence] | None]:
+) -> tuple[Cut, list[Evidence] | None]:
     """The chosen cut, and the evidence of each of its groups, None where another cut was foreseen.
 
     `foreseen` is called with the groups that are gathered for, before the pass; rows that memory has no room for go to
@@ -50,10 +50,10 @@ def choose_and_gather(
     first, distances = (Distances(blocks, cut.of_representations) for _ in range(2))
     collect(passes.model, passes.family, passes.tokens.batches(passes.batch_size)[:1], [first])
     expected = choose(cut, record, first.means(), None)
-    foreseen(groups_of(expected))
-    evidence = passes.evidence(fit, groups_of(expected), folder, [distances])
+    foreseen(expected.groups)
+    evidence = passes.evidence(fit, expected.groups, folder, [distances])
     chosen = choose(cut, record, distances.means(), None)
-    if groups_of(chosen) == groups_of(expected):
+    if chosen.groups == expected.groups:
         return chosen, evidence
-    log.info("the first batch chose %s, all of them %s: one more pass", described(expected), described(chosen))
+    log.info("the first batch chose %s, all of them %s: one more pass", expected.span, chosen.span)
     return chosen, None

@@ -12,7 +12,7 @@ from replaceme.activations.capture import model_inputs
 from replaceme.activations.language_loss import sequence_losses
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.healings import LORA, TrainingConfig
-from replaceme.core.cut_record import groups_of
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, write_json
 from replaceme.core.redaction import published
@@ -20,9 +20,10 @@ from replaceme.core.uncertainty import paired_log_perplexity
 from replaceme.healing.endings import with_endings
 from replaceme.healing.loop import rate, train
 from replaceme.healing.parameters import Trainable, trainable
-from replaceme.models.checkpoints import Checkpoint, check_merged, model_sha256, open_checkpoint, read_config, resolve
+from replaceme.models.checkpoints import Checkpoint, check_merged, open_checkpoint, read_config, resolve
 from replaceme.models.loading import Held, load_causal_model
 from replaceme.models.model_config import check_length, family_of, is_encoder, pick_dtype
+from replaceme.models.model_record import ModelRecord
 from replaceme.provenance.environment import versions
 from replaceme.surgery.edits import Changes, Content
 from replaceme.surgery.model_card import healed_card, licence_of
@@ -77,10 +78,10 @@ def heal_checkpoint(
     checkpoint = open_checkpoint(folder)
 
     before = sequence_losses(model, held_out)
-    trained = trainable(model, checkpoint, options, carriers_of(shortened["cut"]))
+    trained = trainable(model, checkpoint, options, carriers_of(Cut.of(shortened["cut"])))
     numbers = options.model_dump(exclude={*UNSEEN, *(() if options.train == "lora" else LORA)})
     packages = versions("peft") if options.train == "lora" else versions()
-    origin = {"model_sha256": model_sha256(record), "tokens_sha256": tokens.digest(), "text": text}
+    origin = {"model_sha256": record.sha256, "tokens_sha256": tokens.digest(), "text": text}
     state = _state(out, {**numbers, **origin, "versions": packages, "gpus": gpus}, options, device)
     losses = train(model, trained, training, options, state)
     count = sum(parameter.numel() for parameter in trained.parameters.values())
@@ -101,10 +102,9 @@ def heal_checkpoint(
     return report
 
 
-def carriers_of(cut: dict[str, Any]) -> list[int]:
+def carriers_of(cut: Cut) -> list[int]:
     """The carriers of a cut, as numbered after it."""
-    groups = groups_of(cut)
-    return [start - 1 - sum(b - a for a, b in groups[:number]) for number, (start, _) in enumerate(groups)]
+    return [start - 1 - sum(b - a for a, b in cut.groups[:number]) for number, (start, _) in enumerate(cut.groups)]
 
 
 def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, float]]:
@@ -121,7 +121,7 @@ def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, flo
     ]
 
 
-def _source(folder: str | Path, out: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _source(folder: str | Path, out: str | Path) -> tuple[ModelRecord, dict[str, Any]]:
     """The model record of a merged folder, and the record of its shortening; ReplaceMeError for any other folder."""
     if not (Path(folder) / RECORD).is_file():
         read_config(folder)  # says first where there is no model at all
@@ -155,26 +155,26 @@ def _state(out: str | Path, what: dict[str, Any], options: TrainingConfig, devic
     return State(path, {**what, **here(device, "replaceme.healing.heal")}, options.checkpoint_seconds)
 
 
-def _history(record: dict[str, Any], shortened: dict[str, Any]) -> dict[str, Any]:
+def _history(record: ModelRecord, shortened: dict[str, Any]) -> dict[str, Any]:
     """Where a healed checkpoint comes from: the shortened one, the original, and what was done to that."""
     return {
-        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
+        "source": record.provenance,
         "original": shortened.get("original", shortened["source"]),
         **{key: shortened[key] for key in KEPT},
     }
 
 
 def _write(
-    checkpoint: Checkpoint, trained: Trainable, record: dict[str, Any], provenance: dict[str, Any], out: str | Path
+    checkpoint: Checkpoint, trained: Trainable, record: ModelRecord, provenance: dict[str, Any], out: str | Path
 ) -> None:
     """Write the checkpoint of a record with what was trained to folder `out`."""
-    with merging(checkpoint.folder, out, record["files"]) as merger:
+    with merging(checkpoint.folder, out, record.files) as merger:
         shown = published(provenance)
         card = healed_card(shown, licence_of(checkpoint.folder))
         merger.write(Content([], Changes(trained.edits()), checkpoint.config), shown, card)
 
 
-def _checked(model: "nn.Module", trained: Trainable, record: dict[str, Any], out: str | Path) -> dict[str, Any]:
+def _checked(model: "nn.Module", trained: Trainable, record: ModelRecord, out: str | Path) -> dict[str, Any]:
     """Outcomes of the checks of the saved folder against the model as trained, in float32 on the CPU.
 
     The model is of no use afterwards.

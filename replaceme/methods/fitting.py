@@ -1,9 +1,11 @@
 """The fit of a method other than replaceme, by forward passes of its own."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.methods.registry import module_of
+from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
     from replaceme.config.fits import FitConfig
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from replaceme.methods.found import Found
 
 
-def fit_method(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> "Found":
+def fit_method(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> "Found":
     """What the method of a fit section finds for a cut's size; needs the model's own weights whole on one device."""
     needs = f"fit: method {config.method} needs"
     if hasattr(passes.model, "streamed"):

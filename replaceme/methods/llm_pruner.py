@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.taylor import loss_gradients
 from replaceme.methods.found import Found
@@ -34,19 +35,20 @@ from replaceme.methods.registry import removed_parameters
 from replaceme.models.checkpoints import read_config
 from replaceme.models.config_defaults import accepted, value_of
 from replaceme.models.custom_code import coded_config
+from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.edits import Changes, Content, Split
 
 if TYPE_CHECKING:
     from replaceme.config.fits import FitConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
 
 KINDS = ("heads", "channels")
 Scores = dict[str, torch.Tensor]
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> Found:
+def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
     """What stays of the linear layers of every block that is pruned, `<block>.<layer>.rows` and `.columns`, int64."""
     blocks = passes.family.block_modules(passes.model)
     pruned = range(config.whole_first, len(blocks) - config.whole_last)
@@ -56,7 +58,7 @@ def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict
             "`whole_last`"
         )
     groups = coupled_groups(passes, pruned[0], roots_of(passes.model.config))
-    taken = partial(_is_taken, read_config(record["folder"])) if len(pruned) == len(blocks) else None
+    taken = partial(_is_taken, read_config(record.folder)) if len(pruned) == len(blocks) else None
     counts = counts_for(blocks[pruned[0]], groups, removed_parameters(cut, record) / len(pruned), taken)
     tensors: dict[str, torch.Tensor] = {}
     lost: dict[str, float] = {}
@@ -147,7 +149,7 @@ def _importance(block: nn.Module, sides: Sequence[Side], gradients: "dict[torch.
     return total
 
 
-def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Content:
+def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
     """The rows and columns that stay of each layer; plain where all blocks lost some, as all then have one size."""
     parts: dict[str, Split] = {}
     sizes: dict[str, list[int]] = {}
@@ -206,7 +208,7 @@ def _is_taken(config: dict[str, Any], counts: dict[str, int]) -> bool:
 
 
 @contextmanager
-def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Found) -> Iterator[None]:
+def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
     """Within it the columns that go, of what writes to the residual stream, are zero."""
     blocks = family.block_modules(model)
     with ExitStack() as undone:

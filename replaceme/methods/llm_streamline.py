@@ -31,7 +31,7 @@ from replaceme.activations.capture import Wanted, forward
 from replaceme.activations.gradients import backward, repeatable
 from replaceme.activations.hooks import skipped
 from replaceme.activations.streaming import given
-from replaceme.core.cut_record import groups_of
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
 from replaceme.methods.found import Found
@@ -39,6 +39,7 @@ from replaceme.methods.walk import Walk
 from replaceme.models.checkpoints import with_derived_lists
 from replaceme.models.custom_code import coded_config
 from replaceme.models.model_config import pruned_config
+from replaceme.models.model_record import ModelRecord
 from replaceme.models.modeling_replaceme import remove_attention
 from replaceme.surgery.edits import Changes, Content, Tensors
 from replaceme.surgery.renumbering import with_new_numbers
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from replaceme.config.fits import FitConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # torch's names of what AdamW remembers
 
@@ -67,12 +68,12 @@ class Lesson:
     targets: list[torch.Tensor]
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> Found:
+def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
     """The trained parameters of each carrier, float32, `<block>.<parameter>`, and the loss of every epoch."""
     length = passes.tokens.mask.shape[1]
-    _check_first(passes, config, groups_of(cut))
+    _check_first(passes, config, cut.groups)
     passes = replace(passes, batch_size=max(1, config.batch_tokens // length))
-    lessons = gathered(passes, groups_of(cut))
+    lessons = gathered(passes, cut.groups)
     state = passes.state or State()
     tensors, memory = state.read(passes.device) or ({}, {"losses": [], "batch": 0})
     found = {name.removeprefix("found."): one for name, one in tensors.items() if name.startswith("found.")}
@@ -236,9 +237,9 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed << 20) + epoch)
 
 
-def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Content:
+def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
     """The carriers' tensors replaced, the blocks of the cut gone, the rest renumbered: no code is needed."""
-    groups = groups_of(cut)
+    groups = cut.groups
     trained = {f"{checkpoint.family.blocks}.{name}": one for name, one in found.tensors.items()}
     for name, one in trained.items():
         if checkpoint.tensors.get(name, ("", ()))[1] != tuple(one.shape):
@@ -259,9 +260,9 @@ def _instead(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Found) -> Iterator[None]:
+def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
     """Within it the carriers have the trained parameters, and the blocks of the cut hand on what they get."""
-    groups = groups_of(cut)
+    groups = cut.groups
     blocks = family.block_modules(model)
     with ExitStack() as undone:
         undone.enter_context(shortened(model, family, groups, [None] * len(groups)))

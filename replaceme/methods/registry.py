@@ -23,8 +23,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
+from replaceme.models.families import FAMILIES
 from replaceme.models.model_config import check_fit, family_of
+from replaceme.models.model_record import Sizes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from replaceme.config.fits import FitConfig
     from replaceme.methods.found import Found
     from replaceme.models.checkpoints import Checkpoint
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
     from replaceme.surgery.edits import Content
 
 
@@ -65,20 +68,19 @@ def _no_block_to_train(family: "Family", config: dict[str, Any]) -> str | None:
     return "its blocks are mixtures of experts" if family.mixture else None
 
 
-RMS_NORMED = ("llama", "mistral", "qwen2", "qwen3")  # RMS norms before attention and MLP, one after the other
-GROUPED = ("llama", "mistral", "qwen2", "qwen3")
+ROTATABLE = tuple(model_type for model_type, family in FAMILIES.items() if family.rotatable)
 
 
 def _no_rotation(family: "Family", config: dict[str, Any]) -> str | None:
-    if config["model_type"] in RMS_NORMED:
+    if family.rotatable:
         return None
-    return f"the residual stream is rotated in {', '.join(RMS_NORMED)} only"
+    return f"the residual stream is rotated in {', '.join(ROTATABLE)} only"
 
 
 def _no_known_groups(family: "Family", config: dict[str, Any]) -> str | None:
-    if config["model_type"] in GROUPED:
+    if family.rotatable:
         return None
-    return f"what goes with a head or a channel is known in {', '.join(GROUPED)} only"
+    return f"what goes with a head or a channel is known in {', '.join(ROTATABLE)} only"
 
 
 METHODS = {
@@ -116,9 +118,9 @@ def check_section(config: dict[str, Any], fit: "FitConfig", where: str) -> None:
     """Raise ReplaceMeError where what a fit section asks for cannot be done with the model of a config.json."""
     if fit.is_other:
         check_method(config, fit.method, where)
-        if fit.network == "mlp" and config["model_type"] not in RMS_NORMED:
+        if fit.network == "mlp" and config["model_type"] not in ROTATABLE:
             raise ReplaceMeError(
-                f"{where}: network mlp is for {', '.join(RMS_NORMED)} only, not for this model; use `network: layer`"
+                f"{where}: network mlp is for {', '.join(ROTATABLE)} only, not for this model; use `network: layer`"
             )
     else:
         check_fit(config, where, fit.placement, fit.intercept, fit.recycle is not None)
@@ -131,21 +133,21 @@ def check_method(config: dict[str, Any], method: str, where: str) -> None:
         raise ReplaceMeError(f"{where}: method {method} is not for this model: {reason}; use another method")
 
 
-def running(model: "nn.Module", family: "Family", cut: dict[str, Any], found: "Found") -> AbstractContextManager[None]:
+def running(model: "nn.Module", family: "Family", cut: Cut, found: "Found") -> AbstractContextManager[None]:
     """Context in which the original base model runs as the checkpoint with `content` does, rounding aside."""
     return module_of(found.method).running(model, family, cut, found)
 
 
-def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: "Found") -> "Content":
+def content(checkpoint: "Checkpoint", cut: Cut, found: "Found") -> "Content":
     """What the checkpoint of a method holds; errors as in `check_method`, and where the model is another one."""
     check_method(checkpoint.config, found.method, str(checkpoint.folder))
     return module_of(found.method).content(checkpoint, cut, found)
 
 
-def removed_parameters(cut: dict[str, Any], record: dict[str, Any]) -> int:
+def removed_parameters(cut: Cut, record: Sizes) -> int:
     """How many parameters the blocks of a cut have: so many fewer the model gets."""
-    counts = record["block_parameters"]
-    return sum(sum(counts[start:end]) for start, end in cut["groups"])
+    counts = record.block_parameters
+    return sum(sum(counts[start:end]) for start, end in cut.groups)
 
 
 def module_of(method: str) -> Any:

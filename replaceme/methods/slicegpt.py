@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from replaceme.activations.hooks import running_instead
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
 from replaceme.kernels.gram import gram
@@ -27,13 +28,14 @@ from replaceme.methods.found import Found
 from replaceme.methods.registry import removed_parameters
 from replaceme.methods.walk import Walk, inputs_of
 from replaceme.models.custom_code import coded_config
+from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.edits import Changes, Content, Split, Tensors
 
 if TYPE_CHECKING:
     from replaceme.config.fits import FitConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
 
 READERS = {
     "self_attn.q_proj": "input_layernorm", "self_attn.k_proj": "input_layernorm", "self_attn.v_proj": "input_layernorm",
@@ -43,9 +45,9 @@ WRITERS = {"self_attn.o_proj": "attention_shortcut", "mlp.down_proj": "mlp_short
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> Found:
+def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
     """The axes Q_p [d, d'], float32, under the number p of each point, and the energy that is cut off there."""
-    width = width_for(passes.model, record["parameters"] - removed_parameters(cut, record))
+    width = width_for(passes.model, record.parameters - removed_parameters(cut, record))
     axes = Axes(Walk(passes), width, config.estimation == "sequential")
     for _ in progress(range(len(axes.walk.blocks)), "axes", unit="block"):
         axes.next_block()
@@ -171,7 +173,7 @@ def _projected_embeddings(model: nn.Module, project: Projection) -> Iterator[Non
 
 
 @contextmanager
-def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Found) -> Iterator[None]:
+def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
     """Within it the residual stream is projected onto the axes at every point: the sliced model in all d channels."""
     points = [projection(found.tensors[str(point)]) for point in range(len(found.tensors))]
     with ExitStack() as undone:
@@ -181,7 +183,7 @@ def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Foun
         yield
 
 
-def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Content:
+def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
     """The weights between rotated and sliced streams, and the shortcuts; the norms, without gains, have no tensor."""
     axes = [found.tensors[str(point)].double() for point in range(len(found.tensors))]
     if len(axes) != 2 * checkpoint.num_blocks + 1 or axes[0].shape[0] != checkpoint.hidden_size:

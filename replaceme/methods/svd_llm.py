@@ -14,11 +14,12 @@ biases and norms stay. Differs: neither its update of `U` on the compressed inpu
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
 from replaceme.kernels.gram import gram
@@ -26,16 +27,17 @@ from replaceme.methods.found import Found
 from replaceme.methods.registry import removed_parameters
 from replaceme.methods.walk import Walk, inputs_of
 from replaceme.models.custom_code import coded_config
+from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.edits import Changes, Content, Split, Tensors
 
 if TYPE_CHECKING:
     from replaceme.config.fits import FitConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: dict[str, Any], record: dict[str, Any]) -> Found:
+def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
     """The factors U_r [out, r], float32, of every linear layer, `<block>.<layer>`, and the energy that each loses."""
     walk = Walk(passes)
     shapes = [layer.weight.shape for block in walk.blocks for layer in linear_layers(block).values()]
@@ -130,7 +132,7 @@ def product(factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (factor @ (factor.T @ weight.double())).to(weight.dtype)
 
 
-def content(checkpoint: "Checkpoint", cut: dict[str, Any], found: Found) -> Content:
+def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
     """The two layers `<layer>.0` and `<layer>.1` in place of each; a bias goes to the second."""
     parts: dict[str, Split] = {}
     ranks: dict[str, int] = {}
@@ -154,7 +156,7 @@ def _pair(layer: str, factor: torch.Tensor) -> dict[str, Split]:
 
 
 @contextmanager
-def running(model: nn.Module, family: "Family", cut: dict[str, Any], found: Found) -> Iterator[None]:
+def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
     """Within it the linear layers have the weights W'."""
     with ExitStack() as undone:
         for number, block in enumerate(family.block_modules(model)):

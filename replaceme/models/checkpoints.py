@@ -1,10 +1,8 @@
 """Where a model comes from, and what its folder holds, read from safetensors headers alone (no weights loaded).
 
-`resolve` turns a local folder or a Hub id into a record (model.json): the folder, the commit, the SHA-256 of every
-file, and the sizes on which cuts are decided. All later steps start from that record.
+`resolve` turns a local folder or a Hub id into a `ModelRecord`, from which all later steps start.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -18,8 +16,10 @@ from replaceme.models.config_defaults import with_defaults, with_dtype
 from replaceme.models.config_json import check_types
 from replaceme.models.custom_code import is_separate, original_config
 from replaceme.models.download import download
+from replaceme.models.family import Family
 from replaceme.models.language_model import check_beside, check_head
-from replaceme.models.model_config import PER_BLOCK_LISTS, Family, family_of
+from replaceme.models.model_config import PER_BLOCK_LISTS, family_of
+from replaceme.models.model_record import ModelRecord
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
 from replaceme.models.unloaded_tensors import named_as_unloaded, not_in_class
 from replaceme.models.weights import AGAIN, INDEX, Stored, headers, item_bits, shard_names
@@ -212,13 +212,7 @@ def _check_dtypes(checkpoint: Checkpoint) -> None:
             )
 
 
-RECORDED = (
-    "source", "revision", "folder", "architecture", "num_blocks", "hidden_size", "parameters", "block_parameters",
-    "files",
-)  # fmt: skip
-
-
-def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
+def resolve(source: str, revision: str | None = None) -> ModelRecord:
     """The record of a model: source, commit, folder, file hashes and sizes (hidden_size d, num_blocks L, parameters).
 
     A Hub id is downloaded (safetensors, config and tokenizer only); without network, what the cache holds is used.
@@ -227,18 +221,18 @@ def resolve(source: str, revision: str | None = None) -> dict[str, Any]:
     checkpoint = open_checkpoint(folder)
     names = ["config.json", *checkpoint.shards, *checkpoint.companions()]
     names += [INDEX] if (folder / INDEX).is_file() else []
-    return {
-        "source": source,
-        "revision": commit,
-        "folder": str(folder),
-        "architecture": (checkpoint.config.get("architectures") or [checkpoint.config["model_type"]])[0],
-        "model_type": checkpoint.config["model_type"],
-        "num_blocks": checkpoint.num_blocks,
-        "hidden_size": checkpoint.hidden_size,
-        "parameters": checkpoint.parameters,
-        "block_parameters": checkpoint.block_parameters(),
-        "files": sha256_of_all(folder, names),
-    }
+    return ModelRecord(
+        source=source,
+        revision=commit,
+        folder=str(folder),
+        architecture=(checkpoint.config.get("architectures") or [checkpoint.config["model_type"]])[0],
+        model_type=checkpoint.config["model_type"],
+        num_blocks=checkpoint.num_blocks,
+        hidden_size=checkpoint.hidden_size,
+        parameters=checkpoint.parameters,
+        block_parameters=checkpoint.block_parameters(),
+        files=sha256_of_all(folder, names),
+    )
 
 
 def local_folder(source: str) -> Path:
@@ -246,7 +240,7 @@ def local_folder(source: str) -> Path:
     return Path(source).expanduser()
 
 
-def is_local(source: str) -> bool:
+def names_folder(source: str) -> bool:
     """Whether a source names a folder rather than a Hub id: it or its parent exists, or it is spelt like a path."""
     if source.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(source):
         return True
@@ -254,7 +248,7 @@ def is_local(source: str) -> bool:
 
 
 def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
-    if is_local(source):
+    if names_folder(source):
         if revision is not None:
             raise ReplaceMeError(f"{source}: a local folder has no revision; drop it")
         return local_folder(source), None
@@ -262,15 +256,10 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     return folder, folder.name
 
 
-def load_record(path: str | Path) -> dict[str, Any]:
+def load_record(path: str | Path) -> ModelRecord:
     """A model.json written by the `model` step, or the record of a folder or Hub id given directly."""
     path = Path(path)
-    if path.suffix == ".json" and path.is_file():
-        record = read_json(path)
-        if not isinstance(record, dict) or not set(RECORDED) <= record.keys():
-            raise ReplaceMeError(f"{path}: not a model record; make it with `replaceme model`")
-        return record
-    return resolve(str(path))
+    return ModelRecord.load(path) if path.suffix == ".json" and path.is_file() else resolve(str(path))
 
 
 def check_merged(folder: str | Path) -> dict[str, Any]:
@@ -287,10 +276,3 @@ def check_merged(folder: str | Path) -> dict[str, Any]:
         raise DamagedError(folder, "lists files outside of this folder", folder / RECORD)
     check_files(folder, files)
     return record
-
-
-def model_sha256(record: dict[str, Any]) -> str:
-    """One hash for a model: SHA-256 over the names and hashes of its files."""
-    import hashlib
-
-    return hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()

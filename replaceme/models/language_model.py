@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.core.errors import ReplaceMeError, printable
 
 if TYPE_CHECKING:
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
 
 NAMES = re.compile(r"\w+(ForCausalLM|LMHeadModel)")  # of classes of transformers
 # what heads are called that put out something else than logits of tokens

@@ -45,6 +45,23 @@ class Held:
 WHOLE = Held()
 
 
+@dataclass(frozen=True)
+class RunsOn:
+    """Where and in which numbers a model runs that is measured: `gpus` are those its weights are spread over."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    gpus: int = 1
+
+    @property
+    def held(self) -> Held:
+        """How its weights are held."""
+        return Held(self.gpus)
+
+
+ON_CPU = RunsOn()
+
+
 def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
     """The model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
     from transformers import AutoModelForCausalLM

@@ -7,7 +7,8 @@ from replaceme.config.placement import ON_STREAM
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.models.config_json import LARGEST
 from replaceme.models.custom_code import is_separate
-from replaceme.models.families import FAMILIES, Family
+from replaceme.models.families import FAMILIES
+from replaceme.models.family import Family
 from replaceme.models.language_model import check_purpose
 
 if TYPE_CHECKING:

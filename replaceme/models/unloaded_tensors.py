@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from replaceme.core.quiet import quiet_transformers
-from replaceme.models.families import Family
+from replaceme.models.family import Family
 
 # of names that no supported class loads, whatever the checkpoint
 UNLOADED = re.compile(

@@ -98,7 +98,7 @@ def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
     if not cut.fits_candidates:
         return 0
     try:
-        spans = possible_spans(cut, outline.record)
+        spans = possible_spans(cut, outline)
     except ReplaceMeError:
         return 0  # an error of its own
     return len({start for start, _ in spans}) + 2 * len(spans)
@@ -154,6 +154,6 @@ def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
             continue
         try:
             outline = outlines[row.model]
-            yield outline.shortened_bytes(resolve_blocks(config.cuts[row.cut], outline.record))
+            yield outline.shortened_bytes(resolve_blocks(config.cuts[row.cut], outline))
         except ReplaceMeError:
             continue  # an error of its own

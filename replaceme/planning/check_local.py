@@ -16,7 +16,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import possible_spans
 from replaceme.evaluation.labelled_images import labelled
 from replaceme.methods.registry import check_section
-from replaceme.models.checkpoints import is_local, local_folder, open_checkpoint, read_config
+from replaceme.models.checkpoints import local_folder, names_folder, open_checkpoint, read_config
 from replaceme.models.model_config import check_calibration, check_cut, check_length, has_text_tower, is_encoder
 from replaceme.planning.outline import Outline, outline_of
 from replaceme.planning.user_files import dates_ahead
@@ -40,7 +40,7 @@ def local_problems(config: Config) -> list[str]:
     tables = config.tables.values()
     lines: list[str] = []
     for name in sorted({model for table in tables for model in table.named("models")}):
-        if is_local(config.models[name].source):
+        if names_folder(config.models[name].source):
             lines += _model_problems(config, name)
     for name in config.observed(tables):
         try:
@@ -74,7 +74,7 @@ def _image_problems(config: Config, evaluation: str) -> list[str]:
     found = []
     for name, section in config.evaluations[evaluation].zeroshot.items():
         try:
-            if is_local(section.images):
+            if names_folder(section.images):
                 labelled(section)
         except ReplaceMeError as error:
             found.append(f"evaluations.{evaluation}.zeroshot.{name}: {error}")
@@ -166,7 +166,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     for cut_name in sorted({cut for table in tables for cut in table.named("cuts")}):
         try:
             check_cut(outline.config, config.cuts[cut_name], section.source)
-            possible_spans(config.cuts[cut_name], outline.record)
+            possible_spans(config.cuts[cut_name], outline)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
     used = config.observed(tables)
@@ -223,7 +223,7 @@ def sparse_calibrations(config: Config) -> list[str]:
     for table in config.tables.values():
         for model in table.named("models"):
             source = config.models[model].source
-            sizes = read_config(local_folder(source)) if is_local(source) else {}
+            sizes = read_config(local_folder(source)) if names_folder(source) else {}
             for name in table.named("calibrations"):
                 sections = unmixed(config.calibrations, name)
                 if any(section.images is not None for section in sections):

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.calibration.conversations import messages_of
-from replaceme.calibration.documents import is_local as is_file
-from replaceme.calibration.documents import text_of
+from replaceme.calibration.documents import names_file, text_of
 from replaceme.calibration.images import GENERATED, image_of
 from replaceme.calibration.samples import PassedOver
 from replaceme.config.calibrations import MICRO, CalibrationConfig
@@ -21,10 +20,10 @@ from replaceme.config.schema import Config
 from replaceme.core.errors import ReplaceMeError
 from replaceme.evaluation import lm_eval as harness
 from replaceme.evaluation import task_index, task_trials
-from replaceme.evaluation.labelled_images import CLASSES, TYPE, check_kind, check_package
+from replaceme.evaluation.labelled_images import check_kind, check_package
+from replaceme.evaluation.labelled_samples import CLASSES, TYPE
 from replaceme.evaluation.overlap import all_seen_texts, seen_texts
-from replaceme.models.checkpoints import is_local as is_folder
-from replaceme.models.checkpoints import local_folder, open_checkpoint
+from replaceme.models.checkpoints import local_folder, names_folder, open_checkpoint
 from replaceme.models.config_defaults import accepted
 from replaceme.models.model_config import pick_device
 from replaceme.planning import hub
@@ -79,7 +78,7 @@ def problems(config: Config, results: Path = Path("results")) -> list[str]:
     outlines: dict[str, Outline] = {}
     for name in models:
         section = config.models[name]
-        if is_folder(section.source):
+        if names_folder(section.source):
             outline = _local_outline(section.source)
         else:
             where = f"models.{name}"
@@ -134,7 +133,7 @@ def _look_at_data(asked: _Asked, name: str, section: CalibrationConfig) -> None:
     source = section.dataset or section.images
     if source in (None, *MICRO, GENERATED):
         return
-    if is_file(source) if section.images is None else is_folder(source):
+    if names_file(source) if section.images is None else names_folder(source):
         return
     where = f"calibrations.{name}"
     if asked(where, source, hub.repository, "dataset", source, section.revision) is None:
@@ -177,7 +176,7 @@ def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
 def _zeroshot_problems(asked: _Asked, name: str, section: EvaluationConfig) -> list[str]:
     """What labelled images of the Hub lack, and the package that compares them with texts."""
     for key, data in section.zeroshot.items():
-        if not is_folder(data.images):
+        if not names_folder(data.images):
             where = f"evaluations.{name}.zeroshot.{key}"
             found = asked(where, data.images, hub.repository, "dataset", data.images, data.revision)
             if found is not None:

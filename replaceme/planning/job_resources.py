@@ -15,9 +15,9 @@ from typing import Any
 
 from replaceme.config.calibrations import ModelConfig
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import read_json
-from replaceme.models.checkpoints import is_local, local_folder, open_checkpoint, read_config
+from replaceme.models.checkpoints import local_folder, names_folder, open_checkpoint, read_config
 from replaceme.models.model_config import pick_dtype, stored_dtype
+from replaceme.models.model_record import ModelRecord
 from replaceme.models.sizes import ITEM_BYTES, MARGIN
 from replaceme.planning.outline import Outline, estimated_outline, outline_of, vocabulary
 
@@ -137,21 +137,21 @@ def outline_for(section: ModelConfig, record: str | Path) -> Outline | None:
     Hub's cache, by which its parameters are estimated.
     """
     try:
-        if is_local(section.source):
+        if names_folder(section.source):
             return outline_of(open_checkpoint(local_folder(section.source)), section.source)
         if Path(record).is_file():
-            return _of_record(read_json(record))
+            return _of_record(ModelRecord.load(record))
         config = _cached_config(section)
         return None if config is None else estimated_outline(section.source, config)
     except (ReplaceMeError, KeyError, OSError):
         return None  # the step that opens it says why
 
 
-def _of_record(record: dict[str, Any]) -> Outline:
-    config = read_config(record["folder"])
-    stored = record["parameters"] * ITEM_BYTES.get(stored_dtype(config), 4)
-    sizes = (record[key] for key in ("num_blocks", "hidden_size", "parameters", "block_parameters"))
-    return Outline(record["source"], config, *sizes, round(stored))
+def _of_record(record: ModelRecord) -> Outline:
+    config = read_config(record.folder)
+    stored = record.parameters * ITEM_BYTES.get(stored_dtype(config), 4)
+    sizes = (record.num_blocks, record.hidden_size, record.parameters, record.block_parameters)
+    return Outline(record.source, config, *sizes, round(stored))
 
 
 def _cached_config(section: ModelConfig) -> dict[str, Any] | None:

@@ -30,12 +30,6 @@ class Outline:
         share = blocks / self.num_blocks * sum(self.block_parameters) / self.parameters
         return round(self.file_bytes * (1 - share))
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the sizes of cuts are resolved on, as in model.json."""
-        names = ("num_blocks", "parameters", "block_parameters")
-        return {name: getattr(self, name) for name in names}
-
 
 def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
     """The outline of a local checkpoint."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from replaceme.config.schema import Config
 from replaceme.core.files import AHEAD
-from replaceme.models.checkpoints import is_local, local_files
+from replaceme.models.checkpoints import local_files, names_folder
 
 PROSE = {".md", ".pyc"}  # beside task YAMLs, of no matter to them
 BRACES = re.compile(r"[{}]")
@@ -21,7 +21,7 @@ BRACES = re.compile(r"[{}]")
 
 def model_files(source: str) -> list[Path]:
     """The files of a local model; none for a Hub id, whose revision is a parameter."""
-    return local_files(source) if is_local(source) else []
+    return local_files(source) if names_folder(source) else []
 
 
 def text_file(dataset: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.metrics import by_position
 from replaceme.config.tables import BASELINE
-from replaceme.core.cut_record import described, groups_of
+from replaceme.core.cut_record import Cut
 from replaceme.core.files import read_json
 from replaceme.reports.csv_files import read_csv
 from replaceme.reports.figure_style import (
@@ -50,30 +50,30 @@ def draw_distances(distances_path: str | Path, out: str | Path, title: str = "")
 
 def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
     """The metric of every candidate cut over its first block, the choice marked; other metrics measured below it."""
-    cut = read_json(cut_json)
-    candidates, metric = cut["candidates"], cut["metric"]
+    cut = Cut.load(cut_json)
+    candidates, metric = cut.candidates, cut.metric
     one_size = len({one["end"] - one["start"] for one in candidates}) == 1
     others = [name for name in NAMES if name != metric and one_size and all(name in one for one in candidates)]
     with figure_in_style(out, 7, 5.6 if others else 3.4, title) as figure:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
-        size = f"{cut['blocks']} block{'s' if cut['blocks'] != 1 else ''}"
-        place = f", {PLACES[cut['position']]}" if metric in by_position() else ""
-        panels[0].set_title(f"Removing {size}: {described(cut)} of {cut['num_blocks']}{place}")
+        size = f"{cut.blocks} block{'s' if cut.blocks != 1 else ''}"
+        place = f", {PLACES[cut.position]}" if metric in by_position() else ""
+        panels[0].set_title(f"Removing {size}: {cut.span} of {cut.num_blocks}{place}")
         panels[-1].set_xlabel("first block removed")
         if not candidates:
             panels[0].text(
                 0.5, 0.5, "placed by hand, no candidates measured", ha="center", transform=panels[0].transAxes
             )
             panels[0].set_yticks([])
-            panels[0].set_xlim(0, cut["num_blocks"])
-            for start, end in groups_of(cut):
+            panels[0].set_xlim(0, cut.num_blocks)
+            for start, end in cut.groups:
                 panels[0].axvspan(start, end, color=COLORS[1], alpha=0.2)
             return
         _draw_choice(panels[0], cut)
         for index, name in enumerate(others):
             _line(panels[1], candidates, name, COLORS[2 + index], MARKERS[2 + index])
         if others:
-            for start, _ in groups_of(cut):
+            for start, _ in cut.groups:
                 panels[1].axvline(start, color=COLORS[1], linewidth=1, linestyle=DASHES[1])
             panels[1].set_ylabel("other measures (no unit)")
             legend_outside(panels[1])
@@ -83,16 +83,16 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
         whole_numbers(panels[-1], y=False)
 
 
-def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
+def _draw_choice(axes: "Axes", cut: Cut) -> None:
     """A line for each size of a chosen run, its candidates over their starts, and a star on each choice."""
-    metric, parts = cut["metric"], [tuple(part) for part in cut.get("parts", cut["groups"])]
-    values = {(one["start"], one["end"]): one[metric] for one in cut["candidates"]}
+    metric, parts = cut.metric, cut.parts or cut.groups
+    values = {(one["start"], one["end"]): one[metric] for one in cut.candidates}
     sizes = sorted({end - start for start, end in parts})
-    if any("round" in one for one in cut["candidates"]):
+    if any("round" in one for one in cut.candidates):
         _draw_rounds(axes, cut)
         return
     for index, size in enumerate(sizes):
-        listed = [one for one in cut["candidates"] if one["end"] - one["start"] == size]
+        listed = [one for one in cut.candidates if one["end"] - one["start"] == size]
         if len(sizes) == 1:
             _line(axes, listed, metric, COLORS[0], "o")
         else:
@@ -107,11 +107,11 @@ def _draw_choice(axes: "Axes", cut: dict[str, Any]) -> None:
     legend_outside(axes)
 
 
-def _draw_rounds(axes: "Axes", cut: dict[str, Any]) -> None:
+def _draw_rounds(axes: "Axes", cut: Cut) -> None:
     """A line for each round of an iterative search, with a star on what went."""
-    metric = cut["metric"]
-    for number in range(cut["blocks"]):
-        listed = [one for one in cut["candidates"] if one["round"] == number]
+    metric = cut.metric
+    for number in range(cut.blocks):
+        listed = [one for one in cut.candidates if one["round"] == number]
         gone = min(listed, key=lambda one: (one[metric], one["start"]))
         color, starts = COLORS[number % len(COLORS)], [one["start"] for one in listed]
         axes.plot(starts, [one[metric] for one in listed], color=color, marker=MARKERS[number % len(MARKERS)], ms=3)

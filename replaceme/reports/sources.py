@@ -7,7 +7,7 @@ from typing import Any
 
 from replaceme.core.files import load_metadata, read_json
 from replaceme.core.redaction import published
-from replaceme.models.checkpoints import model_sha256
+from replaceme.models.model_record import ModelRecord
 from replaceme.provenance.environment import described
 from replaceme.reports.render import Column, Part
 
@@ -77,14 +77,14 @@ def _models(records: Records) -> dict[str, dict[str, str]]:
     """What each model is, by its name in the config."""
     found = {}
     for path in records.models:
-        record = read_json(path)
-        weights = [digest for name, digest in sorted(record["files"].items()) if name.endswith(".safetensors")]
+        record = ModelRecord.load(path)
+        weights = [digest for name, digest in sorted(record.files.items()) if name.endswith(".safetensors")]
         more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
         found[Path(path).parent.name] = {
-            "source": published(record["source"]),
-            "version": _commit(record["revision"]) or f"files {model_sha256(record)[:SHOWN]}",
-            "blocks": str(record["num_blocks"]),
-            "parameters": f"{record['parameters']:,}",
+            "source": published(record.source),
+            "version": _commit(record.revision) or f"files {record.sha256[:SHOWN]}",
+            "blocks": str(record.num_blocks),
+            "parameters": f"{record.parameters:,}",
             "weights": f"{weights[0][:SHOWN]}{more}" if weights else "",
         }
     return found

@@ -13,7 +13,7 @@ from replaceme.config.methods import NARROWING
 from replaceme.config.result_paths import row_of
 from replaceme.config.tables import BASELINE, KEYS, RATES, SPEED
 from replaceme.core import uncertainty
-from replaceme.core.cut_record import described
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json
 
@@ -31,7 +31,7 @@ class _Result:
     names: tuple[str, str | None, str | None, str, str | None]
     evaluation: Mapping[str, Any]
     speed: Mapping[str, Any]
-    cut: Mapping[str, Any]
+    cut: Cut | None
     fit: Mapping[str, Any]
 
     @property
@@ -78,7 +78,7 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, sp
 
 def _baseline(folder: Path, evaluation: str, speed: str | None) -> _Result:
     parts = _read(folder, evaluation), _read(folder, speed)
-    return _Result(folder, (folder.parent.name, None, None, BASELINE, None), *parts, {}, {})
+    return _Result(folder, (folder.parent.name, None, None, BASELINE, None), *parts, None, {})
 
 
 def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:
@@ -94,7 +94,7 @@ def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:
         row,
         _read(folder, evaluation),
         _read(folder, speed),
-        _read(fitted.parent, "cut.json"),
+        Cut.of(_read(fitted.parent, "cut.json"), f"{fitted.parent}/cut.json"),
         # what the map leaves of its target was not measured again
         fit if row.healing is None else {key: value for key, value in fit.items() if key != "residual"},
     )
@@ -166,9 +166,9 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     cut, size = result.cut, _size(result)
     record = dict(zip(KEYS, result.names, strict=False))
     narrower = result.fit.get("method") in NARROWING
-    record["removed"] = 0 if narrower else cut.get("blocks", 0)
-    record["span"] = "none, narrower" if narrower else described(cut) if cut else None
-    record["metric"], record["position"] = cut.get("metric"), cut.get("position")
+    record["removed"] = 0 if narrower or cut is None else cut.blocks
+    record["span"] = "none, narrower" if narrower else cut and cut.span
+    record["metric"], record["position"] = cut and cut.metric, cut and cut.position
     record["compression"] = 1 - size["parameters"] / _size(reference)["parameters"]
     for name, task in _own_columns(result).items():
         record[name], record[f"{name}_stderr"] = task["value"], task["stderr"]

@@ -8,7 +8,7 @@ from replaceme.core.files import write_json
 from replaceme.cuts.after_fit import candidates_of
 from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import check_cut
-from replaceme.steps.common import load_model, out_argument
+from replaceme.steps.common import model_record, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
@@ -25,8 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the metrics of all candidates."""
-    cut, record = from_options(args, CutConfig), load_model(args)
-    check_cut(read_config(record["folder"]), cut, record["source"])
+    cut, record = from_options(args, CutConfig), model_record(args)
+    check_cut(read_config(record.folder), cut, record.source)
     forward = load_forward(args, record, head=cut.needs_loss)
     found = candidates_of(cut, forward.record, forward.model, forward.family, forward.tokens, forward.batch_size)
-    write_json(args.out, {**forward.origin, **found})
+    write_json(args.out, {**forward.origin.content, **found})

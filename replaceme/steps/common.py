@@ -1,6 +1,7 @@
 """Arguments and loading that several steps share."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,10 @@ from replaceme.config.calibrations import ModelConfig
 from replaceme.config.command_line import add_options
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import RECORD, check_files, load_metadata, read_json
+from replaceme.core.origin import Origin
 from replaceme.core.validation import validated
-from replaceme.models.checkpoints import check_merged, load_record, model_sha256, read_config
+from replaceme.models.checkpoints import check_merged, load_record, read_config
+from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
     from replaceme.activations.recycled_neurons import Recycled
@@ -61,10 +64,10 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def same_model(record: dict[str, Any], metadata: dict[str, Any], path: str | Path) -> None:
-    """Raise ReplaceMeError when a file was made from another model."""
-    if metadata.get("model_sha256") not in (None, model_sha256(record)):
-        raise ReplaceMeError(f"{path}: made from another model than {record['source']}; make it again")
+def same_model(record: ModelRecord, model_sha256: str | None, path: str | Path) -> None:
+    """Raise ReplaceMeError when a file says that it was made from another model."""
+    if model_sha256 not in (None, record.sha256):
+        raise ReplaceMeError(f"{path}: made from another model than {record.source}; make it again")
 
 
 def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
@@ -76,21 +79,20 @@ def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
     return record
 
 
-def check_shards(paths: list[str]) -> tuple[list[str], dict[str, Any]]:
+def check_shards(paths: list[str]) -> tuple[list[str], Origin]:
     """Statistics of all shards of one cut, in order, and what they share; raises ReplaceMeError for anything else."""
-    stamps = {path: load_metadata(path) for path in paths}
-    shared = {path: {key: value for key, value in one.items() if key != "shard"} for path, one in stamps.items()}
-    first = shared[paths[0]]
-    for path, origin in shared.items():
-        if origin != first or "shard" not in stamps[path]:
+    origins = {path: Origin.of(load_metadata(path)) for path in paths}
+    first = replace(origins[paths[0]], shard=None)
+    for path, origin in origins.items():
+        if replace(origin, shard=None) != first or origin.shard is None:
             raise ReplaceMeError(f"{path}: of another model, calibration, cut or number of shards than {paths[0]}")
-    numbers = sorted(stamps[path]["shard"] for path in paths)
-    if numbers != list(range(first["shards"])):
-        raise ReplaceMeError(f"shards {numbers} given, 0 .. {first['shards'] - 1} needed, once each")
-    return sorted(stamps, key=lambda path: stamps[path]["shard"]), first
+    numbers = sorted(origins[path].shard for path in paths)
+    if numbers != list(range(first.shards)):
+        raise ReplaceMeError(f"shards {numbers} given, 0 .. {first.shards - 1} needed, once each")
+    return sorted(origins, key=lambda path: origins[path].shard), first
 
 
-def neurons(path: str | None, regression: "Regression", origin: dict[str, Any]) -> "list[Recycled] | None":
+def neurons(path: str | None, regression: "Regression", origin: Origin) -> "list[Recycled] | None":
     """The recycled neurons of each group for a regression that has such, made from the same model, text and cut."""
     from replaceme.activations.recycled_neurons import load_recycled
 
@@ -99,28 +101,12 @@ def neurons(path: str | None, regression: "Regression", origin: dict[str, Any]) 
     if path is None:
         raise ReplaceMeError("options: recycled neurons are needed: --recycled, made by `replaceme recycle`")
     found, metadata = load_recycled(path)
-    if any(metadata.get(key) != value for key, value in origin.items() if key != "kind"):
+    if not origin.is_shared_by(Origin.of(metadata)):
         raise ReplaceMeError(f"{path}: of another model, calibration or cut; make it again")
     return found
 
 
-def load_cut(path: str | Path) -> dict[str, Any]:
-    """A cut.json of the `cut` step."""
-    cut = read_record(path, "groups", "blocks", "num_blocks", "metric")
-    if not _are_groups(cut["groups"], cut["num_blocks"]):
-        raise ReplaceMeError(f"{path}: its `groups` are no runs of blocks of a model; choose the cut again")
-    return cut
-
-
-def _are_groups(groups: Any, num_blocks: Any) -> bool:
-    """Whether these are pairs [start, end) of numbers of blocks."""
-    if not isinstance(groups, list) or not isinstance(num_blocks, int):
-        return False
-    pairs = all(isinstance(group, list) and len(group) == 2 for group in groups)
-    return pairs and all(isinstance(one, int) and 1 <= one <= num_blocks for group in groups for one in group)
-
-
-def load_model(args: argparse.Namespace) -> dict[str, Any]:
+def model_record(args: argparse.Namespace) -> ModelRecord:
     """The record of the positional MODEL."""
     return load_record(args.model)
 
@@ -132,9 +118,9 @@ def weights_folder(model: str) -> tuple[Path, dict[str, Any]]:
         check_merged(folder)
     else:
         record = load_record(model)
-        folder = Path(record["folder"])
+        folder = Path(record.folder)
         if folder != Path(model):  # of a folder the hashes have just been made
-            _check_source(folder, record["files"], model)
+            _check_source(folder, record.files, model)
     return folder, read_config(folder)
 
 

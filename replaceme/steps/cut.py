@@ -2,17 +2,16 @@
 
 import argparse
 import logging
+from dataclasses import replace
 
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.cuts import CutConfig
-from replaceme.core.cut_record import described
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import write_json
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import load
-from replaceme.models.checkpoints import model_sha256, read_config
+from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import check_cut
-from replaceme.steps.common import load_model, model_argument, out_argument, read_record, same_model
+from replaceme.steps.common import model_argument, model_record, out_argument, read_record, same_model
 
 ONLINE = False
 MEASURED_ON = ("tokens_sha256", "tokens", "calibration", "dtype", "batch_size")
@@ -30,9 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write cut.json."""
-    record = load_model(args)
+    record = model_record(args)
     cut = from_options(args, CutConfig)
-    check_cut(read_config(record["folder"]), cut, record["source"])
+    check_cut(read_config(record.folder), cut, record.source)
     distances = candidates = None
     origin: dict = {}
     if cut.needs_candidates:
@@ -40,13 +39,13 @@ def run(args: argparse.Namespace) -> None:
             raise ReplaceMeError(f"options: metric {cut.metric} needs --candidates, made by `replaceme candidates`")
         origin = read_record(args.candidates, "candidates")
         candidates = origin["candidates"]
-        same_model(record, origin, args.candidates)
+        same_model(record, origin.get("model_sha256"), args.candidates)
     elif cut.start is None:
         if args.distances is None:
             raise ReplaceMeError(f"options: metric {cut.metric} needs --distances, made by `replaceme distances`")
         distances, origin = load(args.distances)
-        same_model(record, origin, args.distances)
+        same_model(record, origin.get("model_sha256"), args.distances)
     chosen = choose(cut, record, distances, candidates)
     measured_on = {key: origin[key] for key in MEASURED_ON if key in origin}
-    write_json(args.out, {**chosen, "model_sha256": model_sha256(record), "measured_on": measured_on})
-    log.info("cut %s of %d blocks by %s", described(chosen), record["num_blocks"], chosen["metric"])
+    replace(chosen, model_sha256=record.sha256, measured_on=measured_on).save(args.out)
+    log.info("cut %s of %d blocks by %s", chosen.span, record.num_blocks, chosen.metric)

@@ -4,7 +4,7 @@ import argparse
 
 from replaceme.config.metrics import REPRESENTATIONS
 from replaceme.cuts.distances import measure, save
-from replaceme.steps.common import load_model, out_argument
+from replaceme.steps.common import model_record, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
@@ -20,6 +20,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write both files."""
-    forward = load_forward(args, load_model(args))
+    forward = load_forward(args, model_record(args))
     matrices = measure(forward.model, forward.family, forward.tokens, forward.batch_size, args.representations)
-    save(args.out, matrices, forward.origin)
+    save(args.out, matrices, forward.origin.content)

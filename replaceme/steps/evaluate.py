@@ -6,17 +6,17 @@ from typing import Any
 
 from replaceme.config.base import Strict
 from replaceme.config.command_line import add_options, from_options
-from replaceme.config.evaluations import EvaluationConfig, TaskConfig, ZeroShotConfig
+from replaceme.config.evaluations import OPTIONS, EvaluationConfig, TaskConfig, ZeroShotConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
 from replaceme.core.validation import validated
-from replaceme.evaluation.evaluate import TaskOptions, evaluate
+from replaceme.evaluation.evaluate import evaluate
 from replaceme.evaluation.zeroshot import evaluate_zeroshot
+from replaceme.models.loading import RunsOn
 from replaceme.models.model_config import pick_device, pick_dtype
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
 
 ONLINE = True
-OPTIONS = ("include", "perplexity", "batch_size", "limit", "seed", "dtype")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,33 +56,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the results."""
+    config = section_of(args)
+    set_threads(args.threads)
+    folder, model_config = weights_folder(args.model)
+    device = pick_device(args.device)
+    runs_on = RunsOn(device, pick_dtype(config.dtype, device, model_config), gpus_of(args))
+    write_json(args.out, (evaluate_zeroshot if config.zeroshot else evaluate)(folder, config, runs_on))
+
+
+def section_of(args: argparse.Namespace) -> EvaluationConfig:
+    """The section that the options describe."""
     args.tasks = dict(_named("--task", text, TaskConfig) for text in args.task)
     for task in args.tasks.values():
         task["fewshot"] = args.num_fewshot if task["fewshot"] is None else task["fewshot"]
     args.zeroshot = dict(_named("--zeroshot", text, ZeroShotConfig) for text in args.labelled)
-    config = from_options(args, EvaluationConfig)
-    set_threads(args.threads)
-    folder, model_config = weights_folder(args.model)
-    device = pick_device(args.device)
-    where = {
-        "batch_size": config.batch_size,
-        "limit": config.limit,
-        "device": device,
-        "dtype": pick_dtype(config.dtype, device, model_config),
-        "gpus": gpus_of(args),
-    }
-    if config.zeroshot:
-        results = evaluate_zeroshot(folder, config.zeroshot, **where)
-    else:
-        results = evaluate(
-            folder,
-            {name: TaskOptions(**task.model_dump()) for name, task in config.tasks.items()},
-            include=config.include,
-            perplexity_task=config.perplexity,
-            seed=config.seed,
-            **where,
-        )
-    write_json(args.out, results)
+    return from_options(args, EvaluationConfig)
 
 
 def _named(option: str, text: str, schema: type[Strict]) -> tuple[str, dict[str, Any]]:

@@ -11,20 +11,21 @@ from replaceme.activations.statistics import Statistics
 from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.fits import FitConfig
-from replaceme.core.cut_record import groups_of
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import load_metadata, write_json
+from replaceme.core.origin import Origin
 from replaceme.fitting.fit_cut import Evidence, Passes, fit_cut, fit_state, state_identity
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.registry import check_section
-from replaceme.models.checkpoints import model_sha256, read_config
+from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import family_of, pick_device, stored_dtype
+from replaceme.models.model_record import ModelRecord
 from replaceme.steps.common import (
     check_shards,
     compute_arguments,
-    load_cut,
-    load_model,
     model_argument,
+    model_record,
     neurons,
     out_argument,
     same_model,
@@ -68,13 +69,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the transforms and their report."""
     set_threads(args.threads)
-    record = load_model(args)
+    record = model_record(args)
     config = from_options(args, FitConfig)
-    model_config = read_config(record["folder"])
-    check_section(model_config, config, record["source"])
-    cut = load_cut(args.cut)
-    same_model(record, cut, args.cut)
-    groups = groups_of(cut)
+    model_config = read_config(record.folder)
+    check_section(model_config, config, record.source)
+    cut = Cut.load(args.cut)
+    same_model(record, cut.model_sha256, args.cut)
+    groups = cut.groups
     if config.is_other:
         _fit_method(args, record, config, cut)
         return
@@ -95,65 +96,65 @@ def run(args: argparse.Namespace) -> None:
     def passes() -> Passes:
         return _passes(args, record)[0]
 
-    family = family_of(model_config, record["source"])
+    family = family_of(model_config, record.source)
     # a sequential estimation has no sums, also where the groups that were asked for have become one
     summed = args.statistics is not None or config.unfitted
-    found = fit_cut(config, groups, record["hidden_size"], gathered if summed else None, passes, family)
+    found = fit_cut(config, groups, record.hidden_size, gathered if summed else None, passes, family)
     found = as_chosen(cut, found)
     report = joint_report(found)
-    Transform.save_all(args.out / "transform.safetensors", found, origin)
+    Transform.save_all(args.out / "transform.safetensors", found, origin.content)
     _write_report(args, config, report, origin)
     for state in states:
         state.remove()
 
 
-def _fit_method(args: argparse.Namespace, record: dict[str, Any], config: FitConfig, cut: dict[str, Any]) -> None:
+def _fit_method(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cut: Cut) -> None:
     """The same for another method, from forward passes of its own."""
     passes, read = _passes(args, record, config.needs_loss)
-    origin = {**read, "groups": cut["groups"]}
-    state = State(args.out / STATE.format(group=config.method), state_identity(config, origin, passes.device))
+    origin = replace(read, groups=cut.groups)
+    state = State(args.out / STATE.format(group=config.method), state_identity(config, origin.content, passes.device))
     found = fit_method(replace(passes, state=state), config, cut, record)
-    found.save(args.out / "transform.safetensors", origin)
+    found.save(args.out / "transform.safetensors", origin.content)
     _write_report(args, config, found.report, origin)
     state.remove()
 
 
-def _passes(args: argparse.Namespace, record: dict[str, Any], head: bool = False) -> tuple[Passes, dict[str, Any]]:
+def _passes(args: argparse.Namespace, record: ModelRecord, head: bool = False) -> tuple[Passes, Origin]:
     """Forward passes over the text, and where they come from."""
     if args.tokens_file is None:
         raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
     forward = load_forward(args, record, head)
-    stored = stored_dtype(read_config(record["folder"]))
+    stored = stored_dtype(read_config(record.folder))
     passes = Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored)
     return (replace(passes, model=forward.model.base_model, headed=forward.model) if head else passes), forward.origin
 
 
-def _write_report(args: argparse.Namespace, config: FitConfig, report: dict[str, Any], origin: dict[str, Any]) -> None:
-    write_json(args.out / "fit.json", {**config.described, "own_code": config.own_code, **report, **origin})
+def _write_report(args: argparse.Namespace, config: FitConfig, report: dict[str, Any], origin: Origin) -> None:
+    write_json(args.out / "fit.json", {**config.described, "own_code": config.own_code, **report, **origin.content})
     numbers = {key: value for key, value in report.items() if not isinstance(value, list | dict)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
 
 
-def _origin(args: argparse.Namespace, record: dict[str, Any], config: FitConfig, cut: dict[str, Any]) -> dict[str, Any]:
+def _origin(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cut: Cut) -> Origin:
     """What the transforms are made from, after a check that the statistics belong to the cut and the fit."""
     if args.statistics is None:
         if not config.unfitted and config.estimation != "sequential":
             raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
-        return {"model_sha256": model_sha256(record), "groups": cut["groups"]}
-    metadata = load_metadata(args.statistics)
-    same_model(record, metadata, args.statistics)
-    if metadata["groups"] != cut["groups"]:
+        return Origin(model_sha256=record.sha256, groups=cut.groups)
+    origin = Origin.of(load_metadata(args.statistics))
+    same_model(record, origin.model_sha256, args.statistics)
+    if origin.groups != cut.groups:
         raise ReplaceMeError(f"{args.statistics}: of another cut than {args.cut}; make it again")
-    if metadata["kind"] != config.regression.kind:
+    if origin.kind != config.regression.kind:
         raise ReplaceMeError(
-            f"{args.statistics}: of placement and weighting {metadata['kind']}, not {config.regression.kind}"
+            f"{args.statistics}: of placement and weighting {origin.kind}, not {config.regression.kind}"
         )
-    if "shard" in metadata and metadata["shards"] > 1:
-        raise ReplaceMeError(f"{args.statistics}: one of {metadata['shards']} shards; add them with `replaceme sum`")
-    return {key: value for key, value in metadata.items() if key != "shard"}
+    if origin.shard is not None and origin.shards > 1:
+        raise ReplaceMeError(f"{args.statistics}: one of {origin.shards} shards; add them with `replaceme sum`")
+    return replace(origin, shard=None)
 
 
-def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any], group: int) -> Rows | None:
+def _rows(args: argparse.Namespace, config: FitConfig, origin: Origin, group: int) -> Rows | None:
     """The rows of a group, of the same model, tokens and cut as the statistics, where the fit needs them."""
     if not config.needs_rows:
         return None
@@ -166,14 +167,14 @@ def _rows(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any], g
         raise error.within(args.rows) from error  # the rows of all groups are made together
     if config.needs_state:
         rows.require_state()
-    if rows.origin != {key: value for key, value in origin.items() if key != "shards"}:
+    if rows.origin != replace(origin, shards=None):
         raise ReplaceMeError(
             f"{args.rows}: of another model, calibration or cut, or other rows, than {args.statistics}; make it again"
         )
     return rows
 
 
-def _shards(args: argparse.Namespace, config: FitConfig, origin: dict[str, Any], group: int) -> Shards | None:
+def _shards(args: argparse.Namespace, config: FitConfig, origin: Origin, group: int) -> Shards | None:
     """The shards that the statistics are the sum of, where the fit needs them."""
     if not config.automatic:
         return None

@@ -1,11 +1,13 @@
 """What the steps share that start from what was fitted; apart from `common`, on which all steps hang."""
 
 import argparse
-from typing import Any
 
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.origin import Origin
 from replaceme.methods.found import Found, is_found
-from replaceme.steps.common import load_cut, load_model, model_argument, same_model
+from replaceme.models.model_record import ModelRecord
+from replaceme.steps.common import model_argument, model_record, same_model
 from replaceme.surgery.fold import check_values
 from replaceme.transforms.transform import Transform
 
@@ -19,19 +21,20 @@ def fitted_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_fitted(
     args: argparse.Namespace,
-) -> tuple[dict[str, Any], dict[str, Any], list[Transform] | Found, dict[str, Any]]:
+) -> tuple[ModelRecord, Cut, list[Transform] | Found, Origin]:
     """(model record, cut, transform of each group, their origin) of `fitted_arguments`, made from one another.
 
     In place of transforms what another method found, where that made the file.
     """
-    record = load_model(args)
-    cut = load_cut(args.cut)
-    same_model(record, cut, args.cut)
+    record = model_record(args)
+    cut = Cut.load(args.cut)
+    same_model(record, cut.model_sha256, args.cut)
     load = Found.load if is_found(args.transform) else Transform.load_all
-    transforms, origin = load(args.transform)
-    same_model(record, origin, args.transform)
-    if origin.get("groups", cut["groups"]) != cut["groups"]:
+    transforms, metadata = load(args.transform)
+    origin = Origin.of(metadata)
+    same_model(record, origin.model_sha256, args.transform)
+    if origin.groups not in (None, cut.groups):
         raise ReplaceMeError(f"{args.transform}: fitted for another cut than {args.cut}; fit it again")
     for one in [] if isinstance(transforms, Found) else transforms:
-        check_values(one, record["hidden_size"], args.transform)
+        check_values(one, record.hidden_size, args.transform)
     return record, cut, transforms, origin

@@ -2,15 +2,18 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from replaceme.activations.open_model import load_model
 from replaceme.calibration.tokens import Tokens, check_vocabulary, load_tokens
 from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options
-from replaceme.models.checkpoints import model_sha256, read_config
+from replaceme.core.origin import Origin
+from replaceme.models.checkpoints import read_config
+from replaceme.models.family import Family
 from replaceme.models.loading import Held
-from replaceme.models.model_config import Family, family_of, pick_device, pick_dtype
+from replaceme.models.model_config import family_of, pick_device, pick_dtype
+from replaceme.models.model_record import ModelRecord
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, set_threads
 
 if TYPE_CHECKING:
@@ -35,30 +38,24 @@ def held_by(args: argparse.Namespace) -> Held:
 class Forward:
     """What a forward pass over calibration tokens needs; `origin` says where they come from."""
 
-    record: dict[str, Any]
+    record: ModelRecord
     tokens: Tokens
-    origin: dict[str, Any]
+    origin: Origin
     model: "nn.Module"
     family: Family
     batch_size: int
 
 
-def load_forward(args: argparse.Namespace, record: dict[str, Any], head: bool = False) -> Forward:
+def load_forward(args: argparse.Namespace, record: ModelRecord, head: bool = False) -> Forward:
     """Load what `forward_arguments` names, the model by its record, with its head or without."""
     tokens, metadata = load_tokens(args.tokens_file)
     set_threads(args.threads)
-    config = read_config(record["folder"])
+    config = read_config(record.folder)
     check_vocabulary(tokens, config, args.tokens_file)
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
     held = held_by(args)
-    model = load_model(record["folder"], dtype, device, head, held)
+    model = load_model(record.folder, dtype, device, head, held)
     batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
-    origin = {
-        "model_sha256": model_sha256(record),
-        "tokens_sha256": metadata["sha256"],
-        "calibration": metadata,
-        "dtype": held.of_type(dtype),
-        "batch_size": batch_size,
-    }
-    return Forward(record, tokens, origin, model, family_of(config, record["folder"]), batch_size)
+    origin = Origin(record.sha256, metadata["sha256"], metadata, held.of_type(dtype), batch_size)
+    return Forward(record, tokens, origin, model, family_of(config, record.folder), batch_size)

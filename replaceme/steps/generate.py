@@ -12,7 +12,7 @@ from replaceme.core.files import write_text
 from replaceme.models.checkpoints import read_config
 from replaceme.models.loading import Held, load_causal_model, load_tokenizer
 from replaceme.models.model_config import check_calibration, check_length, pick_device, pick_dtype
-from replaceme.steps.common import compute_arguments, gpus_of, load_model, model_argument, out_argument, set_threads
+from replaceme.steps.common import compute_arguments, gpus_of, model_argument, model_record, out_argument, set_threads
 
 ONLINE = True
 log = logging.getLogger(__name__)
@@ -29,16 +29,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the file of answers."""
-    record = load_model(args)
+    record = model_record(args)
     source = from_options(args, CalibrationConfig, PROMPT_FIELDS)
     generation = from_options(args, GenerationConfig)
-    model_config = read_config(record["folder"])
-    check_calibration(model_config, source, record["source"])
-    check_length(model_config, source.tokens, record["source"])
+    model_config = read_config(record.folder)
+    check_calibration(model_config, source, record.source)
+    check_length(model_config, source.tokens, record.source)
     set_threads(args.threads)
     device = pick_device(args.device)
     dtype = pick_dtype(source.dtype, device, model_config)
-    model = load_causal_model(record["folder"], dtype, device, Held(gpus_of(args)))
-    found = answers(model, load_tokenizer(record["folder"]), source, generation)
+    model = load_causal_model(record.folder, dtype, device, Held(gpus_of(args)))
+    found = answers(model, load_tokenizer(record.folder), source, generation)
     write_text(args.out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
     log.info("%d answers", len(found))

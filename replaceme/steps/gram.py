@@ -1,13 +1,14 @@
 """gram: statistics of one cut over one shard of the calibration tokens, for the fits of one placement."""
 
 import argparse
+from dataclasses import replace
 
 from replaceme.activations.gather import gather_groups, shard_batches
 from replaceme.activations.statistics import Statistics
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.fits import REGRESSION, FitConfig
-from replaceme.core.cut_record import groups_of
-from replaceme.steps.common import load_cut, load_model, neurons, out_argument, same_model
+from replaceme.core.cut_record import Cut
+from replaceme.steps.common import model_record, neurons, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
@@ -28,17 +29,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the statistics of the shard."""
-    cut = load_cut(args.cut)
-    record = load_model(args)
-    same_model(record, cut, args.cut)
+    cut = Cut.load(args.cut)
+    record = model_record(args)
+    same_model(record, cut.model_sha256, args.cut)
     forward = load_forward(args, record)
     shards = getattr(args, "shards", 1)
     batches = shard_batches(forward.tokens, forward.batch_size, args.shard, shards)
     regression = from_options(args, FitConfig, REGRESSION).regression
     if args.before:
         regression = regression.before or regression
-    origin = {**forward.origin, "groups": cut["groups"]}
+    origin = replace(forward.origin, groups=cut.groups)
     recycled = neurons(args.recycled, regression, origin)
-    statistics = gather_groups(forward.model, forward.family, batches, groups_of(cut), regression, recycled)
-    stamp = {**origin, "kind": regression.kind, "shard": args.shard, "shards": shards}
-    Statistics.save_all(args.out, statistics, stamp)
+    statistics = gather_groups(forward.model, forward.family, batches, cut.groups, regression, recycled)
+    origin = replace(origin, kind=regression.kind, shard=args.shard, shards=shards)
+    Statistics.save_all(args.out, statistics, origin.content)

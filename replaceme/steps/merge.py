@@ -22,5 +22,5 @@ def run(args: argparse.Namespace) -> None:
     """Write the checkpoint."""
     record, cut, found, origin = load_fitted(args)
     finish = finish_found if isinstance(found, Found) else finish_pruned
-    with merging(record["folder"], args.out, record["files"]) as merger:
+    with merging(record.folder, args.out, record.files) as merger:
         finish(merger, record, cut, found, origin)

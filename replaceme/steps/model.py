@@ -2,7 +2,6 @@
 
 import argparse
 
-from replaceme.core.files import write_json
 from replaceme.models.checkpoints import resolve
 from replaceme.steps.common import out_argument
 
@@ -18,4 +17,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write model.json."""
-    write_json(args.out, resolve(args.source, args.revision))
+    resolve(args.source, args.revision).save(args.out)

@@ -1,6 +1,7 @@
 """recycle: choose the neurons of the carrier's MLP that are given linear features of its input to pass on."""
 
 import argparse
+from dataclasses import replace
 
 import torch
 
@@ -10,9 +11,10 @@ from replaceme.config.command_line import add_options, from_options
 from replaceme.config.fits import FitConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_metadata
+from replaceme.core.origin import Origin
 from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import stored_dtype
-from replaceme.steps.common import load_model, model_argument, out_argument, same_model, set_threads
+from replaceme.steps.common import model_argument, model_record, out_argument, same_model, set_threads
 
 ONLINE = False
 OPTIONS = ("placement", "weighting", "recycle")
@@ -30,18 +32,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the neurons of every group."""
     set_threads(args.threads)
-    record = load_model(args)
+    record = model_record(args)
     config = from_options(args, FitConfig, OPTIONS)
     if config.recycle is None:
         raise ReplaceMeError("options: --recycle is needed, the share of the neurons")
-    metadata = load_metadata(args.statistics)
-    same_model(record, metadata, args.statistics)
-    if metadata["kind"] != config.regression.before.kind:
-        raise ReplaceMeError(f"{args.statistics}: sums of {metadata['kind']}, not of {config.regression.before.kind}")
-    model_config = read_config(record["folder"])
+    origin = Origin.of(load_metadata(args.statistics))
+    same_model(record, origin.model_sha256, args.statistics)
+    if origin.kind != config.regression.before.kind:
+        raise ReplaceMeError(f"{args.statistics}: sums of {origin.kind}, not of {config.regression.before.kind}")
+    model_config = read_config(record.folder)
     dtype = getattr(torch, stored_dtype(model_config))
     chosen = [
         choose_neurons(Statistics.load(args.statistics, group)[0], config.recycle, activation_of(model_config), dtype)
-        for group in range(len(metadata["groups"]))
+        for group in range(len(origin.groups))
     ]
-    save_recycled(args.out, chosen, {key: value for key, value in metadata.items() if key != "kind"})
+    save_recycled(args.out, chosen, replace(origin, kind=None).content)

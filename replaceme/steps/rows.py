@@ -1,12 +1,13 @@
 """rows: m and r of each token (see `targets`) of each group of a cut, for the fits that need more than sums."""
 
 import argparse
+from dataclasses import replace
 
-from replaceme.activations.rows import write_rows
+from replaceme.activations.row_collector import RowOptions, write_rows
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.fits import FitConfig
-from replaceme.core.cut_record import groups_of
-from replaceme.steps.common import load_cut, load_model, neurons, out_argument, same_model
+from replaceme.core.cut_record import Cut
+from replaceme.steps.common import model_record, neurons, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
@@ -25,24 +26,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the rows."""
-    cut = load_cut(args.cut)
-    record = load_model(args)
-    same_model(record, cut, args.cut)
+    cut = Cut.load(args.cut)
+    record = model_record(args)
+    same_model(record, cut.model_sha256, args.cut)
     forward = load_forward(args, record)
     regression = from_options(args, FitConfig, OPTIONS).regression
-    origin = {**forward.origin, "groups": cut["groups"]}
-    recycled = neurons(args.recycled, regression, origin)
-    origin["kind"] = regression.kind
-    write_rows(
-        args.out,
-        forward.model,
-        forward.family,
-        forward.tokens,
-        groups_of(cut),
-        forward.batch_size,
-        getattr(args, "fit_tokens", None),
-        origin,
-        args.state,
-        regression,
-        recycled,
+    origin = replace(forward.origin, groups=cut.groups)
+    options = RowOptions(
+        fit_tokens=getattr(args, "fit_tokens", None),
+        with_state=args.state,
+        regression=regression,
+        recycled=neurons(args.recycled, regression, origin),
+        origin=replace(origin, kind=regression.kind),
     )
+    write_rows(args.out, forward.model, forward.family, forward.tokens, cut.groups, forward.batch_size, options)

@@ -6,6 +6,7 @@ from replaceme.config.command_line import add_options, from_options
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig
 from replaceme.core.files import write_json
 from replaceme.evaluation.speed import speed
+from replaceme.models.loading import RunsOn
 from replaceme.models.model_config import pick_device, pick_dtype
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
 
@@ -28,4 +29,4 @@ def run(args: argparse.Namespace) -> None:
     folder, model_config = weights_folder(args.model)
     device = pick_device(args.device)
     dtype = pick_dtype(getattr(args, "dtype", "auto"), device, model_config)
-    write_json(args.out, speed(folder, device=device, dtype=dtype, gpus=gpus_of(args), **config.model_dump()))
+    write_json(args.out, speed(folder, config, RunsOn(device, dtype, gpus_of(args))))

@@ -17,6 +17,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the sum; raises ReplaceMeError when a shard is missing, twice, or of another cut."""
     in_order, origin = check_shards(args.shards)
-    groups = range(len(origin["groups"]))
+    groups = range(len(origin.groups))
     total = [Statistics.sum(Statistics.load(path, group)[0] for path in in_order) for group in groups]
-    Statistics.save_all(args.out, total, origin)
+    Statistics.save_all(args.out, total, origin.content)

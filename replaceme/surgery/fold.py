@@ -18,11 +18,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.core.cut_record import described, groups_of
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.origin import Origin
 from replaceme.models.checkpoints import Checkpoint, with_derived_lists
 from replaceme.models.custom_code import check_architecture, layers_of, separate_config
-from replaceme.models.model_config import Family, check_fit, pruned_config
+from replaceme.models.family import Family
+from replaceme.models.model_config import check_fit, pruned_config
+from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.edits import Changes, Content, Edit
 from replaceme.surgery.laco_merge import COLLAPSE, coefficients_of, collapsing
 from replaceme.surgery.model_card import licence_of, model_card
@@ -59,10 +62,10 @@ def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform:
 
 def finish_pruned(
     merger: Merger,
-    record: dict[str, Any],
-    cut: dict[str, Any],
+    record: ModelRecord,
+    cut: Cut,
     transforms: "Sequence[Transform]",
-    origin: dict[str, Any],
+    origin: Origin,
 ) -> dict[str, Any]:
     """Write the pruned checkpoint of a model record with its model card; returns what goes into replaceme.json.
 
@@ -73,13 +76,13 @@ def finish_pruned(
 
     provenance = provenance_of(record, cut, joint_report(transforms), origin)
     provenance["placement"] = next((one.placement for one in transforms if not one.is_identity), None)
-    finish(merger, cut, transforms, provenance, model_card(provenance, licence_of(record["folder"])))
+    finish(merger, cut, transforms, provenance, model_card(provenance, licence_of(record.folder)))
     return provenance
 
 
 def merge(
     source: str | Path,
-    cut: dict[str, Any],
+    cut: Cut,
     transforms: "Sequence[Transform]",
     out: str | Path,
     provenance: dict[str, Any],
@@ -97,14 +100,14 @@ def merge(
 
 def finish(
     merger: Merger,
-    cut: dict[str, Any],
+    cut: Cut,
     transforms: "Sequence[Transform]",
     provenance: dict[str, Any],
     card: str | None = None,
 ) -> None:
     """`merge` by a merger that may have begun already."""
     _check(merger.checkpoint, cut, transforms)
-    merger.write(_content(merger.checkpoint, groups_of(cut), transforms, merger.device), provenance, card)
+    merger.write(_content(merger.checkpoint, cut.groups, transforms, merger.device), provenance, card)
 
 
 def _content(
@@ -124,16 +127,14 @@ def _content(
     return Content(groups, Changes(edits, layers, biased), config, bool(layers))
 
 
-def _check(checkpoint: Checkpoint, cut: dict[str, Any], transforms: "Sequence[Transform]") -> None:
-    groups, size, last = groups_of(cut), checkpoint.hidden_size, checkpoint.num_blocks
-    if cut.get("num_blocks", last) != last:
-        raise ReplaceMeError(
-            f"{checkpoint.folder}: the cut is of a model with {cut['num_blocks']} blocks, not this one"
-        )
+def _check(checkpoint: Checkpoint, cut: Cut, transforms: "Sequence[Transform]") -> None:
+    groups, size, last = cut.groups, checkpoint.hidden_size, checkpoint.num_blocks
+    if cut.num_blocks != last:
+        raise ReplaceMeError(f"{checkpoint.folder}: the cut is of a model with {cut.num_blocks} blocks, not this one")
     for (start, end), (following, _) in pairwise([*groups, (last + 1, last + 1)]):
         if not 1 <= start <= end <= last or end >= following:
             raise ReplaceMeError(
-                f"{checkpoint.folder}: cut {described(cut)} does not lie in blocks 1 .. {last - 1}, in order and with "
+                f"{checkpoint.folder}: cut {cut.span} does not lie in blocks 1 .. {last - 1}, in order and with "
                 "a block between its groups"
             )
     if len(transforms) != len(groups):

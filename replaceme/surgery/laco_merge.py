@@ -7,8 +7,9 @@ removed blocks start .. end-1, or, where the cut was chosen by merging, the sum 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ def _with(transform: "Transform", coefficients: Sequence[int]) -> "Transform":
     return replace(transform, report={**transform.report, "coefficients": list(coefficients)})
 
 
-def as_chosen(cut: dict[str, Any], transforms: "Sequence[Transform]") -> "list[Transform]":
+def as_chosen(cut: Cut, transforms: "Sequence[Transform]") -> "list[Transform]":
     """The transforms of the groups of a cut.json; those that merge do so with the coefficients it was chosen with."""
-    if "coefficients" not in cut:
+    if cut.coefficients is None:
         return list(transforms)
-    pairs = zip(transforms, cut["coefficients"], strict=True)
+    pairs = zip(transforms, cut.coefficients, strict=True)
     return [_with(one, given) if one.placement == COLLAPSE else one for one, given in pairs]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.core.files import RECORD
-from replaceme.models.checkpoints import Checkpoint, is_local, local_folder, open_checkpoint
+from replaceme.models.checkpoints import Checkpoint, local_folder, names_folder, open_checkpoint
 from replaceme.models.custom_code import CODE
 from replaceme.models.unloaded_tensors import predictors
 from replaceme.models.weights import INDEX
@@ -38,7 +38,7 @@ def left_out_of_models(config: "Config") -> list[str]:
     """The lines of `left_out` for every local model of a table that can be opened."""
     lines = []
     for name in sorted({model for table in config.tables.values() for model in table.named("models")}):
-        if is_local(config.models[name].source):
+        if names_folder(config.models[name].source):
             with suppress(ReplaceMeError):  # what is wrong with it is said elsewhere
                 found = left_out(open_checkpoint(local_folder(config.models[name].source)))
                 lines += [f"models.{name}: left out of what is made from it: {line}" for line in found]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.core.cut_record import described, groups_of
+from replaceme.core.cut_record import Cut
 
 if TYPE_CHECKING:
     from replaceme.methods.registry import About
@@ -81,19 +81,19 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 
     `licence` is what `licence_of` found of the source.
     """
-    source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
+    source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
     separate = provenance["placement"] == "block"
     return TEMPLATE.format(
         metadata=_metadata(source, licence),
         source=source["source"],
         revision=source["revision"] or "local folder",
-        removed=cut["blocks"],
-        span=described(cut),
-        final=cut["num_blocks"] - 1,
+        removed=cut.blocks,
+        span=cut.span,
+        final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
         fit=_fitted(provenance),
         loading=LOADING_SEPARATE if separate else LOADING,
-        metric=cut["metric"],
+        metric=cut.metric,
         report=_listed(fit),
         versions=_listed(provenance["versions"]),
     )
@@ -101,8 +101,8 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 
 def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, str], code: bool) -> str:
     """The same of a checkpoint that another method made; `code`: it brings the file of code."""
-    source, cut, fit = provenance["source"], provenance["cut"], provenance["fit"]
-    known = {**fit, "blocks": cut["blocks"], "span": described(cut), "final": cut["num_blocks"] - 1}
+    source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
+    known = {**fit, "blocks": cut.blocks, "span": cut.span, "final": cut.num_blocks - 1}
     return METHOD_TEMPLATE.format(
         metadata=_metadata(source, licence),
         source=source["source"],
@@ -112,7 +112,7 @@ def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, s
         sentence=about.sentence.format(**known),
         version=provenance["versions"]["replaceme"],
         loading=LOADING_SEPARATE if code else LOADING,
-        span=described(cut),
+        span=cut.span,
         report=_listed(fit),
         versions=_listed(provenance["versions"]),
     )
@@ -120,15 +120,15 @@ def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, s
 
 def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     """Markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
-    source, cut, healing = provenance["original"], provenance["cut"], provenance["healing"]
+    source, cut, healing = provenance["original"], Cut.of(provenance["cut"]), provenance["healing"]
     return HEALED.format(
         metadata=_metadata(source, licence),
         source=source["source"],
         revision=source["revision"] or "local folder",
         merged=provenance["source"]["source"],
-        removed=cut["blocks"],
-        span=described(cut),
-        final=cut["num_blocks"] - 1,
+        removed=cut.blocks,
+        span=cut.span,
+        final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
         fit=_fitted(provenance),
         trained=TRAINED[healing["train"]],
@@ -146,10 +146,10 @@ def _named(text: dict[str, Any]) -> str:
 
 def _fitted(provenance: dict[str, Any]) -> str:
     """What was put in the place of the removed blocks."""
-    cut, fit, placement = (provenance[key] for key in ("cut", "fit", "placement"))
+    cut, fit, placement = Cut.of(provenance["cut"]), provenance["fit"], provenance["placement"]
     if placement is None:
         return "and nothing was put in their place (UIDL)"
-    carriers = [str(start - 1) for start, _ in groups_of(cut)]
+    carriers = [str(start - 1) for start, _ in cut.groups]
     many = len(carriers) > 1
     blocks = f"block{'s' * many} {', '.join(carriers)}"
     if placement == "collapse":

@@ -23,7 +23,7 @@ from replaceme.models.weights import INDEX, SINGLE
 from replaceme.surgery.edits import Changes
 
 if TYPE_CHECKING:
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
 
 AT_ONCE = 8  # shards
 IN_MEMORY = 3  # of those that are written anew

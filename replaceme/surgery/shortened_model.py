@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.hooks import skipped
 from replaceme.config.placement import UPSTREAM
-from replaceme.models.model_config import Family
+from replaceme.models.family import Family
 from replaceme.surgery.laco_merge import COLLAPSE, coefficients_of, collapsed
 from replaceme.surgery.stream_scale import factor_of, hooked
 

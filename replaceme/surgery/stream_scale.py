@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.models.checkpoints import Checkpoint
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
     from replaceme.surgery.edits import Edit
     from replaceme.transforms.transform import Transform
 

@@ -11,11 +11,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, TEMPORARY, json_text, replacing, sha256_of_all
+from replaceme.core.origin import Origin
 from replaceme.core.redaction import published
 from replaceme.models.checkpoints import Checkpoint, open_checkpoint
 from replaceme.models.custom_code import CODE
+from replaceme.models.model_record import ModelRecord
 from replaceme.models.trust import COMPANIONS
 from replaceme.models.weights import INDEX
 from replaceme.provenance.environment import versions
@@ -101,15 +104,13 @@ class Merger:
         self.finished = True
 
 
-def provenance_of(
-    record: dict[str, Any], cut: dict[str, Any], fit: dict[str, Any], origin: dict[str, Any]
-) -> dict[str, Any]:
+def provenance_of(record: ModelRecord, cut: Cut, fit: dict[str, Any], origin: Origin) -> dict[str, Any]:
     """What replaceme.json tells of any checkpoint: from which model, by which cut and fit, from which text."""
     provenance = {
-        "source": {key: record[key] for key in ("source", "revision", "architecture", "parameters", "files")},
-        "cut": {key: value for key, value in cut.items() if key != "candidates"},
+        "source": record.provenance,
+        "cut": cut.provenance,
         "fit": fit,
-        "origin": origin,
+        "origin": origin.content,
         "versions": versions(),
     }
     return published(provenance)

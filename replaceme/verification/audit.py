@@ -14,7 +14,7 @@ from typing import Any
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, each_sha256, read_json
 from replaceme.core.progress import progress
-from replaceme.models.checkpoints import is_local, local_folder
+from replaceme.models.checkpoints import local_folder, names_folder
 from replaceme.provenance.job_record import FOLDER
 
 MODEL = "model.json"
@@ -207,7 +207,7 @@ def _of_list(where: Path, base: Path) -> Iterator[_Claim]:
 
 def _is_found(source: str, base: Path) -> bool:
     """Whether a source is a folder of this machine whose place is told: of those outside `base` the name alone is."""
-    return is_local(source) and ("/" in source or (base / source).is_dir())
+    return names_folder(source) and ("/" in source or (base / source).is_dir())
 
 
 def _versions_at(where: Path) -> dict[str, str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from replaceme.models.families import Family
+    from replaceme.models.family import Family
 
 # what lets a loaded original, base model and family, run as the new model does
 Running = Callable[["nn.Module", "Family"], AbstractContextManager[None]]

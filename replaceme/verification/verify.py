@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.calibration.tokens import Tokens
-from replaceme.core.cut_record import groups_of
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json
 from replaceme.core.memory import free_memory
@@ -21,6 +21,7 @@ from replaceme.models.checkpoints import check_merged, open_checkpoint, read_con
 from replaceme.models.custom_code import check_code, is_separate
 from replaceme.models.loading import load_tokenizer
 from replaceme.models.model_config import PER_BLOCK_LISTS, is_encoder
+from replaceme.models.model_record import ModelRecord
 from replaceme.models.weights import INDEX
 from replaceme.provenance.environment import versions
 from replaceme.surgery.shortened_model import shortened
@@ -40,8 +41,8 @@ ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F64": 2**-53}
 
 
 def verify(
-    record: dict[str, Any],
-    cut: dict[str, Any],
+    record: ModelRecord,
+    cut: Cut,
     transforms: "Sequence[Transform] | Found",
     folder: str | Path,
     *,
@@ -58,14 +59,14 @@ def verify(
     as_made, edited = _running(cut, transforms)
 
     def expected(tokens: Tokens) -> "torch.Tensor":
-        return hooked_logits(record["folder"], as_made, tokens)
+        return hooked_logits(record.folder, as_made, tokens)
 
     return verify_against(expected, record, edited, folder, here=here and is_fresh())
 
 
 def verify_against(
     expected: Callable[[Tokens], "torch.Tensor"],
-    record: dict[str, Any],
+    record: ModelRecord,
     edited: bool,
     folder: str | Path,
     *,
@@ -140,13 +141,13 @@ def _check_config(folder: str | Path) -> None:
 
 
 def _check_by_loading(
-    expected: Callable[[Tokens], "torch.Tensor"], record: dict[str, Any], edited: bool, folder: str | Path, here: bool
+    expected: Callable[[Tokens], "torch.Tensor"], record: ModelRecord, edited: bool, folder: str | Path, here: bool
 ) -> dict[str, dict[str, Any]]:
     if is_encoder(read_config(folder)):
         return dict.fromkeys(BY_LOADING, not_checked("encoders are not run"))
     memory = outcome(_check_memory, record)
     enough = memory["outcome"] == PASSED
-    tokens = fixed_tokens(read_config(record["folder"])) if enough else None
+    tokens = fixed_tokens(read_config(record.folder)) if enough else None
     # in another process the folder is loaded second: who is asked first gives its memory back
     logits = expected(tokens) if enough and not here else None
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
@@ -156,23 +157,21 @@ def _check_by_loading(
             answer = {"weights": str(error)}
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
         if checks.get("tokenizer", {}).get("outcome") == PASSED:
-            checks["tokenizer"] = outcome(_check_template, Path(work) / "chat_template.json", record["folder"])
+            checks["tokenizer"] = outcome(_check_template, Path(work) / "chat_template.json", record.folder)
         if checks.get("logits", {}).get("outcome") == PASSED:
-            allowed = tolerance({kind for *_, kind in open_checkpoint(record["folder"]).tensors.values()}, edited)
+            allowed = tolerance({kind for *_, kind in open_checkpoint(record.folder).tensors.values()}, edited)
             logits = expected(tokens) if here else logits
             checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", logits, tokens.mask, allowed)
     left_out = not_checked("the weights did not load") if enough else memory
     return {name: checks.get(name, left_out) for name in BY_LOADING}
 
 
-def _running(cut: dict[str, Any], transforms: "Sequence[Transform] | Found") -> tuple[Running, bool]:
+def _running(cut: Cut, transforms: "Sequence[Transform] | Found") -> tuple[Running, bool]:
     """How the original model is run as the new one does, and whether weights were computed for that."""
     if isinstance(transforms, Found):
         return (lambda model, family: running(model, family, cut, transforms)), True
     given = [None if one.is_identity else one for one in transforms]
-    return (lambda model, family: shortened(model, family, groups_of(cut), given)), any(
-        one is not None for one in given
-    )
+    return (lambda model, family: shortened(model, family, cut.groups, given)), any(one is not None for one in given)
 
 
 def _raise(reason: str | None) -> None:
@@ -180,9 +179,9 @@ def _raise(reason: str | None) -> None:
         raise ReplaceMeError(reason)
 
 
-def _check_memory(record: dict[str, Any]) -> None:
+def _check_memory(record: ModelRecord) -> None:
     """A model that does not fit would take the whole job down."""
-    needed, free = 4.4 * record["parameters"], free_memory("cpu")
+    needed, free = 4.4 * record.parameters, free_memory("cpu")
     if needed > free:
         raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
 

@@ -1,12 +1,12 @@
 """Inputs and options of the jobs that measure models, and of those that heal them."""
 
 import functools
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from replaceme.config.command_line import to_flags
+from replaceme.config.evaluations import evaluation_flags
 from replaceme.config.healings import TrainingConfig
 from replaceme.config.result_paths import TOKENS, Names, at
 from replaceme.config.schema import Config
@@ -29,15 +29,7 @@ class MeasureJobs:
 
     @functools.cache  # noqa: B019 (there is one of these in a process)
     def _options(self, name: str) -> str:
-        section = self.config.evaluations[name]
-        named = [("task", section.tasks), ("zeroshot", section.zeroshot)]
-        flags = [
-            f"--{option} {shlex.quote(f'{key}={one.model_dump_json(exclude_defaults=True)}')}"
-            for option, ones in named
-            for key, one in ones.items()
-        ]
-        plain = tuple(key for key in type(section).model_fields if key not in ("tasks", "zeroshot"))
-        return " ".join([*flags, to_flags(section, plain)])
+        return evaluation_flags(self.config.evaluations[name])
 
     def evaluation_options(self, names: Names) -> str:
         """Return the options of an evaluation."""

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from replaceme.config.result_paths import OWN_FOLDERS
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import AHEAD, sweep_temporaries, write_text
+from replaceme.core.files import AHEAD, write_text
+from replaceme.core.sweep import sweep_temporaries
 
 LOGGER = logging.getLogger(__name__)
 NOTE = Path(".snakemake/run.json")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from given import cut_of
 
 from replaceme.activations import capture
 from replaceme.activations.capture import Activations
@@ -156,7 +157,7 @@ def test_a_planted_linear_map_is_recovered(make_llama, make_tokens, blocks_of, t
     print(f"planted map recovered to {relative(transform.matrix, expected):.1e}")
     assert relative(transform.matrix, expected) <= 1e-6
     assert transform.report["residual"] <= 1e-12
-    merge(folder, {"groups": [[2, 4]], "num_blocks": 6}, [transform], tmp_path / "out", {})
+    merge(folder, cut_of([[2, 4]], 6), [transform], tmp_path / "out", {})
     original = load_causal_model(folder, "float32", "cpu")
     plant(original.model.layers)
     ids = tokens.input_ids[:1]
@@ -178,7 +179,7 @@ def test_blocks_that_do_nothing_give_the_identity(make_llama, make_tokens, block
     tokens = make_tokens(samples=40)
     transform = fit_least_squares(gather_cut(*blocks_of(folder), tokens, (2, 4), 4))
     assert relative(transform.matrix, torch.eye(16, dtype=torch.float64)) <= 1e-6
-    merge(folder, {"groups": [[2, 4]], "num_blocks": 6}, [transform], tmp_path / "out", {})
+    merge(folder, cut_of([[2, 4]], 6), [transform], tmp_path / "out", {})
     ids = tokens.input_ids[:1]
     found, wanted = (load_causal_model(f, "float32", "cpu")(ids).logits for f in (tmp_path / "out", folder))
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from given import cut_of
 
 import replaceme
 from replaceme.activations.capture import collect
@@ -80,7 +81,7 @@ def test_upstream_is_a_factor_on_the_stream(make_llama, tmp_path, tied):
     """The weights written against a hook that multiplies the state after the carrier; norms here have no epsilon."""
     folder = make_llama(rms_norm_eps=1e-14, tie_word_embeddings=tied)
     transform = Transform(1.6 * torch.eye(16, dtype=torch.float64), {"solver": "by hand"}, "upstream")
-    merge(folder, {"groups": [GROUP], "num_blocks": 6}, [transform], tmp_path / "out", {})
+    merge(folder, cut_of([GROUP], 6), [transform], tmp_path / "out", {})
     ids = torch.randint(6, 66, (3, 17), generator=torch.Generator().manual_seed(5))
     model = load_causal_model(folder, "float32", "cpu")
     layers = model.model.layers
@@ -111,7 +112,7 @@ def test_factors_of_two_groups(make_llama, make_tokens, blocks_of, brute_rows, t
     one = brute_ratios(brute_rows, folder, tokens, (1, 2)).mean()
     assert found[0].report["scale"] == pytest.approx(float(one), rel=1e-6)
     if estimation == "sequential":
-        merge(folder, {"groups": [(1, 2)], "num_blocks": 6}, found[:1], tmp_path / "out", {})
+        merge(folder, cut_of([(1, 2)], 6), found[:1], tmp_path / "out", {})
         folder, groups = tmp_path / "out", [(1, 2), (2, 4)]
     two = brute_ratios(brute_rows, folder, tokens, groups[1]).mean()
     assert found[1].report["scale"] == pytest.approx(float(two), rel=1e-5)
@@ -138,7 +139,7 @@ def test_prune(llama, texts, tmp_path, fit):
 
 
 def test_identity_takes_no_factor(llama, tmp_path):
-    cut = {"groups": [GROUP], "num_blocks": 6}
+    cut = cut_of([GROUP], 6)
     merge(llama, cut, [fit_identity(hidden_size=16)], tmp_path / "out", {})
     kept = load_causal_model(tmp_path / "out", "float32", "cpu").model.embed_tokens.weight
     assert torch.equal(kept, load_causal_model(llama, "float32", "cpu").model.embed_tokens.weight)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from replaceme.activations import rows as module
-from replaceme.activations.rows import Rows, store, write_rows
+from replaceme.activations import row_collector as module
+from replaceme.activations.row_collector import RowOptions, write_rows
+from replaceme.activations.rows import Rows, store
 from replaceme.config.placement import Regression
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.origin import Origin
 from replaceme.transforms.streams import Table
 
 CUT = (2, 5)
@@ -26,9 +28,11 @@ def read(rows, size=7):
 
 def test_all_rows_in_order(llama, blocks_of, expected, tmp_path):
     tokens, m, r = expected
-    (written,) = write_rows(tmp_path / "rows", *blocks_of(llama, "float64"), tokens, GROUPS, 5, origin={"a": 1})
+    (written,) = write_rows(
+        tmp_path / "rows", *blocks_of(llama, "float64"), tokens, GROUPS, 5, RowOptions(origin=Origin("a"))
+    )
     opened = Rows.open(tmp_path / "rows" / "0")
-    assert opened == written and opened.count == tokens.count == len(m) and opened.origin == {"a": 1}
+    assert opened == written and opened.count == tokens.count == len(m) and opened.origin == Origin("a")
     found_m, found_r = read(opened)
     assert found_m.dtype == found_r.dtype == torch.bfloat16
     assert torch.equal(found_m, m.to(torch.bfloat16))
@@ -41,10 +45,12 @@ def test_rows_of_several_groups_take_one_pass(llama, blocks_of, expected, tmp_pa
     tokens, groups, given = expected[0], [(1, 2), (2, 3), (4, 5)], {"with_state": True, "fit_tokens": 30}
     passes = []
     monkeypatch.setattr(module, "collect", lambda *taken, run=module.collect: passes.append(run(*taken)))
-    together = write_rows(tmp_path / "all", *blocks_of(llama, "float64"), tokens, groups, 5, **given)
+    together = write_rows(tmp_path / "all", *blocks_of(llama, "float64"), tokens, groups, 5, RowOptions(**given))
     assert len(passes) == 1
     for number, group in enumerate(groups):
-        (alone,) = write_rows(tmp_path / str(number), *blocks_of(llama, "float64"), tokens, [group], 5, **given)
+        (alone,) = write_rows(
+            tmp_path / str(number), *blocks_of(llama, "float64"), tokens, [group], 5, RowOptions(**given)
+        )
         assert together[number].folder == tmp_path / "all" / str(number) and together[number].parts == alone.parts
         for one, other in zip(together[number].blocks(7, state=True), alone.blocks(7, state=True), strict=True):
             assert all(map(torch.equal, one, other))
@@ -53,14 +59,16 @@ def test_rows_of_several_groups_take_one_pass(llama, blocks_of, expected, tmp_pa
 def test_a_uniform_part_is_always_the_same(llama, blocks_of, expected, tmp_path):
     tokens, m, _ = expected
     some = [
-        write_rows(tmp_path / name, *blocks_of(llama, "float64"), tokens, GROUPS, size, fit_tokens=20)[0]
+        write_rows(tmp_path / name, *blocks_of(llama, "float64"), tokens, GROUPS, size, RowOptions(fit_tokens=20))[0]
         for name, size in (("one", 5), ("two", 3))
     ]
     first, second = (next(iter(read(rows))) for rows in some)
     assert len(first) == 20 and torch.equal(first, second)
     known = {tuple(row.tolist()) for row in m.to(torch.bfloat16).float()}
     assert all(tuple(row.tolist()) in known for row in first.float())
-    (more,) = write_rows(tmp_path / "more", *blocks_of(llama, "float64"), tokens, GROUPS, 5, fit_tokens=10**6)
+    (more,) = write_rows(
+        tmp_path / "more", *blocks_of(llama, "float64"), tokens, GROUPS, 5, RowOptions(fit_tokens=10**6)
+    )
     assert more.count == tokens.count
 
 
@@ -68,7 +76,9 @@ def test_the_residual_stream_comes_along(llama, blocks_of, expected, tmp_path, b
     """State and target add up to the output of the last block that goes."""
     tokens, m, _ = expected
     hidden, _, _ = brute_rows(llama, tokens)
-    (rows,) = write_rows(tmp_path / "rows", *blocks_of(llama, "float64"), tokens, GROUPS, 5, with_state=True)
+    (rows,) = write_rows(
+        tmp_path / "rows", *blocks_of(llama, "float64"), tokens, GROUPS, 5, RowOptions(with_state=True)
+    )
     assert rows.state and Rows.open(tmp_path / "rows" / "0") == rows and rows.bytes(True) == 3 * rows.count * 16 * 2
     found_m, found_r, found_y = (torch.cat(given) for given in zip(*rows.blocks(7, state=True), strict=True))
     assert torch.equal(found_y, (hidden[1] - m).to(torch.bfloat16)) and torch.equal(found_m, m.to(torch.bfloat16))
@@ -82,8 +92,8 @@ def test_rows_of_the_down_projection(llama, blocks_of, expected, tmp_path):
     model, family = blocks_of(llama, "float64")
     given = (model, family, tokens, GROUPS, 5)
     regression = Regression("down_proj")
-    (wide,) = write_rows(tmp_path / "wide", *given, with_state=True, regression=regression)
-    (narrow,) = write_rows(tmp_path / "narrow", *given, with_state=True)
+    (wide,) = write_rows(tmp_path / "wide", *given, RowOptions(with_state=True, regression=regression))
+    (narrow,) = write_rows(tmp_path / "narrow", *given, RowOptions(with_state=True))
     assert wide.columns == (24, 16) and wide.count == narrow.count
     (a, *rest), (_, *others) = (
         [torch.cat(x) for x in zip(*r.blocks(7, state=True), strict=True)] for r in (wide, narrow)

@@ -9,6 +9,7 @@ import family_checks
 import numpy as np
 import pytest
 import torch
+from given import cut_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_clip import PREPROCESSOR, SIDE
@@ -16,7 +17,7 @@ from transformers import AutoModel, CLIPModel, ViTForImageClassification
 
 import replaceme
 from replaceme.activations.gather import gather_groups
-from replaceme.activations.rows import write_rows
+from replaceme.activations.row_collector import RowOptions, write_rows
 from replaceme.calibration.images import Images, calibrate_images, check_images, generated, read_images
 from replaceme.calibration.samples import PassedOver
 from replaceme.calibration.tokens import load_tokens
@@ -219,7 +220,7 @@ def test_rows_of_images(encoder, tmp_path):
     folder = encoder("clip")
     images, _ = calibrate_images(given(samples=6), folder)
     model, family = load_base_model(folder, "float32", "cpu"), family_of(read_config(folder), "clip")
-    assert write_rows(tmp_path / "rows", model, family, images, [(2, 4)], 4, fit_tokens=50)[0].count == 50
+    assert write_rows(tmp_path / "rows", model, family, images, [(2, 4)], 4, RowOptions(fit_tokens=50))[0].count == 50
 
 
 def test_prune_a_vit(encoder, photos, tmp_path, capsys):
@@ -286,7 +287,7 @@ def test_the_other_spelling_of_a_checkpoint(variant, rename, tmp_path):
     tensors = {rename(name): tensor for name, tensor in load_file(source / "model.safetensors").items()}
     assert tensors.keys().isdisjoint(name for name in open_checkpoint(source).tensors if "encoder.layer" in name)
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    cut = {"groups": family_checks.GROUPS, "num_blocks": family_checks.BLOCKS}
+    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
     found = family_checks.transforms(variant, "mlp")
     family_checks.merge(source, cut, found, tmp_path / "out", {})
     other = family_checks.loaded(family_checks.shorter(variant, found))

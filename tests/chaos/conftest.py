@@ -21,7 +21,8 @@ from workflow.conftest import pristine as pristine
 from workflow.conftest import shared as shared
 
 from replaceme.core.digests import KEY
-from replaceme.core.files import TEMPORARY, sweep_temporaries
+from replaceme.core.files import TEMPORARY
+from replaceme.core.sweep import sweep_temporaries
 from replaceme.provenance.job_record import FOLDER
 
 HERE = Path(__file__).parent

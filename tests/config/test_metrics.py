@@ -14,7 +14,7 @@ from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import load, measure, save
 from replaceme.models.loading import load_causal_model
 
-RECORD = {"num_blocks": 6, "parameters": 1000, "block_parameters": [100] * 6}
+RECORD = SimpleNamespace(num_blocks=6, parameters=1000, block_parameters=[100] * 6)
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_a_distance(toy, llama, make_tokens, blocks_of, tmp_path):
     save(tmp_path / "distances.safetensors", measure(*blocks_of(llama), make_tokens(), 5), {})
     matrices, _ = load(tmp_path / "distances.safetensors")
     chosen = choose(schema(blocks=2, metric="toy", position="last"), RECORD, matrices)
-    values = {(one["start"], one["end"]): one["toy"] for one in chosen["candidates"]}
-    assert min(values, key=values.get) == tuple(chosen["groups"][0]) and len(set(values.values())) == 4
+    values = {(one["start"], one["end"]): one["toy"] for one in chosen.candidates}
+    assert min(values, key=values.get) == tuple(chosen.groups[0]) and len(set(values.values())) == 4
     assert metrics.labels()["toy"] == "toys"
 
 
@@ -55,7 +55,7 @@ def test_a_representation(toy, llama, make_tokens, blocks_of):
     schema = toy("REPRESENTATIONS", lambda centred: (1 - import_named("replaceme.cuts.similarity.cka")(centred)).neg())
     cut = schema(blocks=2, metric="toy")
     chosen = choose(cut, RECORD, measure(*blocks_of(llama), make_tokens(), 5, cut.of_representations))
-    assert chosen["metric"] == "toy" and all(one["toy"] < 0 for one in chosen["candidates"])
+    assert chosen.metric == "toy" and all(one["toy"] < 0 for one in chosen.candidates)
     with pytest.raises(ValueError, match="averages over all tokens"):
         schema(blocks=2, metric="toy", position="last")
 
@@ -71,9 +71,9 @@ def measured(cut, llama, make_tokens):
 def test_a_metric_after_the_fit(toy, llama, make_tokens):
     schema = toy("AFTER_FIT", lambda fitted: [{"toy": -float(one.matrix.norm())} for one in fitted.transforms])
     chosen = measured(schema(blocks=2, metric="toy"), llama, make_tokens)
-    values = {one["start"]: one["toy"] for one in chosen["candidates"]}
-    assert chosen["groups"][0][0] == min(values, key=values.get)
-    assert all({"residual", "cosine_after_fit"} < one.keys() for one in chosen["candidates"])
+    values = {one["start"]: one["toy"] for one in chosen.candidates}
+    assert chosen.groups[0][0] == min(values, key=values.get)
+    assert all({"residual", "cosine_after_fit"} < one.keys() for one in chosen.candidates)
 
 
 def test_a_metric_without_a_fit(toy, llama, make_tokens):
@@ -81,8 +81,8 @@ def test_a_metric_without_a_fit(toy, llama, make_tokens):
         return lambda gone, runs: [float(-start - len(gone)) for start, _ in runs]
 
     schema = toy("WITHOUT_FIT", function)
-    assert measured(schema(blocks=2, metric="toy"), llama, make_tokens)["groups"] == [[4, 6]]
-    assert measured(schema(blocks=2, metric="toy", search="iterative"), llama, make_tokens)["parts"] == [[4, 5], [5, 6]]
+    assert measured(schema(blocks=2, metric="toy"), llama, make_tokens).groups == [(4, 6)]
+    assert measured(schema(blocks=2, metric="toy", search="iterative"), llama, make_tokens).parts == [(4, 5), (5, 6)]
 
 
 @pytest.mark.parametrize("metric", metrics.every_metric())

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import platform
 import random
 import stat
 import subprocess
@@ -16,13 +15,11 @@ from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import (
     RESULTS_VARIABLE,
     TEMPORARY,
-    _temporary,
     load_tensors,
     read_json,
     replacing,
     save_tensors,
     sha256,
-    sweep_temporaries,
     write_json,
     write_safetensors,
     write_text,
@@ -73,7 +70,7 @@ def test_an_exception_leaves_the_old_and_no_temporaries(old, name, error):
 def test_an_old_folder_goes_as_a_whole(old, monkeypatch):
     """A kill while the old folder is removed leaves nothing of it behind, and a rename that fails leaves all of it."""
     removed = []
-    monkeypatch.setattr(files, "_remove", removed.append)
+    monkeypatch.setattr(files, "remove", removed.append)
     with replacing(old / "folder") as temporary:
         temporary.mkdir()
     assert not list((old / "folder").iterdir()) and removed[0].name.startswith(f"{TEMPORARY}folder-")
@@ -136,7 +133,6 @@ def test_failing_writes_of_every_kind(old, refuses, monkeypatch, code):
 
 def test_safetensors_on_a_full_disk(old, refuses):
     """A real limit on the size of files, in a child process: safetensors reports it with a type of its own."""
-    import subprocess
     import sys
 
     code = f"""
@@ -167,29 +163,6 @@ def test_places_where_nothing_can_be_written(old, refuses):
 def test_other_errors_of_the_system_pass(old):
     with pytest.raises(FileNotFoundError), replacing(old / "file"):
         Path(old / "nothing").read_text()
-
-
-def test_sweep_removes_what_killed_jobs_left(old, monkeypatch):
-    """Not what living processes write, nor what is new on another machine, whose processes cannot be seen from here."""
-    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
-    own = _temporary(old / "file")
-    own.write_text("being written by an orphan of a killed Snakemake")
-    own.with_name(own.name.replace(f".{os.getpid()}.", f".{dead}.")).write_text("half")
-    monkeypatch.setattr(platform, "node", lambda: "another")
-    theirs, stale = _temporary(old / "model"), _temporary(old / "model")
-    for folder in (theirs, stale):
-        folder.mkdir()
-        (folder / "inner").write_text("of another machine")
-    os.utime(stale / "inner", (0, 0))
-    os.utime(stale, (0, 0))
-    monkeypatch.undo()
-    nested = old / "folder" / f"{TEMPORARY}model-2"
-    (nested / f"{TEMPORARY}inner").mkdir(parents=True)
-    removed = sweep_temporaries(old)
-    assert {path.name for path in removed} >= {stale.name, f"{TEMPORARY}model-2"} and len(removed) == 4
-    kept = sorted([own.name, theirs.name, f"{theirs.name}/inner"])
-    assert listing(old) == [*kept, "file", "folder", "folder/inner"]
-    assert sweep_temporaries(old) == []
 
 
 # ---- content

@@ -1,5 +1,7 @@
 """Candidates against brute force, ties, ratios, and every way in which a cut cannot be made."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.cuts.choose import choose, resolve_blocks, spans
 from replaceme.cuts.distances import measure
 
-RECORD = {"num_blocks": 6, "parameters": 1000, "block_parameters": [100] * 6}
+RECORD = SimpleNamespace(num_blocks=6, parameters=1000, block_parameters=[100] * 6)
 
 
 def listed(values, blocks=2, metric="residual"):
@@ -21,9 +23,9 @@ def test_the_papers_choice_is_the_least_entry_of_its_matrix(llama, make_tokens, 
     chosen = choose(CutConfig(blocks=2, metric=metric, position=position), RECORD, matrices)
     values = {s: float(matrices[f"{metric}_{position}"][s - 1, s + 1]) for s in range(1, 5)}
     best = min(values, key=values.get)
-    assert chosen["groups"] == [[best, best + 2]]
-    assert {one["start"]: one[metric] for one in chosen["candidates"]} == values
-    assert (chosen["metric"], chosen["position"]) == (metric, position)
+    assert chosen.groups == [(best, best + 2)]
+    assert {one["start"]: one[metric] for one in chosen.candidates} == values
+    assert (chosen.metric, chosen.position) == (metric, position)
 
 
 @pytest.mark.parametrize("metric", ["residual", "cosine_after_fit"])
@@ -31,7 +33,7 @@ def test_the_post_fit_choice_is_the_least_of_its_metric(metric):
     other = {"residual": "cosine_after_fit", "cosine_after_fit": "residual"}[metric]
     candidates = [{**one, other: -one["start"]} for one in listed([0.5, 0.2, 0.3, 0.4], metric=metric)]
     chosen = choose(CutConfig(blocks=2, metric=metric), RECORD, candidates=candidates)
-    assert chosen == {
+    assert chosen.content == {
         "groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": metric, "position": "all",
         "candidates": candidates,
     }  # fmt: skip
@@ -43,17 +45,17 @@ def test_the_post_fit_choice_is_the_least_of_its_metric(metric):
 )
 def test_ties_go_to_the_lower_start(values, start):
     candidates = listed(values)
-    assert choose(CutConfig(blocks=2, metric="residual"), RECORD, candidates=candidates)["groups"][0][0] == start
+    assert choose(CutConfig(blocks=2, metric="residual"), RECORD, candidates=candidates).groups[0][0] == start
     matrix = torch.ones(6, 6, dtype=torch.float64)
     for one in candidates:
         matrix[one["start"] - 1, one["end"] - 1] = one["residual"]
-    assert choose(CutConfig(blocks=2, metric="cosine"), RECORD, {"cosine_all": matrix})["groups"][0][0] == start
+    assert choose(CutConfig(blocks=2, metric="cosine"), RECORD, {"cosine_all": matrix}).groups[0][0] == start
 
 
 def test_a_cut_by_hand_needs_no_evidence():
     chosen = choose(CutConfig(blocks=2, start=4), RECORD)
-    assert chosen["groups"] == [[4, 6]]
-    assert (chosen["metric"], chosen["position"], chosen["candidates"]) == ("given", None, [])
+    assert chosen.groups == [(4, 6)]
+    assert (chosen.metric, chosen.position, chosen.candidates) == ("given", None, [])
 
 
 @pytest.mark.parametrize(("start", "blocks"), [(5, 2), (4, 3), (100, 1)])
@@ -85,7 +87,7 @@ def test_ratio_of_a_model(llama):
     from replaceme.models.checkpoints import resolve
 
     record = resolve(str(llama))
-    share = record["block_parameters"][0] / record["parameters"]
+    share = record.block_parameters[0] / record.parameters
     assert 0.08 < share < 0.17
     assert [resolve_blocks(CutConfig(ratio=n * share), record) for n in range(1, 6)] == [1, 2, 3, 4, 5]
 

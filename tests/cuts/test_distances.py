@@ -3,6 +3,7 @@
 import csv
 import importlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,4 +131,4 @@ def test_representations_are_measured_when_asked_for_and_cca_with_enough_tokens(
     few = measure(*blocks_of(llama), make_tokens(samples=1, longest=20), 5, True)
     assert "cka_all" in few and "cca_all" not in few
     with refuses("the distances hold no cca", "--representations"):
-        choose(CutConfig(blocks=2, metric="cca"), {"num_blocks": 6}, few)
+        choose(CutConfig(blocks=2, metric="cca"), SimpleNamespace(num_blocks=6), few)

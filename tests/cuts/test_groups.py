@@ -1,6 +1,7 @@
 """Searches for several groups against enumeration of every split, and against their own definitions."""
 
 from itertools import combinations, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_what_a_search_compares(refuses):
     check_room(5, 4, 2, "greedy", "merge")
 
 
-RECORD = {"num_blocks": 8, "parameters": 1000, "block_parameters": [100] * 8}
+RECORD = SimpleNamespace(num_blocks=8, parameters=1000, block_parameters=[100] * 8)
 
 
 def matrix(costs):
@@ -114,16 +115,16 @@ def matrix(costs):
 @pytest.mark.parametrize(
     ("options", "groups", "parts"),
     [
-        ({}, [[2, 6]], [[2, 4], [4, 6]]),
-        ({"adjacency": "separate"}, [[2, 4], [6, 8]], [[2, 4], [6, 8]]),
-        ({"search": "dynamic", "adjacency": "separate"}, [[1, 4], [7, 8]], [[1, 4], [7, 8]]),
+        ({}, [(2, 6)], [(2, 4), (4, 6)]),
+        ({"adjacency": "separate"}, [(2, 4), (6, 8)], [(2, 4), (6, 8)]),
+        ({"search": "dynamic", "adjacency": "separate"}, [(1, 4), (7, 8)], [(1, 4), (7, 8)]),
     ],
 )
 def test_a_cut_of_two_groups(options, groups, parts):
     distances = matrix({(2, 4): 0.1, (4, 6): 0.2, (6, 8): 0.3, (1, 4): 0.1, (7, 8): 0.05})
     chosen = choose(CutConfig(blocks=4, groups=2, metric="cosine", **options), RECORD, distances)
-    assert (chosen["groups"], chosen["parts"], chosen["blocks"]) == (groups, parts, 4)
-    sizes = {one["end"] - one["start"] for one in chosen["candidates"]}
+    assert (chosen.groups, chosen.parts, chosen.blocks) == (groups, parts, 4)
+    sizes = {one["end"] - one["start"] for one in chosen.candidates}
     assert sizes == ({1, 2, 3, 4} if "search" in options else {2})
 
 

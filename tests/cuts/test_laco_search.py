@@ -1,6 +1,7 @@
 """LaCo's choice of blocks: the search against the paper's algorithm, its measure on the model that is written."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from replaceme.models.loading import load_causal_model
 from replaceme.surgery.fold import merge as fold
 from replaceme.surgery.laco_merge import as_chosen, fit_collapse
 
-RECORD = {"num_blocks": 6, "parameters": 1000, "block_parameters": [100] * 6}
+RECORD = SimpleNamespace(num_blocks=6, parameters=1000, block_parameters=[100] * 6)
 MERGING = {"search": "merging", "metric": "output"}
 
 
@@ -89,7 +90,7 @@ def test_it_ends_when_so_many_blocks_are_gone():
     tried = search(cut, 6, 3, lambda state: 1.0, 0.5)
     assert [(one["start"], one["end"]) for one in kept_merges(tried)] == [(2, 3), (4, 6)]
     chosen = choose(cut, RECORD, candidates=tried)
-    assert chosen["groups"] == [[2, 3], [4, 6]] and chosen["coefficients"] == [[0, 1], [-1, 1, 1]]
+    assert chosen.groups == [(2, 3), (4, 6)] and chosen.coefficients == [[0, 1], [-1, 1, 1]]
 
 
 def test_what_was_merged_is_merged_again():
@@ -101,7 +102,7 @@ def test_what_was_merged_is_merged_again():
     tried = search(cut, 6, 4, lambda state: 1.0, 0.5)
     assert [(one["start"], one["end"]) for one in tried] == [(4, 6), (2, 6)]
     chosen = choose(cut, RECORD, candidates=tried)
-    assert chosen["groups"] == [[2, 6]] and chosen["coefficients"] == [[-1, 1, -1, 1, 1]]
+    assert chosen.groups == [(2, 6)] and chosen.coefficients == [[-1, 1, -1, 1, 1]]
 
 
 def similarity(one, other, tokens):
@@ -122,7 +123,7 @@ def test_the_measure_is_that_of_the_model_that_is_written(llama, make_tokens, bl
     tried = merging_candidates(cut, RECORD, 4, model, family, tokens, 2)
     last = [one for one in tried if one["kept"]][-1]
     chosen = choose(cut, RECORD, candidates=tried)
-    transforms = as_chosen(chosen, [fit_collapse(16)] * len(chosen["groups"]))
+    transforms = as_chosen(chosen, [fit_collapse(16)] * len(chosen.groups))
     fold(llama, chosen, transforms, tmp_path / "out", {})
     folded = load_causal_model(tmp_path / "out", "float32", "cpu")
     assert similarity(model, folded, tokens) == pytest.approx(1 - last["output"], abs=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from replaceme.models.checkpoints import resolve
 from replaceme.models.families import SANDWICH, SEQUENTIAL
 from replaceme.models.loading import load_causal_model
 
-RECORD = {"num_blocks": 6, "parameters": 1000, "block_parameters": [100] * 6}
+RECORD = SimpleNamespace(num_blocks=6, parameters=1000, block_parameters=[100] * 6)
 
 
 def brute_loss(folder, tokens, gone=(), gradients=False):
@@ -107,8 +108,8 @@ def test_iterative_measures_without_those_before(llama, make_tokens, metric):
     found = measured(llama, SEQUENTIAL, tokens, **cut)
     assert [(one["round"], one["start"], one[metric]) for one in found] == expected
     chosen = choose(CutConfig(**cut), RECORD, candidates=found)
-    assert [start for start, _ in chosen["parts"]] == sorted(gone)
-    assert (chosen["search"], chosen["candidates"]) == ("iterative", found)
+    assert [start for start, _ in chosen.parts] == sorted(gone)
+    assert (chosen.search, chosen.candidates) == ("iterative", found)
 
 
 def test_a_block_that_matters_only_after_another_went():
@@ -120,11 +121,11 @@ def test_a_block_that_matters_only_after_another_went():
 
     spans = [(k, k + 1) for k in range(1, 5)]
     found = one_by_one(measure, spans, 2, "perplexity")
-    record = {**RECORD, "num_blocks": 5}
+    record = SimpleNamespace(**vars(RECORD) | {"num_blocks": 5})
     cut = {"blocks": 2, "metric": "perplexity"}
-    assert choose(CutConfig(**cut, search="iterative"), record, candidates=found)["groups"] == [[1, 2], [3, 4]]
+    assert choose(CutConfig(**cut, search="iterative"), record, candidates=found).groups == [(1, 2), (3, 4)]
     first = [one for one in found if one["round"] == 0]
-    assert choose(CutConfig(**cut, search="independent"), record, candidates=first)["groups"] == [[1, 3]]
+    assert choose(CutConfig(**cut, search="independent"), record, candidates=first).groups == [(1, 3)]
 
 
 def test_rounds_of_another_search_are_refused(refuses):
@@ -166,4 +167,4 @@ def test_by_steps_and_in_one_go(llama, texts, tmp_path):
     fit = FitConfig(transform="identity")
     record = replaceme.prune(llama, calibration, cut=cut, fit=fit, out=tmp_path / "short", verify=False)
     assert record["cut"]["groups"] == chosen["groups"] and record["cut"]["metric"] == "perplexity"
-    assert resolve(str(tmp_path / "short"))["num_blocks"] == 4
+    assert resolve(str(tmp_path / "short")).num_blocks == 4

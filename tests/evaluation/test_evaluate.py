@@ -7,10 +7,12 @@ import shutil
 import socket
 
 import pytest
+from given import cut_of, evaluation_of
 
+from replaceme.config.evaluations import TaskConfig
 from replaceme.core import uncertainty
 from replaceme.core.errors import ReplaceMeError
-from replaceme.evaluation.evaluate import TaskOptions, evaluate
+from replaceme.evaluation.evaluate import evaluate
 
 WORDS = [f"w{i}" for i in range(40)]
 CHOICE = """task: tiny_choice
@@ -48,7 +50,7 @@ doc_to_target: "{{context}}"
 metric_list:
   - {metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}
 """
-TASKS = {"tiny_choice": TaskOptions(), "tiny_last": TaskOptions(in_average=False)}
+TASKS = {"tiny_choice": TaskConfig(), "tiny_last": TaskConfig(in_average=False)}
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +116,11 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def record(model, include):
-    return evaluate(model, TASKS, include=include, perplexity_task="tiny_last", batch_size=4)
+    return evaluate(model, evaluation_of(TASKS, include=include, perplexity="tiny_last", batch_size=4))
 
 
 def test_nothing_tries_the_network(model, include, no_network, record):
-    again = evaluate(model, TASKS, include=include, perplexity_task="tiny_last", batch_size=4)
+    again = evaluate(model, evaluation_of(TASKS, include=include, perplexity="tiny_last", batch_size=4))
     assert no_network == []
     for key in ("tasks", "average", "perplexity"):
         assert again[key] == record[key], "two evaluations of one model differ"
@@ -175,18 +177,18 @@ def test_items_explain_the_numbers(record):
 
 
 def test_limit_takes_the_first_items(model, include, record):
-    few = evaluate(model, {"tiny_choice": TaskOptions(metric="acc")}, include=include, limit=5)
-    full = evaluate(model, {"tiny_choice": TaskOptions(metric="acc")}, include=include)
+    few = evaluate(model, evaluation_of({"tiny_choice": TaskConfig(metric="acc")}, include=include, limit=5))
+    full = evaluate(model, evaluation_of({"tiny_choice": TaskConfig(metric="acc")}, include=include))
     assert few["tasks"]["tiny_choice"]["items"] == full["tasks"]["tiny_choice"]["items"][:5]
     assert few["perplexity"] is None and few["tasks"]["tiny_choice"]["metric"] == "acc"
 
 
 def test_one_bar_on_a_terminal_and_none_in_a_file(model, include, capsys, monkeypatch):
-    evaluate(model, TASKS, include=include, limit=2)
+    evaluate(model, evaluation_of(TASKS, include=include, limit=2))
     assert "\r" not in capsys.readouterr().err
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    evaluate(model, TASKS, include=include, limit=2)
+    evaluate(model, evaluation_of(TASKS, include=include, limit=2))
     assert set(re.findall(r"\r([A-Z][a-z -]+):", capsys.readouterr().err)) == {"Log-likelihoods"}
 
 
@@ -194,18 +196,22 @@ def test_fewshot_is_applied(model, tmp_path, include):
     shutil.copytree(include, tmp_path / "tasks")
     yaml = tmp_path / "tasks/choice.yaml"
     yaml.write_text(CHOICE + "fewshot_split: test\n")
-    shots = evaluate(model, {"tiny_choice": TaskOptions(fewshot=2)}, include=tmp_path / "tasks")["tasks"]["tiny_choice"]
-    plain = evaluate(model, {"tiny_choice": TaskOptions()}, include=tmp_path / "tasks")["tasks"]["tiny_choice"]
+    shots = evaluate(model, evaluation_of({"tiny_choice": TaskConfig(fewshot=2)}, include=tmp_path / "tasks"))["tasks"][
+        "tiny_choice"
+    ]
+    plain = evaluate(model, evaluation_of({"tiny_choice": TaskConfig()}, include=tmp_path / "tasks"))["tasks"][
+        "tiny_choice"
+    ]
     assert (shots["fewshot"], plain["fewshot"]) == (2, 0)
     assert shots["documents"] != plain["documents"], "the prompts must differ"
 
 
 def test_rolling_perplexity_is_per_word(model, include):
-    found = evaluate(model, {"tiny_choice": TaskOptions()}, include=include, perplexity_task="tiny_rolling")
+    tasks = {"tiny_choice": TaskConfig(), "tiny_rolling": TaskConfig(in_average=False)}
+    found = evaluate(model, evaluation_of(tasks, include=include, perplexity="tiny_rolling"))
     items = found["perplexity"]["items"]
     assert found["perplexity"]["metric"] == "word_perplexity" and all(words == 6 for _, words in items)
     assert found["perplexity"]["value"] == pytest.approx(math.exp(-sum(ll for ll, _ in items) / (6 * 12)))
-    assert list(found["tasks"]) == ["tiny_choice"]
 
 
 def test_unknown_task_names_folder_and_close_matches(model, include, monkeypatch):
@@ -214,32 +220,32 @@ def test_unknown_task_names_folder_and_close_matches(model, include, monkeypatch
     real = lm_eval.tasks.TaskManager
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: real(**options | {"include_defaults": False}))
     with pytest.raises(ReplaceMeError, match="'tiny_choise'") as caught:
-        evaluate(model, {"tiny_choise": TaskOptions()}, include=include)
+        evaluate(model, evaluation_of({"tiny_choise": TaskConfig()}, include=include))
     assert str(include) in str(caught.value) and "close: tiny_choice" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("options", "perplexity", "message"),
     [
-        (TaskOptions(metric="f1"), None, "no metric 'f1'; it has acc, acc_norm"),
-        (TaskOptions(), "tiny_choice", "reports no perplexity"),
+        (TaskConfig(metric="f1"), None, "no metric 'f1'; it has acc, acc_norm"),
+        (TaskConfig(), "tiny_choice", "reports no perplexity"),
     ],
 )
 def test_wrong_metric_is_refused(model, include, options, perplexity, message):
     with pytest.raises(ReplaceMeError, match=message):
-        evaluate(model, {"tiny_choice": options}, include=include, perplexity_task=perplexity)
+        evaluate(model, evaluation_of({"tiny_choice": options}, include=include, perplexity=perplexity))
 
 
 def test_missing_data_file_is_named(model, tmp_path, include):
     shutil.copytree(include, tmp_path / "tasks")
     (tmp_path / "tasks/data/choice.jsonl").unlink()
     with pytest.raises(ReplaceMeError, match=r"'tiny_choice': data file data/choice\.jsonl"):
-        evaluate(model, {"tiny_choice": TaskOptions()}, include=tmp_path / "tasks")
+        evaluate(model, evaluation_of({"tiny_choice": TaskConfig()}, include=tmp_path / "tasks"))
 
 
 def test_missing_include_folder(model, tmp_path):
     with pytest.raises(ReplaceMeError, match="no such folder of evaluation tasks"):
-        evaluate(model, {"tiny_choice": TaskOptions()}, include=tmp_path / "none")
+        evaluate(model, evaluation_of({"tiny_choice": TaskConfig()}, include=tmp_path / "none"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no weights", "no tokenizer", "missing tensor", "nan"])
@@ -264,7 +270,7 @@ def test_broken_model_gives_one_line(model, include, tmp_path, damage):
         tensors["model.norm.weight"][0] = math.nan
         save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ReplaceMeError) as caught:
-        evaluate(folder, {"tiny_choice": TaskOptions()}, include=include)
+        evaluate(folder, evaluation_of({"tiny_choice": TaskConfig()}, include=include))
     assert "\n" not in str(caught.value)
     if damage == "missing tensor":
         assert "model.layers.1.mlp.down_proj.weight" in str(caught.value)
@@ -276,10 +282,14 @@ def test_a_group_is_the_pool_of_its_tasks(model, tmp_path, include):
     shutil.copytree(include, tmp_path / "tasks")
     (tmp_path / "tasks/second.yaml").write_text(CHOICE.replace("tiny_choice", "tiny_second"))
     (tmp_path / "tasks/group.yaml").write_text("group: tiny_group\ntask: [tiny_choice, tiny_second]\n")
-    found = evaluate(model, {"tiny_group": TaskOptions()}, include=tmp_path / "tasks")["tasks"]["tiny_group"]
+    found = evaluate(model, evaluation_of({"tiny_group": TaskConfig()}, include=tmp_path / "tasks"))["tasks"][
+        "tiny_group"
+    ]
     assert found["n"] == 24 and found["items"][:12] == found["items"][12:]
     with pytest.raises(ReplaceMeError, match="'tiny_choice' is asked for twice"):
-        evaluate(model, {"tiny_group": TaskOptions(), "tiny_choice": TaskOptions()}, include=tmp_path / "tasks")
+        evaluate(
+            model, evaluation_of({"tiny_group": TaskConfig(), "tiny_choice": TaskConfig()}, include=tmp_path / "tasks")
+        )
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +311,7 @@ def grouped(tmp_path_factory, include):
 
 def test_the_number_of_a_group_is_that_of_lm_eval(model, grouped, monkeypatch):
     """A group in a group of unequal tasks: every item counts alike, as `weight_by_size: true` has it."""
-    found = evaluate(model, {"tiny_all": TaskOptions()}, include=grouped)["tasks"]["tiny_all"]
+    found = evaluate(model, evaluation_of({"tiny_all": TaskConfig()}, include=grouped))["tasks"]["tiny_all"]
     assert {name: part["n"] for name, part in found["members"].items()} == {
         "tiny_choice": 12, "tiny_few": 5, "tiny_third": 12,
     }  # fmt: skip
@@ -319,13 +329,15 @@ def test_a_group_in_a_table(model, grouped, tmp_path):
     from replaceme.core.files import write_json
     from replaceme.reports import tables
 
-    record = evaluate(model, {"tiny_all": TaskOptions(), "tiny_last": TaskOptions(in_average=False)}, include=grouped)
+    record = evaluate(
+        model, evaluation_of({"tiny_all": TaskConfig(), "tiny_last": TaskConfig(in_average=False)}, include=grouped)
+    )
     worse = json.loads(json.dumps(record))
     worse["tasks"]["tiny_all"]["items"] = [0.0] * 29
     rate = {"median": 1.0}
     speed = {"peak_memory_bytes": 1}
     cut = tmp_path / "m/c/n"
-    write_json(cut / "cut.json", {"groups": [[1, 2]], "blocks": 1, "metric": "cosine", "position": "all"})
+    cut_of([[1, 2]], 6, metric="cosine", position="all").save(cut / "cut.json")
     for folder, transform, values in (
         (tmp_path / "m/baseline", None, record), (cut / "uidl", "identity", worse), (cut / "ls", "full", record),
     ):  # fmt: skip
@@ -346,10 +358,10 @@ def test_a_group_that_weighs_its_tasks_alike_is_told(model, grouped, tmp_path, c
     folder = shutil.copytree(grouped, tmp_path / "tasks")
     text = (folder / "pair.yaml").read_text()
     (folder / "pair.yaml").write_text(text.replace("acc_norm", "acc_norm, weight_by_size: false"))
-    evaluate(model, {"tiny_pair": TaskOptions()}, include=folder)
+    evaluate(model, evaluation_of({"tiny_pair": TaskConfig()}, include=folder))
     assert "'tiny_pair': its group weighs tasks alike" in caplog.text
     caplog.clear()
-    evaluate(model, {"tiny_pair": TaskOptions()}, include=grouped)
+    evaluate(model, evaluation_of({"tiny_pair": TaskConfig()}, include=grouped))
     assert "alike" not in caplog.text
 
 

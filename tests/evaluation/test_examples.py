@@ -4,8 +4,10 @@ import json
 
 import pytest
 import yaml
+from given import evaluation_of
 
-from replaceme.evaluation.evaluate import TaskOptions, ready
+from replaceme.config.evaluations import TaskConfig
+from replaceme.evaluation.evaluate import ready
 from replaceme.evaluation.task_index import index
 
 ITEMS = [{"question": f"w{k}", "choices": ["w1", "w2"], "answer": k % 2, "number": k} for k in range(8)]
@@ -33,8 +35,8 @@ def prompts(tmp_path):
         others = [{**one, "question": f"w{k + 20}"} for k, one in enumerate(ITEMS)]
         for name, rows in (("items", items), ("others", others)):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        options = {"quiz": TaskOptions(fewshot=shots)}
-        with ready(index(["quiz"], tmp_path), options, tmp_path, None, None, 0) as tasks:
+        options = {"quiz": TaskConfig(fewshot=shots)}
+        with ready(index(["quiz"], tmp_path), evaluation_of(options, tmp_path, seed=0)) as tasks:
             return [item.requests[0].arguments[0] for item in tasks.asked["quiz"][0].items]
 
     return make

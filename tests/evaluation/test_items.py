@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from given import evaluation_of
 
+from replaceme.config.evaluations import TaskConfig
 from replaceme.evaluation import scoring
-from replaceme.evaluation.evaluate import TaskOptions, ready
+from replaceme.evaluation.evaluate import ready
 from replaceme.evaluation.items import answer
 from replaceme.evaluation.task_index import index
 
@@ -53,7 +55,7 @@ def answered(tmp_path):
         items = [{"question": f"w{k}", "answer": f"w{k}"} for k in range(6)]
         (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
         with ready(
-            index(["quiz"], tmp_path), {"quiz": TaskOptions(in_average=False)}, tmp_path, None, None, 0
+            index(["quiz"], tmp_path), evaluation_of({"quiz": TaskConfig(in_average=False)}, tmp_path, seed=0)
         ) as tasks:
             members = tasks.asked["quiz"]
             answer(Echo(), members)

@@ -7,10 +7,12 @@ from decimal import Decimal
 
 import numpy
 import pytest
+from given import evaluation_of
 
+from replaceme.config.evaluations import TaskConfig
 from replaceme.core.files import json_text
 from replaceme.evaluation import scoring
-from replaceme.evaluation.evaluate import TaskOptions, evaluate, ready
+from replaceme.evaluation.evaluate import evaluate, ready
 from replaceme.evaluation.items import rehearse
 from replaceme.evaluation.task_index import index
 
@@ -96,7 +98,7 @@ def told():
 @pytest.fixture(scope="module")
 def task(odd, llama, told):
     """The task's part of a record, which can be stored."""
-    found = evaluate(llama, {"odd": TaskOptions()}, include=odd)
+    found = evaluate(llama, evaluation_of({"odd": TaskConfig()}, include=odd))
     json_text(found)
     return found["tasks"]["odd"]
 
@@ -104,7 +106,7 @@ def task(odd, llama, told):
 @pytest.fixture(scope="module")
 def scored(odd):
     """The items of the task with answers that are made up."""
-    with ready(index(["odd"], odd), {"odd": TaskOptions()}, odd, None, None, 0) as tasks:
+    with ready(index(["odd"], odd), evaluation_of({"odd": TaskConfig()}, odd, seed=0)) as tasks:
         return [rehearse(tasks.asked["odd"][0])]
 
 

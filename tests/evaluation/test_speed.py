@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.evaluation.speed import speed
+from replaceme.models.loading import RunsOn
 from replaceme.provenance.environment import hardware, versions
 
 
@@ -30,7 +32,7 @@ def save(folder, tied):
 @pytest.mark.parametrize("tied", [True, False])
 def test_counts(tmp_path, tied):
     folder = save(tmp_path / "model", tied)
-    found = speed(folder, device="cpu", dtype="float32", prompt_tokens=16, new_tokens=4, repeats=3, warmup=1)
+    found = speed(folder, SpeedConfig(prompt_tokens=16, new_tokens=4, repeats=3, warmup=1))
     block = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32
     assert found["non_embedding_parameters"] == 2 * block + 32
     assert found["parameters"] == found["non_embedding_parameters"] + 50 * 32 * (1 if tied else 2)
@@ -48,14 +50,7 @@ def test_medians_and_work_done(tmp_path, monkeypatch):
     seconds = iter([(9, 9), (1, 1), (2, 4), (4, 16)])
     monkeypatch.setattr(module, "_repeat", lambda _, load: asked.append(load.prompt) or next(seconds))
     found = speed(
-        save(tmp_path / "model", True),
-        device="cpu",
-        dtype="float32",
-        prompt_tokens=8,
-        new_tokens=4,
-        batch_size=2,
-        repeats=3,
-        warmup=1,
+        save(tmp_path / "model", True), SpeedConfig(prompt_tokens=8, new_tokens=4, batch_size=2, repeats=3, warmup=1)
     )
     assert found["prefill_tokens_per_s"] == {"median": 8.0, "interquartile_range": 6.0}, "16, 8 and 4 tokens/s"
     assert found["decode_tokens_per_s"] == {"median": 2.0, "interquartile_range": 3.75}, "8, 2 and 0.5 tokens/s"
@@ -83,14 +78,14 @@ def test_decoding_is_greedy_generation(tmp_path):
 
 def test_too_long_is_refused(tmp_path):
     with pytest.raises(ReplaceMeError, match="68 together, the model takes 64"):
-        speed(save(tmp_path / "model", True), device="cpu", dtype="float32", prompt_tokens=64, new_tokens=4)
+        speed(save(tmp_path / "model", True), SpeedConfig(prompt_tokens=64, new_tokens=4))
 
 
 def test_unknown_dtype_and_folder(tmp_path):
     with pytest.raises(ReplaceMeError, match="no such folder"):
-        speed(tmp_path / "none", device="cpu", dtype="float32")
+        speed(tmp_path / "none", SpeedConfig())
     with pytest.raises(ReplaceMeError, match="'float7' is not a torch type"):
-        speed(save(tmp_path / "model", True), device="cpu", dtype="float7")
+        speed(save(tmp_path / "model", True), SpeedConfig(), RunsOn(dtype="float7"))
 
 
 def test_provenance_says_nothing_private():

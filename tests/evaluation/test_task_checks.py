@@ -4,8 +4,10 @@ import json
 
 import pytest
 import yaml
+from given import evaluation_of
 
-from replaceme.evaluation.evaluate import TaskOptions, ready
+from replaceme.config.evaluations import TaskConfig
+from replaceme.evaluation.evaluate import ready
 from replaceme.evaluation.task_checks import Declared, chosen_metric, declared_in, perplexity_metric
 from replaceme.evaluation.task_index import index
 
@@ -47,8 +49,10 @@ def quiz(tmp_path):
         (tmp_path / "own.py").write_text(OWN)
         for name in ("quiz", "train"):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-        options = {"quiz": TaskOptions(**options or {})}
-        with ready(index(["quiz"], tmp_path), options, tmp_path, perplexity, limit, 0) as tasks:
+        options = {"quiz": TaskConfig(**options or {})}
+        with ready(
+            index(["quiz"], tmp_path), evaluation_of(options, tmp_path, perplexity=perplexity, limit=limit, seed=0)
+        ) as tasks:
             assert all(not request.resps for request in tasks.asked["quiz"][0].task.instances)
             return tasks.metrics["quiz"]
 
@@ -118,16 +122,16 @@ def test_what_is_right(quiz):
 def test_metrics_of_groups():
     exact = Declared(["exact_match", "f1"], ["strict", "loose"])
     other = Declared(["f1", "acc"], ["loose"])
-    assert chosen_metric("g", [exact, other], TaskOptions(metric="f1")) == "f1,loose"
+    assert chosen_metric("g", [exact, other], TaskConfig(metric="f1")) == "f1,loose"
     assert perplexity_metric("p", [Declared(["acc", "byte_perplexity"], ["none"])]) == "byte_perplexity"
 
 
 def test_groups_without_a_metric_or_a_filter_in_common(refuses):
     acc, other = Declared(["acc"], ["none"]), Declared(["exact_match"], ["none"])
     with refuses("'g' has neither acc_norm nor acc", "to one of none"):
-        chosen_metric("g", [acc, other], TaskOptions())
+        chosen_metric("g", [acc, other], TaskConfig())
     with refuses("'g'", "no filter in common"):
-        chosen_metric("g", [acc, Declared(["acc"], ["strict"])], TaskOptions())
+        chosen_metric("g", [acc, Declared(["acc"], ["strict"])], TaskConfig())
 
 
 def test_what_a_yaml_declares():

@@ -74,7 +74,8 @@ def with_numpy_2(monkeypatch):
 
 
 def measure(folder, data, *metrics, **options):
-    return evaluate_zeroshot(folder, {"d": ZeroShotConfig(images=str(data), metrics=list(metrics))}, **options)
+    sets = {"d": ZeroShotConfig(images=str(data), metrics=list(metrics))}
+    return evaluate_zeroshot(folder, EvaluationConfig(zeroshot=sets, **options))
 
 
 def values(record):
@@ -83,7 +84,7 @@ def values(record):
 
 def test_classes_as_by_the_package(clip, made, loader, with_numpy_2):
     found = measure(clip, made(), "acc1", "acc5", "mean_per_class_recall", batch_size=7)
-    encoders = Encoders(clip, "float32", "cpu")
+    encoders = Encoders(clip)
     expected = package.evaluate(
         encoders, loader("classification"), encoders.tokenize, list(COLOURS), PROMPTS, "cpu", amp=False
     )
@@ -100,7 +101,7 @@ def test_classes_as_by_the_package(clip, made, loader, with_numpy_2):
 
 def test_several_labels_as_by_the_package(clip, made, loader):
     found = measure(clip, made("multilabel"), "mean_average_precision")
-    encoders = Encoders(clip, "float32", "cpu")
+    encoders = Encoders(clip)
     expected = package.evaluate(
         encoders, loader("multilabel"), encoders.tokenize, list(COLOURS), PROMPTS, "cpu", amp=False
     )
@@ -111,7 +112,7 @@ def test_captions_as_by_the_package(clip, made, loader):
     numbers = (1, 5)
     metrics = [f"{what}_retrieval_recall@{k}" for k in numbers for what in ("text", "image")]
     found = measure(clip, made("retrieval"), *metrics, batch_size=7)
-    encoders = Encoders(clip, "float32", "cpu")
+    encoders = Encoders(clip)
     expected = retrieval.evaluate(encoders, loader("retrieval"), encoders.tokenize, "cpu", False, numbers)
     assert values(found) == pytest.approx(expected)
     assert found["tasks"]["d_text_retrieval_recall@5"]["n"] == IMAGES
@@ -136,7 +137,7 @@ def test_one_data_set_in_every_layout(made):
 def test_features_are_those_of_transformers(variant, tmp_path):
     """Of texts alone and of texts padded in a batch; SigLIP was trained on padded ones."""
     folder = write_clip(tmp_path, variant)
-    encoders, model = Encoders(folder, "float32", "cpu"), AutoModel.from_pretrained(folder).eval()
+    encoders, model = Encoders(folder), AutoModel.from_pretrained(folder).eval()
     tokenizer, texts = AutoTokenizer.from_pretrained(folder), ["a photo of a dark red.", "white"]
     padding = "max_length" if variant == "siglip" else False
     length = model.config.text_config.max_position_embeddings

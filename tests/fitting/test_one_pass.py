@@ -1,5 +1,7 @@
 """One pass for the distances and the fit gives what two give, also where the first batch foresaw another cut."""
 
+from dataclasses import replace
+
 import pytest
 
 import replaceme
@@ -77,7 +79,7 @@ def test_another_cut_was_foreseen(sharded, calibration, tmp_path, monkeypatch, b
     def wrong_at_first(cut, record, distances, candidates):
         right = real(cut, record, distances, candidates)
         chosen.append(right)
-        return right if len(chosen) > 1 else {**right, "groups": [[1, 3] if right["groups"] != [[1, 3]] else [2, 4]]}
+        return right if len(chosen) > 1 else replace(right, groups=[(1, 3) if right.groups != [(1, 3)] else (2, 4)])
 
     monkeypatch.setattr(one_pass, "choose", wrong_at_first)
     caplog.set_level("INFO")

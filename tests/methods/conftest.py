@@ -1,8 +1,10 @@
 """A tiny model, its text and a cut, as the methods get them."""
 
 import pytest
+from given import cut_of
 
 from replaceme.config.fits import FitConfig
+from replaceme.core.origin import Origin
 from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.saving import finish_found
@@ -11,7 +13,7 @@ from replaceme.models.loading import load_causal_model
 from replaceme.models.model_config import family_of
 from replaceme.surgery.write_checkpoint import merging
 
-CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
+CUT = cut_of([[2, 4]], 6)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,7 @@ def write_found():
     """A function that writes the checkpoint of what a method found."""
 
     def write(record, cut, found, out):
-        with merging(record["folder"], out) as merger:
-            return finish_found(merger, record, cut, found, {})
+        with merging(record.folder, out) as merger:
+            return finish_found(merger, record, cut, found, Origin())
 
     return write

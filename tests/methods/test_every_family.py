@@ -2,6 +2,7 @@
 
 import pytest
 from family_checks import BLOCKS, EXACT, GROUPS, config_of, difference, loaded, outputs, samples, source
+from given import cut_of
 
 from replaceme.config.fits import FitConfig
 from replaceme.fitting.fit_cut import Passes
@@ -10,9 +11,9 @@ from replaceme.methods.registry import METHODS, running
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.model_config import family_of
 
-CUT = {"groups": [list(group) for group in GROUPS], "blocks": 4, "num_blocks": BLOCKS, "metric": "given"}
+CUT = cut_of(GROUPS, BLOCKS)
 # heads that are all shared leave less to take out
-CUTS = {"llm_pruner": {**CUT, "groups": [list(GROUPS[0])], "blocks": 2}}
+CUTS = {"llm_pruner": cut_of(GROUPS[:1], BLOCKS)}
 OPTIONS = {"llm_streamline": {"epochs": 1, "learning_rate": 0.01}}
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from family_checks import BLOCKS, EXACT, difference, loaded, outputs, samples, source
+from given import cut_of
 
 from replaceme.activations.language_loss import mean_loss
 from replaceme.config.fits import FitConfig
@@ -10,12 +11,12 @@ from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.groups import coupled_groups
 from replaceme.methods.llm_pruner import counts_for, importances, roots_of
-from replaceme.methods.registry import GROUPED, check_section, running
+from replaceme.methods.registry import ROTATABLE, check_section, running
 from replaceme.models.checkpoints import open_checkpoint, read_config, resolve
 from replaceme.models.loading import load_causal_model
 from replaceme.models.model_config import family_of
 
-CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given"}
+CUT = cut_of([[2, 4]], 6)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def pruned(fitted):
     return fit
 
 
-@pytest.mark.parametrize("model_type", GROUPED)
+@pytest.mark.parametrize("model_type", ROTATABLE)
 def test_groups_are_those_of_the_architecture(model_type):
     """Two heads of queries share one of the keys and values, an MLP channel is a row of two layers and a column."""
     model = loaded(source(model_type))
@@ -109,7 +110,7 @@ def test_the_library_scores_groups_alike(llama, make_tokens, make_passes):
 def test_the_least_important_go_and_the_first_and_last_blocks_stay(
     llama, make_tokens, write_found, tmp_path, make_passes, pruned
 ):
-    tokens, cut = make_tokens(samples=6), {**CUT, "groups": [[2, 3]], "blocks": 1}
+    tokens, cut = make_tokens(samples=6), cut_of([[2, 3]], 6)
     record, found = pruned(llama, tokens, cut, whole_first=2, whole_last=1)
     passes = make_passes(llama, tokens)
     groups = coupled_groups(passes, 2, roots_of(passes.model.config))
@@ -148,11 +149,11 @@ def test_taking_out_the_least_important_costs_less_than_the_most_important(llama
     assert abs(chosen - whole) < abs(opposite - whole)
 
 
-@pytest.mark.parametrize("model_type", GROUPED)
+@pytest.mark.parametrize("model_type", ROTATABLE)
 def test_all_blocks_alike_are_a_plain_checkpoint(model_type, write_found, tmp_path):
     folder = source(model_type)
     fit = FitConfig(method="llm_pruner", whole_first=0, whole_last=0)
-    cut = {**CUT, "num_blocks": BLOCKS}
+    cut = cut_of([[2, 4]], BLOCKS)
     record = resolve(str(folder))
     model = loaded(folder)
     passes = Passes(
@@ -163,7 +164,7 @@ def test_all_blocks_alike_are_a_plain_checkpoint(model_type, write_found, tmp_pa
     assert not fit.own_code and read_config(tmp_path / "out")["model_type"] == model_type
     after = loaded(tmp_path / "out")
     assert type(after) is type(model) and len(after.base_model.layers) == BLOCKS
-    assert after.num_parameters() <= record["parameters"] - sum(record["block_parameters"][2:4])
+    assert after.num_parameters() <= record.parameters - sum(record.block_parameters[2:4])
     with running(passes.model, passes.family, cut, found):
         expected = outputs(model, model_type)
     assert difference(outputs(after, model_type), expected) < 5 * EXACT
@@ -202,7 +203,7 @@ def test_as_many_heads_stay_as_the_architecture_takes(make_llama, make_tokens, p
     assert found.report["heads"] == 4
     write_found(record, CUT, found, tmp_path / "out")
     after = loaded(tmp_path / "out")
-    assert after.num_parameters() <= record["parameters"] - sum(record["block_parameters"][2:4])
+    assert after.num_parameters() <= record.parameters - sum(record.block_parameters[2:4])
 
 
 def test_a_config_that_transformers_refuses_is_not_written(
@@ -221,7 +222,7 @@ def test_what_cannot_be_done_is_said(llama, make_tokens, refuses, pruned):
     with refuses("all 6 blocks are first or last ones", "lower `whole_first` or `whole_last`"):
         pruned(llama, tokens, whole_first=4, whole_last=2)
     with refuses("no number of heads and channels", "cut fewer"):
-        pruned(llama, tokens, {**CUT, "groups": [[1, 6]]})
+        pruned(llama, tokens, cut_of([[1, 6]], 6))
     with pytest.raises(ValueError, match="method llm_pruner takes no estimation"):
         FitConfig(method="llm_pruner", estimation="sequential")
     with pytest.raises(ValueError, match="whole_first is of other methods than replaceme"):

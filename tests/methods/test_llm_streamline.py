@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from family_checks import EXACT, difference, loaded, outputs, samples, source
+from given import cut_of
 
 from replaceme.config.fits import FitConfig
 from replaceme.fitting.fit_cut import Passes
@@ -15,7 +16,7 @@ from replaceme.models.loading import load_base_model, load_causal_model
 from replaceme.models.model_config import family_of
 from replaceme.transforms.resume import State
 
-CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
+CUT = cut_of([[2, 4]], 6)
 SETTINGS = {"learning_rate": 0.01, "epochs": 3, "batch_tokens": 60}
 
 
@@ -62,7 +63,7 @@ def loop(folder, tokens, start, end, epochs, size, lr, network):
 )
 def test_it_learns_what_a_plain_loop_learns(llama, make_tokens, fitted, start, end, side, network):
     tokens = make_tokens(samples=10, longest=20, side=side)
-    cut = {**CUT, "groups": [[start, end]], "blocks": end - start}
+    cut = cut_of([[start, end]], 6)
     _, found = fitted(llama, tokens, "llm_streamline", cut, **SETTINGS, network=network)
     expected, losses = loop(llama, tokens, start, end, 3, 3, 0.01, network)
     assert found.report["losses"][0] == pytest.approx(losses, rel=1e-4)
@@ -82,7 +83,7 @@ class Interrupted(Exception):
 def test_an_interruption_changes_no_bit(llama, make_tokens, make_passes, tmp_path, monkeypatch, stop):
     """Two groups of four batches and two epochs: in the middle of an epoch, between epochs, groups, in the second."""
     tokens, record = make_tokens(samples=10, longest=20), resolve(str(llama))
-    cut = {**CUT, "groups": [[1, 2], [3, 5]], "blocks": 3}
+    cut = cut_of([[1, 2], [3, 5]], 6)
     config = FitConfig(method="llm_streamline", **{**SETTINGS, "epochs": 2})
     passes = make_passes(llama, tokens)
     whole = fit_method(passes, config, cut, record)
@@ -122,7 +123,7 @@ def test_the_checkpoint_is_plain_and_the_rest_of_it_untouched(sharded, make_toke
 def test_a_network_without_attention_is_written_as_one(model_type, write_found, tmp_path):
     """Two of them, the rest of the checkpoint untouched; the cache of keys knows of layers that have none."""
     folder, tokens = source(model_type), samples(model_type)
-    cut = {**CUT, "groups": [[2, 3], [5, 6]]}
+    cut = cut_of([[2, 3], [5, 6]], 6)
     record, model = resolve(str(folder)), loaded(folder)
     family = family_of(read_config(folder), model_type)
     passes = Passes(model.base_model, family, tokens, 2, "float32")
@@ -142,12 +143,12 @@ def test_a_network_without_attention_is_written_as_one(model_type, write_found, 
 
 
 def test_the_first_block_of_each_kind_keeps_its_attention(llama, make_tokens, fitted, refuses):
-    cut = {**CUT, "groups": [[1, 3]]}
+    cut = cut_of([[1, 3]], 6)
     with refuses("network mlp would leave block 0 without attention", "`network: layer`"):
         fitted(llama, make_tokens(samples=4), "llm_streamline", cut, network="mlp")
     windows = source("qwen2")  # from block 3 on
     with refuses("network mlp would leave block 3 without attention"):
-        fitted(windows, samples("qwen2"), "llm_streamline", {**CUT, "groups": [[4, 6]]}, network="mlp")
+        fitted(windows, samples("qwen2"), "llm_streamline", cut_of([[4, 6]], 6), network="mlp")
     with refuses("m: network mlp is for llama, mistral", "use `network: layer`"):
         config = {"model_type": "gemma2", "hidden_size": 8, "num_hidden_layers": 2}
         check_section(config, FitConfig(method="llm_streamline", network="mlp"), "m")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from given import cut_of
 
 import replaceme
 from replaceme.cli import main
@@ -135,7 +136,7 @@ def test_shards_without_linear_layers_are_copied(make_llama, make_tokens, fitted
         shards, "copy_shard", lambda source, *rest: (copied.append(source.name), real(source, *rest))[1]
     )
     record, found = fitted(folder, make_tokens(samples=4), "svd_llm")
-    write_found(record, {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6}, found, tmp_path / "out")
+    write_found(record, cut_of([[2, 4]], 6), found, tmp_path / "out")
     checkpoint = open_checkpoint(folder)
     linear = {shard for name, (shard, *_) in checkpoint.tensors.items() if "_proj" in name}
     assert copied and set(copied) == set(checkpoint.shards) - linear

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from given import cut_of
 
 from replaceme.methods import slicegpt
 from replaceme.methods.found import Found
@@ -16,7 +17,7 @@ def biased(model):
             torch.nn.init.normal_(parameter, std=0.3)
 
 
-CUT = {"groups": [[2, 4]], "blocks": 2, "num_blocks": 6, "metric": "given", "position": None}
+CUT = cut_of([[2, 4]], 6)
 SOURCES = {
     "plain": {},
     "biases": {"attention_bias": True, "mlp_bias": True, "edit": biased},
@@ -100,10 +101,10 @@ def test_the_axes_are_the_principal_ones_at_each_point(estimation, llama, make_t
 @pytest.mark.parametrize(("source", "blocks"), [("biases", 1), ("tied", 3)])
 def test_the_width_is_the_largest_that_fits(source, blocks, make_llama, make_tokens, fitted, write_found, tmp_path):
     folder = make_llama(**SOURCES[source])
-    cut = {**CUT, "groups": [[1, 1 + blocks]], "blocks": blocks}
+    cut = cut_of([[1, 1 + blocks]], 6)
     record, found = fitted(folder, make_tokens(samples=4), "slicegpt", cut)
     write_found(record, cut, found, tmp_path / "out")
-    target = record["parameters"] - sum(record["block_parameters"][1 : 1 + blocks])
+    target = record.parameters - sum(record.block_parameters[1 : 1 + blocks])
     count = load_causal_model(tmp_path / "out", "float32", "cpu").num_parameters()
     base = load_base_model(folder, "float32", "cpu")
     assert count <= target and found.report["width"] == slicegpt.width_for(base, target) == slicegpt.width_for(

@@ -94,5 +94,5 @@ def test_together_the_layers_are_as_small_as_without_the_blocks(llama, make_toke
     shapes = {name: checkpoint.tensors[f"model.layers.{name}.weight"][1] for name in found.tensors}
     before = sum(out * width for out, width in shapes.values())
     after = sum(one.shape[1] * sum(shapes[name]) for name, one in found.tensors.items())
-    target = sum(record["block_parameters"][2:4])
+    target = sum(record.block_parameters[2:4])
     assert target <= before - after <= target + sum(map(sum, shapes.values()))

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from replaceme.models.checkpoints import is_local, load_record, model_sha256, open_checkpoint, resolve
+from replaceme.models.checkpoints import load_record, names_folder, open_checkpoint, resolve
 from replaceme.models.loading import load_base_model, load_causal_model, load_tokenizer
 
 
@@ -31,33 +31,33 @@ def test_record(sharded):
 
     model = AutoModelForCausalLM.from_pretrained(sharded)
     record = resolve(str(sharded))
-    assert record["folder"] == record["source"] == str(sharded) and record["revision"] is None
-    assert (record["num_blocks"], record["hidden_size"], record["model_type"]) == (6, 16, "llama")
-    assert record["architecture"] == "LlamaForCausalLM"
-    assert record["parameters"] == model.num_parameters()
-    assert record["block_parameters"] == [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    assert record.folder == record.source == str(sharded) and record.revision is None
+    assert (record.num_blocks, record.hidden_size, record.model_type) == (6, 16, "llama")
+    assert record.architecture == "LlamaForCausalLM"
+    assert record.parameters == model.num_parameters()
+    assert record.block_parameters == [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
     expected = {path.name for path in sharded.iterdir()}
-    assert record["files"].keys() == expected
-    for name, digest in record["files"].items():
+    assert record.files.keys() == expected
+    for name, digest in record.files.items():
         assert digest == hashlib.sha256((sharded / name).read_bytes()).hexdigest()
 
 
 def test_tied_embeddings_count_once(gemma):
     from transformers import AutoModelForCausalLM
 
-    assert resolve(str(gemma))["parameters"] == AutoModelForCausalLM.from_pretrained(gemma).num_parameters()
+    assert resolve(str(gemma)).parameters == AutoModelForCausalLM.from_pretrained(gemma).num_parameters()
 
 
 def test_identity_changes_with_any_file(copy):
-    before = model_sha256(resolve(str(copy)))
-    assert model_sha256(resolve(str(copy))) == before
+    before = resolve(str(copy)).sha256
+    assert resolve(str(copy)).sha256 == before
     edit_json(copy / "generation_config.json", temperature=0.1)
-    assert model_sha256(resolve(str(copy))) != before
+    assert resolve(str(copy)).sha256 != before
 
 
 def test_a_record_is_read_back(llama, tmp_path, refuses):
     path = tmp_path / "model.json"
-    path.write_text(json.dumps(resolve(str(llama))))
+    resolve(str(llama)).save(path)
     assert load_record(path) == load_record(llama) == resolve(str(llama))
     path.write_text("{}")
     with refuses("not a model record", "replaceme model"):
@@ -77,7 +77,7 @@ def test_a_record_is_read_back(llama, tmp_path, refuses):
     ],
 )
 def test_folders_and_hub_ids(source, local):
-    assert is_local(source) == local
+    assert names_folder(source) == local
 
 
 def test_missing_folder(tmp_path, refuses):
@@ -232,7 +232,7 @@ def test_hub_snapshot(monkeypatch, llama, tmp_path, refuses):
     (*first, beside), weights = asked
     assert first == ["owner/name", "main"] and weights == ("owner/name", "0123abc", ["model.safetensors"])
     assert not any(kind in p for p in beside for kind in (".bin", ".py", "*.safetensors"))
-    assert record["revision"] == "0123abc" and record["folder"] == str(folder)
+    assert record.revision == "0123abc" and record.folder == str(folder)
     for name, content in (
         ("model.safetensors", None),
         ("model.safetensors.index.json", '{"weight_map": {"a": "b-1.safetensors"}}'),
@@ -251,5 +251,5 @@ def test_a_local_folder_has_no_revision(llama, refuses):
 def test_a_misspelt_folder_is_not_taken_for_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    assert is_local("models/mine") and is_local("./x") and is_local("plain")
-    assert not is_local("owner/mine")
+    assert names_folder("models/mine") and names_folder("./x") and names_folder("plain")
+    assert not names_folder("owner/mine")

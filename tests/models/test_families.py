@@ -9,16 +9,17 @@ from pathlib import Path
 import family_checks
 import pytest
 import torch
+from given import cut_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from replaceme.methods import llm_streamline
 from replaceme.methods.found import Found
 from replaceme.models.checkpoints import open_checkpoint
-from replaceme.models.model_config import FAMILIES, family_of, pruned_config
+from replaceme.models.families import FAMILIES, SWITCHED
+from replaceme.models.model_config import family_of, pruned_config
 from replaceme.surgery.fold import fold, merge
 
-DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 MIXTURE = {"model_type": "qwen3_moe", "num_hidden_layers": 6, "hidden_size": 16}
 
 
@@ -31,8 +32,20 @@ def test_family(variant, monkeypatch):
     assert "NO" not in found.values(), found
 
 
-def test_the_table_of_the_docs_is_what_was_found():
-    assert family_checks.table() in DOCS.read_text(), "python tests/family_checks.py prints it"
+def test_the_table_of_the_docs_is_what_was_found(tmp_path):
+    page = tmp_path / "models.md"
+    page.write_text(family_checks.DOCS.read_text())
+    family_checks.write(page)
+    assert page.read_text() == family_checks.DOCS.read_text(), "python tests/family_checks.py writes it"
+
+
+def test_a_family_is_one_entry(monkeypatch, refuses):
+    """An architecture of transformers that is not supported is, once its entry is there."""
+    with refuses("model_type 'helium' is not supported", "an entry of FAMILIES"):
+        family_of({"model_type": "helium", "num_hidden_layers": 6, "hidden_size": 16}, "m")
+    monkeypatch.setitem(FAMILIES, "helium", SWITCHED)
+    monkeypatch.setitem(family_checks.OWN, "helium", {"head_dim": 8})
+    assert "NO" not in family_checks.row("helium").values()
 
 
 # what transformers' models do with the number of a block, and what makes up for it when the block gets another
@@ -83,7 +96,7 @@ def test_queries_of_moved_blocks_make_up_for_their_number():
         old, new = before.tensor(f"transformer.h.3.{part}"), after.tensor(f"transformer.h.1.{part}")
         assert torch.equal(new[..., :16], old[..., :16] / 2)
         assert torch.equal(new[..., 16:], old[..., 16:])
-    cut = {"groups": family_checks.GROUPS, "num_blocks": family_checks.BLOCKS}
+    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
     trained = llm_streamline.content(before, cut, Found("llm_streamline", {}, {"network": "layer"}))
     assert set(trained.changes.edits) == {f"transformer.h.3.attn.c_attn.{part}" for part in ("weight", "bias")}
 
@@ -102,7 +115,7 @@ def test_checkpoints_saved_without_the_prefix_of_the_base_model(model_type, tmp_
         {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}, bare / "model.safetensors"
     )
     found = family_checks.transforms(model_type, "mlp")
-    cut = {"groups": family_checks.GROUPS, "num_blocks": family_checks.BLOCKS}
+    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
     merge(bare, cut, found, tmp_path / "out", {})
     merge(source, cut, found, tmp_path / "other", {})
     one, other = (family_checks.loaded(tmp_path / name) for name in ("out", "other"))
@@ -125,7 +138,7 @@ def test_experts_may_be_stacked_in_the_checkpoint(tmp_path):
             tensors[f"model.layers.{block}.mlp.experts.down_proj"] = stacked
     save_file(tensors, source / "model.safetensors")
     found = family_checks.transforms("qwen3_moe", "mlp")
-    merge(source, {"groups": family_checks.GROUPS, "num_blocks": family_checks.BLOCKS}, found, tmp_path / "out", {})
+    merge(source, cut_of(family_checks.GROUPS, family_checks.BLOCKS), found, tmp_path / "out", {})
     separate = open_checkpoint(family_checks.shorter("qwen3_moe", found))
     folded = open_checkpoint(tmp_path / "out").tensor("model.layers.0.mlp.experts.down_proj")
     expected = [separate.tensor(f"model.layers.0.mlp.experts.{expert}.down_proj.weight") for expert in range(4)]
@@ -173,7 +186,7 @@ def test_a_checkpoint_without_the_weight_of_its_family_is_refused(tmp_path, refu
     source = Path(shutil.copytree(family_checks.source("gpt2"), tmp_path / "source"))
     tensors = load_file(source / "model.safetensors")
     save_file({k.replace("c_proj", "elsewhere"): v for k, v in tensors.items()}, source / "model.safetensors")
-    cut = {"groups": family_checks.GROUPS, "num_blocks": family_checks.BLOCKS}
+    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
     with refuses("no tensor transformer.h.0.mlp.c_proj.weight"):
         merge(source, cut, family_checks.transforms("gpt2", "mlp"), tmp_path / "out", {})
     assert not (tmp_path / "out").exists()

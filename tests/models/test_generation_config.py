@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from given import cut_of
 
 from replaceme.calibration.answers import answers
 from replaceme.config.calibrations import CalibrationConfig, GenerationConfig
@@ -78,7 +79,7 @@ def test_answers_and_checks_are_by_the_model_alone(preferring, prompts):
 
 def test_the_file_stays_its_authors(preferring, tmp_path):
     folder = preferring(PREFERENCES[0])
-    merge(folder, {"groups": [[2, 4]], "num_blocks": 6}, [fit_identity(hidden_size=16)], tmp_path / "out", {})
+    merge(folder, cut_of([[2, 4]], 6), [fit_identity(hidden_size=16)], tmp_path / "out", {})
     name = "generation_config.json"
     assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 

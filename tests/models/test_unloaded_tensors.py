@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from given import cut_of
 from safetensors.torch import load_file, save_file
 
 from replaceme.activations.open_model import load_model
@@ -17,7 +18,7 @@ from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.closed_form import fit_identity
 from replaceme.transforms.transform import Transform
 
-CUT = {"groups": [[2, 4]], "num_blocks": 6}
+CUT = cut_of([[2, 4]], 6)
 FURTHER = [f"model.layers.6.{name}.weight" for name in ("eh_proj", "enorm", "shared_head.head", "mlp.down_proj")]
 ODD = [
     "mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight", "model.mtp_layers.0.input_layernorm.weight",
@@ -53,7 +54,7 @@ def test_what_is_not_loaded_is_not_counted(storing, llama, caplog):
     assert open_checkpoint(folder).unloaded.keys() == {*FURTHER, *ODD}
     record = resolve(str(folder))
     for key in ("parameters", "block_parameters", "num_blocks"):
-        assert record[key] == plain[key]
+        assert getattr(record, key) == getattr(plain, key)
     header = 8 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
     assert open_checkpoint(folder).file_bytes == header + 4 * plain["parameters"]
     load_base_model(folder, "float32", "cpu"), load_causal_model(folder, "float32", "cpu")
@@ -83,7 +84,7 @@ def test_a_shard_with_nothing_else_is_recorded_and_not_copied(sharded, tmp_path)
     index.write_text(
         json.dumps(content | {"weight_map": content["weight_map"] | {"mtp.norm.weight": "mtp.safetensors"}})
     )
-    assert "mtp.safetensors" in resolve(str(folder))["files"]
+    assert "mtp.safetensors" in resolve(str(folder)).files
     merge(folder, CUT, [fit_identity(hidden_size=16)], tmp_path / "out", {})
     merge(sharded, CUT, [fit_identity(hidden_size=16)], tmp_path / "plain", {})
     written, plain = (

@@ -14,6 +14,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, ZeroShotConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.schema import load
+from replaceme.models.checkpoints import resolve
 from replaceme.planning.job_resources import BASE, START, TABLE, UNKNOWN, Work, needs, outline_for
 from replaceme.planning.job_work import IMAGE, WORK, length, rule_of_fit, tokens_of, work_of
 from replaceme.planning.outline import Outline
@@ -114,9 +115,7 @@ def test_what_is_known_of_a_model(llama, tmp_path):
     assert outline_for(ModelConfig(source=str(tmp_path / "gone")), tmp_path / "none.json") is None
     hub = ModelConfig(source="owner/name", revision="main")
     assert outline_for(hub, tmp_path / "none.json") is None
-    record = {"source": "owner/name", "folder": str(llama), "num_blocks": 6, "hidden_size": 16}
-    record |= {"parameters": found.parameters, "block_parameters": found.block_parameters}
-    (tmp_path / "model.json").write_text(json.dumps(record))
+    replace(resolve(str(llama)), source="owner/name").save(tmp_path / "model.json")
     made = outline_for(hub, tmp_path / "model.json")
     assert (made.parameters, made.block_parameters) == (found.parameters, found.block_parameters)
 

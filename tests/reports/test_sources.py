@@ -1,12 +1,14 @@
 """Where numbers come from: the footnotes of a table, and the page of a run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from replaceme.cli import main
 from replaceme.core.files import save_tensors
+from replaceme.models.model_record import ModelRecord
 from replaceme.reports.sources import Records, footnotes, parts
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -16,11 +18,10 @@ MACHINE = {"cpu": "a CPU", "cores": 2, "memory_bytes": 4e9, "gpus": [], "gpu_dri
 @pytest.fixture
 def records(tmp_path):
     files = {"config.json": "ab" * 32, "model.safetensors": "cd" * 32}
-    model = {"source": "owner/name", "revision": COMMIT, "num_blocks": 4, "parameters": 1234567, "files": files}
-    local = {**model, "source": "models/local", "revision": None}
+    model = ModelRecord("owner/name", COMMIT, "", "", "", 4, 16, 1234567, [], files)
+    local = replace(model, source="models/local", revision=None)
     for name, record in (("hub", model), ("local", local)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.json").write_text(json.dumps(record))
+        record.save(tmp_path / name / "model.json")
     text = {"dataset": "owner/text", "revision": "main", "samples": 8, "unmasked_tokens": 4096, "sha256": "ef" * 32}
     own = {"dataset": "micro", "revision": None, "seed": 5, "samples": 8, "unmasked_tokens": 99, "sha256": "01" * 32}
     for name, record in (("hub/text", text), ("local/own", own)):

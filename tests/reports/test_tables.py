@@ -6,6 +6,7 @@ import re
 
 import pandas
 import pytest
+from given import cut_of
 
 from replaceme.config.tables import SPEED
 from replaceme.core import uncertainty
@@ -61,7 +62,7 @@ def results(tmp_path):
     evaluation(baseline, GOOD, GOOD, [-0.1, -0.1, -0.1], parameters=1000)
     speed(baseline)
     cut = tmp_path / "toy/cal/n2"
-    put(cut / "cut.json", {"groups": [[3, 5]], "blocks": 2, "metric": "cosine", "position": "all", "candidates": []})
+    put(cut / "cut.json", cut_of([[3, 5]], 8, metric="cosine", position="all").content)
     for fit, transform, items in (("uidl", "identity", WORSE), ("ls", "full", MIDDLE)):
         evaluation(cut / fit, items, GOOD, [-1.0, -2.0, -3.0] if fit == "uidl" else [-1.0, -1.0, -1.0])
         speed(cut / fit)

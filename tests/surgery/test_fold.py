@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from given import cut_of
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -19,7 +20,7 @@ from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.closed_form import fit_identity
 from replaceme.transforms.transform import Transform
 
-CUT = {"groups": [[2, 4]], "num_blocks": 6}
+CUT = cut_of([[2, 4]], 6)
 CUTS = [(1, 2), (2, 4), (4, 6), (1, 6)]
 
 
@@ -35,7 +36,7 @@ def given(matrix, **more):
 
 
 def prune(source, out, start=2, end=4, matrix=None):
-    cut = {"groups": [[start, end]], "num_blocks": 6}
+    cut = cut_of([[start, end]], 6)
     merge(source, cut, [given(matrix)], out, {"note": "test"}, "a card")
     return out
 
@@ -300,12 +301,12 @@ def test_the_source_is_not_replaced(llama, tmp_path, refuses):
 
 
 BAD = {
-    "start 0": ({"groups": [[0, 2]]}, None, "does not lie in blocks 1 .. 5"),
-    "past the end": ({"groups": [[5, 7]]}, None, "does not lie in blocks 1 .. 5"),
-    "reversed": ({"groups": [[4, 2]]}, None, "does not lie in blocks 1 .. 5"),
-    "adjacent groups": ({"groups": [[1, 2], [2, 3]]}, None, "with a block between its groups"),
-    "too many groups": ({"groups": [[1, 2], [3, 4]]}, None, "1 transforms for 2 groups"),
-    "another depth": ({**CUT, "num_blocks": 9}, None, "9 blocks"),
+    "start 0": (cut_of([[0, 2]], 6), None, "does not lie in blocks 1 .. 5"),
+    "past the end": (cut_of([[5, 7]], 6), None, "does not lie in blocks 1 .. 5"),
+    "reversed": (cut_of([[4, 2]], 6), None, "does not lie in blocks 1 .. 5"),
+    "adjacent groups": (cut_of([[1, 2], [2, 3]], 6), None, "with a block between its groups"),
+    "too many groups": (cut_of([[1, 2], [3, 4]], 6), None, "1 transforms for 2 groups"),
+    "another depth": (cut_of([[2, 4]], 9), None, "9 blocks"),
     "another width": (CUT, torch.eye(8), "transform is 8 x 8, the model's hidden size is 16"),
     "NaN": (CUT, torch.full((16, 16), float("nan")), "NaN or infinity"),
 }
@@ -400,7 +401,7 @@ def biased(make_llama):
 def test_what_is_folded_is_what_the_model_with_hooks_computes(case, request, tmp_path, ids):
     source, groups, transforms = WAYS[case]
     folder = request.getfixturevalue(source)
-    merge(folder, {"groups": groups, "num_blocks": 6}, transforms, tmp_path / "out", {})
+    merge(folder, cut_of(groups, 6), transforms, tmp_path / "out", {})
     model = load_causal_model(folder, "float32", "cpu")
     original = model(ids).logits
     with shortened(model.base_model, family_of(model.config.to_dict(), case), groups, transforms):

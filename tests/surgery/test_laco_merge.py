@@ -3,6 +3,7 @@
 import family_checks
 import pytest
 import torch
+from given import cut_of
 from transformers import AutoModelForCausalLM
 
 import replaceme
@@ -46,7 +47,7 @@ def test_one_block_takes_the_carriers_place():
 
 def test_blocks_of_two_kinds_are_refused(tmp_path, refuses):
     """Block 1 of this mixture is dense, block 2 has experts."""
-    cut = {"groups": [(2, 3)], "num_blocks": 6}
+    cut = cut_of([(2, 3)], 6)
     with refuses("blocks 1 .. 2 are not of one kind"):
         merge(family_checks.source("deepseek_v3"), cut, [fit_collapse(16)], tmp_path / "out", {})
     assert not (tmp_path / "out").exists()

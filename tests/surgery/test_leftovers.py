@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from given import cut_of
 
 from replaceme.core.errors import DamagedError
 from replaceme.models.checkpoints import check_merged, open_checkpoint, resolve
@@ -31,7 +32,7 @@ def source(llama, tmp_path):
 
 
 def merged(source, out):
-    merge(source, {"groups": [[2, 4]], "num_blocks": 6}, [fit_identity(hidden_size=16)], out, {}, "a card\n")
+    merge(source, cut_of([[2, 4]], 6), [fit_identity(hidden_size=16)], out, {}, "a card\n")
     return out
 
 
@@ -40,7 +41,7 @@ def test_files_in_folders_are_copied_recorded_and_replaced(source, tmp_path, ref
     assert merged(source, out) == out, "a result is replaced, folders and all"
     assert (out / TEMPLATE).read_bytes() == (source / TEMPLATE).read_bytes() and (out / "tekken.json").is_file()
     assert check_merged(out)["files"].keys() > {TEMPLATE, "tekken.json"}
-    assert resolve(str(source))["files"].keys() > {TEMPLATE, "tekken.json"}
+    assert resolve(str(source)).files.keys() > {TEMPLATE, "tekken.json"}
     assert load_tokenizer(out).chat_template.keys() == {"default", "tool_use"}
     for own in ("consolidated.safetensors", "additional_chat_templates/own.txt"):
         (out / own).write_text("years of work")

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from given import cut_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from replaceme.surgery.shards import copy_shard
 from replaceme.surgery.write_checkpoint import merging
 from replaceme.transforms.transform import Transform
 
-CUT = {"groups": [[2, 4]], "num_blocks": 6}
+CUT = cut_of([[2, 4]], 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.bool)
 
 

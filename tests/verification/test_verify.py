@@ -5,9 +5,11 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from given import cut_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,7 +74,7 @@ def small(make_llama):
 
 def merged(folder, out, groups=ONE, transforms=None):
     """(what `verify` takes) of a checkpoint merged to `out`."""
-    cut, transforms = {"groups": groups, "num_blocks": 6}, transforms or [given()]
+    cut, transforms = cut_of(groups, 6), transforms or [given()]
     merge(folder, cut, transforms, out, {"note": "test"})
     return resolve(str(folder)), cut, transforms, out
 
@@ -207,7 +209,7 @@ def test_another_code_is_not_run(llama, tmp_path, refuses):
 
 def test_a_model_that_memory_cannot_hold_is_not_loaded(right, monkeypatch):
     monkeypatch.setattr(module, "hooked_logits", lambda *_: pytest.fail("it was loaded"))
-    report = verify({**right[0], "parameters": 10**15}, *right[1:])
+    report = verify(replace(right[0], parameters=10**15), *right[1:])
     require_passed(report)
     outcomes = {name: check["outcome"] for name, check in report["checks"].items()}
     assert outcomes.pop("tokenizer") == outcomes.pop("files") == outcomes.pop("tensors") == "passed"
@@ -319,8 +321,8 @@ def test_other_programs_do_not_run_code_of_the_folder(llama, tmp_path, monkeypat
 def words(before, folder, tmp_path):
     """The command line of `verify` on files as the steps before it write them."""
     record, cut, transforms, _ = before
-    (tmp_path / "model.json").write_text(json.dumps(record))
-    (tmp_path / "cut.json").write_text(json.dumps({**cut, "blocks": 2, "metric": "cosine"}))
+    record.save(tmp_path / "model.json")
+    cut.save(tmp_path / "cut.json")
     Transform.save_all(tmp_path / "transform.safetensors", transforms)
     files = [str(tmp_path / name) for name in ("model.json", "cut.json", "transform.safetensors")]
     return ["verify", *files, str(folder), "--threads", "1", "--out", str(tmp_path / "verify.json")]

@@ -120,8 +120,8 @@ def edited(project, tmp_path, file, old, new):
 CODE = {
     "gram": (
         "replaceme/steps/gram.py",
-        "    cut = load_cut(args.cut)",
-        "    cut = dict(load_cut(args.cut))",
+        "    cut = Cut.load(args.cut)",
+        "    cut = Cut.of(Cut.load(args.cut).content)",
         {**LS, **TABLE},
     ),
     "merge": (

@@ -1,0 +1,173 @@
+"""What is known of an architecture: where its blocks are, which module gives M, into which weights T folds.
+
+Names are those of the checkpoint's tensors; the same paths, less the prefix of the base model, find the modules of a
+loaded model. Block k is numbered 0 .. L-1.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture names its parts.
+
+    `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` are the
+    linear weights [hidden, intermediate] that T multiplies (with `*` for a number; those that a block has: one, or in a
+    mixture that of every expert, separate or stacked), `transposed` where they are [intermediate, hidden]. `gate` and
+    `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is the weight
+    of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the weight that
+    writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks read
+    the stream through norms alone.
+
+    `bias_switch` is the config entry that gives the MLP's linear layers biases, `biased` those layers; `has_bias` says
+    that the down projection has one anyway (`bias_key`: where the config says so). `scaled_by` is the config entry of a
+    factor on M, `multiplier` its value. `in_place`: the block adds to the tensor that holds M. `tuples`: blocks put out
+    a tuple. `derived_lists`: transformers derives per-block lists from a pattern of block numbers when config.json
+    does not spell them out. `depth`, `width`, `positions` name the config entries of L, of the hidden size and of the
+    longest sequence. `refused`: (config entry, value, why not) of variants that no T can be folded into. `own_layers`:
+    whether a checkpoint may have linear layers of its own (placement block), which makes its code a custom one, whose
+    tensors outside the blocks transformers does not rename. `numbered` is the config entry of a switch that divides the
+    attention scores of block k by k + 1, `query` the weight that makes queries, the first `width` of its outputs.
+
+    `head` are the names that the language model's head has in checkpoints; `tied`: it has the embedding's weights where
+    config.json does not say. `dense_first` is the config entry of how many blocks come before the first with experts.
+    `rotatable`: RMS norms before attention and MLP, one after the other, and heads and channels as Llama has them, so
+    that other methods may rotate the residual stream or take heads and channels out.
+
+    Of encoders: `modality` is image; `section` the config entry under which the sizes lie, where a checkpoint holds a
+    text model too; `spellings` other names of `blocks` in checkpoints, `modules` that of a loaded model, and `fold` has
+    the module's name first. `scale` is the layer scale between MLP and M, `prefix` how many positions come before those
+    of the patches.
+    """
+
+    blocks: str = "model.layers"
+    mlp_output: str = "mlp"
+    fold: tuple[str, ...] = ("mlp.down_proj.weight",)
+    transposed: bool = False
+    gate: str | None = "mlp.gate_proj.weight"
+    up: str | None = "mlp.up_proj.weight"
+    post_norm: str | None = None
+    gain_offset: float = 0.0
+    attention_output: str | None = None
+    bias_switch: str | None = None
+    biased: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    has_bias: bool = False
+    bias_key: str | None = None
+    scaled_by: str | None = None
+    multiplier: float = 1.0
+    in_place: bool = False
+    tuples: bool = False
+    derived_lists: bool = False
+    depth: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    positions: str | None = "max_position_embeddings"
+    refused: tuple[tuple[str, Any, str], ...] = ()
+    own_layers: bool = True
+    numbered: str | None = None
+    query: str | None = None
+    head: tuple[str, ...] = ("lm_head",)
+    tied: bool = False
+    dense_first: str | None = None
+    rotatable: bool = False
+    modality: str = "text"
+    section: str | None = None
+    spellings: tuple[str, ...] = ()
+    modules: str | None = None
+    scale: str | None = None
+    prefix: int = 0
+    any_size: bool = False
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The config entries whose values have to be known, be they spelt out or transformers' defaults."""
+        if self.modality == "image":
+            return (self.depth, self.width, "image_size", "patch_size")
+        return tuple(filter(None, (self.depth, self.width, "vocab_size", self.positions, self.dense_first)))
+
+    def sizes(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The part of a config.json that describes the blocks."""
+        return config[self.section] if self.section else config
+
+    def of(self, config: dict[str, Any]) -> "Family":
+        """The family with what a config.json says about it."""
+        return replace(
+            self,
+            multiplier=float(config.get(self.scaled_by, 1.0)),
+            has_bias=bool(config.get(self.bias_key, self.has_bias)),
+        )
+
+    def ties_head(self, config: dict[str, Any]) -> bool:
+        """Whether the head has the embedding's weights, as a config.json says, or else its class."""
+        return bool(config.get("tie_word_embeddings", self.tied))
+
+    def named_like(self, tensors: "Iterable[str]") -> "Family":
+        """The family as a checkpoint names it: some were saved without the base model's prefix."""
+        names = list(tensors)
+        for blocks in (self.blocks, self.blocks.partition(".")[2], *self.spellings):
+            if any(name.startswith(f"{blocks}.") for name in names):
+                return replace(self, blocks=blocks)
+        return self
+
+    def block_of(self, tensor_name: str) -> int | None:
+        """The number of the block to which a tensor belongs, or None."""
+        match = re.match(rf"{re.escape(self.blocks)}\.(\d+)\.", tensor_name)
+        return int(match.group(1)) if match else None
+
+    def renamed(self, tensor_name: str, block: int) -> str:
+        """The name of a block's tensor after the block has been given the number `block`."""
+        rest = tensor_name.removeprefix(f"{self.blocks}.").split(".", 1)[1]
+        return f"{self.blocks}.{block}.{rest}"
+
+    def changeable(self, tensors: "Iterable[str]", block: int) -> list[str]:
+        """The tensors of a block that a transform may change, of a checkpoint's tensors."""
+        beside = (self.gate, self.up, self.post_norm, self.scale)
+        weights = [*self.folded(tensors, block), *(f"{self.blocks}.{block}.{name}" for name in beside if name)]
+        biases = [name.removesuffix("weight") + "bias" for name in weights]
+        return [name for name in dict.fromkeys([*weights, *biases]) if name in set(tensors)]
+
+    def folded(self, tensors: "Iterable[str]", block: int) -> list[str]:
+        """The weights of a block that T multiplies, of a checkpoint's tensors."""
+        patterns = [re.escape(f"{self.blocks}.{block}.{name}").replace(r"\*", r"\d+") for name in self.fold]
+        return sorted(name for name in tensors if any(re.fullmatch(pattern, name) for pattern in patterns))
+
+    @property
+    def mixture(self) -> bool:
+        """Whether MLPs may be mixtures of experts: then no single weight has M as its output."""
+        return any("*" in name for name in self.fold)
+
+    def block_modules(self, base_model: "nn.Module") -> "nn.ModuleList":
+        """The list of blocks of a loaded base model (AutoModel, without head)."""
+        return base_model.get_submodule(self.modules or self.blocks.removeprefix(f"{base_model.base_model_prefix}."))
+
+    def down_projection(self, block: "nn.Module") -> "nn.Module":
+        """The linear layer of a block whose output, a norm aside, is M; of no mixture."""
+        modules = dict(block.named_modules())
+        return next(modules[name] for name in (one.rpartition(".")[0] for one in self.fold) if name in modules)
+
+    def intermediate_size(self, block: "nn.Module") -> int:
+        """How wide the input of a block's down projection is."""
+        layer = self.down_projection(block)
+        # weights in 4 bits have another shape; GPT-2's layers do not say their width
+        return getattr(layer, "in_features", None) or layer.weight.shape[0 if self.transposed else 1]
+
+    def gate_projection(self, block: "nn.Module") -> "nn.Module":
+        """A linear layer of a block that gets the MLP's input."""
+        return block.get_submodule(self.gate.rpartition(".")[0])
+
+    def mlp_module(self, block: "nn.Module") -> "nn.Module":
+        """The module of a block whose output, times `multiplier`, is M."""
+        return block.get_submodule(self.mlp_output)
+
+    def added(self, output: "torch.Tensor") -> "torch.Tensor":
+        """M, from what `mlp_module` has put out."""
+        if self.multiplier != 1.0:
+            return output * self.multiplier
+        return output.clone() if self.in_place else output

@@ -1,0 +1,61 @@
+"""The record of a model (model.json): where it comes from, hashes of its files, and the sizes that cuts depend on."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import read_json, write_json
+
+OLDER_LACK = {"model_type": ""}  # fields that records of earlier versions do not have
+
+
+class Sizes(Protocol):
+    """The sizes of a model on which cuts are decided; `block_parameters` has the number of each block, in order."""
+
+    num_blocks: int
+    parameters: int
+    block_parameters: list[int]
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model as the `model` step writes it: `files` has the SHA-256 of each file, `revision` a commit of the Hub."""
+
+    source: str
+    revision: str | None
+    folder: str
+    architecture: str
+    model_type: str
+    num_blocks: int
+    hidden_size: int
+    parameters: int
+    block_parameters: list[int]
+    files: dict[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """One hash for the model: SHA-256 over the names and hashes of its files."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What replaceme.json says of a model that a checkpoint was made from."""
+        names = ("source", "revision", "architecture", "parameters", "files")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, path: str | Path) -> None:
+        """Write model.json."""
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def load(path: str | Path) -> "ModelRecord":
+        """Read model.json; raises ReplaceMeError for any other file."""
+        content = read_json(path)
+        names = [one.name for one in fields(ModelRecord)]
+        if not isinstance(content, dict) or not set(names) <= content.keys() | OLDER_LACK.keys():
+            raise ReplaceMeError(f"{path}: not a model record; make it with `replaceme model`")
+        known = {**OLDER_LACK, **content}
+        return ModelRecord(**{name: known[name] for name in names})
