@@ -161,6 +161,18 @@ def test_what_a_package_offers_lazily_counts_when_it_is_used(tree, line):
     assert of(tree) != before
 
 
+def test_what_a_registry_names_counts_for_who_imports_by_it_alone(tree):
+    """`run` calls what the registry names in full, `show` prints the registry."""
+    (tree / "replaceme/registry.py").write_text('KNOWN = {"y": ("a label", "replaceme.sub.deep.y")}\n')
+    (tree / "replaceme/named.py").write_text("def import_named(name): ...\n")
+    head = "from replaceme.named import import_named\nfrom replaceme.registry import KNOWN\n"
+    (tree / "replaceme/step.py").write_text(head + "def run(): return import_named(KNOWN['y'][1])\n")
+    (tree / "replaceme/show.py").write_text(head + "def show(): return KNOWN\n")
+    run, show = of(tree), of(tree, "replaceme.show")
+    edit(tree, "replaceme/sub/deep.py", "y = 2", "y = 3")
+    assert of(tree) != run and of(tree, "replaceme.show") == show
+
+
 def test_kernels_inside_an_installed_package(tree):
     before = of(tree)
     shutil.move(tree / "kernels", tree / "replaceme" / "kernels")
