@@ -51,6 +51,11 @@ def from_options(args: argparse.Namespace, schema: type[Strict], only: tuple[str
     return validated(schema, given, "options")
 
 
+def option_of(args: argparse.Namespace, schema: type[Strict], name: str) -> Any:
+    """One option as it was given, else the default of its field."""
+    return getattr(args, name, schema.model_fields[name].default)
+
+
 def to_flags(section: Strict, only: tuple[str, ...] = ()) -> str:
     """The options that describe a section, shell-quoted; values left at their default are not spelt out."""
     flags = []

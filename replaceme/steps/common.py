@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.calibrations import ModelConfig
-from replaceme.config.command_line import add_options
+from replaceme.config.command_line import add_options, option_of
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import RECORD, check_files, load_metadata, read_json
 from replaceme.core.origin import Origin
@@ -49,7 +49,7 @@ def verify_argument(parser: argparse.ArgumentParser, against: str) -> None:
 
 def gpus_of(args: argparse.Namespace) -> int:
     """The --gpus of `compute_arguments`."""
-    return validated(ModelConfig, {"source": "", "gpus": getattr(args, "gpus", 1)}, "options").gpus
+    return validated(ModelConfig, {"source": "", "gpus": option_of(args, ModelConfig, "gpus")}, "options").gpus
 
 
 def set_threads(threads: int | None) -> None:

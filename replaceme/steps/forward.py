@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from replaceme.activations.open_model import load_model
 from replaceme.calibration.tokens import Tokens, check_vocabulary, load_tokens
 from replaceme.config.calibrations import FORWARD, CalibrationConfig
-from replaceme.config.command_line import add_options
+from replaceme.config.command_line import add_options, option_of
 from replaceme.core.origin import Origin
 from replaceme.models.checkpoints import read_config
 from replaceme.models.family import Family
@@ -30,8 +30,8 @@ def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
 
 def held_by(args: argparse.Namespace) -> Held:
     """How the options of a forward pass have the weights held."""
-    in_4bit = getattr(args, "load_in_4bit", False)
-    return Held(gpus_of(args), in_4bit, getattr(args, "streaming", "auto"))
+    in_4bit, streaming = (option_of(args, CalibrationConfig, name) for name in ("load_in_4bit", "streaming"))
+    return Held(gpus_of(args), in_4bit, streaming)
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def load_forward(args: argparse.Namespace, record: ModelRecord, head: bool = Fal
     config = read_config(record.folder)
     check_vocabulary(tokens, config, args.tokens_file)
     device = pick_device(args.device)
-    dtype = pick_dtype(getattr(args, "dtype", "auto"), device, config)
+    dtype = pick_dtype(option_of(args, CalibrationConfig, "dtype"), device, config)
     held = held_by(args)
     model = load_model(record.folder, dtype, device, head, held)
-    batch_size = getattr(args, "batch_size", CalibrationConfig.model_fields["batch_size"].default)
+    batch_size = option_of(args, CalibrationConfig, "batch_size")
     origin = Origin(record.sha256, metadata["sha256"], metadata, held.of_type(dtype), batch_size)
     return Forward(record, tokens, origin, model, family_of(config, record.folder), batch_size)

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from replaceme.activations.gather import gather_groups, shard_batches
 from replaceme.activations.statistics import Statistics
-from replaceme.config.command_line import add_options, from_options
+from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.fits import REGRESSION, FitConfig
 from replaceme.core.cut_record import Cut
 from replaceme.steps.common import model_record, neurons, out_argument, same_model
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     record = model_record(args)
     same_model(record, cut.model_sha256, args.cut)
     forward = load_forward(args, record)
-    shards = getattr(args, "shards", 1)
+    shards = option_of(args, CalibrationConfig, "shards")
     batches = shard_batches(forward.tokens, forward.batch_size, args.shard, shards)
     regression = from_options(args, FitConfig, REGRESSION).regression
     if args.before:

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from replaceme.activations.row_collector import RowOptions, write_rows
-from replaceme.config.command_line import add_options, from_options
+from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.fits import FitConfig
 from replaceme.core.cut_record import Cut
 from replaceme.steps.common import model_record, neurons, out_argument, same_model
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     regression = from_options(args, FitConfig, OPTIONS).regression
     origin = replace(forward.origin, groups=cut.groups)
     options = RowOptions(
-        fit_tokens=getattr(args, "fit_tokens", None),
+        fit_tokens=option_of(args, FitConfig, "fit_tokens"),
         with_state=args.state,
         regression=regression,
         recycled=neurons(args.recycled, regression, origin),

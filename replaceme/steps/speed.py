@@ -2,7 +2,7 @@
 
 import argparse
 
-from replaceme.config.command_line import add_options, from_options
+from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig
 from replaceme.core.files import write_json
 from replaceme.evaluation.speed import speed
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     folder, model_config = weights_folder(args.model)
     device = pick_device(args.device)
-    dtype = pick_dtype(getattr(args, "dtype", "auto"), device, model_config)
+    dtype = pick_dtype(option_of(args, EvaluationConfig, "dtype"), device, model_config)
     write_json(args.out, speed(folder, config, RunsOn(device, dtype, gpus_of(args))))
