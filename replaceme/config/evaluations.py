@@ -90,7 +90,11 @@ class EvaluationConfig(Strict):
     )
     include: str | None = Field(None, description="Folder of task YAMLs of your own.")
     perplexity: str | None = Field(None, description="Task that gives the perplexity column.")
-    batch_size: int = Field(16, ge=1, description="Requests, or images, per forward pass.")
+    batch_size: int | Literal["auto"] = Field(
+        "auto",
+        description="Requests, or images, per forward pass, at most; `auto`: as many requests as the device has room "
+        "for (of images, and of text that is generated, 16).",
+    )
     limit: int | None = Field(None, ge=1, description="First items of each task or data set only; null: all of them.")
     seed: int = Field(1234, ge=0, description="Seed of the few-shot examples.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -112,6 +116,18 @@ class EvaluationConfig(Strict):
         if self.perplexity is not None and self.perplexity not in self.tasks:
             raise ValueError(f"perplexity names {self.perplexity!r}, which is not among its tasks")
         return self
+
+    @field_validator("batch_size")
+    @classmethod
+    def _one_or_more(cls, size: int | str) -> int | str:
+        if size != "auto" and size < 1:
+            raise ValueError("must be at least 1, or auto")
+        return size
+
+    @property
+    def at_once(self) -> int:
+        """Sequences or images per forward pass, where it is not the room of a device that limits them."""
+        return 16 if self.batch_size == "auto" else self.batch_size
 
     @property
     def columns(self) -> list[str]:

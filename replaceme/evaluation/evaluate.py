@@ -56,7 +56,7 @@ def evaluate(
         with ready(manager, section) as tasks_ready:
             asked = [one for members in tasks_ready.asked.values() for one in members]
             overlap.warn(model_folder, [one.task for one in asked])
-            lm = _language_model(model_folder, runs_on, section.batch_size)
+            lm = _language_model(model_folder, runs_on, section)
             lm.check(request for one in asked for request in one.task.instances)
             _seed(seed)
             answers.answer(lm, asked)
@@ -104,9 +104,10 @@ def ready(manager: Any, section: EvaluationConfig) -> Iterator[Ready]:
         yield Ready(asked, metrics, perplexity)
 
 
-def _language_model(folder: str | Path, runs_on: RunsOn, batch_size: int) -> Any:
+def _language_model(folder: str | Path, runs_on: RunsOn, section: EvaluationConfig) -> Any:
     model = load_causal_model(folder, runs_on.dtype, runs_on.device, runs_on.held)
-    return harness.language_model(model, load_tokenizer(folder), batch_size)
+    most = None if section.batch_size == "auto" else section.batch_size
+    return harness.language_model(model, load_tokenizer(folder), section.at_once, most)
 
 
 def _seed(seed: int) -> None:

@@ -181,9 +181,11 @@ def _taken(path: Path, task: str, *otherwise: str) -> str:
     return str(path)
 
 
-def language_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> Any:
+def language_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, most: int | None = None
+) -> Any:
     """lm-eval's wrapper of a loaded model."""
     with quiet(logging.ERROR):  # it warns that a loaded model ignores its own loading options
         from replaceme.evaluation.prefixes import LanguageModel
 
-        return LanguageModel(model, tokenizer, batch_size)
+        return LanguageModel(model, tokenizer, batch_size, most)

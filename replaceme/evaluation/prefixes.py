@@ -23,9 +23,19 @@ LONGEST_SHOWN = 60  # characters of an answer, in a message
 
 
 class LanguageModel(HFLM):
-    """A loaded model and its tokenizer, of which config.json gives the special tokens that it lacks."""
+    """A loaded model and its tokenizer, of which config.json gives the special tokens that it lacks.
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
+    `batch_size` prompts are continued at once; of answers that are scored `most` run in a pass (None: what fits).
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch_size: int,
+        most: int | None = None,
+    ) -> None:
+        self.most = most
         self.before, self.after = added_tokens(tokenizer)
         bos, eos = special_tokens(tokenizer, model)
         self._eos = eos
@@ -106,7 +116,7 @@ class LanguageModel(HFLM):
                     "be measured; mend the task's data"
                 )
         queries = [(context, answer) for _, context, answer in requests]
-        return log_likelihoods(self.model, queries, self.max_length, self.batch_size, quiet=disable_tqdm)
+        return log_likelihoods(self.model, queries, self.max_length, self.most, quiet=disable_tqdm)
 
 
 def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:

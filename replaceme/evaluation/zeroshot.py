@@ -137,7 +137,7 @@ def _measured(
     seen = _Seen(hashlib.sha256(repr((data.classes, data.templates)).encode()))
     samples = progress(seen.watch(itertools.islice(data.samples(), limit)), name, limit, "image")
     by = _by_captions if data.kind == "retrieval" else _by_classes
-    items = by(encoders, data, _batches(samples, section.batch_size), config.metrics)
+    items = by(encoders, data, _batches(samples, section.at_once), config.metrics)
     tasks = {}
     for number, (metric, values) in enumerate(items.items()):
         value, stderr = uncertainty.mean(values)

@@ -126,7 +126,7 @@ def _evaluation(config: Config, names: Names, outline: Outline) -> Work:
     images = [IMAGE for _ in section.zeroshot]
     tokens = items * (REQUESTS * sum(requests) + sum(images))
     lengths = requests + images
-    return Work(tokens, section.batch_size * max(lengths), dtype=section.dtype)
+    return Work(tokens, section.at_once * max(lengths), dtype=section.dtype)
 
 
 def _speed(config: Config, names: Names, outline: Outline) -> Work:
