@@ -112,8 +112,8 @@ class CalibrationConfig(Strict):
     )
     streaming: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Whether forward passes hold one block's weights at a time (docs/method.md); auto: where a model "
-        "does not fit the device.",
+        description="Hold one block's weights at a time in forward passes (docs/method/large-models.md); auto: where a "
+        "model does not fit the device.",
     )
     load_in_4bit: bool = Field(
         False,

@@ -34,7 +34,7 @@ def kind_of(metric: str) -> str | None:
 
 
 class ZeroShotConfig(Strict):
-    """Labelled images, on which encoders of images and texts are measured without training (docs/method.md)."""
+    """Labelled images for measuring image encoders with text encoders zero-shot (docs/method/evaluation.md)."""
 
     images: str = Field(
         description="Folder or Hub data set in clip-benchmark's layout (tar files of a split), or a folder with a "

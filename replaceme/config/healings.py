@@ -70,7 +70,7 @@ class TrainingConfig(Strict):
 
 
 class HealingConfig(TrainingConfig):
-    """The short training of a shortened model (docs/method.md), for tables that name it."""
+    """The short training of a shortened model (docs/method/healing.md), for tables that name it."""
 
     text: str = Field(
         description="Name under `calibrations`, which says what the text is, how many sequences and how long."
