@@ -1,4 +1,4 @@
-"""What the kernels' argument checks share, and where their Hopper path is looked up."""
+"""Argument checks that all kernels share, and the look-up of their Hopper path."""
 
 import logging
 from collections.abc import Callable
@@ -11,13 +11,15 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def describe(tensor: torch.Tensor) -> str:
-    """Dtype and shape, for an error message."""
+    """Describe dtype and shape, for an error message."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 @cache
 def hopper_path(load: Callable[[], ModuleType]) -> ModuleType | None:
-    """Return what `load` imports, or None and a warning where its experimental language, Gluon, has changed."""
+    """Return the module that `load` imports, or None and a warning where its experimental language, Gluon, has
+    changed.
+    """
     try:
         return load()
     except (ImportError, AttributeError) as error:
@@ -28,7 +30,8 @@ def hopper_path(load: Callable[[], ModuleType]) -> ModuleType | None:
 
 @cache
 def dependent_launch(device: torch.device) -> dict[str, bool]:
-    """Launch arguments of a kernel that waits for the one before it by itself: programmatic dependent launch (sm_90).
+    """Return the launch arguments of a kernel that waits for its predecessor by itself (programmatic dependent launch,
+    sm_90).
 
     Its programs may start while the kernel before it still runs; it must wait (`gdc_wait`) before it touches anything
     that others write or read. Elsewhere the kernel gets `PDL=False` and is launched as usual.

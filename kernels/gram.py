@@ -39,18 +39,18 @@ class Sums:
 
     @staticmethod
     def shapes(hidden: int, other: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each sum, for x of `hidden` and r of `other` columns."""
+        """Return the shape of each sum, for x of `hidden` and r of `other` columns."""
         return {"gram": (hidden, hidden), "cross": (hidden, other), "sum_x": (hidden,), "sum_r": (other,), "energy": ()}
 
     @classmethod
     def zeros(cls, hidden: int, other: int, device: torch.device | str = "cpu") -> "Sums":
-        """Empty sums for x of `hidden` and r of `other` columns."""
+        """Return empty sums for x of `hidden` and r of `other` columns."""
         shapes = cls.shapes(hidden, other)
         return cls(**{name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
 
     @classmethod
     def fresh(cls, hidden: int, other: int, device: torch.device) -> "Sums":
-        """Empty sums, but the matrices hold nothing yet: the first product fills them."""
+        """Return sums whose matrices are uninitialised: the first product fills them."""
         gram, cross = (torch.empty(hidden, columns, dtype=torch.float64, device=device) for columns in (hidden, other))
         sum_x, sum_r, energy = torch.zeros(hidden + other + 1, dtype=torch.float64, device=device).split(
             (hidden, other, 1)
@@ -70,7 +70,7 @@ class _Rows:
     rounded: bool
 
     def part(self, rows: slice) -> "_Rows":
-        """The same of a range of rows; a term that is x itself stays so."""
+        """Return the arguments for a range of rows; a term that is x itself stays so."""
         x = self.x[rows]
         terms = tuple(x if term is self.x else term[rows] for term in self.terms)
         weights, cross_weights, mask = (
@@ -84,7 +84,7 @@ class _Rows:
         return max(self.x.shape[1], *(term.shape[1] for term in self.terms), 1)
 
     def split(self, size: int) -> Iterator["_Rows"]:
-        """Ranges of `size` rows, one after the other."""
+        """Yield ranges of `size` rows, one after the other."""
         return (self.part(slice(start, start + size)) for start in range(0, self.x.shape[0], size))
 
 
@@ -94,7 +94,7 @@ def gram_reference(
     mask: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`sum_k w_k x_k x_k^T` in plain torch float64; arguments and result as in `gram`."""
+    """Compute `sum_k w_k x_k x_k^T` in plain torch float64; arguments and result as in `gram`."""
     rows = _checked(x, (), weights, None, mask)
     out = _out(out, "out", (x.shape[1], x.shape[1]), x.device)
     total = torch.zeros_like(out)
@@ -114,7 +114,7 @@ def gram_cross_reference(
     out: Sums | None = None,
     rounded: bool = False,
 ) -> Sums:
-    """`gram_cross` in plain torch float64; arguments and result as there."""
+    """Compute `gram_cross` in plain torch float64; arguments and result as there."""
     rows = _checked(x, terms, weights, cross_weights, mask, rounded)
     out = _sums(out, rows)
     gram_reference(x, weights, mask, out.gram)
@@ -131,7 +131,7 @@ def gram_cross_reference(
 
 
 def _chunks(rows: _Rows) -> Iterator[_Rows]:
-    """Ranges of rows whose float64 copies fit in REFERENCE_CHUNK_BYTES."""
+    """Yield ranges of rows whose float64 copies fit in REFERENCE_CHUNK_BYTES."""
     return rows.split(max(1, REFERENCE_CHUNK_BYTES // (8 * rows.widest)))
 
 
@@ -147,7 +147,7 @@ def gram(
     mask: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gram matrix of rows, `sum_k w_k x_k x_k^T` over the rows whose mask is true.
+    """Compute the Gram matrix of rows, `sum_k w_k x_k x_k^T` over the rows whose mask is true.
 
     x [tokens, hidden], any float dtype and strides; weights [tokens], any float dtype, not negative, ones when None;
     mask [tokens] bool; the result is float64 [hidden, hidden], exactly symmetric. With `out` (float64, contiguous,
@@ -168,7 +168,7 @@ def gram_cross(
     out: Sums | None = None,
     rounded: bool = False,
 ) -> Sums:
-    """`gram`, and with r = a - b + c of one to three terms `cross = sum_k v_k x_k r_k^T`, in one launch.
+    """Compute `gram`, and with r = a - b + c of one to three terms `cross = sum_k v_k x_k r_k^T`, in one launch.
 
     terms [tokens, other], one to three, any float dtype and strides; cross_weights v [tokens], the weights w when
     None, of any sign; `sum_x = sum w x`, `sum_r = sum w r`, `energy = sum w |r|^2`; the rest as in `gram`. With `out`
@@ -186,7 +186,7 @@ def gram_triton(
     mask: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`gram` by the Triton kernels whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
+    """Compute `gram` by the Triton kernels on any device; CPU tensors need TRITON_INTERPRET=1."""
     rows = _checked(x, (), weights, None, mask)
     shape = (x.shape[1], x.shape[1])
     fresh = out is None and len(x) > 0
@@ -207,7 +207,7 @@ def gram_cross_triton(
     out: Sums | None = None,
     rounded: bool = False,
 ) -> Sums:
-    """`gram_cross` by the Triton kernels whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
+    """Compute `gram_cross` by the Triton kernels on any device; CPU tensors need TRITON_INTERPRET=1."""
     rows = _checked(x, terms, weights, cross_weights, mask, rounded)
     fresh = out is None and len(x) > 0
     target = _sums(out, rows, Sums.fresh if fresh else Sums.zeros)
@@ -225,13 +225,13 @@ def _wants_triton(*tensors: torch.Tensor) -> bool:
 
 
 def _slabs(rows: _Rows) -> Iterator[_Rows]:
-    """Ranges of rows whose parts, six of two bytes at most, fit in SLAB_BYTES."""
+    """Yield ranges of rows whose parts, six of two bytes at most, fit in SLAB_BYTES."""
     size = min(SLAB_ROWS, SLAB_BYTES // (rows.widest * 2 * 6)) // parts.ALIGNMENT * parts.ALIGNMENT
     return rows.split(max(parts.ALIGNMENT, size))
 
 
 def _single(rows: _Rows) -> _Rows:
-    """The same with contiguous float32 weights, as the kernels read them."""
+    """Return the arguments with contiguous float32 weights, as the kernels read them."""
     weights, cross_weights = (
         None if given is None else given.float().contiguous() for given in (rows.weights, rows.cross_weights)
     )
@@ -239,7 +239,7 @@ def _single(rows: _Rows) -> _Rows:
 
 
 def _row_numbers(rows: _Rows) -> torch.Tensor | None:
-    """The rows that the mask keeps, int64; None when it keeps all."""
+    """Return the numbers of the rows that the mask keeps, int64; None when it keeps all."""
     if rows.mask is None:
         return None
     kept = rows.mask.nonzero().squeeze(1)
@@ -247,7 +247,7 @@ def _row_numbers(rows: _Rows) -> torch.Tensor | None:
 
 
 def _part_dtype(rows: _Rows) -> torch.dtype:
-    """16-bit x is multiplied as it is, float16 only where nothing has to be split."""
+    """Return the dtype of the parts: that of 16-bit x, but float16 only where nothing has to be split."""
     exact = not rows.terms or rows.rounded
     half = rows.x.dtype == torch.float16 and exact and rows.weights is None and rows.cross_weights is None
     return torch.float16 if half else torch.bfloat16
@@ -270,7 +270,7 @@ def _gram_product(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, o
 
 
 def _right(rows: _Rows, kept: torch.Tensor | None, left: parts.Operand, out: Sums) -> parts.Operand:
-    """The parts of v r, and the sums of the same pass added into `out`."""
+    """Return the parts of v r, and the sums of the same pass added into `out`."""
     dtype = left.matrix.dtype
     scale = rows.weights if rows.cross_weights is None else rows.cross_weights
     term = next((n for n, given in enumerate(rows.terms) if given is rows.x), -1)  # its sum costs no second reading
@@ -309,7 +309,7 @@ def _checked(
     mask: torch.Tensor | None,
     rounded: bool = False,
 ) -> _Rows:
-    """The arguments, or a ReplaceMeError that says which is wrong."""
+    """Return the checked arguments; raises ReplaceMeError that says which one is wrong."""
     names = ("x", *(f"term {n}" for n in range(len(terms))))
     for name, rows in zip(names, (x, *terms), strict=True):
         if rows.ndim != 2 or rows.dtype not in DTYPES:
@@ -340,7 +340,7 @@ def _checked(
 
 
 def _out(out: torch.Tensor | None, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """`out` checked, or zeros."""
+    """Return `out` after a check, or zeros."""
     if out is None:
         return torch.zeros(shape, dtype=torch.float64, device=device)
     if out.shape != shape or out.dtype != torch.float64 or not out.is_contiguous() or out.device != device:

@@ -5,15 +5,14 @@ float64 [L, L], are over the tokens whose mask is true. Rows whose mask is false
 harmless; NaN elsewhere shows in the result. A zero vector has cosine 0 to any other state. Source: eq. 4 and Fig. 7 of
 arXiv 2505.02819.
 
-Why it is exact: products of bf16 or fp16 values are exact in float32, and what is lost is lost in long float32 sums, on
-tensor cores by truncation. So a dot product is made of short runs of `block_columns` columns, each from zero, added
-outside of the tensor cores (float32 rows use none). 1 - cos and the sums over tokens are float64: states of equal bits
-are at distance 0, others within about 1e-6, angles within about 1e-6 / angle. The squared norms must lie in float32's
-range: norms of 1e-12 to 1e19.
-Why it is fast: the L rows of a token are read once, from where they lie (no [tokens, L, hidden] copy: a table holds
-each state's place), and never leave the chip. A program owns a run of tokens and its own partial sums, in L2 cache;
-about four programs on each processor hide one another's latency. The partition depends on the shapes alone and nothing
-is summed by atomics: the same inputs give the same bits.
+Why it is exact: products of bf16 or fp16 values are exact in float32, and errors arise in long float32 sums, on tensor
+cores by truncation. So a dot product is made of short runs of `block_columns` columns, each from zero, added outside of
+the tensor cores (float32 rows use none). 1 - cos and the sums over tokens are float64: states of equal bits are at
+distance 0, others within about 1e-6, angles within about 1e-6 / angle. The squared norms must lie in float32's range:
+norms of 1e-12 to 1e19. Why it is fast: the L rows of a token are read once, from where they lie (no [tokens, L, hidden]
+copy: a table holds each state's place), and never leave the chip. A program owns a run of tokens and its own partial
+sums, in L2 cache; about four programs on each processor hide one another's latency. The partition depends on the shapes
+alone and nothing is summed by atomics: the same inputs give the same bits.
 """
 
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ Distances = tuple[torch.Tensor, torch.Tensor]
 
 
 def pairwise_cosine_reference(hidden: Hidden, mask: torch.Tensor | None = None) -> Distances:
-    """Both distances in plain torch float64; arguments and result as in `pairwise_cosine`."""
+    """Compute both distances in plain torch float64; arguments and result as in `pairwise_cosine`."""
     states = checked("pairwise_cosine", hidden, mask)
     count, (tokens, columns) = len(states), states[0].shape
     sums = torch.zeros(2, count, count, dtype=torch.float64, device=states[0].device)
@@ -78,7 +77,9 @@ if triton is not None:
 
     @triton.jit
     def _angle_over_pi(distance):
-        """arccos(1 - distance) / pi within 2e-7, for float32 distances of 0 to 2; the polynomial is Cephes' asinf."""
+        """Compute arccos(1 - distance) / pi within 2e-7, for float32 distances of 0 to 2; the polynomial is Cephes'
+        asinf.
+        """
         beyond = distance > 1.0  # the angle is pi minus that of the opposite vector
         distance = tl.where(beyond, 2.0 - distance, distance)
         wide = distance > 0.5  # from there pi/2 - arcsin(cos), below 2 arcsin(sqrt(distance / 2))
@@ -94,7 +95,7 @@ if triton is not None:
 
     @triton.jit
     def _inverse_norm(squares):
-        """1 / max(sqrt(squares), 1e-12) of float32 squares, in float64: one Newton step from float32."""
+        """Compute 1 / max(sqrt(squares), 1e-12) of float32 squares in float64, by one Newton step from float32."""
         squares = tl.where(squares < 1e-24, 1e-24, squares)  # tl.maximum would hide NaN
         inverse = tl.rsqrt(squares).to(tl.float64)
         return inverse * (1.5 - 0.5 * squares.to(tl.float64) * inverse * inverse)
@@ -172,7 +173,7 @@ if triton is not None:
 
 
 def pairwise_cosine(hidden: Hidden, mask: torch.Tensor | None = None) -> Distances:
-    """Means over tokens of both distances of all pairs of states: (cosine, angular), float64 [L, L] each.
+    """Compute the means over tokens of both distances of all pairs of states: (cosine, angular), float64 [L, L] each.
 
     cosine[i, j] = mean of 1 - cos(h_i, h_j), angular[i, j] = mean of arccos(cos(h_i, h_j)) / pi, over the tokens whose
     mask is true; exactly symmetric, the diagonal exactly 0, all 0 when no token is left. hidden: L states
@@ -189,7 +190,7 @@ def pairwise_cosine(hidden: Hidden, mask: torch.Tensor | None = None) -> Distanc
 
 
 def pairwise_cosine_triton(hidden: Hidden, mask: torch.Tensor | None = None) -> Distances:
-    """`pairwise_cosine` by the Triton kernel whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
+    """Compute `pairwise_cosine` by the Triton kernel on any device; CPU tensors need TRITON_INTERPRET=1."""
     states = checked("pairwise_cosine", hidden, mask)
     if states[0].dtype == torch.float64 or len(states) > MOST_STATES:
         raise ReplaceMeError(
@@ -240,7 +241,7 @@ def _launch(states: list[torch.Tensor], mask: torch.Tensor | None) -> Distances:
 
 
 def _means(sums: torch.Tensor, tokens: int, mask: torch.Tensor | None) -> Distances:
-    """Sums [2, L, L] over the kept tokens, made symmetric with a zero diagonal."""
+    """Divide sums [2, L, L] by the number of kept tokens, and make them symmetric with a zero diagonal."""
     lower = sums.tril(-1)  # a product's two triangles may differ in the last bit
     means = (lower + lower.mT) / (max(tokens, 1) if mask is None else mask.sum().clamp(min=1))
     return means[0], means[1]

@@ -35,7 +35,7 @@ CONFIGURATION = Configuration()
 
 
 def pairwise_l2_reference(hidden: Hidden, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """The same in plain torch float64, one pair at a time."""
+    """Compute `pairwise_l2` in plain torch float64, one pair at a time."""
     states = checked("pairwise_l2", hidden, mask)
     wide = [(state if mask is None else state[mask]).double() for state in states]
     sums = torch.zeros(len(states), len(states), dtype=torch.float64, device=states[0].device)
@@ -100,7 +100,8 @@ if triton is not None:
 
 
 def pairwise_l2(hidden: Hidden, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Means over tokens of |h_i - h_j|, float64 [L, L]: symmetric, the diagonal 0, all 0 when no token is left.
+    """Compute the means over tokens of |h_i - h_j|, float64 [L, L]: symmetric, the diagonal 0, all 0 when no token is
+    left.
 
     Arguments and errors as in `pairwise_cosine`. CUDA states of at most 32 bits go through Triton, all others through
     `pairwise_l2_reference`.
@@ -112,7 +113,7 @@ def pairwise_l2(hidden: Hidden, mask: torch.Tensor | None = None) -> torch.Tenso
 
 
 def pairwise_l2_triton(hidden: Hidden, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """`pairwise_l2` by the Triton kernel whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
+    """Compute `pairwise_l2` by the Triton kernel on any device; CPU tensors need TRITON_INTERPRET=1."""
     states = checked("pairwise_l2", hidden, mask)
     if states[0].dtype == torch.float64:
         raise ReplaceMeError(f"pairwise_l2: the kernel takes states of at most 32 bits, got {describe(states[0])}")
@@ -153,6 +154,6 @@ def _launch(states: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tens
 
 
 def _means(sums: torch.Tensor, tokens: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """Sums [L, L] over the kept tokens, of which the lower triangle counts, made symmetric."""
+    """Divide sums [L, L], of which the lower triangle counts, by the number of kept tokens, and make them symmetric."""
     lower = sums.tril(-1)
     return (lower + lower.mT) / (max(tokens, 1) if mask is None else mask.sum().clamp(min=1))

@@ -1,4 +1,4 @@
-"""Rows made ready for tensor cores: `v_k (a_k - b_k + c_k)` of the kept rows, split into 16-bit parts, and their sums.
+"""Prepare rows for tensor cores: `v_k (a_k - b_k + c_k)` of the kept rows, split into 16-bit parts, and their sums.
 
 A row r is formed in float32 and split as `r = p_0 + p_1 + p_2 + e`, each p the rounding of what is left to the dtype
 of the parts: three bfloat16 parts leave |e| <= 2^-26 |r|, so products of parts, exact in float32, are products of
@@ -38,7 +38,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The parts that one pass over the rows of the terms is to give."""
+    """The parts that one pass over the rows of the terms has to produce."""
 
     parts: int  # 0: the sums alone
     dtype: torch.dtype
@@ -197,7 +197,9 @@ if triton is not None:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows count and how much: kept [n] int64 row numbers (None: all), float32 scale and weights [tokens]."""
+    """The rows that count, and their weights: kept [n] int64 row numbers (None: all), float32 scale and weights
+    [tokens].
+    """
 
     kept: torch.Tensor | None = None
     scale: torch.Tensor | None = None
@@ -285,7 +287,9 @@ def _triton(dtype: torch.dtype):
 
 
 def as_operand(x: torch.Tensor) -> Operand | None:
-    """x itself as an operand, where its layout allows: 16-bit, unit column stride, 16-byte aligned rows; or None."""
+    """Return x itself as an operand where its layout allows (16-bit, unit column stride, 16-byte aligned rows), else
+    None.
+    """
     aligned = x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
     if x.element_size() != 2 or not aligned or x.stride(0) < x.shape[1]:
         return None
@@ -293,7 +297,9 @@ def as_operand(x: torch.Tensor) -> Operand | None:
 
 
 def pairs(left: Operand, right: Operand) -> tuple[tuple[int, int], ...]:
-    """The products of parts that matter, smallest first: part p is 2^-8p of the whole, and 2^-24 does not matter."""
+    """Return the pairs of parts whose products matter, smallest first: part p is 2^-8p of the whole, and 2^-24 does not
+    matter.
+    """
     found = [(p, q) for p in range(left.parts) for q in range(right.parts) if p + q < 3]
     return tuple(sorted(found, key=sum, reverse=True))
 

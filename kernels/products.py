@@ -1,11 +1,11 @@
 """Products of stacked 16-bit rows, `out += sum_k left_k^T right_k` in float64: the plan and the portable kernel.
 
-Why it is exact: products of 16-bit values are exact in float32, and what is lost is lost in long sums on tensor cores,
-which truncate. A short run (`run_rows`) is multiplied on its own and added, rounded to nearest, to a float32 total;
-after `FLUSH_ROWS` rows at most the total goes to memory, and the totals are added in float64, always in one order.
-Why it is fast: a symmetric product computes its lower tiles only and mirrors them; rows are cut into chunks so that
-the units of work (a tile of one product, a chunk of its rows) fill the device also when the tiles alone do not.
-A unit's totals belong to one program: no atomics on floating point, the same inputs give the same bits.
+Why it is exact: products of 16-bit values are exact in float32, and errors arise in long sums on tensor cores, which
+truncate. A short run (`run_rows`) is multiplied on its own and added, rounded to nearest, to a float32 total; after
+`FLUSH_ROWS` rows at most the total goes to memory, and the totals are added in float64, always in one order. Why it is
+fast: a symmetric product computes its lower tiles only and mirrors them; rows are cut into chunks so that the units of
+work (a tile of one product, a chunk of its rows) fill the device also when the tiles alone do not. A unit's totals
+belong to one program: no atomics on floating point, the same inputs give the same bits.
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a plan depends on, for one product."""
+    """The properties of one product that a plan depends on."""
 
     columns: int
     others: int
@@ -67,7 +67,7 @@ class Tiling:
     half: int  # a unit may compute the left `half` columns of its tile alone
 
     def work(self, row: int, column: int, symmetric: bool) -> int:
-        """How many halves of the tile at (row, column) hold elements on or below the diagonal."""
+        """Return how many halves of the tile at (row, column) hold elements on or below the diagonal."""
         halves = self.width // self.half
         if not symmetric:
             return halves
@@ -89,7 +89,7 @@ class Plan:
     chunks: int
 
     def partial(self) -> torch.Tensor:
-        """Room for the totals of all slots, float32."""
+        """Allocate room for the totals of all slots, float32."""
         size = len(self.tiles) * self.chunks * self.tiling.height * self.tiling.width
         return torch.empty(size, dtype=torch.float32, device=self.units.device)
 
@@ -123,7 +123,9 @@ def plan(shapes: tuple[Shape, ...], tiling: Tiling, processors: int, device: tor
 
 
 def _chunks(runs: int, work: float, tiling: Tiling, processors: int) -> int:
-    """The number of chunks with the shortest estimated time; `work` counts whole tiles of one pass over the rows."""
+    """Return the number of chunks with the shortest estimated time; `work` counts whole tiles of one pass over the
+    rows.
+    """
     fewest = -(-runs * tiling.run_rows // FLUSH_ROWS)
 
     def cost(chunks: int) -> float:
@@ -144,7 +146,7 @@ class Configuration:
 
     @property
     def tiling(self) -> Tiling:
-        """The plan's view of it."""
+        """Tiling for the plan."""
         return Tiling(self.tile, self.tile, self.block_rows, 8 * self.block_rows, self.tile)
 
 
@@ -255,17 +257,17 @@ if triton is not None:
 
 
 def shapes_of(products: Sequence[Product]) -> tuple[Shape, ...]:
-    """What the plan of these products depends on."""
+    """Return the properties of these products that a plan depends on."""
     return tuple(Shape(p.left.columns, p.right.columns, p.left.rows, len(p.pairs), p.symmetric) for p in products)
 
 
 def code_of(product: Product) -> int:
-    """The pairs of parts in one integer, four bits each."""
+    """Encode the pairs of parts in one integer, four bits each."""
     return sum((p | q << 2) << 4 * n for n, (p, q) in enumerate(product.pairs))
 
 
 def add_products(products: Sequence[Product]) -> None:
-    """Add each product into its `out`, by the portable kernel; on CPU tensors this needs TRITON_INTERPRET=1."""
+    """Add each product into its `out`, by the portable kernel; CPU tensors need TRITON_INTERPRET=1."""
     matrix = products[0].left.matrix
     interpreted = not matrix.is_cuda
     configuration = LARGE if max(max(p.out.shape) for p in products) >= LARGE_FROM else SMALL

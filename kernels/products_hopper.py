@@ -55,7 +55,7 @@ def _load(
     WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """The producer warp: bring the stages of this program's unit into shared memory, as they become free."""
+    """Bring the stages of this program's unit into shared memory, as they become free (the producer warp)."""
     HALVES: gl.constexpr = WIDTH // 128
     unit = units + gl.program_id(0) * 8
     second = gl.load(unit) == 1
@@ -109,7 +109,7 @@ def _accumulate(
     WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """One warpgroup's runs of a unit: float32 totals [64, 128 * HALVES], stored at `target` [64, WIDTH]."""
+    """Add one warpgroup's runs of a unit: float32 totals [64, 128 * HALVES], stored at `target` [64, WIDTH]."""
     layout: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
     left_total = gl.zeros([64, 128], gl.float32, layout)
     right_total = gl.zeros([64, 128], gl.float32, layout)
@@ -158,7 +158,7 @@ def _multiply(
     WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """A consumer warpgroup: rows [64 * GROUP, 64 * GROUP + 64) of the unit's tile."""
+    """Multiply rows [64 * GROUP, 64 * GROUP + 64) of the unit's tile (a consumer warpgroup)."""
     unit = units + gl.program_id(0) * 8
     runs = gl.load(unit + 4) * gl.where(gl.load(unit) == 1, PAIRS_1, PAIRS_0)
     target = partial + gl.load(unit + 6).to(gl.int64) * (128 * WIDTH) + GROUP * (64 * WIDTH)
@@ -264,7 +264,9 @@ def _products_kernel(
 
 
 def serves(products: Sequence[Product]) -> bool:
-    """Whether this kernel computes these products on a CUDA device: one or two that share their left side, on sm_90."""
+    """Return whether this kernel computes these products on a CUDA device: one or two that share their left side, on
+    sm_90.
+    """
     left = products[0].left
     shared = len(products) <= 2 and all(product.left is left for product in products)
     return shared and torch.cuda.get_device_capability(left.matrix.device)[0] == 9

@@ -1,4 +1,4 @@
-"""Products of rows without the rows: dot = p.r, |p| and |r| for p = x T (+ y) and r = a - b + c, row by row.
+"""Row-wise dot = p.r, |p| and |r| for p = x T (+ y) and r = a - b + c, without storing p.
 
 x [tokens, hidden] and t [hidden, other] are multiplied, and p [tokens, other] is reduced where it was made: it is never
 written to memory. y and the terms a, b, c are [tokens, other]; r = a, a - b or a - b + c is formed in float32. With it
@@ -45,7 +45,7 @@ def row_cosine_reference(
     y: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> RowCosine:
-    """`row_cosine` in plain torch float64, rounded to float32 at the end."""
+    """Compute `row_cosine` in plain torch float64, rounded to float32 at the end."""
     _check(x, t, terms, y, mask)
     out = torch.zeros(3, x.shape[0], dtype=torch.float64, device=x.device)
     chunk = max(1, REFERENCE_CHUNK_BYTES // (8 * max(*t.shape, 1)))
@@ -138,12 +138,12 @@ def row_cosine(
     y: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> RowCosine:
-    """`p.r`, `|p|` and `|r|` of every row, for p = x T + y and r = a, a - b or a - b + c (eq. 7, 8).
+    """Compute `p.r`, `|p|` and `|r|` of every row, for p = x T + y and r = a, a - b or a - b + c (eq. 7, 8). 7, 8).
 
-    x [tokens, hidden] and t [hidden, other] of any float dtype and strides; terms are one to three of [tokens, other]
-    and y one such or None, of any float dtypes; mask [tokens] bool. Three float32 [tokens]. Rows whose mask is false
-    give 0, and NaN there is harmless. CUDA rows go through a kernel, CPU rows and float64 x, y or terms through
-    `row_cosine_reference`. Raises ReplaceMeError on inconsistent shapes, dtypes or devices.
+    x [tokens, hidden] and t [hidden, other] of any float dtype and strides; terms are one to three tensors [tokens,
+    other] and y one of that shape or None, of any float dtypes; mask [tokens] bool. Three float32 [tokens]. Rows whose
+    mask is false give 0, and NaN there is harmless. CUDA rows go through a kernel, CPU rows and float64 x, y or terms
+    through `row_cosine_reference`. Raises ReplaceMeError on inconsistent shapes, dtypes or devices.
     """
     _check(x, t, terms, y, mask)
     rows = [x, *terms] + ([] if y is None else [y])
@@ -159,7 +159,7 @@ def row_cosine_triton(
     y: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> RowCosine:
-    """`row_cosine` by the portable kernel whatever the device; on CPU tensors this needs TRITON_INTERPRET=1."""
+    """Compute `row_cosine` by the portable kernel on any device; CPU tensors need TRITON_INTERPRET=1."""
     _check(x, t, terms, y, mask)
     return _fused(x, t, terms, y, mask, hopper=False)
 
@@ -193,7 +193,9 @@ def _fused(
 
 
 def _parts(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """t as [parts, hidden, other] of `dtype`: itself, or high and low parts, padded so that TMA can read them."""
+    """Return t as [parts, hidden, other] of `dtype`: itself, or high and low parts, padded so that TMA can read
+    them.
+    """
     if t.dtype == dtype:
         return t[None]
     if dtype == torch.float32:
@@ -209,7 +211,7 @@ def _parts(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _partial_sums(
     x: torch.Tensor, t: torch.Tensor, terms: tuple[torch.Tensor, ...], y: torch.Tensor | None, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Sums of p r, p p and r r over each tile's columns, float32 [column tiles, 3, tokens]."""
+    """Compute sums of p r, p p and r r over each tile's columns, float32 [column tiles, 3, tokens]."""
     (tokens, hidden), (parts, _, other) = x.shape, t.shape
     operands = [*terms, *[terms[0]] * (3 - len(terms)), terms[0] if y is None else y]
     configuration = NARROW if any(operand.dtype == torch.float32 for operand in operands) else HALF

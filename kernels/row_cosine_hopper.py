@@ -3,8 +3,8 @@
 One program a multiprocessor walks over tiles of 128 rows x 256 columns of p = x T. A producer warp copies blocks of x
 and t to shared memory with TMA; two warpgroups hold 64 x 256 float32 accumulators each, release a stage as soon as
 their wgmma has read it, then form r = a - b + c from global memory, slice by slice, and reduce dot, |p|^2 and |r|^2.
-Why it is fast: the producer goes on with the next tile meanwhile and has asked L2 for the rows of the terms; the
-terms are read in 16-byte pieces, and the accumulator is brought to their layout by exchanges within a warp. Rows of
+Why it is fast: meanwhile the producer continues with the next tile and has prefetched the rows of the terms into L2;
+the terms are read in 16-byte pieces, and the accumulator is brought to their layout by exchanges within a warp. Rows of
 tiles are walked in groups, so that the tiles at work at one time share what they read of x and t in L2.
 
 Importing this file needs Triton with Gluon (3.6 or newer); `row_cosine` imports it when it first meets such a GPU.
@@ -38,7 +38,7 @@ _HALF = gl.constexpr(ROWS // 2)  # rows of one warpgroup
 
 @gluon.jit
 def _place(tile, row_tiles, column_tiles, GROUP: gl.constexpr):
-    """(first row, column tile) of a tile: a group's rows run fastest."""
+    """Return (first row, column tile) of a tile: a group's rows run fastest."""
     group = tile // (GROUP * column_tiles)
     within = tile - group * GROUP * column_tiles
     height = gl.minimum(row_tiles - group * GROUP, GROUP)
@@ -47,7 +47,7 @@ def _place(tile, row_tiles, column_tiles, GROUP: gl.constexpr):
 
 @gluon.jit
 def _ask_l2(pointer, stride, row, column, tokens, other):
-    """Ask L2 for 8 rows of a tile of one operand, a lane for each 128 bytes or less."""
+    """Prefetch 8 rows of a tile of one operand into L2, a lane for each 128 bytes or less."""
     LINE: gl.constexpr = 1024 // pointer.dtype.element_ty.primitive_bitwidth
     LINES: gl.constexpr = _COLUMNS // LINE
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [32 // LINES, LINES], [1, 1], [1, 0])
@@ -100,7 +100,8 @@ def _produce(
 
 @gluon.constexpr_function
 def _quad_layout(width, vector):
-    """64 rows x width columns, `vector` neighbouring columns a lane, as many on in each lane of a quad.
+    """Return the layout of 64 rows x width columns, `vector` neighbouring columns a lane, as many on in each lane of a
+    quad.
 
     Rows lie as in the accumulator; with 2 columns so do the columns.
     """
@@ -111,7 +112,7 @@ def _quad_layout(width, vector):
 
 @gluon.jit
 def _slices(value, COUNT: gl.constexpr):
-    """The columns of an accumulator in COUNT runs; no data moves, since a thread holds columns of each."""
+    """Split the columns of an accumulator into COUNT runs; no data moves, since a thread holds columns of each."""
     if COUNT == 1:
         return (value,)
     else:  # Gluon compiles one branch only
@@ -121,7 +122,9 @@ def _slices(value, COUNT: gl.constexpr):
 
 @gluon.jit
 def _fetch(pointer, stride, rows, columns, inside, VECTOR: gl.constexpr):
-    """One slice of an operand in float32; `usable` promises the alignment, which Triton 3.6 forgets in a partition."""
+    """Load one slice of an operand in float32; `usable` promises the alignment, which Triton 3.6 forgets in a
+    partition.
+    """
     BYTES: gl.constexpr = min(16, VECTOR * pointer.dtype.element_ty.primitive_bitwidth // 8)
     place = pointer + (rows * stride)[:, None] + columns[None, :]
     place = gl.max_contiguous(gl.multiple_of(place, [1, BYTES]), [1, VECTOR])
@@ -236,7 +239,9 @@ def row_cosine_kernel(
 
 
 def usable(x: torch.Tensor, t: torch.Tensor, rows: list[torch.Tensor]) -> bool:
-    """Whether TMA can read x [tokens, hidden] and t [parts, hidden, other], and 16-byte loads the terms and y."""
+    """Return whether TMA can read x [tokens, hidden] and t [parts, hidden, other], and 16-byte loads the terms and
+    y.
+    """
     if x.dtype not in GLUON_TYPES or 0 in x.shape or torch.cuda.get_device_capability(x.device)[0] != 9:
         return False
     aligned = all(
@@ -252,7 +257,9 @@ def usable(x: torch.Tensor, t: torch.Tensor, rows: list[torch.Tensor]) -> bool:
 def partial_sums(
     x: torch.Tensor, t: torch.Tensor, terms: tuple[torch.Tensor, ...], y: torch.Tensor | None, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Sums of p r, p p and r r over each run of 256 columns, float32 [runs, 3, tokens]; x and t must be `usable`."""
+    """Compute sums of p r, p p and r r over each run of 256 columns, float32 [runs, 3, tokens]; x and t must be
+    `usable`.
+    """
     (tokens, hidden), (parts, _, other) = x.shape, t.shape
     column_tiles = triton.cdiv(other, COLUMNS)
     out = torch.empty(column_tiles, 3, tokens, dtype=torch.float32, device=x.device)

@@ -1,4 +1,4 @@
-"""What the kernels over several states share: the check of their arguments, and the table of where the states lie."""
+"""Checks of the arguments of kernels over several states, and the table of the states' addresses."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,7 +12,7 @@ Hidden = torch.Tensor | Sequence[torch.Tensor]
 
 
 def checked(name: str, hidden: Hidden, mask: torch.Tensor | None) -> list[torch.Tensor]:
-    """The list of states; raises ReplaceMeError, in the `name` of a kernel, on inconsistent arguments."""
+    """Return the list of states; raises ReplaceMeError, in the `name` of a kernel, on inconsistent arguments."""
     if isinstance(hidden, torch.Tensor) and hidden.ndim != 3:
         raise ReplaceMeError(f"{name}: a stack must be [L, tokens, hidden] floats, got {describe(hidden)}")
     states = list(hidden)
@@ -35,12 +35,13 @@ def checked(name: str, hidden: Hidden, mask: torch.Tensor | None) -> list[torch.
 
 
 def unit_columns(states: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The states, copied where their columns do not lie side by side."""
+    """Return the states, copied where their columns do not lie side by side."""
     return [state if state.stride(1) == 1 else state.contiguous() for state in states]
 
 
 def places(states: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Table [2, L] of each state's distance from the first one and row stride, in units; elements of a unit.
+    """Return the table [2, L] of each state's distance from the first one and row stride, in units, and the elements of
+    a unit.
 
     A unit is as many elements, 16 bytes at most, as divide all of these and the columns, so that loads can be wide.
     """
@@ -55,5 +56,5 @@ def places(states: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
 
 @lru_cache(maxsize=64)
 def _table(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The numbers on the device; batches of one shape often lie in the same places."""
+    """Return the numbers on the device, cached because batches of one shape often lie in the same places."""
     return torch.tensor(numbers, dtype=torch.int64, device=device)
