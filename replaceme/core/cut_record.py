@@ -1,4 +1,4 @@
-"""The cut that was chosen (cut.json): the runs of blocks that go, by which metric, and what was compared."""
+"""The record cut.json, which lists the runs of blocks that a cut removes."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +14,8 @@ ONLY_WHERE_KNOWN = ("parts", "search", "adjacency", "coefficients", "model_sha25
 
 @dataclass(frozen=True)
 class Cut:
-    """The blocks start .. end-1 of each of `groups` go, `blocks` in all of the `num_blocks` of a model.
+    """The cut of a model: the blocks start .. end-1 of each of `groups` go, `blocks` in all of `num_blocks`. end-1 of
+    each of `groups` go, `blocks` in all of the `num_blocks` of a model.
 
     `metric` is what they were chosen by (`given`: by hand) over the tokens of `position`, `candidates` all that were
     compared, with their values. Of several groups `parts` are those compared, before any were merged; of a choice by
@@ -36,19 +37,19 @@ class Cut:
 
     @property
     def span(self) -> str:
-        """The runs of blocks that go as text, `[2, 5), [7, 10)`."""
+        """Runs of removed blocks as text, `[2, 5), [7, 10)`."""
         return ", ".join(f"[{start}, {end})" for start, end in self.groups)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What cut.json says."""
+        """Content of cut.json."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         known = {key: value for key, value in values.items() if value is not None or key not in ONLY_WHERE_KNOWN}
         return known | {key: [list(span) for span in known[key]] for key in ("groups", "parts") if key in known}
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What replaceme.json says of it: all but the candidates."""
+        """Part of replaceme.json about the cut: all but the candidates."""
         return {key: value for key, value in self.content.items() if key != "candidates"}
 
     def save(self, path: str | Path) -> None:
@@ -62,7 +63,7 @@ class Cut:
 
     @staticmethod
     def of(content: Any, where: str = "cut") -> "Cut":
-        """The cut that `content` or `provenance` of one describes; errors as in `load`, beginning with `where`."""
+        """Return the cut with the `content` or `provenance` of one; errors as in `load`, beginning with `where`."""
         for key in NEEDED:
             if not isinstance(content, dict) or key not in content:
                 raise ReplaceMeError(f"{where}: no {key!r} in it; is it the output of another step?")
@@ -73,7 +74,7 @@ class Cut:
 
 
 def _are_groups(groups: Any, num_blocks: Any) -> bool:
-    """Whether these are pairs [start, end) of numbers of blocks."""
+    """Return whether these are pairs [start, end) of numbers of blocks."""
     if not isinstance(groups, list) or not isinstance(num_blocks, int):
         return False
     pairs = all(isinstance(group, list) and len(group) == 2 for group in groups)

@@ -1,7 +1,7 @@
-"""Digests that a result carries of itself, by which a flipped bit or a foreign edit is noticed when it is read.
+"""Digests that a result carries of itself, so that reading it reveals a flipped bit or a foreign edit.
 
 A safetensors file holds the SHA-256 of each of its tensors in its stamp, and the stamp one of itself; a JSON record has
-one of all the rest as its last key. They tell damage, not malice: who can change a file can change its digest.
+one of all the rest as its last key. They reveal damage, not malice: whoever can change a file can change its digest.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ MISMATCH = "its content does not match its SHA-256"
 
 
 def sealed(value: Any) -> str:
-    """JSON text of a value, after its own SHA-256."""
+    """Return a value as JSON text that carries its own SHA-256."""
     text = json.dumps(value)
     return f"{_sha256(text)} {text}"
 
 
 def unsealed(text: str) -> Any:
-    """The value in what `sealed` made; raises ValueError when it is damaged."""
+    """Return the value from text of `sealed`; raises ValueError when it is damaged."""
     digest, _, content = text.partition(" ")
     if _sha256(content) != digest:
         raise ValueError(MISMATCH)
@@ -33,12 +33,12 @@ def unsealed(text: str) -> Any:
 
 
 def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the SHA-256 of its JSON as the last key."""
+    """Return a record with the SHA-256 of its JSON as the last key."""
     return {**record, KEY: _of_record(record)}
 
 
 def without_digest(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it was given to `with_digest`; one without a digest, which others wrote, as it is.
+    """Return a record as it was given to `with_digest`; a record of others, without a digest, stays unchanged.
 
     Raises ValueError when the content is not what the digest says.
     """
@@ -54,7 +54,7 @@ def without_digest(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def tensor_digests(tensors: "Mapping[str, torch.Tensor]") -> dict[str, str]:
-    """SHA-256 of type, shape and content of each tensor, on the CPU, several at a time."""
+    """Return the SHA-256 of type, shape and content of each tensor, on the CPU, several at a time."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return dict(zip(tensors, threads.map(_of_tensor, tensors.values()), strict=True))
 

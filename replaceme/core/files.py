@@ -46,7 +46,7 @@ class Noted:
     written: set[Path] = field(default_factory=set)
 
     def clear(self) -> None:
-        """Forget them."""
+        """Forget all paths."""
         self.read.clear()
         self.written.clear()
 
@@ -55,14 +55,14 @@ noted = Noted()
 
 
 def note_read(path: str | Path) -> None:
-    """Say that a file is about to be read in another way than by this module."""
+    """Note that a file is about to be read by other means than this module."""
     path = Path(path).absolute()
     if path not in noted.read:
         noted.read[path] = state_of(path)
 
 
 def state_of(path: Path) -> tuple[int, int] | None:
-    """Size in bytes and time of change in ns of a file, which tell an edit without reading it; None: no such file."""
+    """Return a file's size in bytes and time of change in ns, which reveal an edit; None: no such file."""
     try:
         found = path.stat()
     except OSError:  # whoever reads it says so
@@ -95,7 +95,9 @@ def _temporary(path: Path) -> Path:
 
 
 def _put(new: Path, path: Path) -> None:
-    """Rename what is new to `path`; an old folder there goes as a whole, so that no kill leaves a part of it."""
+    """Rename a new file or folder to `path`; an old folder there goes as a whole, so that no kill leaves a part of
+    it.
+    """
     if not path.is_dir() or path.is_symlink():
         new.replace(path)
         return
@@ -124,7 +126,7 @@ def _sync(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what a file or a folder is."""
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -156,7 +158,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """What `write_json` writes."""
+    """Return the text that `write_json` writes."""
     content = with_digest(value) if isinstance(value, Mapping) else value
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -164,7 +166,7 @@ def json_text(value: Any) -> str:
 def read_json(path: str | Path, remedy: str | None = None) -> Any:
     """Read JSON; raises ReplaceMeError when the file is missing, DamagedError when it is not what `write_json` wrote.
 
-    `remedy`: what to do about a broken file that no run of ours makes again; then that is no DamagedError.
+    `remedy`: what to do about a broken file that no run rebuilds; the error is then no DamagedError.
     """
     note_read(path)
     try:
@@ -211,7 +213,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadat
 
 
 def load_tensors(path: str | Path, group: int | None = None) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
-    """Load what `save_tensors` wrote (or one group of what `save_groups` did), as (tensors, metadata).
+    """Load a file of `save_tensors` (or one group of `save_groups`) as (tensors, metadata).
 
     Raises ReplaceMeError when missing or corrupted.
     """
@@ -231,7 +233,7 @@ def save_groups(path: str | Path, groups: Sequence[Mapping[str, "torch.Tensor"]]
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata alone of what `save_tensors` wrote; errors as in `load_tensors`."""
+    """Return only the metadata of a file of `save_tensors`; errors as in `load_tensors`."""
     with _opened(path) as (_, stamp):
         return stamp["metadata"]
 
@@ -257,25 +259,25 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's content."""
+    """Return the hex SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def each_sha256(paths: Sequence[str | Path]) -> Iterator[str]:
-    """Hashes of files in their order, several at a time: hashing is slower than disks are."""
+    """Yield the hashes of files in their order, several at a time: hashing is slower than disks are."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         yield from threads.map(sha256, paths)
 
 
 def sha256_of_all(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Hashes of files of a folder by their names, as seen from it."""
+    """Return the hashes of a folder's files by their names relative to it."""
     names = sorted(names)
     return dict(zip(names, each_sha256([folder / name for name in names]), strict=True))
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    """Raise DamagedError for a folder in which a file is missing or has not the SHA-256 that stands by its name."""
+    """Raise DamagedError where a file of a folder is missing or differs from its SHA-256 in `digests`."""
     for name in digests:
         if not (folder / name).is_file():
             raise DamagedError(folder, "missing", folder / name)
@@ -286,7 +288,7 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
-    """Raise ReplaceMeError when the disk of a folder, which need not be there yet, has less than `needed` bytes."""
+    """Raise ReplaceMeError when the disk of a folder, which may not exist yet, has less than `needed` bytes."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -294,5 +296,5 @@ def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
 
 
 def machine() -> str:
-    """Digits that tell this machine from others that see the same folder; its name is nobody's business."""
+    """Return digits that tell this machine from others that see the same folder; its name is nobody's business."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]

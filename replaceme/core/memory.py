@@ -1,4 +1,4 @@
-"""Memory that is free: of GPUs, and of the host, of which a batch system or a container may leave a process a part."""
+"""Free memory: of GPUs, and of the host, of which a batch system or a container may leave a process a part."""
 
 from math import inf
 from pathlib import Path
@@ -11,7 +11,7 @@ GROUPS = (
 
 
 def free_memory(device: str, gpus: int = 1) -> int:
-    """Bytes that are free on a device, or on the first `gpus` ones; of the host's, what a job's limit leaves."""
+    """Return the free bytes of a device, of the first `gpus` ones, or of the host within the limit of a job."""
     if device != "cpu":
         import torch
 
@@ -22,7 +22,7 @@ def free_memory(device: str, gpus: int = 1) -> int:
 
 
 def group_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that the control groups of a job or a container leave this process; infinite where none has a limit."""
+    """Return the bytes that the control groups of a job or a container leave this process; infinite without a limit."""
     rooms = [inf]
     for line in own.read_text().splitlines() if own.is_file() else []:
         _, controllers, path = line.split(":", 2)

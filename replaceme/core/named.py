@@ -1,4 +1,4 @@
-"""Import what a registry names in full, when it is used."""
+"""Import the functions that a registry names in full, when they are used."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a file was made from, as it says of itself, so that files of one model, text and cut alone are put together."""
+"""The origin that a file records of itself, so that only files of one model, text and cut are combined."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -26,17 +26,17 @@ class Origin:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the file says."""
+        """Content for the file."""
         known = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
         return known | ({} if self.groups is None else {"groups": [list(span) for span in self.groups]})
 
     @staticmethod
     def of(content: Mapping[str, Any]) -> "Origin":
-        """What a file says of its origin, whatever else it says."""
+        """Read the origin from a file's metadata, whatever else it holds."""
         known = {one.name: content[one.name] for one in fields(Origin) if one.name in content}
         return Origin(**known | ({"groups": [tuple(span) for span in known["groups"]]} if "groups" in known else {}))
 
     def is_shared_by(self, other: "Origin") -> bool:
-        """Whether all that is known here is known there too, but for the kind."""
+        """Return whether all facts known here hold there too, except for the kind."""
         known = {key: value for key, value in vars(self).items() if value is not None and key != "kind"}
         return all(getattr(other, key) == value for key, value in known.items())

@@ -1,4 +1,4 @@
-"""transformers without its reports and progress bars: what matters of them is said in one line of our own."""
+"""Silence the reports and progress bars of transformers; this package reports what matters in lines of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Show errors alone, and no bars, within the block."""
+    """Show only errors, and no bars, within the block."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What is never shown or kept: keys and passwords of the environment, and where somebody's files lie."""
+"""Remove secrets from texts: keys and passwords of the environment, and paths of private files."""
 
 import logging
 import os
@@ -19,7 +19,9 @@ HIDDEN = "***"
 
 
 def redacted(text: str) -> str:
-    """The text without values of variables that hold keys, users in addresses, and what looks like a Hub token."""
+    """Return the text without values of variables that hold keys, users in addresses, and strings that look like a Hub
+    token.
+    """
     values = {value for name, value in os.environ.items() if SECRET.search(name) and _could_open(value)}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
@@ -35,14 +37,14 @@ class RedactedFormatter(logging.Formatter):
     """Log lines without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, a traceback included."""
+        """Return the line, a traceback included."""
         return redacted(super().format(record))
 
 
 def published(value: Any) -> Any:
-    """A record as it may leave this machine: of paths that lead elsewhere than below the working folder the last name.
+    """Return a record fit to leave this machine: paths outside of the working folder keep only their last name.
 
-    Those name a home or a project; what is meant is told by hashes.
+    Full paths would reveal a home or a project; hashes identify the files.
     """
     if isinstance(value, dict):
         return {key: published(one) for key, one in value.items()}

@@ -11,10 +11,10 @@ DAY = 86400.0  # seconds
 
 
 def sweep_temporaries(folder: str | Path) -> list[Path]:
-    """Remove what killed jobs left behind under `folder` and return the paths removed.
+    """Remove the temporary files of killed jobs under `folder` and return their paths.
 
-    What a living process is writing stays: jobs outlive a Snakemake that was killed. Of other machines of a cluster
-    that is not known; what was changed there within a day stays.
+    Files of living processes stay: jobs outlive a Snakemake that was killed. Files of other machines of a cluster stay
+    if they changed within a day.
     """
     stale = sorted(path for path in Path(folder).rglob(f"{TEMPORARY}*") if not _writer_lives(path))
     for path in stale:

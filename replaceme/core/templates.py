@@ -14,7 +14,9 @@ PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def template_columns(template: str) -> list[str]:
-    """The columns that a template names, in order; raises ValueError for a single brace, or where it names none."""
+    """Return the columns that a template names, in order; raises ValueError for a single brace, or where it names
+    none.
+    """
     columns = []
     for part in PART.finditer(template):
         if part[0] in "{}":
@@ -27,7 +29,7 @@ def template_columns(template: str) -> list[str]:
 
 
 def filled(template: str, record: Mapping[str, Any], where: str) -> str:
-    """A template with the values of a record in place, an empty one for null, white space at both ends dropped.
+    """Fill a template with the values of a record, empty text for null, without white space at both ends.
 
     Raises ReplaceMeError for a column that the record lacks, UnusableError for one of neither text nor a number.
     """
@@ -43,7 +45,9 @@ def filled(template: str, record: Mapping[str, Any], where: str) -> str:
 
 
 def as_text(value: Any, column: str, where: str) -> str:
-    """A value of a record as text, empty for null; raises UnusableError where it is neither text nor a number."""
+    """Return a value of a record as text, empty for null; raises UnusableError where it is neither text nor a
+    number.
+    """
     what = f"{where}: column {column!r} holds"
     if value is None:
         return ""

@@ -1,4 +1,4 @@
-"""Text as UTF-8, whatever the file: byte order marks are dropped, other encodings refused with what they are."""
+"""Text as UTF-8, whatever the file: byte order marks are dropped, other encodings refused by name."""
 
 import codecs
 from pathlib import Path
@@ -16,7 +16,9 @@ MARKS = {
 
 
 def decoded(raw: bytes) -> str:
-    """The text of UTF-8 bytes without a byte order mark; raises ValueError, in words for users, for any other bytes."""
+    """Return the text of UTF-8 bytes without a byte order mark; raises ValueError, in words for users, for any other
+    bytes.
+    """
     check_mark(raw)
     try:
         text = raw.decode("utf-8")
@@ -35,7 +37,7 @@ def check_mark(raw: bytes) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, its lines ended by newlines; raises ReplaceMeError for another encoding."""
+    """Return the text of a UTF-8 file, its lines ended by newlines; raises ReplaceMeError for another encoding."""
     try:
         text = decoded(Path(path).read_bytes())
     except ValueError as error:
@@ -44,7 +46,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file that are not empty, without white space at their ends; errors as `read_text`."""
+    """Return the lines of a UTF-8 file that are not empty, without white space at their ends; errors as `read_text`."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 

@@ -13,7 +13,7 @@ Estimate = tuple[float, float | None]
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """(m, s / sqrt(n)) with the sample standard deviation s (n - 1)."""
+    """Return (m, s / sqrt(n)) with the sample standard deviation s (n - 1)."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return float(array.mean()), None
@@ -21,7 +21,7 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def rate(items: Sequence) -> Estimate:
-    """The negative log-likelihood per unit, r = -sum l_i / sum w_i (w_i = 1 where the items have no weight).
+    """Return the negative log-likelihood per unit, r = -sum l_i / sum w_i (w_i = 1 where the items have no weight).
 
     Its standard error is that of a ratio: sqrt(n / (n - 1) sum e_i^2) / sum w_i with e_i = -l_i - r w_i; for equal
     weights this is the one of a mean.
@@ -36,26 +36,28 @@ def rate(items: Sequence) -> Estimate:
 
 
 def perplexity(items: Sequence) -> Estimate:
-    """exp(r) and, by the delta method, exp(r) times the standard error of r (see `rate`)."""
+    """Return exp(r) and, by the delta method, exp(r) times the standard error of r (see `rate`)."""
     value, stderr = rate(items)
     power = math.exp(value) if value < 709 else math.inf
     return power, None if stderr is None else power * stderr
 
 
 def paired_mean(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Mean over items of (ours - theirs) and the standard error of that mean."""
+    """Return the mean over items of (ours - theirs) and the standard error of that mean."""
     return mean(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64))
 
 
 def paired_log_perplexity(ours: Sequence, theirs: Sequence) -> Estimate:
-    """log perplexity of ours minus theirs on the same items (same weights), and its standard error."""
+    """Return the log perplexity of ours minus theirs on the same items (same weights), and its standard error."""
     losses, weights = _columns(ours)
     others, _ = _columns(theirs)
     return rate(np.stack([others - losses, weights], axis=1))
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Unweighted mean of independent estimates; standard error sqrt(sum stderr^2) / k, None if one is unknown."""
+    """Return the unweighted mean of independent estimates; standard error sqrt(sum stderr^2) / k, None if one is
+    unknown.
+    """
     k = len(estimates)
     value = math.fsum(value for value, _ in estimates) / k
     errors = [stderr for _, stderr in estimates if stderr is not None]

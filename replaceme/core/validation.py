@@ -1,4 +1,4 @@
-"""From a pydantic schema's errors to lines that users can act on: `where: what is wrong; what to do`."""
+"""Turn the errors of a pydantic schema into lines that users can act on: `where: what is wrong; what to do`."""
 
 import difflib
 from collections.abc import Callable
@@ -15,7 +15,9 @@ LONGEST_NAME = 100  # characters; leaves room for what the workflow appends, in 
 def validated(
     schema: type[BaseModel], raw: Any, origin: str, extra_checks: Callable[[Any], list[str]] = lambda raw: []
 ) -> Any:
-    """An instance of `schema` from plain data, or a ReplaceMeError that lists all that is wrong with it."""
+    """Return an instance of `schema` from plain data, or raise a ReplaceMeError that lists all that is wrong with
+    it.
+    """
     config, lines = None, []
     try:
         config = schema.model_validate(raw)
@@ -48,13 +50,13 @@ def _explain(schema: type[BaseModel], item: dict) -> str:
 
 
 def _short(part: Any) -> str:
-    """A key on one line, cut to what fits in an error line."""
+    """Return a key on one line, cut to what fits in an error line."""
     text = printable(part)
     return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
 
 
 def shortened(value: Any) -> str:
-    """A value as Python writes it, on one line and cut to what fits in it."""
+    """Return a value as Python writes it, cut to what fits on one line."""
     try:
         text = printable(repr(value))
     except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
@@ -63,7 +65,7 @@ def shortened(value: Any) -> str:
 
 
 def _schema_at(schema: type[BaseModel], path: list) -> type[BaseModel] | None:
-    """The model that describes `path`, following fields and the values of named mappings."""
+    """Return the model that describes `path`, following fields and the values of named mappings."""
     current: Any = schema
     for part in path:
         if isinstance(current, type) and issubclass(current, BaseModel):

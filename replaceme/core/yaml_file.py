@@ -1,7 +1,7 @@
-"""YAML as Snakemake reads it, but every defect of the file, a key given twice among them, is one clear line.
+"""Read YAML as Snakemake does, but report every defect, duplicate keys included, in one clear line.
 
-Nothing that a file holds can run, and none can make the reader work for long: files are small, and so is what their
-anchors unfold to.
+Nothing that a file holds can run, and none can make the reader work for long: the size of files, and of the values that
+their anchors expand to, is limited.
 """
 
 from collections.abc import Hashable
@@ -92,7 +92,9 @@ def _text(path: Path) -> str:
 
 
 def _check_size(node: yaml.Node, path: str, sizes: dict[int, int | None]) -> int:
-    """How many values a node unfolds to; `sizes` has those of the nodes seen, None of those that are being counted."""
+    """Return the number of values a node expands to; `sizes` has the numbers of seen nodes, None while being
+    counted.
+    """
     known = sizes.get(id(node), 0)
     line = node.start_mark.line + 1
     if known is None:

@@ -2,11 +2,11 @@
 
 The unit is a definition: a function, a class or an assignment of a module. From the definitions of the step's module
 on, every name that a definition uses is looked up in its module and followed through imports, whether these stand at
-the top or inside a function; what is imported beside it does not count. A class counts whole, and so does a module that
-is used other than by `module.name`. Statements that run on import count for each module of which something is used.
-What calls `import_named` also uses every function that a registry which it names spells out in full. Comments,
-docstrings, layout, the annotations of functions and what stands under TYPE_CHECKING do not count. Blind to imports by
-computed name, which a caller adds as further modules, and to data files.
+the top or inside a function; other imports do not count. A class counts whole, and so does a module that is used other
+than by `module.name`. Statements that run on import count for each module of which something is used. What calls
+`import_named` also uses every function that a registry which it names spells out in full. Comments, docstrings, layout,
+the annotations of functions and what stands under TYPE_CHECKING do not count. Blind to imports by computed name, which
+a caller adds as further modules, and to data files.
 
 To read the whole package takes a second, at each start of Snakemake: the hashes are kept in `__pycache__` until any
 file of the package changes.
@@ -29,7 +29,7 @@ BY_NAME = "import_named"
 
 
 def fingerprint(*modules: str, folder: Path = PACKAGE_FOLDER) -> str:
-    """12 hex digits that change when code changes that `modules` (such as "replaceme.surgery.fold") can run.
+    """Return 12 hex digits that change when code changes that `modules` (such as "replaceme.surgery.fold") can run.
 
     `folder` is the package's, read once: `forget` makes edits since then count. Raises ModuleNotFoundError for a module
     that the package lacks.
@@ -38,12 +38,12 @@ def fingerprint(*modules: str, folder: Path = PACKAGE_FOLDER) -> str:
 
 
 def forget() -> None:
-    """Have `fingerprint` read the files again."""
+    """Make `fingerprint` read the files again."""
     _package.cache_clear()
 
 
 class _Package:
-    """The modules of a package as they were when they were first asked for."""
+    """The modules of a package as they were when they were first read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class _Package:
         self.known = self._kept()
 
     def fingerprint(self, modules: tuple[str, ...]) -> str:
-        """See the function of this name."""
+        """Return the hash for the function `fingerprint`."""
         key = " ".join(sorted(modules))
         if key not in self.known:
             self.known[key] = self._fingerprint(modules)
@@ -63,7 +63,7 @@ class _Package:
         return self.known[key]
 
     def _digest_of_files(self) -> str:
-        """Hash of all files of the package and of the Python that reads them."""
+        """Hash all files of the package and of the Python that reads them."""
         digest = hashlib.sha256(sys.version.encode())
         for folder in (self.folder, self.folder.parent / "kernels"):
             for path in sorted(folder.rglob("*.py")):
@@ -71,7 +71,7 @@ class _Package:
         return digest.hexdigest()
 
     def _kept(self) -> dict[str, str]:
-        """The hashes that an earlier process found for these very files."""
+        """Return the hashes that an earlier process stored for exactly these files."""
         try:
             content = json.loads((self.folder / KEPT).read_text(encoding="utf-8"))
             return dict(content["known"]) if content["files"] == self.files else {}
@@ -96,7 +96,9 @@ class _Package:
         return hashlib.sha256(repr((sorted(texts), names)).encode()).hexdigest()[:12]
 
     def find(self, module: str) -> Path | None:
-        """The file of a module of the package; `kernels` lies beside it in a checkout and inside it installed."""
+        """Return the file of a module of the package; `kernels` lies beside it in a checkout and inside it
+        installed.
+        """
         if module not in self.paths:
             self.paths[module] = self._find(module)
         return self.paths[module]
@@ -114,7 +116,7 @@ class _Package:
         return None
 
     def read(self, name: str) -> Module:
-        """What a module's file says."""
+        """Parse a module's file."""
         if name not in self.modules:
             path = self.find(name)
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -122,23 +124,25 @@ class _Package:
         return self.modules[name]
 
     def code(self, module: str, name: str | None) -> Code:
-        """The code of a definition, or what a module runs on import."""
+        """Return the code of a definition, or the code that runs when a module is imported."""
         read = self.read(module)
         return read.on_import if name is None else read.definitions[name]
 
     def defined(self, module: str) -> Iterator[Target]:
-        """Everything that a module defines, and runs on import."""
+        """Yield every definition of a module, and the code that runs when it is imported."""
         yield module, None
         yield from ((module, name) for name in self.read(module).definitions)
 
     def whole(self, module: str) -> Iterator[Target]:
-        """Everything that is found in a module: what it imports too."""
+        """Yield every name found in a module, its imports included."""
         yield from self.defined(module)
         for target, name in self.read(module).imports.values():
             yield from self.named(target, (name,) if name else ())
 
     def used_by(self, module: str, name: str | None) -> Iterator[Target]:
-        """What a definition makes use of: definitions, what runs on import (None), names of libraries."""
+        """Yield the targets that a definition uses: definitions, code that runs on import (None), names of
+        libraries.
+        """
         code, read = self.code(module, name), self.read(module)
         if name is not None:
             yield module, None
@@ -153,7 +157,7 @@ class _Package:
                 yield module, root
 
     def registered(self, module: str, name: str | None) -> Iterator[Target]:
-        """What a definition that calls `import_named` finds in the registries that it uses."""
+        """Yield the functions named in the registries of a definition that calls `import_named`."""
         if (BY_NAME,) in self.code(module, name).uses:
             for place in self.used_by(module, name):
                 if self.find(place[0]) is not None:
@@ -162,7 +166,7 @@ class _Package:
                             yield from self.named(full, (function,))
 
     def named(self, module: str, name: Name) -> Iterator[Target]:
-        """What a dotted name stands for, as seen from outside of the module."""
+        """Yield the targets that a dotted name stands for, seen from outside of the module."""
         if self.find(module) is None:
             yield module, ".".join(name)
             return

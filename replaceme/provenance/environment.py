@@ -1,4 +1,4 @@
-"""What a number was measured with: package versions and hardware, and nothing that identifies a person or a host."""
+"""Package versions and hardware of a measurement, without anything that identifies a person or a host."""
 
 import os
 import platform
@@ -13,7 +13,9 @@ PACKAGES = ("replaceme", "torch", "transformers", "lm_eval", "datasets", "numpy"
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of Python and of the packages (and `more`) on which results depend, read from their metadata."""
+    """Return the versions of Python and of the packages (and `more`) that results depend on, read from their
+    metadata.
+    """
     found = {"python": platform.python_version()}
     for package in (*PACKAGES, *more):
         try:
@@ -24,7 +26,7 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def hardware(ask_gpu: bool = False) -> dict[str, Any]:
-    """CPU model, usable cores, memory in bytes, GPU names and driver.
+    """Return CPU model, usable cores, memory in bytes, GPU names and driver.
 
     GPUs are looked for when torch is imported already, or when `ask_gpu` is true (which imports it).
     """
@@ -47,7 +49,7 @@ def hardware(ask_gpu: bool = False) -> dict[str, Any]:
 
 
 def described(hardware: Mapping[str, Any]) -> str:
-    """Hardware in words: `AMD EPYC, 2 cores, 25 GB, 1 x NVIDIA H100 (driver 570)`."""
+    """Return hardware in words: `AMD EPYC, 2 cores, 25 GB, 1 x NVIDIA H100 (driver 570)`."""
     words = [hardware["cpu"], f"{hardware['cores']} cores", f"{hardware['memory_bytes'] / 1e9:.0f} GB"]
     gpus = hardware["gpus"]
     words += [f"{gpus.count(name)} x {name} (driver {hardware['gpu_driver']})" for name in dict.fromkeys(gpus)]

@@ -1,10 +1,10 @@
-"""What a step takes, in a small JSON file: time, memory, and where a country is given energy and emissions.
+"""Record the cost of a step in a small JSON file: time, memory, and for a given country energy and emissions.
 
 On where the variable REPLACEME_COST is set. The workflow sets it from the section `cost` of config.yaml: were it an
 option of the commands, switching it on would run every job again. Energy is CodeCarbon's: a GPU's own counter, the
 processor's (RAPL) where it may be read, else its nominal power times the load of this process; of GPUs those that
 CUDA_VISIBLE_DEVICES names, in a step that used them. Where the GPUs of such a step cannot be read no energy is given.
-Emissions are that times the mean of the country's electricity. Nothing is asked of the network.
+Emissions are that times the mean of the country's electricity. The network is not used.
 """
 
 import contextlib
@@ -35,12 +35,16 @@ log = logging.getLogger(__name__)
 
 
 def setting(results: str | Path | None = None, **cost: Any) -> str:
-    """The value of REPLACEME_COST for a section `cost`; files go to `results`/cost, or else beside the outputs."""
+    """Return the value of REPLACEME_COST for a section `cost`; files go to `results`/cost, or else beside the
+    outputs.
+    """
     return json.dumps({**cost, **({} if results is None else {"results": str(results)})})
 
 
 def cost_file(out: str | Path, results: str | Path | None) -> Path:
-    """Where the cost of the step that writes `out` is kept: `<results>/cost/...` for an output inside `results`."""
+    """Return the path of the cost of the step that writes `out`: `<results>/cost/...` for an output inside
+    `results`.
+    """
     out = Path(out)
     if results is not None and out.absolute().is_relative_to(Path(results).absolute()):
         inside = out.absolute().relative_to(Path(results).absolute())
@@ -50,7 +54,7 @@ def cost_file(out: str | Path, results: str | Path | None) -> Path:
 
 @contextlib.contextmanager
 def measured(step: str | None, out: str | Path | None) -> Iterator[None]:
-    """Measure the block and write what it took, if it ends well; nothing is done or imported where it is off."""
+    """Measure the block and write its cost, if it ends well; without REPLACEME_COST nothing is done or imported."""
     if VARIABLE not in os.environ or out is None or step in SHOWING:
         yield
         return
@@ -72,7 +76,7 @@ def measured(step: str | None, out: str | Path | None) -> Iterator[None]:
 
 
 def _keep(path: Path, record: dict[str, Any]) -> None:
-    """Write a record and the hardware that it is of; a warning where that fails."""
+    """Write a record and its hardware; a failure is a warning."""
     from replaceme.core.files import write_json
     from replaceme.provenance.environment import hardware
 
@@ -119,7 +123,7 @@ def _options() -> dict[str, Any]:
 
 
 def _started(options: dict[str, Any]) -> Any:
-    """CodeCarbon at work on this process and its children; None, with a warning, where it cannot."""
+    """Start CodeCarbon on this process and its children; returns None, with a warning, where that fails."""
     import codecarbon
     from codecarbon.external.logger import logger
 
@@ -142,7 +146,7 @@ def _started(options: dict[str, Any]) -> Any:
 
 
 def _stopped(tracker: Any) -> dict[str, Any]:
-    """Energy by part, in kWh, and emissions, in kg; None where they were not measured."""
+    """Stop CodeCarbon and return energy by part, in kWh, and emissions, in kg; None where they were not measured."""
     found = None
     if tracker is not None:
         try:
@@ -171,19 +175,19 @@ def _stopped(tracker: Any) -> dict[str, Any]:
 
 
 def _cuda() -> Any:
-    """torch.cuda where this process has used it."""
+    """Return torch.cuda if this process has used it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of its children that ended."""
+    """Return the processor seconds of this process and of its children that ended."""
     now = os.times()
     return now.user + now.system + now.children_user + now.children_system
 
 
 def _memory() -> dict[str, int | None]:
-    """Peaks in bytes: resident memory, of this process or of one child, and what torch held on the GPUs."""
+    """Return peaks in bytes: resident memory, of this process or of one child, and torch's memory on the GPUs."""
     import resource
 
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

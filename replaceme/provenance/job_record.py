@@ -1,8 +1,8 @@
-"""What a step was made from and with, in a small JSON file: hashes of what it read and wrote, options, versions.
+"""Record the origin of a step's output in a small JSON file: hashes of files read and written, options, versions.
 
 On where the variable REPLACEME_RESULTS names a results folder, as the workflow sets it; the files go to its `records`,
-at the place of what the step wrote. Nothing in them changes from one run to the next of the same work on the same
-machine, but hashes of files that hold times. A step declares nothing: `core.files` notes what passes through it.
+at the path of the step's output. Nothing in them changes from one run to the next of the same work on the same machine,
+but hashes of files that hold times. A step declares nothing: `core.files` notes the files that it reads and writes.
 Weights are not read here: of a model its record counts (`model.json`, or `replaceme.json` of a checkpoint made here),
 which has the hash of every file.
 """
@@ -25,9 +25,9 @@ PASSING = {"rows", "cost", FOLDER}  # folders whose files are gone when they wer
 
 @contextlib.contextmanager
 def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str]) -> Iterator[None]:
-    """Write the record of a step that writes `out`, if the block ends well; nothing is done where it is off.
+    """Write the record of a step that writes `out`, if the block ends well; without REPLACEME_RESULTS do nothing.
 
-    Where a file was edited after it was read, nobody can say what the result is of: a warning, and no record.
+    If a file was edited after it was read, the result's origin is unknown: a warning, and no record.
     """
     results = os.environ.get(files.RESULTS_VARIABLE)
     files.noted.clear()
@@ -58,13 +58,13 @@ def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str])
 
 
 def record_file(out: str | Path, results: str | Path) -> Path:
-    """Where the record of the step lies that writes `out` inside `results`."""
+    """Return the path of the record of the step that writes `out` inside `results`."""
     inside = Path(out).absolute().relative_to(Path(results).absolute())
     return Path(results) / FOLDER / inside.with_name(f"{inside.name}.json")
 
 
 def hashes(paths: Iterable[str | Path], results: str | Path) -> dict[str, str]:
-    """SHA-256 of those of `paths` that are files and stay, by their place as seen from `results`, in order."""
+    """Return the SHA-256 of those of `paths` that are files and stay, by their path relative to `results`, in order."""
     kept = _kept(paths, results)
     return dict(zip(kept, files.each_sha256(list(kept.values())), strict=True))
 
@@ -80,7 +80,7 @@ def _is_passing(place: Path) -> bool:
 
 
 def place_of(path: str | Path, results: Path) -> str:
-    """A path as seen from the results folder: beside or below its parent relative, elsewhere absolute."""
+    """Return a path as seen from the results folder: relative if beside or below its parent, else absolute."""
     absolute = Path(os.path.normpath(Path(path).absolute()))
     if absolute.is_relative_to(results.parent):
         return os.path.relpath(absolute, results)

@@ -1,4 +1,4 @@
-"""What the text of a module defines, uses and imports, definition by definition, for the code hash.
+"""Parse the text of a module into its definitions, their names and imports, for the code hash.
 
 The hash of a definition counts neither comments, docstrings and layout nor the annotations of functions; what stands
 under TYPE_CHECKING is left out.
@@ -21,7 +21,7 @@ Target = tuple[str, str | None]  # what an import binds: a module, and the name 
 
 @dataclass
 class Code:
-    """The statements of a definition, or those that run on import: their text, names they use, imports inside.
+    """The statements of a definition, or of a module's import: their text, the names they use, the imports inside.
 
     `spelt` are the texts in them that may be the full name of something.
     """
@@ -34,7 +34,7 @@ class Code:
 
 @dataclass
 class Module:
-    """What the text of a module defines, imports at its top, and runs when it is imported."""
+    """The definitions of a module, its imports at the top, and the code that runs when it is imported."""
 
     definitions: dict[str, Code] = field(default_factory=dict)
     imports: dict[str, Target] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Module:
 
 
 def read_module(text: str, package: str) -> Module:
-    """What the text of a module says; relative imports are those of a file of `package`."""
+    """Parse the text of a module; relative imports are relative to `package`."""
     module = Module()
     for statement in _statements(_without_docstring(ast.parse(text))):
         if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -57,7 +57,9 @@ def read_module(text: str, package: str) -> Module:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
-    """The statements of a module, those in branches of `if` and `try` one by one, without what type checkers read."""
+    """Yield the statements of a module, those in branches of `if` and `try` one by one, without type-checking
+    blocks.
+    """
     for node in body:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             yield from _statements(node.orelse)
@@ -70,7 +72,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
 
 
 def _defined(statement: ast.AST) -> Iterator[str]:
-    """The names that a statement gives to a function, a class or a value."""
+    """Yield the names of functions, classes and values that a statement defines."""
     if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
         yield statement.name
     elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
@@ -79,7 +81,7 @@ def _defined(statement: ast.AST) -> Iterator[str]:
 
 
 def _add(code: Code, node: ast.AST, package: str, said: list[str]) -> None:
-    """Add what a syntax tree says, uses and imports, in the order of its text."""
+    """Add the text, names and imports of a syntax tree to `code`, in the order of its text."""
     said.append(type(node).__name__)
     if isinstance(node, ast.Import | ast.ImportFrom):
         code.imports.update(_bound(node, package))
@@ -105,7 +107,7 @@ def _add(code: Code, node: ast.AST, package: str, said: list[str]) -> None:
 
 
 def _without_docstring(node: ast.AST) -> list[ast.stmt]:
-    """The body of a module, a class or a function."""
+    """Return the body of a module, a class or a function without its docstring."""
     first = node.body[0] if node.body else None
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
         return node.body[1:] or [ast.Pass()]
@@ -113,7 +115,7 @@ def _without_docstring(node: ast.AST) -> list[ast.stmt]:
 
 
 def _dotted(node: ast.AST) -> Name | None:
-    """The parts of `a.b.c`, None for anything else."""
+    """Return the parts of `a.b.c`, None for anything else."""
     parts = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -122,7 +124,7 @@ def _dotted(node: ast.AST) -> Name | None:
 
 
 def _bound(node: ast.Import | ast.ImportFrom, package: str) -> Iterator[tuple[str, Target]]:
-    """The names that an import binds, and what each stands for."""
+    """Yield the names that an import binds, each with its target."""
     for alias in node.names:
         if isinstance(node, ast.Import):
             bound = alias.asname or alias.name.partition(".")[0]
