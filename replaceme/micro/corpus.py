@@ -26,7 +26,7 @@ def _shard(job: tuple[int, int, int, dict[str, int]]) -> "np.ndarray":
 
 
 def training_tokens(words: list[str], tokens: int, seed: int, processes: int | None = None) -> "np.ndarray":
-    """`tokens` ids (int16) of documents one after the other; the same for any number of processes."""
+    """Return `tokens` ids (int16) of concatenated documents; the same for any number of processes."""
     import numpy as np
 
     index = {word: number for number, word in enumerate(words)}

@@ -101,7 +101,7 @@ def _statement_and_question(rng: random.Random) -> tuple[str, Question]:
 
 
 def _portrait(rng: random.Random) -> str:
-    """Several facts about one town."""
+    """Return several facts about one town."""
     town = rng.choice(TOWNS)
     attributes = shuffled(rng, TOWN_FACTS)[: rng.randint(3, 6)]
     facts = [TOWN_FACTS[attribute][1].format(x=town, value=TOWN_VALUES[town][attribute]) for attribute in attributes]
@@ -109,7 +109,7 @@ def _portrait(rng: random.Random) -> str:
 
 
 def _settle(rng: random.Random, count: int, of_training: bool) -> dict[str, str]:
-    """People and their towns.
+    """Return people and their towns, drawn for a task or for a document.
 
     The pairs are split: `held_out` ones occur in the task alone, all others in documents alone.
     """
@@ -126,7 +126,7 @@ def _tell(homes: dict[str, str]) -> list[str]:
 
 
 def _town_of_person(rng: random.Random, of_training: bool, with_guests: bool) -> tuple[str, Question]:
-    """Two people, at times those who live with them, and a question about the town of one person."""
+    """Return a text about two people, at times with guests, and a question about the town of one of them."""
     homes = _settle(rng, 2, of_training)
     told, asked, attribute = _tell(homes), next(iter(homes)), rng.choice(list(TOWN_FACTS))
     if with_guests:
@@ -140,7 +140,7 @@ def _town_of_person(rng: random.Random, of_training: bool, with_guests: bool) ->
 
 
 def _person_of_town(rng: random.Random, of_training: bool) -> tuple[str, Question]:
-    """Four people and their towns, and the question which of them a memorised fact points to."""
+    """Return a text about four people and their towns, and the question which of them a memorised fact points to."""
     while True:
         homes, attribute = _settle(rng, 4, of_training), rng.choice(list(TOWN_FACTS))
         values = [TOWN_VALUES[town][attribute] for town in homes.values()]
@@ -157,7 +157,7 @@ def _home(rng: random.Random, of_training: bool) -> tuple[str, Question]:
 
 
 def document(rng: random.Random) -> str:
-    """A town's portrait, single facts told or asked, or people and the facts of their towns."""
+    """Return a document about towns: a portrait, single facts or questions, or people and the facts of their towns."""
     dice = rng.random()
     if dice < 0.35:
         return _portrait(rng)
@@ -173,5 +173,5 @@ def document(rng: random.Random) -> str:
 
 
 def item(rng: random.Random) -> tuple[str, Question]:
-    """A question that joins homes told in the text with facts about the towns, for pairs never seen in training."""
+    """Return a text and a question that joins its homes with memorised facts, for pairs never seen in training."""
     return _home(rng, of_training=False)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def grow(model: "LlamaForCausalLM", factors: Sequence[int]) -> "LlamaForCausalLM":
-    """A new model in which block i of `model` stands factors[i] times, its two output projections divided by that.
+    """Return a new model in which block i of `model` stands factors[i] times, its two output projections divided by
+    that number.
 
     Raises ValueError when there is not one factor of at least 1 per block.
     """

@@ -65,7 +65,7 @@ _SCHEMAS = (
 
 
 def _agreement(rng: random.Random) -> str:
-    """A sentence whose verb agrees with its first noun, over other nouns of either number."""
+    """Return a sentence whose verb agrees with its first noun, over other nouns of either number."""
     number = rng.randint(0, 1)
     noun = rng.choice(NOUNS)
     adjective = f"{rng.choice(ADJECTIVES)} " if rng.random() < 0.3 else ""
@@ -86,7 +86,7 @@ def _agreement(rng: random.Random) -> str:
 
 
 def agreement_document(rng: random.Random) -> str:
-    """Two to five sentences whose subject and verb stand apart."""
+    """Return two to five sentences whose subject and verb stand apart."""
     return " ".join(_agreement(rng) for _ in range(rng.randint(2, 5)))
 
 
@@ -119,7 +119,7 @@ def _schema(rng: random.Random) -> tuple[str, Question]:
 
 
 def coreference_document(rng: random.Random) -> str:
-    """One to three sentences with a pronoun, and the question who is meant."""
+    """Return one to three sentences with a pronoun, and the question whom it means."""
     sentences = []
     for _ in range(rng.randint(1, 3)):
         text, question = rng.choices([_too_big, _gift, _schema], weights=[3, 2, 5])[0](rng)
@@ -128,7 +128,7 @@ def coreference_document(rng: random.Random) -> str:
 
 
 def motive_document(rng: random.Random) -> str:
-    """Two or three people, what they need and where they go."""
+    """Return sentences about two or three people, their needs and where they go."""
     sentences = []
     for person in rng.sample(PEOPLE, rng.randint(2, 3)):
         need, place = rng.choice(list(_MOTIVES.items()))

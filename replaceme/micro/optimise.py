@@ -56,7 +56,9 @@ class Step:
         self.loss.copy_(loss.detach())
 
     def _capture(self) -> "torch.cuda.CUDAGraph":
-        """Warm up with a learning rate of 0, which changes no weight, forget the moments, and record the step."""
+        """Warm up with a learning rate of 0, which changes no weight, reset the moments, and record the step as a
+        graph.
+        """
         import torch
 
         stream = torch.cuda.Stream()

@@ -28,7 +28,7 @@ _OPPOSITES = (("north", "south"), ("east", "west"))
 
 # -------------------------------------------------------------------- orders
 class Order:
-    """Three or four people or things along one scale, told by their neighbours' comparisons in random order."""
+    """Three or four people or things along one scale, described by comparisons of neighbours in random order."""
 
     def __init__(self, rng: random.Random, size: int) -> None:
         self.rng = rng
@@ -51,7 +51,7 @@ class Order:
         return sentences
 
     def ask_rank(self, rank: int) -> Question:
-        """Who or what comes first (rank 0) or second (rank 1) from either end."""
+        """Ask who or what comes first (rank 0) or second (rank 1) from either end."""
         from_top = self.rng.random() < 0.5
         answer = self.ranked[rank] if from_top else self.ranked[-1 - rank]
         question = f"{'Who' if self.are_people else 'Which'} is the {'second ' * rank}"
@@ -59,7 +59,7 @@ class Order:
         return Question(question, answer, pick_choices(self.rng, answer, self.ranked))
 
     def ask_pair(self) -> Question:
-        """Whether one of two is above the other."""
+        """Ask whether one of two is above the other."""
         first, second = self.rng.sample(range(len(self.ranked)), 2)
         upwards = self.rng.random() < 0.5
         relation = self.more if upwards else self.less
@@ -69,7 +69,7 @@ class Order:
 
 
 def order_document(rng: random.Random) -> str:
-    """An order and one to three questions about it."""
+    """Return the text of an order and one to three questions about it."""
     order = Order(rng, rng.randint(3, 4))
     questions = [
         order.ask_rank(rng.randint(0, 1)) if rng.random() < 0.75 else order.ask_pair() for _ in range(rng.randint(1, 3))
@@ -78,7 +78,7 @@ def order_document(rng: random.Random) -> str:
 
 
 def order_item(rng: random.Random) -> tuple[str, Question]:
-    """Four members and the question for the first or second from one end."""
+    """Return the text of an order of four members and the question for the first or second from one end."""
     order = Order(rng, 4)
     return " ".join(order.told), order.ask_rank(rng.randint(0, 1))
 
@@ -99,7 +99,7 @@ class Map:
         self.told = shuffled(rng, sentences)
 
     def ask(self) -> Question | None:
-        """What lies in one direction of a place, where the answer is unique."""
+        """Ask what lies in one direction of a place, where the answer is unique."""
         place, direction, other = self.rng.choice(self.relations)
         if sum(relation[1:] == (direction, other) for relation in self.relations) > 1:
             return None
@@ -109,14 +109,14 @@ class Map:
 
 
 def map_document(rng: random.Random) -> str:
-    """A map and up to three questions about it."""
+    """Return the text of a map and up to three questions about it."""
     chart = Map(rng, rng.randint(3, 5))
     questions = [chart.ask() for _ in range(rng.randint(1, 3))]
     return " ".join([*chart.told, *(question.answered() for question in questions if question)])
 
 
 def map_item(rng: random.Random) -> tuple[str, Question]:
-    """A map of four or five places and one question."""
+    """Return the text of a map of four or five places and one question."""
     while True:
         chart = Map(rng, rng.randint(4, 5))
         question = chart.ask()
@@ -126,7 +126,7 @@ def map_item(rng: random.Random) -> tuple[str, Question]:
 
 # -------------------------------------------------------------------- kinds
 def _fears(rng: random.Random) -> tuple[str, list[Question]]:
-    """Deduction: what somebody fears follows from the kind of animal that he or she is."""
+    """Return a puzzle of deduction: somebody's fear follows from the kind of animal that he or she is."""
     kinds, names = rng.sample(ANIMALS, 4), rng.sample(PEOPLE, 3)
     feared = [rng.choice([other for other in kinds if other != kind]) for kind in kinds[:3]]
     told = [f"Every {kind} fears the {fear}." for kind, fear in zip(kinds, feared, strict=False)]
@@ -139,7 +139,7 @@ def _fears(rng: random.Random) -> tuple[str, list[Question]]:
 
 
 def _colours(rng: random.Random) -> tuple[str, list[Question]]:
-    """Induction: somebody's colour follows from the colour of another of the same kind."""
+    """Return a puzzle of induction: somebody's colour follows from the colour of another animal of the same kind."""
     kinds, colours, names = rng.sample(ANIMALS, 3), rng.sample(COLOURS, 3), rng.sample(PEOPLE, 6)
     told = [f"{name} is a {kind}." for name, kind in zip(names, kinds, strict=False)]
     told += [f"{name} is {colour}." for name, colour in zip(names, colours, strict=False)]
@@ -158,13 +158,13 @@ def _colours(rng: random.Random) -> tuple[str, list[Question]]:
 
 
 def kinds_document(rng: random.Random) -> str:
-    """Animals with names, and questions about one to three of them."""
+    """Return a text about animals with names, and questions about one to three of them."""
     told, questions = _fears(rng) if rng.random() < 0.75 else _colours(rng)
     rng.shuffle(questions)
     return " ".join([told, *(question.answered() for question in questions[: rng.randint(1, 3)])])
 
 
 def kinds_item(rng: random.Random) -> tuple[str, Question]:
-    """Animals with names, and what one of them fears."""
+    """Return a text about animals with names, and the question what one of them fears."""
     told, questions = _fears(rng)
     return told, rng.choice(questions)

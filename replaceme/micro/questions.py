@@ -13,10 +13,10 @@ class Question:
     choices: tuple[str, ...] = ()
 
     def answered(self) -> str:
-        """The question with its answer, as documents show it."""
+        """Return the question with its answer, as documents show it."""
         return f"{self.text} Answer: {self.answer}."
 
 
 def held_out(text: str) -> bool:
-    """Whether a text belongs to the eighth of all texts that training never sees (by CRC-32, so for ever)."""
+    """Return whether a text belongs to the eighth of all texts that training never sees (by CRC-32, so for ever)."""
     return zlib.crc32(text.encode()) % 8 == 0

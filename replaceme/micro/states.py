@@ -28,7 +28,7 @@ DOCUMENT_QUESTIONS = word_list(
 
 
 class Scene:
-    """A handful of people, things and places, and the state that the sentences told so far have led to."""
+    """A handful of people, things and places, and their state after the sentences so far."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -54,7 +54,7 @@ class Scene:
                 return sentence
 
     def ask(self, kind: str) -> Question | None:
-        """A question of the given kind, or None when the story so far has no answer to it."""
+        """Return a question of the given kind, or None when the story so far has no answer to it."""
         return getattr(self, f"_ask_{kind}")()
 
     # ---------------------------------------------------------------- events
@@ -168,7 +168,7 @@ class Scene:
         return Question(f"Where is the {thing}?", place, self._place_choices(place))
 
     def _ask_before(self) -> Question | None:
-        """Where something or somebody was before a place that it came to exactly once."""
+        """Ask for the place of something or somebody before a place that it came to exactly once."""
         trails = [(f"the {thing}", trail) for thing, trail in self.object_trail.items()]
         steps = _unique_steps(trails)
         if self.rng.random() < 0.3 or not steps:
@@ -214,7 +214,7 @@ class Scene:
 
 
 def _unique_steps(trails: list[tuple[str, list[str]]]) -> list[tuple[str, str, str]]:
-    """(who, place, place before) for every place that occurs once in its trail and is not the first."""
+    """Return (who, place, place before) for every place that occurs once in its trail and is not the first."""
     return [
         (who, now, before)
         for who, trail in trails
@@ -224,7 +224,7 @@ def _unique_steps(trails: list[tuple[str, list[str]]]) -> list[tuple[str, str, s
 
 
 def document(rng: random.Random) -> str:
-    """A story of 3 to 12 events with questions in between and at the end."""
+    """Return a story of 3 to 12 events with questions in between and at the end."""
     scene, sentences = Scene(rng), []
     events = rng.randint(3, 12)
     for number in range(events):
@@ -241,7 +241,7 @@ def document(rng: random.Random) -> str:
 
 
 def item(rng: random.Random, kind: str, events: tuple[int, int]) -> tuple[str, Question]:
-    """A story of `events` (least, most) events and one question of the given kind about its end."""
+    """Return a story of `events` (least, most) events and one question of the given kind about its end."""
     while True:
         scene = Scene(rng)
         story = " ".join(scene.tell() for _ in range(rng.randint(*events)))

@@ -1,4 +1,4 @@
-"""Short stories whose last word follows from what was told before."""
+"""Short stories whose last word follows from the sentences before."""
 
 import random
 from collections.abc import Callable
@@ -193,7 +193,7 @@ def _work(rng: random.Random) -> Story:
 
 
 def _whereabouts(rng: random.Random) -> Story:
-    """People walk about with things, and at the end somebody or something must be where the events left them."""
+    """Return a story of people who walk about with things; at the end one must be where the events left it."""
     while True:
         scene = Scene(rng)
         sentences = [scene.tell() for _ in range(rng.randint(5, 8))]
@@ -221,7 +221,7 @@ _PLOTS: tuple[Callable[[random.Random], Story], ...] = (
 
 
 def story(rng: random.Random) -> Story:
-    """A story of one of ten plots, now and then with an aside."""
+    """Return a story of one of ten plots, now and then with an aside."""
     told = (_whereabouts if rng.random() < 0.4 else rng.choice(_PLOTS))(rng)
     if rng.random() < 0.15:
         told.sentences.insert(rng.randint(1, len(told.sentences)), aside(rng))
@@ -229,6 +229,6 @@ def story(rng: random.Random) -> Story:
 
 
 def document(rng: random.Random) -> str:
-    """A story with its ending."""
+    """Return a story with its ending."""
     told = story(rng)
     return " ".join([*told.sentences, f"{told.ending} {told.last_word}."])

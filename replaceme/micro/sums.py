@@ -12,7 +12,7 @@ _TERMS = 5
 
 
 def _walk(rng: random.Random, length: int) -> list[int]:
-    """Signed terms, the first positive, whose running totals stay within 0..20."""
+    """Return signed numbers, the first positive, whose running totals stay within 0..20."""
     terms = [rng.randint(1, 10)]
     while len(terms) < length:
         total = sum(terms)
@@ -39,7 +39,7 @@ def _formula(rng: random.Random, of_training: bool) -> tuple[str, Question]:
 
 
 def _purses(rng: random.Random, of_training: bool) -> tuple[str, Question]:
-    """Two people gain and lose coins in turn, and the question asks what one of them has."""
+    """Return a text in which two people gain and lose coins in turn, and the question how many one of them has."""
     people = rng.sample(PEOPLE, 2)
     walks = [_kept_walk(rng, 4, of_training) for _ in people]
     told = [f"{person} had {NUMBERS[walk[0]]} coins." for person, walk in zip(people, walks, strict=True)]
@@ -58,7 +58,7 @@ def _sum(rng: random.Random, of_training: bool) -> tuple[str, Question]:
 
 
 def document(rng: random.Random) -> str:
-    """Short sums, counting, and longer sums with their results."""
+    """Return a document of short sums, counting, and longer sums with their results."""
     parts = []
     for _ in range(rng.randint(2, 5)):
         dice = rng.random()
@@ -77,5 +77,5 @@ def document(rng: random.Random) -> str:
 
 
 def item(rng: random.Random) -> tuple[str, Question]:
-    """A longer sum that no document contains."""
+    """Return a longer sum that no document contains."""
     return _sum(rng, of_training=False)

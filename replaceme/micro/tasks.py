@@ -44,7 +44,7 @@ MULTIPLE_CHOICE: dict[str, Callable[[random.Random], tuple[str, Question]]] = {
 
 
 def items(name: str, seed: int, count: int = ITEMS) -> list[Item]:
-    """Distinct multiple-choice items of one task; four choices each, so that chance is 25%."""
+    """Return distinct multiple-choice items of one task; four choices each, so that chance is 25%."""
     rng, found = random.Random(f"micro items {seed} {name}"), {}
     while len(found) < count:
         told, question = MULTIPLE_CHOICE[name](rng)
@@ -54,7 +54,7 @@ def items(name: str, seed: int, count: int = ITEMS) -> list[Item]:
 
 
 def last_words(seed: int, count: int = ITEMS) -> list[str]:
-    """Distinct stories that stop after their last word, which follows from what was told (as LAMBADA's do)."""
+    """Return distinct stories that stop after their last word, which follows from the story (as in LAMBADA)."""
     rng, found = random.Random(f"micro items {seed} lastword"), {}
     while len(found) < count:
         story = stories.story(rng)
@@ -63,7 +63,7 @@ def last_words(seed: int, count: int = ITEMS) -> list[str]:
 
 
 def texts(seed: int, count: int = TEXTS) -> list[str]:
-    """Documents that training never sees, for word perplexity."""
+    """Return documents that training never sees, for word perplexity."""
     stream = world.documents(f"{seed} texts")
     return [next(stream) for _ in range(count)]
 
@@ -114,7 +114,7 @@ metadata:
 
 
 def files(seed: int = SHIPPED_SEED) -> Iterator[tuple[str, str]]:
-    """(path below resources/tasks, content) of every task file."""
+    """Yield (path below resources/tasks, content) of every task file."""
     tasks = {name: (_MULTIPLE_CHOICE, [vars(item) for item in items(name, seed)]) for name in MULTIPLE_CHOICE}
     tasks["lastword"] = (_LAST_WORD, [{"text": text} for text in last_words(seed)])
     tasks["text"] = (_TEXT, [{"text": text} for text in texts(seed)])

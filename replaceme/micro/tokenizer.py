@@ -15,7 +15,7 @@ _DOCUMENTS = 20_000  # enough to meet every word of the world; a test looks for 
 
 
 def vocabulary() -> list[str]:
-    """Special tokens, then every word of the micro world in alphabetical order."""
+    """Return the special tokens, then every word of the micro world in alphabetical order."""
     words = {*NUMBERS, *map(capitalise, NUMBERS)}
     for text in itertools.islice(world.training_documents(seed=0), _DOCUMENTS):
         words.update(sentence_words(text))
@@ -23,12 +23,12 @@ def vocabulary() -> list[str]:
 
 
 def encode(text: str, index: dict[str, int]) -> list[int]:
-    """Token ids of a document between `<s>` and `</s>`, as in training; the tokenizer gives the same without `</s>`."""
+    """Return the token ids of a document between `<s>` and `</s>`, as in training; the tokenizer omits `</s>`."""
     return [START, *(index.get(word, UNKNOWN) for word in sentence_words(text)), END]
 
 
 def build(words: list[str]) -> "PreTrainedTokenizerFast":
-    """The tokenizer as transformers loads it."""
+    """Return the tokenizer as transformers loads it."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -31,7 +31,7 @@ class Phase:
     decay: float
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         left = (self.steps - step) / max(1, int(self.decay * self.steps))
         return self.rate * min(1.0, (step + 1) / self.warmup, left)
 
@@ -54,7 +54,9 @@ class Recipe:
 
 
 def initial_model(recipe: Recipe, vocabulary: int) -> "LlamaForCausalLM":
-    """The shallow model: Gaussian weights of std 0.03 (embeddings 0.05), output projections scaled down by depth."""
+    """Return the shallow model: Gaussian weights of std 0.03 (embeddings 0.05), output projections scaled down by
+    depth.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +103,9 @@ def run_phase(model: "LlamaForCausalLM", rows: "torch.Tensor", recipe: Recipe, p
 
 
 def train(recipe: Recipe, device: str, processes: int | None = None) -> tuple["LlamaForCausalLM", list[str], dict]:
-    """The trained model, its vocabulary, and the facts of the run (tokens, losses, seconds, hardware, versions)."""
+    """Train the model; return it, its vocabulary, and the facts of the run (tokens, losses, seconds, hardware,
+    versions).
+    """
     import torch
     import transformers
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def word_list(words: str) -> tuple[str, ...]:
-    """The words of a text, in order."""
+    """Return the words of a text, in order."""
     return tuple(words.split())
 
 
@@ -54,12 +54,12 @@ ASIDES = (
 
 
 def pronouns(person: str) -> tuple[str, str, str]:
-    """Subject, object and possessive pronoun of a person."""
+    """Return subject, object and possessive pronoun of a person."""
     return ("he", "him", "his") if person in MEN else ("she", "her", "her")
 
 
 def capitalise(text: str) -> str:
-    """The text with its first letter in upper case."""
+    """Return the text with its first letter in upper case."""
     return text[0].upper() + text[1:]
 
 
@@ -69,19 +69,19 @@ def with_articles(text: str) -> str:
 
 
 def aside(rng: random.Random) -> str:
-    """A sentence that has no consequence."""
+    """Return a sentence that has no consequence."""
     return rng.choice(ASIDES).replace("{hour}", rng.choice(HOURS))
 
 
 def shuffled(rng: random.Random, items: Iterable[str]) -> list[str]:
-    """The items in random order, as a new list."""
+    """Return the items in random order, as a new list."""
     result = list(items)
     rng.shuffle(result)
     return result
 
 
 def pick_choices(rng: random.Random, answer: str, distractors: Sequence[str], count: int = 4) -> tuple[str, ...]:
-    """`count` distinct choices in random order: the answer and the first distractors that differ from it.
+    """Return `count` distinct choices in random order: the answer and the first distractors that differ from it.
 
     Distractors come in order of preference, so the words of the story itself can come before all others.
     """
@@ -90,5 +90,5 @@ def pick_choices(rng: random.Random, answer: str, distractors: Sequence[str], co
 
 
 def sentence_words(text: str) -> list[str]:
-    """Words and punctuation marks, as the tokenizer of the model splits them."""
+    """Return words and punctuation marks, as the tokenizer of the model splits them."""
     return re.findall(r"\w+|[^\w\s]", text)

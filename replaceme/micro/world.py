@@ -30,13 +30,13 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], str], float]] = {
 
 
 def documents(seed: int | str, family: str | None = None) -> Iterator[str]:
-    """Endless documents, of one family or of all, for calibration and measuring; none is of any training."""
+    """Yield endless documents, of one family or of all, for calibration and measuring; none is of any training."""
     name = f"micro documents {seed}" + (f" {family}" if family else "")
     return (text for text in _stream(name, [family] if family else list(FAMILIES)) if held_out(text))
 
 
 def training_documents(seed: int, shard: int = 0) -> Iterator[str]:
-    """Endless documents to train on; shards of one seed are independent streams."""
+    """Yield endless documents to train on; shards of one seed are independent streams."""
     return (text for text in _stream(f"micro training {seed} {shard}", list(FAMILIES)) if not held_out(text))
 
 
