@@ -1,4 +1,4 @@
-"""Where a model comes from, and what its folder holds, read from safetensors headers alone (no weights loaded).
+"""The source of a model and the content of its folder, read from safetensors headers alone (no weights loaded).
 
 `resolve` turns a local folder or a Hub id into a `ModelRecord`, from which all later steps start.
 """
@@ -35,7 +35,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class Checkpoint:
     """A folder with config.json and safetensors shards; `tensors` maps a tensor's name to its shard, shape and type.
 
-    `unloaded` are those that the shards hold too and transformers does not load.
+    `unloaded` are the tensors of the shards that transformers does not load.
     """
 
     folder: Path
@@ -66,12 +66,12 @@ class Checkpoint:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the shards without what is not loaded."""
+        """Bytes of the shards without the tensors that are not loaded."""
         unloaded = sum(prod(shape) * item_bits(kind) // 8 for _, shape, kind in self.unloaded.values())
         return sum((self.folder / shard).stat().st_size for shard in self.shards) - unloaded
 
     def block_parameters(self) -> list[int]:
-        """Number of parameters of each block, in order."""
+        """Return the number of parameters of each block, in order."""
         counts = [0] * self.num_blocks
         for name, (_, shape, _) in self.tensors.items():
             block = self.family.block_of(name)
@@ -80,7 +80,7 @@ class Checkpoint:
         return counts
 
     def folded(self, block: int) -> list[str]:
-        """The weights of a block that a transform multiplies; raises ReplaceMeError when there are none."""
+        """Return the weights of a block that a transform multiplies; raises ReplaceMeError when there are none."""
         names = self.family.folded(self.tensors, block)
         if not names:
             looked = " or ".join(f"{self.family.blocks}.{block}.{name}" for name in self.family.fold)
@@ -88,21 +88,21 @@ class Checkpoint:
         return names
 
     def changeable(self, block: int) -> list[str]:
-        """The tensors of a block that a transform may change, whatever its placement."""
+        """Return the tensors of a block that a transform may change, whatever its placement."""
         return self.family.changeable(self.tensors, block)
 
     def embedding(self, name: str) -> str:
-        """The tensor that holds the embedding of this name: its own, or that of the head which has the same weights."""
+        """Return the tensor that holds the embedding of this name: its own, or that of the tied head."""
         if name in self.tensors or not self.family.ties_head(self.config):
             return name
         return next((head for head in map("{}.weight".format, self.family.head) if head in self.tensors), name)
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """One tensor, as stored."""
+        """Return one tensor, as stored."""
         return self.read([name])[name]
 
     def read(self, names: Iterable[str]) -> dict[str, "torch.Tensor"]:
-        """Tensors by name, as stored."""
+        """Return tensors by name, as stored."""
         from safetensors import safe_open
 
         found: dict[str, torch.Tensor] = {}
@@ -113,7 +113,7 @@ class Checkpoint:
         return found
 
     def companions(self) -> list[str]:
-        """Files other than weights and config that belong to the model, as seen from the folder."""
+        """Return the files other than weights and config that belong to the model, relative to the folder."""
         return [path.relative_to(self.folder).as_posix() for path in companions(self.folder)]
 
 
@@ -145,7 +145,9 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
 
 
 def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json with the per-block lists spelt out that transformers derives from a pattern of block numbers."""
+    """Return config.json with explicit per-block lists where transformers derives them from a pattern of block
+    numbers.
+    """
     config = dict(checkpoint.config)
     if not checkpoint.family.derived_lists:
         return config
@@ -160,7 +162,7 @@ def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a local model folder."""
+    """Read config.json of a local model folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ReplaceMeError(f"{folder}: no such folder; give a folder with config.json and .safetensors files")
@@ -178,7 +180,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def local_files(source: str) -> list[Path]:
-    """All files of a local model that its record hashes; raises ReplaceMeError when config or weights are missing."""
+    """Return all files of a local model that its record hashes; raises ReplaceMeError when config or weights are
+    missing.
+    """
     folder = local_folder(source)
     read_config(folder)
     index = [INDEX] if (folder / INDEX).is_file() else []
@@ -186,7 +190,7 @@ def local_files(source: str) -> list[Path]:
 
 
 def _without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
-    """A checkpoint of which some more tensors are not loaded."""
+    """Return a checkpoint that leaves more tensors unloaded."""
     kept = {name: one for name, one in checkpoint.tensors.items() if name not in names}
     unloaded = checkpoint.unloaded | {name: checkpoint.tensors[name] for name in sorted(names)}
     return replace(checkpoint, tensors=kept, unloaded=unloaded)
@@ -213,9 +217,10 @@ def _check_dtypes(checkpoint: Checkpoint) -> None:
 
 
 def resolve(source: str, revision: str | None = None) -> ModelRecord:
-    """The record of a model: source, commit, folder, file hashes and sizes (hidden_size d, num_blocks L, parameters).
+    """Return the record of a model: source, commit, folder, file hashes and sizes (hidden_size d, num_blocks L,
+    parameters).
 
-    A Hub id is downloaded (safetensors, config and tokenizer only); without network, what the cache holds is used.
+    A Hub id is downloaded (safetensors, config and tokenizer only); without network the cache is used.
     """
     folder, commit = _locate(source, revision)
     checkpoint = open_checkpoint(folder)
@@ -236,12 +241,14 @@ def resolve(source: str, revision: str | None = None) -> ModelRecord:
 
 
 def local_folder(source: str) -> Path:
-    """The folder that a local source names."""
+    """Return the folder that a local source names."""
     return Path(source).expanduser()
 
 
 def names_folder(source: str) -> bool:
-    """Whether a source names a folder rather than a Hub id: it or its parent exists, or it is spelt like a path."""
+    """Return whether a source names a folder rather than a Hub id: it or its parent exists, or it is spelt like a
+    path.
+    """
     if source.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(source):
         return True
     return Path(source).exists() or Path(source).parent.is_dir()
@@ -257,13 +264,13 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def load_record(path: str | Path) -> ModelRecord:
-    """A model.json written by the `model` step, or the record of a folder or Hub id given directly."""
+    """Return a model.json written by the `model` step, or the record of a folder or Hub id given directly."""
     path = Path(path)
     return ModelRecord.load(path) if path.suffix == ".json" and path.is_file() else resolve(str(path))
 
 
 def check_merged(folder: str | Path) -> dict[str, Any]:
-    """The provenance record of a merged folder; raises DamagedError when a file is missing or altered."""
+    """Return the provenance record of a merged folder; raises DamagedError when a file is missing or altered."""
     folder = Path(folder)
     try:
         record = read_json(folder / RECORD)

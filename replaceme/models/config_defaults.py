@@ -1,6 +1,6 @@
-"""What a config.json leaves out, with the values that transformers gives it.
+"""Complete a config.json with the defaults of transformers.
 
-A config.json need not say what equals its class's default, and may spell a size otherwise than its class
+A config.json may omit entries that equal its class's defaults, and may spell a size otherwise than its class
 (`num_hidden_layers` for the `n_layer` of GPT-2). transformers is imported only where it does either.
 """
 
@@ -27,7 +27,7 @@ TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64
 
 
 def with_defaults(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """config.json with every entry that its family needs, under the name that its class has for it, and no other.
+    """Return config.json with every entry that its family needs, under the name in its class, and no other name.
 
     Raises ReplaceMeError where transformers would not read the entries.
     """
@@ -56,13 +56,13 @@ def _filled(given: dict[str, Any], model_type: str, where: str) -> dict[str, Any
 
 
 def _other_names(given: dict[str, Any], needed: tuple[str, ...]) -> set[str]:
-    """The entries that say under another name what is needed."""
+    """Return the given entries that are other names of needed ones."""
     names = {name for names in SPELLINGS if set(names) & set(needed) for name in names}
     return names & given.keys() - set(needed)
 
 
 def _with_overriding(config: dict[str, Any], section: str, where: str) -> dict[str, Any]:
-    """config.json without `vision_config_dict`, which old ones have beside `vision_config` and which counts more."""
+    """Return config.json without `vision_config_dict`, an old entry that overrides `vision_config`."""
     overriding = f"{section}_dict"
     if config.get(overriding) is None:
         return config
@@ -73,7 +73,7 @@ def _with_overriding(config: dict[str, Any], section: str, where: str) -> dict[s
 
 
 def with_dtype(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """config.json with the type of the weights beside it, that of most of them, where it does not say one."""
+    """Return config.json with a dtype; if it has none, that of most of the weights beside it."""
     if config.get("dtype") or config.get("torch_dtype"):
         return config
     counts: Counter[str] = Counter()
@@ -87,13 +87,15 @@ def with_dtype(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def value_of(config: dict[str, Any], key: str, where: str) -> Any:
-    """The value of an entry of a config.json, transformers' where it is left out; None where its class has none."""
+    """Return the value of an entry of a config.json, transformers' default where missing; None where its class has
+    none.
+    """
     value = config.get(key)
     return getattr(accepted(config, where), key, None) if value is None else value
 
 
 def accepted(config: dict[str, Any], where: str) -> Any:
-    """The config of transformers that a config.json, or a part of it, makes.
+    """Return the config object that transformers makes of a config.json, or of a part of it.
 
     Raises ReplaceMeError, with the entry's name, where transformers refuses one.
     """

@@ -1,4 +1,4 @@
-"""What stands in a config.json, before anything is made of it: every entry that is read has the type that it should."""
+"""Check a config.json before it is used: every entry that is read must have the right type."""
 
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +88,7 @@ SECTIONS = ("vision_config",)
 
 
 def check_types(config: dict[str, Any], where: str) -> None:
-    """Raise ReplaceMeError for the first entry of a config.json that has another type than it should."""
+    """Raise ReplaceMeError for the first entry of a config.json that has a wrong type."""
     for key, value in config.items():
         if key in SECTIONS:
             if not isinstance(value, dict):

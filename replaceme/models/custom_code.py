@@ -34,7 +34,7 @@ LAYER = "replacement"
 def layers_of(
     checkpoint: "Checkpoint", groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
 ) -> dict[str, dict[str, "torch.Tensor"]]:
-    """Tensors of the linear layers, float64, by the tensor of the carrier beside (and in the type of) which they go.
+    """Return the tensors of the linear layers, float64, by the carrier's tensor whose shard and type they share.
 
     `weight` is T^T [hidden, hidden], `bias` the intercept [hidden]; names are those of the source.
     """
@@ -51,7 +51,7 @@ def layers_of(
 
 
 def separate_config(config: dict[str, Any], tensors: Sequence[str]) -> dict[str, Any]:
-    """config.json of a checkpoint that holds these tensors of linear layers (by their names in it)."""
+    """Return config.json of a checkpoint that holds these tensors of linear layers (by their names in it)."""
     weights = [name for name in tensors if name.endswith(f".{LAYER}.weight")]
     replacements = {
         name.removesuffix(f".{LAYER}.weight"): {"bias": f"{name.removesuffix('weight')}bias" in tensors}
@@ -61,7 +61,9 @@ def separate_config(config: dict[str, Any], tensors: Sequence[str]) -> dict[str,
 
 
 def coded_config(config: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
-    """config.json of a checkpoint that needs the code, with the entries that tell it what is other than in `config`."""
+    """Return config.json of a checkpoint that needs the code, with the entries that describe its changes to
+    `config`.
+    """
     return {
         **config,
         "architectures": [AUTO_MAP["AutoModelForCausalLM"].rpartition(".")[2]],
@@ -74,7 +76,7 @@ def coded_config(config: dict[str, Any], entries: dict[str, Any]) -> dict[str, A
 def check_architecture(checkpoint: "Checkpoint") -> None:
     """Raise ReplaceMeError where transformers would run a checkpoint as another `model_type` than it names.
 
-    Such a checkpoint cannot be one that brings code.
+    A checkpoint that brings code never does.
     """
     from transformers import AutoConfig
 
@@ -88,18 +90,20 @@ def check_architecture(checkpoint: "Checkpoint") -> None:
 
 
 def is_separate(config: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a checkpoint with layers of its own, which brings the code for them."""
+    """Return whether a config.json is of a checkpoint with layers of its own, which brings the code for them."""
     return str(config["model_type"]).startswith(PREFIX)
 
 
 def original_config(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json as the original architecture reads it; an `auto_map` that is not ours stays in."""
+    """Return config.json as the original architecture reads it; a foreign `auto_map` stays in."""
     original = {key: value for key, value in config.items() if (key, value) != ("auto_map", AUTO_MAP)}
     return {**original, "model_type": config["model_type"].removeprefix(PREFIX)}
 
 
 def check_code(folder: str | Path) -> None:
-    """Raise ReplaceMeError unless the code beside a checkpoint is this package's own, and all that it asks for."""
+    """Raise ReplaceMeError unless the code beside a checkpoint is this package's own, and no other code is
+    requested.
+    """
     settings = Path(folder) / "config.json"
     if read_json(settings, "merge again").get("auto_map") != AUTO_MAP:
         raise ReplaceMeError(f"{settings}: `auto_map` names other code than {CODE.name}, which is not run; merge again")

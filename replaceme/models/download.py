@@ -1,4 +1,4 @@
-"""A model of the Hub as a folder of this machine: its config, tokenizer and licence, and the weights that it loads."""
+"""Download a model of the Hub to a folder: its config, tokenizer and licence, and the weights that it loads."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from replaceme.models.weights import INDEX, SINGLE, shard_names
 
 
 def download(source: str, revision: str | None) -> Path:
-    """The folder of a Hub id in the cache, named by its commit; without network, what the cache holds is used.
+    """Return the folder of a Hub id in the cache, named by its commit; without network, the cached one.
 
     Raises ReplaceMeError when it cannot be had.
     """

@@ -1,4 +1,4 @@
-"""The families of models that are supported, by `model_type`.
+"""The supported architectures: where the blocks of each are, which module gives M, into which weights T folds.
 
 To add one, add an entry to FAMILIES: what differs from Llama is all that it has to say (see `Family`).
 """

@@ -1,4 +1,4 @@
-"""What is known of an architecture: where its blocks are, which module gives M, into which weights T folds.
+"""The description of an architecture: where its blocks are, which module gives M, into which weights T folds.
 
 Names are those of the checkpoint's tensors; the same paths, less the prefix of the base model, find the modules of a
 loaded model. Block k is numbered 0 .. L-1.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """How one architecture names its parts.
+    """The names of one architecture's parts.
 
     `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` are the
     linear weights [hidden, intermediate] that T multiplies (with `*` for a number; those that a block has: one, or in a
@@ -87,17 +87,17 @@ class Family:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The config entries whose values have to be known, be they spelt out or transformers' defaults."""
+        """Config entries whose values must be known, explicit or as transformers' defaults."""
         if self.modality == "image":
             return (self.depth, self.width, "image_size", "patch_size")
         return tuple(filter(None, (self.depth, self.width, "vocab_size", self.positions, self.dense_first)))
 
     def sizes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The part of a config.json that describes the blocks."""
+        """Return the part of a config.json that describes the blocks."""
         return config[self.section] if self.section else config
 
     def of(self, config: dict[str, Any]) -> "Family":
-        """The family with what a config.json says about it."""
+        """Return the family adjusted to a config.json."""
         return replace(
             self,
             multiplier=float(config.get(self.scaled_by, 1.0)),
@@ -105,11 +105,13 @@ class Family:
         )
 
     def ties_head(self, config: dict[str, Any]) -> bool:
-        """Whether the head has the embedding's weights, as a config.json says, or else its class."""
+        """Return whether the head shares the embedding's weights, by config.json or else by the default of its
+        class.
+        """
         return bool(config.get("tie_word_embeddings", self.tied))
 
     def named_like(self, tensors: "Iterable[str]") -> "Family":
-        """The family as a checkpoint names it: some were saved without the base model's prefix."""
+        """Return the family with the names of a checkpoint, since some were saved without the base model's prefix."""
         names = list(tensors)
         for blocks in (self.blocks, self.blocks.partition(".")[2], *self.spellings):
             if any(name.startswith(f"{blocks}.") for name in names):
@@ -117,57 +119,57 @@ class Family:
         return self
 
     def block_of(self, tensor_name: str) -> int | None:
-        """The number of the block to which a tensor belongs, or None."""
+        """Return the number of the block to which a tensor belongs, or None."""
         match = re.match(rf"{re.escape(self.blocks)}\.(\d+)\.", tensor_name)
         return int(match.group(1)) if match else None
 
     def renamed(self, tensor_name: str, block: int) -> str:
-        """The name of a block's tensor after the block has been given the number `block`."""
+        """Return the name of a block's tensor after the block has been given the number `block`."""
         rest = tensor_name.removeprefix(f"{self.blocks}.").split(".", 1)[1]
         return f"{self.blocks}.{block}.{rest}"
 
     def changeable(self, tensors: "Iterable[str]", block: int) -> list[str]:
-        """The tensors of a block that a transform may change, of a checkpoint's tensors."""
+        """Return the tensors of a block that a transform may change, of a checkpoint's tensors."""
         beside = (self.gate, self.up, self.post_norm, self.scale)
         weights = [*self.folded(tensors, block), *(f"{self.blocks}.{block}.{name}" for name in beside if name)]
         biases = [name.removesuffix("weight") + "bias" for name in weights]
         return [name for name in dict.fromkeys([*weights, *biases]) if name in set(tensors)]
 
     def folded(self, tensors: "Iterable[str]", block: int) -> list[str]:
-        """The weights of a block that T multiplies, of a checkpoint's tensors."""
+        """Return the weights of a block that T multiplies, of a checkpoint's tensors."""
         patterns = [re.escape(f"{self.blocks}.{block}.{name}").replace(r"\*", r"\d+") for name in self.fold]
         return sorted(name for name in tensors if any(re.fullmatch(pattern, name) for pattern in patterns))
 
     @property
     def mixture(self) -> bool:
-        """Whether MLPs may be mixtures of experts: then no single weight has M as its output."""
+        """True if MLPs may be mixtures of experts, where no single weight has M as its output."""
         return any("*" in name for name in self.fold)
 
     def block_modules(self, base_model: "nn.Module") -> "nn.ModuleList":
-        """The list of blocks of a loaded base model (AutoModel, without head)."""
+        """Return the list of blocks of a loaded base model (AutoModel, without head)."""
         return base_model.get_submodule(self.modules or self.blocks.removeprefix(f"{base_model.base_model_prefix}."))
 
     def down_projection(self, block: "nn.Module") -> "nn.Module":
-        """The linear layer of a block whose output, a norm aside, is M; of no mixture."""
+        """Return the linear layer of a block whose output, a norm aside, is M; not for mixtures."""
         modules = dict(block.named_modules())
         return next(modules[name] for name in (one.rpartition(".")[0] for one in self.fold) if name in modules)
 
     def intermediate_size(self, block: "nn.Module") -> int:
-        """How wide the input of a block's down projection is."""
+        """Return the width of the input of a block's down projection."""
         layer = self.down_projection(block)
         # weights in 4 bits have another shape; GPT-2's layers do not say their width
         return getattr(layer, "in_features", None) or layer.weight.shape[0 if self.transposed else 1]
 
     def gate_projection(self, block: "nn.Module") -> "nn.Module":
-        """A linear layer of a block that gets the MLP's input."""
+        """Return a linear layer of a block whose input is the MLP's input."""
         return block.get_submodule(self.gate.rpartition(".")[0])
 
     def mlp_module(self, block: "nn.Module") -> "nn.Module":
-        """The module of a block whose output, times `multiplier`, is M."""
+        """Return the module of a block whose output, times `multiplier`, is M."""
         return block.get_submodule(self.mlp_output)
 
     def added(self, output: "torch.Tensor") -> "torch.Tensor":
-        """M, from what `mlp_module` has put out."""
+        """Return M from the output of `mlp_module`."""
         if self.multiplier != 1.0:
             return output * self.multiplier
         return output.clone() if self.in_place else output

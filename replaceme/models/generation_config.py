@@ -1,4 +1,4 @@
-"""A checkpoint's generation_config.json: its special tokens count, what else its author prefers is left to its users.
+"""Read a checkpoint's generation_config.json: only its special tokens count, other settings are for its users.
 
 `generate` of transformers adds a model's own settings to those that it is called with, so that penalties, beams or
 forced tokens would be in answers that should be the likeliest tokens, or drawn from the model itself.
@@ -19,7 +19,7 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def special_tokens(folder: str | Path) -> "GenerationConfig":
-    """The settings with which a language model is loaded here: transformers' defaults, and the special tokens.
+    """Return the generation settings of a language model: transformers' defaults with the special tokens of the folder.
 
     Raises ReplaceMeError where transformers would not load the model with the file as it is.
     """

@@ -1,4 +1,4 @@
-"""Whether a checkpoint of a supported architecture is a language model: what its config, its tensors and its files say.
+"""Check that a checkpoint of a supported architecture is a language model, by its config, tensors and files.
 
 Embedding models, classifiers and reward models have the same blocks. They have no loss on text, and generate nothing,
 so that nothing tells how well they are shortened.
@@ -32,7 +32,7 @@ REMEDY = "give the language model that it was made from"
 
 
 def check_purpose(config: dict[str, Any], where: str) -> None:
-    """Raise ReplaceMeError where a config.json of a family of text says that the model is no language model."""
+    """Raise ReplaceMeError where the config.json of a text family is not of a language model."""
     for name in config.get("architectures") or []:
         if not NAMES.fullmatch(name):
             raise ReplaceMeError(
@@ -47,7 +47,7 @@ def check_purpose(config: dict[str, Any], where: str) -> None:
 
 
 def check_head(family: "Family", tied: bool, tensors: Iterable[str], where: str) -> None:
-    """Raise ReplaceMeError where tensors belong to another head than that of a language model, or to none.
+    """Raise ReplaceMeError where the tensors belong to another head than a language model's, or to none.
 
     `tied`: whether the head has the embedding's weights, and so no tensor.
     """

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Held:
-    """How a model's weights are held: over how many GPUs, in 4 bits or as they are, all of them or block by block.
+    """The way a model's weights are held: over how many GPUs, in 4 bits or as stored, all at once or block by block.
 
     `streaming`: always, never, or auto, where they do not fit (see `streaming.needed`).
     """
@@ -38,7 +38,7 @@ class Held:
     streaming: str = "never"
 
     def of_type(self, dtype: str) -> str:
-        """In which numbers a forward pass computes, for the record of what was made from it."""
+        """Describe the number type in which a forward pass computes, for records."""
         return f"{dtype}, weights in 4 bits" if self.load_in_4bit else dtype
 
 
@@ -47,7 +47,7 @@ WHOLE = Held()
 
 @dataclass(frozen=True)
 class RunsOn:
-    """Where and in which numbers a model runs that is measured: `gpus` are those its weights are spread over."""
+    """The device and number type of a measured model: `gpus` are those that its weights are spread over."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -55,7 +55,7 @@ class RunsOn:
 
     @property
     def held(self) -> Held:
-        """How its weights are held."""
+        """Way in which its weights are held."""
         return Held(self.gpus)
 
 
@@ -63,7 +63,7 @@ ON_CPU = RunsOn()
 
 
 def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
-    """The model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
+    """Load the model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
     from transformers import AutoModelForCausalLM
 
     if is_encoder(read_config(folder)):
@@ -72,7 +72,7 @@ def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = 
 
 
 def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
-    """The blocks of a checkpoint folder without its head (of text and images: those of images), in inference mode.
+    """Load the blocks of a checkpoint folder without its head (of text and images: those of images), in inference mode.
 
     Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
     model (transformers would initialise them at random and only warn).
@@ -91,7 +91,7 @@ def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WH
 
 
 def load_image_text_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
-    """Both towers of a checkpoint of images and texts, in inference mode; errors as in `load_base_model`."""
+    """Load both towers of a checkpoint of images and texts, in inference mode; errors as in `load_base_model`."""
     from transformers import AutoModel
 
     if not has_text_tower(read_config(folder)):
@@ -100,7 +100,7 @@ def load_image_text_model(folder: str | Path, dtype: str, device: str, held: Hel
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer that lies beside a checkpoint."""
+    """Load the tokenizer that lies beside a checkpoint."""
     from transformers import AutoConfig, AutoTokenizer
 
     config = read_config(folder)
@@ -117,13 +117,13 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:
-    """Number of parameters of a loaded model, and bytes of the weights in its folder."""
+    """Return the number of parameters of a loaded model, and the bytes of the weights in its folder."""
     file_bytes = open_checkpoint(folder, separate=True).file_bytes
     return {"parameters": model.num_parameters(), "file_bytes": file_bytes}
 
 
 def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":
-    """A model all of whose weights are stored."""
+    """Load a model all of whose weights are stored."""
     model, missing = _loaded(auto_class, folder, dtype, device, held)
     if missing:
         raise ReplaceMeError(
@@ -136,7 +136,7 @@ def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: He
 def _loaded(
     auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held
 ) -> "tuple[PreTrainedModel, list[str]]":
-    """A model in inference mode, and the names of its weights that are not stored, which are random in it."""
+    """Load a model in inference mode; return it with the names of its weights that are not stored, which are random."""
     import torch
 
     checkpoint = open_checkpoint(folder, separate=True)
@@ -173,7 +173,7 @@ def _loaded(
 
 
 def _placed(device: str, gpus: int) -> dict[str, Any]:
-    """Where transformers puts the weights, one after the other, so that they are never whole in host memory."""
+    """Return where transformers puts the weights, one after the other, so that they are never whole in host memory."""
     import torch
 
     if device == "cpu":
@@ -193,7 +193,7 @@ def _free(gpu: int) -> int:
 
 
 def _saved_class(config: dict[str, Any]) -> Any:
-    """The class of transformers that a config.json names, if it is one of that architecture."""
+    """Return the class of transformers that a config.json names, if it belongs to that architecture."""
     import transformers
 
     named = getattr(transformers, str((config.get("architectures") or [None])[0]), None)
@@ -202,7 +202,7 @@ def _saved_class(config: dict[str, Any]) -> Any:
 
 
 def _model_class(auto_class: Any, folder: str | Path) -> Any:
-    """An auto class, or for linear layers of their own the package's class that stands for it."""
+    """Return an auto class, or the package's substitute for models with linear layers of their own."""
     if not is_separate(read_config(folder)):
         return auto_class
     from replaceme.models.modeling_replaceme import ReplaceMeForCausalLM, ReplaceMeModel
@@ -212,7 +212,7 @@ def _model_class(auto_class: Any, folder: str | Path) -> Any:
 
 
 def _report_unused(checkpoint: Checkpoint, unexpected: Collection[str]) -> None:
-    """Say which stored tensors of a language model it does not use, of those that were thought to be its own."""
+    """Warn of stored tensors that a language model does not use although they seemed to be its own."""
     if checkpoint.family.modality != "text":
         return
     known = named_as_unloaded(checkpoint.family, checkpoint.config, unexpected).union(checkpoint.unloaded)

@@ -1,4 +1,4 @@
-"""What a config.json says: the family of a model, what can be folded into it, its config when it is shorter."""
+"""Answers from a config.json: the family of a model, the transforms that fit it, its config when it is shorter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
-    """The family of a config.json; raises ReplaceMeError for an unsupported `model_type`."""
+    """Return the family of a config.json; raises ReplaceMeError for an unsupported `model_type`."""
     model_type = config["model_type"]
     if is_separate(config):
         raise ReplaceMeError(
@@ -58,18 +58,18 @@ def family_of(config: dict[str, Any], where: str) -> Family:
 
 
 def is_encoder(config: dict[str, Any]) -> bool:
-    """Whether a model takes images, and has neither tokens nor a loss."""
+    """Return whether a model encodes images, without tokens or a loss."""
     return config["model_type"] in FAMILIES and FAMILIES[config["model_type"]].modality == "image"
 
 
 def has_text_tower(config: dict[str, Any]) -> bool:
-    """Whether an encoder of images comes with one of texts, so that both can be compared."""
+    """Return whether an image encoder comes with a text encoder, so that images and texts can be compared."""
     alone = any(name.endswith("ForImageClassification") for name in config.get("architectures") or [])
     return is_encoder(config) and FAMILIES[config["model_type"]].section is not None and not alone
 
 
 def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", where: str) -> None:
-    """Raise ReplaceMeError where a model takes text and the calibration is on images, or the other way round."""
+    """Raise ReplaceMeError where a model of text is calibrated on images, or the other way round."""
     if is_encoder(config) and calibration.images is None:
         raise ReplaceMeError(f"{where}: an encoder of images, which cannot be calibrated on text; give `images`")
     if not is_encoder(config) and calibration.images is not None:
@@ -77,7 +77,7 @@ def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", 
 
 
 def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
-    """Raise ReplaceMeError where a cut would be chosen by what an encoder does not have."""
+    """Raise ReplaceMeError where the metric of a cut needs a part that an encoder lacks."""
     if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
         what = f"metric {cut.metric}" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
@@ -121,7 +121,7 @@ def check_fit(
 
 
 def longest_sequence(config: dict[str, Any], where: str) -> int | None:
-    """How many tokens the model's positions reach, None where config.json does not say."""
+    """Return how many tokens the model's positions reach, None where config.json does not say."""
     positions = family_of(config, where).positions
     return None if positions is None else config.get(positions)
 
@@ -134,7 +134,9 @@ def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
 
 
 def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """config.json after the blocks start .. end-1 of each group are gone: their number and all that goes by blocks."""
+    """Return config.json without the blocks start .. end-1 of each group: their number and every per-block entry. end-1
+    of each group are gone: their number and all that goes by blocks.
+    """
     section = FAMILIES[config["model_type"]].section
     if section is not None:
         return {**config, section: _shortened(config[section], FAMILIES[config["model_type"]].depth, groups)}
@@ -157,7 +159,7 @@ def _shortened(config: dict[str, Any], depth: str, groups: Sequence[tuple[int, i
 
 
 def _stages(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """The stages of a backbone (stem, then one for each block), and those that it puts out, by their new numbers."""
+    """Return the stages of a backbone (stem, then one for each block), and its output stages, by their new numbers."""
     put_out = config.get("out_indices")
     if put_out is None and config.get("out_features") is not None:
         put_out = [_stage(name, config["num_hidden_layers"]) for name in config["out_features"]]
@@ -170,7 +172,7 @@ def _stages(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
 
 
 def _stage(name: str, num_blocks: int) -> int:
-    """The number of a backbone's stage by its name."""
+    """Return the number of a backbone's stage by its name."""
     stages = {"stem": 0} | {f"stage{number}": number for number in range(1, num_blocks + 1)}
     if name not in stages:
         raise ReplaceMeError(f"config.json: `out_features` names {printable(name)}, of {num_blocks} stages; correct it")
@@ -178,7 +180,7 @@ def _stage(name: str, num_blocks: int) -> int:
 
 
 def _dense_blocks(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """Which of the kept blocks of a mixture of experts have one MLP, in the entries by which its config says so."""
+    """Return the config entries that say which kept blocks of a mixture of experts have a single MLP."""
     found: dict[str, Any] = {}
     if "first_k_dense_replace" in config:
         found["first_k_dense_replace"] = sum(block < config["first_k_dense_replace"] for block in kept)
@@ -192,7 +194,7 @@ def _dense_blocks(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]
 
 
 def pick_device(device: str) -> str:
-    """`cuda` or `cpu` for a configured device; auto takes the GPU when there is one."""
+    """Return `cuda` or `cpu` for a configured device; auto takes the GPU when there is one."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -203,12 +205,14 @@ def pick_device(device: str) -> str:
 
 
 def pick_dtype(dtype: str, device: str, config: dict[str, Any]) -> str:
-    """The name of the torch type of a forward pass: the checkpoint's on a GPU, float32 on a CPU, unless configured."""
+    """Return the name of the torch type of a forward pass: the checkpoint's on a GPU, float32 on a CPU, unless
+    configured.
+    """
     if dtype != "auto":
         return dtype
     return stored_dtype(config) if device == "cuda" else "float32"
 
 
 def stored_dtype(config: dict[str, Any]) -> str:
-    """The name of the torch type of a checkpoint's weights."""
+    """Return the name of the torch type of a checkpoint's weights."""
     return config.get("dtype") or config.get("torch_dtype") or "float32"

@@ -1,4 +1,4 @@
-"""The record of a model (model.json): where it comes from, hashes of its files, and the sizes that cuts depend on."""
+"""The record of a model (model.json): its source, hashes of its files, and the sizes that cuts depend on."""
 
 import hashlib
 import json
@@ -37,12 +37,12 @@ class ModelRecord:
 
     @property
     def sha256(self) -> str:
-        """One hash for the model: SHA-256 over the names and hashes of its files."""
+        """Hash of the model: the SHA-256 over the names and hashes of its files."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What replaceme.json says of a model that a checkpoint was made from."""
+        """Part of replaceme.json about the model that a checkpoint was made from."""
         names = ("source", "revision", "architecture", "parameters", "files")
         return {name: getattr(self, name) for name in names}
 

@@ -2,7 +2,7 @@
 
 On CPUs that multiply bfloat16 (AVX512-BF16) bitsandbytes would, at the first forward pass, pack the weights for kernels
 of their own. Those take only layers whose outputs are a multiple of 32 and whose inputs one of a block, and compute in
-bfloat16 with scales in bfloat16, whatever type was asked for. And on CPUs with AVX-512 it takes the scale of a row's
+bfloat16 with scales in bfloat16, whatever the configured type. And on CPUs with AVX-512 it takes the scale of a row's
 first block from the wrong place where a row of inputs is not a multiple of a block (its dequantizeBlockwise4bitCpu has
 `dim_1 / blocksize` scales a row). Kept from both, a model runs alike on every CPU.
 """
@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def in_4bit(computed: "torch.dtype") -> dict[str, Any]:
-    """Options of `from_pretrained` that round the weights of linear layers, which compute in the type `computed`."""
+    """Return options of `from_pretrained` that round the weights of linear layers, which compute in the type
+    `computed`.
+    """
     from importlib.util import find_spec
 
     from transformers import BitsAndBytesConfig
@@ -36,9 +38,9 @@ def in_4bit(computed: "torch.dtype") -> dict[str, Any]:
 
 
 def alike_on_every_cpu(model: "nn.Module") -> None:
-    """Have the rounded layers of a model compute as on any other CPU, and in the type that was asked for.
+    """Make the rounded layers of a model compute as on any other CPU, and in the configured type.
 
-    On a CPU those whose inputs are no multiple of a block become plain layers of the same rounded numbers.
+    On a CPU, layers whose inputs are no multiple of a block become plain layers of the same rounded numbers.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -55,7 +57,7 @@ def alike_on_every_cpu(model: "nn.Module") -> None:
 
 
 def _plain(layer: "Linear4bit") -> "nn.Linear":
-    """A linear layer with the weights that a rounded one stands for."""
+    """Return a linear layer with the weights that a rounded one stands for."""
     from torch import nn
 
     rounded = dequantised(layer)
@@ -66,7 +68,9 @@ def _plain(layer: "Linear4bit") -> "nn.Linear":
 
 
 def dequantised(layer: "Linear4bit") -> "torch.Tensor":
-    """The weights [outputs, inputs] of a rounded layer; as one row, of which bitsandbytes finds the scales."""
+    """Return the weights [outputs, inputs] of a rounded layer, dequantised as one row, whose scales bitsandbytes
+    finds.
+    """
     import torch
     from bitsandbytes.functional import dequantize_4bit
 

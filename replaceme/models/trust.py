@@ -1,7 +1,7 @@
-"""What of a model's folder is read: files that lie in it, and none that could run.
+"""Restrict which files of a model's folder are read: files that lie in it, and none that could run.
 
-Whoever wrote a checkpoint is not trusted. A link out of its folder would copy somebody else's file, a key for instance,
-into the model that is made; a tokenizer may ask for code as a model may.
+Whoever wrote a checkpoint is not trusted. A link out of its folder would copy a foreign file, for example a key, into
+the new model; a tokenizer may request code as a model may.
 """
 
 import os
@@ -34,7 +34,7 @@ KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementatio
 
 
 def companions(folder: Path) -> list[Path]:
-    """The files of a folder that belong to its model and cannot run, sorted, some of them in a folder in it.
+    """Return the files of a folder and its subfolders that belong to its model and cannot run, sorted.
 
     Raises ReplaceMeError for a link out of the folder.
     """
@@ -55,7 +55,7 @@ def check_inside(folder: Path, path: Path) -> None:
 
 
 def _is_blob(home: Path, real: Path) -> bool:
-    """Whether a folder is a snapshot in the Hub's cache, and a file one to which the Hub's client links from there."""
+    """Return whether a folder is a snapshot in the Hub's cache, and a file one of the blobs that it links to."""
     repository = home.parent.parent
     if home.parent.name != "snapshots" or not repository.name.startswith(MODEL):
         return False
@@ -74,7 +74,7 @@ def check_settings(config: dict[str, Any], where: str) -> None:
 
 
 def check_no_code(folder: Path) -> None:
-    """Raise ReplaceMeError where something beside config.json wants to run code, or to change the model by an adapter.
+    """Raise ReplaceMeError where a file beside config.json asks to run code, or to change the model by an adapter.
 
     An adapter would be loaded with the weights, of which transforms are then computed, but folded into none.
     """
@@ -97,7 +97,7 @@ def check_no_code(folder: Path) -> None:
 
 
 def check_runs_nothing_but(folder: Path, code: str) -> None:
-    """Raise ReplaceMeError for any file, however deep in a folder, that could run, but the one of this name.
+    """Raise ReplaceMeError for any file in a folder, however deep, that could run, except the one of this name.
 
     With `trust_remote_code` transformers finds some by their place alone, such as custom_generate/generate.py. Links to
     folders are refused: transformers follows them, `rglob` does not.

@@ -1,8 +1,8 @@
-"""Which tensors of a checkpoint transformers does not load: buffers of old versions, layers that only training uses.
+"""Find the tensors of a checkpoint that transformers does not load: old buffers, layers that only training uses.
 
 Names tell most of them: layers that predict further tokens (stored behind the last block, or as `mtp`), heads of a
 value, and buffers that are computed today. Any other name that is not ordinary is looked for in the class itself, which
-is made without weights for that. All of them are left out of what is counted and written.
+is made without weights for that. None of them is counted or written.
 """
 
 import json
@@ -43,7 +43,7 @@ WORDS = frozenset(
 
 
 def named_as_unloaded(family: Family, config: dict[str, Any], names: Iterable[str]) -> set[str]:
-    """The tensors of a language model that by their names alone are none that transformers loads."""
+    """Return the tensors of a language model whose names alone show that transformers does not load them."""
     names = list(names)
     behind: dict[int, set[str]] = {}
     for name in names:
@@ -59,7 +59,7 @@ def named_as_unloaded(family: Family, config: dict[str, Any], names: Iterable[st
 
 
 def predictors(config: dict[str, Any]) -> list[str]:
-    """The entries of a config.json that say how many layers predict further tokens, where they say any."""
+    """Return the entries of a config.json that give a number of layers predicting further tokens."""
     return [
         key
         for key, value in config.items()
@@ -68,7 +68,7 @@ def predictors(config: dict[str, Any]) -> list[str]:
 
 
 def not_in_class(config: dict[str, Any], names: Iterable[str]) -> frozenset[str]:
-    """Those of some tensors of a language model that its class has no place for."""
+    """Return the names of tensors that the class of a language model has no place for."""
     odd = tuple(sorted(name for name in names if not {part for part in name.split(".") if not part.isdigit()} <= WORDS))
     return _not_in_class(json.dumps(config, sort_keys=True), odd) if odd else frozenset()
 

@@ -1,4 +1,5 @@
-"""Which files of a folder hold a checkpoint's weights, and what their headers say: the index decides, or the one file.
+"""Find the files of a folder that hold a checkpoint's weights, and read their headers: the index decides, or the one
+file.
 
 Other files that end like weights (`consolidated.safetensors`, another format of the same) are none of them.
 """
@@ -18,13 +19,15 @@ Stored = tuple[str, tuple[int, ...], str]  # shard, shape and type of a tensor, 
 
 
 def item_bits(stored_type: str) -> int:
-    """How many bits a number of a type takes, as safetensors calls types: 16 of BF16, 8 of F8_E4M3."""
+    """Return the bits of a number of a type as named by safetensors: 16 of BF16, 8 of F8_E4M3."""
     digits = re.search(r"\d+", stored_type)
     return int(digits[0]) if digits else 8  # BOOL
 
 
 def shard_names(folder: Path) -> list[str]:
-    """File names of a checkpoint's shards, from the index or the single file; raises ReplaceMeError when none."""
+    """Return the file names of a checkpoint's shards, from the index or the single file; raises ReplaceMeError when
+    none.
+    """
     if (folder / SINGLE).is_file():  # before an index, as transformers does
         return [SINGLE]
     if (folder / INDEX).is_file():
@@ -54,7 +57,7 @@ def shard_names(folder: Path) -> list[str]:
 
 
 def headers(folder: Path) -> Iterator[tuple[str, Stored]]:
-    """Every tensor of a checkpoint's shards; raises ReplaceMeError for a shard that is missing or broken."""
+    """Yield every tensor of a checkpoint's shards; raises ReplaceMeError for a shard that is missing or broken."""
     from safetensors import SafetensorError, safe_open
 
     for shard in shard_names(folder):
