@@ -1,4 +1,4 @@
-"""The model's own answers to the prompts of a calibration, as conversations or texts to calibrate it on.
+"""Generate the model's own answers to the prompts of a calibration, as conversations or texts to calibrate it on.
 
 Of a conversation the turns before the first answer are the prompt; a plain text is one whole, and is continued. Tokens
 are drawn by a seed of their own for each batch, so that the same model, prompts and batch size give the same answers.
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids before an answer, and what they were made of: messages {role, content}, or a text."""
+    """Token ids before an answer, and their origin: messages {role, content}, or a text."""
 
     ids: list[int]
     source: list[dict[str, str]] | str
 
     def answered(self, answer: str) -> dict[str, Any]:
-        """The record of a file of answers: the prompt with the answer behind it."""
+        """Return the record for a file of answers: the prompt followed by the answer."""
         if isinstance(self.source, str):
             return {"text": self.source + answer}
         return {"messages": [*self.source, {"role": "assistant", "content": answer}]}
 
 
 def prompts(config: CalibrationConfig, tokenizer: Any, longest: int, passed: PassedOver) -> Iterator[Prompt]:
-    """Prompts of a source in an order fixed by its seed, without those of more than `longest` tokens.
+    """Yield the prompts of a source in an order fixed by its seed, without those of more than `longest` tokens.
 
     Records of which none can be made are `passed` over.
     """
@@ -60,7 +60,7 @@ def prompts(config: CalibrationConfig, tokenizer: Any, longest: int, passed: Pas
 
 
 def _before_the_answer(turns: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The turns up to the first answer; none where nothing is asked."""
+    """Return the turns up to the first answer; none if the conversation has no question."""
     asked = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", turns))
     return asked if any(turn["role"] == "user" for turn in asked) else []
 
@@ -68,7 +68,7 @@ def _before_the_answer(turns: list[dict[str, str]]) -> list[dict[str, str]]:
 def answers(
     model: "PreTrainedModel", tokenizer: Any, config: CalibrationConfig, generation: GenerationConfig
 ) -> list[dict[str, Any]]:
-    """`config.samples` prompts of a source with the model's answers, as records of a .jsonl file.
+    """Generate the model's answers to `config.samples` prompts of a source, as records of a .jsonl file.
 
     Prompts leave room for the answer in `config.tokens` tokens. Raises ReplaceMeError when there is no such prompt.
     """
@@ -94,7 +94,7 @@ def answers(
 def _generate(
     model: "PreTrainedModel", tokenizer: Any, rows: Sequence[list[int]], generation: GenerationConfig, seed: int
 ) -> list[str]:
-    """The texts with which the model goes on after each row."""
+    """Generate the model's continuation of each row, as text."""
     import torch
     from transformers import GenerationConfig as Settings
 
@@ -119,7 +119,7 @@ def _generate(
 
 
 def _text_after(row: list[int], end: list[int], tokenizer: Any) -> str:
-    """The text of the tokens `end` after those of `row`: alone they might lose the space that they begin with."""
+    """Decode the tokens `end` after those of `row`; decoded alone they might lose their leading space."""
     before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (row, row + end))
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(end, skip_special_tokens=True)
 
@@ -130,7 +130,7 @@ def _padding(tokenizer: Any) -> int:
 
 
 def _padded_left(rows: Sequence[list[int]], tokenizer: Any) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Ids and mask, int64 [rows, longest], so that every row ends where its answer begins."""
+    """Return ids and mask, int64 [rows, longest], so that every row ends where its answer begins."""
     import torch
 
     width = max(map(len, rows))

@@ -1,4 +1,4 @@
-"""Conversations of a data set in the form that chat templates take, and as such a template writes them."""
+"""Convert conversations of a data set to the form of chat templates, and render them by a template."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user"
 
 
 def messages_of(record: dict, config: CalibrationConfig) -> list[dict[str, str]]:
-    """The conversation of a record as a list of {role, content}; raises UnusableError where it has none."""
+    """Return the conversation of a record as a list of {role, content}; raises UnusableError where it has none."""
     turns = column_of(record, config.conversations, config.dataset)
     what = f"{config.dataset}: column {config.conversations!r} holds"
     if turns is None or turns == []:
@@ -22,7 +22,7 @@ def messages_of(record: dict, config: CalibrationConfig) -> list[dict[str, str]]
 
 
 def chat(messages: list[dict[str, str]], tokenizer: Any, dataset: str, answer: bool = False) -> str:
-    """A conversation as the model's chat template writes it, with `answer` up to where the model should speak.
+    """Render a conversation by the model's chat template, with `answer` up to where the model should speak.
 
     Raises UnusableError where the template refuses it.
     """
@@ -35,7 +35,7 @@ def chat(messages: list[dict[str, str]], tokenizer: Any, dataset: str, answer: b
 
 
 def _message(turn: Any, dataset: str) -> dict[str, str]:
-    """One turn in the chat template's form, from {role, content} or the {from, value} of ShareGPT-like sets."""
+    """Return one turn in the chat template's form, from {role, content} or the {from, value} of ShareGPT-like sets."""
     needs = f"{dataset}: a turn needs role/content or from/value, found"
     if not isinstance(turn, dict):
         raise UnusableError(f"{needs} {type(turn).__name__}")

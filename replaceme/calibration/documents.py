@@ -1,4 +1,4 @@
-"""What a calibration's text is read from, and its documents one after another, in an order fixed by the seed.
+"""Read the documents of a calibration's text one after another, in an order fixed by the seed.
 
 Sources: `micro` and `micro-training` (the embedded generator; they share no document), local .txt, .jsonl and .parquet
 files, and Hub datasets (streamed).
@@ -23,7 +23,7 @@ SHUFFLE_BUFFER = 10_000  # records held while shuffling a stream
 
 
 def names_file(dataset: str) -> bool:
-    """Whether a dataset is a file rather than generated or a Hub id."""
+    """Return whether a dataset is a file rather than generated or a Hub id."""
     return dataset not in MICRO and (suffix_of(dataset) in KINDS or Path(dataset).exists())
 
 
@@ -54,7 +54,7 @@ def check_source(config: CalibrationConfig) -> None:
 
 
 def describe(config: CalibrationConfig) -> dict[str, Any]:
-    """What identifies the source beyond its name: the hash of a local file."""
+    """Return facts that identify the source beyond its name: the hash of a local file."""
     check_source(config)
     if not names_file(config.dataset):
         return {}
@@ -63,7 +63,7 @@ def describe(config: CalibrationConfig) -> dict[str, Any]:
 
 
 def read_documents(config: CalibrationConfig, tokenizer: Any, passed: PassedOver) -> Iterator[str]:
-    """Documents of a source, in an order fixed by the seed (a .txt file is one document).
+    """Yield the documents of a source, in an order fixed by the seed (a .txt file is one document).
 
     Records that hold none are `passed` over.
     """
@@ -84,7 +84,7 @@ def read_documents(config: CalibrationConfig, tokenizer: Any, passed: PassedOver
 
 
 def records(config: CalibrationConfig) -> Iterator[dict]:
-    """Records of a file or of a Hub dataset, in an order fixed by the seed, with the columns that are asked for."""
+    """Yield the records of a file or of a Hub data set, in an order fixed by the seed, with only the columns in use."""
     if names_file(config.dataset):
         given = {"path": config.dataset, "columns": config.columns}
         return shuffled(read_records, given, config.seed, SHUFFLE_BUFFER)
@@ -92,7 +92,7 @@ def records(config: CalibrationConfig) -> Iterator[dict]:
 
 
 def text_of(record: dict, config: CalibrationConfig) -> str:
-    """The text of a record, of a column or of a template filled with several; raises UnusableError for none."""
+    """Return the text of a record, from a column or a template of several; raises UnusableError if there is none."""
     if config.template is not None:
         text = filled(config.template, record, config.dataset)
     else:
@@ -105,7 +105,7 @@ def text_of(record: dict, config: CalibrationConfig) -> str:
 
 
 def conversations(config: CalibrationConfig, tokenizer: Any, passed: PassedOver) -> Iterator[list[dict[str, str]]]:
-    """Conversations of a source as lists of {role, content}, in an order fixed by the seed."""
+    """Yield the conversations of a source as lists of {role, content}, in an order fixed by the seed."""
     if not tokenizer.chat_template:
         raise ReplaceMeError(
             f"{config.dataset}: conversations need a chat template, and the model's tokenizer has none"

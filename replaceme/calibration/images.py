@@ -41,11 +41,11 @@ class Images(Samples):
     positions: int
 
     def __getitem__(self, part: "slice | torch.Tensor") -> "Images":
-        """Some of the images."""
+        """Select some of the images."""
         return Images(self.pixels[part], self.positions)
 
     def join(self, *others: "Images") -> "Images":
-        """These images and others after them; raises ReplaceMeError for other sizes."""
+        """Join other images after these; raises ReplaceMeError for other sizes."""
         import torch
 
         if len({(part.pixels.shape[1:], part.positions) for part in (self, *others)}) > 1:
@@ -53,19 +53,19 @@ class Images(Samples):
         return Images(torch.cat([part.pixels for part in (self, *others)]), self.positions)
 
     def tensors(self) -> "dict[str, torch.Tensor]":
-        """The pixel values."""
+        """Return the pixel values."""
         return {"pixel_values": self.pixels}
 
     @property
     def mask(self) -> "torch.Tensor":
-        """All true, [samples, positions]."""
+        """Mask that is true everywhere, [samples, positions]."""
         import torch
 
         return torch.ones(len(self), self.positions, dtype=torch.bool)
 
 
 def calibrate_images(config: CalibrationConfig, folder: str | Path) -> tuple[Images, dict[str, Any]]:
-    """Images of a calibration for the checkpoint in a folder, and the record of where they came from."""
+    """Return the images of a calibration for the checkpoint in a folder, and the record of their origin."""
     import torch
 
     processor, model = image_processor(folder), read_config(folder)
@@ -86,7 +86,9 @@ def calibrate_images(config: CalibrationConfig, folder: str | Path) -> tuple[Ima
 
 
 def positions_of(config: dict[str, Any], shape: tuple[int, ...], where: str) -> int:
-    """How many hidden states a model makes of an image; raises ReplaceMeError for one of another size than it takes."""
+    """Return how many hidden states a model makes of an image; raises ReplaceMeError for a size that it does not
+    take.
+    """
     family = family_of(config, where)
     sizes = family.sizes(config)
     height, width = shape[-2:]
@@ -114,12 +116,14 @@ def check_images(config: CalibrationConfig) -> None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a folder and its subfolders, sorted."""
+    """Return the images of a folder and its subfolders, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def read_images(config: CalibrationConfig, passed: PassedOver) -> "Iterator[Image]":
-    """Images of a source in RGB, in an order fixed by the seed; files and records that hold none are `passed` over."""
+    """Yield the images of a source in RGB, in an order fixed by the seed; files and records that hold none are `passed`
+    over.
+    """
     check_images(config)
     if config.images == GENERATED:
         return (generated(config.seed, number) for number in itertools.count())
@@ -131,7 +135,7 @@ def read_images(config: CalibrationConfig, passed: PassedOver) -> "Iterator[Imag
 
 
 def opened(file: Path | BinaryIO, where: str) -> "Image":
-    """The image of a file in RGB, the right way up; raises UnusableError, with where it is, for any other file."""
+    """Open the image of a file in RGB, the right way up; raises UnusableError that names any other file."""
     from PIL import Image
 
     try:
@@ -142,7 +146,9 @@ def opened(file: Path | BinaryIO, where: str) -> "Image":
 
 
 def image_of(record: dict, config: CalibrationConfig) -> "Image":
-    """The image of a record in RGB, decoded or as `datasets` stores it; raises UnusableError where it has none."""
+    """Return the image of a record in RGB, decoded or as `datasets` stores it; raises UnusableError where it has
+    none.
+    """
     from PIL.Image import Image
 
     column = config.source_column
@@ -162,7 +168,7 @@ def _upright(image: "Image") -> "Image":
 
 
 def image_processor(folder: str | Path) -> Any:
-    """The image processor that lies beside a checkpoint."""
+    """Load the image processor that lies beside a checkpoint."""
     from transformers import AutoImageProcessor
 
     try:
@@ -172,7 +178,7 @@ def image_processor(folder: str | Path) -> Any:
 
 
 def pixel_values(processor: Any, image: "Image", folder: str | Path) -> "torch.Tensor":
-    """Pixel values [channels, height, width], float32."""
+    """Return the pixel values [channels, height, width] of an image, float32."""
     try:
         return processor(images=image, return_tensors="pt")["pixel_values"][0].float()
     except (ValueError, TypeError, KeyError) as error:
@@ -180,7 +186,7 @@ def pixel_values(processor: Any, image: "Image", folder: str | Path) -> "torch.T
 
 
 def generated(seed: int, number: int) -> "Image":
-    """A smooth texture of a few waves over a gradient, with discs and boxes of one colour on it."""
+    """Draw a smooth texture of a few waves over a gradient, with discs and boxes of one colour on it."""
     import numpy as np
     from PIL import Image
 
@@ -197,7 +203,7 @@ def generated(seed: int, number: int) -> "Image":
 
 
 def _shape(draw: "np.random.Generator", x: "np.ndarray", y: "np.ndarray") -> "np.ndarray":
-    """Where a disc or a box lies, bool [side, side]."""
+    """Return the area of a random disc or box, bool [side, side]."""
     import numpy as np
 
     (left, top), (wide, high) = draw.uniform(0, 1, 2), draw.uniform(0.05, 0.4, 2)

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def mix(parts: Sequence[Samples], weights: Sequence[float], samples: int, seed: int) -> tuple[Samples, list[int]]:
-    """`samples` samples of all parts, shuffled, and how many come from each.
+    """Draw `samples` samples from all parts, shuffled; return them and the number from each part.
 
     Raises ReplaceMeError for text with images, and for weights that leave a part without a sample; a part that holds
     fewer than its share gives all it has, with a warning.

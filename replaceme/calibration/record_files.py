@@ -1,4 +1,4 @@
-"""Records of a .jsonl, .json or .parquet file one after another, and of each only the columns that are asked for.
+"""Read the records of a .jsonl, .json or .parquet file one after another, each with only the columns in use.
 
 `datasets` guesses the types of all columns from the first 10 MB and fails where a later record differs; here each
 record stands for itself.
@@ -26,7 +26,7 @@ SEPARATORS = re.compile(r"[\s,]*")
 
 
 def read_records(path: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Records in the order of the file; a column that a record lacks is null.
+    """Yield records in the order of the file; a column that a record lacks is null.
 
     Raises ReplaceMeError for a file that cannot be read on, and at its end for a column that no record has.
     """
@@ -56,12 +56,14 @@ def check_columns(path: str, columns: tuple[str, ...]) -> None:
 
 
 def _is_parquet(path: str) -> bool:
-    """Whether a file is not of JSON."""
+    """Return whether a file is Parquet rather than JSON."""
     return suffix_of(path) == ".parquet"
 
 
 def _occurs(path: str, column: str) -> bool:
-    """Whether a file of JSON may name a column somewhere; what JSON may write in several ways is not looked for."""
+    """Return whether a JSON file may contain a column's name; names that JSON can write in several ways are not
+    searched.
+    """
     if not re.fullmatch(r"[\w .-]+", column, re.ASCII):
         return True
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -69,7 +71,7 @@ def _occurs(path: str, column: str) -> bool:
 
 
 def _records(path: str, columns: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:
-    """Whole records, or of Parquet some columns (None: all) of them."""
+    """Yield whole records, or some columns (None: all) of Parquet records."""
     if _is_parquet(path):
         yield from _of_parquet(path, columns)
         return
@@ -108,7 +110,7 @@ def _parsed(line: bytes, where: str) -> Any:
 
 
 def _of_values(file: BinaryIO, path: str, array: bool) -> Iterator[dict[str, Any]]:
-    """The records of an array, or records of several lines each; of a string the column is `text`."""
+    """Yield the records of a JSON array, or records of several lines each; a string becomes the column `text`."""
     reader, decoder = io.TextIOWrapper(file, "utf-8-sig"), json.JSONDecoder()
     text, place, line = "", 0, 1  # `line`: that of the beginning of `text`
     begun = not array
@@ -141,7 +143,7 @@ def _of_values(file: BinaryIO, path: str, array: bool) -> Iterator[dict[str, Any
 
 
 def _cut_off(error: Exception, text: str) -> bool:
-    """Whether a value may be broken only because its end has not been read."""
+    """Return whether a value may be broken only because its end has not been read."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos > len(text) - LONGEST_WORD

@@ -1,4 +1,4 @@
-"""What calibration sets of text and of images have in common: batches, a hash, a file, streams, unusable records."""
+"""The common part of calibration texts and images: batches, a hash, a file, streams, unusable records."""
 
 import hashlib
 import logging
@@ -26,18 +26,18 @@ class Samples(ABC):
 
     @abstractmethod
     def __getitem__(self, part: "slice | torch.Tensor") -> Self:
-        """Some of the samples: a slice of them, or those with the given numbers."""
+        """Select some of the samples: a slice of them, or those with the given numbers."""
 
     @abstractmethod
     def join(self, *others: Self) -> Self:
-        """These samples and, after them, those of others of the same kind."""
+        """Join other samples of the same kind after these."""
 
     @abstractmethod
     def tensors(self) -> "dict[str, torch.Tensor]":
-        """What is stored and hashed, the shape of the first with it."""
+        """Return the tensors that are stored and hashed, the first of which gives the shape."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(next(iter(self.tensors().values())))
 
     @property
@@ -46,17 +46,17 @@ class Samples(ABC):
         return int(self.mask.sum())
 
     def first(self, samples: int | None) -> Self:
-        """The first `samples` samples (all of them for None)."""
+        """Return the first `samples` samples (all of them for None)."""
         return self[:samples]
 
     def batches(self, batch_size: int, shard: int = 0, shards: int = 1) -> list[Self]:
-        """Batches in order; shard k of `shards` gets a contiguous, near-equal part of them."""
+        """Return the batches in order; shard k of `shards` gets a contiguous, near-equal part of them."""
         starts = range(0, len(self), batch_size)
         mine = starts[shard * len(starts) // shards : (shard + 1) * len(starts) // shards]
         return [self[k : k + batch_size] for k in mine]
 
     def digest(self) -> str:
-        """SHA-256 of the shape and the tensors."""
+        """Return the SHA-256 of the shape and the tensors."""
         tensors = list(self.tensors().values())
         content = hashlib.sha256(f"{list(tensors[0].shape)}".encode())
         for tensor in tensors:
@@ -69,15 +69,15 @@ class Samples(ABC):
 
 
 class PassedOver:
-    """Records of a source that were passed over because nothing can be made of them: how many, and why the first."""
+    """Records of a source that were skipped because they are unusable: their number, and the reason of the first."""
 
     def __init__(self, source: str) -> None:
-        """None so far."""
+        """Start with no skipped record."""
         self.source, self.count = source, 0
         self._first: UnusableError | None = None
 
     def usable(self, items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[Made]:
-        """What `make` makes of each item, but for those for which it raises UnusableError."""
+        """Yield the result of `make` for each item, except for items where it raises UnusableError."""
         for item in items:
             try:
                 made = make(item)
@@ -88,7 +88,7 @@ class PassedOver:
             yield made
 
     def report(self, found: int) -> None:
-        """Warn of what was passed over; where nothing else was found, raise the error of the first."""
+        """Warn of the skipped records; where no record was usable, raise the error of the first."""
         if self._first is None:
             return
         if not found:
@@ -98,7 +98,7 @@ class PassedOver:
 
 
 def stream(config: CalibrationConfig, buffer: int) -> Iterator[dict]:
-    """Records of a Hub dataset, its columns that are asked for, shuffled by the seed in a buffer of so many.
+    """Yield the records of a Hub data set, with only the columns in use, shuffled by the seed in a buffer of this size.
 
     Images are given as they are stored. Raises ReplaceMeError where the dataset lacks a column or cannot be read.
     """
@@ -124,7 +124,7 @@ def stream(config: CalibrationConfig, buffer: int) -> Iterator[dict]:
 
 
 def shuffled(read: Callable[..., Iterator[dict]], given: dict[str, Any], seed: int, buffer: int) -> Iterator[dict]:
-    """The records that `read(**given)` gives, in the order in which `stream` would have them."""
+    """Yield the records of `read(**given)` in the order in which `stream` would yield them."""
     from datasets import IterableDataset
 
     with offline():  # datasets would report even the reading of a local file
@@ -140,6 +140,6 @@ def check_names(source: str, names: Iterable[str], columns: Iterable[str]) -> No
 
 
 def column_of(record: dict, column: str, dataset: str) -> Any:
-    """A value of a record; raises ReplaceMeError with the names that it has where it lacks this one."""
+    """Return a value of a record; raises ReplaceMeError that lists the record's columns where it lacks this one."""
     check_names(dataset, record, [column])
     return record[column]

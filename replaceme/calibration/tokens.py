@@ -1,8 +1,8 @@
-"""Calibration text -> token ids and mask, deterministic in (source, seed), saved with hashes of what it holds.
+"""Calibration text to token ids and mask, deterministic in (source, seed), saved with hashes of their content.
 
-What the documents are read from: `documents`; images: `images`. Two ways to make sequences: `pack` joins documents and
-cuts full sequences; otherwise each document is one sequence, truncated or right-padded, and the padding is masked in
-every later step.
+Documents come from `documents`, images from `images`. Two ways to make sequences: `pack` joins documents and cuts full
+sequences; otherwise each document is one sequence, truncated or right-padded, and the padding is masked in every later
+step.
 """
 
 import itertools
@@ -36,11 +36,11 @@ class Tokens(Samples):
     mask: "torch.Tensor"
 
     def __getitem__(self, part: "slice | torch.Tensor") -> "Tokens":
-        """Some of the sequences."""
+        """Select some of the sequences."""
         return Tokens(self.input_ids[part], self.mask[part])
 
     def join(self, *others: "Tokens") -> "Tokens":
-        """These sequences and others after them; shorter ones are padded to the longest, and the padding masked."""
+        """Join other sequences after these; shorter ones are padded to the longest, and the padding masked."""
         import torch
         from torch.nn.functional import pad
 
@@ -49,12 +49,12 @@ class Tokens(Samples):
         return Tokens(*(torch.cat(parts) for parts in zip(*wider, strict=True)))
 
     def tensors(self) -> "dict[str, torch.Tensor]":
-        """Ids and mask."""
+        """Return ids and mask."""
         return {"input_ids": self.input_ids, "attention_mask": self.mask}
 
 
 def load_tokens(path: str | Path) -> tuple[Samples, dict[str, Any]]:
-    """Read what `Samples.save` wrote, tokens or images, and check its hash."""
+    """Read a file of `Samples.save`, tokens or images, and check its hash."""
     tensors, metadata = load_tensors(path)
     if {"input_ids", "attention_mask"} <= tensors.keys():
         tokens = Tokens(tensors["input_ids"], tensors["attention_mask"])
@@ -68,7 +68,7 @@ def load_tokens(path: str | Path) -> tuple[Samples, dict[str, Any]]:
 
 
 def calibration_for(folder: str | Path, config: CalibrationConfig) -> tuple[Samples, dict[str, Any]]:
-    """Tokens or images of a calibration for the checkpoint in a folder, and the record of where they came from."""
+    """Return the tokens or images of a calibration for the checkpoint in a folder, and the record of their origin."""
     from replaceme.models.loading import load_tokenizer
 
     if config.images is not None:
@@ -79,7 +79,7 @@ def calibration_for(folder: str | Path, config: CalibrationConfig) -> tuple[Samp
 
 
 def check_vocabulary(samples: Samples, config: dict[str, Any], where: str) -> None:
-    """Raise ReplaceMeError for token ids that are no rows of the embedding of a model with this config.json."""
+    """Raise ReplaceMeError for token ids that exceed the embedding of a model with this config.json."""
     rows, largest = config.get("vocab_size"), int(samples.input_ids.max()) if isinstance(samples, Tokens) else -1
     if rows is not None and largest >= rows:
         raise ReplaceMeError(
@@ -89,7 +89,9 @@ def check_vocabulary(samples: Samples, config: dict[str, Any], where: str) -> No
 
 
 def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[str, Any]]:
-    """Tokens of a calibration and the record of where they came from; raises ReplaceMeError when there is no text."""
+    """Return the tokens of a calibration and the record of their origin; raises ReplaceMeError when there is no
+    text.
+    """
     source, passed = describe(config), PassedOver(config.dataset)
     documents = read_documents(config, tokenizer, passed)
     # a chat template has already written the special tokens
@@ -117,25 +119,25 @@ PROMPT_FIELDS = (*(name for name in TOKEN_FIELDS if name not in ("images", "pack
 
 
 def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None, length: int) -> Tokens:
-    """Tokens of given texts, one sequence each, truncated to `length`."""
+    """Tokenise given texts, one sequence each, truncated to `length`."""
     rows = (ids[:length] for ids in encode(texts, tokenizer) if ids)
     return stack(itertools.islice(rows, samples), tokenizer)
 
 
 def packs(config: CalibrationConfig) -> bool:
-    """Whether documents are joined: as configured, else for the generator and for plain text."""
+    """Return whether documents are joined: as configured, else for the generator and for plain text."""
     return config.pack if config.pack is not None else packed_alone(config.dataset)
 
 
 def encode(documents: Iterable[str], tokenizer: Any, special_tokens: bool = True) -> Iterator[list[int]]:
-    """Token ids of each non-empty document."""
+    """Yield the token ids of each non-empty document."""
     for document in documents:
         if document.strip():
             yield tokenizer(document, add_special_tokens=special_tokens, verbose=False)["input_ids"]
 
 
 def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: Any) -> Iterator[list[int]]:
-    """Full sequences of `tokens` ids from joined documents, each document closed by the end-of-sequence token.
+    """Yield full sequences of `tokens` ids from joined documents, each document closed by the end-of-sequence token.
 
     A stream is cut as it comes; a .txt file, one document, is cut into windows that the seed puts in random order.
     """
@@ -152,7 +154,7 @@ def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: A
 
 
 def stack(rows: Iterable[list[int]], tokenizer: Any, where: str = "calibration") -> Tokens:
-    """Right-pad sequences to the longest and mask the padding; raises ReplaceMeError when there are none."""
+    """Pad sequences on the right to the longest and mask the padding; raises ReplaceMeError when there are none."""
     import torch
 
     rows = list(rows)
