@@ -1,4 +1,4 @@
-"""Forward passes that keep only the tensors asked for and stop after the last block needed.
+"""Run forward passes that keep only the tensors in demand and stop after the last block in use.
 
 Hooks on the blocks of a base model (no head, no logits) collect `hidden_states[k]`, the output of block k before any
 final norm, and `mlp_output[k]`, what its MLP adds to the residual stream. Values on masked positions are meaningless
@@ -46,11 +46,11 @@ class Wanted:
 
     @property
     def last(self) -> int:
-        """The last block that has to run."""
+        """Last block that has to run."""
         return max(self.hidden_states | self.mlp_output | self.mlp_input | self.down_input)
 
     def __or__(self, other: "Wanted") -> "Wanted":
-        """What either wants."""
+        """Return the union of two demands."""
         return Wanted(*(getattr(self, store) | getattr(other, store) for store in STORES))
 
 
@@ -58,14 +58,14 @@ STORES = tuple(Wanted.__dataclass_fields__)  # what Activations have by block
 
 
 class Collector(Protocol):
-    """Something that is made from the batches of a forward pass, one after another."""
+    """An object that accumulates results from the batches of a forward pass."""
 
     @property
     def wanted(self) -> Wanted:
-        """What it takes of a batch."""
+        """Tensors that it needs of a batch."""
 
     def add(self, activations: Activations) -> None:
-        """Take it."""
+        """Take in the tensors of a batch."""
 
 
 class _LastBlockReached(Exception):
@@ -73,7 +73,7 @@ class _LastBlockReached(Exception):
 
 
 def capture(model: "nn.Module", family: Family, batches: Iterable[Samples], wanted: Wanted) -> Iterator[Activations]:
-    """Run batches through a base model and yield what was asked for; raises ReplaceMeError on NaN or infinity."""
+    """Run batches through a base model and yield the `wanted` tensors; raises ReplaceMeError on NaN or infinity."""
     if hasattr(model, "streamed"):
         yield from model.streamed.captured(model, family, batches, wanted)
         return
@@ -82,7 +82,7 @@ def capture(model: "nn.Module", family: Family, batches: Iterable[Samples], want
 
 
 def collect(model: "nn.Module", family: Family, batches: Iterable[Samples], collectors: Sequence[Collector]) -> None:
-    """Give every collector what it wants of the batches, by one forward pass; errors as in `capture`."""
+    """Run one forward pass and give every collector the tensors that it needs; errors as in `capture`."""
     for activations in capture(model, family, batches, reduce(or_, (one.wanted for one in collectors))):
         for collector in collectors:
             collector.add(activations)
@@ -97,7 +97,7 @@ def _checked(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted)
 
 
 def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, gradients: bool = False) -> Activations:
-    """What is wanted of one batch, unchecked; with `gradients` they can be trained through."""
+    """Run one batch and return its `wanted` tensors, unchecked; with `gradients` they can be trained through."""
     import torch
 
     batch = trimmed(batch)
@@ -148,7 +148,7 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, 
 
 
 def model_inputs(model: "nn.Module", batch: Samples) -> dict[str, Any]:
-    """What a transformers model is called with for a batch."""
+    """Return the arguments of a transformers model's call for a batch."""
     parameter = next(model.parameters())
     if isinstance(batch, Images):
         return {"pixel_values": batch.pixels.to(parameter.device, parameter.dtype)}
@@ -158,7 +158,7 @@ def model_inputs(model: "nn.Module", batch: Samples) -> dict[str, Any]:
 
 
 def placed(batch: Tokens, device: "torch.device") -> dict[str, Any]:
-    """Ids, mask and positions of a batch on a device."""
+    """Return the ids, mask and positions of a batch on a device."""
     mask = batch.mask.to(device).long()
     # positions count real tokens only, so that padding on the left moves nothing
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -166,7 +166,7 @@ def placed(batch: Tokens, device: "torch.device") -> dict[str, Any]:
 
 
 def trimmed(batch: Samples) -> Samples:
-    """The batch without the columns in which every sequence is padded; images have none."""
+    """Return the batch without the columns in which every sequence is padded; images have none."""
     if isinstance(batch, Images):
         return batch
     used = batch.mask.any(0).nonzero()
@@ -177,7 +177,7 @@ def trimmed(batch: Samples) -> Samples:
 
 
 def finite(activations: Activations) -> bool:
-    """Whether there is neither NaN nor infinity on any unmasked token."""
+    """Return whether no unmasked token has NaN or infinity."""
     import torch
 
     tensors = [tensor for store in STORES for tensor in getattr(activations, store).values()]
@@ -185,7 +185,7 @@ def finite(activations: Activations) -> bool:
 
 
 def _name_the_block(model: "nn.Module", family: Family, batch: Samples, last: int) -> str:
-    """Run the batch again with every block watched, and say where NaN or infinity first appears."""
+    """Run the batch again with hooks on every block, and say where NaN or infinity first appears."""
     import torch
 
     activations = forward(model, family, batch, Wanted(frozenset(range(last + 1))))
@@ -196,6 +196,6 @@ def _name_the_block(model: "nn.Module", family: Family, batch: Samples, last: in
 
 
 def nan_error(model: "nn.Module", where: str, dtype: "torch.dtype") -> str:
-    """What is said of a model that puts out NaN or infinity."""
+    """Return the message for a model that puts out NaN or infinity."""
     name = getattr(model, "name_or_path", "") or "calibration"
     return f"{name}: NaN or infinity in {where} ({dtype}); check the checkpoint's weights, or set `dtype: float32`"

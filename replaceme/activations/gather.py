@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Gathered:
     """Statistics of the groups [start, end) of a cut, batch by batch.
 
-    `recycled`: the neurons of each group that are, where the regression has such.
+    `recycled`: the recycled neurons of each group, if the regression has any.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Gathered:
             one.add_batch(m, terms, activations.mask, weights_of(self.regression, terms))
 
     def statistics(self) -> list[Statistics]:
-        """Those of each group, on the CPU, where they are added up and solved."""
+        """Return the statistics of each group, on the CPU, where they are added up and solved."""
         return [one.to("cpu") for one in self._sums]
 
 
@@ -59,14 +59,14 @@ def gather_groups(
     regression: Regression = MLP,
     recycled: "Sequence[Recycled] | None" = None,
 ) -> list[Statistics]:
-    """Statistics of the groups [start, end) of a cut over batches, by one forward pass; see `Gathered`."""
+    """Gather the statistics of the groups [start, end) of a cut over batches, by one forward pass; see `Gathered`."""
     gathered = Gathered(groups, regression, recycled)
     collect(model, family, progress(batches, "gram", unit="batch"), [gathered])
     return gathered.statistics()
 
 
 def shard_batches(tokens: Tokens, batch_size: int, shard: int, shards: int) -> list[Tokens]:
-    """The batches of one shard; raises ReplaceMeError when there are none."""
+    """Return the batches of one shard; raises ReplaceMeError when there are none."""
     batches = tokens.batches(batch_size, shard, shards)
     if not batches:
         have = len(tokens.batches(batch_size))

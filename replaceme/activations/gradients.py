@@ -16,7 +16,7 @@ from replaceme.core.errors import ReplaceMeError, in_one_line
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Within it forward passes go through kernels whose backward pass can be the same bits each time."""
+    """Route forward passes within the block through kernels whose backward pass can give the same bits each time."""
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:

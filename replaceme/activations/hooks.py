@@ -1,4 +1,4 @@
-"""Let a block of a loaded model run something else for a while."""
+"""Make a block of a loaded model run another function for a while."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def skipped(block: "nn.Module", family: Family):
-    """Let a block hand on its input; returns what undoes it."""
+    """Make a block pass its input on; returns a function that undoes it."""
 
     def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
         return (hidden_states, None) if family.tuples else hidden_states
@@ -20,7 +20,7 @@ def skipped(block: "nn.Module", family: Family):
 
 
 def running_instead(block: "nn.Module", forward: "Callable[..., Any]") -> "Callable[[], None]":
-    """Let a block run another forward; returns what undoes it."""
+    """Make a block run another forward; returns a function that undoes it."""
     own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied
     block.forward = forward
 

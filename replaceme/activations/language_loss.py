@@ -14,13 +14,13 @@ LOGITS = 2**26  # numbers a forward pass may put out: 256 MB in float32
 
 
 def mean_loss(model: "nn.Module", tokens: Tokens) -> float:
-    """The loss of a model with its head over all tokens that `sequence_losses` counts; errors as there."""
+    """Return the loss of a model with its head over all tokens that `sequence_losses` counts; errors as there."""
     sums, counts = sequence_losses(model, tokens)
     return float(sums.sum() / counts.sum())
 
 
 def sequence_losses(model: "nn.Module", tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
-    """(sum of the losses, number of tokens) of each sequence, float64 on the CPU, of a model with its head.
+    """Return (sum of the losses, number of tokens) of each sequence, float64 on the CPU, of a model with its head.
 
     Raises ReplaceMeError where no token follows another, and for a loss that is not finite.
     """
@@ -42,7 +42,7 @@ def sequence_losses(model: "nn.Module", tokens: Tokens) -> "tuple[torch.Tensor, 
 
 
 def token_losses(model: "nn.Module", batch: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
-    """(loss of each token but the first, whether it counts), [samples, tokens - 1] of the trimmed batch.
+    """Return (loss of each token but the first, whether it counts), [samples, tokens - 1] of the trimmed batch.
 
     Counted are the unmasked tokens that follow an unmasked one, the loss of others is zero; float64, the softmax in
     float32. Gradients flow unless the caller stops them.
@@ -60,7 +60,7 @@ def token_losses(model: "nn.Module", batch: Tokens) -> "tuple[torch.Tensor, torc
 
 
 def counted_tokens(tokens: Tokens) -> int:
-    """How many tokens a loss counts; raises ReplaceMeError where no token follows another."""
+    """Return how many tokens a loss counts; raises ReplaceMeError where no token follows another."""
     number = int(are_counted(tokens).sum())
     if not number:
         raise ReplaceMeError("loss: no sequence of two tokens or more")
@@ -68,11 +68,11 @@ def counted_tokens(tokens: Tokens) -> int:
 
 
 def loss_batches(model: "nn.Module", tokens: Tokens, most: int | None = None) -> list[Tokens]:
-    """Batches whose logits are LOGITS numbers at most (or one sequence), of at most `most` sequences."""
+    """Return batches whose logits are LOGITS numbers at most (or one sequence), of at most `most` sequences."""
     room = max(1, LOGITS // (model.config.vocab_size * tokens.input_ids.shape[1]))
     return tokens.batches(min(room, most or room))
 
 
 def are_counted(tokens: Tokens) -> "torch.Tensor":
-    """Which tokens but the first of each sequence are unmasked and follow an unmasked one, bool."""
+    """Return which tokens but the first of each sequence are unmasked and follow an unmasked one, bool."""
     return tokens.mask[:, 1:] & tokens.mask[:, :-1]

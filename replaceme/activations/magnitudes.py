@@ -1,4 +1,4 @@
-"""How much larger the residual stream is after a run of blocks than before it, channel by channel.
+"""Ratios of the residual stream's size after a run of blocks to its size before, channel by channel.
 
 ratio_j = mean over sequences of `sum_t |r_tj| / sum_t |m_tj|`, t the unmasked tokens of a sequence,
 m = hidden_states[start-1], r = hidden_states[end-1], or both in another basis, `m B`. So do Prune&Comp (arXiv
@@ -38,12 +38,12 @@ class Magnitudes:
         self._sequences += len(ratios)
 
     def ratios(self) -> "torch.Tensor":
-        """Those of all that was added [hidden], float64 on the CPU."""
+        """Return the ratios over all batches added so far [hidden], float64 on the CPU."""
         return self._total / self._sequences
 
 
 def _sums(states: "torch.Tensor", mask: "torch.Tensor", basis: "torch.Tensor | None") -> "torch.Tensor":
-    """Sums of magnitudes over the unmasked tokens of each sequence [samples, hidden], float64."""
+    """Return the sums of magnitudes over the unmasked tokens of each sequence [samples, hidden], float64."""
     states = states.masked_fill(~mask[..., None], 0).double()
     if basis is not None:
         states = states @ basis.to(states.device)

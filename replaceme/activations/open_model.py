@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def load_model(
     folder: str | Path, dtype: str, device: str, head: bool, held: Held = WHOLE
 ) -> "PreTrainedModel | nn.Module":
-    """The model of a checkpoint folder with its head or without; errors as in `load_base_model`.
+    """Load the model of a checkpoint folder with its head or without; errors as in `load_base_model`.
 
     Without its head it may be a streamed one, whose blocks get their weights in turn.
     """

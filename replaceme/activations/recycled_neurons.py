@@ -1,9 +1,9 @@
 """Recycled neurons: the least used neurons of the carrier's MLP are set to pass on linear features of the MLP's input.
 
-A gated MLP computes a_j = act(x . gate_j) (x . up_j), x the normalised residual stream. With a gate g for which
-x . g is nearly the same for every token (a norm leaves x a nearly constant direction) and so large that act is the
-identity there, a_j is about |g| (x . up_j): linear in x. What a new down projection can make of such neurons
-is a map of the residual stream beside that of the MLP, without any new parameter.
+A gated MLP computes a_j = act(x . gate_j) (x . up_j), x the normalised residual stream. With a gate g for which x . g
+is nearly the same for every token (a norm leaves x a nearly constant direction) and so large that act is the identity
+there, a_j is about |g| (x . up_j): linear in x. From such neurons a new down projection makes a map of the residual
+stream beside that of the MLP, without any new parameter.
 
 Which features: of the least-squares map from [a, x] to the target, the part from x, by the leading directions of what
 it explains. Which neurons: those whose row of that map explains least. Both from one set of sums over [a, x].
@@ -36,7 +36,9 @@ class Recycled:
     activation: str
 
     def apply(self, a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Inputs of the down projection [..., intermediate] as the changed neurons make them, x [..., hidden]."""
+        """Return the inputs of the down projection [..., intermediate] with the changed neurons, from x [...,
+        hidden].
+        """
         from transformers.activations import ACT2FN
 
         gate, up = self.gate.to(x), self.up.to(x)
@@ -45,12 +47,13 @@ class Recycled:
         return changed
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What is saved of it."""
+        """Return the tensors to save."""
         return {"neurons": self.neurons, "gate": self.gate, "up": self.up}
 
 
 def choose_neurons(statistics: Statistics, share: float, activation: str, dtype: torch.dtype) -> Recycled:
-    """The neurons to recycle, `share` of them (at most hidden), and what they pass on, from sums over rows [a, x].
+    """Choose the neurons to recycle, `share` of them (at most hidden), and their new features, from sums over rows [a,
+    x].
 
     gate and up are rounded to `dtype`, that of the weights they go into. Raises ReplaceMeError for an activation that
     does not become the identity, and for statistics of other rows.
@@ -85,7 +88,7 @@ def save_recycled(path: str | Path, groups: Sequence[Recycled], metadata: dict[s
 
 
 def load_recycled(path: str | Path) -> tuple[list[Recycled], dict[str, Any]]:
-    """Read what `save_recycled` wrote, as (neurons of each group, metadata); raises ReplaceMeError on anything else."""
+    """Read a file of `save_recycled` as (neurons of each group, metadata); raises ReplaceMeError on anything else."""
     metadata = load_metadata(path)
     found = []
     for group in range(len(metadata.get("groups", []))):
@@ -97,7 +100,7 @@ def load_recycled(path: str | Path) -> tuple[list[Recycled], dict[str, Any]]:
 
 
 def activation_of(config: dict[str, Any]) -> str:
-    """The name of an MLP's activation function, by a config.json or else its class."""
+    """Return the name of an MLP's activation function, by a config.json or else its class."""
     named = config.get("hidden_activation") or config.get("hidden_act")
     left_out = (value_of(config, key, "config.json") for key in ("hidden_activation", "hidden_act"))
     return named or next(filter(None, left_out), "")

@@ -29,7 +29,7 @@ LOGGER = logging.getLogger(__name__)
 class RowCollector:
     """The rows of a cut [start, end), batch by batch, all of them or `fit_tokens` drawn uniformly.
 
-    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has such.
+    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has any.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RowCollector:
         self._done = 0
 
     def bytes(self, model: "nn.Module", family: Family) -> int:
-        """What they take; it is logged too."""
+        """Return the bytes that the rows will take, and log them."""
         hidden = width = model.config.hidden_size
         if self.regression.placement == "down_proj":
             width = family.intermediate_size(family.block_modules(model)[self.cut[0] - 1])
@@ -74,7 +74,7 @@ class RowCollector:
 
 @dataclass(frozen=True)
 class RowOptions:
-    """Which rows are written and what they are made from: `fit_tokens` and the rest as in `RowCollector`, for groups.
+    """The choice of rows to write and their origin: `fit_tokens` and the rest as in `RowCollector`, for groups.
 
     `recycled` has the neurons of each group.
     """
@@ -100,8 +100,8 @@ def write_rows(
 ) -> list[Rows]:
     """Write the rows of each group of a cut (see `RowCollector`), by one forward pass, and return them.
 
-    Those of the first go to 0 in `folder`, and so on. Raises ReplaceMeError before the pass when the disk has no room
-    for them.
+    The rows of group k go to the subfolder k of `folder`. Raises ReplaceMeError before the pass when the disk has no
+    room for them.
     """
     shape = (tokens.count, options.fit_tokens, options.with_state, options.regression)
     pairs = zip(groups, options.recycled or [None] * len(groups), strict=True)
@@ -115,7 +115,7 @@ def write_rows(
 
 
 def _chosen(count: int, wanted: int | None) -> "torch.Tensor":
-    """Which of `count` tokens are taken: all, or `wanted` of them drawn uniformly, always the same."""
+    """Return which of `count` tokens are taken: all, or `wanted` of them drawn uniformly, always the same."""
     import torch
 
     chosen = torch.zeros(count, dtype=torch.bool)

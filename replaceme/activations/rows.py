@@ -1,4 +1,4 @@
-"""Rows of a cut, for the fits that cannot do with sums: m (see `targets`) and r of each token, bfloat16.
+"""Rows of a cut, for fits that need more than sums: m (see `targets`) and r of each token, bfloat16.
 
 The exact cosine objective (eq. 7 of arXiv 2505.02819) also needs the residual stream Y = hidden_states[start-1] - M,
 the `state`; R + Y is then hidden_states[end-1]. A folder of safetensors parts and an index.json that is written last.
@@ -40,7 +40,7 @@ MEMORY_SHARE = 0.25  # of the free memory, for rows that need no folder
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in a folder: `parts` are (file, rows) in order; `origin` says what they were made from.
+    """Rows in a folder: `parts` are (file, rows) in order; `origin` describes their source.
 
     `columns` are the widths of MLP output and target; `state`: each row has Y too, as wide as the target; `held`: the
     tensors of each part, of rows in memory, that no folder holds.
@@ -55,16 +55,18 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """Rows of all parts."""
+        """Number of rows in all parts."""
         return sum(rows for _, rows in self.parts)
 
     def bytes(self, state: bool) -> int:
-        """Bytes of all rows, with their state or without."""
+        """Return the bytes of all rows, with their state or without."""
         return self.count * row_bytes(self.columns, state)
 
     @staticmethod
     def open(folder: str | Path) -> "Rows":
-        """Rows that `store` wrote; raises ReplaceMeError for another folder, and where a part is missing or damaged."""
+        """Open a folder of `store`; raises ReplaceMeError for another folder, and where a part is missing or
+        damaged.
+        """
         folder = Path(folder)
         index = read_json(folder / INDEX)
         if not isinstance(index, dict) or set(index) != {"parts", "columns", "state", "origin", "files"}:
@@ -79,7 +81,8 @@ class Rows:
             raise ReplaceMeError(f"{self.folder}: rows without the residual stream; make them with `rows --state`")
 
     def blocks(self, size: int, state: bool = False) -> Iterator[tuple["torch.Tensor", ...]]:
-        """(mlp_output, target), with `state` (mlp_output, target, state): bfloat16 [at most `size`, columns], CPU.
+        """Yield (mlp_output, target), with `state` (mlp_output, target, state): bfloat16 [at most `size`, columns],
+        CPU.
 
         Always cut at the same places. Raises ReplaceMeError for a corrupted part, and where there is no state.
         """
@@ -89,7 +92,7 @@ class Rows:
                     yield tuple(one[start : start + size] for one in tensors)
 
     def tensors(self, state: bool = False) -> list[list["torch.Tensor"]]:
-        """The tensors of `blocks` of each part, whole, but mapped: nothing is read yet. Errors as there."""
+        """Return the tensors of `blocks` of each part, whole, but mapped: nothing is read yet. Errors as there."""
         found = []
         for number in range(len(self.parts)):
             with self._part(number, state) as tensors:
@@ -110,7 +113,7 @@ class Rows:
 
 @contextlib.contextmanager
 def opened(part: Path) -> Iterator[Any]:
-    """An open part; raises ReplaceMeError when it is corrupted."""
+    """Open a part; raises ReplaceMeError when it is corrupted."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -121,18 +124,18 @@ def opened(part: Path) -> Iterator[Any]:
 
 
 def row_bytes(columns: tuple[int, int], state: bool) -> int:
-    """Bytes of one row whose MLP output and target have these widths."""
+    """Return the bytes of one row whose MLP output and target have these widths."""
     return BYTES * (columns[0] + columns[1] * (1 + state))
 
 
 class HeldParts:
-    """Rows on their way, in memory; `rows` are those so far."""
+    """Rows that are being collected in memory; `rows` are those so far."""
 
     def __init__(self, folder: Path, origin: Origin) -> None:
         self.rows = Rows(folder, (), (0, 0), False, origin, ())
 
     def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
-        """Take a part, (mlp_output, target) or (mlp_output, target, state)."""
+        """Add a part, (mlp_output, target) or (mlp_output, target, state)."""
         self._note(tensors, (*self.rows.held, tensors))
 
     def _note(self, tensors: tuple["torch.Tensor", ...], held: tuple | None) -> None:
@@ -142,7 +145,7 @@ class HeldParts:
 
 
 class Parts(HeldParts):
-    """Rows on their way to a folder; `rows` are what it holds once it is complete."""
+    """Rows that are being written to a folder; `rows` describes the folder once it is complete."""
 
     def __init__(self, folder: Path, origin: Origin, temporary: Path, writer: ThreadPoolExecutor) -> None:
         super().__init__(folder, origin)
@@ -151,7 +154,7 @@ class Parts(HeldParts):
         self.digests: dict[str, str] = {}
 
     def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
-        """Write a part while the next is made."""
+        """Write a part in the background, while the next is made."""
         self.settle()
         self._note(tensors, None)
         self._pending = self._writer.submit(self._write, self._temporary / self.rows.parts[-1][0], tensors)
@@ -169,7 +172,7 @@ class Parts(HeldParts):
 
 @contextlib.contextmanager
 def storing(folder: str | Path, origin: Origin = UNKNOWN) -> Iterator[Parts]:
-    """Within it rows can be added to a folder, which is there, complete, afterwards."""
+    """Collect rows within the block and write them to a folder, which exists, complete, afterwards."""
     folder = Path(folder)
     with replacing(folder) as temporary, ThreadPoolExecutor(1) as writer:
         temporary.mkdir()
@@ -183,7 +186,7 @@ def storing(folder: str | Path, origin: Origin = UNKNOWN) -> Iterator[Parts]:
 
 @contextlib.contextmanager
 def keeping(folder: Path, needed: int) -> Iterator[HeldParts]:
-    """Within it rows of `needed` bytes can be added: to memory where there is plenty, else to a folder."""
+    """Collect rows of `needed` bytes within the block: in memory where there is plenty, else in a folder."""
     if needed < MEMORY_SHARE * free_memory("cpu"):
         yield HeldParts(folder, UNKNOWN)
         return

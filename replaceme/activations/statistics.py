@@ -49,7 +49,7 @@ class Statistics:
 
     @classmethod
     def zeros(cls, hidden_size: int, device: torch.device | str = "cpu", width: int | None = None) -> "Statistics":
-        """Empty sums on a device for targets of `hidden_size` and rows of `width`, the same unless given."""
+        """Return empty sums on a device for targets of `hidden_size` and rows of `width`, the same unless given."""
 
         def empty(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -106,17 +106,19 @@ class Statistics:
         return m, terms, mask, weights
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        """Sums over both sets of tokens; raises ReplaceMeError when the widths differ."""
+        """Return sums over both sets of tokens; raises ReplaceMeError when the widths differ."""
         self._check_same_shape(other)
         return Statistics(**{name: getattr(self, name) + getattr(other, name) for name in NAMES})
 
     def __sub__(self, other: "Statistics") -> "Statistics":
-        """Sums without those of a part of the tokens, up to rounding; raises ReplaceMeError on different widths."""
+        """Return the sums without those of a part of the tokens, up to rounding; raises ReplaceMeError on different
+        widths.
+        """
         self._check_same_shape(other)
         return Statistics(**{name: getattr(self, name) - getattr(other, name) for name in NAMES})
 
     def centred(self) -> "Statistics":
-        """Sums of the rows and targets less their means, from which an affine map is fitted like a linear one.
+        """Return the sums of rows and targets minus their means, from which an affine map is fitted like a linear one.
 
         `gram - sum_m sum_m^T / W`, `cross - sum_m sum_r^T / W`, `energy - |sum_r|^2 / W`, W the total weight.
         """
@@ -139,9 +141,9 @@ class Statistics:
     def sum(parts: Iterable["Statistics"]) -> "Statistics":
         """Add up shards one after the other, in the order given; holds the sum and one of them at a time.
 
-        Takes any iterable, so shards may be loaded one by one. The order is that of rounding too: whoever wants the
-        same bits gives the same one. 1,000 shards lose at most 1,000 units in the last place of float64, 1e-13 of the
-        sum of absolute values. Raises ReplaceMeError when there are none.
+        Takes any iterable, so shards may be loaded one by one. The order is that of rounding too: the same order gives
+        the same bits. 1,000 shards lose at most 1,000 units in the last place of float64, 1e-13 of the sum of absolute
+        values. Raises ReplaceMeError when there are none.
         """
         total = None
         for part in parts:
@@ -158,7 +160,7 @@ class Statistics:
         return total
 
     def to(self, device: torch.device | str) -> "Statistics":
-        """The same sums on another device."""
+        """Return the same sums on another device."""
         return Statistics(**{name: getattr(self, name).to(device) for name in TENSORS}, tokens=self.tokens)
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
@@ -175,7 +177,7 @@ class Statistics:
 
     @staticmethod
     def load(path: str | Path, group: int = 0) -> tuple["Statistics", dict[str, Any]]:
-        """Read what `save` wrote, or one group of what `save_all` did, as (statistics on the CPU, metadata).
+        """Read a file of `save`, or one group of `save_all`, as (statistics on the CPU, metadata).
 
         Raises ReplaceMeError on a wrong content.
         """

@@ -2,9 +2,9 @@
 
 The model is built without weights; all but its blocks is filled, and block after block gets its weights from the
 checkpoint (the next one's are read meanwhile) and gives them back. To run block k the model itself is called, its
-earlier blocks handing on what they get and block k given what it stored for the batch, so that masks, positions and
-settings of each block are the model's own: the same kernels on the same numbers as in a plain forward pass.
-States wait in host memory, or in a file where that is too small.
+earlier blocks pass their input on and block k gets the state stored for the batch, so that masks, positions and
+settings of each block are the model's own: the same kernels on the same numbers as in a plain forward pass. States wait
+in host memory, or in a file where that is too small.
 """
 
 import logging
@@ -40,7 +40,9 @@ HOST_SHARE = 0.5  # of the free host memory, for states
 
 
 def needed(checkpoint: Checkpoint, dtype: str, held: Held, device: str) -> bool:
-    """Whether a model is streamed: `always`, `never`, or `auto`, where its weights do not fit the devices' memory."""
+    """Return whether a model is streamed: `always`, `never`, or `auto`, where its weights do not fit the devices'
+    memory.
+    """
     if held.streaming != "auto":
         return held.streaming == "always"
     size = ITEM_BYTES[FOUR_BITS] if held.load_in_4bit else getattr(torch, dtype).itemsize
@@ -48,7 +50,7 @@ def needed(checkpoint: Checkpoint, dtype: str, held: Held, device: str) -> bool:
 
 
 def link_rate(device: str) -> float | None:
-    """Bytes a second from host memory to a GPU, by a trial of some milliseconds."""
+    """Measure the bytes a second from host memory to a GPU, in some milliseconds."""
     if device == "cpu":
         return None
     given = torch.empty(TRIAL, dtype=torch.uint8, pin_memory=True)
@@ -61,13 +63,13 @@ def link_rate(device: str) -> float | None:
 
 
 class Weights:
-    """Where a streamed model's blocks get their weights from, and the buffers that no checkpoint holds."""
+    """The source of a streamed model's weights, block by block, and the buffers that no checkpoint holds."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: str, device: str, buffers: dict[str, torch.Tensor]) -> None:
         self.checkpoint, self.dtype, self.device, self.buffers = checkpoint, getattr(torch, dtype), device, buffers
 
     def of(self, block: int) -> dict[str, torch.Tensor]:
-        """The weights of a block by their names in it, in host memory from which the device can fetch them."""
+        """Return the weights of a block by their names in it, in host memory from which the device can fetch them."""
         prefix = f"{self.checkpoint.family.blocks}.{block}."
         names = [name for name in self.checkpoint.tensors if name.startswith(prefix)]
         read = self.checkpoint.read(names)
@@ -75,7 +77,7 @@ class Weights:
         return {name: tensor.pin_memory() for name, tensor in found.items()} if self.device != "cpu" else found
 
     def fill(self, block: "nn.Module", weights: dict[str, torch.Tensor]) -> None:
-        """Give a block its weights; raises ReplaceMeError where a checkpoint names them otherwise than the model."""
+        """Give a block its weights; raises ReplaceMeError where a checkpoint's names differ from the model's."""
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in weights.items()}
         wanted = {name for name, _ in block.named_parameters()}
         if wanted - moved.keys():
@@ -90,12 +92,12 @@ class Weights:
     def captured(
         self, model: "nn.Module", family: Family, batches: "Sequence[Tokens]", wanted: Wanted
     ) -> Iterator[Activations]:
-        """What `capture` yields of the model that these weights are of."""
+        """Yield what `capture` yields, of the model with these weights."""
         return stream(model, family, batches, wanted)
 
     @contextmanager
     def blocks(self, modules: "Sequence[nn.Module]") -> "Iterator[Iterator[nn.Module]]":
-        """The blocks in order, each with its weights while it is the turn of no other."""
+        """Yield the blocks in order, each with its weights only during its own turn."""
         with ThreadPoolExecutor(1) as reader:
 
             def filled() -> "Iterator[nn.Module]":
@@ -113,7 +115,7 @@ class Weights:
 
 
 def load_streamed(checkpoint: Checkpoint, dtype: str, device: str) -> "nn.Module":
-    """A base model whose blocks have no weights yet; `capture` streams it."""
+    """Build a base model whose blocks have no weights yet; `capture` streams it."""
     from transformers import AutoConfig, AutoModel
 
     family, config = checkpoint.family, with_derived_lists(checkpoint)
@@ -141,7 +143,9 @@ def load_streamed(checkpoint: Checkpoint, dtype: str, device: str) -> "nn.Module
 
 
 def _smaller(config: dict[str, Any], num_blocks: int) -> dict[str, Any]:
-    """A config of one block of each kind and hardly a vocabulary, for buffers, which are computed and not stored."""
+    """Return a config of one block of each kind and hardly a vocabulary, for buffers, which are computed and not
+    stored.
+    """
     kinds = config.get("layer_types") or [""] * num_blocks
     kept = sorted({kinds.index(kind) for kind in kinds})
     gone = [(before + 1, after) for before, after in pairwise([*kept, num_blocks])]
@@ -149,14 +153,14 @@ def _smaller(config: dict[str, Any], num_blocks: int) -> dict[str, Any]:
 
 
 def place(module: "nn.Module", name: str, tensor: torch.Tensor) -> None:
-    """Put a parameter or buffer where it belongs."""
+    """Put a parameter or buffer into its module."""
     path, _, last = name.rpartition(".")
     owner = module.get_submodule(path)
     (owner._parameters if last in owner._parameters else owner._buffers)[last] = tensor
 
 
 def stream(model: "nn.Module", family: Family, batches: "Sequence[Tokens]", wanted: Wanted) -> Iterator[Activations]:
-    """What `capture` yields, after all batches have gone through block after block."""
+    """Yield what `capture` yields, after all batches have gone through block after block."""
     weights: Weights = model.streamed
     modules = family.block_modules(model)[: wanted.last + 1]
     batches = list(batches)
@@ -181,7 +185,7 @@ def stream(model: "nn.Module", family: Family, batches: "Sequence[Tokens]", want
 
 
 def here(wanted: Wanted, block: int) -> Wanted:
-    """What is kept of one block: its output, and of the rest what is wanted."""
+    """Return the demand on one block: its output, and the other `wanted` tensors of this block."""
     only = frozenset({block})
     others = (wanted.mlp_output & only, wanted.mlp_input & only, wanted.down_input & only)
     return Wanted(only, *others)
@@ -189,7 +193,7 @@ def here(wanted: Wanted, block: int) -> Wanted:
 
 @contextmanager
 def given(block: "nn.Module", state: torch.Tensor | None, device: str) -> Iterator[None]:
-    """Within it a block gets a stored state, whatever it is called with; None: what the model gives its first block."""
+    """Feed a block a stored state within this context, whatever its arguments; None: the model's own first input."""
     if state is None:
         yield
         return
@@ -206,7 +210,7 @@ def given(block: "nn.Module", state: torch.Tensor | None, device: str) -> Iterat
 
 
 def moved(activations: Activations, device: str) -> Activations:
-    """Activations on a device."""
+    """Return activations on a device."""
     found = Activations(activations.mask.to(device))
     for name in STORES:
         getattr(found, name).update({k: one.to(device) for k, one in getattr(activations, name).items()})
@@ -222,7 +226,7 @@ class Host:
     @staticmethod
     @contextmanager
     def of(model: "nn.Module", weights: Weights, batches: Sequence[Tokens], wanted: Wanted) -> "Iterator[Host]":
-        """Enough of it for what is wanted of all batches, with a line on what is used."""
+        """Reserve room for the `wanted` tensors of all batches, with a log line about the kind of memory."""
         tokens = sum(batch.input_ids.numel() for batch in batches)
         widths = 1 + sum(len(one) for one in (wanted.hidden_states, wanted.mlp_output, wanted.mlp_input))
         inner = getattr(model.config, "intermediate_size", None) or 4 * model.config.hidden_size
@@ -247,7 +251,7 @@ class Host:
             yield Host(False, folder)
 
     def keep(self, tensor: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
-        """A copy in host memory, in the place of an earlier one if there is."""
+        """Copy a tensor to host memory, in the place of an earlier one if there is one."""
         if there is None:
             there = self._empty(tensor)
         there.copy_(tensor)
@@ -261,7 +265,7 @@ class Host:
         return torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
 
     def gather(self, found: Activations, kept: Activations | None, wanted: Wanted, block: int) -> Activations:
-        """What is wanted of a block's activations, beside what was kept before."""
+        """Merge the `wanted` activations of a block with those kept before."""
         kept = kept or Activations(found.mask.cpu())
         for name in STORES:
             if block in getattr(wanted, name):

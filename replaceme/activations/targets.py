@@ -1,4 +1,4 @@
-"""What is fitted on what: the rows m and the target r of a transform, `m T ~ r`, by its placement, and their weights.
+"""Define the rows m and the target r of a transform, `m T ~ r`, by its placement, and the weights of the rows.
 
 - mlp: m = M, what the carrier's MLP adds; r = hidden_states[end-1] - hidden_states[start-1] + M (eq. 6). T is folded
   into the down projection.
@@ -6,8 +6,8 @@
   maps `W T` of the mlp placement are among these, and the parameters are as many as before.
 - block: m = hidden_states[start-1], r = hidden_states[end-1]. T is a linear layer of its own after the carrier (A.9).
 - upstream: as block; T, a multiple of the identity, goes into the weights that write to it (see `stream_scale`).
-- inputs: m = the inputs of the down projection and of the MLP, side by side, and the r of mlp: no placement, but what
-  the neurons to recycle are chosen from.
+- inputs: m = the inputs of the down projection and of the MLP, side by side, and the r of mlp: no placement, but the
+  rows that the recycled neurons are chosen from.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def wanted_by(regression: Regression, groups: Sequence[tuple[int, int]]) -> Wanted:
-    """What has to be captured for every [start, end)."""
+    """Return the activations to capture for every [start, end)."""
     states = frozenset(block for start, end in groups for block in (start - 1, end - 1))
     carriers = frozenset(start - 1 for start, _ in groups)
     return Wanted(
@@ -37,7 +37,7 @@ def wanted_by(regression: Regression, groups: Sequence[tuple[int, int]]) -> Want
 def rows_of(
     regression: Regression, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
 ) -> tuple["torch.Tensor", tuple["torch.Tensor", ...]]:
-    """(m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each."""
+    """Return (m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each."""
     import torch
 
     carrier = start - 1
@@ -58,13 +58,13 @@ def rows_of(
 def unmasked_rows_of(
     regression: Regression, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """(m [tokens, width], r [tokens, hidden]) of the unmasked tokens of a batch."""
+    """Return (m [tokens, width], r [tokens, hidden]) of the unmasked tokens of a batch."""
     m, terms = rows_of(regression, activations, start, end, recycled)
     return m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
 
 
 def weights_of(regression: Regression, terms: tuple["torch.Tensor", ...]) -> "torch.Tensor | None":
-    """The weight of each token [samples, tokens], float32; None where all count alike."""
+    """Return the weight of each token [samples, tokens], float32; None where all count alike."""
     if regression.weighting == "uniform":
         return None
     energy = formed(terms).square().sum(-1)
@@ -72,7 +72,7 @@ def weights_of(regression: Regression, terms: tuple["torch.Tensor", ...]) -> "to
 
 
 def formed(terms: tuple["torch.Tensor", ...]) -> "torch.Tensor":
-    """r = a - b + c, or r alone, in float32 or wider."""
+    """Return r = a - b + c, or r alone, in float32 or wider."""
     import torch
 
     wide = [term.to(torch.promote_types(term.dtype, torch.float32)) for term in terms]
