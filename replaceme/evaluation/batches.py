@@ -1,4 +1,4 @@
-"""Which contexts and answers run together in one forward pass: grouped by context, sorted, and as many as fit."""
+"""Choose the contexts and answers that run in one forward pass: grouped by context, sorted, as many as fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ CACHED = 8  # tokens that a cache may hold for each of a pass
 
 @dataclass(frozen=True)
 class Room:
-    """How much a forward pass may hold: padded tokens, rows of logits, sequences."""
+    """The size of a forward pass: padded tokens, rows of logits, sequences."""
 
     tokens: int
     rows: int
@@ -42,12 +42,12 @@ class Group:
 
     @property
     def shared(self) -> bool:
-        """Whether answers run after the context, rather than with it."""
+        """True if answers run after the context, rather than with it."""
         return len(self.answers) > 1
 
     @cached_property
     def sequence(self) -> tuple[int, ...]:
-        """The tokens of the first pass."""
+        """Tokens of the first pass."""
         return self.context if self.shared else self.context + self.answers[0][:-1]
 
     @property
@@ -57,7 +57,7 @@ class Group:
 
     @cached_property
     def tails(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The answers, with their places among all, that need a second pass: those of more than one token."""
+        """Answers of more than one token, which need a second pass, with their places among all."""
         return [(k, one) for k, one in enumerate(self.answers) if self.shared and len(one) > 1]
 
 

@@ -28,7 +28,7 @@ from replaceme.provenance.environment import hardware, versions
 
 @dataclass(frozen=True)
 class Ready:
-    """Tasks whose prompts are made: the items of each and of its members, and the metric that stands for it.
+    """Tasks with their prompts: the items of each and of its members, and the metric that stands for it.
 
     `perplexity` is a task and the perplexity that it reports.
     """
@@ -79,7 +79,7 @@ def evaluate(
 
 @contextmanager
 def ready(manager: Any, section: EvaluationConfig) -> Iterator[Ready]:
-    """Load tasks and make all their prompts; raises ReplaceMeError for what can be known before a model answers.
+    """Load tasks and build all their prompts; raises ReplaceMeError for faults that show before a model answers.
 
     Copies of local data are gone after the block, in which no library tries the network where all data are local.
     """
@@ -122,7 +122,9 @@ def _seed(seed: int) -> None:
 
 
 def _score(name: str, tasks: Ready, options: TaskConfig, seed: int) -> dict[str, Any]:
-    """One task's part of the record; `items` are the values of the chosen metric, one per item in the task's order."""
+    """Return one task's part of the record; `items` are the values of the chosen metric, one per item in the task's
+    order.
+    """
     members, metric = tasks.asked[name], tasks.metrics[name]
     pools = scoring.pools_of(members)
     found = scoring.estimates(name, members, pools, seed)
@@ -146,7 +148,7 @@ def _score(name: str, tasks: Ready, options: TaskConfig, seed: int) -> dict[str,
 
 
 def _parts(members: Sequence[Asked], metric: str, seed: int) -> dict[str, Any]:
-    """Of a group, the `members`: each task's value by the group's metric; of a single task nothing."""
+    """Return each member's value by the metric of a group; for a single task nothing."""
     if len(members) == 1:
         return {}
     found = {}
@@ -158,7 +160,9 @@ def _parts(members: Sequence[Asked], metric: str, seed: int) -> dict[str, Any]:
 
 
 def _documents(members: Sequence[Asked]) -> str:
-    """SHA-256 over the items and their prompts: equal hashes mean that two models answered the same questions."""
+    """Return the SHA-256 over the items and their prompts: equal hashes mean that two models answered the same
+    questions.
+    """
     digest = hashlib.sha256()
     for one in members:
         for _ in answers.filters_of(one.task):
@@ -168,7 +172,7 @@ def _documents(members: Sequence[Asked]) -> str:
 
 
 def average(scored: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """Avg-acc over the tasks with `in_average`, and its standard error; None where there are none."""
+    """Return the mean accuracy over the tasks with `in_average`, and its standard error; None where there are none."""
     counted = [(task["value"], task["stderr"]) for task in scored.values() if task["in_average"]]
     if not counted:
         return None
@@ -177,7 +181,7 @@ def average(scored: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _perplexity(tasks: Ready) -> dict[str, Any] | None:
-    """Perplexity of a task as it reports it (per target, per word or per byte), from per-item log-likelihoods."""
+    """Return the perplexity that a task reports (per target, per word or per byte), from per-item log-likelihoods."""
     if tasks.perplexity is None:
         return None
     name, metric = tasks.perplexity

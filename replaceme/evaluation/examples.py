@@ -1,4 +1,4 @@
-"""Examples in a prompt: enough of them, and never the item that is asked.
+"""Choose enough examples for a prompt, and never the item itself.
 
 lm-eval takes an item out of its own examples only where `fewshot_split` is named and is the `test_split`. A task with a
 test split alone draws from that split without a word, a validation split that is evaluated may be named, and one file
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluated_split(task: "Task") -> str | None:
-    """The split whose items are asked."""
+    """Return the split of the evaluated items."""
     return task.get_config("test_split") or task.get_config("validation_split")
 
 
 def examples_split(task: "Task") -> str | None:
-    """The split that examples are drawn from, None where they are listed in the task."""
+    """Return the split that examples are drawn from, None where they are listed in the task."""
     chosen = task.get_config("fewshot_config")
     if getattr(chosen, "split", None) is not None:
         return chosen.split
@@ -33,7 +33,7 @@ def examples_split(task: "Task") -> str | None:
 
 
 def from_evaluated(task: "Task") -> str | None:
-    """What to say where examples come from the items that are asked, None where they do not."""
+    """Return a warning if examples come from the evaluated items, else None."""
     split = examples_split(task)
     if not task.get_config("num_fewshot") or split is None or split != evaluated_split(task):
         return None
@@ -44,7 +44,7 @@ def from_evaluated(task: "Task") -> str | None:
 
 
 class Examples:
-    """A sampler of lm-eval that does not draw the item that is `asked`; `left_out` counts where it had to leave it."""
+    """A sampler of lm-eval that never draws the evaluated item; `left_out` counts how often it skipped one."""
 
     def __init__(self, task: "Task") -> None:
         self.task, self.sampler = task, task.sampler
@@ -58,7 +58,7 @@ class Examples:
         return self
 
     def sample(self, n: int, eval_doc: Any = None, **options: Any) -> Sequence[Any]:
-        """`n` examples, as lm-eval draws them unless the item is among them; fewer where there are no others."""
+        """Draw `n` examples as lm-eval does, without the item itself; fewer where there are no others."""
         drawn = self.sampler.sample(n=n, eval_doc=eval_doc, **options)
         question = self._content(self.asked)
         if not any(self._is_asked(one, question) for one in drawn):
@@ -79,7 +79,7 @@ class Examples:
         return question is not None and self._shown[id(example)] == question
 
     def _content(self, document: Any) -> tuple[str, str] | None:
-        """Question and answer as the task writes them, None for an example of another form."""
+        """Return question and answer as the task writes them, None for an example of another form."""
         try:
             question, answer = self.task.doc_to_text(document), self.task.doc_to_target(document)
             choices = self.task.doc_to_choice(document) if self.task.get_config("doc_to_choice") else None
@@ -93,9 +93,9 @@ class Examples:
 
 
 def keep_apart(task: "Task") -> Examples | None:
-    """Make a task leave an item out of its own examples; None where it shows no examples.
+    """Make a task leave an item out of its own examples; returns None where it shows no examples.
 
-    Raises ReplaceMeError where there are fewer than it asks for.
+    Raises ReplaceMeError where there are fewer examples than required.
     """
     wanted = task.get_config("num_fewshot") or 0
     if wanted == 0 or not hasattr(task, "sampler"):

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 def hits(scores: "torch.Tensor", classes: "torch.Tensor", k: int) -> list[float]:
-    """For each image whether its class is among the k of highest score; scores [images, classes]."""
+    """Return for each image whether its class is among the k of highest score; scores [images, classes]."""
     found = scores.topk(k, dim=1).indices == classes[:, None]
     return found.any(dim=1).double().tolist()
 
 
 def recall_by_class(right: list[float], classes: "torch.Tensor") -> list[float]:
-    """Items of the mean over classes of the share of images that are `right`; classes without images do not count.
+    """Return items of the mean over classes of the share of images that are `right`; classes without images do not
+    count.
 
     Without image i of class c, of which n_c images are right with share p_c, the mean changes by
     (p_c - right_i) / (n_c - 1) / (number of classes). A class of one image leaves no share, and adds no spread.
@@ -37,7 +38,7 @@ def recall_by_class(right: list[float], classes: "torch.Tensor") -> list[float]:
 
 
 def average_precision(scores: "torch.Tensor", labels: "torch.Tensor") -> list[float]:
-    """Items of the mean over classes of the average precision; scores and labels (0 or 1) [images, classes].
+    """Return items of the mean over classes of the average precision; scores and labels (0 or 1) [images, classes].
 
     With images in the order of falling scores, AP is the mean over those of the class of the share of the class among
     the images up to and with them; 0 for a class without images.
@@ -53,7 +54,7 @@ def average_precision(scores: "torch.Tensor", labels: "torch.Tensor") -> list[fl
 
 
 def _average_precision(truth: np.ndarray) -> tuple[float, np.ndarray]:
-    """The average precision of a ranked list, and that without each of its places, [images]."""
+    """Return the average precision of a ranked list, and that without each of its places, [images]."""
     rank, true = np.arange(1, len(truth) + 1), truth.cumsum()
     count = true[-1]
     precisions = truth * true / rank
@@ -67,10 +68,10 @@ def _average_precision(truth: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _after(values: np.ndarray) -> np.ndarray:
-    """The sum of all values after each place."""
+    """Return the sum of all values after each place."""
     return values[::-1].cumsum()[::-1] - values
 
 
 def _moved(metric: float, change: np.ndarray) -> list[float]:
-    """Items from the metric and its changes without each image."""
+    """Return items from the metric and its changes without each image."""
     return (metric + (len(change) - 1) * (change.mean() - change)).tolist()

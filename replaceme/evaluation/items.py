@@ -1,7 +1,8 @@
-"""Items of lm-eval's tasks: what they ask, what the model answers, and what the task makes of the answers.
+"""Items of lm-eval's tasks: their questions, the model's answers, and the task's scores of the answers.
 
-lm-eval's own loop aggregates every metric at its end, where one that fails loses the answers to all tasks. Here what a
-filter or a task's own scoring raises is kept beside the items that went well, and metrics are aggregated by `scoring`.
+lm-eval's own loop aggregates every metric at its end, where one that fails loses the answers to all tasks. Here errors
+of a filter or of a task's own scoring are kept beside the items without errors, and metrics are aggregated by
+`scoring`.
 """
 
 import copy
@@ -33,7 +34,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Asked:
-    """A task's items; of each filter what the task gave them (`values`), or why it gave nothing (`failures`)."""
+    """A task's items with their requests; for each filter the task's scores (`values`) or the reasons for none
+    (`failures`).
+    """
 
     task: "Task"
     items: list[Item]
@@ -42,12 +45,12 @@ class Asked:
 
 
 def filters_of(task: "Task") -> list[str]:
-    """The names of a task's filters, `none` where it names none."""
+    """Return the names of a task's filters, `none` where it names none."""
     return list(dict.fromkeys(ensemble.name for ensemble in getattr(task, "_filters", ())))
 
 
 def ask(task: "Task", limit: int | None) -> Asked:
-    """Make the requests of a task's first items (all of them for None); no model is needed.
+    """Build the requests of a task's first items (all of them for None); needs no model.
 
     Raises ReplaceMeError for whatever its templates, functions and data make impossible.
     """
@@ -72,7 +75,7 @@ def ask(task: "Task", limit: int | None) -> Asked:
 
 
 def _item(task: "Task", number: int, requests: "list[Instance]") -> Item:
-    """An item with the hashes that lm-eval gives it."""
+    """Return an item with the hashes that lm-eval gives it."""
     from lm_eval.utils import handle_non_serializable, hash_string
 
     requests.sort(key=lambda request: request.idx)
@@ -83,7 +86,7 @@ def _item(task: "Task", number: int, requests: "list[Instance]") -> Item:
 
 
 def said(error: BaseException) -> str:
-    """What an error of a task's code is, on one line."""
+    """Return the message of an error in a task's code, on one line."""
     return f"{type(error).__name__}: {in_one_line(error)}"
 
 
@@ -137,7 +140,7 @@ def score(asked: Asked) -> None:
 
 
 def _scores(asked: Asked, name: str) -> Iterator[dict[str, Any]]:
-    """What the task gives each item by one of its filters."""
+    """Yield the task's scores of each item by one of its filters."""
     own = callable(asked.task.get_config("process_results"))
     for item in asked.items:
         # a function of the task's own may change what it is given, and has it again for the next filter
@@ -152,7 +155,7 @@ def _scores(asked: Asked, name: str) -> Iterator[dict[str, Any]]:
 
 
 def rehearse(asked: Asked) -> Asked:
-    """Score a task's items with answers that are made up, and forget them: what a wrong task raises is known early."""
+    """Score a task's items with made-up answers and discard the scores, so that a faulty task raises early."""
     made_up = {"loglikelihood": lambda k: (-1.0 - k, False), "loglikelihood_rolling": lambda k: -1.0}
     trial = Asked(asked.task, asked.items)
     requests = asked.task.instances

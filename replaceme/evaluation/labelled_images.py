@@ -1,4 +1,4 @@
-"""Labelled images, of classes or with captions, as clip-benchmark lays them out or in a folder for each class.
+"""Read labelled images, with classes or captions, in the layout of clip-benchmark or in a folder for each class.
 
 In a folder, or a data set of the Hub, `classnames.txt`, `zeroshot_classification_templates.txt` and
 `dataset_type.txt` (`multilabel`, `retrieval`; none for classes) lie beside the folders of its splits. A split holds
@@ -27,7 +27,7 @@ PLAIN_TEMPLATE = "a photo of a {c}."
 
 
 def labelled(config: ZeroShotConfig) -> Labelled:
-    """The labelled images of a section, downloaded where they lie on the Hub; their samples are not read yet.
+    """Return the labelled images of a section, downloaded if they lie on the Hub; samples are not read yet.
 
     Raises ReplaceMeError for a missing or empty folder, labels of another kind than the metrics, and prompts that are
     not templates.
@@ -70,7 +70,7 @@ def _found(config: ZeroShotConfig, folder: Path, commit: str | None) -> Labelled
 
 
 def _place(config: ZeroShotConfig, folder: Path) -> Path:
-    """The folder of the split, or the whole one where no split was named and there is none."""
+    """Return the folder of the split, or the whole folder where no split is named and none exists."""
     place = folder / config.split
     if place.is_dir():
         return place
@@ -80,7 +80,9 @@ def _place(config: ZeroShotConfig, folder: Path) -> Path:
 
 
 def _class_folders(config: ZeroShotConfig, place: Path) -> tuple[Path, ...]:
-    """The folders of images, each of a class; raises ReplaceMeError where there are none, or where they are splits."""
+    """Return the folders of images, each of a class; raises ReplaceMeError where there are none, or where they are
+    splits.
+    """
     folders = tuple(sorted(path for path in place.iterdir() if path.is_dir() and _has_images(path)))
     if not folders or not all(_is_class(path, config.kind) for path in folders):
         raise ReplaceMeError(
@@ -95,19 +97,19 @@ def _has_images(folder: Path) -> bool:
 
 
 def _is_class(folder: Path, kind: str) -> bool:
-    """Whether images lie directly in a folder, and neither labels nor tar files, as they would in one of a split."""
+    """Return whether images lie directly in a folder, without the labels or tar files of a split."""
     endings = {path.suffix.lower() for path in folder.iterdir()}
     return bool(endings & SUFFIXES) and not endings & {".tar", f".{LABELS[kind]}"}
 
 
 def _listed(folder: Path) -> str:
-    """What a folder holds, its first few names."""
+    """List the first few names in a folder."""
     names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
     return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]) or "nothing"
 
 
 def check_kind(config: ZeroShotConfig, lines: Sequence[str]) -> None:
-    """Raise ReplaceMeError where the lines of dataset_type.txt (none: classes) do not go with the metrics."""
+    """Raise ReplaceMeError where the lines of dataset_type.txt (none: classes) do not fit the metrics."""
     stored = lines[0].lower() if lines else "classification"
     if stored not in METRICS:
         raise ReplaceMeError(f"{config.images}: {TYPE} says {stored!r}; known: {', '.join(METRICS)}")
@@ -119,7 +121,7 @@ def check_kind(config: ZeroShotConfig, lines: Sequence[str]) -> None:
 
 
 def _classes(config: ZeroShotConfig, folder: Path, folders: Sequence[Path]) -> tuple[str, ...]:
-    """The names of the classes: given ones, else those that the package knows, else those of the folders."""
+    """Return the names of the classes: given ones, else those that the package knows, else those of the folders."""
     found = _lines(folder / CLASSES)
     if not found and config.prompts is not None:
         found = _of_package("en_classnames").get(config.prompts, [])
@@ -165,12 +167,12 @@ def check_package() -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty; none where there is no such file."""
+    """Return the lines of a text file that are not empty; none where there is no such file."""
     return read_lines(path) if path.is_file() else []
 
 
 def files_of(config: ZeroShotConfig) -> list[Path]:
-    """All files of labelled images that lie in a local folder, sorted; none of those on the Hub."""
+    """Return all files of labelled images that lie in a local folder, sorted; none of those on the Hub."""
     folder = Path(config.images).expanduser()
     if not names_folder(config.images) or not folder.is_dir():
         return []

@@ -1,4 +1,4 @@
-"""The samples of labelled images: an image with its label, from tar files, plain files or a folder for each class.
+"""Read the samples of labelled images: an image with its label, from tar files, plain files or a folder for each class.
 
 As plain files: `s1.png` with `s1.cls`, the number of its class, `s1.npy`, a 0 or 1 for each class, or `s1.txt`, a
 caption in each line. In a tar file, as webdataset has it, the folder belongs to the name of a sample: `0001/image.png`
@@ -29,14 +29,14 @@ ENDINGS = {*SUFFIXES, *(f".{ending}" for ending in LABELS.values())}
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as it is stored, with its label: the number of a class, 0 or 1 for each, or captions."""
+    """A stored image with its label: the number of a class, 0 or 1 for each class, or captions."""
 
     name: str
     image: bytes
     label: Any
 
     def picture(self) -> "Image":
-        """The image in RGB."""
+        """Decode the image in RGB."""
         return opened(io.BytesIO(self.image), self.name)
 
 
@@ -44,7 +44,7 @@ class Sample:
 class Labelled:
     """Labelled images of a kind; `classes` and `templates` are the words of prompts, empty for captions.
 
-    `place` is where the samples lie, `folders` those of the classes where there are such, `commit` that of the Hub.
+    `place` is the folder of the samples, `folders` those of the classes if any, `commit` the revision on the Hub.
     """
 
     source: str
@@ -56,7 +56,7 @@ class Labelled:
     commit: str | None
 
     def samples(self) -> Iterator[Sample]:
-        """All samples in a fixed order, which in folders of classes takes an image of each in turn."""
+        """Yield all samples in a fixed order, which in folders of classes takes an image of each in turn."""
         if self.folders:
             yield from self._of_folders()
             return
@@ -70,7 +70,7 @@ class Labelled:
             yield from (Sample(str(path), path.read_bytes(), number) for path, number in filter(None, row))
 
     def _members(self) -> Iterator[tuple[Path, Iterator[tuple[str, bytes]]]]:
-        """Names and contents of the files of a sample after those of another, for each tar file."""
+        """Yield, tar file by tar file, the names and contents of the files, sample by sample."""
         for path in tars_of(self.place):
             yield path, _unpacked(path)
         files = sorted(path for path in self.place.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
@@ -109,7 +109,7 @@ class Labelled:
 
 
 def _key_and_ending(name: str) -> tuple[str, str]:
-    """What names a sample, folders and all up to the first dot behind them, and what follows it."""
+    """Split a name into the sample's key (folders and all up to the first dot) and the ending."""
     folder, slash, file = name.rpartition("/")
     stem, _, ending = file.partition(".")
     return folder + slash + stem, ending.lower()
@@ -133,7 +133,7 @@ def _captions(data: bytes) -> list[str]:
 
 
 def _unpacked(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Files of a tar by their name, read one by one and never written."""
+    """Yield the files of a tar by their name, read one by one and never written."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -146,5 +146,5 @@ def _unpacked(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def tars_of(place: Path) -> list[Path]:
-    """The tar files of a split in the order of their numbers."""
+    """Return the tar files of a split in the order of their numbers."""
     return sorted(place.glob("*.tar"), key=lambda path: (len(path.name), path.name))

@@ -72,7 +72,7 @@ def _reuses(model: "nn.Module") -> bool:
 
 
 def _answered(model: "nn.Module", batch: Sequence[Group]) -> list[list[Answered]]:
-    """Return the values of each group's answers, by a pass over sequences and one over what follows shared ones."""
+    """Return the values of each group's answers, by a pass over sequences and one over the tails of shared ones."""
     import torch
 
     ids, mask = _padded(model, [group.sequence for group in batch], left=True)
@@ -115,7 +115,7 @@ def _followed(
 
 
 def _padded(model: "nn.Module", sequences: Sequence[Sequence[int]], left: bool) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Return token ids and mask [sequences, longest] on the model's device; what pads is masked, whatever it is."""
+    """Return token ids and mask [sequences, longest] on the model's device; padding is masked, whatever its token."""
     import torch
 
     width = max(map(len, sequences))
@@ -156,7 +156,7 @@ def _run(
 
 @contextmanager
 def _rows_alone(model: "nn.Module", rows: "torch.Tensor") -> Iterator[None]:
-    """Have a model's head compute the logits of some rows of [sequences * tokens] alone, as [1, rows, vocabulary]."""
+    """Make a model's head compute the logits of some rows of [sequences * tokens] only, as [1, rows, vocabulary]."""
 
     def gather(_: Any, given: tuple) -> tuple:
         return (given[0].flatten(0, 1)[rows.to(given[0].device)].unsqueeze(0), *given[1:])

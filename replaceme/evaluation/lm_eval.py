@@ -42,7 +42,9 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_bar() -> Iterator[None]:
-    """One bar of `replaceme.core.progress`, that of the requests, for the many of lm-eval and datasets."""
+    """Show one progress bar on stderr, paced like `replaceme.core.progress`, instead of the many of lm-eval and
+    datasets.
+    """
     import datasets
 
     enabled = not datasets.utils.are_progress_bars_disabled()
@@ -66,13 +68,13 @@ def one_bar() -> Iterator[None]:
 
 
 def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
-    """The items alone, in place of tqdm's bar over them."""
+    """Yield the items alone, in place of tqdm's bar over them."""
     return items
 
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """lm-eval compiles a task's templates anew for each of its items, a millisecond each time."""
+    """Compile a task's templates once; lm-eval compiles them anew for each item, a millisecond each time."""
     from lm_eval.utils import env
 
     env.from_string = functools.cache(env.from_string)
@@ -121,7 +123,7 @@ def _load(manager: "TaskManager", name: str) -> list["Task"]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a task cannot be loaded, in words where those of lm-eval and datasets say nothing."""
+    """Explain why a task cannot be loaded, where the messages of lm-eval and datasets say nothing."""
     if isinstance(error, KeyError) and error.args == (None,):
         return "a metric that lm-eval does not know has no `aggregation` in metric_list"
     if isinstance(error, KeyError) and re.fullmatch(r"\w+", str(error.args[0])):
@@ -156,7 +158,7 @@ def _anchor(entry: Any, name: str, cache: str) -> None:
 
 
 def _absolute(files: Any, folder: Path, task: str) -> Any:
-    """Data files as absolute paths: as they are, else under the YAML's folder, else under the working directory."""
+    """Return data files as absolute paths: as given, else under the YAML's folder, else under the working directory."""
     if isinstance(files, Mapping):
         return {split: _absolute(value, folder, task) for split, value in files.items()}
     if not isinstance(files, str):
@@ -172,7 +174,9 @@ def _absolute(files: Any, folder: Path, task: str) -> Any:
 
 
 def _taken(path: Path, task: str, *otherwise: str) -> str:
-    """A path that `datasets` takes as it is; raises ReplaceMeError where it holds what that reads `otherwise`."""
+    """Return a path as text; raises ReplaceMeError where it contains characters that `datasets` interprets
+    (`otherwise`).
+    """
     found = next((one for one in otherwise if one in str(path)), None)
     if found is not None:
         raise ReplaceMeError(
@@ -184,7 +188,7 @@ def _taken(path: Path, task: str, *otherwise: str) -> str:
 def language_model(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, most: int | None = None
 ) -> Any:
-    """lm-eval's wrapper of a loaded model."""
+    """Return lm-eval's wrapper of a loaded model."""
     with quiet(logging.ERROR):  # it warns that a loaded model ignores its own loading options
         from replaceme.evaluation.prefixes import LanguageModel
 

@@ -1,8 +1,8 @@
-"""Text that a model is shortened or healed on and then measured on: a warning wherever both are known.
+"""Warn where a model is evaluated on text that it was shortened or healed on, wherever both are known.
 
-The same file, by its path or by what it holds, or the same split of a data set of the Hub. A checkpoint's record says
-what it was made with. Of a config the tasks are read from the YAML files of `include`, without lm-eval, which takes
-seconds to import; those of lm-eval itself are known where a model is evaluated.
+Compared are files, by path or content, and splits of data sets of the Hub. A checkpoint's record lists its texts. Of a
+config the tasks are read from the YAML files of `include`, without lm-eval, which takes seconds to import; those of
+lm-eval itself are known where a model is evaluated.
 """
 
 import glob
@@ -30,7 +30,7 @@ SEEN = "so that what is measured on it was seen before; take other text"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a task is measured on: local files, or a split of a data set of the Hub (`name`: its subset)."""
+    """The data that a task evaluates on: local files, or a split of a Hub data set (`name`: its subset)."""
 
     task: str
     files: tuple[Path, ...] = ()
@@ -40,7 +40,7 @@ class Measured:
 
 
 def measured_on(config: Mapping[str, Any], folder: Path) -> Measured:
-    """What the config of a task measures on; relative paths of files mean `folder`, or else where we are."""
+    """Return the data that a task's config evaluates on; relative paths are under `folder` or the working directory."""
     task, path = str(config.get("task")), config.get("dataset_path")
     split = config.get("test_split") or config.get("validation_split")
     if path not in FILE_FORMATS:
@@ -53,7 +53,7 @@ def measured_on(config: Mapping[str, Any], folder: Path) -> Measured:
 
 
 def _files(pattern: str, folder: Path) -> list[Path]:
-    """The files that a path or pattern of a task means."""
+    """Return the files that a path or pattern of a task matches."""
     for base in (folder, Path.cwd()):
         place = base / pattern
         found = [place] if place.is_file() else _matches(place)
@@ -68,7 +68,7 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def overlap(source: Mapping[str, Any], measured: Measured) -> bool:
-    """Whether a text (a section or record of a calibration) is what a task is measured on."""
+    """Return whether a text (a section or record of a calibration) is the data that a task evaluates on."""
     dataset = source.get("dataset")
     if dataset is None:
         return False
@@ -84,7 +84,7 @@ def overlap(source: Mapping[str, Any], measured: Measured) -> bool:
 
 
 def _same_file(text: Path, digest: str | None, measured: Path) -> bool:
-    """By path, else by content, which is read only where the sizes agree."""
+    """Return whether two files are the same by path, else by content, which is read only where the sizes agree."""
     if text.is_file() and measured.samefile(text):
         return True
     if digest is None and text.is_file() and text.stat().st_size == measured.stat().st_size:
@@ -93,7 +93,9 @@ def _same_file(text: Path, digest: str | None, measured: Path) -> bool:
 
 
 def seen_texts(config: Config, evaluation: str, tasks: Sequence[Measured] | None = None) -> list[str]:
-    """A line for each text of a config's tables on which their evaluation measures: its own tasks, or those given."""
+    """Return a line for each calibration text of a config that its evaluation measures on, by its own or given
+    tasks.
+    """
     section = config.evaluations[evaluation]
     names: set[str] = set()
     for table in config.tables.values():
@@ -112,13 +114,13 @@ def seen_texts(config: Config, evaluation: str, tasks: Sequence[Measured] | None
 
 
 def all_seen_texts(config: Config) -> list[str]:
-    """The lines of `seen_texts` for all evaluations of a config's tables."""
+    """Return the lines of `seen_texts` for all evaluations of a config's tables."""
     used = sorted({table.evaluation for table in config.tables.values() if table.evaluation is not None})
     return [line for evaluation in used for line in seen_texts(config, evaluation)]
 
 
 def warn(folder: str | Path, tasks: Sequence["Task"]) -> None:
-    """Warn of tasks that are measured on what the record of a checkpoint says that it was made with."""
+    """Warn of tasks whose data the record of a checkpoint lists as calibration or training text."""
     path = Path(folder) / RECORD
     if not path.is_file():
         return
@@ -138,7 +140,7 @@ def warn(folder: str | Path, tasks: Sequence["Task"]) -> None:
 
 
 def _texts(record: Any) -> Iterator[Mapping[str, Any]]:
-    """All records of calibrations within a record."""
+    """Yield all records of calibrations within a record."""
     if isinstance(record, Mapping):
         if isinstance(record.get("dataset"), str):
             yield record
@@ -150,14 +152,14 @@ def _texts(record: Any) -> Iterator[Mapping[str, Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads the YAML of a task without importing what `!function` names."""
+    """A YAML loader for tasks that does not import the functions named by `!function`."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: None)
 
 
 def _in_folders(name: str, include: str | None) -> list[Measured]:
-    """What a task, group or tag of the `include` folder measures on; nothing of what is not there or cannot be read."""
+    """Return the data of a task, group or tag of the `include` folders; nothing for missing or unreadable files."""
     files = [path for folder in folders_of(include) for path in sorted(folder.rglob("*.yaml"))]
     wanted, found = [name], {}
     for one in wanted:
@@ -170,7 +172,7 @@ def _in_folders(name: str, include: str | None) -> list[Measured]:
 
 
 def _naming(name: Any, files: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The task files in which a name may stand; a folder may hold thousands, and to parse them all takes long."""
+    """Yield the task files that may contain a name; parsing all of thousands of files would take long."""
     for path in files:
         try:
             content = path.read_bytes()
@@ -189,7 +191,7 @@ def _member(item: Any) -> Any:
 
 
 def _with_included(path: Path, depth: int) -> dict[str, Any]:
-    """A YAML with what it includes, as lm-eval merges them."""
+    """Return a YAML merged with the files that it includes, as lm-eval merges them."""
     config = yaml.load(path.read_bytes(), Loader=_Loader)
     if not isinstance(config, dict) or depth > 9:
         raise ValueError

@@ -1,9 +1,9 @@
 """Our model class for lm-eval: log-likelihoods of `likelihoods`, every text begun as its tokenizer begins texts, once.
 
 lm-eval puts the token for the beginning before a text whose log-likelihood it rolls over, although many tokenizers have
-put one there: it would stand twice, and its own log-likelihood, of what is no text, would be counted. Where a tokenizer
-puts a token behind a text, the answer to a prompt would lose its first. Tokenizers without any special token work as
-far as nothing depends on one.
+put one there: the token would stand twice, and its own log-likelihood, which is not of text, would be counted. Where a
+tokenizer puts a token behind a text, the answer to a prompt would lose its first. Tokenizers without any special token
+work as far as nothing depends on one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ LONGEST_SHOWN = 60  # characters of an answer, in a message
 
 
 class LanguageModel(HFLM):
-    """A loaded model and its tokenizer, of which config.json gives the special tokens that it lacks.
+    """A loaded model and its tokenizer; config.json supplies special tokens that the tokenizer lacks.
 
     `batch_size` prompts are continued at once; of answers that are scored `most` run in a pass (None: what fits).
     """
@@ -49,17 +49,17 @@ class LanguageModel(HFLM):
 
     @property
     def eot_token_id(self) -> int | None:
-        """The token for the end, None where there is none."""
+        """Token for the end, None where there is none."""
         return self._eos
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str | None:
-        """The text of tokens; None, which stops no answer, for the end of a model that has none."""
+        """Decode tokens; None, which stops no answer, for the end of a model without end token."""
         return None if tokens is None else super().tok_decode(tokens, skip_special_tokens)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
     ) -> list[int]:
-        """The tokens of a text as lm-eval has them, without what the tokenizer puts behind it."""
+        """Encode a text as lm-eval does, without the tokens that the tokenizer appends."""
         if self.prefix_token_id is None:
             ids = self.tokenizer.encode(string)
         else:
@@ -69,7 +69,7 @@ class LanguageModel(HFLM):
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def check(self, requests: "Iterable[Instance]") -> None:
-        """Raise ReplaceMeError where a request has nothing to be predicted from."""
+        """Raise ReplaceMeError where a request has no token to predict from."""
         if self.prefix_token_id is not None:
             return
         for request in requests:
@@ -83,7 +83,7 @@ class LanguageModel(HFLM):
                 )
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, each token given those before it, in windows of the model's length."""
+        """Return log-likelihoods of whole texts, each token given those before it, in windows of the model's length."""
         windows = [
             (number, None, *one) for number, request in enumerate(requests) for one in self._windows(*request.args)
         ]
@@ -94,7 +94,7 @@ class LanguageModel(HFLM):
         return totals
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
-        """Pairs of given and of predicted tokens; the first are given what the tokenizer puts before a text."""
+        """Return pairs of context and predicted tokens; the first context is the tokenizer's prefix."""
         before = self.before or [self.prefix_token_id]
         ids = super().tok_encode(text)
         if ids[: len(before)] == before:
@@ -107,7 +107,7 @@ class LanguageModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each answer, and whether it is the likeliest, once all requests can be answered."""
+        """Return lm-eval's log-likelihoods, after a check of all requests at once instead of batch by batch."""
         for texts, _, answer in requests:
             if not 0 < len(answer) <= self.max_length:
                 shown = printable(texts[1] if texts else "")[:LONGEST_SHOWN]
@@ -120,7 +120,7 @@ class LanguageModel(HFLM):
 
 
 def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before and behind a text."""
+    """Return the tokens that a tokenizer puts before and after a text."""
     for text in ("a", tokenizer.decode([len(tokenizer) // 2])):
         bare, whole = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
         for start in range(len(whole) - len(bare) + 1):
@@ -130,7 +130,7 @@ def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> tuple[int | None, int | None]:
-    """The tokens for the beginning and the end: the tokenizer's, or where it has neither those of config.json."""
+    """Return the begin and end tokens of the tokenizer, or of config.json where the tokenizer has neither."""
     found = tokenizer.bos_token_id, tokenizer.eos_token_id
     if found != (None, None):
         return found

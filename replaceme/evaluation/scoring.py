@@ -34,17 +34,17 @@ class Pool:
 
     @property
     def given(self) -> list[Any]:
-        """The values that are there."""
+        """Values that are not MISSING."""
         return [value for value in self.values if value is not MISSING]
 
 
 def named(metric: str, name: str) -> str:
-    """How a metric after a filter is called: lm-eval's `metric,filter`, without a filter that is `none`."""
+    """Return lm-eval's name of a metric after a filter, `metric,filter`, without a filter named `none`."""
     return metric if name == "none" else f"{metric},{name}"
 
 
 def pools_of(members: Sequence[Asked]) -> dict[str, Pool]:
-    """The values of all metrics by name, over the items of a task or of all tasks of a group."""
+    """Return the values of all metrics by name, over the items of a task or of all tasks of a group."""
     names = list(dict.fromkeys(name for one in members for name in filters_of(one.task)))
     pools = {}
     for name in names:
@@ -57,7 +57,7 @@ def pools_of(members: Sequence[Asked]) -> dict[str, Pool]:
 
 
 def plain(value: Any) -> Any:
-    """What an item's value is as plain data: floats, lists, dicts, text."""
+    """Convert an item's value to plain data: floats, lists, dicts, text."""
     if hasattr(value, "tolist"):  # of numpy and of torch
         value = value.tolist()
     if isinstance(value, Real | Decimal):
@@ -73,7 +73,7 @@ def plain(value: Any) -> Any:
 
 
 def stored(value: Any) -> Any:
-    """What stands in a record for an item's value: plain data in which a number that is not finite is null."""
+    """Convert an item's value for a record: plain data with null for numbers that are not finite."""
     if value is MISSING:
         return None
     value = plain(value)
@@ -85,11 +85,11 @@ def stored(value: Any) -> Any:
 
 
 class NoNumber(ValueError):
-    """What an aggregation gives is not a finite number."""
+    """An aggregation gave no finite number."""
 
 
 def number(value: Any) -> float:
-    """A finite number as a float; raises NoNumber for everything else."""
+    """Return a finite number as a float; raises NoNumber for everything else."""
     found = plain(value)
     while isinstance(found, list) and len(found) == 1 and hasattr(value, "tolist"):
         found = found[0]  # an array of one number
@@ -101,7 +101,7 @@ def number(value: Any) -> float:
 
 
 def estimate(aggregate: Aggregation, items: Sequence[Any], seed: int) -> dict[str, uncertainty.Estimate]:
-    """A metric's value with its standard error under the key ''; of a dict those of its entries that are numbers.
+    """Return a metric's value with its standard error under the key ''; for a dict those of its numeric entries.
 
     Raises NoNumber where there is none, and whatever the aggregation raises.
     """
@@ -138,7 +138,7 @@ def _bits(items: list[Any]) -> uncertainty.Estimate:
 
 
 def _bootstrap(aggregate: Aggregation, items: Sequence[Any], seed: int) -> float | None:
-    """The standard deviation over resamples of the items; None where one of them has no finite value."""
+    """Return the standard deviation over resamples of the items; None where one of them has no finite value."""
     import numpy
 
     if len(items) < 2:
@@ -152,14 +152,14 @@ def _bootstrap(aggregate: Aggregation, items: Sequence[Any], seed: int) -> float
 
 @dataclass(frozen=True)
 class Estimates:
-    """Estimates by name of a metric, and why there are none of others."""
+    """Estimates by metric name, and the reasons why other metrics have none."""
 
     found: dict[str, uncertainty.Estimate]
     missing: dict[str, str]
 
 
 def estimates(name: str, members: Sequence[Asked], pools: Mapping[str, Pool], seed: int) -> Estimates:
-    """All metrics of a task or group, with a warning for each that has no value or no standard error."""
+    """Estimate all metrics of a task or group, with a warning for each that has no value or no standard error."""
     answer = Estimates({}, {})
     for one in members:
         for which, reason in one.failures.items():
@@ -184,7 +184,7 @@ def estimates(name: str, members: Sequence[Asked], pools: Mapping[str, Pool], se
 
 
 def aggregation(task: "Task", metric: str) -> Aggregation:
-    """How a task aggregates a metric: as it says, else lm-eval's mean."""
+    """Return how a task aggregates a metric: its own function, else lm-eval's mean."""
     from lm_eval.api.metrics import mean
 
     return task.aggregation().get(metric, mean)
@@ -208,7 +208,7 @@ def check_value(name: str, metric: str, pools: Mapping[str, Pool], all_metrics: 
 
 
 def value_of(task: "Task", pool: Pool, seed: int) -> tuple[float | None, float | None]:
-    """A metric's value and standard error over a pool of one task's, None for what there is not."""
+    """Return a metric's value and standard error over the pool of one task, None where missing."""
     try:
         return (
             estimate(aggregation(task, pool.metric), pool.given, seed).get("", (None, None))
@@ -220,7 +220,9 @@ def value_of(task: "Task", pool: Pool, seed: int) -> tuple[float | None, float |
 
 
 def perplexity_of(name: str, metric: str, items: Sequence[Any]) -> uncertainty.Estimate:
-    """The perplexity of log-likelihoods with its standard error; raises ReplaceMeError where they come to none."""
+    """Return the perplexity of log-likelihoods with its standard error; raises ReplaceMeError where it is not
+    finite.
+    """
     try:
         value, stderr = uncertainty.perplexity(items)
         return number(value), stderr

@@ -102,7 +102,7 @@ def _check_length(model: "PreTrainedModel", folder: str | Path, length: int) -> 
 
 
 def _repeat(model: "PreTrainedModel", load: _Workload) -> tuple[float, float]:
-    """Seconds of one prefill and of the decoding steps after it."""
+    """Measure the seconds of one prefill and of the decoding steps after it."""
     load.synchronize()
     start = time.perf_counter()
     output = model(load.prompt, use_cache=True, **load.last_only)
@@ -116,7 +116,7 @@ def _repeat(model: "PreTrainedModel", load: _Workload) -> tuple[float, float]:
 
 
 def _encoding(encoder: "nn.Module", load: _Workload) -> tuple[float, float]:
-    """Seconds of a forward pass of an encoder, and none of decoding."""
+    """Measure the seconds of a forward pass of an encoder; decoding takes none."""
     load.synchronize()
     start = time.perf_counter()
     encoder(load.prompt)
@@ -127,7 +127,7 @@ def _encoding(encoder: "nn.Module", load: _Workload) -> tuple[float, float]:
 def _images(
     config: dict[str, Any], folder: str | Path, batch_size: int, generator: "torch.Generator"
 ) -> tuple["torch.Tensor", int]:
-    """Random pixels of the size that an encoder takes, and how many hidden states it makes of an image."""
+    """Return random pixels of the size that an encoder takes, and its number of hidden states for an image."""
     import torch
 
     from replaceme.calibration.images import positions_of
@@ -147,7 +147,7 @@ def _rates(values: list[float]) -> dict[str, float | None]:
 
 
 def _embedding_parameters(model: "PreTrainedModel") -> int:
-    """Parameters of the token embedding and of the head; a head tied to the embedding counts once."""
+    """Count the parameters of the token embedding and of the head; a tied head counts once with the embedding."""
     tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
     return sum(table.numel() for table in tables.values())
 

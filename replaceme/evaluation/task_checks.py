@@ -1,4 +1,4 @@
-"""What is wrong with a task before any model answers: its metric, its filters, its examples, its right answers.
+"""Find faults of a task before any model answers: its metric, its filters, its examples, its right answers.
 
 Of a task that is loaded everything is tried on its own items, with answers that are made up; of one that would first
 have to be downloaded, the YAML alone says which metrics and filters there are.
@@ -32,12 +32,12 @@ class Declared:
 
 
 def declared(task: "Task") -> Declared:
-    """Those of a loaded task."""
+    """Return the metrics and filters of a loaded task."""
     return Declared([*task.aggregation()], filters_of(task))
 
 
 def declared_in(config: Mapping[str, Any]) -> Declared | None:
-    """Those of a task's YAML; None of a task that is a class, or whose YAML cannot be read."""
+    """Return the metrics and filters in a task's YAML; None for a task that is a class, or an unreadable YAML."""
     from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 
     if not config or "class" in config:
@@ -51,7 +51,7 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
 
 
 def chosen_metric(name: str, members: Sequence[Declared], options: TaskConfig) -> str:
-    """The metric that stands for a task, `metric,filter` where its filter has a name.
+    """Return the metric that stands for a task, `metric,filter` where its filter has a name.
 
     Raises ReplaceMeError when the task, or one of a group's, lacks it.
     """
@@ -78,7 +78,7 @@ def chosen_metric(name: str, members: Sequence[Declared], options: TaskConfig) -
 
 
 def perplexity_metric(name: str, members: Sequence[Declared]) -> str:
-    """The perplexity that a task reports; raises ReplaceMeError when it reports none."""
+    """Return the perplexity that a task reports; raises ReplaceMeError when it reports none."""
     metrics, filters = _common([one.metrics for one in members]), _common([one.filters for one in members])
     for metric in PERPLEXITIES:
         if metric in metrics and filters:
@@ -95,7 +95,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def prepared(task: "Task", wanted: Sequence[str], limit: int | None, own: bool) -> Asked:
-    """The items of a task with their prompts, once all is found right; `wanted` are the metrics that must come of it.
+    """Return the items of a task with their prompts, after all checks; `wanted` are the metrics that must have a value.
 
     Raises ReplaceMeError for code that the task would run, too few examples, prompts that cannot be made, and right
     answers that are none (a warning unless the task is the user's `own`).
@@ -111,7 +111,9 @@ def prepared(task: "Task", wanted: Sequence[str], limit: int | None, own: bool) 
 
 
 def _check_kind(task: "Task") -> None:
-    """Refuse code and pictures, and filters that cannot be made, which lm-eval makes when all is answered."""
+    """Refuse tasks with code, pictures, or filters that cannot be built, which lm-eval builds only after all
+    answers.
+    """
     for attribute, what in (("UNSAFE_CODE", "runs what a model writes"), ("MULTIMODAL", "shows images or sounds")):
         if getattr(task, attribute, False):
             raise ReplaceMeError(f"evaluation task {task.task_name!r} {what}, which is not done here; drop it")
@@ -127,7 +129,7 @@ def _check_kind(task: "Task") -> None:
 
 
 def _check_answers(asked: Asked, own: bool) -> None:
-    """Find items of multiple choice whose right answer is none of the choices: lm-eval counts them as wrong."""
+    """Report multiple-choice items whose right answer is none of the choices: lm-eval counts them as wrong."""
     task = asked.task
     if task.OUTPUT_TYPE != "multiple_choice":
         return
@@ -153,7 +155,7 @@ def _check_answers(asked: Asked, own: bool) -> None:
 
 
 def _check_scoring(asked: Asked, wanted: Sequence[str]) -> None:
-    """Try a task's scoring on made-up answers; not where its own code judges text, which may fail on such answers."""
+    """Try a task's scoring on made-up answers, unless its own code judges text, which may fail on such answers."""
     task = asked.task
     for metric in wanted:
         if not callable(task.aggregation()[metric.partition(",")[0]]):

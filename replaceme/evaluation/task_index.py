@@ -1,6 +1,6 @@
-"""lm-eval's tasks by name: which there are, what a group stands for, and what they need before they can be loaded.
+"""Look up lm-eval's tasks by name: which exist, what a group stands for, and what they need before loading.
 
-Tasks of the user's own are YAML files in an `include` folder; lm-eval's are read only where one is asked for.
+Tasks of the user's own are YAML files in an `include` folder; lm-eval's own are read only if a name needs them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ Include = Path | str | Sequence[Path | str] | None
 
 
 def folders_of(include: Include) -> list[Path]:
-    """The folders of an `include`, of which there may be none, one or several."""
+    """Return the folders of an `include`: none, one or several."""
     return [Path(folder) for folder in ([include] if isinstance(include, str | Path) else include or [])]
 
 
 def find_tasks(names: Sequence[str], include: Include) -> "TaskManager":
-    """An index in which every name is known.
+    """Return an index in which every name is known.
 
     Raises ReplaceMeError for an unknown name, with the closest ones, and for a missing include folder.
     """
@@ -36,7 +36,7 @@ def find_tasks(names: Sequence[str], include: Include) -> "TaskManager":
 
 
 def index(names: Sequence[str], include: Include) -> "TaskManager":
-    """An index of tasks; lm-eval's own (10 s to index) are in it only when one of `names` is not in the folders.
+    """Return an index of tasks; lm-eval's own (10 s to index) are in it only when one of `names` is not in the folders.
 
     Raises ReplaceMeError for a missing include folder.
     """
@@ -54,21 +54,21 @@ def index(names: Sequence[str], include: Include) -> "TaskManager":
 
 
 def unknown_tasks(manager: "TaskManager", names: Sequence[str], include: Include) -> dict[str, str]:
-    """For each name that an index lacks, a line with the closest ones."""
+    """Return for each name that an index lacks a line with the closest ones."""
     folders = folders_of(include)
     return {name: _unknown(name, folders, manager.all_tasks) for name in names if leaves(manager, name) is None}
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What tasks need: data sets of the Hub with their revisions, and a line for each thing that is missing here."""
+    """The needs of tasks: data sets of the Hub with their revisions, and a line for each missing thing."""
 
     datasets: list[tuple[str, str | None]]
     problems: list[str]
 
 
 def needs(manager: "TaskManager", names: Sequence[str]) -> Needs:
-    """What known tasks need before they can be loaded; their helpers are imported, which shows missing packages."""
+    """Return what known tasks need before loading; importing their helpers shows missing packages."""
     datasets: dict[tuple[str, str | None], None] = {}
     problems: dict[str, None] = {}
     for leaf in dict.fromkeys(leaf for name in names for leaf in leaves(manager, name) or []):
@@ -82,7 +82,7 @@ def needs(manager: "TaskManager", names: Sequence[str]) -> Needs:
 
 
 def whole_config(entry: Any) -> tuple[dict[str, Any], str | None]:
-    """A task's config with what it includes, and what is wrong with its helpers."""
+    """Return a task's config merged with its includes, and the fault of its helpers, if any."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if entry.yaml_path is None:
@@ -101,7 +101,7 @@ def whole_config(entry: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def leaves(manager: "TaskManager", name: str) -> list[str] | None:
-    """Names of the tasks for which a task, group or tag stands; None when it or a member is unknown."""
+    """Return the names of the tasks that a task, group or tag stands for; None when it or a member is unknown."""
     entry = manager.task_index.get(name)
     if entry is None:
         return None
@@ -133,7 +133,7 @@ def _unknown(name: str, folders: Sequence[Path], known: Sequence[str]) -> str:
 
 
 def all_local(manager: "TaskManager", names: Sequence[str]) -> bool:
-    """Whether no task among `names` needs the network."""
+    """Return whether no task among `names` needs the network."""
     return all(_has_local_data(manager, leaf) for name in names for leaf in leaves(manager, name) or [])
 
 
@@ -159,14 +159,14 @@ def check_distinct(manager: "TaskManager", names: Sequence[str]) -> None:
 
 
 def own_tasks(manager: "TaskManager", names: Sequence[str], include: Include) -> set[str]:
-    """The tasks among those for which `names` stand that are YAML files of an `include` folder."""
+    """Return the tasks behind `names` that are YAML files of an `include` folder."""
     folders = [folder.resolve() for folder in folders_of(include)]
     paths = {leaf: manager.task_index[leaf].yaml_path for name in names for leaf in leaves(manager, name) or []}
     return {leaf for leaf, path in paths.items() if path and any(path.resolve().is_relative_to(one) for one in folders)}
 
 
 def weighs_tasks_alike(manager: "TaskManager", name: str) -> bool:
-    """Whether a group asks for the mean over its tasks, rather than over the items of all of them."""
+    """Return whether a group averages over its tasks, rather than over the items of all of them."""
     rules = (manager.task_index[name].cfg or {}).get("aggregate_metric_list") or []
     rules = [rules] if isinstance(rules, Mapping) else rules
     return any(rule.get("weight_by_size", True) is False for rule in rules)

@@ -1,4 +1,4 @@
-"""Tasks of an evaluation tried before anything runs: all but the model's answers where their data are here.
+"""Try the tasks of an evaluation before anything runs: everything but the model's answers, where their data are local.
 
 Of a task whose data lie on the Hub nothing is downloaded; its YAML says which metrics and filters it has.
 """
@@ -20,7 +20,7 @@ TRIED = 1000  # first items of a task; the rest is tried before the model is loa
 
 
 def task_faults(manager: "TaskManager", section: EvaluationConfig, known: list[str]) -> Iterator[str]:
-    """A line for each of the known tasks that cannot be measured as it is asked for, and where two are the same."""
+    """Yield a line for each known task that cannot be measured as configured, and for tasks that are the same."""
     for name in known:
         if task_index.needs(manager, [name]).problems:
             continue  # told already
@@ -51,7 +51,7 @@ def _check_declared(manager: "TaskManager", name: str, options: TaskConfig, perp
 
 
 def measured_on_hub(manager: "TaskManager", section: EvaluationConfig, known: list[str]) -> list[Measured]:
-    """What those of the known tasks measure on that are lm-eval's own."""
+    """Return the data that lm-eval's own tasks among the known ones evaluate on."""
     own = task_index.own_tasks(manager, known, section.include)
     leaves = dict.fromkeys(leaf for name in known for leaf in task_index.leaves(manager, name) or [] if leaf not in own)
     configs = [task_index.whole_config(manager.task_index[leaf])[0] for leaf in leaves]

@@ -1,8 +1,8 @@
-"""Encoders of images and texts on labelled images without training, by clip-benchmark: classes and captions.
+"""Measure encoders of images and texts on labelled images without training, by clip-benchmark: classes and captions.
 
 The package embeds the prompts of each class, compares images with them and looks captions up; the model is
-transformers', behind the two functions that the package asks of one. Every value comes with one number for each item
-(see `image_metrics`), so that two models are compared image by image.
+transformers', behind the two functions that the package calls. Every value comes with one number for each item (see
+`image_metrics`), so that two models are compared image by image.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Encoders:
-    """A checkpoint of encoders of images and texts, with the interface that clip-benchmark asks of a model."""
+    """A checkpoint of encoders of images and texts, with the model interface of clip-benchmark."""
 
     def __init__(self, folder: str | Path, runs_on: RunsOn = ON_CPU) -> None:
         self.folder, self.device = folder, runs_on.device
@@ -43,23 +43,23 @@ class Encoders:
         self.longest = self.model.config.text_config.max_position_embeddings
 
     def encode_image(self, pixels: "torch.Tensor") -> "torch.Tensor":
-        """Features of images, float32 [images, features], of pixels [images, channels, height, width]."""
+        """Return the features of images, float32 [images, features], from pixels [images, channels, height, width]."""
         return self._features(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)))
 
     def encode_text(self, input_ids: "torch.Tensor") -> "torch.Tensor":
-        """Features of texts, float32 [texts, features], of token ids [texts, tokens]."""
+        """Return the features of texts, float32 [texts, features], from token ids [texts, tokens]."""
         # no mask: both kinds of text towers were trained on padded texts without one
         return self._features(self.model.get_text_features(input_ids=input_ids))
 
     def tokenize(self, texts: Sequence[str]) -> "torch.Tensor":
-        """Token ids [texts, tokens], truncated and padded to the length that the text tower was trained with."""
+        """Return token ids [texts, tokens], truncated and padded to the training length of the text tower."""
         given = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.longest, return_tensors="pt"
         )
         return given["input_ids"]
 
     def pixels(self, samples: Sequence[Sample]) -> "torch.Tensor":
-        """Pixel values float32 [images, channels, height, width], as preprocessor_config.json says."""
+        """Return pixel values float32 [images, channels, height, width], as preprocessor_config.json specifies."""
         import torch
 
         rows = [pixel_values(self.processor, sample.picture(), self.folder) for sample in samples]
@@ -76,13 +76,13 @@ class Encoders:
 
 @dataclass
 class _Seen:
-    """What passes by while images are read: a hash of it all, their number."""
+    """A hash and a count of the images read."""
 
     digest: Any
     images: int = 0
 
     def watch(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The same samples."""
+        """Yield the samples, counting and hashing them."""
         for sample in samples:
             self.images += 1
             label = sample.label.tolist() if hasattr(sample.label, "tolist") else sample.label
@@ -132,7 +132,7 @@ def evaluate_zeroshot(
 def _measured(
     encoders: Encoders, name: str, data: Labelled, section: EvaluationConfig
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The metrics of a data set as tasks of a record, and what the data set is."""
+    """Return the metrics of a data set as tasks of a record, and a description of the data set."""
     config, limit = section.zeroshot[name], section.limit
     seen = _Seen(hashlib.sha256(repr((data.classes, data.templates)).encode()))
     samples = progress(seen.watch(itertools.islice(data.samples(), limit)), name, limit, "image")
@@ -166,7 +166,7 @@ def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 def _by_classes(
     encoders: Encoders, data: Labelled, batches: Iterable[list[Sample]], metrics: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Items of each metric of images that belong to one class, or to several."""
+    """Return the items of each metric of images with one class, or with several."""
     import numpy as np
     import torch
     from clip_benchmark.metrics import zeroshot_classification as package
@@ -191,7 +191,9 @@ def _items(metric: str, scores: "torch.Tensor", labels: "torch.Tensor") -> list[
 def _by_captions(
     encoders: Encoders, data: Labelled, batches: Iterable[list[Sample]], metrics: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Items of the recalls: for each caption whether its image is among the first k, or for each image a caption."""
+    """Return the items of the recalls: for each caption whether its image is among the first k, or for each image a
+    caption.
+    """
     import torch
     from clip_benchmark.metrics import zeroshot_retrieval as package
     from torch.nn.functional import normalize
@@ -217,7 +219,7 @@ def _by_captions(
 
 
 def _some(parts: Iterable[Any], data: Labelled) -> Iterator[Any]:
-    """The same parts, at least one."""
+    """Yield the parts unchanged; raises ReplaceMeError when there are none."""
     none = True
     for part in parts:
         none = False
@@ -228,7 +230,7 @@ def _some(parts: Iterable[Any], data: Labelled) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _no_bars(package: Any) -> Iterator[None]:
-    """A module of the package without progress bars of its own, which would fill a log file."""
+    """Silence the progress bars of a module of the package within the block; they would fill a log file."""
     bar = package.tqdm
     package.tqdm = functools.partial(bar, disable=True)
     try:
