@@ -1,4 +1,4 @@
-"""The fit of a method other than replaceme, by forward passes of its own."""
+"""Run the fit of a method other than replaceme, by forward passes of its own."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def fit_method(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> "Found":
-    """What the method of a fit section finds for a cut's size; needs the model's own weights whole on one device."""
+    """Run the method of a fit section at a cut's size; needs the model's own weights whole on one device."""
     needs = f"fit: method {config.method} needs"
     if hasattr(passes.model, "streamed"):
         raise ReplaceMeError(f"{needs} the whole model; use `streaming: never`")

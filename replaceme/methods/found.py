@@ -1,4 +1,4 @@
-"""What a method has found, as the `fit` step writes and the `merge` and `verify` steps read it."""
+"""The result of a method, as the `fit` step writes and the `merge` and `verify` steps read it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """Tensors by names that the method gives them, and a report of plain numbers and strings (JSON without NaN)."""
+    """Tensors by the method's names, and a report of plain numbers and strings (JSON without NaN)."""
 
     method: str
     tensors: "dict[str, torch.Tensor]"
@@ -25,7 +25,7 @@ class Found:
 
     @staticmethod
     def load(path: str | Path) -> tuple["Found", dict[str, Any]]:
-        """Read what `save` wrote, as (found, metadata); raises ReplaceMeError on a wrong content."""
+        """Read a file of `save` as (found, metadata); raises ReplaceMeError on a wrong content."""
         tensors, stamp = load_tensors(path)
         if set(stamp) != {"method", "report", "metadata"}:
             raise ReplaceMeError(f"{path}: holds nothing that a method found; delete it and run again")
@@ -36,5 +36,5 @@ class Found:
 
 
 def is_found(path: str | Path) -> bool:
-    """Whether a transform.safetensors is of a method rather than of linear maps."""
+    """Return whether a transform.safetensors holds the result of a method rather than linear maps."""
     return "method" in load_metadata(path)

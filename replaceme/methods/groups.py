@@ -1,4 +1,4 @@
-"""Which rows and columns of a block's linear layers go together, by the dependency graph of torch-pruning.
+"""Find rows and columns of a block's linear layers that belong together, by the dependency graph of torch-pruning.
 
 A row of one layer's weight feeds columns of others, sometimes through operations that tie it to rows of more layers
 (the channels of a head of the keys to those of the values, of the queries that share it, and to columns of the output
@@ -35,12 +35,13 @@ class Side:
     indices: torch.Tensor
 
     def kept(self, groups: torch.Tensor) -> torch.Tensor:
-        """The indices of some groups, ascending."""
+        """Return the indices of some groups, ascending."""
         return self.indices[groups].flatten().sort().values
 
 
 def coupled_groups(passes: "Passes", block: int, roots: Mapping[str, tuple[str, int]]) -> dict[str, list[Side]]:
-    """For each root (name: layer of the block, number of groups of its rows) the sides of its groups, the root's first.
+    """Return for each root (name: layer of the block, number of groups of its rows) the sides of its groups, its own
+    first.
 
     The graph says which sides there are. Which indices of a side a group has follows from their order: heads and
     channels lie one after another, those of queries by the keys that they share, which attention in one operation hides
@@ -77,7 +78,7 @@ def _side(layer: str, axis: int, size: int, count: int) -> Side:
 
 @contextmanager
 def _traceable(passes: "Passes", block: nn.Module) -> "Iterator[Any]":
-    """A function that runs the block alone on what it gets in a forward pass of a few tokens, with gradients."""
+    """Give a function that runs the block alone on its input in a forward pass of a few tokens, with gradients."""
     given: dict[str, Any] = {}
 
     class Reached(Exception):
@@ -106,7 +107,9 @@ def _traceable(passes: "Passes", block: nn.Module) -> "Iterator[Any]":
 
 @contextmanager
 def _unrotated(block: nn.Module) -> "Iterator[None]":
-    """Within it no positions are rotated into queries and keys: that ties channels of a head only, but in a circle."""
+    """Leave positions unrotated in queries and keys within the block: rotation ties only channels of a head, in a
+    circle.
+    """
     architecture = sys.modules[type(block.self_attn).__module__]
     rotate = architecture.apply_rotary_pos_emb
     architecture.apply_rotary_pos_emb = lambda queries, keys, *_, **__: (queries, keys)

@@ -1,7 +1,7 @@
-"""LLM-Pruner (arXiv 2305.11627): attention heads and MLP channels of least importance are taken out of the blocks.
+"""LLM-Pruner (arXiv 2305.11627): remove the attention heads and MLP channels of least importance.
 
-What is useless without the rest goes together, as a group: a head of the keys and values with the heads of the queries
-that share it, and an MLP channel (`groups`). Its importance is the sum over its weights w of
+Parts that are useless without one another are removed together, as a group: a head of the keys and values with the
+heads of the queries that share it, and an MLP channel (`groups`). Its importance is the sum over its weights w of
 
     |w dL/dw|,
 
@@ -9,9 +9,9 @@ to first order what the loss L of the language model would change by without w: 
 one of first order; L is the mean over all tokens of the text. Every block but the first `whole_first` and the last
 `whole_last` loses its least important groups, as many heads and as many channels in each: so many that the model has no
 more parameters than without the blocks of the cut, and the share of heads that stay is the nearest to that of the
-parameters. Where one head has more parameters than channels can make up for, more go than the cut asks for. Where all
-blocks lose some, config.json says how many heads there are: a number that the architecture's class takes (of Llama, one
-that divides the hidden size).
+parameters. Where one head has more parameters than channels can compensate, more parameters go than the cut requires.
+Where all blocks lose some, config.json says how many heads there are: a number that the architecture's class takes (of
+Llama, one that divides the hidden size).
 
 As in the paper: groups, importance, the sum over a group, one ratio for all blocks but the first and the last. Differs:
 the text is the calibration's (theirs: 10 sequences of BookCorpus), channels make up for the rounding to whole heads,
@@ -49,7 +49,9 @@ Scores = dict[str, torch.Tensor]
 
 
 def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
-    """What stays of the linear layers of every block that is pruned, `<block>.<layer>.rows` and `.columns`, int64."""
+    """Return the kept rows and columns of the linear layers of every pruned block, `<block>.<layer>.rows`, `.columns`,
+    int64.
+    """
     blocks = passes.family.block_modules(passes.model)
     pruned = range(config.whole_first, len(blocks) - config.whole_last)
     if not pruned:
@@ -80,7 +82,7 @@ def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) ->
 
 
 def roots_of(config: Any) -> dict[str, tuple[str, int]]:
-    """From which layer the groups of a kind are found, and how many there are."""
+    """Return the layer from which the groups of each kind are found, and their number."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return {"heads": ("self_attn.q_proj", heads), "channels": ("mlp.up_proj", config.intermediate_size)}
 
@@ -91,7 +93,7 @@ def counts_for(
     parameters: float,
     taken: Callable[[dict[str, int]], bool] | None = None,
 ) -> dict[str, int]:
-    """How many groups of each kind stay, so that a block has at least so many `parameters` less.
+    """Return how many groups of each kind stay, so that a block has at least `parameters` fewer parameters.
 
     `taken`: whether a model can have such counts; None: it can have any.
     """
@@ -112,7 +114,7 @@ def counts_for(
 
 
 def _size(block: nn.Module, sides: Sequence[Side]) -> int:
-    """The parameters of one group."""
+    """Return the number of parameters of one group."""
     found = 0
     for side in sides:
         layer = block.get_submodule(side.layer)
@@ -122,7 +124,7 @@ def _size(block: nn.Module, sides: Sequence[Side]) -> int:
 
 
 def importances(passes: "Passes", groups: dict[str, list[Side]], pruned: Sequence[int]) -> dict[int, Scores]:
-    """The importance of every group of every block, float64, by the kind of the groups."""
+    """Return the importance of every group of every block, float64, by the kind of the groups."""
     blocks = passes.family.block_modules(passes.model)
     layers = {side.layer for sides in groups.values() for side in sides}
     weights = [
@@ -136,7 +138,7 @@ def importances(passes: "Passes", groups: dict[str, list[Side]], pruned: Sequenc
 
 
 def _importance(block: nn.Module, sides: Sequence[Side], gradients: "dict[torch.Tensor, torch.Tensor]") -> torch.Tensor:
-    """Sum of |w dL/dw| over the weights of each group, and over the biases of its rows."""
+    """Sum |w dL/dw| over the weights of each group, and over the biases of its rows."""
     total = torch.zeros(len(sides[0].indices), dtype=torch.float64, device=next(block.parameters()).device)
     for side in sides:
         layer = block.get_submodule(side.layer)
@@ -150,7 +152,9 @@ def _importance(block: nn.Module, sides: Sequence[Side], gradients: "dict[torch.
 
 
 def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
-    """The rows and columns that stay of each layer; plain where all blocks lost some, as all then have one size."""
+    """Return the kept rows and columns of each layer; a plain model where all blocks lost some, as all then have one
+    size.
+    """
     parts: dict[str, Split] = {}
     sizes: dict[str, list[int]] = {}
     for name, sides in _by_layer(found).items():
@@ -168,7 +172,7 @@ def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
 
 
 def _by_layer(found: Found) -> dict[str, dict[str, torch.Tensor]]:
-    """What stays of each layer `<block>.<layer>`, by axis."""
+    """Return the kept rows and columns of each layer `<block>.<layer>`, by axis."""
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for name, indices in found.tensors.items():
         layer, _, axis = name.rpartition(".")
@@ -177,14 +181,14 @@ def _by_layer(found: Found) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _taken(tensor: torch.Tensor, name: str, sides: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The rows that stay of a weight or bias, and of a weight the columns."""
+    """Return the kept rows of a weight or bias, and of a weight the kept columns."""
     for axis, indices in zip(range(tensor.ndim), (sides.get(axis) for axis in AXES), strict=False):
         tensor = tensor if indices is None else tensor.index_select(axis, indices)
     return {name: tensor.contiguous()}
 
 
 def _narrow_config(config: dict[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a model whose blocks all have so many heads of keys and values, and so many channels."""
+    """Return config.json of a model whose blocks all have these numbers of key-value heads and channels."""
     heads, groups, size = (
         value_of(config, key, "config.json") for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
     )
@@ -199,7 +203,7 @@ def _narrow_config(config: dict[str, Any], counts: Mapping[str, Any]) -> dict[st
 
 
 def _is_taken(config: dict[str, Any], counts: dict[str, int]) -> bool:
-    """Whether transformers makes a config of such counts."""
+    """Return whether transformers accepts a config of these counts."""
     try:
         accepted(_narrow_config(config, counts), "config.json")
     except ReplaceMeError:
@@ -209,7 +213,7 @@ def _is_taken(config: dict[str, Any], counts: dict[str, int]) -> bool:
 
 @contextmanager
 def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
-    """Within it the columns that go, of what writes to the residual stream, are zero."""
+    """Zero, within the block, the removed columns of weights that write to the residual stream."""
     blocks = family.block_modules(model)
     with ExitStack() as undone:
         for name, sides in _by_layer(found).items():

@@ -59,8 +59,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # torch's names of what AdamW remem
 
 @dataclass(frozen=True)
 class Lesson:
-    """What block `carrier` is trained on: of each batch its input [sequences, tokens, hidden], None for the embeddings,
-    and the state after the run."""
+    """The training data of block `carrier`: of each batch its input [sequences, tokens, hidden] (None: embeddings) and
+    the state after the run.
+    """
 
     carrier: int
     batches: "list[Tokens]"
@@ -69,7 +70,7 @@ class Lesson:
 
 
 def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
-    """The trained parameters of each carrier, float32, `<block>.<parameter>`, and the loss of every epoch."""
+    """Return the trained parameters of each carrier, float32, `<block>.<parameter>`, and the loss of every epoch."""
     length = passes.tokens.mask.shape[1]
     _check_first(passes, config, cut.groups)
     passes = replace(passes, batch_size=max(1, config.batch_tokens // length))
@@ -99,7 +100,7 @@ def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) ->
 
 
 def _check_first(passes: "Passes", config: "FitConfig", groups: list[tuple[int, int]]) -> None:
-    """The keys of the first block of each kind of attention tell a cache how many tokens there were."""
+    """Raise ReplaceMeError for a first block of its kind of attention, whose keys tell a cache the number of tokens."""
     if config.network != "mlp":
         return
     blocks = passes.family.block_modules(passes.model)
@@ -115,7 +116,9 @@ def _check_first(passes: "Passes", config: "FitConfig", groups: list[tuple[int, 
 
 
 def gathered(passes: "Passes", groups: list[tuple[int, int]]) -> list[Lesson]:
-    """Inputs of the carriers and states after the runs, of the original model, in one pass over the text."""
+    """Collect the inputs of the carriers and the states after the runs, of the original model, in one pass over the
+    text.
+    """
     walk = Walk(passes, copies=1 + 2 * len(groups))
     lessons = [Lesson(start - 1, walk.batches, [], []) for start, _ in groups]
     ends = [end - 1 for _, end in groups]
@@ -132,7 +135,7 @@ def gathered(passes: "Passes", groups: list[tuple[int, int]]) -> list[Lesson]:
 
 @contextmanager
 def _in_float32(model: nn.Module, family: "Family") -> Iterator[None]:
-    """Within it all of a model but its blocks is float32, so that no part of a trained block's input is rounded."""
+    """Keep all of a model but its blocks in float32 within the block, so that no trained block's input is rounded."""
     inside = {id(one) for one in chain(*_tensors(family.block_modules(model)))}
     outside = [one for one in chain(*_tensors(model)) if id(one) not in inside and one.is_floating_point()]
     types = [one.dtype for one in outside]
@@ -165,7 +168,7 @@ class Training:
         self.first = 0
 
     def restore(self, tensors: Tensors, batch: int) -> None:
-        """Go on from a saved state, before a batch of its epoch."""
+        """Continue from a saved state, before a batch of its epoch."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"now.{name}"])
@@ -176,7 +179,7 @@ class Training:
         self.sum, self.first = tensors["sum"].clone(), batch
 
     def run(self, state: State, found: Tensors) -> Tensors:
-        """Train to the end, saving the state between batches; the parameters by their names in `Found`."""
+        """Train to the end, saving the state between batches; returns the parameters by their names in `Found`."""
         count = len(self.lesson.batches)
         history = self.losses[-1]
         with self._in_place(), repeatable():
@@ -194,7 +197,7 @@ class Training:
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
-        """Within it the model's carrier is the one in training, and earlier blocks hand on what they get."""
+        """Put the carrier in training into the model within the block; earlier blocks pass their input on."""
         carrier = self.lesson.carrier
         before = self.blocks[carrier]
         with ExitStack() as undone:
@@ -238,7 +241,7 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
-    """The carriers' tensors replaced, the blocks of the cut gone, the rest renumbered: no code is needed."""
+    """Replace the carriers' tensors, remove the blocks of the cut, renumber the rest: no code is needed."""
     groups = cut.groups
     trained = {f"{checkpoint.family.blocks}.{name}": one for name, one in found.tensors.items()}
     for name, one in trained.items():
@@ -261,7 +264,7 @@ def _instead(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
-    """Within it the carriers have the trained parameters, and the blocks of the cut hand on what they get."""
+    """Give the carriers the trained parameters within the block; the blocks of the cut pass their input on."""
     groups = cut.groups
     blocks = family.block_modules(model)
     with ExitStack() as undone:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class About:
-    """What a method is called, its paper on arXiv, what it does to `{blocks}` blocks' worth, and whom it refuses.
+    """The name of a method, its paper on arXiv, its effect on `{blocks}` blocks' worth, and the models it refuses.
 
     `refusal` gives the reason why a family, or the config.json of one model of it, cannot be done, or None.
     """
@@ -115,7 +115,7 @@ METHODS = {
 
 
 def check_section(config: dict[str, Any], fit: "FitConfig", where: str) -> None:
-    """Raise ReplaceMeError where what a fit section asks for cannot be done with the model of a config.json."""
+    """Raise ReplaceMeError where a fit section cannot be done with the model of a config.json."""
     if fit.is_other:
         check_method(config, fit.method, where)
         if fit.network == "mlp" and config["model_type"] not in ROTATABLE:
@@ -134,22 +134,22 @@ def check_method(config: dict[str, Any], method: str, where: str) -> None:
 
 
 def running(model: "nn.Module", family: "Family", cut: Cut, found: "Found") -> AbstractContextManager[None]:
-    """Context in which the original base model runs as the checkpoint with `content` does, rounding aside."""
+    """Return a context in which the original base model runs as the checkpoint with `content` does, rounding aside."""
     return module_of(found.method).running(model, family, cut, found)
 
 
 def content(checkpoint: "Checkpoint", cut: Cut, found: "Found") -> "Content":
-    """What the checkpoint of a method holds; errors as in `check_method`, and where the model is another one."""
+    """Return the content of a method's checkpoint; errors as in `check_method`, and for another model."""
     check_method(checkpoint.config, found.method, str(checkpoint.folder))
     return module_of(found.method).content(checkpoint, cut, found)
 
 
 def removed_parameters(cut: Cut, record: Sizes) -> int:
-    """How many parameters the blocks of a cut have: so many fewer the model gets."""
+    """Return how many parameters the blocks of a cut have: the method has to remove as many."""
     counts = record.block_parameters
     return sum(sum(counts[start:end]) for start, end in cut.groups)
 
 
 def module_of(method: str) -> Any:
-    """The module of a method."""
+    """Return the module of a method."""
     return importlib.import_module(f"{__package__}.{method}")

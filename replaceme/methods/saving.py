@@ -1,4 +1,4 @@
-"""From what a method found to its checkpoint, with model card and provenance record."""
+"""Turn the result of a method into its checkpoint, with model card and provenance record."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def finish_found(merger: "Merger", record: ModelRecord, cut: Cut, found: Found, origin: Origin) -> dict[str, Any]:
-    """Write the checkpoint of a method with its model card; returns what goes into replaceme.json."""
+    """Write the checkpoint of a method with its model card; returns the content of replaceme.json."""
     made = content(merger.checkpoint, cut, found)
     accepted(original_config(made.config), f"{merger.checkpoint.folder}, as {found.method} leaves its config.json")
     if made.code:

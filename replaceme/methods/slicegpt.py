@@ -46,7 +46,7 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
-    """The axes Q_p [d, d'], float32, under the number p of each point, and the energy that is cut off there."""
+    """Return the axes Q_p [d, d'], float32, by the number p of each point, and the energy that is cut off there."""
     width = width_for(passes.model, record.parameters - removed_parameters(cut, record))
     axes = Axes(Walk(passes), width, config.estimation == "sequential")
     for _ in progress(range(len(axes.walk.blocks)), "axes", unit="block"):
@@ -63,7 +63,7 @@ def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) ->
 
 
 def width_for(model: nn.Module, parameters: int) -> int:
-    """The largest width of the residual stream at which the sliced model has at most so many parameters."""
+    """Return the largest width of the residual stream at which the sliced model has at most `parameters`."""
     config = model.config
     fixed, sliced = 0, 2 * config.vocab_size  # parameters whatever the width, and for each channel
     for name, one in ((name, one) for block in model.layers for name, one in block.named_parameters()):
@@ -115,11 +115,11 @@ class Axes:
             walk.states[number] = project(state.to(walk.device)).cpu()
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         self.undone.close()
 
     def _grams(self, norms: dict[str, nn.Module], advance: bool) -> dict[str, torch.Tensor]:
-        """Grams of what the norms get, and as `after` of what the block puts out."""
+        """Return the Grams of the norms' inputs, and as `after` that of the block's output."""
         sums: dict[str, torch.Tensor] = {}
         with inputs_of(norms) as seen:
             number = self.walk.at
@@ -138,7 +138,7 @@ class Axes:
 
 
 def projection(axes: torch.Tensor) -> Projection:
-    """`x -> x Q Q^T`, in the type of x [..., d]."""
+    """Return `x -> x Q Q^T`, in the type of x [..., d]."""
     both = axes.double() @ axes.double().T
 
     def project(rows: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ def projection(axes: torch.Tensor) -> Projection:
 
 @contextmanager
 def projected(block: nn.Module, middle: Projection, after: Projection) -> Iterator[None]:
-    """Within it the residual stream of a block is projected after its attention and after its MLP."""
+    """Project the residual stream of a block after its attention and after its MLP, within the context."""
 
     def run(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         attention, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), **kwargs)
@@ -174,7 +174,9 @@ def _projected_embeddings(model: nn.Module, project: Projection) -> Iterator[Non
 
 @contextmanager
 def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
-    """Within it the residual stream is projected onto the axes at every point: the sliced model in all d channels."""
+    """Project the residual stream onto the axes at every point, within the block: the sliced model in all d
+    channels.
+    """
     points = [projection(found.tensors[str(point)]) for point in range(len(found.tensors))]
     with ExitStack() as undone:
         undone.enter_context(_projected_embeddings(model, points[0]))
@@ -184,7 +186,9 @@ def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Itera
 
 
 def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
-    """The weights between rotated and sliced streams, and the shortcuts; the norms, without gains, have no tensor."""
+    """Return the weights between rotated and sliced streams, and the shortcuts; the norms, without gains, have no
+    tensor.
+    """
     axes = [found.tensors[str(point)].double() for point in range(len(found.tensors))]
     if len(axes) != 2 * checkpoint.num_blocks + 1 or axes[0].shape[0] != checkpoint.hidden_size:
         raise ReplaceMeError(f"{checkpoint.folder}: the axes are of a model of another shape; fit them again")
@@ -195,13 +199,13 @@ def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
 
 
 class Slicing:
-    """What becomes of the tensors of a checkpoint, given the axes of all points."""
+    """The changes of a checkpoint's tensors, given the axes of all points."""
 
     def __init__(self, checkpoint: "Checkpoint", axes: list[torch.Tensor]) -> None:
         self.checkpoint, self.axes = checkpoint, axes
 
     def outside(self) -> dict[str, Split]:
-        """Embeddings, output embeddings and the norm before these."""
+        """Return embeddings, output embeddings and the norm before these."""
         prefix = self.checkpoint.family.blocks.removesuffix("layers")
         head, final = "lm_head.weight", f"{prefix}norm.weight"
         embedding = self.checkpoint.embedding(f"{prefix}embed_tokens.weight")
@@ -218,7 +222,7 @@ class Slicing:
         }
 
     def blocks(self) -> dict[str, Split]:
-        """Of every block the weights that read and write the residual stream, and its norms."""
+        """Return the weights of every block that read and write the residual stream, and its norms."""
         parts: dict[str, Split] = {}
         for number in range(self.checkpoint.num_blocks):
             block = f"{self.checkpoint.family.blocks}.{number}."
@@ -246,5 +250,5 @@ class Slicing:
 
 
 def _point(block: int, layer: str) -> int:
-    """The point that a layer reads, or that what it writes is added to."""
+    """Return the point that a layer reads, or where its output is added."""
     return 2 * block + layer.startswith("mlp.")

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 
 def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
-    """The factors U_r [out, r], float32, of every linear layer, `<block>.<layer>`, and the energy that each loses."""
+    """Return the factors U_r [out, r], float32, of every linear layer, `<block>.<layer>`, and the energy that each
+    loses.
+    """
     walk = Walk(passes)
     shapes = [layer.weight.shape for block in walk.blocks for layer in linear_layers(block).values()]
     share = 1 - removed_parameters(cut, record) / sum(shape.numel() for shape in shapes)
@@ -73,17 +75,20 @@ def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) ->
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of a block by name."""
+    """Return the linear layers of a block by name."""
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
 def rank_of(shape: torch.Size, share: float) -> int:
-    """The largest rank at which a pair of factors has at most `share` of the parameters of W [out, in], at least 1."""
+    """Return the largest rank, at least 1, at which two factors have at most `share` of the parameters of W [out,
+    in].
+    """
     return max(1, int(share * shape.numel() / sum(shape)))
 
 
 def input_grams(walk: Walk, layers: dict[str, nn.Linear], advance: bool) -> dict[str, torch.Tensor]:
-    """The Gram [in, in], float64, of the unmasked inputs of each layer of the next block; layers with one input share.
+    """Return the Gram [in, in], float64, of the unmasked inputs of each layer of the next block; layers with one input
+    share it.
 
     Raises ReplaceMeError where a layer is not run.
     """
@@ -100,7 +105,7 @@ def input_grams(walk: Walk, layers: dict[str, nn.Linear], advance: bool) -> dict
 
 
 def truncated(weight: torch.Tensor, inputs: torch.Tensor, rank: int) -> tuple[torch.Tensor, float]:
-    """(U_r float64 [out, r], share of `tr(W G W^T)` that is lost) of a weight [out, in] and the Gram [in, in].
+    """Return (U_r float64 [out, r], lost share of `tr(W G W^T)`) for a weight [out, in] and the Gram [in, in].
 
     U_r are the leading left singular vectors of W S.
     """
@@ -118,7 +123,9 @@ def truncated(weight: torch.Tensor, inputs: torch.Tensor, rank: int) -> tuple[to
 
 
 def square_root(inputs: torch.Tensor) -> torch.Tensor:
-    """An S with S S^T = G, of a symmetric G [in, in]: Cholesky's, or by eigenvectors where G is not definite enough."""
+    """Return an S with S S^T = G of a symmetric G [in, in]: Cholesky's, or by eigenvectors where G is not definite
+    enough.
+    """
     factor, failed = torch.linalg.cholesky_ex(inputs)
     if not failed:
         return factor
@@ -127,13 +134,13 @@ def square_root(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def product(factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """W' = U U^T W, in the type of W."""
+    """Compute W' = U U^T W, in the type of W."""
     factor = factor.to(weight.device, torch.float64)
     return (factor @ (factor.T @ weight.double())).to(weight.dtype)
 
 
 def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
-    """The two layers `<layer>.0` and `<layer>.1` in place of each; a bias goes to the second."""
+    """Return the two layers `<layer>.0` and `<layer>.1` that replace each layer; a bias goes to the second."""
     parts: dict[str, Split] = {}
     ranks: dict[str, int] = {}
     for name, factor in found.tensors.items():
@@ -157,7 +164,7 @@ def _pair(layer: str, factor: torch.Tensor) -> dict[str, Split]:
 
 @contextmanager
 def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
-    """Within it the linear layers have the weights W'."""
+    """Give the linear layers the weights W' within the block."""
     with ExitStack() as undone:
         for number, block in enumerate(family.block_modules(model)):
             for name, layer in linear_layers(block).items():

@@ -1,7 +1,7 @@
-"""The calibration text goes through a model block by block, so that one block's statistics are in memory at a time.
+"""Send the calibration text through a model block by block, so that one block's statistics are in memory at a time.
 
-The states between two blocks wait in host memory. To run block k the model itself is called, its earlier blocks handing
-on what they get and block k given what was stored, so that masks and positions are the model's own (as in `streaming`).
+The states between two blocks wait in host memory. To run block k the model itself is called, its earlier blocks pass
+their input on and block k gets the stored state, so that masks and positions are the model's own (as in `streaming`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def inputs_of(modules: "Mapping[str, nn.Module]") -> "Iterator[dict[str, torch.Tensor]]":
-    """Within it what each module was last given as its first argument, by name."""
+    """Record, within the block, the last first argument of each module, by name."""
     found: dict[str, torch.Tensor] = {}
     with ExitStack() as hooks:
         for name, module in modules.items():
@@ -36,10 +36,12 @@ def inputs_of(modules: "Mapping[str, nn.Module]") -> "Iterator[dict[str, torch.T
 
 
 class Walk:
-    """All batches of the text on their way through the blocks; `states` of each batch lie before block `at`."""
+    """All batches of the text on their way through the blocks; `states` of each batch are those before block `at`."""
 
     def __init__(self, passes: "Passes", copies: int = 1) -> None:
-        """At the first block. Raises ReplaceMeError where host memory cannot hold the states of so many blocks."""
+        """Start at the first block. Raises ReplaceMeError where host memory cannot hold the states of so many
+        blocks.
+        """
         self.model, self.family = passes.model, passes.family
         self.batches = [trimmed(batch) for batch in passes.tokens.batches(passes.batch_size)]
         self.blocks = self.family.block_modules(self.model)
@@ -57,7 +59,7 @@ class Walk:
 
     @property
     def block(self) -> "nn.Module":
-        """The block that comes next."""
+        """Next block."""
         return self.blocks[self.at]
 
     def visit(self, advance: bool = True) -> "Iterator[tuple[torch.Tensor | None, Activations]]":
