@@ -1,4 +1,4 @@
-"""What each row of a table took to make, out of the cost files of the jobs that it depends on (`cost`).
+"""Add up the cost of making each row of a table, from the cost files of the jobs that it depends on (`cost`).
 
 A job that several rows need (tokens, distances, a Gram) counts in full in each of them, as each would need it alone,
 and once in the total of the table. Checks, evaluations and speeds are no part of it.
@@ -25,11 +25,11 @@ RELATIVE = ("seconds", "energy_kwh", "emissions_kg")
 
 
 def collect(jobs: Mapping[str, Sequence[str]], results: str | Path) -> "pandas.DataFrame":
-    """A row for each `model/calibration/cut/fit` of `jobs`, which lists the outputs of the jobs that made it.
+    """Return a row for each `model/calibration/cut/fit` of `jobs`, which lists the outputs of the jobs behind it.
 
     Columns: names, jobs, measured, COST_MEASURES (sums; of memory the largest), `seconds_shared` (in jobs that other
     rows need too), and `<measure>_relative`, a multiple of the cheapest row of the model. A row of which a job was not
-    measured has no costs. `frame.attrs` has the `total` over all jobs, each once, and what was `measured_on`.
+    measured has no costs. `frame.attrs` has the `total` over all jobs, each once, and the machines, `measured_on`.
     """
     import pandas
 
@@ -61,7 +61,7 @@ def collect(jobs: Mapping[str, Sequence[str]], results: str | Path) -> "pandas.D
 
 
 def parts(frame: "pandas.DataFrame") -> "list[Part]":
-    """The table as shown."""
+    """Return the table as it is shown."""
     from replaceme.reports.render import Column, part
 
     names = [Column(name, name) for name in NAMES if name == "fit" or frame[name].nunique() > 1]
@@ -83,7 +83,7 @@ def parts(frame: "pandas.DataFrame") -> "list[Part]":
 
 
 def notes(frame: "pandas.DataFrame") -> list[str]:
-    """What the columns do not say."""
+    """Return notes on what the columns leave out."""
     measured, jobs = frame.attrs["counts"]
     lines = [
         "A job that several rows need (model, tokens, distances, a Gram) counts in full in each of them.",
@@ -105,7 +105,7 @@ def _read(out: str, results: str | Path) -> dict[str, Any] | None:
 
 
 def _together(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Sums, and the largest memory; None where one job lacks a measure (of GPU memory: where all do)."""
+    """Return sums, and the largest memory; None where one job lacks a measure (of GPU memory: where all do)."""
     found: dict[str, float | None] = {}
     for measure in SUMMED:
         values = [cost[measure] for cost in costs]
@@ -116,7 +116,7 @@ def _together(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def _measured_on(costs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each machine in words, once, and what energy and emissions were reckoned with."""
+    """Describe each machine once, and the basis of energy and emissions."""
     from replaceme.provenance.environment import described
 
     machines = dict.fromkeys(f"Measured on {described(cost['hardware'])}; times are wall clock." for cost in costs)

@@ -1,4 +1,4 @@
-"""Reads .csv files of tables and of costs: names stay the text that they are, though `007`, `null` or `1e5` is one."""
+"""Read .csv files of tables and of costs: names stay text, even `007`, `null` or `1e5`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,9 @@ NAMES = KEYS[: len(SECTIONS)]
 
 
 def read_csv(path: str | Path, names: Sequence[str] = NAMES) -> "pandas.DataFrame":
-    """A .csv file whose columns `names` are text, missing where they are empty; ReplaceMeError when there is none."""
+    """Read a .csv file whose columns `names` are text, missing where empty; raises ReplaceMeError when there is no
+    file.
+    """
     import pandas
 
     if not Path(path).is_file():

@@ -1,6 +1,6 @@
-"""How all figures look: colours, markers, words for measures, axes.
+"""The look of all figures: colours, markers, words for measures, axes.
 
-Drawn without a display; the same input gives the same bytes. Colours can be told apart by colour-blind readers, and
+Drawn without a display; the same input gives the same bytes. Colour-blind readers can distinguish the colours, which
 never carry a meaning alone.
 """
 
@@ -63,7 +63,7 @@ PLACES = {"all": "all tokens", "last": "last token"}
 
 @contextlib.contextmanager
 def figure_in_style(out: str | Path, width: float, height: float, title: str, caption: str = "") -> Iterator["Figure"]:
-    """A figure in this module's style, saved atomically to `out` (.svg or .png) at the end of the block.
+    """Give a figure in this module's style, saved atomically to `out` (.svg or .png) at the end of the block.
 
     The caption goes into an .svg as its description, for those who cannot see it.
     """
@@ -85,12 +85,13 @@ def figure_in_style(out: str | Path, width: float, height: float, title: str, ca
 
 
 def legend_outside(axes: "Axes") -> None:
-    """A legend to the right of the axes, where it hides no data."""
+    """Put a legend to the right of the axes, where it hides no data."""
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def log_scale(axes: "Axes", which: str = "y", ticks: Sequence[float] = ()) -> None:
-    """A logarithmic axis, with plain numbers at 1, 2 and 5 times the powers of ten where it spans less than three.
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten where it spans less than
+    three.
 
     `ticks`: at these numbers instead.
     """
@@ -110,7 +111,7 @@ def log_scale(axes: "Axes", which: str = "y", ticks: Sequence[float] = ()) -> No
 
 
 def whole_numbers(axes: "Axes", y: bool = True) -> None:
-    """Ticks at whole numbers only."""
+    """Put ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=13))

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def draw_distances(distances_path: str | Path, out: str | Path, title: str = "") -> None:
-    """Heat maps of the [L, L] distances between hidden states: cosine and angular, over all and over last tokens."""
+    """Draw heat maps of the [L, L] distances between hidden states: cosine and angular, over all and over last
+    tokens.
+    """
     from replaceme.cuts.distances import load
 
     matrices, _ = load(distances_path)
@@ -49,7 +51,9 @@ def draw_distances(distances_path: str | Path, out: str | Path, title: str = "")
 
 
 def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
-    """The metric of every candidate cut over its first block, the choice marked; other metrics measured below it."""
+    """Draw the metric of every candidate cut over its first block, the choice marked; other metrics measured below
+    it.
+    """
     cut = Cut.load(cut_json)
     candidates, metric = cut.candidates, cut.metric
     one_size = len({one["end"] - one["start"] for one in candidates}) == 1
@@ -84,7 +88,7 @@ def draw_cut(cut_json: str | Path, out: str | Path, title: str = "") -> None:
 
 
 def _draw_choice(axes: "Axes", cut: Cut) -> None:
-    """A line for each size of a chosen run, its candidates over their starts, and a star on each choice."""
+    """Draw a line for each size of a chosen run, its candidates over their starts, and a star on each choice."""
     metric, parts = cut.metric, cut.parts or cut.groups
     values = {(one["start"], one["end"]): one[metric] for one in cut.candidates}
     sizes = sorted({end - start for start, end in parts})
@@ -108,7 +112,7 @@ def _draw_choice(axes: "Axes", cut: Cut) -> None:
 
 
 def _draw_rounds(axes: "Axes", cut: Cut) -> None:
-    """A line for each round of an iterative search, with a star on what went."""
+    """Draw a line for each round of an iterative search, with a star on the removed block."""
     metric = cut.metric
     for number in range(cut.blocks):
         listed = [one for one in cut.candidates if one["round"] == number]
@@ -129,7 +133,7 @@ def _line(axes: "Axes", candidates: list[dict[str, Any]], name: str, color: str,
 
 
 def draw_healing(healing_json: str | Path, out: str | Path, title: str = "") -> None:
-    """The training loss and the learning rate over the steps, and the held-out loss before and after."""
+    """Draw the training loss and the learning rate over the steps, and the held-out loss before and after."""
     report = read_json(healing_json)
     curve, loss = report["curve"], report["loss"]
     with figure_in_style(out, 7, 4.8, title) as figure:
@@ -149,7 +153,8 @@ def draw_healing(healing_json: str | Path, out: str | Path, title: str = "") -> 
 
 
 def draw_table(csv: str | Path, out: str | Path, title: str = "") -> None:
-    """Average accuracy and perplexity over compression, from a table's csv: a line per fit and way of choosing cuts.
+    """Draw average accuracy and perplexity over compression from a table's csv, a line per fit and way of choosing
+    cuts.
 
     A model with cuts of one size has a place for each fit, or each cut, instead. Error bars are one standard error;
     dashed grey lines are the unpruned model.
@@ -216,12 +221,12 @@ def _draw_measure(axes: "Axes", rows: "pandas.DataFrame", name: str, scale: floa
 
 
 def _alike(sizes: "pandas.Series") -> bool:
-    """Whether models are so near in size that an axis of sizes would heap them up."""
+    """Return whether models are so near in size that an axis of sizes would heap them up."""
     return bool(sizes.max() - sizes.min() < 0.015)
 
 
 def _told_apart_by(pruned: "pandas.DataFrame") -> list[str]:
-    """What names a line or a place: the fit, where there is but one the cut, and both among several of one size."""
+    """Return the columns that name a line or a place: the fit, or the cut of a single fit, or both at several sizes."""
     cuts, fits = pruned["cut"].nunique(), pruned["fit"].nunique()
     if cuts > 1 and fits > 1 and _alike(pruned["compression"]):
         return ["cut", "fit"]
@@ -229,7 +234,7 @@ def _told_apart_by(pruned: "pandas.DataFrame") -> list[str]:
 
 
 def _chosen(rows: "pandas.DataFrame", with_metric: bool) -> "pandas.Series":
-    """How each row's cut was chosen, with what tells the rows apart: metric, position and calibration."""
+    """Describe how each row's cut was chosen, by whatever distinguishes the rows: metric, position and calibration."""
     way = rows["metric"].fillna("given").astype(str) if with_metric else rows["metric"].map(lambda _: "")
     if with_metric and rows["position"].nunique() > 1:
         way = way + rows["position"].map(lambda place: f", {PLACES[place]}" if place in PLACES else "")

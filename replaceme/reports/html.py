@@ -1,4 +1,4 @@
-"""A results table as one HTML page that needs no network: own style, light and dark, header that stays in sight."""
+"""Render a results table as one HTML page that needs no network: own style, light and dark, sticky header."""
 
 from collections.abc import Sequence
 from html import escape
@@ -27,7 +27,7 @@ tr.baseline td { background: var(--soft); font-style: italic; }
 
 
 def html(parts: Sequence["Part"], caption: str, notes: Sequence[str], legend: str = "") -> str:
-    """The page; the best value among models of one size is bold, headers explain themselves on hovering."""
+    """Return the page; the best value among models of one size is bold, headers explain themselves on hovering."""
     body = "\n".join(f"<h2>{escape(part.title)}</h2>\n{_table(part)}" for part in parts)
     listed = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
     said = f"<p>{escape(legend)}</p>\n" if legend else ""
@@ -58,7 +58,7 @@ def _table(part: "Part") -> str:
 
 
 def _cell(text: str, marks: list[str]) -> str:
-    """`value ± error`, with what may follow: the error, and a published value, stand back."""
+    """Return `value ± error` as HTML in which error and published value are less prominent."""
     value, _, rest = text.partition(" ± ")
     error, _, more = rest.partition(" ")
     tail = f' <span class="error">± {escape(error)}</span>' if error else ""

@@ -1,6 +1,6 @@
-"""The numbers of a figure that config.yaml declares: a row per point, out of tables, costs, distances, published files.
+"""Compute the numbers of a figure of config.yaml: a row per point, from tables, costs, distances, published files.
 
-Long form, one column each for measure, panel, line, x, value, stderr and published; what is drawn is exactly this.
+Long form, one column each for measure, panel, line, x, value, stderr and published; exactly this is drawn.
 """
 
 import re
@@ -25,7 +25,9 @@ SPAN = re.compile(r"\[(\d+), (\d+)\)")
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the numbers are: .csv of tables and of costs, distances by `model/calibration`, x by name in the config."""
+    """The sources of the numbers: .csv of tables and of costs, distances by `model/calibration`, x by name in the
+    config.
+    """
 
     tables: Sequence[Path] = ()
     costs: Sequence[Path] = ()
@@ -34,7 +36,7 @@ class Sources:
 
 
 def points(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
-    """All points of a figure, measured first, then published.
+    """Return all points of a figure, measured ones first, then published ones.
 
     Baselines have the line `baseline` and no x; a heat map has i and j, blocks, in place of line and x. Raises
     ReplaceMeError for files, measures or cuts that the figure cannot use.
@@ -57,7 +59,7 @@ def points(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
 
 
 def _rows(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
-    """The rows of all tables, each once, with their costs and the labels `line` and `panel`."""
+    """Return the rows of all tables, each once, with their costs and the labels `line` and `panel`."""
     import pandas
 
     rows = pandas.concat([read_csv(path) for path in sources.tables], ignore_index=True)
@@ -77,7 +79,7 @@ def _rows(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
 
 
 def _places(figure: FigureConfig, rows: "pandas.DataFrame", numbers: Mapping[str, float]) -> "pandas.Series":
-    """The x of each row, percent for the compression; none for bars."""
+    """Return the x of each row, percent for the compression; none for bars."""
     import pandas
 
     if figure.kind == "bars":
@@ -89,7 +91,7 @@ def _places(figure: FigureConfig, rows: "pandas.DataFrame", numbers: Mapping[str
 
 
 def _measured(figure: FigureConfig, rows: "pandas.DataFrame", places: "pandas.Series") -> list[dict[str, Any]]:
-    """A point for each measure of each row; a baseline where nothing is shown relative to something."""
+    """Return a point for each measure of each row; a baseline only where values are not relative."""
     found = []
     for measure in figure.measures:
         name, scale = scaled(measure)
@@ -114,7 +116,7 @@ def _measured(figure: FigureConfig, rows: "pandas.DataFrame", places: "pandas.Se
 
 
 def _unit(figure: FigureConfig, rows: "pandas.DataFrame", row: "pandas.Series", name: str) -> float:
-    """What a measure of a row is a multiple of."""
+    """Return the number that a row's measure is divided by."""
     same_model, baseline = rows["model"] == row["model"], rows["fit"] == BASELINE
     values = rows.loc[same_model & (baseline if figure.relative_to == "baseline" else ~baseline), name].dropna()
     if figure.relative_to == "baseline" and values.empty:
@@ -123,7 +125,7 @@ def _unit(figure: FigureConfig, rows: "pandas.DataFrame", row: "pandas.Series", 
 
 
 def _scattered(figure: FigureConfig, rows: "pandas.DataFrame", sources: Sources) -> list[dict[str, Any]]:
-    """For each distance the points of all rows, over the distance across their cut; `start` says which cut."""
+    """Return for each distance the points of all rows over the distance across their cut; `start` names the cut."""
     import pandas
 
     cuts = rows[rows["fit"] != BASELINE].copy()
@@ -148,7 +150,7 @@ def _scattered(figure: FigureConfig, rows: "pandas.DataFrame", sources: Sources)
 
 
 def _across(figure: FigureConfig, sources: Sources, row: "pandas.Series", distance: str, span: re.Match) -> float:
-    """The distance between the states before and after the cut of a row."""
+    """Return the distance between the states before and after the cut of a row."""
     matrix = _matrix(figure, sources.distances[f"{row['model']}/{row['calibration']}"], distance)
     return float(matrix[int(span[1]) - 1, int(span[2]) - 1])
 
@@ -164,7 +166,7 @@ def _matrix(figure: FigureConfig, path: Path, distance: str) -> Any:
 
 
 def _pairs(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
-    """Every entry of the matrices of a heat map."""
+    """Return every entry of the matrices of a heat map."""
     import pandas
 
     found = []
@@ -176,7 +178,7 @@ def _pairs(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
 
 
 def of_baselines(frame: "pandas.DataFrame") -> "pandas.Series":
-    """Which points are those of baselines; a published line may have their name."""
+    """Return which points belong to baselines; a published line may share their name."""
     return (frame["line"] == BASELINE) & ~frame["published"].astype(bool)
 
 
@@ -199,7 +201,7 @@ def _published(figure: FigureConfig) -> list[dict[str, Any]]:
 
 
 def check_published(figure: FigureConfig) -> None:
-    """Raise ReplaceMeError when a file of published values lacks what the figure shows of it."""
+    """Raise ReplaceMeError when a file of published values lacks a column or row of the figure."""
     published = figure.published
     frame = read_csv(published.file, (published.label,))
     named = [

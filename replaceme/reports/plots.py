@@ -1,6 +1,6 @@
-"""Drawing of the figures that config.yaml declares, from their points (`plot_data`): lines, scatters, bars, heat maps.
+"""Draw the figures of config.yaml from their points (`plot_data`): lines, scatters, bars, heat maps.
 
-Published values are hollow and dotted, or hatched, in the colour of what they are the same as here.
+Published values are hollow and dotted, or hatched, in the colour of the same measurement here.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def draw(figure: FigureConfig, points: "pandas.DataFrame", out: str | Path) -> N
 
 
 def _size(figure: FigureConfig, points: "pandas.DataFrame") -> tuple[float, float]:
-    """Inches."""
+    """Return the width and height of a figure in inches."""
     panels, measures = points["panel"].nunique(), points["measure"].nunique()
     if figure.kind == "bars":
         groups = measures * (~of_baselines(points)).groupby(points["measure"]).sum().max()
@@ -75,7 +75,7 @@ def _size(figure: FigureConfig, points: "pandas.DataFrame") -> tuple[float, floa
 
 
 def _grid(canvas: "Figure", points: "pandas.DataFrame", beside: bool) -> list[tuple["Axes", str, str]]:
-    """Axes with their measure and panel: a row for each measure, or with one panel all beside one another."""
+    """Return axes with their measure and panel: a row for each measure, or with one panel all beside one another."""
     measures, panels = list(dict.fromkeys(points["measure"])), list(dict.fromkeys(points["panel"]))
     shape = (1, len(measures)) if beside and len(panels) == 1 else (len(measures), len(panels))
     axes = canvas.subplots(*shape, squeeze=False, sharey="row" if len(panels) > 1 else False)
@@ -84,7 +84,7 @@ def _grid(canvas: "Figure", points: "pandas.DataFrame", beside: bool) -> list[tu
 
 
 def looks(figure: FigureConfig, points: "pandas.DataFrame") -> dict[tuple[str, bool], Look]:
-    """The look of every line or bar but baselines: by label and whether it is published, in the order drawn."""
+    """Return the look of every line or bar but baselines, by label and whether it is published, in drawing order."""
     measured = list(dict.fromkeys(points.loc[~points["published"] & ~of_baselines(points), "line"]))
     published = list(dict.fromkeys(points.loc[points["published"], "line"]))
     same_as = figure.published.same_as if figure.published else {}
@@ -154,7 +154,7 @@ def _one_line(axes: "Axes", line: "pandas.DataFrame", look: Look, label: str) ->
 
 
 def _scales(axes: "Axes", figure: FigureConfig, shown: "pandas.DataFrame") -> None:
-    """Logarithmic where values, or numbers of the config, span much; whole numbers for blocks."""
+    """Make axes logarithmic where values, or numbers of the config, span much; whole numbers for blocks."""
     if _is_wide(shown["value"]) or (shown["measure"] == "perplexity").all():
         log_scale(axes)
     places = shown["x"].dropna()
@@ -170,7 +170,7 @@ def _is_wide(values: "pandas.Series") -> bool:
 
 
 def _legend_below(canvas: "Figure", labelled: dict[str, Any]) -> None:
-    """One legend for all panels, in as many columns as fit."""
+    """Draw one legend for all panels, in as many columns as fit."""
     if len(labelled) > 1:
         widest = 0.5 + 0.075 * max(map(len, labelled))  # inches of a handle and of a letter
         columns = max(1, min(len(labelled), 5, int(canvas.get_figwidth() / widest)))
@@ -209,7 +209,7 @@ def _scatter(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame")
 
 
 def _bars(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -> None:
-    """Multiples as groups of one panel, measures with a unit of their own in a panel each."""
+    """Draw multiples as groups of one panel, measures with a unit of their own in a panel each."""
     measures = list(dict.fromkeys(points["measure"]))
     relative = [measure for measure in measures if figure.is_relative(measure)]
     groups = [relative] * bool(relative) + [[measure] for measure in measures if measure not in relative]

@@ -1,6 +1,6 @@
-"""One page of a published run, README.md beside its tables: every table in short, beside published values, and figure.
+"""Write README.md of a published run: every table in short, beside published values, and every figure.
 
-For a reader who ran nothing: captions say what to see, the first lines which command and machine made it.
+It is for a reader who ran nothing: captions explain the figures, the first lines name command and machine.
 """
 
 import html
@@ -16,7 +16,7 @@ DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
 
 
 def overview(folder: Path, record: Mapping[str, Any]) -> str:
-    """The page in markdown for a folder of copies of record that `record` tells the command and machine of."""
+    """Return the page in markdown for a folder of copies of record; `record` has the command and the machine."""
     tables = sorted((path for path in (folder / "tables").glob("*.csv") if not _is_beside(path)), key=_in_order)
     figures = sorted((folder / "figures").glob("*.svg"), key=_in_order)
     parts = ["# Results", _made_by(record, (folder / "provenance.md").is_file())]
@@ -26,18 +26,18 @@ def overview(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def summary(table: Path) -> str:
-    """The caption and the first part, the summary, of a table's .md."""
+    """Return the caption and the first part, the summary, of a table's .md."""
     return "\n**".join(table.read_text(encoding="utf-8").split("\n**")[:2]).strip()
 
 
 def _is_beside(table: Path) -> bool:
-    """Whether a table is what the workflow makes of another one, with which it is shown."""
+    """Return whether a table is derived from another one, with which it is shown."""
     ends = [end for end in BESIDE if table.stem.endswith(end)]
     return any(table.with_name(f"{table.stem.removesuffix(end)}.csv").is_file() for end in ends)
 
 
 def _in_order(path: Path) -> list[Any]:
-    """table2 before table10, and numbers before other names."""
+    """Return a sort key that puts table2 before table10, and numbers before other names."""
     return [(int(part), "") if part.isdecimal() else (10**6, part) for part in re.split(r"(\d+)", path.stem)]
 
 
@@ -48,7 +48,7 @@ def _made_by(record: Mapping[str, Any], with_provenance: bool) -> str:
 
 
 def _table(table: Path) -> str:
-    """Caption and summary, the same beside published values, and the figure."""
+    """Return the section of a table: caption and summary, the comparison with published values, and the figure."""
     name = table.stem
     # not with_suffix: the name may hold dots
     files = {end: table.with_name(name + end) for end in (".md", ".svg", ".csv")}
@@ -63,13 +63,13 @@ def _table(table: Path) -> str:
 
 
 def _without_caption(table: Path) -> str:
-    """All parts of a table's .md, whose caption stands above already."""
+    """Return all parts of a table's .md without the caption."""
     text = table.read_text(encoding="utf-8")
     return text[max(text.find("**"), 0) :].strip()
 
 
 def _figure(path: Path) -> str:
-    """The figure, and its caption from its own description."""
+    """Return the section of a figure, with the caption from its own description."""
     found = DESCRIPTION.search(path.read_text(encoding="utf-8"))
     caption = html.unescape(found[1]).strip() if found else ""
     numbers = f"Numbers: [{path.stem}.csv](figures/{path.stem}.csv)."

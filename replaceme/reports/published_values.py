@@ -1,4 +1,4 @@
-"""A table in the layout of a published one: each of its cells, measured beside published, and their difference.
+"""Show a table in the layout of a published one: each cell measured beside published, and their difference.
 
 The published rows and their order come from a CSV file; the config says which row of the table stands for each. A cell
 that was not run is empty and counted, never filled in.
@@ -26,7 +26,7 @@ Row = str | Mapping[str, str] | None
 
 @dataclass(frozen=True)
 class Compared:
-    """A published table beside the measured one; `cells` in all, of which so many were `run` here."""
+    """A published table beside the measured one: the number of cells, and how many were `run` here."""
 
     frame: "pandas.DataFrame"
     cells: int
@@ -34,12 +34,12 @@ class Compared:
 
     @property
     def note(self) -> str:
-        """How much of it was run."""
+        """Line that says how much of it was run."""
         return f"{self.run} of {self.cells} cells run here, {self.cells - self.run} empty."
 
 
 def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
-    """Raise ReplaceMeError when a reference does not belong to its file or to a table of `rows` (`model/...`)."""
+    """Raise ReplaceMeError when a reference does not fit its file or a table of `rows` (`model/...`)."""
     names, rows_there = _header(reference.file)
     missing = [column for column in reference.columns if column not in names]
     if missing:
@@ -54,7 +54,7 @@ def check_reference(reference: ReferenceConfig, rows: Sequence[str]) -> None:
 
 
 def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
-    """The published table, with columns `<name>`, `<name>_stderr`, `<name>_published` and `<name>_difference`.
+    """Return the published table, with columns `<name>`, `<name>_stderr`, `<name>_published` and `<name>_difference`.
 
     `table` is that of `tables.collect`; measured values are scaled to the unit of the published ones. The difference,
     measured minus published, is there only where `same_models`. Raises ReplaceMeError for a measure the table lacks.
@@ -81,7 +81,7 @@ def compare(table: "pandas.DataFrame", reference: ReferenceConfig) -> Compared:
 
 
 def shown(compared: Compared, reference: ReferenceConfig, title: str) -> "Part":
-    """The comparison as it is shown: `measured ± error (published)` in each cell, empty where nothing was run."""
+    """Return the comparison for display: `measured ± error (published)` in each cell, empty where nothing was run."""
     from replaceme.reports.render import Column, Part
 
     labels = [name for name in compared.frame.columns if _owner(name, reference) is None]
@@ -101,7 +101,7 @@ def shown(compared: Compared, reference: ReferenceConfig, title: str) -> "Part":
 
 
 def notes(compared: Compared, reference: ReferenceConfig) -> list[str]:
-    """Whose the published values are, and how much was run here."""
+    """Return lines that name the owner of the published values and how much was run here."""
     whose = "the same models" if reference.same_models else "other models, so that only directions can be compared"
     return [f"In brackets: published, of {whose}.", compared.note]
 
@@ -117,7 +117,7 @@ def _cell(row: "pandas.Series", column: str) -> str:
 
 
 def _owner(name: str, reference: ReferenceConfig) -> str | None:
-    """The compared column to which a column of the frame belongs."""
+    """Return the compared column that a column of the frame belongs to."""
     endings = ("", "_stderr", "_published", "_difference")
     return next((column for column in reference.columns for ending in endings if name == f"{column}{ending}"), None)
 
@@ -129,17 +129,17 @@ def _is_missing(value: Any) -> bool:
 
 
 def _of(row: Row, column: str) -> str | None:
-    """The row of the table that stands for a cell of a published row."""
+    """Return the row of the table that stands for a cell of a published row."""
     return row.get(column) if isinstance(row, Mapping) else row
 
 
 def _named(reference: ReferenceConfig) -> set[str]:
-    """The rows of a table that a reference names."""
+    """Return the rows of a table that a reference names."""
     return {one for row in reference.rows for column in reference.columns if (one := _of(row, column)) is not None}
 
 
 def _by_name(table: "pandas.DataFrame") -> dict[tuple[str, ...], "pandas.Series"]:
-    """Rows by (model, calibration, cut, fit, healing); baselines by their model alone."""
+    """Return rows by (model, calibration, cut, fit, healing); baselines by their model alone."""
     found = {}
     for _, row in table.iterrows():
         names = tuple(None if _is_missing(row.get(name)) else row[name] for name in NAMES)
@@ -148,7 +148,7 @@ def _by_name(table: "pandas.DataFrame") -> dict[tuple[str, ...], "pandas.Series"
 
 
 def scaled(measure: str) -> tuple[str, float]:
-    """A measure and its factor out of `average * 100`."""
+    """Split `average * 100` into a measure and its factor."""
     name, star, factor = (part.strip() for part in measure.partition("*"))
     try:
         return name, float(factor) if star else 1.0
@@ -171,7 +171,7 @@ def _read(path: str | Path) -> "pandas.DataFrame":
 
 
 def _header(path: str | Path) -> tuple[list[str], int]:
-    """The columns of a CSV file and the number of its rows, for what runs at every start and cannot wait for pandas."""
+    """Return the columns of a CSV file and the number of its rows, without pandas, since this runs at every start."""
     _check_there(path)
     with Path(path).open(encoding="utf-8", newline="") as file:
         header, *rows = [row for row in csv.reader(file) if row] or [[]]

@@ -24,7 +24,7 @@ CONTEXT = ("model", "calibration")  # columns shown only where they differ
 
 @dataclass(frozen=True)
 class Column:
-    """A column as shown: `scale` multiplies the value; `style` is text, percent, signed, significant or count.
+    """A column for display: `scale` multiplies the value; `style` is text, percent, signed, significant or count.
 
     `best` is max, min or empty: which value is the best one among models of one size.
     """
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Part:
-    """One of the tables shown: title, columns, cells as text (row by row), and which of them are the best of a size."""
+    """One of the tables shown: title, columns, cells as text (row by row), and the best cells of each size."""
 
     title: str
     columns: Sequence[Column]
@@ -107,7 +107,7 @@ def write_parts(
 
 
 def tables(frame: "pandas.DataFrame") -> list[Part]:
-    """The three parts of a table; columns of names that are the same in all rows are left to the notes."""
+    """Return the three parts of a table; name columns with one value for all rows become notes."""
     names = [
         Column(name, name) for name in ("model", "calibration", "cut", "fit") if name not in _constant(frame, CONTEXT)
     ]
@@ -132,20 +132,20 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
 
 
 def _constant(frame: "pandas.DataFrame", names: Sequence[str]) -> dict[str, Any]:
-    """Columns among `names` with one value (missing values apart), with that value."""
+    """Return the columns among `names` with one value (missing values apart), with that value."""
     values = {name: frame[name].dropna().unique() for name in names}
     return {name: found[0] for name, found in values.items() if len(found) == 1}
 
 
 def _shortened(tasks: Sequence[str]) -> dict[str, str]:
-    """Task names without the word before the first underscore, where that word is the same for all of them."""
+    """Return task names without the word before the first underscore, if all tasks share it."""
     prefixes = {task.split("_", 1)[0] for task in tasks}
     short = {task: task.split("_", 1)[1] for task in tasks if "_" in task}
     return short if len(prefixes) == 1 and len(short) == len(tasks) > 1 else {task: task for task in tasks}
 
 
 def _notes(frame: "pandas.DataFrame") -> list[str]:
-    """What the columns do not say: constant names, how tasks were scored, by what each cut was chosen."""
+    """Return notes for what the columns leave out: constant names, how tasks were scored, how each cut was chosen."""
     notes = [f"{name.capitalize()}: {value}." for name, value in _constant(frame, CONTEXT).items()]
     notes += [f"{how}: {', '.join(names)}." for how, names in _grouped(frame.attrs.get("tasks", {})).items()]
     if coded := frame.attrs.get("own_code"):
@@ -159,7 +159,7 @@ def _notes(frame: "pandas.DataFrame") -> list[str]:
 
 
 def _grouped(ways: Mapping[str, str]) -> dict[str, list[str]]:
-    """Keys by value, in order of appearance."""
+    """Return keys by value, in order of appearance."""
     groups: dict[str, list[str]] = {}
     for key, way in ways.items():
         groups.setdefault(way, []).append(key)
@@ -167,7 +167,7 @@ def _grouped(ways: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def part(title: str, columns: Sequence[Column], frame: "pandas.DataFrame") -> Part:
-    """The rows of a frame as cells; the best values of a size where a column says what is best."""
+    """Return the rows of a frame as cells; marks the best values of a size where a column says what is best."""
     cells, best = [], []
     winners = {column.source: _winners(column, frame) for column in columns if column.best}
     for index, row in frame.iterrows():
@@ -177,7 +177,7 @@ def part(title: str, columns: Sequence[Column], frame: "pandas.DataFrame") -> Pa
 
 
 def _winners(column: Column, frame: "pandas.DataFrame") -> set[Any]:
-    """Rows with the best value among those of the same model and number of removed blocks, where there are several."""
+    """Return the rows with the best value among several of the same model and number of removed blocks."""
     found: set[Any] = set()
     for _, group in frame.groupby(["model", "removed"], sort=False):
         values = group[column.source].astype(float).dropna()
@@ -187,7 +187,7 @@ def _winners(column: Column, frame: "pandas.DataFrame") -> set[Any]:
 
 
 def _cell(column: Column, row: "pandas.Series") -> str:
-    """A cell with its standard error where the table has one."""
+    """Return a cell with its standard error where the table has one."""
     import pandas
 
     value = row[column.source]
@@ -207,7 +207,7 @@ def _cell(column: Column, row: "pandas.Series") -> str:
 
 
 def _decimals(value: float) -> int:
-    """Decimals for three significant digits, -1 where a power of ten is shown instead."""
+    """Return the decimals for three significant digits, -1 for a power of ten."""
     size = abs(value)
     if size >= 1e5 or (size < 1e-4 and size > 0):
         return -1
@@ -221,7 +221,7 @@ def _number(value: float, decimals: int, sign: str = "") -> str:
 
 
 def markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
-    """Parts as Markdown: caption, aligned tables under their titles, notes."""
+    """Return parts as Markdown: caption, aligned tables under their titles, notes."""
     lines = [caption, ""] if caption else []
     for part in parts:
         lines += [f"**{part.title}**", "", *_grid(part), ""]
@@ -229,7 +229,7 @@ def markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
 
 
 def _grid(part: Part) -> list[str]:
-    """Aligned rows with pipes; standard errors are dropped where they would make it wider than a terminal."""
+    """Return aligned rows with pipes, without standard errors where they would make it wider than a terminal."""
     lines = _aligned(part, part.cells)
     if len(lines[0]) > TERMINAL:
         lines = _aligned(part, [[ERROR.sub("", cell) for cell in row] for row in part.cells])
@@ -258,7 +258,7 @@ LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it literally."""
+    """Return text escaped so that LaTeX prints it literally."""
     return "".join(LATEX.get(character, character) for character in text)
 
 

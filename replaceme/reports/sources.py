@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from: models, texts, versions, machines, out of the records that its steps wrote."""
+"""Trace the numbers of a run to models, texts, versions and machines, by the records that its steps wrote."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SHOWN = 12  # hex digits of a hash
 
 @dataclass(frozen=True)
 class Records:
-    """Paths of model.json, of tokens.safetensors and of what was measured (evaluations, speeds)."""
+    """Paths of model.json, of tokens.safetensors and of measurements (evaluations, speeds)."""
 
     models: Sequence[Path]
     calibrations: Sequence[Path]
@@ -24,7 +24,9 @@ class Records:
 
 
 def footnotes(records: Records) -> list[str]:
-    """Lines below a table: versions, machines, commits of models, revisions of texts and of labelled images."""
+    """Return the lines below a table: versions, machines, commits of models, revisions of texts and of labelled
+    images.
+    """
     models = "; ".join(f"{name}: {row['source']}, {row['version']}" for name, row in _models(records).items())
     texts = dict.fromkeys(f"{row['calibration']}: {row['source']}, {row['version']}" for row in _calibrations(records))
     lines = [f"Models: {models}."] if models else []
@@ -37,7 +39,7 @@ def footnotes(records: Records) -> list[str]:
 
 
 def parts(records: Records) -> list[Part]:
-    """Tables of models, calibration texts, labelled images (where there are such), versions and machines."""
+    """Return the tables of models, calibration texts, labelled images (if any), versions and machines."""
     versions, machines = _measured(records)
     models = [{"model": name, **row} for name, row in _models(records).items()]
     labelled = _labelled(records)
@@ -74,7 +76,7 @@ def _part(title: str, names: Sequence[str], rows: Sequence[Mapping[str, str]]) -
 
 
 def _models(records: Records) -> dict[str, dict[str, str]]:
-    """What each model is, by its name in the config."""
+    """Describe each model, by its name in the config."""
     found = {}
     for path in records.models:
         record = ModelRecord.load(path)
@@ -91,7 +93,7 @@ def _models(records: Records) -> dict[str, dict[str, str]]:
 
 
 def _calibrations(records: Records) -> list[dict[str, str]]:
-    """What each calibration is, for each model."""
+    """Describe each calibration, for each model."""
     found = []
     for path in records.calibrations:
         record = load_metadata(path)
@@ -112,7 +114,7 @@ def _calibrations(records: Records) -> list[dict[str, str]]:
 
 
 def _labelled(records: Records) -> list[dict[str, str]]:
-    """Each set of labelled images that was measured on, once, with its commit or content."""
+    """Describe each set of labelled images that was used, once, with its commit or content."""
     found = []
     for path in records.measured:
         for name, one in read_json(path).get("data", {}).items():
@@ -124,7 +126,7 @@ def _labelled(records: Records) -> list[dict[str, str]]:
 
 
 def _source(record: Mapping[str, Any]) -> str:
-    """The data, with its configuration; of a mix each part, with how many sequences are of it."""
+    """Return the data with its configuration; of a mix each part with its number of sequences."""
     if record.get("mix"):
         return " + ".join(f"{one['taken']} of {_source(one)}" for one in record["mix"])
     name = f" ({record['name']})" if record.get("name") else ""
@@ -132,14 +134,14 @@ def _source(record: Mapping[str, Any]) -> str:
 
 
 def _commit(text: str | None) -> str:
-    """A commit or hash shortened, a tag or branch as it is."""
+    """Return a commit or hash shortened, a tag or branch unchanged."""
     if not text:
         return ""
     return text[:SHOWN] if len(text) >= 40 else text
 
 
 def _measured(records: Records) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Versions in words, and machines in words, each with the results that were measured so."""
+    """Return versions and machines in words, each with its results."""
     versions: dict[str, list[Path]] = {}
     machines: dict[str, list[Path]] = {}
     for path in records.measured:

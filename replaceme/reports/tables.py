@@ -1,7 +1,8 @@
-"""One table from the results on disk: a row per pruned model, baselines first, paired differences to dropping blocks.
+"""Collect one table from the results on disk: a row per pruned model, baselines first, paired differences to dropping
+blocks.
 
-Reads what the steps wrote (evaluation, speed, cut, fit) and computes nothing that is not defined in `uncertainty`. What
-was not measured is missing in the table.
+It reads the results of the steps (evaluation, speed, cut, fit) and computes only differences and errors, by
+`uncertainty`. Cells that were not measured are missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ SIZE = ("parameters", "file_bytes")
 
 @dataclass(frozen=True)
 class _Result:
-    """What the steps left about one model: `names` are model, calibration, cut, fit and healing."""
+    """The results of the steps for one model: `names` are model, calibration, cut, fit and healing."""
 
     folder: Path
     names: tuple[str, str | None, str | None, str, str | None]
@@ -40,13 +41,14 @@ class _Result:
 
 
 def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, speed: bool = True) -> "pandas.DataFrame":
-    """One row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures, SIZE.
+    """Return one row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures,
+    SIZE.
 
-    `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> in such a one (only then there is a column
+    `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> inside one (only then there is a column
     `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
-    `speed` they have a speed.json too, and the table the columns SPEED. Accuracies
-    are fractions, `rp` and only it is in percent. `*_vs_identity` are paired over items with the identity fit of the
-    same cut, not healed. Raises ReplaceMeError naming a missing file or baseline.
+    `speed` they have a speed.json too, and the table the columns SPEED. Accuracies are fractions, `rp` and only it is
+    in percent. `*_vs_identity` are paired over items with the identity fit of the same cut, not healed. Raises
+    ReplaceMeError naming a missing file or baseline.
     """
     import pandas
 
@@ -129,18 +131,18 @@ def _columns(results: Sequence[_Result]) -> list[str]:
 
 
 def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
-    """The columns of tasks: each name, then its standard error."""
+    """Return the columns of tasks: each name, then its standard error."""
     return [column for task in tasks for column in (task, f"{task}_stderr")]
 
 
 def task_columns(columns: Sequence[str]) -> list[str]:
-    """The names of the tasks in a table's columns, which lie between `compression` and `average`."""
+    """Return the names of the tasks in a table's columns, which lie between `compression` and `average`."""
     names = list(columns)
     return names[names.index("compression") + 1 : names.index("average") : 2]
 
 
 def _own_columns(result: _Result) -> dict[str, Mapping[str, Any]]:
-    """Tasks with a column under their own name: all but the perplexity that has the column `perplexity`."""
+    """Return the tasks with a column under their own name: all but the one that fills the column `perplexity`."""
     main = (result.evaluation["perplexity"] or {}).get("task")
     tasks = result.evaluation["tasks"].items()
     return {name: task for name, task in tasks if name != main or not _is_perplexity(task)}
@@ -151,7 +153,7 @@ def _is_perplexity(task: Mapping[str, Any]) -> bool:
 
 
 def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
-    """How each task was scored, as text: metric, examples in context, items, version."""
+    """Describe how each task was scored: metric, examples in context, items, version."""
     notes: dict[str, str] = {}
     for result in results:
         for name, task in _own_columns(result).items():
@@ -197,7 +199,7 @@ def _size(result: _Result) -> dict[str, int]:
 
 
 def _differences(result: _Result, identity: _Result) -> dict[str, float | None]:
-    """Average and log perplexity minus those of the identity fit, paired over items."""
+    """Return average and log perplexity minus those of the identity fit, paired over items."""
     found: dict[str, float | None] = {}
     ours, theirs = result.evaluation, identity.evaluation
     counted = [name for name, task in ours["tasks"].items() if task["in_average"]]
