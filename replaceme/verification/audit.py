@@ -1,7 +1,7 @@
-"""Compare results with their records: hashes of inputs and outputs, and versions, are recomputed.
+"""Compare results with their records: recompute hashes of inputs and outputs, and compare versions.
 
-The records are those of `job_record`, and the lists of files in model.json and replaceme.json. From what is asked for,
-the check goes back through everything that it was made from, as far as records reach.
+The records are those of `job_record`, and the lists of files in model.json and replaceme.json. The check goes back from
+the given files through all their sources, as far as records reach.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ SHOWN = 12  # hex digits of a hash
 
 @dataclass(frozen=True)
 class Difference:
-    """A file that is not what a record says; `recorded` and `found` are SHA-256, or `missing`."""
+    """A file that differs from its record; `recorded` and `found` are SHA-256, or `missing`."""
 
     file: str
     recorded: str
@@ -34,14 +34,14 @@ class Difference:
 
     @property
     def line(self) -> str:
-        """In one line."""
+        """The difference in one line."""
         found = self.found if self.found == MISSING else f"is {self.found[:SHOWN]}"
         return f"{self.file}: {found}, recorded {self.recorded[:SHOWN]} as {self.role} in {self.record}"
 
 
 @dataclass(frozen=True)
 class OtherVersion:
-    """A package whose version, where results were made, is not that installed here."""
+    """A package whose version in a record is not the installed one."""
 
     package: str
     recorded: str
@@ -50,13 +50,13 @@ class OtherVersion:
 
     @property
     def line(self) -> str:
-        """In one line."""
+        """The difference in one line."""
         return f"{self.package}: {self.recorded} in {self.records} records, {self.installed} here"
 
 
 @dataclass
 class Audit:
-    """What was compared, and what differs."""
+    """The compared files, and the differences found."""
 
     files: int = 0
     records: int = 0
@@ -65,13 +65,13 @@ class Audit:
 
     @property
     def lines(self) -> list[str]:
-        """Every difference in one line."""
+        """All differences, one line each."""
         return [one.line for one in chain(self.differences, self.versions)]
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """That a file has this hash, according to a record."""
+    """A record's claim that a file has this hash."""
 
     path: Path
     digest: str
@@ -80,7 +80,7 @@ class _Claim:
 
 
 def audit(path: str | Path) -> Audit:
-    """Recompute the hashes of a file or a folder of results and of all that it was made from; compare the versions.
+    """Recompute the hashes of a file or a folder of results and of everything behind it; compare the versions.
 
     `path`: a results folder of the workflow or anything in it, or a checkpoint or model.json made by itself. Raises
     ReplaceMeError when there is no such path, or nothing is recorded of it.
@@ -109,7 +109,7 @@ def audit(path: str | Path) -> Audit:
 
 
 def other_versions(stamps: Iterable[Mapping[str, str]]) -> list[OtherVersion]:
-    """The versions in `stamps` that are not those installed here."""
+    """Return the versions in `stamps` that differ from the installed ones."""
     import platform
 
     counts: dict[tuple[str, str], int] = {}
@@ -128,7 +128,7 @@ def other_versions(stamps: Iterable[Mapping[str, str]]) -> list[OtherVersion]:
 
 
 def _root(path: Path) -> Path | None:
-    """The results folder with records of steps that a path lies in, if it does."""
+    """Return the results folder with records of steps that contains a path, if any."""
     absolute = path.absolute()
     return next((one for one in (absolute, *absolute.parents) if any(map(_is_ours, _records(one)))), None)
 
@@ -138,7 +138,7 @@ def _records(root: Path) -> list[Path]:
 
 
 def _is_ours(where: Path) -> bool:
-    """Whether a file is the record of a step: other programs have folders of this name too."""
+    """Return whether a file is the record of a step: other programs have folders of this name too."""
     try:
         return _is_of_step(read_json(where))
     except ReplaceMeError:
@@ -152,7 +152,7 @@ def _is_of_step(record: Any) -> bool:
 
 
 def _behind(path: Path, root: Path) -> dict[Path, dict[str, Any]]:
-    """The records of what lies at a path, and of all that this was made from."""
+    """Return the records of the files at a path, and of everything behind them."""
     records = {where: record for where in _records(root) if _is_of_step(record := read_json(where))}
     makers = {_at(place, root): where for where, record in records.items() for place in record["outputs"]}
     asked = path.absolute()
@@ -167,7 +167,7 @@ def _behind(path: Path, root: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _at(place: str, root: Path) -> Path:
-    """The path of a place in a record; `..` is the folder that the results lie in."""
+    """Return the path of a place in a record; `..` is the folder that the results lie in."""
     path = Path(place)
     if path.parts[:1] == ("..",):
         return root.parent.joinpath(*path.parts[1:])
@@ -181,13 +181,13 @@ def _of_record(record: dict[str, Any], where: Path, root: Path) -> Iterator[_Cla
 
 
 def _lists_at(path: Path) -> list[Path]:
-    """The lists of files that a path is, or is the checkpoint of."""
+    """Return the lists of files that a path is, or whose checkpoint it is."""
     lists = [path] if path.name in (MODEL, RECORD) else [path / RECORD]
     return [one.absolute() for one in lists if one.is_file()]
 
 
 def _of_list(where: Path, base: Path) -> Iterator[_Claim]:
-    """What a model.json says of a model, or a replaceme.json of the checkpoint beside it and of its source.
+    """Yield the claims of a model.json about a model, or of a replaceme.json about its checkpoint and source.
 
     Relative paths in it are from `base`, where the workflow ran.
     """
@@ -206,7 +206,9 @@ def _of_list(where: Path, base: Path) -> Iterator[_Claim]:
 
 
 def _is_found(source: str, base: Path) -> bool:
-    """Whether a source is a folder of this machine whose place is told: of those outside `base` the name alone is."""
+    """Return whether a source is a folder of this machine with a known place: outside `base` only its name is
+    recorded.
+    """
     return names_folder(source) and ("/" in source or (base / source).is_dir())
 
 
@@ -215,7 +217,7 @@ def _versions_at(where: Path) -> dict[str, str]:
 
 
 def _hashed(paths: Iterable[Path]) -> dict[Path, str]:
-    """The hash of each file, or that it is missing."""
+    """Return the hash of each file, or `missing`."""
     paths = sorted(paths)
     there = [path for path in paths if path.is_file()]
     digests = progress(each_sha256(there), "hashing files", len(there))

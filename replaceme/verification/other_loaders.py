@@ -1,4 +1,4 @@
-"""Whether other consumers of Hugging Face checkpoints take a merged folder: vLLM and llama.cpp, where installed.
+"""Try a merged folder with other consumers of Hugging Face checkpoints: vLLM and llama.cpp, where installed.
 
 Their failures are reported and stop nothing: not every model, tokenizer or machine that transformers takes is theirs.
 """
@@ -30,12 +30,12 @@ sys.exit(0 if len(found[0].outputs[0].token_ids) == 8 else "fewer tokens than as
 
 
 def external_checks(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """The outcome of each of them, each in a process of its own."""
+    """Return the outcome of each loader, run in a process of its own."""
     return {"vllm": outcome(_check_vllm, folder), "llama.cpp": outcome(_check_llama_cpp, folder)}
 
 
 def _check_vllm(folder: str | Path) -> None:
-    """It loads the folder and generates."""
+    """Load the folder with vLLM and generate."""
     if importlib.util.find_spec("vllm") is None:
         raise NotChecked("vllm is not installed")
     _refuse_own_code(folder)
@@ -43,7 +43,7 @@ def _check_vllm(folder: str | Path) -> None:
 
 
 def _check_llama_cpp(folder: str | Path) -> None:
-    """Its script converts the folder to GGUF; the file is thrown away."""
+    """Convert the folder to GGUF by llama.cpp's script; the file is discarded."""
     command = _converter()
     _refuse_own_code(folder)
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
@@ -51,7 +51,7 @@ def _check_llama_cpp(folder: str | Path) -> None:
 
 
 def _converter() -> list[str]:
-    """The conversion script, of a folder named by LLAMA_CPP or on the path."""
+    """Return the command of the conversion script, from the folder LLAMA_CPP or the path."""
     if "LLAMA_CPP" in os.environ:
         script = Path(os.environ["LLAMA_CPP"]) / CONVERTER
         if not script.is_file():

@@ -1,4 +1,4 @@
-"""The outcome of a check, as it stands in verify.json: passed, failed or not checked, the latter two with a reason."""
+"""The outcome of a check in verify.json: passed, failed or not checked, the latter two with a reason."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ class NotChecked(Exception):
 
 
 def outcome(check: Callable[..., dict[str, Any] | None], *arguments: Any) -> dict[str, Any]:
-    """Run a check, which raises ReplaceMeError for what is wrong and returns what it measured, if anything."""
+    """Run a check, which raises ReplaceMeError for a fault and returns its measurements, if any."""
     try:
         return {"outcome": PASSED, **(check(*arguments) or {})}
     except NotChecked as reason:
@@ -24,5 +24,5 @@ def outcome(check: Callable[..., dict[str, Any] | None], *arguments: Any) -> dic
 
 
 def not_checked(reason: str) -> dict[str, Any]:
-    """The outcome of a check that was not made."""
+    """Return the outcome of a check that was not made."""
     return {"outcome": NOT_CHECKED, "reason": redacted(reason)}

@@ -1,8 +1,8 @@
-"""A model folder as a fresh process with plain transformers finds it, and what its logits are compared with.
+"""Load a model folder as a fresh process with plain transformers would, and compute the logits to compare with.
 
-A process is fresh as long as it has not imported transformers: one that is asked for nothing else may look itself,
-before it does anything with transformers, while replaceme cannot be imported. To import torch and transformers takes
-longer than a small model does.
+A process is fresh as long as it has not imported transformers: a process without other work may load the folder itself,
+before it uses transformers, while replaceme cannot be imported. To import torch and transformers takes longer than a
+small model does.
 """
 
 import gc
@@ -44,7 +44,9 @@ QUIET = {
 
 
 def fixed_tokens(config: dict[str, Any]) -> Tokens:
-    """Two sequences of random token ids, always the same; the second is padded on the left, as for generation."""
+    """Return two sequences of random token ids, always the same; the second is padded on the left, as for
+    generation.
+    """
     import torch
 
     longest = config.get("max_position_embeddings") or config.get("n_positions") or LENGTH + NEW_TOKENS
@@ -56,7 +58,7 @@ def fixed_tokens(config: dict[str, Any]) -> Tokens:
 
 
 def hooked_logits(folder: str | Path, running: Running, tokens: Tokens) -> "torch.Tensor":
-    """Logits, float32, of an original model that runs as the new one does; it is freed afterwards."""
+    """Return the logits, float32, of an original model that runs as the new one does; it is freed afterwards."""
     import torch
 
     model = load_causal_model(folder, "float32", "cpu")
@@ -69,12 +71,12 @@ def hooked_logits(folder: str | Path, running: Running, tokens: Tokens) -> "torc
 
 
 def is_fresh() -> bool:
-    """Whether this process can still be the one that loads a folder with plain transformers."""
+    """Return whether this process can still be the one that loads a folder with plain transformers."""
     return "transformers" not in sys.modules
 
 
 def reload(folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool = False) -> dict[str, str | None]:
-    """What is wrong with each part of a folder for plain transformers, None where nothing is; logits go to `work`.
+    """Return the fault of each part of a folder for plain transformers, None where it is sound; logits go to `work`.
 
     Without tokens no weights are loaded. The folder's own code runs only if it is this package's. `here`: in this
     process, which must be fresh and keeps the code that it loads in `work` from then on; else in another. Raises
@@ -110,7 +112,7 @@ def reload(folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool 
 
 @contextmanager
 def _hidden() -> Iterator[None]:
-    """Inside, this package cannot be imported, as where it is not installed, and its folder is not searched."""
+    """Hide this package from imports within the block, as where it is not installed."""
     path = sys.path[:]
     sys.path[:] = [entry for entry in path if Path(entry).resolve() != HOME]
     ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "replaceme"}
@@ -142,6 +144,6 @@ def run_alone(command: Sequence[str], environment: dict[str, str], seconds: floa
 
 
 def _path_without_us() -> str:
-    """PYTHONPATH without the folder that holds this package."""
+    """Return PYTHONPATH without the folder that holds this package."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(path for path in paths if path and Path(path).resolve() != HOME)

@@ -1,7 +1,7 @@
-"""Loads a model folder with plain transformers, as any user of it does, and writes down what that gives.
+"""Load a model folder with plain transformers, as any user does, and write down the result.
 
 Run as a file, in a process of its own in which replaceme cannot be imported, or by a process that keeps to the same:
-`reload` asks, `verify` judges.
+`reload` sends the question, `verify` judges the answer.
 """
 
 import atexit
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def main(work: Path) -> None:
-    """`reply` as all that a process does."""
+    """Run `reply` as the only work of a process."""
     sys.modules["replaceme"] = None  # an installed one is not found either
     gc.set_threshold(100_000, 20, 50)  # as `cli`
     atexit.register(gc.freeze)
@@ -23,7 +23,7 @@ def main(work: Path) -> None:
 
 
 def reply(work: Path) -> None:
-    """Answer `question.json` in folder `work`: `answer.json` has what is wrong with each part, null where nothing is.
+    """Answer `question.json` in folder `work`: `answer.json` has the fault of each part, null where it is sound.
 
     The logits [sequences, tokens, vocabulary], float32, go to `logits.safetensors`, the tokenizer's chat template, or
     templates by name, to `chat_template.json`.
@@ -45,7 +45,7 @@ def reply(work: Path) -> None:
 
 
 def _part(answer: dict[str, str | None], name: str, run: Callable[[], Any]) -> Any:
-    """Run a part of the answer and note why it cannot be had."""
+    """Run a part of the answer and note the reason if it fails."""
     answer[name] = None
     try:
         return run()
@@ -86,7 +86,7 @@ def _save_logits(model: Any, inputs: dict[str, Any], work: Path) -> None:
 
 
 def _generate(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:
-    """Greedy tokens with the cache must be those without it."""
+    """Check that greedy decoding with the cache gives the same tokens as without it."""
     from transformers import GenerationConfig
 
     given = {name: inputs[name] for name in ("input_ids", "attention_mask")}

@@ -1,4 +1,4 @@
-"""Whether a merged checkpoint is what was fitted, and what any user of Hugging Face checkpoints can load.
+"""Check that a merged checkpoint holds the fitted maps, and that any user of Hugging Face checkpoints can load it.
 
 The original model, run with the transforms applied by hooks, says what the logits must be; a fresh process that loads
 the folder with plain transformers says what they are. Both run in float32 on the CPU, one after the other, so that one
@@ -48,13 +48,13 @@ def verify(
     *,
     here: bool = False,
 ) -> dict[str, Any]:
-    """The outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
+    """Return the outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
 
-    In place of transforms may stand what another method found. `here`: this process does nothing else, so it loads the
+    Instead of transforms it takes the result of another method. `here`: this process does nothing else, so it loads the
     folder itself as long as it is fresh (see `reload`).
 
-    A check that fails does not raise: see `require_passed`. What needs the model loaded is left out where the files
-    are wrong already.
+    A check that fails does not raise: see `require_passed`. If the files are wrong, checks that load the model are
+    skipped.
     """
     as_made, edited = _running(cut, transforms)
 
@@ -72,10 +72,11 @@ def verify_against(
     *,
     here: bool = False,
 ) -> dict[str, Any]:
-    """The outcome of every check of a `folder` made from the model of a record, its logits against `expected` ones.
+    """Return the outcome of every check of a `folder` made from the model of a record, its logits against `expected`
+    ones.
 
-    `expected` gives those of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so rounded;
-    `here`: load the folder in this process, before `expected` is asked.
+    `expected` gives the logits of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so
+    rounded; `here`: load the folder in this process, before `expected` is called.
     """
     checks = {
         "files": outcome(_check_files, folder),
@@ -98,25 +99,25 @@ def require_passed(report: dict[str, Any]) -> None:
 
 
 def tolerance(stored: set[str], fitted: bool) -> float:
-    """The allowed |difference| / |logits| of a token, for weights stored in these types of safetensors.
+    """Return the allowed |difference| / |logits| of a token, for weights stored in these types of safetensors.
 
     Both models compute in float32 from the same weights, and differ in the order of the sums: ARITHMETIC. Where a
     transform is folded in, the carrier's new weight is rounded to the stored type, each number by at most u = ROUNDING
-    of itself, and the hooks use it as it was before. That moves the carrier's output by about u / 2 of itself, and
-    the blocks after it amplify what they are given: ROUNDINGS leaves room for that (measured in bfloat16: up to 2.8 u).
+    of itself, and the hooks use it as it was before. That moves the carrier's output by about u / 2 of itself, and the
+    blocks after it amplify the difference: ROUNDINGS leaves room for that (measured in bfloat16: up to 2.8 u).
     """
     return ARITHMETIC + (ROUNDINGS * max(ROUNDING.get(kind, 0.0) for kind in stored) if fitted else 0.0)
 
 
 def _check_files(folder: str | Path) -> None:
-    """Every file is the one that was written, and the code that it brings is this package's."""
+    """Check that every file is the one that was written, and that its code is this package's."""
     check_merged(folder)
     if is_separate(read_config(folder)):
         check_code(folder)
 
 
 def _check_tensors(folder: str | Path) -> None:
-    """Every shard is readable, and holds the tensors that the index says."""
+    """Check that every shard is readable and holds the tensors of the index."""
     checkpoint = open_checkpoint(folder, separate=True)
     beside = {path.name for path in Path(folder).glob("*.safetensors")} - set(checkpoint.shards)
     if beside:
@@ -131,7 +132,7 @@ def _check_tensors(folder: str | Path) -> None:
 
 
 def _check_config(folder: str | Path) -> None:
-    """Every per-block list of config.json has one entry for each block."""
+    """Check that every per-block list of config.json has one entry for each block."""
     config = read_config(folder)
     blocks = config.get("num_hidden_layers")
     for key in PER_BLOCK_LISTS:
@@ -167,7 +168,7 @@ def _check_by_loading(
 
 
 def _running(cut: Cut, transforms: "Sequence[Transform] | Found") -> tuple[Running, bool]:
-    """How the original model is run as the new one does, and whether weights were computed for that."""
+    """Return how to run the original model like the new one, and whether that changes weights by computation."""
     if isinstance(transforms, Found):
         return (lambda model, family: running(model, family, cut, transforms)), True
     given = [None if one.is_identity else one for one in transforms]
@@ -180,14 +181,14 @@ def _raise(reason: str | None) -> None:
 
 
 def _check_memory(record: ModelRecord) -> None:
-    """A model that does not fit would take the whole job down."""
+    """Skip the check of a model that exceeds the free memory, which would end the whole job."""
     needed, free = 4.4 * record.parameters, free_memory("cpu")
     if needed > free:
         raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
 
 
 def _check_template(path: Path, source: str | Path) -> None:
-    """Every chat template is that of the original, or there is none in either."""
+    """Check that every chat template equals the original's, or that neither has one."""
     found, expected = read_json(path), load_tokenizer(source).chat_template
     if found != expected:
         names = [sorted(one) if isinstance(one, dict) else one and "one" for one in (found, expected)]
@@ -195,7 +196,7 @@ def _check_template(path: Path, source: str | Path) -> None:
 
 
 def _check_logits(path: Path, expected: "torch.Tensor", mask: "torch.Tensor", allowed: float) -> dict[str, float]:
-    """The largest |difference| / |logits| over the unmasked tokens is within what is allowed."""
+    """Check that the largest |difference| / |logits| over the unmasked tokens is within `allowed`, and return it."""
     from safetensors.torch import load_file
 
     found = load_file(path)["logits"]
