@@ -1,4 +1,4 @@
-"""Token sequences with the end of each document, which a model is to learn: without it, it unlearns to stop.
+"""Append the end token to the documents that a model is trained on: without it, a model unlearns to stop.
 
 The sequences of a calibration are documents as they stand, or cut off at its length; where they are joined (`pack`) the
 token for the end stands between them already.
@@ -16,10 +16,10 @@ KEY = "eos_token_id"
 
 
 def with_endings(tokens: Tokens, text: dict[str, Any], folder: str | Path) -> Tokens:
-    """The sequences with the token for the end behind each document that is whole and has none.
+    """Return the sequences with the end token after each document that is whole and has none.
 
-    `text`, the record of the sequences, says at what length they were cut off; those of unknown length stay as they
-    are. `folder`: of the checkpoint, whose tokenizer and generation_config.json say what ends a text.
+    `text`, the record of the sequences, gives the length at which they were cut off; sequences of unknown length stay
+    unchanged. `folder`: the checkpoint, whose tokenizer and generation_config.json name the end tokens.
     """
     lengths = lengths_of(text)
     if not lengths:
@@ -36,14 +36,14 @@ def with_endings(tokens: Tokens, text: dict[str, Any], folder: str | Path) -> To
 
 
 def lengths_of(text: dict[str, Any]) -> set[int]:
-    """The lengths at which the sequences of a record, or of the parts of a mix, were cut off."""
+    """Return the lengths at which the sequences of a record, or of the parts of a mix, were cut off."""
     if "mix" in text:
         return set().union(*(lengths_of(part) for part in text["mix"]))
     return {text["tokens"]} if "tokens" in text else set()
 
 
 def _ends(tokenizer: Any, folder: Path) -> list[int]:
-    """The tokens that end a text: first that of the tokenizer, else of the model, then those that end an answer."""
+    """Return the tokens that end a text: first the tokenizer's, else the model's, then those that end an answer."""
     found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for name in ("config.json", "generation_config.json"):
         given = read_json(folder / name).get(KEY) if (folder / name).is_file() else None
@@ -52,6 +52,6 @@ def _ends(tokenizer: Any, folder: Path) -> list[int]:
 
 
 def _has_ended(row: Sequence[int], ends: Sequence[int], tokenizer: Any) -> bool:
-    """Whether one of the tokens for an end is the last, but for white space, which chat templates put behind it."""
+    """Return whether an end token comes last, apart from white space, which chat templates put after it."""
     last = next((token for token in reversed(row) if token in ends or tokenizer.decode([token]).strip()), None)
     return last in ends

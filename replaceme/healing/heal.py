@@ -1,4 +1,4 @@
-"""Merged checkpoint in, trained checkpoint out: load, train, write back what was trained, load again and compare."""
+"""Heal a merged checkpoint: load it, train, write the trained weights back, load it again and compare."""
 
 import gc
 import logging
@@ -43,7 +43,9 @@ UNSEEN = ("checkpoint_seconds",)  # options that change no number
 
 @dataclass(frozen=True)
 class Output:
-    """Where a healing goes: the folder of the checkpoint, the file of the report if any; `verify`: whether to check."""
+    """The output of a healing: the folder of the checkpoint, the file of the report if any; `verify`: whether to
+    check.
+    """
 
     folder: str | Path
     report: str | Path | None = None
@@ -62,10 +64,10 @@ def heal_checkpoint(
     """Train the merged checkpoint in `folder` on tokens, write the result, and return the report.
 
     `text` says where the tokens come from; whole documents are trained on with the token for their end (`endings`). The
-    report (JSON-able) has the options, the loss of each step, thinned to `POINTS` means (nats per token), that of the
-    held-out sequences before and, with the weights as saved, after, and what was checked. An interrupted healing goes
-    on from its checkpoint, a hidden file beside the output's folder, to the same bits. Raises ReplaceMeError on bad
-    input before anything is trained, and where the result is not right.
+    report (JSON-able) has the options, the loss of each step, thinned to `POINTS` means (nats per token), the loss of
+    the held-out sequences before and, with the saved weights, after, and the outcomes of the checks. An interrupted
+    healing goes on from its checkpoint, a hidden file beside the output's folder, to the same bits. Raises
+    ReplaceMeError on bad input before anything is trained, and where the result is not right.
     """
     out = output.folder
     record, shortened = _source(folder, out)
@@ -103,12 +105,12 @@ def heal_checkpoint(
 
 
 def carriers_of(cut: Cut) -> list[int]:
-    """The carriers of a cut, as numbered after it."""
+    """Return the carriers of a cut, as numbered after it."""
     return [start - 1 - sum(b - a for a, b in cut.groups[:number]) for number, (start, _) in enumerate(cut.groups)]
 
 
 def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, float]]:
-    """Means of the losses over equal runs of steps: the last step of each run, its loss, its learning rate."""
+    """Return means of the losses over equal runs of steps: the last step of each run, its loss, its learning rate."""
     width = -(-len(losses) // POINTS)
     runs = [range(k, min(k + width, len(losses))) for k in range(0, len(losses), width)]
     return [
@@ -122,7 +124,9 @@ def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, flo
 
 
 def _source(folder: str | Path, out: str | Path) -> tuple[ModelRecord, dict[str, Any]]:
-    """The model record of a merged folder, and the record of its shortening; ReplaceMeError for any other folder."""
+    """Return the model record of a merged folder, and the record of its shortening; raises ReplaceMeError for other
+    folders.
+    """
     if not (Path(folder) / RECORD).is_file():
         read_config(folder)  # says first where there is no model at all
         raise ReplaceMeError(
@@ -138,7 +142,7 @@ def _source(folder: str | Path, out: str | Path) -> tuple[ModelRecord, dict[str,
 
 
 def _split(tokens: Tokens, options: TrainingConfig) -> tuple[Tokens, Tokens]:
-    """(sequences to train on, those held out)."""
+    """Split the tokens into (training sequences, held-out ones)."""
     if not isinstance(tokens, Tokens):
         raise ReplaceMeError("healing: trains on text, not on images; give tokens of a `dataset`")
     if len(tokens) <= options.held_out:
@@ -150,13 +154,15 @@ def _split(tokens: Tokens, options: TrainingConfig) -> tuple[Tokens, Tokens]:
 
 
 def _state(out: str | Path, what: dict[str, Any], options: TrainingConfig, device: str) -> State:
-    """The checkpoints of this very healing: of any other model, text, option, code or machine they are ignored."""
+    """Return the saved state of exactly this healing; one of another model, text, option, code or machine is
+    ignored.
+    """
     path = Path(out).with_name(STATE.format(name=Path(out).name))
     return State(path, {**what, **here(device, "replaceme.healing.heal")}, options.checkpoint_seconds)
 
 
 def _history(record: ModelRecord, shortened: dict[str, Any]) -> dict[str, Any]:
-    """Where a healed checkpoint comes from: the shortened one, the original, and what was done to that."""
+    """Describe the origin of a healed checkpoint: the shortened one, the original, and the shortening."""
     return {
         "source": record.provenance,
         "original": shortened.get("original", shortened["source"]),
@@ -167,7 +173,7 @@ def _history(record: ModelRecord, shortened: dict[str, Any]) -> dict[str, Any]:
 def _write(
     checkpoint: Checkpoint, trained: Trainable, record: ModelRecord, provenance: dict[str, Any], out: str | Path
 ) -> None:
-    """Write the checkpoint of a record with what was trained to folder `out`."""
+    """Write the checkpoint of a record with the trained weights to folder `out`."""
     with merging(checkpoint.folder, out, record.files) as merger:
         shown = published(provenance)
         card = healed_card(shown, licence_of(checkpoint.folder))
@@ -175,7 +181,7 @@ def _write(
 
 
 def _checked(model: "nn.Module", trained: Trainable, record: ModelRecord, out: str | Path) -> dict[str, Any]:
-    """Outcomes of the checks of the saved folder against the model as trained, in float32 on the CPU.
+    """Return the outcomes of the checks of the saved folder against the trained model, in float32 on the CPU.
 
     The model is of no use afterwards.
     """
@@ -200,7 +206,9 @@ def _checked(model: "nn.Module", trained: Trainable, record: ModelRecord, out: s
 
 
 def _loss(before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
-    """Mean losses of the held-out tokens, and their difference with its standard error, paired over sequences."""
+    """Return the mean losses of the held-out tokens, and their difference with its standard error, paired over
+    sequences.
+    """
     (first, counts), (second, _) = before, after
     total = counts.sum()
     difference, stderr = paired_log_perplexity(*(torch.stack([-sums, counts], 1).tolist() for sums in (second, first)))

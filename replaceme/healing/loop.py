@@ -1,8 +1,8 @@
 """The training loop of a healing: AdamW on the mean loss of the next token, interrupted and resumed to the same bits.
 
 A loop of our own rather than transformers' Trainer: the Trainer (and accelerate's `save_state`) keeps the optimiser and
-the random states as pickles, which this package neither writes nor reads, and averages over passes what should be a
-mean over tokens. One process, also where the blocks lie on several GPUs; `accumulation` stands for more.
+the random states as pickles, which this package neither writes nor reads, and averages over passes instead of over
+tokens. One process, also where the blocks lie on several GPUs; `accumulation` stands for more.
 
 Everything a step does follows from its number: its sequences from seed and epoch, dropout from seed and pass, the
 learning rate from the schedule. So a checkpoint is parameters, moments and losses, one safetensors file, by the same
@@ -67,7 +67,7 @@ def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: Train
 
 
 def rate(step: int, options: TrainingConfig) -> float:
-    """The learning rate of a step (from 0) as a share of the highest: up to it in a line, then as scheduled."""
+    """Return the learning rate of a step (from 0) as a share of the highest: a linear warm-up, then the schedule."""
     if step < options.warmup:
         return (step + 1) / options.warmup
     done = (step - options.warmup) / (options.steps - options.warmup)
@@ -78,12 +78,12 @@ class Order:
     """The sequences of each step: epoch after epoch, each in an order of its own that follows from the seed."""
 
     def __init__(self, count: int, seed: int) -> None:
-        """Order of so many sequences."""
+        """Start the order of `count` sequences."""
         self.count, self.seed = count, seed
         self._epoch, self._order = -1, torch.empty(0)
 
     def batches(self, tokens: Tokens, step: int, options: TrainingConfig) -> list[Tokens]:
-        """The batches of a step."""
+        """Return the batches of a step."""
         size, passes = options.batch_size, options.accumulation
         places = [self._at(k) for k in range(step * size * passes, (step + 1) * size * passes)]
         chosen = [torch.tensor(places[k : k + size]) for k in range(0, len(places), size)]
@@ -100,7 +100,7 @@ class Order:
 def _gradients(
     model: "nn.Module", trained: Trainable, batches: list[Tokens], options: TrainingConfig, step: int
 ) -> float:
-    """The mean loss over the tokens of all batches, whose gradient is left at the parameters."""
+    """Compute the gradient of the mean loss over the tokens of all batches; return that loss."""
     count = sum(int(are_counted(batch).sum()) for batch in batches)
     if not count:
         raise ReplaceMeError(f"healing: no sequence of step {step + 1} has two tokens; give longer texts")
@@ -116,7 +116,9 @@ def _gradients(
 
 @contextmanager
 def _training(model: "nn.Module", options: TrainingConfig) -> Iterator[None]:
-    """Within it the model trains, deterministically; afterwards its mode and torch's random numbers are as before."""
+    """Put the model in training mode, deterministically, within the block; restore mode and random states
+    afterwards.
+    """
     model.train()
     if options.gradient_checkpointing:
         _recompute(model)
@@ -128,7 +130,7 @@ def _training(model: "nn.Module", options: TrainingConfig) -> Iterator[None]:
 
 
 def _recompute(model: "nn.Module") -> None:
-    """Have the blocks keep no activations in training."""
+    """Make the blocks recompute activations in training instead of keeping them."""
     # newer versions of transformers have the one, older ones the other
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
@@ -159,7 +161,7 @@ def _memory(optimiser: torch.optim.AdamW, trained: Trainable, losses: torch.Tens
 def _restore(
     optimiser: torch.optim.AdamW, trained: Trainable, losses: torch.Tensor, saved: tuple[Tensors, dict[str, Any]]
 ) -> int:
-    """Take up a checkpoint; returns the number of steps done."""
+    """Restore a checkpoint; returns the number of steps done."""
     tensors, record = saved
     losses.copy_(tensors["losses"])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a healing trains, and how the trained parameters change the tensors of a checkpoint.
+"""Choose the parameters that a healing trains, and write them back into the tensors of a checkpoint.
 
 `transform`: T = I + D of each carrier, D [hidden, hidden] from zero, applied to what the down projection puts out; at
 the end W becomes T^T W in float64 (and a bias b becomes b T), as in `fold`. Where a norm follows the MLP inside the
@@ -31,7 +31,7 @@ ADAPTER = "default"  # peft's name of the only one
 
 @dataclass(frozen=True)
 class Trainable:
-    """Float32 `parameters` by name; `edits` says what they do to the checkpoint's tensors.
+    """Float32 `parameters` by name; `edits` changes the checkpoint's tensors by them.
 
     `followers` are weights of the model in another type that are rounded copies of the parameters of their name.
     """
@@ -50,7 +50,7 @@ class Trainable:
             follower.grad = None
 
     def follow(self) -> None:
-        """Round the parameters to their followers."""
+        """Round the parameters into their followers."""
         with torch.no_grad():
             for name, follower in self.followers.items():
                 follower.copy_(self.parameters[name])
@@ -59,7 +59,7 @@ class Trainable:
 def trainable(
     model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfig, carriers: Sequence[int]
 ) -> Trainable:
-    """Prepare a loaded model, of which nothing is trained yet, for a healing.
+    """Prepare a loaded model, without trained parameters yet, for a healing.
 
     Raises ReplaceMeError, before anything is trained, where the result could not be written into the checkpoint.
     """
@@ -94,7 +94,7 @@ def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[i
 
 
 def _times(change: torch.Tensor) -> Callable:
-    """A hook that lets a module put out its output times I + D."""
+    """Return a hook that multiplies a module's output by I + D."""
 
     def hook(module: "nn.Module", inputs: tuple, output: "torch.Tensor | tuple") -> "torch.Tensor | tuple":
         given = output[0] if isinstance(output, tuple) else output
@@ -139,7 +139,7 @@ def _adapters(model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfi
 
 
 def _linear_layers(model: "nn.Module", checkpoint: Checkpoint, targets: str) -> list[str]:
-    """Full names of the linear layers of all blocks, or of those in the MLP, or of those outside it."""
+    """Return full names of the linear layers of all blocks, or of those in the MLP, or of those outside it."""
     from transformers.pytorch_utils import Conv1D
 
     family = checkpoint.family
@@ -176,7 +176,7 @@ def _all_weights(model: "nn.Module", checkpoint: Checkpoint) -> Trainable:
 
 
 def _stored(model: "nn.Module", checkpoint: Checkpoint, names: "Sequence[str] | dict") -> dict[str, list[str]]:
-    """The tensors of a checkpoint that hold each of some weights; a tied weight may be stored twice.
+    """Return the tensors of a checkpoint that hold each of some weights; a tied weight may be stored twice.
 
     Raises ReplaceMeError for a weight that is stored otherwise than transformers names or shapes it.
     """
