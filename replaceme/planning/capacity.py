@@ -1,4 +1,4 @@
-"""Whether memory and disk will do for a config, estimated from the outlines of its models before anything runs."""
+"""Estimate, before anything runs, whether memory and disk suffice for a config, from the outlines of its models."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,9 @@ Outlines = Mapping[str, Outline]
 
 
 def memory_problems(config: Config, outlines: Outlines, memory: int, device: str) -> list[str]:
-    """A line for each thing that would run out of `memory` bytes of a device (each of a model's), with the remedy.
+    """Return a line for each use of more than the `memory` bytes of a device (by model), with the remedy.
 
-    `outlines` by the names of models; those that are missing are passed over.
+    `outlines` are by the names of models; missing ones are skipped.
     """
     lines = []
     for name, outline in outlines.items():
@@ -49,7 +49,7 @@ class _Room:
         self.words = "this machine has" if device == "cpu" else "the GPU has" if count == 1 else f"{count} GPUs have"
 
     def lacking(self, outline: Outline, dtype: str, remedy: str = "") -> list[str]:
-        """A line where a model whole, in a type, is too much."""
+        """Return a line where a whole model of this type is too large."""
         needed = MARGIN * outline.bytes_in(dtype)
         if needed <= self.memory:
             return []
@@ -78,7 +78,7 @@ def _dtype(config: Config, calibration: str, outline: Outline, room: _Room) -> s
 
 
 def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:
-    """What the choice of a cut holds: the whole model for its loss, float64 matrices for every candidate."""
+    """Yield the lines for the choice of a cut: the whole model for its loss, float64 matrices for every candidate."""
     cut = config.cuts[name]
     if cut.needs_loss:
         used = {row.calibration for table in tables for row in table.pruned if row.cut == name}
@@ -94,7 +94,9 @@ def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Ro
 
 
 def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
-    """How many float64 matrices [d, d] the choice of a cut holds: one for each start and two for each candidate."""
+    """Return how many float64 matrices [d, d] the choice of a cut holds: one for each start and two for each
+    candidate.
+    """
     if not cut.fits_candidates:
         return 0
     try:
@@ -105,7 +107,7 @@ def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
 
 
 def _method(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:
-    """What a method other than replaceme holds: the whole model, on one device."""
+    """Yield the lines for a method other than replaceme: the whole model, on one device."""
     fit = config.fits[name]
     if not fit.is_other:
         return
@@ -120,7 +122,7 @@ def _method(config: Config, name: str, tables: list, outline: Outline, room: _Ro
 def disk_problems(
     config: Config, outlines: Outlines, downloads: Mapping[str, int], results: Path, cache: Path
 ) -> list[str]:
-    """A line for each disk that will not hold the merged models still to be made, and the models to be downloaded.
+    """Return a line for each disk too small for the merged models still to be made and the models to be downloaded.
 
     `downloads` are bytes by source. Nothing else of a run comes near these but the rows of some fits, whose step looks
     for itself before it writes.
@@ -146,7 +148,7 @@ def disk_problems(
 
 
 def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
-    """Bytes of each merged or healed model of the tables that is not there yet."""
+    """Yield the bytes of each merged or healed model of the tables that does not exist yet."""
     rows = {row for table in config.tables.values() for row in table.pruned}
     for row in sorted(rows, key=str):
         folder = results / Path(row_folder(row)).relative_to(RESULTS) / "model"

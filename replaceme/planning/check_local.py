@@ -1,4 +1,4 @@
-"""What can be known to fail before any job starts.
+"""Find faults of a run before any job starts.
 
 `check_inputs`, at every start, looks at local models and files against the tables that use them and takes no time;
 `check_online` also asks the Hub, lm-eval and the machine, for `replaceme preflight`.
@@ -36,7 +36,7 @@ def check_inputs(config: Config, origin: str) -> None:
 
 
 def local_problems(config: Config) -> list[str]:
-    """The lines of `check_inputs`, each beginning with the section that it is about."""
+    """Return the lines of `check_inputs`, each beginning with the section that it is about."""
     tables = config.tables.values()
     lines: list[str] = []
     for name in sorted({model for table in tables for model in table.named("models")}):
@@ -70,7 +70,7 @@ def local_problems(config: Config) -> list[str]:
 
 
 def _image_problems(config: Config, evaluation: str) -> list[str]:
-    """Labelled images in local folders that cannot be used, and prompts that clip-benchmark does not have."""
+    """Return lines for unusable local folders of labelled images, and for prompts unknown to clip-benchmark."""
     found = []
     for name, section in config.evaluations[evaluation].zeroshot.items():
         try:
@@ -82,7 +82,7 @@ def _image_problems(config: Config, evaluation: str) -> list[str]:
 
 
 def _healing_problems(config: Config) -> list[str]:
-    """Healings of a table that have no text, too little of it, or fits that cannot be trained."""
+    """Return lines for healings of a table that lack text, have too little of it, or whose fits cannot be trained."""
     found = []
     for table_name, table in config.tables.items():
         for name in table.named("healings"):
@@ -103,7 +103,7 @@ def _healing_problems(config: Config) -> list[str]:
 
 
 def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
-    """What a figure shows and its tables will not have, and published values that are not in their file."""
+    """Return lines for measures that a figure's tables will not have, and for missing published values."""
     found = []
     if figure.needs_cost and config.cost is None:
         found.append("measures: costs are measured where the section `cost` is set; set it")
@@ -159,7 +159,7 @@ def _model_problems(config: Config, name: str) -> list[str]:
 
 
 def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
-    """A line for each calibration, cut, fit or table that a model, as far as its outline tells, cannot take."""
+    """Return a line for each calibration, cut, fit or table that a model, judged by its outline, cannot take."""
     section = config.models[name]
     tables = [table for table in config.tables.values() if name in table.named("models")]
     found = _encoder_problems(config, name, outline.config)
@@ -189,7 +189,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
 
 
 def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[str]:
-    """Calibrations and evaluations of the other kind than a model takes, and healings of one that has no loss."""
+    """Return lines for calibrations and evaluations of another kind of model, and for healings without a loss."""
     source, found = config.models[name].source, []
     tables = {key: table for key, table in config.tables.items() if name in table.named("models")}
     for calibration in sorted({one for table in tables.values() for one in table.named("calibrations")}):
@@ -209,7 +209,7 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
 
 
 def _unmeasured(model: dict[str, Any], zeroshot: bool) -> str | None:
-    """Why an evaluation does not measure a model, None where it does."""
+    """Return why an evaluation does not measure a model, None where it does."""
     if not is_encoder(model):
         return "a language model, which zeroshot does not measure; name an evaluation with tasks" if zeroshot else None
     if not has_text_tower(model):
@@ -218,7 +218,7 @@ def _unmeasured(model: dict[str, Any], zeroshot: bool) -> str | None:
 
 
 def sparse_calibrations(config: Config) -> list[str]:
-    """Warnings: calibrations with fewer tokens than the rows of a fit are wide, whose Gram cannot have full rank."""
+    """Return warnings for calibrations with fewer tokens than a fit's rows are wide, whose Gram lacks full rank."""
     found = []
     for table in config.tables.values():
         for model in table.named("models"):
@@ -240,6 +240,6 @@ def sparse_calibrations(config: Config) -> list[str]:
 
 
 def _widths(config: Config, fits: Sequence[str], sizes: dict[str, Any]) -> dict[str, int]:
-    """How wide the rows are that some fits regress on, by what that is called in config.json."""
+    """Return the widths of the rows that some fits regress on, by their names in config.json."""
     names = {"intermediate_size" if config.fits[fit].placement == "down_proj" else "hidden_size" for fit in fits}
     return {f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}": sizes.get(name, 0) for name in names}

@@ -1,6 +1,6 @@
-"""What a config needs from elsewhere, found missing before the first GPU hour: the Hub, lm-eval, packages, room.
+"""Find what a config needs from elsewhere and lacks, before the first GPU hour: the Hub, lm-eval, packages, room.
 
-Nothing is downloaded but config.json of models, the first record of data sets, and what describes them.
+Only config.json of models, the first record of data sets, and their descriptions are downloaded.
 """
 
 import importlib.metadata
@@ -36,7 +36,7 @@ REQUIREMENT = re.compile(r"[\w.-]+")
 
 
 class _Asked:
-    """Questions to the Hub: lines for what it refuses, and once nobody answers, the names of what stays unchecked."""
+    """Questions to the Hub: lines for its refusals, and once it does not answer, the names of unchecked things."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
@@ -44,7 +44,7 @@ class _Asked:
         self.reason: str | None = None
 
     def __call__(self, where: str, what: str, question: Callable[..., Any], *arguments: Any) -> Any:
-        """The answer, or None."""
+        """Ask a question; return the answer, or None."""
         if self.reason is None:
             try:
                 return question(*arguments)
@@ -57,7 +57,7 @@ class _Asked:
         return None
 
     def lines(self) -> list[str]:
-        """A line for each refusal, and one for the host where it gave no answer."""
+        """Return a line for each refusal, and one for the host if it gave no answer."""
         if not self.unchecked:
             return self.refused
         listed = ", ".join(dict.fromkeys(self.unchecked))
@@ -65,10 +65,10 @@ class _Asked:
 
 
 def problems(config: Config, results: Path = Path("results")) -> list[str]:
-    """A line for each thing that a run of all tables would fail for, each with what to do; none when all is well.
+    """Return a line for each reason why a run of all tables would fail, with the remedy; none when all is well.
 
-    `results`: where the merged models go. The network is used only where tables name the Hub. What is measured on text
-    that a model was shortened or healed on is a warning.
+    `results`: where the merged models go. The network is used only where tables name the Hub. Evaluation on text that a
+    model was shortened or healed on is a warning.
     """
     for line in all_seen_texts(config):
         log.warning("%s", line)
@@ -101,7 +101,7 @@ def problems(config: Config, results: Path = Path("results")) -> list[str]:
 
 
 def _unread(name: str, outline: Outline) -> list[str]:
-    """A line where transformers would not read a model's config.json."""
+    """Return a line if transformers would not read a model's config.json."""
     try:
         accepted(outline.config, f"{outline.source}: config.json")
     except ReplaceMeError as error:
@@ -110,7 +110,7 @@ def _unread(name: str, outline: Outline) -> list[str]:
 
 
 def missing_packages() -> Iterator[str]:
-    """A line for each package that this one needs and that is not installed."""
+    """Yield a line for each required package that is not installed."""
     for requirement in importlib.metadata.requires("replaceme") or []:
         if "extra ==" in requirement:
             continue
@@ -129,7 +129,7 @@ def _local_outline(folder: str) -> Outline | None:
 
 
 def _look_at_data(asked: _Asked, name: str, section: CalibrationConfig) -> None:
-    """Ask for the data set of a calibration, and look whether its first records have the columns that are named."""
+    """Look up the data set of a calibration on the Hub, and check that its first records have the named columns."""
     source = section.dataset or section.images
     if source in (None, *MICRO, GENERATED):
         return
@@ -145,7 +145,7 @@ def _look_at_data(asked: _Asked, name: str, section: CalibrationConfig) -> None:
 
 
 def _check_records(records: list[dict], section: CalibrationConfig) -> None:
-    """Raise ReplaceMeError for a column that is not there, or where no record can be used."""
+    """Raise ReplaceMeError for a missing column, or where no record can be used."""
     make = image_of if section.images is not None else text_of if section.conversations is None else messages_of
     passed = PassedOver(section.source)
     if not list(passed.usable(records, lambda record: make(record, section))):
@@ -153,7 +153,7 @@ def _check_records(records: list[dict], section: CalibrationConfig) -> None:
 
 
 def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
-    """Tasks of an evaluation that lm-eval lacks, and what others, or images, need; data sets are asked for."""
+    """Return lines for tasks that lm-eval lacks, and for missing needs of others or of images; looks up data sets."""
     section = config.evaluations[name]
     if section.zeroshot:
         return _zeroshot_problems(asked, name, section)
@@ -174,7 +174,7 @@ def _task_problems(asked: _Asked, name: str, config: Config) -> list[str]:
 
 
 def _zeroshot_problems(asked: _Asked, name: str, section: EvaluationConfig) -> list[str]:
-    """What labelled images of the Hub lack, and the package that compares them with texts."""
+    """Return lines for faults of labelled images on the Hub, and for a missing clip-benchmark."""
     for key, data in section.zeroshot.items():
         if not names_folder(data.images):
             where = f"evaluations.{name}.zeroshot.{key}"
@@ -189,7 +189,7 @@ def _zeroshot_problems(asked: _Asked, name: str, section: EvaluationConfig) -> l
 
 
 def _check_images(found: hub.Repository, data: ZeroShotConfig) -> None:
-    """Raise ReplaceMeError where a data set of the Hub has no such split, or labels of another kind."""
+    """Raise ReplaceMeError where a data set of the Hub lacks the split, or has labels of another kind."""
     if not any(file.startswith(f"{data.split}/") and file.endswith(".tar") for file in found.files):
         raise ReplaceMeError(f"{data.images}: no tar files under {data.split}/; take another split or data set")
     check_kind(data, hub.lines_of(found, TYPE))
@@ -209,7 +209,7 @@ def _room(config: Config, outlines: dict[str, Outline], downloads: dict[str, int
 
 
 def device_memory(device: str) -> int:
-    """Bytes of memory that a device has, used or not."""
+    """Return the bytes of memory of a device, used or not."""
     if device == "cpu":
         import psutil
 

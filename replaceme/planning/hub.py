@@ -1,4 +1,4 @@
-"""What the Hub says about a model or a data set before it is downloaded: there, open, at a revision, how large."""
+"""Ask the Hub about a model or a data set before it is downloaded: existence, access, revision, size."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +27,7 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True)
 class Repository:
-    """A model or a data set of the Hub, of which one may read."""
+    """A model or a data set of the Hub that may be read."""
 
     kind: str
     name: str
@@ -37,7 +37,7 @@ class Repository:
 
 
 def host() -> str:
-    """The host that is asked."""
+    """Return the name of the Hub's host."""
     from huggingface_hub import constants
 
     # the endpoint may hold a user and a password
@@ -46,7 +46,7 @@ def host() -> str:
 
 @cache
 def repository(kind: str, name: str, revision: str | None) -> Repository:
-    """Ask for a `model` or a `dataset`; the answer to the same question is kept.
+    """Look up a `model` or a `dataset`; the answer to the same question is cached.
 
     Raises ReplaceMeError, in one line with what to do, where it is missing, gated or has no such revision, and
     Unreachable where nobody answers.
@@ -76,7 +76,7 @@ def repository(kind: str, name: str, revision: str | None) -> Repository:
 
 
 def as_reported(error: Exception, name: str) -> Exception:
-    """Unreachable for an error of the connection or of the server, else a ReplaceMeError with what it says."""
+    """Return Unreachable for an error of the connection or of the server, else a ReplaceMeError with its message."""
     reason = in_one_line(error)
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ or chain[-1].__context__:
@@ -89,7 +89,7 @@ def as_reported(error: Exception, name: str) -> Exception:
 
 
 def lines_of(repository: Repository, file: str) -> list[str]:
-    """The lines of a small text file of a repository that are not empty; none where it has no such file."""
+    """Return the lines of a small text file of a repository that are not empty; none where it has no such file."""
     from huggingface_hub import hf_hub_download
 
     if file not in repository.files:
@@ -103,7 +103,7 @@ def lines_of(repository: Repository, file: str) -> list[str]:
 
 
 def model_outline(name: str, revision: str | None) -> Outline:
-    """The outline of a model of the Hub, of which config.json alone is downloaded, and the index of its weights.
+    """Return the outline of a model of the Hub, downloading only config.json and the index of its weights.
 
     Raises what `repository` does, and ReplaceMeError for a model without safetensors or of no known family.
     """
@@ -120,14 +120,14 @@ def model_outline(name: str, revision: str | None) -> Outline:
 
 
 def _weights(found: Repository) -> list[str]:
-    """The files of a model that would be downloaded as its weights."""
+    """Return the files that would be downloaded as a model's weights."""
     if SINGLE not in found.files and INDEX in found.files:
         return shard_names(_folder_with(INDEX, found.name, found.revision))
     return [SINGLE] if SINGLE in found.files else list(filter(is_weights, found.files))
 
 
 def _folder_with(file: str, name: str, revision: str | None) -> Path:
-    """The folder in the cache to which a file of a model was downloaded."""
+    """Return the folder in the cache to which a file of a model was downloaded."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -137,12 +137,12 @@ def _folder_with(file: str, name: str, revision: str | None) -> Path:
 
 
 def is_weights(file: str) -> bool:
-    """Whether a file of a repository is named like one of a model's weights."""
+    """Return whether a file of a repository is named like one of a model's weights."""
     return file.startswith("model") and file.endswith(".safetensors") and "/" not in file
 
 
 def cached_folder(name: str, revision: str | None) -> str | None:
-    """The folder of a model that is here already, weights and all; None where it is not."""
+    """Return the cached folder of a model with its weights; None where there is none."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -154,7 +154,9 @@ def cached_folder(name: str, revision: str | None) -> str | None:
 
 
 def first_records(source: str, name: str | None, revision: str | None, split: str) -> list[dict[str, Any]]:
-    """Some records of a data set, by streaming; raises as `repository` does, and for an unknown name or split."""
+    """Return some records of a data set, by streaming; raises as `repository` does, and for an unknown name or
+    split.
+    """
     from datasets import load_dataset
 
     try:

@@ -1,11 +1,11 @@
-"""What a job asks a scheduler for: host memory and time, from the size of its model and the text that it reads.
+"""Estimate a job's host memory and time for a scheduler, from the size of its model and the text that it reads.
 
     bytes   = BASE + copies * weights + squares * 8 width^2 + activations + text, pixels and states that wait
     seconds = START + SLACK * (2 parameters * tokens * passes / FORWARD_RATE + 2 width^3 * solves / SOLVE_RATE
                                + disk * stored / DISK_RATE + text / TEXT_RATE)
 
 TABLE says for each rule how many copies, matrices, passes and solves. An estimate is meant to be enough, not to be
-close; a job that is repeated asks for twice as much. Nothing here imports torch or asks the Hub.
+close; a repeated job gets twice as much. Nothing here imports torch or asks the Hub.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ SHARD = 10e9  # bytes of a file of weights, at most
 
 @dataclass(frozen=True)
 class Need:
-    """What the jobs of a rule take, in units of their model and text.
+    """The needs of a rule's jobs, in units of their model and text.
 
     copies: of the model's weights in host memory. shards: of its files of weights. squares: float64 matrices [width,
     width]. passes: forward passes over the job's tokens (a backward pass counts as two). solves: dense factorisations.
@@ -75,7 +75,7 @@ TRAINED_BYTES = 16  # of each trained parameter: itself, its gradient and two mo
 
 @dataclass(frozen=True)
 class Work:
-    """What one job does with its model.
+    """The work of one job with its model.
 
     tokens: through the model, in all. positions: of them, at once. text: tokens to be read and tokenised. width: of the
     matrices, where it is not the model's. groups: sets of such matrices. squares: matrices beyond those of TABLE.
@@ -104,9 +104,9 @@ class Needs:
 
 
 def needs(rule: str, outline: Outline, work: Work, device: str) -> Needs:
-    """What a job of an entry of TABLE asks for; `device` is `cuda` or `cpu`.
+    """Return the needs of a job by its entry of TABLE; `device` is `cuda` or `cpu`.
 
-    On a GPU the weights pass through the host's memory once, so that one copy of what is stored is asked for.
+    On a GPU the weights pass through the host's memory once, so one copy of the stored weights is needed.
     """
     need = TABLE[rule]
     device = "cpu" if need.host else device
@@ -131,10 +131,10 @@ UNKNOWN = Outline("unknown", {"vocab_size": 128_256, "dtype": "bfloat16"}, 32, 4
 
 
 def outline_for(section: ModelConfig, record: str | Path) -> Outline | None:
-    """What is known of a model without asking for it; None for one of the Hub of which nothing is here.
+    """Return the outline of a model from local files; None for a Hub model without any here.
 
-    Of a folder its headers; of one of the Hub what `record` (model.json) says once it is made, else config.json in the
-    Hub's cache, by which its parameters are estimated.
+    The sources are the headers of a folder; for a Hub model `record` (model.json) once it exists, else config.json in
+    the Hub's cache, from which the parameters are estimated.
     """
     try:
         if names_folder(section.source):

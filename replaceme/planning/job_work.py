@@ -1,4 +1,6 @@
-"""How much each job of a config does: the tokens that it runs through its model, and what it holds beside it."""
+"""Compute how much each job of a config does: the tokens that it runs through its model, and what it holds beside
+it.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,30 +24,30 @@ CHECKED = 512  # tokens of a check of a merged model
 
 
 def work_of(rule: str, config: Config, names: Names, outline: Outline) -> Work:
-    """The work of a job, by its rule and its wildcards; of rules without a model, none."""
+    """Return the work of a job, by its rule and its wildcards; of rules without a model, none."""
     kind = WORK.get(rule)
     return Work() if kind is None else kind(config, names, outline)
 
 
 def rule_of_fit(config: Config, names: Names) -> str:
-    """The entry of `needs.TABLE` for a fit: whether it is made from statistics, or by passes of its own."""
+    """Return the entry of `needs.TABLE` for a fit: from statistics, or by passes of its own."""
     fit, cut = config.fits[names["fit"]], config.cuts[names["cut"]]
     return "transform_by_passes" if fit.is_other or fit.sequential(cut.several) else "transform"
 
 
 def length(config: Config, calibration: str) -> int:
-    """Tokens of the longest sequence of a calibration."""
+    """Return the tokens of the longest sequence of a calibration."""
     parts = unmixed(config.calibrations, calibration)
     return max(IMAGE if one.images is not None else one.tokens for one in parts)
 
 
 def tokens_of(config: Config, calibration: str) -> int:
-    """Tokens of a calibration, at most."""
+    """Return the tokens of a calibration, at most."""
     return config.calibrations[calibration].samples * length(config, calibration)
 
 
 def pixels_of(config: Config, calibration: str, outline: Outline) -> int:
-    """Values of all images of a calibration, as an encoder takes them; none of text."""
+    """Return the number of values of all images of a calibration, as an encoder takes them; none of text."""
     if all(one.images is None for one in unmixed(config.calibrations, calibration)):
         return 0
     sizes = outline.config.get("vision_config") or outline.config
@@ -54,7 +56,9 @@ def pixels_of(config: Config, calibration: str, outline: Outline) -> int:
 
 
 def _text(config: Config, names: Names, outline: Outline) -> Work:
-    """Images are in memory one by one and stacked; in a mix joined and shuffled, beside its parts."""
+    """Return the work of preparing a text: images are held one by one and stacked; a mix is joined and shuffled beside
+    its parts.
+    """
     name = names["calibration"]
     parts = config.calibrations[name].mix or ()
     pixels = 2 * pixels_of(config, name, outline) + sum(pixels_of(config, part, outline) for part in parts)
@@ -68,7 +72,7 @@ def _generated(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def _passes(config: Config, names: Names, outline: Outline) -> Work:
-    """Forward passes over the whole calibration, or one of its shards."""
+    """Return the work of forward passes over the whole calibration, or one of its shards."""
     name = names["calibration"]
     section = config.calibrations[name]
     share = int(names["shards"]) if "shard" in names else 1
@@ -79,7 +83,7 @@ def _passes(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def _candidates(config: Config, names: Names, outline: Outline) -> Work:
-    """Passes over a part of the text; for a loss, one more for every candidate."""
+    """Return the work of passes over a part of the text; for a loss, one more for every candidate."""
     name = names["calibration"]
     section = config.calibrations[name]
     cut = config.cuts[names["cut"]]
@@ -98,7 +102,7 @@ def _sums(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def _recycled(config: Config, names: Names, outline: Outline) -> Work:
-    """The sums that neurons are chosen from, which are wider than those that are taken with them."""
+    """Return the work of the sums that neurons are chosen from, which are wider than those of the fit."""
     before = next(fit.regression.before for fit in config.fits.values() if fit.regression.kind == names["kind"])
     return replace(_sums(config, names, outline), width=_width(before.placement, outline))
 
@@ -113,7 +117,7 @@ def _fit(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def kept_copies(fit: FitConfig, groups: int) -> int:
-    """How many times a method has the states of the whole text in host memory (see `methods.walk`)."""
+    """Return how many copies of the whole text's states a method holds in host memory (see `methods.walk`)."""
     if fit.method == "llm_streamline":  # what is trained on, inputs and targets, beside what comes through
         return 1 + 2 * groups
     return int(fit.method in ("svd_llm", "slicegpt"))
@@ -147,7 +151,7 @@ def _checked(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def _width(placement: str, outline: Outline) -> int:
-    """The width of what a fit of a placement regresses on (see `targets`)."""
+    """Return the width of what a fit of a placement regresses on (see `targets`)."""
     inner = int(outline.config.get("intermediate_size") or 4 * outline.hidden_size)
     beside = {"down_proj": inner, "inputs": inner + outline.hidden_size}
     return beside.get(placement, outline.hidden_size)

@@ -1,4 +1,4 @@
-"""What a model is and takes, as far as headers, or the Hub, tell it before anything is loaded or downloaded."""
+"""Outline a model by its headers, or by the Hub's answers, before anything is loaded or downloaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from replaceme.models.sizes import ITEM_BYTES
 
 @dataclass(frozen=True)
 class Outline:
-    """A model by its config.json and its numbers of parameters; `file_bytes` is what its weights take on disk."""
+    """A model's config.json and numbers of parameters; `file_bytes` is the size of its weights on disk."""
 
     source: str
     config: dict[str, Any]
@@ -22,17 +22,17 @@ class Outline:
     file_bytes: int
 
     def bytes_in(self, dtype: str) -> int:
-        """Bytes of its weights in a type of torch, or in FOUR_BITS."""
+        """Return the bytes of its weights in a type of torch, or in FOUR_BITS."""
         return round(self.parameters * ITEM_BYTES.get(dtype, 4))
 
     def shortened_bytes(self, blocks: int) -> int:
-        """About the bytes on disk that are left without so many of its blocks."""
+        """Return the approximate bytes on disk that remain without `blocks` of its blocks."""
         share = blocks / self.num_blocks * sum(self.block_parameters) / self.parameters
         return round(self.file_bytes * (1 - share))
 
 
 def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
-    """The outline of a local checkpoint."""
+    """Return the outline of a local checkpoint."""
     return Outline(
         source,
         checkpoint.config,
@@ -47,7 +47,7 @@ def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
 def estimated_outline(
     source: str, config: dict[str, Any], file_bytes: int | None = None, parameters: int | None = None
 ) -> Outline:
-    """The outline of a model of which only config.json is known, and perhaps its number of parameters or its size.
+    """Return the outline of a model from config.json alone, and perhaps its number of parameters or its size.
 
     All parameters but those of the embeddings are taken to lie in equal blocks; where nothing tells how many they are,
     a block has the usual shape. Raises ReplaceMeError for a config that no family fits.
@@ -65,12 +65,12 @@ def estimated_outline(
 
 
 def _usual_block(sizes: Mapping[str, Any], width: int) -> int:
-    """Parameters of four matrices of attention and three of the MLP, those of every expert."""
+    """Return the parameters of four matrices of attention and three of the MLP, those of every expert."""
     experts = next((sizes[key] for key in ("num_local_experts", "num_experts") if sizes.get(key)), 1)
     inner = sizes.get("moe_intermediate_size") if experts > 1 else None
     return 4 * width**2 + 3 * width * experts * (inner or sizes.get("intermediate_size") or 4 * width)
 
 
 def vocabulary(config: Mapping[str, Any]) -> int:
-    """The number of tokens that a model knows; of a model without, none."""
+    """Return the number of tokens that a model knows; 0 for a model without."""
     return int(config.get("vocab_size", 0))
