@@ -31,7 +31,7 @@ PART = 8192
 
 
 def data(rows: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """m and r bfloat16 [rows, hidden] on the GPU: lengths log-normal, r a map near the identity and noise."""
+    """Return m and r bfloat16 [rows, hidden] on the GPU: lengths log-normal, r a map near the identity and noise."""
     generator = torch.Generator("cuda").manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -44,25 +44,25 @@ def data(rows: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss(m: torch.Tensor, r: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Mean cosine distance of m T and r."""
+    """Compute the mean cosine distance of m T and r."""
     return 1 - torch.nn.functional.cosine_similarity(m.float() @ matrix, r.float(), dim=1).mean()
 
 
 def total(m: torch.Tensor, r: torch.Tensor, matrix: torch.Tensor) -> float:
-    """The loss over all rows, part by part."""
+    """Compute the loss over all rows, part by part."""
     parts = [float(loss(m[k : k + PART], r[k : k + PART], matrix)) for k in range(0, len(m), PART)]
     return sum(parts) / len(parts)
 
 
 def reweighted(blocks: Blocks, matrix: torch.Tensor, iterations: int) -> torch.Tensor:
-    """T after some full steps of reweighted least squares."""
+    """Return T after `iterations` full steps of reweighted least squares."""
     for _ in range(iterations):
         matrix = cosine._solved(cosine._pass(blocks, matrix, every=True).sums, Ridge())
     return matrix
 
 
 def seconds(run) -> tuple[float, torch.Tensor]:
-    """Time of a second call, and its result."""
+    """Return the time of a second call, and its result."""
     for _ in range(2):
         torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -73,7 +73,7 @@ def seconds(run) -> tuple[float, torch.Tensor]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=131072, help="rows (default: 131072)")
     parser.add_argument("--hidden", type=int, default=4096, help="channels (default: 4096)")

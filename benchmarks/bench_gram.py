@@ -33,7 +33,7 @@ PEAK_TFLOPS, PEAK_BYTES = 989.0, 4.8e12  # H200: dense bfloat16, HBM3e; datashee
 
 @dataclass
 class Record:
-    """One measured case; ms, baseline_ms: medians; tflops: of the products asked for; bytes: read and written once."""
+    """One measured case; ms, baseline_ms: medians; tflops: of the required products; bytes: read and written once."""
 
     kernel: str
     d: int
@@ -69,17 +69,17 @@ class Case:
 
 
 def rows(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Standard normal rows on the GPU."""
+    """Return standard normal rows on the GPU."""
     return torch.randn(*shape, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)).to(dtype)
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative Frobenius error."""
+    """Return the relative Frobenius error."""
     return float((found.double() - expected).norm() / expected.norm())
 
 
 def single(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a^T b` with float32 output, by cuBLAS."""
+    """Compute `a^T b` with float32 output, by cuBLAS."""
     return torch.mm(a.T, b) if a.dtype == torch.float32 else torch.mm(a.T, b, out_dtype=torch.float32)
 
 
@@ -186,7 +186,7 @@ def pairwise_cosine_case(blocks: int, d: int, count: int) -> Case:
 
 
 def cases() -> dict[str, list[Callable[[], Case]]]:
-    """The cases of each kernel, made one at a time."""
+    """Return the cases of each kernel, made one at a time."""
     bf16, cublas, float64 = torch.bfloat16, "cuBLAS X^T X, R = A - B + C, X^T R", "float64: cast, X^T X, X^T R"
     return {
         "gram": [
@@ -210,7 +210,7 @@ def cases() -> dict[str, list[Callable[[], Case]]]:
 
 
 def prepared(run: Callable, case: Case) -> list[Callable]:
-    """One callable per input set, after a warm-up that compiles and fills the caches: a CUDA graph."""
+    """Return one callable per input set, a CUDA graph, after a warm-up that compiles and fills the caches."""
     calls = []
     for n in range(case.sets):
         run(n)
@@ -223,7 +223,7 @@ def prepared(run: Callable, case: Case) -> list[Callable]:
 
 
 def timed(calls: list[Callable], times: int) -> float:
-    """Milliseconds of one call, of `times` back to back over the input sets."""
+    """Return the milliseconds of one call, from `times` calls back to back over the input sets."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for turn in range(times):
@@ -264,7 +264,7 @@ def measure(case: Case, repeats: int) -> Record:
 
 
 def hardware() -> dict[str, str]:
-    """What the figures were measured on."""
+    """Describe the machine and versions of the figures."""
     name = torch.cuda.get_device_name()
     query = "--query-gpu=driver_version,power.limit,clocks.max.sm"
     smi = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=False)
@@ -282,7 +282,7 @@ def hardware() -> dict[str, str]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", choices=[*cases(), "all"], default="all", help="measure one kernel alone")
     parser.add_argument("--repeats", type=int, default=15, help="timed turns of each side (default: 15)")

@@ -1,4 +1,4 @@
-"""A large config and many shards: what the workflow itself takes, of time and of memory.
+"""Time and memory of the workflow itself for a large config and many shards.
 
 Writes a project of 10 tiny random models, 5 texts, 8 cuts and 12 fits (4800 rows of one table) and measures
 - planning: `snakemake -n` of the table with all that it asks for, and of the models alone (`evaluation: null`): until
@@ -51,7 +51,7 @@ WIDTHS = {64: (10, 100, 1000), 2048: (4, 32)}  # width: numbers of shards
 
 @dataclass(frozen=True)
 class Spent:
-    """What a command took: seconds by the clock and of CPU (with its children's), peak memory."""
+    """The cost of a command: seconds by the clock and of CPU (with its children's), peak memory."""
 
     wall_s: float
     cpu_s: float
@@ -60,12 +60,12 @@ class Spent:
 
     @property
     def record(self) -> dict[str, float]:
-        """The numbers."""
+        """Numbers by name."""
         return {"wall_s": self.wall_s, "cpu_s": self.cpu_s, "peak_memory_bytes": self.peak_memory_bytes}
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"planning": planning, "jobs": jobs, "sums": sums}
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="parts to measure (default: all)")
@@ -138,7 +138,7 @@ def sums(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_project(folder: Path, axes: dict[str, int]) -> None:
-    """Models, texts, tasks and the config."""
+    """Write models, texts, tasks and the config."""
     chance = random.Random(0)
     for k in range(axes["models"]):
         write_model(folder / f"models/m{k}", seed=k)
@@ -155,13 +155,13 @@ def write_project(folder: Path, axes: dict[str, int]) -> None:
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
-    """A .jsonl file."""
+    """Write a .jsonl file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def write_model(folder: Path, seed: int) -> None:
-    """A random Llama of 8 blocks with a tokenizer that knows whole words."""
+    """Write a random Llama of 8 blocks with a tokenizer that knows whole words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -177,7 +177,7 @@ def write_model(folder: Path, seed: int) -> None:
 
 
 def write_config(folder: Path, axes: dict[str, int], evaluation: str | None) -> None:
-    """One table of every combination."""
+    """Write one table of every combination."""
     names = {section: [f"{section[0]}{k}" for k in range(count)] for section, count in axes.items()}
     config = {
         "device": "cpu",
@@ -196,7 +196,7 @@ def write_config(folder: Path, axes: dict[str, int], evaluation: str | None) -> 
 
 
 def write_shards(folder: Path, width: int, count: int) -> list[Path]:
-    """Statistics of one cut over `count` shards."""
+    """Write statistics of one cut over `count` shards; returns their paths."""
     import torch
 
     from replaceme.activations.statistics import Statistics
@@ -224,7 +224,7 @@ def step(*arguments: str) -> Spent:
 
 
 def spent_by(command: list[str], folder: Path, until: str | None = None) -> Spent:
-    """Run a command to its end, or until its output has a line that begins so; raises SystemExit when it fails."""
+    """Run a command to its end, or until a line of its output begins with `until`; raises SystemExit when it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     stopped = False
     with tempfile.NamedTemporaryFile("w+") as output:
@@ -244,7 +244,7 @@ def spent_by(command: list[str], folder: Path, until: str | None = None) -> Spen
 
 
 def planned(output: str) -> int:
-    """The total of a dry run's job table."""
+    """Return the total of a dry run's job table."""
     totals = [line.split()[1] for line in output.splitlines() if line.split()[:1] == ["total"]]
     if not totals:
         raise SystemExit(f"no job table in\n{output[-2000:]}")

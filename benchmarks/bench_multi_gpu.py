@@ -42,7 +42,7 @@ PARTS = ("gram", "side-by-side")
 
 
 def main() -> None:
-    """Measure, print, write; or be one of the jobs."""
+    """Measure, print and write; or be one of the jobs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, SIZES)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace, scratch: Path, devices: list[str]) -> dict[str, Any]:
-    """The Gram by shards on one GPU and on all, in one process, and over all GPUs in one process."""
+    """Measure the Gram by shards on one GPU and on all, in one process, and over all GPUs in one process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write_model(scratch / "model", arguments, device)
     ids = torch.randint(arguments.vocabulary, (arguments.samples, arguments.tokens), generator=torch.Generator())
@@ -100,18 +100,20 @@ def measured(arguments: argparse.Namespace, scratch: Path, devices: list[str]) -
 
 
 def difference(one: Statistics, other: Statistics) -> float:
-    """The largest relative difference of two statistics, tensor by tensor."""
+    """Return the largest relative difference of two statistics, tensor by tensor."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in TENSORS]
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 def added(scratch: Path, name: str) -> Statistics:
-    """The sum of the shards of some jobs."""
+    """Return the sum of the shards of some jobs."""
     return Statistics.sum(Statistics.load(path)[0] for path in sorted((scratch / name).glob("*.safetensors")))
 
 
 def jobs(scratch: Path, devices: list[str], shards: int, name: str, gpus: int = 1) -> dict[str, Any]:
-    """Run the shards as jobs that share the devices; seconds from the first start to the last end, and their words."""
+    """Run the shards as jobs that share the devices; returns seconds from the first start to the last end, and their
+    output.
+    """
     (scratch / name).mkdir()
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
@@ -135,7 +137,7 @@ def jobs(scratch: Path, devices: list[str], shards: int, name: str, gpus: int = 
 
 
 def job(folder: Path, shard: int, shards: int, gpus: int) -> None:
-    """One shard: load, gather, save, and say how long it took."""
+    """Run one shard: load, gather, save, and print how long it took."""
     given = json.loads((folder.parent / "job.json").read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = json.loads((folder.parent / "model/config.json").read_text())
@@ -159,7 +161,7 @@ def job(folder: Path, shard: int, shards: int, gpus: int) -> None:
 
 
 def spread(model: torch.nn.Module) -> dict[str, int]:
-    """How many blocks lie on which device."""
+    """Return how many blocks lie on which device."""
     found: dict[str, int] = {}
     for block in model.layers:
         device = str(next(block.parameters()).device)
@@ -168,7 +170,7 @@ def spread(model: torch.nn.Module) -> dict[str, int]:
 
 
 def side_by_side(folder: Path, devices: list[str]) -> dict[str, Any]:
-    """Two models to their transforms by one Snakemake, and which processes had which GPU meanwhile."""
+    """Run two models to their transforms by one Snakemake, and record which processes had which GPU meanwhile."""
     folder.mkdir()
     (folder / "micro").symlink_to(ROOT / "resources/micro")
     other = folder / "other"
@@ -210,7 +212,7 @@ def side_by_side(folder: Path, devices: list[str]) -> dict[str, Any]:
 
 
 def watched(running: subprocess.Popen, devices: list[str]) -> list[set[tuple[str, int, str]]]:
-    """Until a command ends, ten times a second: (GPU, process, step) of the jobs below it."""
+    """Record, ten times a second until a command ends, (GPU, process, step) of the jobs below it."""
     import psutil
 
     seen = []
@@ -231,7 +233,7 @@ def watched(running: subprocess.Popen, devices: list[str]) -> list[set[tuple[str
 
 
 def same_but_for_the_model(paths: list[Path]) -> bool:
-    """Whether transforms are the same numbers: the two models have the same weights."""
+    """Return whether transforms are the same numbers: the two models have the same weights."""
     from replaceme.transforms.transform import Transform
 
     one, other = (Transform.load_all(path)[0][0].matrix for path in paths)

@@ -62,7 +62,7 @@ SIZES |= {"samples": 128, "tokens": 1024, "batch": 8, "removed": 8}
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, SIZES)
     arguments = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def add_sizes(parser: argparse.ArgumentParser, sizes: dict[str, int]) -> None:
-    """An option for each size, and where things go."""
+    """Add an option for each size, and for the folders."""
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--folder", type=Path, help="where the weights and results lie for the run (default: /tmp)")
@@ -94,7 +94,7 @@ class Parts:
         self.peak_gb: dict[str, float] = {}
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do the work, and take note."""
+        """Do the work, and record its time and memory."""
         self._settle()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -112,7 +112,7 @@ class Parts:
 
 
 def measured(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Seconds and memory of every part and of the whole, and ratios."""
+    """Measure seconds and memory of every part and of the whole, and ratios."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = scratch / "model"
     write_model(folder, arguments, device)
@@ -134,7 +134,7 @@ def measured(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def by_parts(parts: Parts, arguments: argparse.Namespace, folder: Path, work: Path) -> None:
-    """Every job of the workflow by itself."""
+    """Run every job of the workflow by itself."""
     device = "cuda" if parts.cuda else "cpu"
     start = max(1, arguments.blocks - arguments.removed - 4)
     group = (start, start + arguments.removed)
@@ -155,7 +155,7 @@ def by_parts(parts: Parts, arguments: argparse.Namespace, folder: Path, work: Pa
 def one_process(
     arguments: argparse.Namespace, folder: Path, record: ModelRecord, fit: FitConfig, out: Path, waits: bool
 ) -> dict[str, Any]:
-    """A whole shortening as in `replaceme.prune`: seconds of its stages, and peak device memory."""
+    """Run a whole shortening as `replaceme.prune` does; returns seconds of its stages, and peak device memory."""
     parts, tokens = Parts("cuda" if torch.cuda.is_available() else "cpu"), random_tokens(arguments)
     device = "cuda" if parts.cuda else "cpu"
     family = family_of(json.loads((folder / "config.json").read_text()), "the model")
@@ -182,7 +182,7 @@ def one_process(
 
 
 def random_tokens(arguments: argparse.Namespace) -> Tokens:
-    """Sequences of random ids, always the same."""
+    """Return sequences of random ids, always the same."""
     shape = (arguments.samples, arguments.tokens)
     ids = torch.randint(0, arguments.vocabulary, shape, generator=torch.Generator().manual_seed(0))
     return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -191,7 +191,7 @@ def random_tokens(arguments: argparse.Namespace) -> Tokens:
 def passed(
     parts: Parts, arguments: argparse.Namespace, folder: Path, group: tuple[int, int], scratch: Path
 ) -> tuple[Statistics, Rows]:
-    """Everything that takes the model: its statistics and rows."""
+    """Run the passes over the model: its statistics and rows."""
     device, batch = "cuda" if parts.cuda else "cpu", arguments.batch
     family = family_of(json.loads((folder / "config.json").read_text()), "the model")
     tokens = random_tokens(arguments)
@@ -210,13 +210,13 @@ def passed(
 
 
 def prepared(device: str) -> None:
-    """What the first model of a process has to wait for."""
+    """Do the one-time work that the first model of a process waits for."""
     import_module("transformers.models.llama.modeling_llama")
     torch.ones(1, device=device)
 
 
 def compared(name: str, runs: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ours beside the authors', for these tokens and for many."""
+    """Compare our times with the authors', for these tokens and for many."""
     theirs, many = (table["distances"] + table[name] for table in (AUTHORS, AUTHORS_LONG))
     found: dict[str, Any] = {"authors": theirs}
     for how, run in runs.items():
@@ -228,7 +228,7 @@ def compared(name: str, runs: dict[str, Any], arguments: argparse.Namespace) -> 
 
 
 def write_model(folder: Path, arguments: argparse.Namespace, device: str) -> None:
-    """A Llama of random bfloat16 weights, four blocks a shard."""
+    """Write a Llama of random bfloat16 weights, four blocks a shard."""
     folder.mkdir()
     hidden, inner = arguments.hidden, arguments.intermediate
     kv = hidden // arguments.heads * arguments.kv_heads

@@ -34,7 +34,7 @@ class Repeated(Checkpoint):
     distinct: int = 1
 
     def read(self, names: Any) -> dict[str, torch.Tensor]:
-        """Tensors by name."""
+        """Return tensors by name."""
         stored = {name: self._stored(name) for name in names}
         found = super().read(dict.fromkeys(stored.values()))
         return {name: found[other] for name, other in stored.items()}
@@ -45,7 +45,7 @@ class Repeated(Checkpoint):
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, SIZES)
     arguments = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds, memory and rates of one pass."""
+    """Measure seconds, memory and rates of one pass."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     blocks, arguments.blocks = arguments.blocks, arguments.distinct
     write_model(folder, arguments, device)
@@ -109,7 +109,7 @@ def settle() -> None:
 
 
 def host_link(device: str) -> float:
-    """GB per second of a copy from pinned memory, 1 GB at a time."""
+    """Measure GB per second of a copy from pinned memory, 1 GB at a time."""
     there = torch.empty(2**30, dtype=torch.uint8, pin_memory=device == "cuda")
     copied = there.to(device)
     settle()

@@ -1,4 +1,4 @@
-"""The energy of work on a GPU as `cost` has it, beside the driver's own counter, read before and after.
+"""Compare the energy of work on a GPU as `cost` reports it with the driver's own counter, read before and after.
 
 The work is matrix products, for some seconds. The counter also sees the second or two that CodeCarbon takes to start
 and to stop, so it must show somewhat more: exit code 1 where `cost` has less than SHARE of it, or more than it.
@@ -28,7 +28,7 @@ MILLIJOULES = 3.6e9  # in a kWh
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of energy-<gpu>.json")
     arguments = parser.parse_args()

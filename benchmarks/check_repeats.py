@@ -1,4 +1,5 @@
-"""Whether the same inputs give the same bits: the chain from text to merged models, again and again, file by file.
+"""Check that the same inputs give the same bits: run the chain from text to merged models repeatedly, compare every
+file.
 
 One repeat makes, by the steps of the command line and in an empty folder, the tokens, distances, two cuts, sums of two
 shards, rows, three fits (none, least squares, cosine), their checkpoints, two by training (LLM-Streamline, a healing of
@@ -56,7 +57,7 @@ VARYING = ("seconds", "hardware", "versions", "model", "device")  # of an evalua
 
 
 def main() -> int:
-    """Repeat, compare, write."""
+    """Repeat, compare and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20, help="default: 20")
     parser.add_argument("--processes", type=int, default=5, help="fresh processes they are spread over (default: 5)")
@@ -96,7 +97,7 @@ def main() -> int:
 
 
 def all_repeats(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Repeats of all processes; every process gets its share and another hash seed."""
+    """Return the repeats of all processes; every process gets its share and another hash seed."""
     shares = [len(range(k, arguments.repeats, arguments.processes)) for k in range(arguments.processes)]
     options = [f"--device={arguments.device}", f"--threads={arguments.threads}"]
     options += [f"--samples={arguments.samples}", f"--tokens={arguments.tokens}"]
@@ -114,7 +115,7 @@ def all_repeats(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def one_repeat(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The chain in an empty folder: the hash of every file by its place, and the table."""
+    """Run the chain in an empty folder; returns the hash of every file by its path, and the table."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -131,7 +132,7 @@ def one_repeat(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All steps in the current folder; the rows of the table."""
+    """Run all steps in the current folder; returns the rows of the table."""
     where = ["--device", arguments.device, "--threads", str(arguments.threads)]
     forward = ["model.json", "tokens.safetensors", "--dtype", "float32", "--batch-size", "4", *where]
     texts = ["--dataset", "micro", "--tokens", str(arguments.tokens)]
@@ -171,12 +172,12 @@ def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def trained(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a model whose weights are from training, with a tolerance of its own."""
+    """Return the row of a trained model, with a tolerance of its own."""
     return row | {"trained_loss": row["loss"], "loss": None, "perplexity": None}
 
 
 def fitted(name: str, method: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One fit, its checkpoint and its row."""
+    """Run one fit and write its checkpoint; returns its row."""
     cut = Path(name).parent
     files = [] if "identity" in method else ["--tokens", "tokens.safetensors"]
     files += ["--statistics", f"{cut}/sum.safetensors"] if "--objective" in method else []
@@ -193,7 +194,7 @@ def fitted(name: str, method: list[str], arguments: argparse.Namespace) -> dict[
 
 
 def measured(name: str, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Size and loss of a checkpoint on the unseen text, and with --evaluate its accuracy on two tasks."""
+    """Measure size and loss of a checkpoint on the unseen text, and with --evaluate its accuracy on two tasks."""
     from replaceme.activations.language_loss import mean_loss
     from replaceme.calibration.tokens import load_tokens
     from replaceme.models.checkpoints import open_checkpoint
@@ -225,13 +226,13 @@ def measured(name: str, folder: str, arguments: argparse.Namespace) -> dict[str,
 
 
 def do(*arguments: str) -> None:
-    """One step of the command line in this process."""
+    """Run one step of the command line in this process."""
     if step(arguments) != 0:
         raise SystemExit(f"failed: replaceme {' '.join(arguments)}")
 
 
 def compared(repeats: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many files of how many repeats, and those that are not the same in all of them."""
+    """Count the files and repeats, and list the files that differ between repeats."""
     first = repeats[0]["files"]
     names = sorted({name for one in repeats for name in one["files"]})
     differ = [name for name in names if {one["files"].get(name) for one in repeats} != {first.get(name)}]
@@ -239,7 +240,7 @@ def compared(repeats: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def apart_from(reference: list[dict[str, Any]], table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each column the largest difference of two tables, and whether any is beyond its bound."""
+    """Return for each column the largest difference of two tables, and whether any exceeds its bound."""
     found = []
     for column, (relative, absolute) in TOLERANCES.items():
         if column not in reference[0] or column not in table[0]:  # accuracies, where one side has no lm-eval

@@ -1,4 +1,4 @@
-"""Whether outcomes depend on the machine: `make test` and `make run` in clones, each under other conditions.
+"""Check that outcomes do not depend on the machine: `make test` and `make run` in clones under different conditions.
 
 CONDITIONS has them: which instructions torch, oneDNN and MKL may use, language, time zone, user, names and file systems
 of folders, number of cores. For each a clone is made below WORK and the commands are run in it; then the tables of the
@@ -40,7 +40,7 @@ HEAD = "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is unlike the plain machine: variables (None: unset), folder, user, temporary folder, number of cores."""
+    """Differences from the plain machine: variables (None: unset), folder, user, temporary folder, number of cores."""
 
     variables: dict[str, str | None] = field(default_factory=dict)
     folder: str = "clone"
@@ -69,7 +69,7 @@ CONDITIONS = {
 
 
 def main() -> int:
-    """Clone, run, compare, write."""
+    """Clone, run, compare and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="an empty folder for the clones")
     parser.add_argument(
@@ -108,7 +108,7 @@ def main() -> int:
 def _perform(
     work: Path, venv: Path | None, places: SimpleQueue[int], number: int, target: str, name: str
 ) -> dict[str, Any]:
-    """Run `make TARGET` in a clone under some conditions: exit code, seconds, what pytest said."""
+    """Run `make TARGET` in a clone under some conditions; returns exit code, seconds and pytest's summary."""
     conditions = CONDITIONS[name]
     home = work / f"{number:02d}-{target}"
     folder = home / conditions.folder
@@ -149,7 +149,7 @@ def _clone(folder: Path) -> None:
 
 
 def _lend(venv: Path, folder: Path) -> None:
-    """An environment of the clone's own that finds the packages of another one."""
+    """Make an environment of the clone's own that finds the packages of another one."""
     own, python = folder / ".venv", folder / ".venv/bin/python"
     base = Path(os.path.realpath(venv / "bin/python"))
     subprocess.run([base, "-m", "venv", "--without-pip", own], check=True)
@@ -181,7 +181,7 @@ def _environment(conditions: Conditions, home: Path) -> dict[str, str]:
 
 
 def _differences(plain: Path, other: Path) -> dict[str, Any]:
-    """The largest relative difference of two runs' tables, by column, and the texts that differ."""
+    """Return the largest relative difference of two runs' tables, by column, and the texts that differ."""
     largest: dict[str, float] = {}
     texts = []
     for path in sorted((plain / "results/tables").glob("*.csv")):
@@ -199,7 +199,7 @@ def _differences(plain: Path, other: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table without times and memory; none where there is no table."""
+    """Return the rows of a table without times and memory; none where there is no table."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -208,7 +208,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _apart(one: str, two: str) -> float | None:
-    """The relative difference of two numbers; None for texts that differ."""
+    """Return the relative difference of two numbers; None for texts that differ."""
     if one == two:
         return 0.0
     try:

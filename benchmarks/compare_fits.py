@@ -1,4 +1,4 @@
-"""What fits cost in language-model loss at some cuts, on texts that they were and were not calibrated on.
+"""Compare fits by their cost in language-model loss at some cuts, on texts used for calibration and on others.
 
 Every fit of a config file is fitted at every cut given, applied to the loaded model as the fold applies it (a test
 holds the two equal), and judged by the mean loss on each text, in nats per token. Standard errors are over sequences;
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace) -> pd.DataFrame:
-    """A row for each cut, fit and text."""
+    """Return a row for each cut, fit and text."""
     given = Loaded(arguments, head=True)
     model, family = given.model, given.family
     fitted = given.text(arguments.text, arguments.samples)
@@ -78,7 +78,7 @@ def measured(arguments: argparse.Namespace) -> pd.DataFrame:
 
 
 def chosen_fits(arguments: argparse.Namespace, config: dict) -> dict[str, FitConfig]:
-    """The fits of the config file that are asked for and that the model can take."""
+    """Return the selected fits of the config file that the model can take."""
     sections = yaml.safe_load(Path(arguments.config).read_text())["fits"]
     found = {}
     for name in arguments.fits or sections:
@@ -93,7 +93,9 @@ def chosen_fits(arguments: argparse.Namespace, config: dict) -> dict[str, FitCon
 
 
 def compared(text: str, whole: tuple[torch.Tensor, torch.Tensor], found: dict) -> dict[str, dict]:
-    """The losses of every fit on a text: their rise over the whole model's, and the difference to least squares."""
+    """Return the losses of every fit on a text: their rise over the whole model's, and the difference to least
+    squares.
+    """
     sums, counts = whole
     rows = {"baseline": {"loss": float(sums.sum() / counts.sum())}}
     reference = found[REFERENCE][0][text] if REFERENCE in found else None
@@ -107,7 +109,7 @@ def compared(text: str, whole: tuple[torch.Tensor, torch.Tensor], found: dict) -
 
 
 def mean_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
-    """The mean per token of what sequences sum to, and its standard error over sequences."""
+    """Return the mean per token of what sequences sum to, and its standard error over sequences."""
     mean = sums.sum() / counts.sum()
     return float(mean), float((sums - mean * counts).square().sum().sqrt() / counts.sum())
 

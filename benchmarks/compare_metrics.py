@@ -1,4 +1,4 @@
-"""Which measure of a candidate cut predicts what the cut costs: rank correlations with the loss on text not used.
+"""Compare metrics of cuts by how well they predict the cost of a cut: rank correlations with the loss on unused text.
 
 Every cut of the given sizes is measured by every metric on calibration text, and then by the rise of the language-model
 loss (nats per token) on other texts, with the least-squares transform fitted on the calibration text, as a folded model
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace) -> pd.DataFrame:
-    """A row for each candidate: every measure of it, and the rise of the loss on each unseen text."""
+    """Return a row for each candidate: every measure of it, and the rise of the loss on each unseen text."""
     given = Loaded(arguments, head=True)
     text = given.text(arguments.text, arguments.samples + arguments.samples // 4)
     fitted, held_out = split(text, arguments.samples)
@@ -58,7 +58,7 @@ def measured(arguments: argparse.Namespace) -> pd.DataFrame:
 
 
 def by_distance(given: Loaded, tokens: Tokens, sizes: list[int]) -> pd.DataFrame:
-    """The distances of every candidate."""
+    """Return the distances of every candidate."""
     matrices = measure(given.model.base_model, given.family, tokens, BATCH_SIZE, representations=True)
     found = []
     for size in sizes:
@@ -73,7 +73,7 @@ def by_distance(given: Loaded, tokens: Tokens, sizes: list[int]) -> pd.DataFrame
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation of every measure with every unseen loss: by model and size, and the mean of these."""
+    """Return Spearman's correlation of every measure with every unseen loss, by model and size, and their mean."""
     table = table.assign(blocks=table["end"] - table["start"])
     rows = {}
     for (model, blocks), cuts in table.groupby(["model", "blocks"]):

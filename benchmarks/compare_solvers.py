@@ -1,5 +1,5 @@
-"""How far and how fast the solvers of the cosine objectives get at one cut of a model: least squares, reweighted least
-squares one iteration after another, Adam as in the paper, L-BFGS.
+"""Compare how far and how fast the solvers of the cosine objectives get at one cut of a model: least squares,
+reweighted least squares one iteration after another, Adam as in the paper, L-BFGS.
 
 The loss is the mean cosine distance over the rows that all of them are fitted to, so it says what a solver reaches, not
 how well T generalises. Seconds are of the fit alone, with the rows on disk; the ratio is to the first Adam's, whose
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def captured(given: Loaded, arguments: argparse.Namespace, folder: Path) -> Rows:
-    """The rows of the cut, with the residual stream."""
+    """Capture the rows of the cut, with the residual stream."""
     tokens = given.text(arguments.text, arguments.samples)
     groups = [tuple(arguments.cut)]
     return write_rows(folder, given.model, given.family, tokens, groups, BATCH_SIZE, RowOptions(with_state=True))[0]
@@ -64,7 +64,7 @@ def captured(given: Loaded, arguments: argparse.Namespace, folder: Path) -> Rows
 def compare(
     rows: Rows, objective: Objective, epochs: list[int], iterations: int, device: str
 ) -> list[tuple[str, float, float]]:
-    """(solver, mean cosine distance over the rows, seconds) of each."""
+    """Run the solvers; returns (solver, mean cosine distance over the rows, seconds) of each."""
     judged = row_blocks(rows, device, objective.state, BLOCK_ROWS)
     records, clock = [], Clock(device)
 
@@ -97,17 +97,17 @@ def compare(
 
 
 class Clock:
-    """Seconds since `start`, when the device has finished too."""
+    """Seconds since `start`, including the device's work."""
 
     def __init__(self, device: str) -> None:
         self.cuda = torch.device(device).type == "cuda"
 
     def start(self) -> None:
-        """Begin."""
+        """Start the clock."""
         self.begin = self._now()
 
     def seconds(self) -> float:
-        """Seconds since then."""
+        """Return the seconds since the start."""
         return self._now() - self.begin
 
     def _now(self) -> float:

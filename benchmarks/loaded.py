@@ -1,4 +1,4 @@
-"""What the comparisons of a model's fits, solvers and metrics share: their arguments, the model and the texts."""
+"""The common part of the comparisons of a model's fits, solvers and metrics: arguments, the model and the texts."""
 
 import argparse
 from dataclasses import dataclass
@@ -19,7 +19,9 @@ BATCH_SIZE = CalibrationConfig.model_fields["batch_size"].default
 
 
 def parser_of(description: str, samples: int, required: bool = True) -> argparse.ArgumentParser:
-    """A parser with the arguments of every comparison: the model, its calibration text and the type to compute in."""
+    """Return a parser with the arguments of every comparison: the model, its calibration text and the type to compute
+    in.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=required, help="folder of a checkpoint")
     parser.add_argument("--name", help="its name in the table (default: the folder's)")
@@ -32,7 +34,7 @@ def parser_of(description: str, samples: int, required: bool = True) -> argparse
 
 
 def add_unseen(parser: argparse.ArgumentParser, samples: int, required: bool = True) -> None:
-    """The texts that the loss is measured on."""
+    """Add the options for texts on which the loss is measured."""
     shape = {"nargs": "+", "metavar": "NAME=FILE", "default": [], "required": required}
     parser.add_argument("--unseen", **shape, help="texts that the loss is measured on")
     parser.add_argument("--unseen-samples", type=int, default=samples, help=f"sequences of each (default: {samples})")
@@ -40,50 +42,50 @@ def add_unseen(parser: argparse.ArgumentParser, samples: int, required: bool = T
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is compared on, by the arguments of `parser_of`."""
+    """A model for comparisons, by the arguments of `parser_of`."""
 
     arguments: argparse.Namespace
     head: bool
 
     @cached_property
     def name(self) -> str:
-        """What the model is called in a table."""
+        """Name of the model in a table."""
         return self.arguments.name or Path(self.arguments.model).name
 
     @cached_property
     def record(self) -> ModelRecord:
-        """As the `model` step writes it."""
+        """Record of the model, as the `model` step writes it."""
         return resolve(self.arguments.model, None)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Its config.json."""
+        """Content of its config.json."""
         return read_config(self.record.folder)
 
     @cached_property
     def device(self) -> str:
-        """Where everything runs."""
+        """Device of all computations."""
         return pick_device("auto")
 
     @cached_property
     def model(self) -> Any:
-        """The model itself, with its head if it has to have one."""
+        """Model itself, with its head if needed."""
         dtype = pick_dtype(self.arguments.dtype, self.device, self.config)
         return load_model(self.record.folder, dtype, self.device, self.head)
 
     @cached_property
     def family(self) -> Family:
-        """Its family."""
+        """Family of the model."""
         return family_of(self.config, self.arguments.model)
 
     def text(self, dataset: str, samples: int, seed: int = 0) -> Tokens:
-        """Sequences of a text: of a token file the first ones, else drawn by the seed."""
+        """Return sequences of a text: the first ones of a token file, else drawn by the seed."""
         if dataset.endswith(".safetensors"):
             return load_tokens(dataset)[0].first(samples)
         section = CalibrationConfig(dataset=dataset, samples=samples, tokens=self.arguments.tokens, seed=seed)
         return calibrate(section, load_tokenizer(self.record.folder))[0]
 
     def unseen(self) -> dict[str, Tokens]:
-        """The texts of `add_unseen`, by name; another seed than that of the calibration text."""
+        """Return the texts of `add_unseen`, by name, drawn by another seed than the calibration text."""
         named = dict(given.split("=", 1) for given in self.arguments.unseen)
         return {name: self.text(dataset, self.arguments.unseen_samples, 1) for name, dataset in named.items()}
