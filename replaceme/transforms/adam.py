@@ -35,7 +35,8 @@ class AdamOptions:
 def adam(
     table: Table, objective: Objective, options: AdamOptions, state: State | None = None
 ) -> tuple[torch.Tensor, list[float]]:
-    """(T float32 [in, out], mean loss of each epoch's batches without penalties), on the table's device.
+    """Minimise by Adam; returns (T float32 [in, out], mean loss of each epoch's batches without penalties), on the
+    table's device.
 
     The state is saved between batches. Raises ReplaceMeError for a loss that is not
     finite, and where no row has a direction.
@@ -72,7 +73,7 @@ def adam(
 
 
 def _order(count: int, options: AdamOptions, epoch: int) -> torch.Tensor:
-    """The rows of an epoch in its order, without those that are masked in it; at least one."""
+    """Return the rows of an epoch in its order, without the masked ones; at least one."""
     generator = torch.Generator().manual_seed((options.seed << 20) + epoch)
     kept = max(1, count - round(options.mask_ratio * count))
     return torch.randperm(count, generator=generator)[:kept]

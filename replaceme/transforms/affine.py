@@ -1,4 +1,4 @@
-"""What is added to a linear map: an intercept, and the gain of a norm that follows it."""
+"""Add an intercept to a linear map, and the gain of a norm that follows it."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from replaceme.transforms.transform import Transform
 
 
 def with_intercept(transform: Transform, statistics: Statistics) -> Transform:
-    """The affine map `m T + b`, `b = (sum w r - (sum w m) T) / W` [hidden], of a T fitted on centred statistics.
+    """Return the affine map `m T + b`, `b = (sum w r - (sum w m) T) / W` [hidden], of a T fitted on centred statistics.
 
     For least squares without a ridge that is the best affine map. `statistics` are those before centring; `residual` of
     the report is that of the affine map, `residual_centred` the share that is missed of the target's variance.
@@ -35,7 +35,7 @@ class Gain:
         self._dot_sum, self._energy, self._count = 0.0, 0.0, 0
 
     def add(self, m: torch.Tensor, r: torch.Tensor) -> None:
-        """Take in rows m [tokens, width] and targets r [tokens, hidden]."""
+        """Add rows m [tokens, width] and targets r [tokens, hidden]."""
         dot, norm_p, norm_r = row_cosine(m, self._given.matrix.to(m.device, torch.float32), (r,))
         dot, norm_p, norm_r = dot.double(), norm_p.double(), norm_r.double()
         self._dot_sum += float((dot / norm_p).where(norm_p > 0, 0.0).sum())
@@ -43,7 +43,7 @@ class Gain:
         self._count += int((norm_p > 0).sum())  # a zero row puts out zeros, whatever the gain
 
     def transform(self) -> Transform:
-        """The transform with its gain; `residual` of the report is that of `s n`, `residual_before_norm` of m T.
+        """Return the transform with its gain; `residual` of the report is that of `s n`, `residual_before_norm` of m T.
 
         Raises ReplaceMeError when the map points away from the target (s not positive) or there were no rows.
         """

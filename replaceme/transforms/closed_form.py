@@ -13,7 +13,7 @@ from replaceme.transforms.transform import Transform, r_squared, residual
 
 
 def fit_identity(statistics: Statistics | None = None, hidden_size: int | None = None) -> Transform:
-    """T = I: the run of blocks is dropped and nothing replaces it (UIDL).
+    """Return T = I: the run of blocks is dropped and nothing replaces it (UIDL).
 
     Statistics are only needed for the report (residual, r2, tokens); without them give the hidden size.
     """
@@ -29,7 +29,8 @@ def fit_identity(statistics: Statistics | None = None, hidden_size: int | None =
 def fit_least_squares(
     statistics: Statistics, ridge: float = 0.0, ridge_relative: float = 0.0, towards: Towards = "zero"
 ) -> Transform:
-    """Least squares, `argmin_T sum w |m T - r|^2 + alpha |T - T0|^2`, `alpha = ridge + ridge_relative * mean(diag G)`.
+    """Fit least squares, `argmin_T sum w |m T - r|^2 + alpha |T - T0|^2`, `alpha = ridge + ridge_relative * mean(diag
+    G)`.
 
     T float64 [hidden, hidden] (eq. 6, and eq. 9 with an L2 penalty); T0 is zero or the identity (`towards`). The
     report: solver ("cholesky" or "eigh"), rank, condition_number of the unit-diagonal Gram over the channels that are

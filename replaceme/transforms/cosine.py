@@ -40,7 +40,9 @@ HALVINGS = 3
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the rows with a T: mean cosine distances, and the weighted sums of the rows it may learn from."""
+    """Results of one pass over the rows with a T: mean cosine distances, and the weighted sums of the rows used for
+    learning.
+    """
 
     train: float
     held_out: float
@@ -49,7 +51,7 @@ class Pass:
 
 @dataclass
 class Search:
-    """Where the search on held-out rows is: the best T and its loss on them, the step that is tried next, all tried."""
+    """State of the search on held-out rows: the best T and its loss on them, the next step to try, all tries."""
 
     best: torch.Tensor
     direction: torch.Tensor
@@ -59,7 +61,7 @@ class Search:
     done: bool = False
 
     def saved(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What `State` saves."""
+        """Return the content that `State` saves."""
         record = {"held_out": self.held_out, "step": self.step, "history": self.history, "done": self.done}
         return {"best": self.best, "direction": self.direction}, {"search": record}
 
@@ -75,7 +77,8 @@ def fit_cosine(
     exact: bool = False,
     state: State | None = None,
 ) -> Transform:
-    """T float64 [in, out] that minimises `mean(1 - cos(m T, r))` (eq. 8), or `exact`, `mean(1 - cos(m T + y, r + y))`.
+    """Fit T float64 [in, out] that minimises `mean(1 - cos(m T, r))` (eq. 8), or if `exact`, `mean(1 - cos(m T + y, r +
+    y))`. 8), or `exact`, `mean(1 - cos(m T + y, r + y))`.
 
     The ridge is that of least squares, for the start and for every reweighted solve. Stops after `iterations` (10),
     when the held-out loss falls by less than `tolerance` of itself, or when halving a step does not help. Between
@@ -110,21 +113,23 @@ def fit_cosine(
 
 
 def check_width(statistics: Statistics, rows: Rows) -> None:
-    """Raise ReplaceMeError where rows and statistics are not of the same channels."""
+    """Raise ReplaceMeError where rows and statistics have different channels."""
     if rows.columns != tuple(statistics.cross.shape):
         widths = " and ".join(map(str, dict.fromkeys(rows.columns)))
         raise ReplaceMeError(f"{rows.folder}: rows of {widths} channels, statistics of {statistics.width}")
 
 
 def _begun(blocks: Blocks, ridge: Ridge, columns: tuple[int, int], device: str | torch.device) -> Search:
-    """Least squares without the held-out rows, what it gives, and the first full step."""
+    """Start a search from least squares without the held-out rows, with its loss and the first full step."""
     best = _solved(_plain(blocks, columns, device), ridge)
     found = _pass(blocks, best)
     return Search(best, _solved(found.sums, ridge) - best, found.held_out, 1.0, [_point(found, 0.0, helped=False)])
 
 
 def _judge(search: Search, blocks: Blocks, ridge: Ridge, iterations: int, tolerance: float, state: State) -> None:
-    """Reweighted steps without the held-out rows, in place: what each T gives, and whether its step helped."""
+    """Take reweighted steps without the held-out rows, in place, and record each T's loss and whether its step
+    helped.
+    """
     for _ in progress(range(len(search.history) - 1, iterations), "cosine, held-out rows", unit="iteration"):
         if search.done:
             break
@@ -149,7 +154,7 @@ def _point(outcome: Pass, step: float, helped: bool) -> dict[str, Any]:
 
 
 def _plain(blocks: Blocks, columns: tuple[int, int], device: str | torch.device) -> Statistics:
-    """Unweighted sums of the rows that are not held out."""
+    """Return the unweighted sums of the rows that are not held out."""
     sums = Statistics.zeros(columns[1], device, columns[0])
     for block in blocks():
         if not block.held_out:
@@ -158,7 +163,7 @@ def _plain(blocks: Blocks, columns: tuple[int, int], device: str | torch.device)
 
 
 def _pass(blocks: Blocks, matrix: torch.Tensor, every: bool = False) -> Pass:
-    """Loss of T, and the sums reweighted by it, on T's device; `every`: no row is held out."""
+    """Compute the loss of T, and the sums reweighted by it, on T's device; `every`: no row is held out."""
     device, narrow = matrix.device, matrix.float()
     out = Sums.zeros(*matrix.shape, device)
     losses, counts, weight, used = [0.0, 0.0], [0, 0], 0.0, 0
@@ -202,6 +207,6 @@ def _solved(sums: Statistics, ridge: Ridge) -> torch.Tensor:
 
 
 def scaled(statistics: Statistics, matrix: torch.Tensor) -> torch.Tensor:
-    """T times the factor that least squares gives it, `tr(T^T C) / tr(T^T G T)`."""
+    """Return T times its least-squares factor, `tr(T^T C) / tr(T^T G T)`."""
     fitted = float((matrix * (statistics.gram @ matrix)).sum())
     return matrix * (float((matrix * statistics.cross).sum()) / fitted) if fitted > 0 else matrix

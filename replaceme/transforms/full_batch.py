@@ -39,26 +39,26 @@ class Problem:
         self.forward, self.inverse = _preconditioner(objective, blocks, columns[0], device)
 
     def matrix(self, x: torch.Tensor) -> torch.Tensor:
-        """T [in, out] of a point."""
+        """Return T [in, out] of a point."""
         return self.forward @ x.view(self.columns)
 
     def start(self) -> torch.Tensor:
-        """The point of T = I."""
+        """Return the point that stands for T = I."""
         identity = torch.eye(*self.columns, dtype=torch.float64, device=self.inverse.device)
         return (self.inverse @ identity).flatten()
 
     def evaluate(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Value [] and gradient at a point."""
+        """Return the value [] and gradient at a point."""
         value, gradient = self.objective.value_and_gradient(self.blocks, self.matrix(x))
         return value, (self.forward.T @ gradient).flatten()
 
     def curvature(self, x: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
-        """The Hessian at a point times a direction."""
+        """Return the Hessian at a point times a direction."""
         found = self.objective.curvature(self.blocks, self.matrix(x), self.matrix(along))
         return (self.forward.T @ found).flatten()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The value, twice differentiable by autograd."""
+        """Return the value, twice differentiable by autograd."""
         return _Value.apply(x, self)
 
 
@@ -92,7 +92,7 @@ class _Gradient(torch.autograd.Function):
 
 
 def lbfgs(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
-    """(T, loss before each iteration and after the last) by torch's L-BFGS with a strong-Wolfe line search."""
+    """Return (T, loss before each iteration and after the last) by torch's L-BFGS with a strong-Wolfe line search."""
     point = problem.start().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [point], max_iter=1, max_eval=1 + SEARCH, history_size=HISTORY, tolerance_grad=0.0, tolerance_change=0.0,
@@ -121,12 +121,14 @@ def lbfgs(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor
 
 
 def nlcg(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
-    """(T, loss before each round and after the last) by Polak-Ribiere conjugate gradients of pytorch-minimize."""
+    """Return (T, loss before each round and after the last) by Polak-Ribiere conjugate gradients of
+    pytorch-minimize.
+    """
     return _in_rounds(problem, "cg", iterations, state)
 
 
 def trust_ncg(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
-    """(T, loss before each round and after the last) by Newton's method in a trust region, of pytorch-minimize.
+    """Return (T, loss before each round and after the last) by Newton's method in a trust region, of pytorch-minimize.
 
     Each step is solved by conjugate gradients on Hessian-vector products, a pass over the rows each.
     """
@@ -134,7 +136,7 @@ def trust_ncg(problem: Problem, iterations: int, state: State) -> tuple[torch.Te
 
 
 def _in_rounds(problem: Problem, method: str, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
-    """Rounds of a method of pytorch-minimize, each from where the last one ended."""
+    """Run rounds of a method of pytorch-minimize, each from where the last one ended."""
     from torchmin import minimize
 
     saved = state.read(problem.inverse.device)
@@ -160,7 +162,7 @@ def _in_rounds(problem: Problem, method: str, iterations: int, state: State) -> 
 
 
 class _Steps:
-    """Callback that measures the last step that a method took: the trust region of the next round begins from it."""
+    """Callback that measures a method's last step, from which the trust region of the next round starts."""
 
     def __init__(self, point: torch.Tensor) -> None:
         self._point, self.last = point, 0.0
@@ -175,7 +177,7 @@ def _settled(history: list[float]) -> bool:
 
 
 def _flattened(memory: dict[str, Any], point: torch.Tensor, history: list[float]) -> tuple[Tensors, dict[str, Any]]:
-    """What L-BFGS remembers, as tensors by name and numbers; `al` is scratch."""
+    """Return the memory of L-BFGS as tensors by name and numbers; `al` is scratch."""
     tensors = {"point": point.detach()}
     memory = {name: value for name, value in memory.items() if name != "al"}
     for name, value in memory.items():
@@ -186,7 +188,7 @@ def _flattened(memory: dict[str, Any], point: torch.Tensor, history: list[float]
 
 
 def _unflattened(tensors: Tensors, record: dict[str, Any]) -> dict[str, Any]:
-    """The memory that `_flattened` saved; lists in their order."""
+    """Return the memory that `_flattened` saved; lists in their order."""
     lists: dict[str, dict[int, torch.Tensor]] = {"old_dirs": {}, "old_stps": {}, "ro": {}}
     memory: dict[str, Any] = dict(record["numbers"])
     for name, value in tensors.items():
@@ -201,7 +203,8 @@ def _unflattened(tensors: Tensors, record: dict[str, Any]) -> dict[str, Any]:
 def _preconditioner(
     objective: Objective, blocks: Blocks, width: int, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """P = S^-1 L^-T and its inverse, float64 [in, in]; `S^-1 G S^-1 = L L^T` is the weighted Gram of unit diagonal.
+    """Return P = S^-1 L^-T and its inverse, float64 [in, in]; `S^-1 G S^-1 = L L^T` is the weighted Gram of unit
+    diagonal.
 
     A channel that is always zero keeps its scale.
     """
@@ -224,7 +227,7 @@ def _preconditioner(
 
 
 def _weights(objective: Objective, block: Block) -> torch.Tensor | None:
-    """1 / |l|^2 of each row, the curvature of its cosine distance; equal weights for l2."""
+    """Return 1 / |l|^2 of each row, the curvature of its cosine distance; equal weights for l2."""
     if objective.name == "l2":
         return None
     target = block.r.double() if block.y is None else block.r.double() + block.y.double()

@@ -25,5 +25,5 @@ class Gains:
             gain.add(*unmasked_rows_of(self.regression, activations, *group, one.recycled))
 
     def transforms(self) -> list[Transform]:
-        """The transforms with their gains; raises ReplaceMeError where there is none."""
+        """Return the transforms with their gains; raises ReplaceMeError where there is none."""
         return [gain.transform() for gain in self._gains]

@@ -33,7 +33,7 @@ def fit_gradient(
     device: str | torch.device = "cpu",
     state: State | None = None,
 ) -> Transform:
-    """T float64 [in, out] that minimises an objective over the rows by a gradient solver from T = I.
+    """Fit T float64 [in, out] that minimises an objective over the rows by a gradient solver from T = I.
 
     `options`: Adam's, or the most iterations of a full-batch solver (100). An interrupted fit goes on from its `state`.
     Adam's T is left as it is, as the authors leave it; the others follow eq. 8 so far that the length of T, which it
@@ -61,7 +61,7 @@ def fit_gradient(
 def _losses(
     statistics: Statistics, objective: Objective, blocks: Blocks, matrix: torch.Tensor, device: str | torch.device
 ) -> dict[str, Any]:
-    """The objective over all rows, without penalties, of T and of least squares."""
+    """Return the objective over all rows, without penalties, of T and of least squares."""
     name = "mean_squared_error" if objective.name == "l2" else "cosine_distance"
     start = fit_least_squares(statistics).matrix
     return {

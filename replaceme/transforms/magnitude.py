@@ -13,7 +13,7 @@ from replaceme.transforms.transform import Transform
 
 
 def fit_magnitude(statistics: Statistics, ratios: torch.Tensor | None = None) -> Transform:
-    """Prune&Comp (arXiv 2507.18212): `T = alpha I`, alpha the mean over channels of the ratios of magnitudes.
+    """Fit Prune&Comp (arXiv 2507.18212): `T = alpha I`, alpha the mean over channels of the ratios of magnitudes.
 
     `ratios` [hidden]: `magnitudes.magnitude_ratios`. The statistics, of placement block, only say how good it is. The
     report holds `scale` (alpha); raises ReplaceMeError for ratios that are missing, negative or not finite.
@@ -25,7 +25,7 @@ def fit_magnitude(statistics: Statistics, ratios: torch.Tensor | None = None) ->
 
 
 def fit_hadamard_magnitude(statistics: Statistics, ratios: torch.Tensor | None = None) -> Transform:
-    """LinearPatch (arXiv 2505.24680): `T = H diag(s) H^T`, H of `scaling.hadamard`, s the ratios in that basis.
+    """Fit LinearPatch (arXiv 2505.24680): `T = H diag(s) H^T`, H of `scaling.hadamard`, s the ratios in that basis.
 
     The report holds `smallest` and `largest`, the range of s; else as `fit_magnitude`.
     """

@@ -1,4 +1,5 @@
-"""What the gradient solvers minimise: a mean over rows, and penalties on T (eq. 6 to 9 of arXiv 2505.02819).
+"""Objectives of the gradient solvers: a mean over rows, and penalties on T (eq. 6 to 9 of arXiv 2505.02819). 6 to 9 of
+arXiv 2505.02819).
 
     l2            mean |m T - r|^2 / out                     (eq. 6, as a mean square error over tokens and channels)
     cosine        mean (1 - cos(m T, r))                     (eq. 8)
@@ -32,16 +33,18 @@ class Objective:
 
     @property
     def state(self) -> bool:
-        """Whether it needs the residual stream of each row."""
+        """True if it needs the residual stream of each row."""
         return self.name == "cosine_exact"
 
     @property
     def scale_free(self) -> bool:
-        """Whether it does not see the length of T."""
+        """True if it does not depend on the length of T."""
         return self.name == "cosine"
 
     def total(self, matrix: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum over the rows of a block, number of rows that count), in T's dtype and differentiable in T twice."""
+        """Return (sum over the rows of a block, number of rows that count), in T's dtype and differentiable in T
+        twice.
+        """
         p, target = block.m.to(matrix.dtype) @ matrix, block.r.to(matrix.dtype)
         if self.name == "l2":
             return (p - target).square().mean(1).sum(), torch.tensor(len(p), device=p.device)
@@ -55,16 +58,16 @@ class Objective:
         return torch.where(counted, 1 - cosine, 0.0).sum(), counted.sum()
 
     def penalty(self, matrix: torch.Tensor) -> torch.Tensor:
-        """`l1 sum |T_ij| + l2 sum T_ij^2`; at 0 autograd takes 0 out of the subgradients of |T_ij|."""
+        """Return `l1 sum |T_ij| + l2 sum T_ij^2`; at 0 autograd takes 0 out of the subgradients of |T_ij|."""
         return self.l1 * matrix.abs().sum() + self.l2 * matrix.square().sum()
 
     def mean(self, blocks: Blocks, matrix: torch.Tensor) -> float:
-        """The mean over all rows for a T, without penalties."""
+        """Return the mean over all rows for a T, without penalties."""
         with torch.no_grad():
             return float(_streamed(blocks, lambda block: self.total(matrix, block)))
 
     def value_and_gradient(self, blocks: Blocks, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean over all rows with penalties [], and its gradient [in, out]: one pass."""
+        """Return the mean over all rows with penalties [], and its gradient [in, out], in one pass."""
 
         def total(block: Block) -> tuple[torch.Tensor, ...]:
             at = matrix.detach().requires_grad_()
@@ -78,7 +81,7 @@ class Objective:
             return value + penalty.detach(), gradient + torch.autograd.grad(penalty, at)[0]
 
     def curvature(self, blocks: Blocks, matrix: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
-        """The Hessian at T times a direction, [in, out], without the Hessian: one pass of double backward."""
+        """Return the Hessian at T times a direction, [in, out], without the Hessian: one pass of double backward."""
 
         def product(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
             at = matrix.detach().requires_grad_()
@@ -91,7 +94,7 @@ class Objective:
 
 
 def _streamed(blocks: Blocks, terms: Callable[[Block], tuple[torch.Tensor, ...]]):
-    """Sums over the blocks of all that `terms` gives, divided by the last of them, the number of rows."""
+    """Sum all outputs of `terms` over the blocks, and divide them by the last one, the number of rows."""
     totals = None
     for block in blocks():
         found = terms(block)

@@ -40,5 +40,5 @@ def fit(statistics: "Statistics", transform: str = "full", **options: Any) -> "T
 
 
 def module_of(transform: str) -> str:
-    """The full name of the module that fits a structure."""
+    """Return the full name of the module that fits a structure."""
     return f"{__package__}.{FITS[transform].partition('.')[0]}"

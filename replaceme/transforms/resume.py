@@ -1,4 +1,4 @@
-"""The state of an unfinished fit on disk, so that an interrupted one goes on where it was, to the same bits."""
+"""Keep the state of an unfinished fit on disk, so that an interrupted one continues and ends with the same bits."""
 
 import json
 import logging
@@ -20,7 +20,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 def here(device: str | torch.device, *modules: str) -> dict[str, Any]:
-    """What the bits of a computation hang on besides its inputs: the code of `modules`, torch, device and threads."""
+    """Return the facts beside the inputs that fix the bits of a computation: the code of `modules`, torch, device and
+    threads.
+    """
     from replaceme.provenance.code_hash import fingerprint
 
     name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
@@ -35,13 +37,15 @@ class State:
     """
 
     def __init__(self, path: str | Path | None = None, identity: Any = None, seconds: float = SECONDS) -> None:
-        """State in `path`, saved every so many `seconds`, less often where saving itself takes long; 0: always."""
+        """Keep the state in `path`, saved every `seconds`, less often where saving itself takes long; 0: always."""
         self.path = None if path is None else Path(path)
         self.identity, self.seconds = json.loads(json.dumps(identity)), seconds  # as it will be read
         self._saved, self._took = time.monotonic(), 0.0
 
     def read(self, device: str | torch.device = "cpu") -> tuple[Tensors, dict[str, Any]] | None:
-        """(tensors, record) of the last save of this very fit; None, and a log line, where the file is another's."""
+        """Return (tensors, record) of the last save of exactly this fit; None, with a log line, for a file of another
+        one.
+        """
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -69,6 +73,6 @@ class State:
         self._took = self._saved - begin
 
     def remove(self) -> None:
-        """The fit is done and written: its state is of no more use."""
+        """Remove the state of a fit that is done and written."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)

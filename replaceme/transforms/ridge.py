@@ -1,4 +1,4 @@
-"""`ridge: auto`: the penalty of least squares chosen by leaving out one shard of the calibration text at a time.
+"""Choose the penalty of least squares (`ridge: auto`) by leaving out one shard of the calibration text at a time.
 
 Statistics are additive, so the sums without a shard are a subtraction away, and with one eigendecomposition of each of
 them every penalty costs a product of matrices, no pass over text.
@@ -28,14 +28,14 @@ class Shards:
 
     @staticmethod
     def of(statistics: Sequence[Statistics]) -> "Shards":
-        """Shards that are in memory."""
+        """Return shards held in memory."""
         return Shards(len(statistics), statistics.__getitem__)
 
 
 def fit_auto_ridge(
     statistics: Statistics, shards: Shards, towards: Towards = "zero", grid: Sequence[float] = GRID
 ) -> Transform:
-    """Least squares with the `ridge_relative` of `grid` whose residual on left-out shards is smallest.
+    """Fit least squares with the `ridge_relative` of `grid` whose residual on left-out shards is smallest.
 
     `statistics` is the sum of all shards. The report is that of `fit_least_squares`, with ridge_relative and `curve`:
     for each penalty its held-out residual over all shards (`sum w |m T - r|^2 / sum w |r|^2`) and the one of each.
@@ -67,7 +67,7 @@ def fit_auto_ridge(
 
 
 def _held_out(train: Statistics, test: Statistics, towards: Towards, grid: Sequence[float]) -> list[float]:
-    """`sum w |m T - r|^2` over the held-out tokens for each penalty.
+    """Return `sum w |m T - r|^2` over the held-out tokens for each penalty.
 
     In the eigenvectors of the training Gram, `T = V X` with `X = (V^T C + alpha V^T T0) / (values + alpha)`.
     """

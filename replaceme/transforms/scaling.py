@@ -16,7 +16,7 @@ from replaceme.transforms.transform import Transform
 def fit_scalar(
     statistics: Statistics, ridge: float = 0.0, ridge_relative: float = 0.0, towards: Towards = "zero"
 ) -> Transform:
-    """One factor for all channels, `T = t I`, `t = tr C / (tr G + alpha d)`; towards the identity that is of t - 1.
+    """Fit one factor for all channels, `T = t I`, `t = tr C / (tr G + alpha d)`; towards the identity that of t - 1.
 
     Like Prune&Comp (arXiv 2507.18212), which closes the gap in magnitude that removed blocks leave, by a ratio of
     magnitudes; here it is the least-squares factor. The report holds `scale` (t); errors as for least squares.
@@ -31,7 +31,7 @@ def fit_scalar(
 def fit_hadamard(
     statistics: Statistics, ridge: float = 0.0, ridge_relative: float = 0.0, towards: Towards = "zero"
 ) -> Transform:
-    """One factor for each direction of a Hadamard basis, `T = H diag(s) H^T` (symmetric), H of `hadamard`.
+    """Fit one factor for each direction of a Hadamard basis, `T = H diag(s) H^T` (symmetric), H of `hadamard`.
 
     `s_j = (H^T C H)_jj / ((H^T G H)_jj + alpha)`; towards the identity that is of s - 1. The form of T is that of
     LinearPatch (NeurIPS 2025, arXiv 2505.24680). Its factors are ratios of mean magnitudes before and after the cut
@@ -48,7 +48,8 @@ def fit_hadamard(
 
 
 def hadamard(size: int) -> torch.Tensor:
-    """An orthonormal float64 [size, size]: Sylvester's Hadamard matrix of the largest power of two that divides size.
+    """Return an orthonormal float64 [size, size]: Sylvester's Hadamard matrix of the largest power of two that divides
+    size.
 
     For an odd rest above 1 it is the Kronecker product with the orthonormal DCT-II of that size, frequencies in
     columns: every direction still mixes all channels that it can.
@@ -64,7 +65,9 @@ def hadamard(size: int) -> torch.Tensor:
 
 
 def _factors(cross: torch.Tensor, gram: torch.Tensor, alpha: float, towards: Towards) -> torch.Tensor:
-    """argmin over s of `gram s^2 - 2 cross s + alpha (s - origin)^2`, each; the origin where nothing speaks."""
+    """Return argmin over s of `gram s^2 - 2 cross s + alpha (s - origin)^2` for each; the origin where all terms
+    are 0.
+    """
     origin = float(towards == "identity")
     weight = gram + alpha
     return torch.where(weight > 0, origin + (cross - origin * gram) / weight, origin)

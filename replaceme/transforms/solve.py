@@ -1,4 +1,4 @@
-"""What the fits from statistics share: checks, the shift to the identity, and the solve of ill-conditioned systems.
+"""The common part of fits from statistics: checks, the shift to the identity, and the solve of ill-conditioned systems.
 
 Real Grams have condition numbers of 1e6 to 1e19, so every channel is first scaled to its own rms (a unit diagonal);
 then Cholesky while float64 carries it, and beyond that an eigen-solve without the directions that are rounding noise.
@@ -28,7 +28,7 @@ class Ridge:
     towards: Towards = "zero"
 
     def alpha(self, statistics: Statistics) -> float:
-        """alpha for these statistics; raises ReplaceMeError for a negative or infinite one."""
+        """Return alpha for these statistics; raises ReplaceMeError for a negative or infinite one."""
         for name, value in (("ridge", self.absolute), ("ridge_relative", self.relative)):
             if not 0 <= value < float("inf"):
                 raise ReplaceMeError(f"{name} must be finite and not negative, got {value}")
@@ -50,14 +50,16 @@ class System:
     alpha: float
 
     def transform(self, solution: torch.Tensor) -> torch.Tensor:
-        """T for a solution of the scaled equations; a dead channel keeps its row of T0."""
+        """Return T for a solution of the scaled equations; a dead channel keeps its row of T0."""
         matrix = self.origin.clone()
         matrix[self.alive] += solution / self.scale[:, None]
         return matrix
 
 
 def normal_equations(statistics: Statistics, ridge: Ridge) -> System:
-    """The scaled normal equations `(G + alpha I) D = C - G T0`; raises ReplaceMeError for unusable statistics."""
+    """Return the scaled normal equations `(G + alpha I) D = C - G T0`; raises ReplaceMeError for unusable
+    statistics.
+    """
     check(statistics)
     alpha = ridge.alpha(statistics)
     warn_about_few_tokens(statistics, alpha)
@@ -105,7 +107,9 @@ def solve(system: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, dict
 
 
 def solve_quickly(system: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`solve` without its report: by Cholesky where a few inverse iterations find the system well conditioned."""
+    """Solve as `solve` does, without its report: by Cholesky where a few inverse iterations find the system well
+    conditioned.
+    """
     factor, failed = torch.linalg.cholesky_ex(system)
     if not failed and _smallest(factor) > len(system) * EPSILON * float(system.diagonal().sum()):
         return torch.cholesky_solve(right, factor)
@@ -113,7 +117,7 @@ def solve_quickly(system: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _smallest(factor: torch.Tensor, iterations: int = 8) -> float:
-    """The smallest eigenvalue of `factor factor^T`, from above, by inverse iteration from a fixed vector."""
+    """Estimate the smallest eigenvalue of `factor factor^T`, from above, by inverse iteration from a fixed vector."""
     if not len(factor):
         return float("inf")
     vector = torch.linspace(1, 2, len(factor), dtype=factor.dtype, device=factor.device)[:, None]
@@ -123,7 +127,7 @@ def _smallest(factor: torch.Tensor, iterations: int = 8) -> float:
 
 
 def cutoff(values: torch.Tensor) -> torch.Tensor | float:
-    """Eigenvalues (ascending) up to this one are noise.
+    """Return the eigenvalue up to which eigenvalues (ascending) are noise.
 
     The noise is float64 rounding, or more when the sums were rounded: a Gram has no negative eigenvalue, so the most
     negative one shows how large the noise is.
@@ -134,7 +138,9 @@ def cutoff(values: torch.Tensor) -> torch.Tensor | float:
 
 
 def reported(statistics: Statistics, matrix: torch.Tensor, report: dict[str, Any]) -> Transform:
-    """The transform with its residual, r2, the number of tokens and, of a square one, the identity's residual."""
+    """Return the transform with its residual, r2, the number of tokens and, of a square one, the identity's
+    residual.
+    """
     quality = {
         "residual": residual(statistics, matrix),
         "r2": r_squared(statistics, matrix),

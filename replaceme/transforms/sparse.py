@@ -25,7 +25,7 @@ def fit_elastic_net(
     towards: Towards = "zero",
     iterations: int = ITERATIONS,
 ) -> Transform:
-    """Elastic net on T, or on T - I; `l1` in [0, 1) is a share of the smallest penalty that leaves T = T0.
+    """Fit the elastic net on T, or on T - I; `l1` in [0, 1) is a share of the smallest penalty that leaves T = T0.
 
     T float64 [hidden, hidden], sparse. The report: lambda, zeros (share of exact zeros in T - T0), iterations, gap (the
     largest violation of the optimality conditions, relative to that smallest penalty), beside those of least squares.

@@ -1,4 +1,4 @@
-"""Stored rows as the fits read them: blocks for the passes over all of them, or single rows picked at random."""
+"""Read stored rows for the fits: blocks for the passes over all of them, or single rows picked at random."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Block:
 
     @property
     def terms(self) -> tuple[torch.Tensor, ...]:
-        """What p = m T (+ y) is compared with, as the kernels take it: r, or l = r + y as r - (-y) in float32."""
+        """Terms that p = m T (+ y) is compared with, for the kernels: r, or l = r + y as r - (-y) in float32."""
         return (self.r,) if self.y is None else (self.r, -self.y)
 
 
@@ -30,7 +30,7 @@ Blocks = Callable[[], Iterator[Block]]  # the same blocks, afresh for each pass
 
 
 def row_blocks(rows: Rows, device: str | torch.device, state: bool = False, size: int = BLOCK_ROWS) -> Blocks:
-    """The blocks of rows, each held out or not; kept on a GPU where they take less than half of what is free."""
+    """Return the blocks of rows, each held out or not; kept on a GPU where they take less than half of what is free."""
     size = max(1, min(size, rows.count // (2 * HELD_OUT)))
 
     def read() -> Iterator[Block]:
@@ -48,7 +48,7 @@ class Table:
     """Rows by number, [0, count), as one array on a GPU that has the room, else memory-mapped and picked on the CPU."""
 
     def __init__(self, rows: Rows, device: str | torch.device, state: bool = False) -> None:
-        """Open all parts; raises ReplaceMeError for a corrupted one, and where a state is wanted that is not there."""
+        """Open all parts; raises ReplaceMeError for a corrupted one, and where a required state is missing."""
         self.count, self.columns, self.device = rows.count, rows.columns, torch.device(device)
         self._parts = rows.tensors(state)
         self._ends = torch.tensor([length for _, length in rows.parts]).cumsum(0)
@@ -57,7 +57,7 @@ class Table:
             self._ends = torch.tensor([rows.count])
 
     def take(self, numbers: torch.Tensor) -> Block:
-        """The rows of these numbers, int64 on the CPU, on the device and in no particular order."""
+        """Return the rows with these numbers, int64 on the CPU, on the device and in no particular order."""
         if len(self._parts) == 1:
             tensors = [tensor[numbers.to(tensor.device)] for tensor in self._parts[0]]
         else:
@@ -74,12 +74,12 @@ class Table:
 
 
 def _fits(rows: Rows, device: str | torch.device, state: bool) -> bool:
-    """Whether the rows take less than half of what is free on a GPU."""
+    """Return whether the rows take less than half of what is free on a GPU."""
     return torch.device(device).type == "cuda" and rows.bytes(state) < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def _gathered(parts: tuple[torch.Tensor, ...], device: str | torch.device) -> torch.Tensor:
-    """Parts one after the other on a device, without a copy of them all on the way."""
+    """Concatenate parts on a device, without a copy of them all on the way."""
     out = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=parts[0].dtype, device=device)
     start = 0
     for part in parts:

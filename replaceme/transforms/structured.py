@@ -17,7 +17,7 @@ JITTER = 1e-13  # of the unit diagonal, times ten until a singular system has a 
 def fit_diagonal(
     statistics: Statistics, ridge: float = 0.0, ridge_relative: float = 0.0, towards: Towards = "zero"
 ) -> Transform:
-    """One factor for each channel, `t_i = C_ii / (G_ii + alpha)` (A.3); report and errors as for least squares."""
+    """Fit one factor for each channel, `t_i = C_ii / (G_ii + alpha)` (A.3); report and errors as for least squares."""
     equations = normal_equations(statistics, Ridge(ridge, ridge_relative, towards))
     own = equations.right[:, equations.alive].diagonal()
     solution = torch.zeros_like(equations.right)
@@ -27,7 +27,8 @@ def fit_diagonal(
 
 
 def fit_orthogonal(statistics: Statistics) -> Transform:
-    """Orthogonal Procrustes: `T = U V^T` of the SVD `C = U S V^T` minimises `sum w |m T - r|^2` over T^T T = I (A.3).
+    """Fit orthogonal Procrustes: `T = U V^T` of the SVD `C = U S V^T` minimises `sum w |m T - r|^2` over T^T T = I
+    (A.3).
 
     Singular vectors of singular value zero are an arbitrary orthonormal completion. The report holds `rank`, the
     number of singular values above rounding.
@@ -45,7 +46,7 @@ def fit_low_rank(
     ridge_relative: float = 0.0,
     towards: Towards = "zero",
 ) -> Transform:
-    """Reduced-rank regression: the best T (or T - I) of at most `rank`; rank 1 is a product of two vectors.
+    """Fit a reduced-rank regression: the best T (or T - I) of at most `rank`; rank 1 is a product of two vectors.
 
     With the full solution D and C' its right side, `D V V^T`, V the leading eigenvectors of `D^T C'`, the part of the
     target's energy that each direction of the output explains. Raises ReplaceMeError for a rank below 1 or above d.
@@ -65,7 +66,7 @@ def fit_low_rank(
 def fit_lower_triangular(
     statistics: Statistics, ridge: float = 0.0, ridge_relative: float = 0.0, towards: Towards = "zero"
 ) -> Transform:
-    """Least squares over lower-triangular T: output channel j is made of the channels i >= j alone.
+    """Fit least squares over lower-triangular T: output channel j is made of the channels i >= j alone.
 
     Column j solves the trailing system `G[j:, j:] t = C[j:, j]`. With `G = U U^T`, U upper triangular, all columns
     come at once: `T = U^-T tril(U^-1 C)`. Where G is singular, the smallest multiple of the identity (reported as

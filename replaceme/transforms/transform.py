@@ -17,9 +17,9 @@ from replaceme.core.files import load_metadata, load_tensors, save_groups
 class Transform:
     """A map `matrix` float64 [width, hidden] in the row-vector convention, `m @ matrix ~ r`, and the fit's report.
 
-    `intercept` [hidden] is added to its output. With a `gain` what counts is its direction p, the output being
-    `gain * p / rms(p)`: for blocks that normalise what their MLP puts out. `placement`: see `targets`; `recycled`:
-    the neurons that were changed before the fit. The report holds plain numbers and strings only (JSON without NaN).
+    `intercept` [hidden] is added to its output. With a `gain` only the direction of its output p counts, which becomes
+    `gain * p / rms(p)`: for blocks with a norm after the MLP. `placement`: see `targets`; `recycled`: the neurons that
+    were changed before the fit. The report holds plain numbers and strings only (JSON without NaN).
     """
 
     matrix: torch.Tensor
@@ -30,7 +30,9 @@ class Transform:
     recycled: Recycled | None = None
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """`m T + b`, with what a norm makes of it: rows m [..., width] to [..., hidden], in the type of the rows."""
+        """Return `m T + b`, and the effect of a norm after it: rows m [..., width] to [..., hidden], in the type of the
+        rows.
+        """
         found = rows @ self.matrix.to(rows.device, rows.dtype)
         if self.intercept is not None:
             found = found + self.intercept.to(rows.device, rows.dtype)
@@ -39,23 +41,23 @@ class Transform:
         return found
 
     def to(self, device: torch.device | str) -> "Transform":
-        """The same map on another device."""
+        """Return the same map on another device."""
         intercept = None if self.intercept is None else self.intercept.to(device)
         return replace(self, matrix=self.matrix.to(device), intercept=intercept)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What `save` writes."""
+        """Return the tensors that `save` writes."""
         tensors = {"transform": self.matrix} | ({} if self.intercept is None else {"intercept": self.intercept})
         return tensors | ({} if self.recycled is None else self.recycled.tensors())
 
     @property
     def is_identity(self) -> bool:
-        """Whether the blocks are dropped and no weight changes."""
+        """True if the blocks are dropped and no weight changes."""
         return self.report["solver"] == "identity"
 
     @property
     def of_mlp(self) -> bool:
-        """Whether it is a map of what the MLP adds, and goes into the weights of the carrier's MLP."""
+        """True for a map of the MLP's output, which goes into the weights of the carrier's MLP."""
         return self.placement in ("mlp", "down_proj")
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
@@ -74,7 +76,7 @@ class Transform:
 
     @staticmethod
     def load(path: str | Path) -> tuple["Transform", dict[str, Any]]:
-        """Read what `save` wrote, as (transform, metadata); raises ReplaceMeError on a wrong content."""
+        """Read a file of `save` as (transform, metadata); raises ReplaceMeError on a wrong content."""
         groups, metadata = Transform.load_all(path)
         if len(groups) != 1:
             raise ReplaceMeError(f"{path}: holds transforms of {len(groups)} groups, not of one")
@@ -82,7 +84,7 @@ class Transform:
 
     @staticmethod
     def load_all(path: str | Path) -> tuple[list["Transform"], dict[str, Any]]:
-        """Read what `save_all` wrote, as (transform of each group, metadata); errors as in `load`."""
+        """Read a file of `save_all` as (transform of each group, metadata); errors as in `load`."""
         stamp = load_metadata(path)
         if set(stamp) != {"groups", "metadata"}:
             raise ReplaceMeError(f"{path}: holds no transforms; delete it and run again")
@@ -110,7 +112,8 @@ def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: s
 
 
 def joint_report(groups: Sequence[Transform]) -> dict[str, Any]:
-    """The report of a cut of one group as it is; of several, what they share, and `by_group` the report of each.
+    """Return the report of a cut: of one group unchanged; of several their common part, and each report under
+    `by_group`.
 
     `residual` is then the mean over the groups.
     """
@@ -124,7 +127,7 @@ def joint_report(groups: Sequence[Transform]) -> dict[str, Any]:
 
 
 def residual(statistics: Statistics, matrix: torch.Tensor) -> float:
-    """Share of the target's energy that the map misses, `sum w |m T - r|^2 / sum w |r|^2`.
+    """Return the share of the target's energy that the map misses, `sum w |m T - r|^2 / sum w |r|^2`.
 
     Expanded, `(tr(T^T G T) - 2 tr(T^T C) + E) / E` with gram G, cross C and target_energy E, so no row is needed. The
     expansion cancels when the fit is near perfect or T is large: it is good to about 1e-16 of `|T|^2 |G| / E` (for
@@ -140,7 +143,8 @@ def residual(statistics: Statistics, matrix: torch.Tensor) -> float:
 
 
 def r_squared(statistics: Statistics, matrix: torch.Tensor) -> float | None:
-    """Coefficient of determination, `1 - sum w |m T - r|^2 / sum w |r - mean(r)|^2`; None for a constant target.
+    """Return the coefficient of determination, `1 - sum w |m T - r|^2 / sum w |r - mean(r)|^2`; None for a constant
+    target.
 
     The map has no intercept, so the value may be negative even for the best map.
     """
