@@ -1,4 +1,4 @@
-"""What all sections of the config share."""
+"""Base of all sections of the config."""
 
 import re
 from contextlib import suppress
@@ -29,7 +29,7 @@ class Strict(BaseModel):
     @field_validator("*")
     @classmethod
     def _within_reason(cls, value: Any, info: ValidationInfo) -> Any:
-        """Text that shows what it is, paths that a disk takes, numbers that a machine counts with."""
+        """Refuse text with invisible characters, paths that no disk takes, and numbers that no machine counts with."""
         for one in _scalars(value):
             if isinstance(one, int) and one > LARGEST:
                 raise ValueError(f"too large a number; use at most {LARGEST}")
@@ -39,25 +39,25 @@ class Strict(BaseModel):
 
 
 def expanded(path: str) -> str:
-    """A path with the home for `~` and `~name`, as a shell has it; as it is where there is no such home."""
+    """Return a path with the home for `~` and `~name`, as in a shell; unchanged where there is no such home."""
     with suppress(RuntimeError):
         return str(Path(path).expanduser()) if path.startswith("~") else path
     return path
 
 
 def strings(value: Any) -> list[str]:
-    """The strings in what should be a list of them; on plain data, where it may be anything."""
+    """Return the strings of a list in plain data, where a value may be anything."""
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def mapping(value: Any, key: str) -> dict:
-    """The mapping under a key of what should be one itself; on plain data, where it may be anything."""
+    """Return the mapping under a key of plain data, where a value may be anything."""
     found = value.get(key) if isinstance(value, dict) else None
     return found if isinstance(found, dict) else {}
 
 
 def _scalars(value: Any) -> list[Any]:
-    """The values in lists and mappings, and the keys of the latter."""
+    """Return the values in lists and mappings, and the keys of mappings."""
     if isinstance(value, dict):
         return [inner for pair in value.items() for part in pair for inner in _scalars(part)]
     return [inner for part in value for inner in _scalars(part)] if isinstance(value, list) else [value]

@@ -21,12 +21,12 @@ OF_RECORDS = {"column", "conversations", "template"}  # what running text has no
 
 
 def packed_alone(dataset: str) -> bool:
-    """Whether a dataset is running text without columns, whose documents are joined unless told otherwise."""
+    """Return whether a data set is running text without columns, whose documents are joined by default."""
     return dataset in MICRO or suffix_of(dataset) == ".txt"
 
 
 def meaningless(dataset: str) -> set[str]:
-    """The keys that say nothing about a dataset of text of this kind."""
+    """Return the keys without a meaning for a text data set of this kind."""
     if suffix_of(dataset) in (".jsonl", ".json", ".parquet"):
         return OF_HUB
     if not packed_alone(dataset):
@@ -35,7 +35,7 @@ def meaningless(dataset: str) -> set[str]:
 
 
 def suffix_of(dataset: str) -> str:
-    """The ending of a file's name in small letters, `.jsonl`; nothing where it has none."""
+    """Return the ending of a file's name in small letters, `.jsonl`; empty where it has none."""
     return PurePath(dataset).suffix.lower()
 
 
@@ -53,9 +53,9 @@ class ModelConfig(Strict):
 
 
 class GenerationConfig(Strict):
-    """How the model to be shortened answers the prompts of a calibration."""
+    """Options for the model's answers to the prompts of a calibration."""
 
-    new_tokens: int = Field(512, ge=1, description="Most tokens of an answer.")
+    new_tokens: int = Field(512, ge=1, description="Maximum tokens of an answer.")
     temperature: float = Field(
         1.0, ge=0, description="Temperature at which tokens are drawn; 0: always the likeliest one."
     )
@@ -117,10 +117,10 @@ class CalibrationConfig(Strict):
     )
     load_in_4bit: bool = Field(
         False,
-        description="Whether forward passes run with weights rounded to 4 bits (NF4; needs `pip install "
+        description="Round the weights of forward passes to 4 bits (NF4; needs `pip install "
         "replaceme[4bit]`); what is saved is made from the stored weights all the same.",
     )
-    generation: GenerationConfig = Field(GenerationConfig(), description="How `prompts` are answered.")
+    generation: GenerationConfig = Field(GenerationConfig(), description="Generation of the answers to `prompts`.")
 
     @field_validator("template")
     @classmethod
@@ -168,28 +168,28 @@ class CalibrationConfig(Strict):
 
     @property
     def source(self) -> str:
-        """Where the text or the images come from."""
+        """Source of the text or the images."""
         return self.dataset or self.images or self.prompts or ", ".join(self.mix or ())
 
     @property
     def source_column(self) -> str:
-        """The column of the text or of the images."""
+        """Column of the text or of the images."""
         return self.column or ("text" if self.images is None else "image")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are read."""
+        """Columns that are read."""
         if self.template is not None:
             return tuple(dict.fromkeys(template_columns(self.template)))
         return (self.conversations or self.source_column,)
 
     def prompts_from(self, source: "CalibrationConfig") -> "CalibrationConfig":
-        """Where the prompts of this calibration, whose `prompts` names `source`, are read from, and how many."""
+        """Return the section that reads the prompts of this calibration, whose `prompts` names `source`."""
         own = ("samples", "tokens", "seed", "batch_size", "dtype")
         return source.model_copy(update={key: getattr(self, key) for key in own})
 
     def answered(self, path: str, source: "CalibrationConfig") -> "CalibrationConfig":
-        """This calibration once the file at `path` has the answers to the prompts of `source`."""
+        """Return this calibration reading the file at `path`, which has the answers to the prompts of `source`."""
         own = {key: getattr(self, key) for key in OF_ANY | {"tokens"}}
         conversations = None if source.conversations is None else "messages"
         return CalibrationConfig(dataset=path, conversations=conversations, **own)

@@ -1,4 +1,6 @@
-"""Command-line options out of the config schema, and back: one description for config.yaml, --help and the rules."""
+"""Convert sections of the config schema to command-line options and back: one description for config.yaml, --help and
+the rules.
+"""
 
 import argparse
 import shlex
@@ -16,7 +18,7 @@ METAVARS = {str: "TEXT", int: "INT", float: "FLOAT"}
 def add_options(
     parser: argparse.ArgumentParser, schema: type[Strict], only: tuple[str, ...] = (), group: Any = None
 ) -> None:
-    """Add an `--option` for each field of a config section (or for `only` some of them), its description as help.
+    """Add one `--option` for each field of a config section (or for `only` some of them), with its description as help.
 
     They go into a group of the section's name, or into `group`, one of the parser's. The action of each knows its
     `section`, by which the help finds its default and a shorter line.
@@ -38,26 +40,26 @@ def add_options(
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default of a field as a sentence; nothing for null and for switches that are off."""
+    """Return the default of a field as a sentence; nothing for null and for switches that are off."""
     if field.is_required() or field.default is None or field.default is False:
         return ""
     return f"Default: {field.default}."
 
 
 def from_options(args: argparse.Namespace, schema: type[Strict], only: tuple[str, ...] = ()) -> Any:
-    """The section that the given options (or `only` some of them) describe, validated as config.yaml is."""
+    """Return the section described by the given options (or `only` some of them), validated as config.yaml is."""
     names = set(only or schema.model_fields)
     given = {name: value for name, value in vars(args).items() if name in names}
     return validated(schema, given, "options")
 
 
 def option_of(args: argparse.Namespace, schema: type[Strict], name: str) -> Any:
-    """One option as it was given, else the default of its field."""
+    """Return one option as it was given, else the default of its field."""
     return getattr(args, name, schema.model_fields[name].default)
 
 
 def to_flags(section: Strict, only: tuple[str, ...] = ()) -> str:
-    """The options that describe a section, shell-quoted; values left at their default are not spelt out."""
+    """Return the options that describe a section, shell-quoted, without values left at their default."""
     flags = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -72,7 +74,7 @@ def to_flags(section: Strict, only: tuple[str, ...] = ()) -> str:
 
 
 def _kind(field: FieldInfo) -> dict[str, Any]:
-    """argparse's arguments for a field's type; `none` is spelt out only where null is not the default."""
+    """Return argparse's arguments for a field's type; `none` is an option value only where null is not the default."""
     options = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
     optional = type(None) in _alternatives(field.annotation) and field.default is not None
     kind = options[0]

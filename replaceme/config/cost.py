@@ -1,4 +1,4 @@
-"""The section `cost`: what the jobs take, measured while they run."""
+"""The section `cost`: the cost of jobs, measured while they run."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from replaceme.config.base import Strict
 
 
 class CostConfig(Strict):
-    """What a run measures of itself: time and memory of every step, and with a country energy and emissions."""
+    """Measurements of the run itself: time and memory of every step, and with a country energy and emissions."""
 
     country: str | None = Field(
         None,

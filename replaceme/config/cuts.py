@@ -23,7 +23,7 @@ MERGING = ("merge_blocks", "interval", "similarity")
 
 
 class CutConfig(Strict):
-    """Which run of blocks goes."""
+    """The choice of the blocks to remove."""
 
     blocks: int | None = Field(None, ge=1, description="Number of blocks to remove.")
     ratio: float | None = Field(
@@ -34,12 +34,12 @@ class CutConfig(Strict):
     )
     adjacency: Literal["merge", "separate"] = Field(
         "merge",
-        description="What becomes of groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
+        description="Groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
         "at least one block is kept between any two (Multi_LT_NC).",
     )
     search: Literal["greedy", "dynamic", "independent", "iterative", "merging"] = Field(
         "greedy",
-        description="How several groups are found: greedy, groups of one size, the least metric first (the paper); "
+        description="Search for several groups: greedy, groups of one size, the least metric first (the paper); "
         "dynamic, at most so many groups of any sizes whose metric has the least sum; independent, the single blocks "
         "of least metric, wherever they lie, those that touch as one group (ShortGPT); iterative, single blocks one "
         "after another, each measured without those before it (SLEB; metric perplexity or taylor); merging, from the "
@@ -58,7 +58,7 @@ class CutConfig(Strict):
         ge=-1,
         lt=1,
         description="Cosine similarity of the model's last states to the original's above which merging keeps a "
-        "merge; null: the greatest of 0.99, 0.98 ... at which as many blocks go as are asked for.",
+        "merge; null: the greatest of 0.99, 0.98 ... at which enough blocks go.",
     )
     start: int | None = Field(
         None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
@@ -127,35 +127,35 @@ class CutConfig(Strict):
 
     @property
     def single(self) -> bool:
-        """Whether blocks are taken one by one, wherever they lie."""
+        """True if blocks are taken one by one, wherever they lie."""
         return self.search in SINGLE
 
     @property
     def several(self) -> bool:
-        """Whether there may be several groups."""
+        """True if there may be several groups."""
         return self.groups > 1 or self.single or self.search == "merging"
 
     @property
     def needs_candidates(self) -> bool:
-        """Whether the choice needs a measure of each candidate, rather than distances."""
+        """True if the choice needs a measure of each candidate, rather than distances."""
         return self.start is None and self.metric in of_candidates()
 
     @property
     def fits_candidates(self) -> bool:
-        """Whether the choice fits a map for each candidate."""
+        """True if the choice fits a map for each candidate."""
         return self.start is None and self.metric in AFTER_FIT
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the choice runs a whole model with its head: for the language-model loss, or the last states."""
+        """True if the choice runs a whole model with its head: for the language-model loss, or the last states."""
         return self.start is None and every_metric()[self.metric].with_head
 
     @property
     def of_representations(self) -> bool:
-        """Whether the choice needs distances that are not measured unless asked for."""
+        """True if the choice needs distances that are not measured by default."""
         return self.start is None and self.metric in REPRESENTATIONS
 
     @property
     def size(self) -> str:
-        """The size as a path component: `6-blocks` or `0.25-ratio`."""
+        """Size as a path component: `6-blocks` or `0.25-ratio`."""
         return f"{self.blocks}-blocks" if self.blocks is not None else f"{self.ratio}-ratio"

@@ -1,4 +1,4 @@
-"""docs/config.md, rendered from the schema, so that documentation and validation cannot drift apart."""
+"""Render docs/config.md from the schema, so that documentation and validation cannot drift apart."""
 
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,7 +18,7 @@ or its figures use themselves (`baseline`, `published`, `all` ...) are refused, 
 
 
 def render() -> str:
-    """The documentation of every key as markdown: type, default and meaning."""
+    """Return the documentation of every key as markdown: type, default and meaning."""
     parts = [HEADER, _section("Top level", Config)]
     for name, field in Config.model_fields.items():
         nested = _nested(field.annotation)
@@ -41,7 +41,7 @@ def _section(title: str, schema: type[BaseModel]) -> str:
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, directly or under names."""
+    """Return the section class of a field, directly or under names."""
     kinds = [annotation, *get_args(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 

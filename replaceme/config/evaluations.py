@@ -11,12 +11,12 @@ from replaceme.config.command_line import to_flags
 
 
 class TaskConfig(Strict):
-    """How one lm-eval task is run."""
+    """Options for one lm-eval task."""
 
     fewshot: int | None = Field(None, ge=0, description="Number of examples in the prompt; null: the task's own.")
     # a filter may follow a comma, as in `exact_match,strict-match`
     metric: str | None = Field(None, description="Metric of the table; null: acc_norm where the task has it, else acc.")
-    in_average: bool = Field(True, description="Whether the task counts in the average accuracy.")
+    in_average: bool = Field(True, description="Count the task in the average accuracy.")
 
 
 # the metrics of each kind of labelled images, `<k>` a number
@@ -28,7 +28,7 @@ METRICS = {
 
 
 def kind_of(metric: str) -> str | None:
-    """The kind of labelled images that a metric is of, None for no metric at all."""
+    """Return the kind of labelled images that a metric needs, None for an unknown metric."""
     form = re.sub(r"[1-9]\d*$", "<k>", metric) if "<" not in metric else None
     return next((kind for kind, forms in METRICS.items() if form in forms), None)
 
@@ -54,7 +54,7 @@ class ZeroShotConfig(Strict):
         "mean_per_class_recall; of several labels an image mean_average_precision; of captions "
         "image_retrieval_recall@5, text_retrieval_recall@5 (any number).",
     )
-    in_average: bool = Field(True, description="Whether the first of its metrics counts in the average.")
+    in_average: bool = Field(True, description="Count the first of its metrics in the average.")
 
     @field_validator("metrics")
     @classmethod
@@ -77,7 +77,7 @@ class ZeroShotConfig(Strict):
 
     @property
     def kind(self) -> str:
-        """classification, multilabel or retrieval, as its metrics say."""
+        """Kind of labelled images that the metrics need: classification, multilabel or retrieval."""
         return kind_of(self.metrics[0])
 
 
@@ -131,7 +131,7 @@ class EvaluationConfig(Strict):
 
     @property
     def columns(self) -> list[str]:
-        """The columns of a table that it gives, without their errors."""
+        """Columns that it adds to a table, without their errors."""
         return [*self.tasks, *(column(name, one) for name, data in self.zeroshot.items() for one in data.metrics)]
 
 
@@ -141,7 +141,7 @@ OPTIONS = tuple(name for name in EvaluationConfig.model_fields if name not in NA
 
 
 def evaluation_flags(section: EvaluationConfig) -> str:
-    """The options of `replaceme evaluate` that describe a section, shell-quoted."""
+    """Return the options of `replaceme evaluate` that describe a section, shell-quoted."""
     named = [
         f"--{option} {shlex.quote(f'{name}={one.model_dump_json(exclude_defaults=True)}')}"
         for field, option in NAMED.items()
@@ -151,12 +151,12 @@ def evaluation_flags(section: EvaluationConfig) -> str:
 
 
 def column(name: str, metric: str) -> str:
-    """The column of a metric of labelled images."""
+    """Return the column name of a metric of labelled images."""
     return f"{name}_{metric}"
 
 
 class SpeedConfig(Strict):
-    """How latency and throughput are measured."""
+    """Options for measuring latency and throughput."""
 
     prompt_tokens: int = Field(256, ge=1, description="Length of the prompt, in tokens.")
     new_tokens: int = Field(32, ge=1, description="Tokens generated one by one after it.")

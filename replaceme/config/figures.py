@@ -61,11 +61,11 @@ class FigureConfig(Strict):
     )
     x: str = Field(
         "removed",
-        description="What lines run over: removed (blocks), compression, or a number of the config, such as "
+        description="Axis of lines: removed (blocks), compression, or a number of the config, such as "
         "`calibration.samples` or `fit.ridge`.",
     )
-    lines: list[Name] = Field(["model", "fit"], min_length=1, description="What tells one line, or bar, from another.")
-    panels: Name | None = Field(None, description="What has a column of panels for each of its values.")
+    lines: list[Name] = Field(["model", "fit"], min_length=1, description="Columns that distinguish lines, or bars.")
+    panels: Name | None = Field(None, description="Column with a panel for each of its values.")
     distances: list[Distance] = Field(
         ["cosine"], min_length=1, description="Distances across a cut, a column of panels for each; or its residual."
     )
@@ -77,7 +77,7 @@ class FigureConfig(Strict):
     )
     published: PublishedConfig | None = Field(None, description="Published values beside them.")
     title: str = Field("", description="Title of the figure.")
-    caption: str = Field("", description="What the reader should see, for the report.")
+    caption: str = Field("", description="Explanation for the reader, in the report.")
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> "FigureConfig":
@@ -113,27 +113,27 @@ class FigureConfig(Strict):
 
     @property
     def from_config(self) -> tuple[str, str] | None:
-        """The section and key of the config that x is, if it is one."""
+        """Section and key of the config that x is, if it is one."""
         section, dot, key = self.x.partition(".")
         return (section, key) if dot and self.kind == "lines" else None
 
     @property
     def columns(self) -> list[str]:
-        """The measures without their factors."""
+        """Measures without their factors."""
         return [] if self.kind == "heatmap" else [measure.partition("*")[0].strip() for measure in self.measures]
 
     def is_relative(self, measure: str) -> bool:
-        """Whether a measure is shown as a multiple of another row's."""
+        """Return whether a measure is shown as a multiple of another row's."""
         return self.relative_to is not None and measure != "rp"
 
     @property
     def needs_cost(self) -> bool:
-        """Whether it shows what the rows cost to make."""
+        """True if it shows the cost of making the rows."""
         return any(column in COST_MEASURES for column in self.columns)
 
     @property
     def matrices(self) -> list[str]:
-        """The distances that it reads from distances.safetensors."""
+        """Distances that it reads from distances.safetensors."""
         return [name for name in self.distances if name != "residual"] if self.kind in ("scatter", "heatmap") else []
 
 
@@ -144,7 +144,9 @@ def _is_number(section: str, key: str) -> bool:
 
 
 def dangling_figures(raw: dict) -> list[str]:
-    """Tables that nothing defines, names that a table has, measures that a table leaves out; on plain data."""
+    """Return lines for undefined tables, names that a table has, and measures that a table leaves out; on plain
+    data.
+    """
     figures, tables = (raw[name] if isinstance(raw.get(name), dict) else {} for name in ("figures", "tables"))
     known = ", ".join(map(str, tables)) or "none"
     lines = []

@@ -55,7 +55,7 @@ SOLVER_OPTIONS = {
 
 
 class FitConfig(Strict):
-    """How the transform T is found, or which other method makes the model as small."""
+    """The fit of the transform T, or another method that makes the model as small."""
 
     method: Literal["replaceme", "svd_llm", "llm_streamline", "slicegpt", "llm_pruner"] = Field(
         "replaceme",
@@ -87,13 +87,13 @@ class FitConfig(Strict):
     )
     objective: Literal["l2", "cosine", "cosine_exact"] = Field(
         "l2",
-        description="What the fit minimises: l2 is least squares (eq. 6), cosine the mean cosine distance between M T "
+        description="Objective of the fit: l2 is least squares (eq. 6), cosine the mean cosine distance between M T "
         "and the target (eq. 8), cosine_exact that between M T + Y and the state after the cut (eq. 7); a full T over "
         "stored rows but for l2.",
     )
     solver: Literal["auto", "adam", "nlcg", "lbfgs", "trust_ncg"] = Field(
         "auto",
-        description="How: auto is the closed form for l2 and reweighted least squares for the others; the paper's are "
+        description="auto is the closed form for l2 and reweighted least squares for the others; the paper's are "
         "adam (its default) and, over all rows at each step, nonlinear conjugate gradients, L-BFGS and trust-region "
         "Newton-CG, all from T = I.",
     )
@@ -102,9 +102,9 @@ class FitConfig(Strict):
         description="Absolute value added to the diagonal of the Gram (eq. 9); `auto`: chosen by leaving out one shard "
         "of the calibration text at a time (full T only, `shards` of 2 or more).",
     )
-    ridge_relative: float = Field(0.0, ge=0, description="The same in units of the Gram's mean diagonal.")
+    ridge_relative: float = Field(0.0, ge=0, description="Ridge in units of the Gram's mean diagonal.")
     towards: Literal["zero", "identity"] = Field(
-        "zero", description="What ridge and structure are counted from: T itself (eq. 9), or T - I."
+        "zero", description="Origin of ridge and structure: T itself (eq. 9), or T - I."
     )
     rank: int | None = Field(None, ge=1, description="Rank of T (or T - I), for `low_rank`.")
     l1: float | None = Field(
@@ -115,14 +115,14 @@ class FitConfig(Strict):
     )
     placement: Literal["mlp", "down_proj", "block", "upstream"] = Field(
         "mlp",
-        description="Where T goes: mlp, onto the output of the carrier's MLP, folded into its down projection; "
+        description="Place of T: mlp, onto the output of the carrier's MLP, folded into its down projection; "
         "down_proj, in place of the down projection (full T only); block, onto the whole residual stream after the "
         "carrier, as a linear layer of its own (the saved model then needs `trust_remote_code`); upstream, onto the "
         "same, folded into all weights that write to it up to there (one factor: scalar, magnitude).",
     )
     weighting: Literal["uniform", "inverse_energy"] = Field(
         "uniform",
-        description="How tokens count in the sums: all alike, or by 1 / |r|^2 (least squares of the target's direction "
+        description="Weight of tokens in the sums: all alike, or by 1 / |r|^2 (least squares of the target's direction "
         "rather than of the target).",
     )
     recycle: float | None = Field(
@@ -134,12 +134,11 @@ class FitConfig(Strict):
     )
     intercept: bool = Field(
         False,
-        description="Whether a constant is fitted too; needs an MLP that can have biases (Llama's `mlp_bias`), or "
-        "placement block.",
+        description="Fit a constant too; needs an MLP that can have biases (Llama's `mlp_bias`), or placement block.",
     )
     estimation: Literal["parallel", "sequential"] = Field(
         "parallel",
-        description="Where a cut has several groups: fit each on the original model, or on the model shortened so far. "
+        description="For a cut of several groups: fit each on the original model, or on the model shortened so far. "
         "svd_llm and slicegpt: the same for each block.",
     )
     fit_tokens: int | None = Field(
@@ -164,7 +163,7 @@ class FitConfig(Strict):
     )
     network: Literal["layer", "mlp"] = Field(
         "layer",
-        description="What llm_streamline trains: layer, a whole block; mlp, a block without attention (its MLP behind "
+        description="Network of llm_streamline: layer, a whole block; mlp, a block without attention (its MLP behind "
         "its norm, beside the residual stream), which is smaller.",
     )
     whole_first: int = Field(1, ge=0, description="First blocks that llm_pruner leaves as they are.")
@@ -249,22 +248,22 @@ class FitConfig(Strict):
 
     @property
     def is_other(self) -> bool:
-        """Whether this is a method that fits no T."""
+        """True for a method that fits no T."""
         return self.method != "replaceme"
 
     @property
     def described(self) -> dict[str, Any]:
-        """The section as plain data: what the method can be told."""
+        """Section as plain data, with only the options that its method takes."""
         return self.model_dump(include={"method", *methods.OPTIONS[self.method]} if self.is_other else None)
 
     @property
     def own_code(self) -> bool:
-        """Whether the model brings code of its own."""
+        """True if the model brings code of its own."""
         return methods.coded(self) or (self.placement == "block" and self.transform != "identity")
 
     @property
     def needs_loss(self) -> bool:
-        """Whether it needs the language-model loss, and so the model's head."""
+        """True if it needs the language-model loss, and so the model's head."""
         return self.method == "llm_pruner"
 
     def _given(self, name: str) -> bool:
@@ -272,7 +271,7 @@ class FitConfig(Strict):
 
     @property
     def regression(self) -> "Regression":
-        """What is fitted on what."""
+        """Placement and weighting of its regression."""
         from replaceme.config.placement import Regression
 
         # upstream and block differ in where the map goes, not in what it is fitted on
@@ -281,35 +280,35 @@ class FitConfig(Strict):
 
     @property
     def sums(self) -> "FitConfig":
-        """The section that asks for the sums of this one, and nothing else."""
+        """Section with only the options that determine its sums."""
         regression = self.regression
         return FitConfig(**{name: getattr(regression, name) for name in REGRESSION})
 
     @property
     def unfitted(self) -> bool:
-        """Whether nothing is fitted, and no text read."""
+        """True if nothing is fitted, and no text read."""
         return self.transform in UNFITTED
 
     @property
     def needs_magnitudes(self) -> bool:
-        """Whether the fit reads ratios of magnitudes, which the sums do not hold."""
+        """True if the fit reads ratios of magnitudes, which the sums do not hold."""
         return self.transform in MAGNITUDES
 
     def sequential(self, several: bool) -> bool:
-        """Whether a cut of several groups is fitted on the model shortened so far, rather than from common sums."""
+        """Return whether each group is fitted on the model shortened so far, rather than from common sums."""
         return several and self.estimation == "sequential" and not self.unfitted
 
     @property
     def automatic(self) -> bool:
-        """Whether the ridge is chosen by leaving out shards."""
+        """True if the ridge is chosen by leaving out shards."""
         return self.ridge == "auto"
 
     @property
     def needs_rows(self) -> bool:
-        """Whether sums are not enough: the fit reads stored rows."""
+        """True if the fit reads stored rows, beyond sums."""
         return self.objective != "l2" or self.solver != "auto"
 
     @property
     def needs_state(self) -> bool:
-        """Whether those rows hold the residual stream too."""
+        """True if the stored rows hold the residual stream too."""
         return self.objective == "cosine_exact"

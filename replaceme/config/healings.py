@@ -10,10 +10,10 @@ LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
 class TrainingConfig(Strict):
-    """How a shortened model is trained."""
+    """Options for training a shortened model."""
 
     train: Literal["transform", "lora", "full"] = Field(
-        description="What is trained: transform, a T on the output of each carrier's down projection, folded into it; "
+        description="Parameters: transform, a T on the output of each carrier's down projection, folded into it; "
         "lora, adapters of low rank, merged into the weights (UIDL); full, all weights."
     )
     steps: int = Field(ge=1, description="Steps of the optimiser (AdamW, betas 0.9 and 0.999).")

@@ -1,6 +1,6 @@
-"""Config files that include others (`include`): the sections of several files as those of one.
+"""Merge config files that include others (`include`): the sections of several files as those of one.
 
-Works on plain data: what a section may hold is checked once, on the whole.
+Works on plain data: sections are validated once, after merging.
 """
 
 import os
@@ -23,7 +23,7 @@ DEEPEST = 20  # files that include one another
 
 @dataclass(frozen=True)
 class ConfigFiles:
-    """Sections of a config file and of all that it includes, the files in order, and what they disagree on."""
+    """Sections of a config file and all its includes, the files in order, and their disagreements."""
 
     sections: Any
     files: list[Path]
@@ -31,12 +31,12 @@ class ConfigFiles:
 
     @property
     def origin(self) -> str:
-        """The files, for messages."""
+        """Names of the files, for messages."""
         return " + ".join(map(str, self.files))
 
 
 def read_config(path: str | Path) -> ConfigFiles:
-    """Read a config file with all that it includes; raises ReplaceMeError with a line for each file that cannot be."""
+    """Read a config file with all its includes; raises ReplaceMeError with a line for each unreadable file."""
     reader = _Reader()
     found = reader.read(Path(path), ())
     if reader.unreadable:
@@ -45,14 +45,14 @@ def read_config(path: str | Path) -> ConfigFiles:
 
 
 class _Reader:
-    """Reads each file once, however many others include it; `unreadable` takes what cannot be read."""
+    """Reads each file once, however many others include it; `unreadable` collects errors."""
 
     def __init__(self) -> None:
         self.unreadable: list[str] = []
         self._found: dict[str, ConfigFiles] = {}
 
     def read(self, path: Path, including: tuple[Path, ...]) -> ConfigFiles:
-        """The sections of a file and of all that it includes; `including` leads to it from the first one."""
+        """Return the sections of a file and all its includes; `including` is the chain of files that leads to it."""
         chain, place = (*including, path), os.path.realpath(path)
         if place in map(os.path.realpath, including):
             circle = " -> ".join(map(str, chain))
@@ -94,7 +94,7 @@ class _Reader:
 
 
 def _problem(names: Any) -> str | None:
-    """What is wrong with a list of files to include."""
+    """Return the fault of a list of files to include, if any."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return f"a list of files is needed (found {printable(names)})"
     hidden = next((name for name in names if not name.isprintable()), None)
@@ -105,13 +105,13 @@ def _problem(names: Any) -> str | None:
 
 
 def kind_of(raw: Any) -> str:
-    """What a file holds in place of sections, with what to do."""
+    """Describe a file's content that is not sections, with the remedy."""
     kinds = {dict: "a mapping", list: "a list", type(None): "nothing: it is empty"}
     return f"{kinds.get(type(raw), type(raw).__name__)}; write `models:` and the other sections (docs/config.md)"
 
 
 def _joined(whole: ConfigFiles, added: ConfigFiles) -> ConfigFiles:
-    """Sections of both; a name that both define keeps the value of `whole`, which includes the other."""
+    """Return the sections of both; where both define a name, the value of `whole`, the including one, counts."""
     sections, problems = dict(whole.sections), [*whole.problems, *added.problems]
     for key, value in added.sections.items():
         if key in OWN:

@@ -1,4 +1,4 @@
-"""What a fit section needs to know of the methods other than replaceme."""
+"""Facts about the methods other than replaceme that a fit section needs."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ NARROWING = ("svd_llm", "slicegpt", "llm_pruner")  # all blocks stay, and get na
 
 
 def coded(fit: "FitConfig") -> bool:
-    """Whether the models of a fit by such a method bring code of their own."""
+    """Return whether the models of a fit by another method bring code of their own."""
     if fit.method == "llm_streamline":
         return fit.network == "mlp"
     if fit.method == "llm_pruner":  # where all blocks get equally narrow, config.json can say so

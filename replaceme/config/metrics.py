@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric without measuring it; the least value is the best, whatever the metric.
+    """The facts of a metric that need no measurement; the least value is the best, whatever the metric.
 
     `label`: on the axes of figures, with its unit. `function`: the full name of the function that measures it. `about`:
-    what the docs of the option say beside its name. `beside`: labels of what the function measures on the way.
-    `adds_up`: whether values of several runs of blocks may be added. `with_head`: whether the model runs with its head.
-    `tells_position`: whether tables say over which tokens it was averaged.
+    the text beside its name in the docs. `beside`: labels of further measures of the function. `adds_up`: whether
+    values of several runs of blocks may be added. `with_head`: whether the model runs with its head. `tells_position`:
+    whether tables say over which tokens it was averaged.
     """
 
     label: str
@@ -88,41 +88,41 @@ OF_MERGING = {
 
 
 def by_position() -> dict[str, Metric]:
-    """The distances that are averaged over all tokens or over the last ones."""
+    """Return the distances that are averaged over all tokens or over the last ones."""
     return {**DISTANCES, **INFLUENCES}
 
 
 def of_pairs() -> dict[str, Metric]:
-    """The metrics that a file of distances holds."""
+    """Return the metrics that a file of distances holds."""
     return {**by_position(), **REPRESENTATIONS}
 
 
 def of_candidates() -> dict[str, Metric]:
-    """The metrics for which each candidate is measured by itself."""
+    """Return the metrics that are measured for each candidate by itself."""
     return {**AFTER_FIT, **WITHOUT_FIT, **OF_MERGING}
 
 
 def every_metric() -> dict[str, Metric]:
-    """All metrics by name."""
+    """Return all metrics by name."""
     return {**of_pairs(), **of_candidates()}
 
 
 def labels() -> dict[str, str]:
-    """The label of every metric and of what is measured beside it."""
+    """Return the label of every metric and of what is measured beside it."""
     return {name: text for key, one in every_metric().items() for name, text in {key: one.label, **one.beside}.items()}
 
 
 def described() -> str:
-    """What the docs say of the option that names a metric."""
+    """Return the description of the option that names a metric, for the docs."""
     kinds = {
         "A distance of hidden states before and after": of_pairs(),
-        "What is left after the least-squares fit of every candidate": AFTER_FIT,
+        "The error left after the least-squares fit of every candidate": AFTER_FIT,
         "Without any fit": {**WITHOUT_FIT, **OF_MERGING},
     }
     listed = [
         f"{kind}: {', '.join(_worded(name, one) for name, one in found.items())}" for kind, found in kinds.items()
     ]
-    return f"What the choice minimises. {'. '.join(listed)}."
+    return f"The choice minimises one of these. {'. '.join(listed)}."
 
 
 def _worded(name: str, metric: Metric) -> str:

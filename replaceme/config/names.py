@@ -1,4 +1,4 @@
-"""Names in the config that the workflow or a table needs for something of its own."""
+"""Refuse names in the config that the workflow or a table needs itself."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,7 +31,9 @@ BESIDE = (".cost", ".published")  # what is made of a table lies beside it
 
 
 def name_problems(raw: Mapping[str, Any]) -> list[str]:
-    """A line for each name that is taken, ends like a file of the workflow, or differs from another in case alone."""
+    """Return a line for each name that is taken, ends like a file of the workflow, or differs from another only in
+    case.
+    """
     lines: list[str] = []
     for section, entries in raw.items():
         if not isinstance(entries, dict):
@@ -52,7 +54,7 @@ def name_problems(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _columns(raw: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each task that would have the column of something else in a table."""
+    """Yield a line for each task whose column name in a table is taken."""
     for name, evaluation in mapping(raw, "evaluations").items():
         tasks = mapping(evaluation, "tasks")
         for task in (one for one in tasks if isinstance(one, str)):

@@ -1,7 +1,7 @@
-"""Where a transform is put, how tokens count in its fit, and so what its sums are called.
+"""The place of a transform, the weighting of tokens in its fit, and the resulting name of its sums.
 
-Placements: `mlp`, `down_proj`, `block`, `upstream`; `inputs` is none, but what the neurons to recycle are chosen from.
-`activations/targets` says what is fitted on what for each.
+Placements: `mlp`, `down_proj`, `block`, `upstream`; `inputs` is no placement, but the rows that the recycled neurons
+are chosen from. `activations/targets` defines rows and target of each.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ON_STREAM = ("block", UPSTREAM)  # placements of maps of the whole residual stre
 
 @dataclass(frozen=True)
 class Regression:
-    """A placement, and how tokens count: all alike, or by 1 / |r|^2 (`inverse_energy`: least squares of r / |r|).
+    """A placement, and the weight of tokens: all alike, or 1 / |r|^2 (`inverse_energy`: least squares of r / |r|).
 
     `recycle`: the share of the carrier's neurons that are recycled (see `recycled_neurons`).
     """
@@ -26,13 +26,13 @@ class Regression:
 
     @property
     def kind(self) -> str:
-        """The name of its sums as a path component."""
+        """Name of its sums as a path component."""
         weighting = "" if self.weighting == "uniform" else f"-{self.weighting}"
         return self.placement + weighting + ("" if self.recycle is None else f"-recycle-{self.recycle}")
 
     @property
     def before(self) -> "Regression | None":
-        """Of a regression with recycled neurons: the one whose sums these are chosen from."""
+        """Regression whose sums the recycled neurons are chosen from; None without recycled neurons."""
         return None if self.recycle is None else Regression("inputs", self.weighting)
 
 

@@ -24,7 +24,7 @@ class ReferenceConfig(Strict):
         "`model/calibration/cut/fit` (and `/healing`), or by column where each is another row; null: not run here.",
     )
     same_models: bool = Field(
-        True, description="Whether the published values are of the same models, so that differences mean something."
+        True, description="The published values are of the same models, so that differences are meaningful."
     )
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ def row_folder(row: Row) -> str:
 
 
 def row_of(folder: str | PurePath) -> Row | None:
-    """Return the names of a row from its folder, the inverse of `row_folder`; None for what is no such folder."""
+    """Return the names of a row from its folder, the inverse of `row_folder`; None for another folder."""
     parts = PurePath(folder).parts
     healed = len(parts) > 1 and parts[-2] == HEALED
     names = parts[:-2] if healed else parts
@@ -90,7 +90,7 @@ def checkpoint_files(folder: str) -> dict[str, str]:
 
 
 def model_at(record: str) -> str:
-    """Return what a step reads a model from: the folder of a checkpoint's record, or a model.json itself."""
+    """Return the path that a step reads a model from: the folder of a checkpoint's record, or a model.json itself."""
     return str(PurePath(record).parent) if record.endswith(CHECKPOINT["record"]) else record
 
 

@@ -42,7 +42,7 @@ class Config(Strict):
         description="Other config files, relative to this one, whose named sections are added; of a name that both "
         "define this one's value counts. What they say of `default` is theirs.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where tensors are computed.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the computations.")
     models: dict[Name, ModelConfig] = Field(min_length=1, description="Models by name.")
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
     cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
@@ -64,11 +64,13 @@ class Config(Strict):
 
     @property
     def default_names(self) -> list[str]:
-        """The tables and figures that are made without a target."""
+        """Tables and figures that are made without a target."""
         return [*self.tables, *self.figures] if self.default is None else self.default
 
     def observed(self, tables: Iterable[TableConfig]) -> list[str]:
-        """The calibrations that some tables need, for cuts, fits and healings, and those that these are made of."""
+        """Return the calibrations that some tables need for cuts, fits and healings, with the parts of mixes and
+        prompts.
+        """
         named = {one for table in tables for one in table.named("calibrations")}
         named |= {self.healings[one].text for table in tables for one in table.named("healings")}
         return made_of(self.calibrations, sorted(named))
@@ -97,7 +99,7 @@ def parse(raw: Any, origin: str = "config.yaml", problems: Sequence[str] = ()) -
 
 
 def _dangling_and_reserved(raw: dict) -> list[str]:
-    """Reserved names, and names in tables that nothing defines; on plain data, so that it adds to the other errors."""
+    """Return lines for reserved names, and for undefined names in tables; on plain data, to add to other errors."""
     lines = name_problems(raw)
     lines += source_problems(_section(raw, "calibrations"))
     if raw.get("include"):
@@ -118,7 +120,7 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
 
 
 def _texts(raw: dict) -> list[str]:
-    """Texts of healings that nothing defines."""
+    """Return lines for undefined texts of healings."""
     calibrations = _section(raw, "calibrations")
     texts = {name: _entry(raw, "healings", name).get("text") for name in _section(raw, "healings")}
     given = {name: text for name, text in texts.items() if isinstance(text, str) and calibrations}
@@ -130,7 +132,7 @@ def _texts(raw: dict) -> list[str]:
 
 
 def _dangling_rows(raw: dict, table: dict, where: str) -> list[str]:
-    """Names in single rows that nothing defines."""
+    """Return lines for undefined names in single rows."""
     found = []
     for row in _single_rows(table):
         for name, section in zip(row, SECTIONS, strict=False):
@@ -141,13 +143,13 @@ def _dangling_rows(raw: dict, table: dict, where: str) -> list[str]:
 
 
 def _single_rows(table: dict) -> list[list[str]]:
-    """The parts of the single rows of a table; what is no row is an error of its own."""
+    """Return the parts of the single rows of a table; malformed rows are errors of their own."""
     parts = [row.split("/") for row in strings(table.get("rows"))]
     return [row for row in parts if len(row) in (4, 5) and all(row)]
 
 
 def _fitted(raw: dict, table: dict) -> Iterable[tuple[tuple[str, dict], tuple[str, dict]]]:
-    """Each fit and calibration that stand in one row, with their names; without those that are missing or empty."""
+    """Yield each fit and calibration of one row, with their names, without missing or empty ones."""
     pairs = product(*(strings(table.get(key)) for key in ("fits", "calibrations")))
     for fit, calibration in dict.fromkeys([*pairs, *((row[3], row[1]) for row in _single_rows(table))]):
         found = (fit, _entry(raw, "fits", fit)), (calibration, _entry(raw, "calibrations", calibration))
@@ -156,7 +158,7 @@ def _fitted(raw: dict, table: dict) -> Iterable[tuple[tuple[str, dict], tuple[st
 
 
 def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
-    """Calibrations of a table that cannot choose a ridge, as nothing would be left when their shard is left out."""
+    """Return lines for calibrations of a table with too few shards for choosing a ridge by leaving one out."""
     return [
         f"{where}: {fit!r} chooses its ridge by leaving out shards; set `shards: 2` or more for calibration {name!r}"
         for (fit, section), (name, calibration) in _fitted(raw, table)
@@ -165,7 +167,7 @@ def _too_few_shards(raw: dict, table: dict, where: str) -> list[str]:
 
 
 def _not_as_stored(raw: dict, table: dict, where: str) -> list[str]:
-    """Calibrations of a table in which a method other than replaceme would not have the whole model as it is stored."""
+    """Return lines for calibrations of a table that keep a method from the whole model as it is stored."""
     keys = (("streaming", "always"), ("load_in_4bit", True))
     return [
         f"{where}: {fit!r} needs the whole model as it is stored; drop `{key}` of calibration {name!r}"
@@ -192,6 +194,6 @@ def _dangling(where: str, names: list[str], section: str, defined: dict) -> list
 
 
 def load(path: str | Path) -> Config:
-    """Read and validate a config file with all that it includes."""
+    """Read and validate a config file with all its includes."""
     found = read_config(path)
     return parse(found.sections, found.origin, found.problems)

@@ -1,4 +1,4 @@
-"""Calibrations that are made of others (`mix`, `prompts`): what they end in, and what is wrong with their names.
+"""Calibrations made of others (`mix`, `prompts`): resolve them, and check their names.
 
 The checks work on plain data, so that they add to the errors of single sections.
 """
@@ -11,7 +11,7 @@ from replaceme.core.errors import printable
 
 
 def made_of(calibrations: Mapping[str, CalibrationConfig], names: Iterable[str]) -> list[str]:
-    """Names of calibrations and of all that they are made of, once each, in order of need."""
+    """Return the names of calibrations and of all their parts, once each, in order of need."""
     found: dict[str, None] = {}
     for name in names:
         section = calibrations[name]
@@ -21,13 +21,13 @@ def made_of(calibrations: Mapping[str, CalibrationConfig], names: Iterable[str])
 
 
 def unmixed(calibrations: Mapping[str, CalibrationConfig], name: str) -> list[CalibrationConfig]:
-    """The calibrations whose samples a calibration has: its own, or of a mix those of its parts."""
+    """Return the calibrations whose samples a calibration has: its own, or of a mix those of its parts."""
     mix = calibrations[name].mix
     return [calibrations[name]] if mix is None else [one for part in mix for one in unmixed(calibrations, part)]
 
 
 def shares(weights: Sequence[float], samples: int) -> list[int]:
-    """How many of `samples` fall to each weight; what is left after rounding down goes to the largest remainders."""
+    """Divide `samples` by weight; the rest after rounding down goes to the largest remainders."""
     exact = [samples * weight / sum(weights) for weight in weights]
     counts = [int(count) for count in exact]
     by_remainder = sorted(range(len(weights)), key=lambda k: (counts[k] - exact[k], k))
@@ -37,7 +37,9 @@ def shares(weights: Sequence[float], samples: int) -> list[int]:
 
 
 def source_problems(sections: Mapping[str, Any]) -> list[str]:
-    """A line for each calibration whose `mix` or `prompts` cannot be had, from the plain data of `calibrations`."""
+    """Return a line for each calibration with an impossible `mix` or `prompts`, from the plain data of
+    `calibrations`.
+    """
     plain = {name: section for name, section in sections.items() if isinstance(section, dict)}
     lines = []
     for name, section in plain.items():
@@ -57,14 +59,14 @@ def source_problems(sections: Mapping[str, Any]) -> list[str]:
 
 
 def _named(section: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, name) of all calibrations that a section names."""
+    """Return (key, name) of all calibrations that a section names."""
     mix = [("mix", part) for part in section["mix"]] if isinstance(section.get("mix"), dict) else []
     prompts = section.get("prompts")
     return [*mix, *([("prompts", prompts)] if isinstance(prompts, str) else [])]
 
 
 def _circle(plain: Mapping[str, Any], name: str, path: list[str]) -> list[str] | None:
-    """The way from a calibration back to itself, if there is one."""
+    """Return the way from a calibration back to itself, if there is one."""
     if path and name == path[0]:
         return [*path, name]
     if name in path or name not in plain:
@@ -94,7 +96,7 @@ def _mix_problems(plain: Mapping[str, Any], section: Mapping[str, Any], where: s
 
 
 def _kinds(plain: Mapping[str, Any], name: str) -> set[str]:
-    """`text`, `images` or both: what a calibration is in the end, nothing where that cannot be told."""
+    """Return `text`, `images` or both, the kinds that a calibration ends in; empty where unknown."""
     section = plain.get(name, {})
     if isinstance(section.get("mix"), dict):
         # a part that is made of itself has an error of its own

@@ -21,7 +21,7 @@ HEALED = "healed"  # the folder of the healings of a fit
 
 
 class Row(NamedTuple):
-    """A row of a table that is no baseline, by the names of its sections; without a healing `None`."""
+    """A row of a table other than a baseline, by the names of its sections; `None` without a healing."""
 
     model: str
     calibration: str
@@ -47,9 +47,7 @@ class TableConfig(Strict):
         "the same with `/healing`. Their models have a baseline too.",
     )
     evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
-    speed: bool = Field(
-        True, description="Whether rates and memory of every row are measured; else the table has its size alone."
-    )
+    speed: bool = Field(True, description="Measure rates and memory of every row; false: the table has only its size.")
     caption: str = Field("", description="A sentence above the table.")
     reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
 
@@ -85,22 +83,22 @@ class TableConfig(Strict):
 
     @property
     def pruned(self) -> list[Row]:
-        """Its rows but the baselines: all combinations, each healing after what it heals, then the single rows."""
+        """Rows but the baselines: all combinations, each healing after its fit, then the single rows."""
         combined = product(*(getattr(self, name) for name in PRODUCT), [None, *self.healings])
         return [*(Row(*names) for names in combined), *(Row(*row.split("/")) for row in self.rows)]
 
     def named(self, section: str) -> list[str]:
-        """The names of a section that its rows have, once each; a single row's after those of the combinations."""
+        """Return the names of a section in its rows, once each; those of single rows come last."""
         own = [getattr(row, section.removesuffix("s")) for row in self.pruned]
         return list(dict.fromkeys(name for name in [*getattr(self, section), *own] if name is not None))
 
     @property
     def row_names(self) -> list[str]:
-        """`model` for each baseline, `model/calibration/cut/fit`, and the same with `/healing`."""
+        """Names of all rows: `model` for each baseline, `model/calibration/cut/fit`, and the same with `/healing`."""
         return [*self.named("models"), *map(str, self.pruned)]
 
 
 def speeds_of(measures: Iterable[str]) -> list[str]:
-    """Those of some measures, perhaps with factors, that `speed` measures."""
+    """Return the measures, perhaps with factors, that `speed` measures."""
     names = [measure.partition("*")[0].strip() for measure in measures]
     return [name for name in names if name in SPEED]

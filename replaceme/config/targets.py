@@ -1,4 +1,4 @@
-"""The keys `default` and `targets`: which tables and figures are made together, by which name."""
+"""The keys `default` and `targets`: names for tables and figures that are made together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ RULES = {
 
 
 def target_problems(raw: Mapping[str, Any]) -> list[str]:
-    """A line for each name in `default` and `targets` that nothing defines, and each target that cannot be one."""
+    """Return a line for each undefined name in `default` and `targets`, and each target whose name is not allowed."""
     tables, figures, targets = (
         raw[key] if isinstance(raw.get(key), dict) else {} for key in ("tables", "figures", "targets")
     )
