@@ -1,4 +1,4 @@
-"""What every candidate cut leaves unexplained after its own least-squares fit, measured for all of them at once.
+"""Measure the error that every candidate cut leaves after its own least-squares fit, for all of them at once.
 
 - residual: 1 - R^2 of the fit, sum |M T - R|^2 / sum |R|^2, from the statistics alone.
 - cosine_after_fit: mean over tokens of 1 - cos(Y + M T, hidden_states[end-1]), Y = hidden_states[start-1] - M, with the
@@ -49,7 +49,7 @@ HELD_OUT = 4  # sequences to fit on for each one that the loss is measured on
 def candidates_of(
     cut: CutConfig, record: Sizes, model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
 ) -> dict[str, Any]:
-    """The contents of candidates.json that a cut section asks for; where `needs_loss` the model with its head."""
+    """Return the contents of candidates.json for a cut section; where `needs_loss` the model must have its head."""
     sizes = sizes_of(cut, record)
     fitted, held_out = tokens.first(cut.samples), {}
     if cut.metric in OF_MERGING:
@@ -67,7 +67,7 @@ def candidates_of(
 
 
 def split(tokens: Tokens, samples: int | None) -> tuple[Tokens, Tokens]:
-    """(sequences to fit on, held-out ones): `samples` and a quarter as many, where there are fewer 4 to 1."""
+    """Split tokens into (sequences to fit on, held-out ones): `samples` and a quarter as many, or 4 to 1 of fewer."""
     wanted = None if samples is None else samples + max(1, samples // HELD_OUT)
     chosen = tokens.first(wanted)
     count = len(chosen)
@@ -79,7 +79,7 @@ def split(tokens: Tokens, samples: int | None) -> tuple[Tokens, Tokens]:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Candidates with the map of each, and what a metric measures them on.
+    """Candidates with their maps, and the data that metrics measure them on.
 
     `passes` runs the base model over the tokens that the maps were fitted on, under a description. `held_out` are other
     texts by name, for which the model has its head.
@@ -101,7 +101,7 @@ def measure_candidates(
     batch_size: int,
     held_out: Mapping[str, Tokens] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every metric of AFTER_FIT, and what is measured beside it, of every candidate of some sizes.
+    """Measure residual, residual_identity, cosine and cosine_after_fit of every candidate of some sizes.
 
     The rise of the loss is that on each of the held-out texts, under its name; for these the model must have its head.
     """
@@ -131,7 +131,7 @@ def measure_candidates(
 
 
 def _check_enough(tokens: int, hidden_size: int) -> None:
-    """With as many tokens as channels every candidate fits perfectly, and the choice would be among rounding errors."""
+    """Raise ReplaceMeError for no more tokens than channels, where every candidate fits perfectly up to rounding."""
     if tokens <= hidden_size:
         raise ReplaceMeError(
             f"cut: {tokens} calibration tokens for a hidden size of {hidden_size}: every candidate would fit them "
@@ -144,7 +144,7 @@ def _check_enough(tokens: int, hidden_size: int) -> None:
 
 
 def _fits(passes: Iterable[Activations], candidates: Sequence[Span]) -> "list[Transform]":
-    """The least-squares transform of every candidate."""
+    """Return the least-squares transform of every candidate."""
     from replaceme.transforms.closed_form import fit_least_squares
 
     statistics = gather_candidates(passes, candidates)
@@ -152,7 +152,7 @@ def _fits(passes: Iterable[Activations], candidates: Sequence[Span]) -> "list[Tr
 
 
 def gather_candidates(passes: Iterable[Activations], candidates: Sequence[Span]) -> dict[Span, Statistics]:
-    """The statistics of every candidate, those of one start with one Gram."""
+    """Gather the statistics of every candidate, those of one start with one Gram."""
     import torch
 
     ends: dict[int, list[int]] = {}
@@ -179,18 +179,18 @@ def gather_candidates(passes: Iterable[Activations], candidates: Sequence[Span])
 
 
 def _narrow(wide: Statistics, k: int, energy: "torch.Tensor") -> Statistics:
-    """The statistics of the k-th of the targets that stand side by side."""
+    """Return the statistics of the k-th of the targets that stand side by side."""
     columns = slice(k * wide.width, (k + 1) * wide.width)
     return replace(wide, cross=wide.cross[:, columns], sum_target=wide.sum_target[columns], target_energy=energy)
 
 
 def residuals(fitted: Fitted) -> list[dict[str, float]]:
-    """For each candidate the share of the target's energy that its map leaves, and that the identity would leave."""
+    """Return for each candidate the share of the target's energy that its map, and that the identity, leaves."""
     return [{name: one.report[name] for name in ("residual", "residual_identity")} for one in fitted.transforms]
 
 
 def cosine_distances(fitted: Fitted) -> list[dict[str, float]]:
-    """For each candidate the mean distance to the target state of Y + M T, and of the carrier's state as it is."""
+    """Return for each candidate the mean distance of Y + M T, and of the carrier's own state, to the target state."""
     totals = [[0.0, 0.0] for _ in fitted.candidates]
     tokens = 0
     for activations in fitted.passes("cosine after fit"):
@@ -215,7 +215,7 @@ def _cosine_distance_sums(activations: Activations, span: Span, transform: "Tran
 
 
 def losses(fitted: Fitted) -> list[dict[str, float]]:
-    """For each candidate by how much it raises the loss on each held-out text."""
+    """Return for each candidate how much it raises the loss on each held-out text."""
     model, held_out = fitted.model, fitted.held_out
     if not held_out:
         return [{} for _ in fitted.candidates]

@@ -1,4 +1,4 @@
-"""The choice of the cut: which runs of blocks go, by distance (the paper) or by what is left after the fit.
+"""Choose the cut: which runs of blocks go, by distance (the paper) or by the error after the fit.
 
 Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
-    """All candidate cuts [start, end) of `blocks` blocks; raises ReplaceMeError when none leaves a carrier."""
+    """Return all candidate cuts [start, end) of `blocks` blocks; raises ReplaceMeError when none leaves a carrier."""
     if not 1 <= blocks < num_blocks:
         raise ReplaceMeError(
             f"cut: cannot remove {blocks} of {num_blocks} blocks: block 0 must stay as the carrier; "
@@ -31,7 +31,9 @@ def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
 
 
 def resolve_blocks(cut: CutConfig, record: Sizes) -> int:
-    """The number of blocks to remove: `blocks`, or the one whose share of the parameters is nearest to `ratio`."""
+    """Return the number of blocks to remove: `blocks`, or the one whose share of the parameters is nearest to
+    `ratio`.
+    """
     if cut.blocks is not None:
         return cut.blocks
     mean = sum(record.block_parameters) / record.num_blocks
@@ -43,12 +45,14 @@ def resolve_blocks(cut: CutConfig, record: Sizes) -> int:
 
 
 def sizes_of(cut: CutConfig, record: Sizes) -> list[int]:
-    """The sizes of the runs that the choice of a cut section compares."""
+    """Return the run sizes that a cut section compares."""
     return sizes_needed(resolve_blocks(cut, record), cut.groups, cut.search)
 
 
 def possible_spans(cut: CutConfig, record: Sizes) -> list[tuple[int, int]]:
-    """All candidates of a cut section on a model; raises ReplaceMeError when its size, start or groups do not fit."""
+    """Return all candidates of a cut section on a model; raises ReplaceMeError when its size, start or groups do not
+    fit.
+    """
     blocks = resolve_blocks(cut, record)
     possible = spans(record.num_blocks, blocks)
     if cut.start is not None and (cut.start, cut.start + blocks) not in possible:
@@ -65,7 +69,7 @@ def possible_spans(cut: CutConfig, record: Sizes) -> list[tuple[int, int]]:
 
 
 def _without_kept(cut: CutConfig, num_blocks: int, blocks: int, found: list[Span]) -> list[Span]:
-    """Single blocks less the first and the last that stay; raises ReplaceMeError when too few are left."""
+    """Return single blocks without the first and the last that stay; raises ReplaceMeError when too few are left."""
     found = [(start, end) for start, end in found if start >= cut.keep_first and end <= num_blocks - cut.keep_last]
     if len(found) < blocks:
         raise ReplaceMeError(
@@ -81,7 +85,8 @@ def choose(
     distances: dict[str, "torch.Tensor"] | None = None,
     candidates: list[dict[str, Any]] | None = None,
 ) -> Cut:
-    """The groups [start, end) that go, the metric, and every candidate with its value.
+    """Return the contents of cut.json: the groups [start, end) to remove, the metric, and every candidate with its
+    value.
 
     `distances` are needed for the metrics of pairs of states, `candidates` for the others, neither for a cut placed by
     hand.
@@ -118,7 +123,7 @@ def choose(
 
 
 def kept_merges(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the merges that a search tried those that are in its result, in order: kept, and in no later one."""
+    """Return the tried merges that are part of a search's result, in order: kept, and in no later one."""
     found: list[dict[str, Any]] = []
     for entry in tried:
         if entry["kept"]:
@@ -127,7 +132,7 @@ def kept_merges(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def removed_by(tried: list[dict[str, Any]]) -> int:
-    """How many blocks are gone after a search by merging."""
+    """Return how many blocks a search by merging removes."""
     return sum(one["end"] - one["start"] for one in kept_merges(tried))
 
 
@@ -157,7 +162,7 @@ def _costs(listed: list[dict[str, Any]], metric: str) -> Costs:
 
 
 def _least_of_rounds(listed: list[dict[str, Any]], possible: list[Span], metric: str, blocks: int) -> list[Span]:
-    """The run of least value in each round, all of which measured the runs that were left."""
+    """Return the run of least value in each round, each of which measured the remaining runs."""
     gone: list[Span] = []
     for number in range(blocks):
         costs = _costs([one for one in listed if one.get("round") == number and metric in one], metric)
@@ -171,7 +176,7 @@ def _least_of_rounds(listed: list[dict[str, Any]], possible: list[Span], metric:
 
 
 def _measured(candidates: list[dict[str, Any]], possible: list[Span], metric: str) -> list[dict[str, Any]]:
-    """Those of the measured candidates that a cut compares, in order."""
+    """Return the measured candidates that a cut compares, in order."""
     known = {(one["start"], one["end"]): one for one in candidates if metric in one}
     missing = next((span for span in possible if span not in known), None)
     if missing is not None:

@@ -2,7 +2,7 @@
 
 cosine: mean over tokens of 1 - cos(h_i, h_j); angular: mean of arccos(cos) / pi; l2: mean of |h_i - h_j|; bi: the block
 influences of ShortGPT (arXiv 2403.03853), 1 - cos(h_{k-1}, h_k), summed over blocks i+1 .. j. Each over all unmasked
-tokens (`all`) and over the last unmasked token of each sequence (`last`). Where asked for, cka and cca: see
+tokens (`all`) and over the last unmasked token of each sequence (`last`). If the config needs them, cka and cca: see
 `similarity`, over the first tokens (`all` alone). h_k = hidden_states[k], before any final norm. Eq. 4, Fig. 5 to 7 of
 the paper; its authors' code uses angular, last.
 """
@@ -31,7 +31,8 @@ POSITIONS = ("all", "last")
 def measure(
     model: "nn.Module", family: Family, tokens: Tokens, batch_size: int, representations: bool = False
 ) -> dict[str, "torch.Tensor"]:
-    """Matrices `<metric>_<position>`, float64 [L, L], entry (i, j) the mean distance of hidden_states[i] and [j].
+    """Measure matrices `<metric>_<position>`, float64 [L, L], entry (i, j) the mean distance of hidden_states[i] and
+    [j].
 
     `representations`: also cka and cca, which cost more than all others.
     """
@@ -66,7 +67,7 @@ class Distances:
                 self.sums[f"{metric}_{position}"] += total
 
     def means(self) -> dict[str, "torch.Tensor"]:
-        """The matrices of `measure`, of the batches so far."""
+        """Return the matrices of `measure`, over the batches so far."""
         means = {name: total / self.counts[name.rpartition("_")[2]] for name, total in self.sums.items()}
         for metric, one in INFLUENCES.items():
             for position in POSITIONS:
@@ -76,7 +77,7 @@ class Distances:
 
 
 def _of_representations(kept: "list[list[torch.Tensor]] | None") -> dict[str, "torch.Tensor"]:
-    """Matrices `<metric>_all` of the states kept of each block, none where none were."""
+    """Return matrices `<metric>_all` of the states kept of each block, none where none were."""
     import torch
 
     if not kept:
@@ -102,7 +103,7 @@ def lengths(states: "list[torch.Tensor]", flags: "torch.Tensor") -> dict[str, "t
 
 
 def influences(means: dict[str, "torch.Tensor"]) -> "torch.Tensor":
-    """Sums of the cosine distances between neighbours, from i to j, of the mean distances of all pairs."""
+    """Return sums of the cosine distances between neighbours, from i to j, of the mean distances of all pairs."""
     import torch
 
     cosine = means["cosine"]
@@ -111,13 +112,13 @@ def influences(means: dict[str, "torch.Tensor"]) -> "torch.Tensor":
 
 
 def last_tokens(mask: "torch.Tensor") -> "torch.Tensor":
-    """Mask [samples, tokens] that is true on the last unmasked token of each sequence alone."""
+    """Return the mask [samples, tokens] that is true only on the last unmasked token of each sequence."""
     following = mask.long().flip(1).cumsum(1).flip(1)
     return mask & (following == 1)
 
 
 def _sums(activations: Activations, keep: "torch.Tensor") -> dict[str, "torch.Tensor"]:
-    """Sums over the kept tokens of each of DISTANCES, float64 [L, L]."""
+    """Return sums over the kept tokens of each of DISTANCES, float64 [L, L]."""
     states = [activations.hidden_states[k].flatten(0, 1) for k in range(len(activations.hidden_states))]
     flags = keep.flatten()  # few kept tokens need no gathering: the others are not read
     means: dict[str, torch.Tensor] = {}
@@ -141,7 +142,7 @@ def save(path: str | Path, matrices: dict[str, "torch.Tensor"], metadata: dict) 
 
 
 def load(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict]:
-    """Read what `save` wrote."""
+    """Read a file of `save`."""
     matrices, metadata = load_tensors(path)
     if not {f"{m}_{p}" for m in by_position() for p in POSITIONS} <= matrices.keys():
         raise ReplaceMeError(f"{path}: not a distance file; make it with `replaceme distances`")

@@ -1,4 +1,4 @@
-"""The split of the blocks to remove into several runs: greedy (the paper), the best of all (dynamic), or independent.
+"""Split the blocks to remove into several runs: greedy (the paper), the best of all (dynamic), or independent.
 
 All minimise the sum of the metric over runs [start, end) with start >= 1, so that each has a carrier before it. Under
 `adjacency: separate` (Multi_LT_NC of the paper) a block is kept between any two; under `merge` (Multi_LT) runs may
@@ -19,7 +19,9 @@ Costs = Mapping[Span, float]
 
 
 def sizes_needed(blocks: int, groups: int, search: str) -> list[int]:
-    """The sizes of the runs that a search compares; raises ReplaceMeError where a greedy one cannot split evenly."""
+    """Return the sizes of the runs that a search compares; raises ReplaceMeError where a greedy one cannot split
+    evenly.
+    """
     if search in SINGLE:
         return [1]
     if groups == 1:
@@ -43,7 +45,7 @@ def check_room(num_blocks: int, blocks: int, groups: int, search: str, adjacency
 
 
 def greedy(costs: Costs, num_blocks: int, groups: int, adjacency: str) -> list[Span]:
-    """`groups` runs of one size: the cheapest first, then the next that overlaps none (or touches none), and so on.
+    """Return `groups` runs of one size: the cheapest first, then the next that overlaps (or touches) none, and so on.
 
     A run that would leave no room for the rest is passed over. Ties go to the lower start.
     """
@@ -62,7 +64,7 @@ def greedy(costs: Costs, num_blocks: int, groups: int, adjacency: str) -> list[S
 
 
 def dynamic(costs: Costs, num_blocks: int, blocks: int, groups: int, adjacency: str) -> list[Span]:
-    """The at most `groups` runs of any sizes, `blocks` in all, whose costs have the least sum.
+    """Return the at most `groups` runs of any sizes, `blocks` in all, whose costs have the least sum.
 
     `best(p, g, b) = min(best(p + 1, g, b), min_s cost[p, p + s) + best(p + s (+ 1 if separate), g - 1, b - s))`, in
     num_blocks * groups * blocks states. Ties go to the lower starts.
@@ -86,17 +88,17 @@ def dynamic(costs: Costs, num_blocks: int, blocks: int, groups: int, adjacency: 
 
 
 def independent(costs: Costs, blocks: int) -> list[Span]:
-    """The `blocks` single blocks of least cost, in order. Ties go to the lower start."""
+    """Return the `blocks` single blocks of least cost, in order. Ties go to the lower start."""
     return sorted(sorted(costs, key=lambda one: (costs[one], one))[:blocks])
 
 
 def least(costs: Costs) -> Span:
-    """The run of least cost. Ties go to the lower start."""
+    """Return the run of least cost. Ties go to the lower start."""
     return min(costs, key=lambda one: (costs[one], one))
 
 
 def merged(chosen: Sequence[Span]) -> list[Span]:
-    """Sorted runs, those that touch as one."""
+    """Return sorted runs, with runs that touch joined."""
     found: list[Span] = []
     for start, end in sorted(chosen):
         if found and found[-1][1] == start:
@@ -111,7 +113,7 @@ def _apart(span: Span, chosen: Sequence[Span], adjacency: str) -> bool:
 
 
 def _room(chosen: Sequence[Span], num_blocks: int, size: int, adjacency: str) -> int:
-    """How many more runs of a size find room between those chosen, block 0 kept."""
+    """Return how many more runs of a size fit between the chosen ones, block 0 kept."""
     gap = int(adjacency == "separate")
     edges = [(1 - gap, 1 - gap), *sorted(chosen), (num_blocks + gap, num_blocks + gap)]
     free = [(end + gap, start - gap) for (_, end), (start, _) in pairwise(edges)]

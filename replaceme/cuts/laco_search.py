@@ -1,17 +1,17 @@
-"""LaCo's choice of blocks (arXiv 2402.11187, algorithm 1): from the last down, merge where the output stays similar.
+"""Choose blocks as LaCo does (arXiv 2402.11187, algorithm 1): from the last down, merge where the output stays similar.
 
 Blocks l .. l+K, K = `merge_blocks` - 1, are merged into block l (see `laco_merge`). Where the mean cosine similarity of
 the merged model's last states to the original's is above `similarity`, the merge is kept and l goes down by `interval`
-(at least so far that all K blocks lie above it), else by 1. What was merged before may be merged again: a block is then
-a sum of the original blocks in its place,
+(at least so far that all K blocks lie above it), else by 1. Merged blocks may be merged again: a block is then a sum of
+the original blocks in its place,
 
     W = sum_k c_k W_k,  (c_carrier, ..., c_last) with sum 1,
 
 and merging blocks with coefficients c^0, c^1, ..., c^K gives `((1 - K) c^0, c^1, ..., c^K)`. The states of a sequence,
 after the final norm, are one vector of all its unmasked tokens.
 
-As in the paper: the order, the merge, the measure. Differs: it ends when so many blocks are gone as the cut asks for,
-for which the last merge takes fewer, and the similarity can be left to the search.
+As in the paper: the order, the merge, the measure. Differs: it ends when the cut's number of blocks is gone, for which
+the last merge may take fewer, and the similarity can be left to the search.
 """
 
 from collections.abc import Callable
@@ -39,14 +39,14 @@ STEPS = 100  # similarities that are tried where none is given: 0.99, 0.98 ... 0
 
 @dataclass(frozen=True)
 class Merged:
-    """A block of a merged model: the original block in whose place it is, the coefficients of that and those after."""
+    """A block of a merged model: the original block that it replaces, the coefficients of that and of those after."""
 
     carrier: int
     coefficients: tuple[int, ...] = (1,)
 
     @property
     def span(self) -> Span:
-        """The blocks [start, end) that are gone."""
+        """Blocks [start, end) that are gone."""
         return self.carrier + 1, self.carrier + len(self.coefficients)
 
 
@@ -55,7 +55,7 @@ Measure = Callable[[State], float]
 
 
 def merge(state: State, at: int, count: int) -> State:
-    """The blocks of a state with the `count` after block `at` merged into it."""
+    """Return the blocks of a state with the `count` after block `at` merged into it."""
     first, *others = state[at : at + count + 1]
     coefficients = [(1 - count) * one for one in first.coefficients]
     for other in others:
@@ -64,7 +64,7 @@ def merge(state: State, at: int, count: int) -> State:
 
 
 def search(cut: CutConfig, num_blocks: int, blocks: int, measure: Measure, similarity: float) -> list[dict[str, Any]]:
-    """Every merge that was tried, in order, whether it was `kept`: `output` is 1 - the similarity that it left."""
+    """Return every tried merge, in order, and whether it was `kept`; `output` is 1 - the similarity after it."""
     state: State = tuple(Merged(block) for block in range(num_blocks))
     tried: list[dict[str, Any]] = []
     at = num_blocks - cut.keep_last - cut.merge_blocks
@@ -88,7 +88,8 @@ def search(cut: CutConfig, num_blocks: int, blocks: int, measure: Measure, simil
 def merging_candidates(
     cut: CutConfig, record: Sizes, blocks: int, model: "nn.Module", family: Family, tokens: Tokens, batch: int
 ) -> list[dict[str, Any]]:
-    """The merges that a cut section tries on a model, on sequences in batches of so many; `kept` of those that stay.
+    """Return the merges that a cut section tries on a model, in batches of `batch` sequences; `kept` marks the accepted
+    ones.
 
     Raises ReplaceMeError where fewer than `blocks` blocks go.
     """
@@ -107,7 +108,7 @@ def merging_candidates(
 
 
 class Output:
-    """The mean cosine similarity of the last states of a merged model to the original's; measured once for each."""
+    """The mean cosine similarity of a merged model's last states to the original's, measured once for each merge."""
 
     def __init__(self, model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> None:
         self.model, self.family = model.base_model, family
@@ -137,7 +138,7 @@ class Output:
         return float(torch.stack(found).mean())
 
     def _states(self) -> "list[torch.Tensor]":
-        """The last states of each sequence, [unmasked tokens * hidden], on the CPU."""
+        """Return the last states of each sequence, [unmasked tokens * hidden], on the CPU."""
         import torch
 
         found = []

@@ -19,7 +19,7 @@ SMALLEST = 1e-6  # of the largest singular value: directions below are rounding 
 
 
 def cka(centred: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Matrix of 1 - linear CKA, float64 [L, L], of L centred states [tokens, hidden]; zero diagonal."""
+    """Return the matrix of 1 - linear CKA, float64 [L, L], of L centred states [tokens, hidden]; zero diagonal."""
     kernels = torch.stack([(state @ state.T).flatten() for state in centred])
     products = kernels @ kernels.T
     norms = products.diagonal().sqrt()
@@ -27,7 +27,9 @@ def cka(centred: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def cca(centred: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Matrix of 1 - mean canonical correlation, as `cka`; None where the tokens are too few to tell states apart."""
+    """Return the matrix of 1 - mean canonical correlation, as `cka`; None where the tokens are too few to distinguish
+    states.
+    """
     tokens, hidden = centred[0].shape
     if tokens < 2 * hidden:
         return None

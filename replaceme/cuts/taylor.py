@@ -1,8 +1,8 @@
 """The Taylor score of a block: how much the loss would change, to first order, if each of its weights were zero.
 
 score = sum over its weights w of |w dL/dw|, L the language-model loss over all tokens (Shortened LLaMA, arXiv
-2402.02834, one score for each block). One backward pass over the text. Memory: the gradients of the blocks asked for,
-and their sums in float32.
+2402.02834, one score for each block). One backward pass over the text. Memory: the gradients of the given blocks, and
+their sums in float32.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def taylor_scores(
     model: "nn.Module", family: Family, tokens: Tokens, batch_size: int, blocks: Sequence[int]
 ) -> dict[int, float]:
-    """The score of each of `blocks` of a model with its head; sums in float64, of products with float32 gradients.
+    """Return the score of each of `blocks` of a model with its head; sums in float64, of products with float32
+    gradients.
 
     Counted are all parameters of a block, and the tokens that `token_losses` counts. Raises ReplaceMeError for a score
     that is not finite, and where no token follows another.
@@ -45,7 +46,7 @@ def taylor_scores(
 def loss_gradients(
     model: "nn.Module", tokens: Tokens, batch_size: int, parameters: "Sequence[torch.Tensor]"
 ) -> "dict[torch.Tensor, torch.Tensor]":
-    """dL/dw of each parameter that the loss depends on, float32, added up batch by batch.
+    """Return dL/dw of each parameter that the loss depends on, float32, added up batch by batch.
 
     L is the mean over the tokens that `token_losses` counts, of a model with its head.
     """

@@ -1,4 +1,4 @@
-"""What the removal of blocks costs when nothing takes their place: measures of others, as baselines of the choice.
+"""Measure the cost of removing blocks without a replacement: metrics of other papers, as baselines of the choice.
 
 - perplexity: exp of the language-model loss of the model without the blocks (Shortened LLaMA, arXiv 2402.02834).
 - taylor: see `taylor` (the same paper); a run of blocks counts the sum of their scores.
@@ -36,7 +36,7 @@ LARGEST = 700.0  # loss in nats above which its exp would overflow
 def unrepaired_candidates(
     cut: CutConfig, record: Sizes, model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Every run of blocks that a cut section compares, with its value by a metric of WITHOUT_FIT on some text.
+    """Return every run of blocks that a cut section compares, with its perplexity or Taylor score on some text.
 
     The model must have its head. With `search: iterative` each entry has its `round`, from 0.
     """
@@ -48,7 +48,9 @@ def unrepaired_candidates(
 
 
 def one_by_one(measure: Measure, possible: Sequence[Span], blocks: int, metric: str) -> list[dict[str, Any]]:
-    """Entries of all rounds: in each, every run that is left is measured without those of least value before it."""
+    """Return the entries of all rounds: each round measures every remaining run without the least ones of earlier
+    rounds.
+    """
     gone: list[Span] = []
     found: list[dict[str, Any]] = []
     for number in range(blocks):
@@ -64,7 +66,7 @@ def _entries(measured: Sequence[Span], values: Sequence[float], metric: str) -> 
 
 
 def perplexities(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> Measure:
-    """The measure of runs by the perplexity of a model without them; the loss has a batch size of its own."""
+    """Return the measure of runs by the perplexity of a model without them; the loss has a batch size of its own."""
 
     def measure(gone: Sequence[Span], measured: Sequence[Span]) -> list[float]:
         found = []
@@ -78,7 +80,7 @@ def perplexities(model: "nn.Module", family: Family, tokens: Tokens, batch_size:
 
 
 def taylor_sums(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> Measure:
-    """The measure of runs by the sum of their blocks' Taylor scores, in batches of so many sequences."""
+    """Return the measure of runs by the sum of their blocks' Taylor scores, in batches of so many sequences."""
 
     def measure(gone: Sequence[Span], measured: Sequence[Span]) -> list[float]:
         blocks = sorted({block for start, end in measured for block in range(start, end)})

@@ -1,4 +1,4 @@
-"""From a fit section of the config and what was gathered to the transforms of a cut.
+"""Turn a fit section of the config and the gathered evidence into the transforms of a cut.
 
 `fit_section` fits one group from its evidence. `fit_cut` fits all groups of a cut: each on the original model
 (`estimation: parallel`), or each on the model as shortened so far (`sequential`), by forward passes of its own.
@@ -52,7 +52,7 @@ class Passes:
 
     @property
     def device(self) -> str:
-        """Where the model is."""
+        """Device of the model."""
         return str(next(self.model.parameters()).device)
 
     def evidence(
@@ -62,7 +62,8 @@ class Passes:
         folder: Path,
         more: "Sequence[Collector]" = (),
     ) -> "list[Evidence]":
-        """What the fits of the groups need, from the model as it runs now, by one pass, of which `more` get theirs too.
+        """Gather the evidence for the fits of the groups, from the model as it runs now, by one pass shared with
+        `more`.
 
         Recycled neurons take a pass before it. Rows, if any, stay in memory or go to a folder.
         """
@@ -99,7 +100,7 @@ class Passes:
             collect(self.model, self.family, batches, collectors)
 
     def _by_parts(self, config: FitConfig, group: tuple[int, int], recycled: "Recycled | None") -> "Evidence":
-        """Statistics by parts of the text, by which a ridge can be chosen."""
+        """Return statistics by parts of the text, for choosing a ridge."""
         from replaceme.activations.gather import gather_groups, shard_batches
         from replaceme.activations.statistics import Statistics
         from replaceme.transforms.ridge import Shards
@@ -128,7 +129,7 @@ class Passes:
     def gains(
         self, config: FitConfig, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
     ) -> "list[Transform]":
-        """The transforms of the groups with the gains of the norms after them."""
+        """Return the transforms of the groups with the gains of the norms after them."""
         from replaceme.transforms.gains import Gains
 
         gains = Gains(groups, transforms, config.regression)
@@ -136,7 +137,7 @@ class Passes:
         return gains.transforms()
 
     def ratios(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[torch.Tensor]":
-        """Ratios of magnitudes of the stream after each group to that before it, in the basis that the fit works in."""
+        """Return the ratios of magnitudes of the stream after each group to before it, in the basis of the fit."""
         from replaceme.activations.magnitudes import Magnitudes
         from replaceme.transforms.scaling import hadamard
 
@@ -148,9 +149,9 @@ class Passes:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a group is fitted from: its statistics, and for the fits that need them its shards, rows and neurons.
+    """The data that a group is fitted from: its statistics, and for the fits that need them shards, rows and neurons.
 
-    `state` is that of an unfinished fit over the rows, `ratios` those of magnitudes.
+    `state` is the state of an unfinished fit over the rows, `ratios` are ratios of magnitudes.
     """
 
     statistics: "Statistics | None" = None
@@ -163,7 +164,7 @@ class Evidence:
 
 
 def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
-    """The transform that a fit section describes, for one group, without what a norm makes of it.
+    """Fit the transform of a fit section for one group, without the effect of a norm after it.
 
     The identity and the collapse need no statistics, `ridge: auto` also the shards, a fit over rows these, which it
     streams through the device.
@@ -235,7 +236,9 @@ def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
 
 
 def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
-    """The state of a fit over rows in `path`: good for the same rows, options, code, device and versions only."""
+    """Return the state of a fit over rows in `path`, valid only for the same rows, options, code, device and
+    versions.
+    """
     from replaceme.transforms.resume import State
 
     stored = {"origin": rows.origin.content, "parts": rows.parts, "state": rows.state}
@@ -243,21 +246,21 @@ def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) ->
 
 
 def state_identity(config: FitConfig, rows: dict[str, Any], device: str) -> dict[str, Any]:
-    """What a state is good for: a fit section, what is known of the rows or the text, code, device and versions."""
+    """Return the facts that a state is valid for: fit section, rows or text, code, device and versions."""
     from replaceme.transforms.resume import here
 
     return {"fit": config.model_dump(), "rows": rows, **here(device, "replaceme.steps.fit", *modules_of(config))}
 
 
 def modules_of(config: FitConfig) -> list[str]:
-    """The modules that a fit section has imported by name: that of its method, or of the structure of its map."""
+    """Return the modules that a fit section imports by name: that of its method, or of the structure of its map."""
     from replaceme.transforms.registry import FITS, module_of
 
     return modules_of_method(config) or ([module_of(config.transform)] if config.transform in FITS else [])
 
 
 def modules_of_method(config: FitConfig) -> list[str]:
-    """The module of another method, where a fit section names one."""
+    """Return the module of another method, if a fit section names one."""
     return [] if config.method == "replaceme" else [f"replaceme.methods.{config.method}"]
 
 
@@ -269,7 +272,7 @@ def fit_cut(
     passes: "Callable[[], Passes]",
     family: "Family",
 ) -> "list[Transform]":
-    """The transforms of the groups [start, end) of a cut, in order.
+    """Fit the transforms of the groups [start, end) of a cut, in order.
 
     `gathered(k)` gives the evidence of group k on the original model, from what was gathered before; without it a
     forward pass does. `passes()` loads what these need, and is called for that, for a sequential estimation of several
@@ -302,7 +305,7 @@ def _fit_groups(
     passes: "Passes | None",
     gain: bool,
 ) -> "list[Transform]":
-    """Those of groups on one and the same model: ratios take a pass for all of them, and so do gains."""
+    """Fit groups on one and the same model: ratios take a pass for all of them, and so do gains."""
     ratios = passes.ratios(config, groups) if config.needs_magnitudes else [None] * len(groups)
     found = [
         fit_section(config, replace(evidence(number), ratios=one), hidden_size) for number, one in enumerate(ratios)

@@ -1,9 +1,9 @@
-"""The distances and what the fit needs by one forward pass: the first batch foresees the cut that all of them choose.
+"""Measure the distances and gather the evidence of the fit by one forward pass: the first batch predicts the cut.
 
-A cut chosen by distance would take a pass for the distances and, once it is known, another for what is fitted. But
-thousands of tokens mostly name the cut that millions do. So the first batch chooses one, the pass that measures the
-distances gathers for that cut on the way, and where all tokens choose another one after all, that gets a pass of its
-own. What comes out is the same, bit by bit, as of two passes.
+A cut chosen by distance would take a pass for the distances and, once it is known, another for the fit. But thousands
+of tokens mostly name the cut that millions do. So the first batch chooses one, the pass that measures the distances
+gathers for that cut on the way, and where all tokens choose another one after all, that gets a pass of its own. The
+result has the same bits as that of two passes.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def can_foresee(cut: CutConfig, fit: FitConfig, model: "nn.Module") -> bool:
-    """Whether the cut is chosen by distance, and its T takes one pass over a model that is there as a whole."""
+    """Return whether one pass suffices: the cut is chosen by distance, and its T needs one pass over a whole model."""
     by_distance = cut.start is None and not cut.needs_candidates
     one_pass = fit.recycle is None and not fit.automatic and not fit.sequential(cut.several)
     return by_distance and one_pass and not fit.is_other and not hasattr(model, "streamed")
@@ -41,7 +41,7 @@ def choose_and_gather(
     folder: Path,
     foreseen: Callable[[Sequence[Span]], None],
 ) -> tuple[Cut, list[Evidence] | None]:
-    """The chosen cut, and the evidence of each of its groups, None where another cut was foreseen.
+    """Return the chosen cut, and the evidence of each of its groups, None if the first batch predicted another cut.
 
     `foreseen` is called with the groups that are gathered for, before the pass; rows that memory has no room for go to
     a folder.
