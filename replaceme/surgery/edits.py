@@ -1,4 +1,4 @@
-"""Say what a new checkpoint holds by its differences from the one that it is made from."""
+"""Describe a new checkpoint by its differences from the source checkpoint."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ Split = Callable[["torch.Tensor"], Tensors]
 
 @dataclass(frozen=True)
 class Changes:
-    """What becomes of tensors, by their name in the source.
+    """Changes of tensors, by their name in the source.
 
     `edits`: a tensor's new content. `layers`: tensors that are added beside one, by their names in the numbering of the
-    source. `biased`: linear layers of the MLPs without biases get zeros. `parts`: what stands in place of a tensor, by
-    names likewise.
+    source. `biased`: linear layers of the MLPs without biases get zeros. `parts`: the tensors that replace one, by
+    names in the same way.
     """
 
     edits: Mapping[str, Edit] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Changes:
     parts: Mapping[str, Split] = field(default_factory=dict)
 
     def of(self, checkpoint: "Checkpoint", tensors: Tensors) -> Tensors:
-        """The tensors of a shard with their changes, under the names of the source."""
+        """Return the tensors of a shard with their changes, under the names of the source."""
         if self.biased:
             tensors = _with_biases(checkpoint, tensors)
         near = [name for name in self.layers if name in tensors]
@@ -42,12 +42,12 @@ class Changes:
         return new
 
     def touch(self, names: Iterable[str]) -> bool:
-        """Whether a shard with these tensors is another one afterwards."""
+        """Return whether the changes alter a shard with these tensors."""
         return self.biased or any(name in one for name in names for one in (self.edits, self.layers, self.parts))
 
 
 def _with_biases(checkpoint: "Checkpoint", tensors: Tensors) -> Tensors:
-    """Zero biases beside the weights of a shard that have none, for the layers that the family's switch gives them."""
+    """Add zero biases beside the weights of a shard that have none, for the layers that the family's switch covers."""
     layers = tuple(f".{layer}.weight" for layer in checkpoint.family.biased)
     added = {
         name.removesuffix("weight") + "bias": weight.new_zeros(len(weight))

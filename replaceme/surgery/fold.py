@@ -1,4 +1,4 @@
-"""Checkpoint in, shorter checkpoint out: fold T, drop blocks, renumber, one safetensors shard at a time.
+"""Fold transforms into a checkpoint: fold T, drop blocks, renumber, one safetensors shard at a time.
 
 With row vectors M = a W^T, W the down projection [hidden, intermediate], M T = a (T^T W)^T, so W becomes T^T W,
 computed in float64 and rounded once to the stored type. The model itself is never loaded. In a mixture of experts M is
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
-    """T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden].
+    """Compute T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden].
 
     Formed where T is, returned where W is.
     """
@@ -50,7 +50,7 @@ def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
 
 
 def fold_normed(weight: "torch.Tensor", gains: "torch.Tensor | None", transform: "torch.Tensor") -> "torch.Tensor":
-    """`c T^T diag(g) W`, c such that its Frobenius norm is W's; gains g [hidden], the rest as in `fold`.
+    """Compute `c T^T diag(g) W`, c such that its Frobenius norm is W's; gains g [hidden], the rest as in `fold`.
 
     Without gains the transform is a down projection [intermediate, hidden] itself, and the result `c T^T`.
     """
@@ -67,10 +67,10 @@ def finish_pruned(
     transforms: "Sequence[Transform]",
     origin: Origin,
 ) -> dict[str, Any]:
-    """Write the pruned checkpoint of a model record with its model card; returns what goes into replaceme.json.
+    """Write the pruned checkpoint of a model record with its model card; returns the content of replaceme.json.
 
-    `transforms` has one for each group of the cut; `origin` the hashes of what they were fitted on. Errors as in
-    `merge`.
+    `transforms` has one for each group of the cut; `origin` the hashes of the files that they were fitted on. Errors as
+    in `merge`.
     """
     from replaceme.transforms.transform import joint_report
 
@@ -105,7 +105,7 @@ def finish(
     provenance: dict[str, Any],
     card: str | None = None,
 ) -> None:
-    """`merge` by a merger that may have begun already."""
+    """Write what `merge` writes, by a merger that may have begun already."""
     _check(merger.checkpoint, cut, transforms)
     merger.write(_content(merger.checkpoint, cut.groups, transforms, merger.device), provenance, card)
 
@@ -168,7 +168,7 @@ def check_values(transform: "Transform", size: int, where: str | Path) -> None:
 def _edits(
     checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
 ) -> dict[str, Edit]:
-    """What happens to which tensors (by their name in the source); a new tensor is made from one that is given."""
+    """Return the edits of tensors by their name in the source; each makes the new tensor from the given one."""
     edits: dict[str, Edit] = {}
     for (start, end), transform in zip(groups, transforms, strict=True):
         if transform.placement == COLLAPSE:
@@ -202,7 +202,7 @@ def _bias_of(weight: str) -> str:
 
 
 def plain_fold(checkpoint: Checkpoint, down: str, transform: "Transform") -> dict[str, Edit]:
-    """What T does to a down projection of this name and to its bias, whatever follows it."""
+    """Return the edits by which T changes a down projection and its bias, whatever follows it."""
     family, matrix, refitted = checkpoint.family, transform.matrix, transform.placement == "down_proj"
     if transform.intercept is not None and family.has_bias and _bias_of(down) not in checkpoint.tensors:
         raise ReplaceMeError(f"{checkpoint.folder}: no tensor {_bias_of(down)}, into which the intercept should go")
@@ -234,7 +234,7 @@ def _normed_fold(checkpoint: Checkpoint, carrier: str, transform: "Transform") -
 
 
 def _recycling(family: Family, carrier: str, recycled: "Recycled") -> dict[str, Edit]:
-    """The rows of the gate and up projections that belong to the recycled neurons, and their biases, which go."""
+    """Return the edits of the gate and up rows of the recycled neurons, and of their biases, which become zero."""
     fused = family.gate == family.up  # one weight, the gate above
 
     def rows(*parts: "tuple[int, torch.Tensor]") -> Edit:

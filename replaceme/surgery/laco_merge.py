@@ -1,4 +1,4 @@
-"""Removed blocks merged into their carrier by adding differences of weights: LaCo (arXiv 2402.11187).
+"""Merge removed blocks into their carrier by adding differences of weights: LaCo (arXiv 2402.11187).
 
 Every weight of attention and MLP of block c = start - 1, with its bias, becomes `W_c + sum_k (W_k - W_c)`, k the
 removed blocks start .. end-1, or, where the cut was chosen by merging, the sum with coefficients that belongs to it
@@ -24,7 +24,7 @@ COLLAPSE = "collapse"
 
 
 def fit_collapse(hidden_size: int, coefficients: Sequence[int] | None = None) -> "Transform":
-    """What stands for the merge among the transforms: it has no map of its own (`matrix` is I).
+    """Return the transform that stands for the merge; it has no map of its own (`matrix` is I).
 
     `coefficients` of the carrier and each removed block: by default `(1 - n, 1, ..., 1)` of n removed blocks.
     """
@@ -41,7 +41,7 @@ def _with(transform: "Transform", coefficients: Sequence[int]) -> "Transform":
 
 
 def as_chosen(cut: Cut, transforms: "Sequence[Transform]") -> "list[Transform]":
-    """The transforms of the groups of a cut.json; those that merge do so with the coefficients it was chosen with."""
+    """Return the transforms of the groups of a cut.json; merges get the coefficients of the cut's search."""
     if cut.coefficients is None:
         return list(transforms)
     pairs = zip(transforms, cut.coefficients, strict=True)
@@ -49,14 +49,14 @@ def as_chosen(cut: Cut, transforms: "Sequence[Transform]") -> "list[Transform]":
 
 
 def coefficients_of(transform: "Transform") -> Sequence[int] | None:
-    """The coefficients of a merge, None where they are the usual ones."""
+    """Return the coefficients of a merge, None where they are the usual ones."""
     return transform.report.get("coefficients")
 
 
 def merged(
     carrier: "torch.Tensor", removed: "Iterable[torch.Tensor]", coefficients: Sequence[int] | None = None
 ) -> "torch.Tensor":
-    """`W_c + sum_k (W_k - W_c)`, or `sum_k c_k W_k` from c on, in float64, rounded once to the type of W_c."""
+    """Return `W_c + sum_k (W_k - W_c)`, or `sum_k c_k W_k` from c on, in float64, rounded once to the type of W_c."""
     base = carrier.double()
     total = base.clone() if coefficients is None else coefficients[0] * base
     for number, other in enumerate(removed, 1):
@@ -67,7 +67,7 @@ def merged(
 def collapsing(
     checkpoint: "Checkpoint", start: int, end: int, coefficients: Sequence[int] | None = None
 ) -> "dict[str, Edit]":
-    """What happens to which tensors of the carrier; raises ReplaceMeError where the blocks are not of one kind."""
+    """Return the edits of the carrier's tensors; raises ReplaceMeError where the blocks are not of one kind."""
     shapes = [_merging({name: shape for name, (_, shape, _) in _of(checkpoint, block).items()}) for block in
               range(start - 1, end)]  # fmt: skip
     _check_alike(shapes, start, end, str(checkpoint.folder))
@@ -91,7 +91,7 @@ def _check_alike(shapes: Sequence[dict[str, tuple[int, ...]]], start: int, end: 
 def collapsed(
     blocks: "nn.ModuleList", start: int, end: int, coefficients: Sequence[int] | None = None
 ) -> Callable[[], None]:
-    """Give a loaded carrier the merged weights; returns what gives it its own back."""
+    """Give a loaded carrier the merged weights; returns a function that restores its own."""
     import torch
 
     held = [dict(block.named_parameters()) for block in blocks[start - 1 : end]]
@@ -109,13 +109,13 @@ def collapsed(
 
 
 def _of(checkpoint: "Checkpoint", block: int) -> dict[str, tuple]:
-    """The tensors of a block, by their names in it."""
+    """Return the tensors of a block, by their names in it."""
     prefix = f"{checkpoint.family.blocks}.{block}."
     return {name.removeprefix(prefix): held for name, held in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
 def _merging(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The weights that are merged, of the shapes of a block's tensors: matrices, and the biases beside them."""
+    """Return the mergeable weights among the shapes of a block's tensors: matrices, and the biases beside them."""
     matrices = {name for name, shape in shapes.items() if len(shape) > 1}
     biases = {name.removesuffix("weight") + "bias" for name in matrices}
     return {name: tuple(shape) for name, shape in shapes.items() if name in matrices or name in biases}

@@ -1,4 +1,4 @@
-"""What of a source is not in a checkpoint that is made from it: tensors that are not loaded, files that are not copied.
+"""Report what a new checkpoint leaves out of its source: tensors that are not loaded, files that are not copied.
 
 Both are said in one line each, in the log and on the model card.
 """
@@ -22,7 +22,7 @@ OURS = {"config.json", INDEX, "README.md", RECORD, CODE.name}  # what is made an
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:
-    """A line for the tensors and one for the files that a new checkpoint will not have, where there are any."""
+    """Return a line for the tensors and one for the files that a new checkpoint will lack, where there are any."""
     lines = []
     if checkpoint.unloaded:
         lines.append(
@@ -35,7 +35,7 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
 
 
 def left_out_of_models(config: "Config") -> list[str]:
-    """The lines of `left_out` for every local model of a table that can be opened."""
+    """Return the lines of `left_out` for every local model of a table that can be opened."""
     lines = []
     for name in sorted({model for table in config.tables.values() for model in table.named("models")}):
         if names_folder(config.models[name].source):
@@ -46,19 +46,21 @@ def left_out_of_models(config: "Config") -> list[str]:
 
 
 def files_left(checkpoint: Checkpoint) -> list[str]:
-    """Files and folders beside a checkpoint that are not copied, folders with a slash; hidden ones are nobody's."""
+    """Return files and folders beside a checkpoint that are not copied, folders with a slash; hidden ones are
+    ignored.
+    """
     copied = {name.partition("/")[0] for name in (*OURS, *checkpoint.shards, *checkpoint.companions())}
     beside = sorted(path for path in checkpoint.folder.iterdir() if path.name not in copied)
     return [f"{path.name}/" if path.is_dir() else path.name for path in beside if not path.name.startswith(".")]
 
 
 def on_card(lines: Sequence[str]) -> str:
-    """The part of a model card that says what was left out; nothing where there is nothing."""
+    """Return the part of a model card that lists what was left out; empty if nothing was."""
     return "".join(f"\nLeft out of the source were {line}\n" for line in lines)
 
 
 def without_predictors(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json of a checkpoint without the layers that predict further tokens, which are never loaded."""
+    """Return config.json of a checkpoint without the layers that predict further tokens, which are never loaded."""
     return config | dict.fromkeys(predictors(config), 0)
 
 

@@ -77,9 +77,9 @@ LOADING_SEPARATE = """What was added is not part of the original architecture, h
 
 
 def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
-    """Markdown that says what was removed, how the gap was closed, and from what it was made, with the Hub's metadata.
+    """Return the card: what was removed, how the gap was closed, the sources, and the Hub's metadata.
 
-    `licence` is what `licence_of` found of the source.
+    `licence` is the result of `licence_of` for the source.
     """
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
     separate = provenance["placement"] == "block"
@@ -100,7 +100,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 
 
 def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, str], code: bool) -> str:
-    """The same of a checkpoint that another method made; `code`: it brings the file of code."""
+    """Return the card of a checkpoint made by another method; `code`: it brings the file of code."""
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
     known = {**fit, "blocks": cut.blocks, "span": cut.span, "final": cut.num_blocks - 1}
     return METHOD_TEMPLATE.format(
@@ -119,7 +119,7 @@ def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, s
 
 
 def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
-    """Markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
+    """Return the card of a shortened checkpoint that was trained afterwards."""
     source, cut, healing = provenance["original"], Cut.of(provenance["cut"]), provenance["healing"]
     return HEALED.format(
         metadata=_metadata(source, licence),
@@ -140,12 +140,12 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 
 
 def _named(text: dict[str, Any]) -> str:
-    """What a text is called by the record of its tokens, or of what it was mixed from."""
+    """Return the name of a text, from the record of its tokens or of its mix."""
     return text["dataset"] if "mix" not in text else " and ".join(map(_named, text["mix"]))
 
 
 def _fitted(provenance: dict[str, Any]) -> str:
-    """What was put in the place of the removed blocks."""
+    """Describe what replaces the removed blocks."""
     cut, fit, placement = Cut.of(provenance["cut"]), provenance["fit"], provenance["placement"]
     if placement is None:
         return "and nothing was put in their place (UIDL)"
@@ -162,7 +162,9 @@ def _fitted(provenance: dict[str, Any]) -> str:
 
 
 def licence_of(folder: str | Path) -> dict[str, str]:
-    """The licence entries of a source's model card, or of its config.json; empty when neither names a licence."""
+    """Return the licence entries of a source's model card, or of its config.json; empty when neither names a
+    licence.
+    """
     for found in (_card_metadata(Path(folder) / "README.md"), json.loads((Path(folder) / "config.json").read_text())):
         if isinstance(found.get("license"), str):
             return {key: found[key] for key in LICENCE if isinstance(found.get(key), str)}
@@ -170,7 +172,7 @@ def licence_of(folder: str | Path) -> dict[str, str]:
 
 
 def _card_metadata(path: Path) -> dict[str, Any]:
-    """What stands in YAML at the top of a model card; empty when there is no card, or none that can be read."""
+    """Return the YAML at the top of a model card; empty when there is no card, or no readable one."""
     import yaml
     from huggingface_hub import metadata_load
 
@@ -181,7 +183,7 @@ def _card_metadata(path: Path) -> dict[str, Any]:
 
 
 def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
-    """The YAML that the Hub reads."""
+    """Return the YAML for the Hub."""
     import yaml
 
     entries = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "replaceme"]}
@@ -191,7 +193,7 @@ def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
 
 
 def _listed(numbers: dict[str, Any]) -> str:
-    """The numbers and words of a report in a line."""
+    """Return the numbers and words of a report in a line."""
     return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items() if not isinstance(value, list | dict))
 
 

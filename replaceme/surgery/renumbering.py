@@ -1,9 +1,9 @@
-"""Blocks that make use of their own number, moved to another: their weights make up for it.
+"""Adapt the weights of blocks that compute with their own number when they move to another.
 
 GPT-2 with `scale_attn_by_inverse_layer_idx` divides the attention scores q k of block n by n + 1. As block m it has the
-same scores with queries, and so with their weights and biases, times (m + 1) / (n + 1).
-What else depends on the number stands in config.json (see `models.pruned_config`); tests/models/test_families.py reads
-transformers' code for more.
+same scores with queries, and so with their weights and biases, times (m + 1) / (n + 1). Everything else that depends on
+the number is in config.json (see `models.pruned_config`); tests/models/test_families.py reads transformers' code for
+more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def with_new_numbers(
     checkpoint: "Checkpoint", groups: Sequence[tuple[int, int]], edits: "Mapping[str, Edit]"
 ) -> "dict[str, Edit]":
-    """The edits of a cut's tensors, and after them those of the blocks that get another number."""
+    """Return the edits of a cut's tensors, followed by those of the renumbered blocks."""
     found, family = dict(edits), checkpoint.family
     if family.numbered is None or not checkpoint.config.get(family.numbered):
         return found
@@ -36,12 +36,12 @@ def with_new_numbers(
 
 
 def both(first: "Edit", second: "Edit") -> "Edit":
-    """One edit after another."""
+    """Return an edit that applies one edit after another."""
     return lambda tensor: second(first(tensor))
 
 
 def _scaled_queries(width: int, factor: float) -> "Edit":
-    """The first `width` outputs, which are the last axis of a weight or bias, times a factor, rounded once."""
+    """Return an edit that scales the first `width` outputs, on the last axis of a weight or bias, rounded once."""
 
     def edit(given: "torch.Tensor") -> "torch.Tensor":
         scaled = given.clone()

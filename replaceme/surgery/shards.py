@@ -1,10 +1,10 @@
-"""The shards of a new checkpoint: most are copied byte by byte, those with tensors that change are written anew.
+"""Write the shards of a new checkpoint: most are copied byte by byte, those with changed tensors are written anew.
 
 A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: for each tensor its type,
 shape and place) and the tensors' bytes without gaps. So a shard without some tensors and with other names is another
 header before runs of the same bytes. They never pass through this process: the kernel copies them, or on a filesystem
-that can (XFS, Btrfs) shares them. Of a checkpoint of several shards, what a transform may change goes into a shard of
-its own, so that all others can be copied, and hashed, before there is a transform.
+that can (XFS, Btrfs) shares them. In a checkpoint of several shards, the tensors that a transform may change get a
+shard of their own, so that all others can be copied, and hashed, before there is a transform.
 """
 
 import errno
@@ -34,7 +34,7 @@ NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBA
 
 
 def copy_shard(source: Path, target: Path, names: Mapping[str, str]) -> int:
-    """Write the tensors `names` (as they are called in `source`: as they are to be) to `target`; returns their bytes.
+    """Write the tensors `names` (name in `source`: new name) to `target`; returns their bytes.
 
     All of them under their own names: the file as it is. Nothing is synced. `source` must be a valid file
     (`checkpoints.open_checkpoint` has read its header).
@@ -90,7 +90,7 @@ def _copy_range(source: int, target: int, begin: int, position: int, count: int)
 
 
 def renamed(family: "Family", groups: Sequence[tuple[int, int]], name: str) -> str | None:
-    """A tensor's name in a checkpoint without the blocks of some groups, or None when its block goes."""
+    """Return a tensor's name in a checkpoint without the blocks of some groups, or None when its block goes."""
     block = family.block_of(name)
     if block is None:
         return name
@@ -102,7 +102,7 @@ def renamed(family: "Family", groups: Sequence[tuple[int, int]], name: str) -> s
 
 @dataclass(frozen=True)
 class Written:
-    """A shard that is there: its tensors, their bytes, and the SHA-256 of the file."""
+    """A finished shard: its tensors, their bytes, and the SHA-256 of the file."""
 
     names: list[str]
     size: int
@@ -110,10 +110,10 @@ class Written:
 
 
 class Shards:
-    """The shards of a checkpoint without the blocks of some groups, on their way to a folder.
+    """The shards of a checkpoint without the blocks of some groups, while they are written to a folder.
 
-    `copy` starts with those that no transform of the groups' carriers can change; `write` does the rest. `known`: the
-    SHA-256 of the source's files, where somebody has them, which are those of the shards copied as they are.
+    `copy` starts with the shards that no transform of the groups' carriers can change; `write` does the rest. `known`:
+    the SHA-256 of the source's files, if known, which also hold for unchanged copies.
     """
 
     def __init__(
@@ -135,18 +135,18 @@ class Shards:
         self._pending: dict[str, Future[Written]] = {}
 
     def renamed(self, name: str) -> str | None:
-        """A tensor's name in the new checkpoint, or None when its block goes."""
+        """Return a tensor's name in the new checkpoint, or None when its block goes."""
         return renamed(self.checkpoint.family, self.groups, name)
 
     def copy(self) -> None:
-        """Start to copy the shards in which nothing may change, in the background."""
+        """Start to copy the shards that cannot change, in the background."""
         changeable = {name for start, _ in self.groups for name in self.checkpoint.changeable(start - 1)}
         for shard, names in self._names.items():
             if shard not in self._pending and not changeable & set(names):
                 self._pending[shard] = self._copying.submit(self._copy, shard)
 
     def write(self, changes: Changes) -> dict[str, str]:
-        """Write all that is not there yet, and the index; returns the SHA-256 of every shard by its file name."""
+        """Write all remaining shards, and the index; returns the SHA-256 of every shard by its file name."""
         for shard, names in self._names.items():
             if shard in self._pending and changes.touch(names):
                 self._pending.pop(shard).result()  # some transforms change more than their carriers
@@ -168,7 +168,7 @@ class Shards:
         return {file: one.digest for file, one in files.items()}
 
     def stop(self) -> None:
-        """Give up what has not begun, and wait for the rest."""
+        """Cancel the copies that have not begun, and wait for the rest."""
         for threads in (self._copying, self._changing, self._hashing):
             threads.shutdown(cancel_futures=True)
 

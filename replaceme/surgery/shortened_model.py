@@ -1,8 +1,8 @@
-"""A loaded model that runs as if blocks were removed and transforms folded in, for as long as it is asked to.
+"""Run a loaded model as if blocks were removed and transforms folded in, inside a context.
 
-Removed blocks hand on what they get, and the transform is applied where its placement says. No weight changes for
+Removed blocks pass their input on, and the transform is applied according to its placement. No weight changes for
 longer than that (and none at all but for `collapse`) and no block is renumbered, so that masks and position-dependent
-settings stay those of each kept block. What `fold` writes must give the same logits (tests/surgery/test_fold.py).
+settings stay those of each kept block. A checkpoint of `fold` must give the same logits (tests/surgery/test_fold.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,9 @@ def shortened(
     groups: Sequence[tuple[int, int]],
     transforms: Sequence["Transform | None"],
 ) -> Iterator[None]:
-    """Within it the base model runs without the blocks [start, end) of each group; None: nothing takes their place."""
+    """Run the base model without the blocks [start, end) of each group within the block; None: nothing replaces
+    them.
+    """
     blocks = family.block_modules(base_model)
     with ExitStack() as hooks:
         for (start, end), transform in zip(groups, transforms, strict=True):
@@ -47,7 +49,9 @@ def shortened(
 
 
 def _applied(module: "nn.Module", family: Family, carrier: "nn.Module", transform: "Transform"):
-    """Let a module put out its output times T (with what a norm after the MLP makes of it); returns what undoes it."""
+    """Make a module put out its output times T (with the effect of a norm after the MLP); returns a function that
+    undoes it.
+    """
     import torch
 
     device = next(module.parameters(), next(carrier.parameters())).device

@@ -1,4 +1,4 @@
-"""A factor on the residual stream after a carrier, put into the weights that write to the stream up to there.
+"""Put a factor on the residual stream after a carrier into the weights that write to the stream up to there.
 
 The blocks read the stream through norms, to which its size makes no difference (but for their epsilon). So the stream
 after block c is alpha times what it was when every weight that writes to it up to there is: the embedding, and in the
@@ -26,7 +26,7 @@ HEAD = "lm_head.weight"
 
 
 def factor_of(transform: "Transform") -> float:
-    """alpha of a transform `alpha I`; raises ReplaceMeError for any other."""
+    """Return alpha of a transform `alpha I`; raises ReplaceMeError for any other."""
     import torch
 
     factor = float(transform.matrix[0, 0])
@@ -38,7 +38,7 @@ def factor_of(transform: "Transform") -> float:
 def factors(
     checkpoint: "Checkpoint", groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
 ) -> "dict[str, Edit]":
-    """What happens to which tensors, by their names in the source; the factors of several groups multiply."""
+    """Return the edits of the tensors, by their names in the source; the factors of several groups multiply."""
     found: dict[str, float] = {}
     for (start, _), transform in zip(groups, transforms, strict=True):
         if transform.placement == UPSTREAM and not transform.is_identity:
@@ -51,7 +51,9 @@ def factors(
 
 
 def hooked(base_model: "nn.Module", family: "Family", start: int, factor: float) -> Iterator[Callable[[], None]]:
-    """Let everything that writes to the stream before block `start` put out `factor` times as much; yields undoings."""
+    """Scale the output of everything that writes to the stream before block `start` by `factor`; yields undo
+    functions.
+    """
 
     def scale(_: "nn.Module", inputs: Any, output: Any) -> Any:
         return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
@@ -64,7 +66,7 @@ def hooked(base_model: "nn.Module", family: "Family", start: int, factor: float)
 
 
 def _writers(checkpoint: "Checkpoint", start: int) -> list[str]:
-    """The tensors that write to the residual stream before block `start`."""
+    """Return the tensors that write to the residual stream before block `start`."""
     family = checkpoint.family
     weights = _embeddings(checkpoint)
     for block in range(start):
@@ -78,7 +80,7 @@ def _writers(checkpoint: "Checkpoint", start: int) -> list[str]:
 
 
 def _embeddings(checkpoint: "Checkpoint") -> list[str]:
-    """The tensor with the embedding's weights, and the head's own where it is tied to it and stored with the same."""
+    """Return the tensor with the embedding's weights, and the head's own if it is tied but stored too."""
     name = checkpoint.embedding(_beside(checkpoint, "embed_tokens.weight"))
     if (
         name == HEAD
@@ -93,7 +95,7 @@ def _embeddings(checkpoint: "Checkpoint") -> list[str]:
 
 
 def _final_norm(checkpoint: "Checkpoint") -> list[str]:
-    """The gains (and biases) of the final norm where the head shares the embedding's weights, else nothing."""
+    """Return the gains (and biases) of the final norm where the head shares the embedding's weights, else nothing."""
     own_head = HEAD in checkpoint.tensors and HEAD not in _embeddings(checkpoint)
     if own_head or not checkpoint.family.ties_head(checkpoint.config):
         return []
@@ -107,7 +109,7 @@ def _final_norm(checkpoint: "Checkpoint") -> list[str]:
 
 
 def _beside(checkpoint: "Checkpoint", name: str) -> str:
-    """A tensor of the base model, beside its blocks."""
+    """Return the full name of a tensor of the base model outside its blocks."""
     return checkpoint.family.blocks.removesuffix("layers") + name
 
 
@@ -116,7 +118,7 @@ def _bias_of(weight: str) -> str:
 
 
 def _scaled(checkpoint: "Checkpoint", name: str, factor: float) -> "Edit":
-    """`factor * tensor` in float64, rounded once; gains that are stored less an offset are scaled with it."""
+    """Return an edit `factor * tensor` in float64, rounded once; gains stored as differences keep their offset."""
     offset = checkpoint.family.gain_offset if name.endswith("norm.weight") else 0.0
 
     def edit(given: "torch.Tensor") -> "torch.Tensor":

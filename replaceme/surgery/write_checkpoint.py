@@ -1,6 +1,6 @@
-"""Write a checkpoint that is made from another one: shards, index, config, tokenizer, licence, model card and record.
+"""Write a checkpoint made from another one: shards, index, config, tokenizer, licence, model card and record.
 
-What it holds is told by a `Content`. It is there as a whole or not at all.
+A `Content` describes it. It is written as a whole or not at all.
 """
 
 import json
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def merging(
     source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> "Iterator[Merger]":
-    """Within it a checkpoint can be written in two goes (see `Merger`); folder `out` is there afterwards.
+    """Write a checkpoint in two steps within the block (see `Merger`); folder `out` exists afterwards.
 
     `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed. Errors as in
     `check_out`.
@@ -49,7 +49,7 @@ def merging(
 
 
 class Merger:
-    """Writes a checkpoint: what no transform changes as soon as the cut is known, the rest when they are."""
+    """Writes a checkpoint: unchanged shards as soon as the cut is known, the rest when the transforms are."""
 
     def __init__(
         self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
@@ -60,7 +60,7 @@ class Merger:
         self._shards: Shards | None = None
 
     def begin(self, groups: Sequence[tuple[int, int]]) -> None:
-        """Start to copy the shards that the transforms of these groups leave as they are; another cut may come yet."""
+        """Start to copy the shards that the transforms of these groups leave unchanged; another cut may still come."""
         self._begun(groups).copy()
 
     def _begun(self, groups: Sequence[tuple[int, int]]) -> "Shards":
@@ -74,7 +74,7 @@ class Merger:
         return self._shards
 
     def _drop(self) -> None:
-        """Remove what was begun."""
+        """Remove the copies that were begun."""
         if self._shards is not None:
             self._shards.stop()
             for path in self._folder.iterdir():
@@ -105,7 +105,7 @@ class Merger:
 
 
 def provenance_of(record: ModelRecord, cut: Cut, fit: dict[str, Any], origin: Origin) -> dict[str, Any]:
-    """What replaceme.json tells of any checkpoint: from which model, by which cut and fit, from which text."""
+    """Return the part of replaceme.json common to all checkpoints: its model, cut, fit and text."""
     provenance = {
         "source": record.provenance,
         "cut": cut.provenance,
@@ -117,7 +117,7 @@ def provenance_of(record: ModelRecord, cut: Cut, fit: dict[str, Any], origin: Or
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a folder and of those in it, as seen from it; an empty folder in it counts as one."""
+    """Return the files of a folder and of its subfolders, relative to it; an empty subfolder counts as one."""
     found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink() or not any(path.iterdir()))
     return [path.relative_to(folder).as_posix() for path in found]
 
