@@ -1,8 +1,8 @@
-"""`replaceme.prune` and `replaceme.heal`: a model and some text in, a checkpoint out, without Snakemake.
+"""`replaceme.prune` and `replaceme.heal`: make a checkpoint from a model and some text, without Snakemake.
 
 The same functions as the steps: tokens -> distances or candidates -> cut -> gram -> fit -> fold -> verify. Two things
-are faster here than as jobs of their own, and give the same: a cut by distance and what its fit needs take one forward
-pass where they can (`one_pass`), and what no transform changes is copied to `out` meanwhile (`writing.Merger`).
+are faster here than as jobs of their own, and give the same: a cut by distance and the evidence of its fit share one
+forward pass where they can (`one_pass`), and unchanged tensors are copied to `out` meanwhile (`writing.Merger`).
 """
 
 import tempfile
@@ -154,7 +154,7 @@ def heal(
 def _calibration(
     calibration: CalibrationConfig | None, texts: list[str] | str | None, images: str | Path | None, longest: int | None
 ) -> CalibrationConfig:
-    """The section that was given, or that of texts or images."""
+    """Return the given section, or that of texts or images."""
     if calibration is not None:
         return calibration
     if images is not None:
@@ -180,9 +180,9 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | str | None, folde
 def choose_and_fit(
     model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig, fit: FitConfig, merger: "Merger"
 ) -> "tuple[Cut, list[Transform] | Found]":
-    """The chosen cut and the transforms of its groups; the merger copies meanwhile what they cannot change.
+    """Return the chosen cut and the transforms of its groups; the merger meanwhile copies what they cannot change.
 
-    In place of transforms what another method found.
+    For another method it returns its result instead of transforms.
     """
     from replaceme.config.placement import ON_STREAM
     from replaceme.fitting.fit_cut import fit_cut

@@ -1,4 +1,4 @@
-"""Arguments of the public functions: what each may be, and the line that says so before any work."""
+"""Check the arguments of the public functions before any work, with a line for each fault."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from replaceme.core.validation import shortened, validated
 
 
 class _Shared(Strict):
-    """What both functions take, but for `texts`, which may be of many kinds."""
+    """Arguments of both functions, except `texts`, which may be of many kinds."""
 
     calibration: InstanceOf[CalibrationConfig] | None
     out: str = Field(min_length=1)
@@ -28,7 +28,7 @@ class _Shared(Strict):
 
 
 class _OfPrune(_Shared):
-    """What `prune` takes."""
+    """Arguments of `prune`."""
 
     source: str = Field(min_length=1)
     revision: str | None
@@ -40,14 +40,14 @@ class _OfPrune(_Shared):
 
 
 class _OfHeal(_Shared):
-    """What `heal` takes."""
+    """Arguments of `heal`."""
 
     folder: str = Field(min_length=1)
     training: InstanceOf[TrainingConfig]
 
 
 def check_arguments(function: Literal["prune", "heal"], **given: Any) -> None:
-    """Raise a ReplaceMeError with a line for each argument of `prune` or `heal` that it cannot be called with."""
+    """Raise a ReplaceMeError with a line for each unusable argument of `prune` or `heal`."""
     schema = {"prune": _OfPrune, "heal": _OfHeal}[function]
     # a path is as good as its text
     plain = {name: str(one) if isinstance(one, os.PathLike) else one for name, one in given.items()}
@@ -57,7 +57,7 @@ def check_arguments(function: Literal["prune", "heal"], **given: Any) -> None:
 def checked_text(
     function: Literal["prune", "heal"], calibration: CalibrationConfig | None, texts: Any, images: Any
 ) -> str | list[str] | None:
-    """The path of a file of texts, a list of texts out of any iterable of them, or None where there are no `texts`.
+    """Return the path of a file of texts, a list of texts from any iterable, or None without `texts`.
 
     Raises ReplaceMeError where there is not one source, and for texts that are none.
     """

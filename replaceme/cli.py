@@ -1,7 +1,7 @@
 """The command line: `replaceme COMMAND ...`.
 
-A command's module is imported only when it is asked for, so that `--help` is instant. Errors that users can mend are
-one line on stderr and exit code 1; mistakes of this package are Python's traceback, without secrets.
+A command's module is imported only when it is called, so that `--help` is instant. Errors that users can mend are one
+line on stderr and exit code 1; mistakes of this package are Python's traceback, without secrets.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(step: str, args: argparse.Namespace, argv: Sequence[str]) -> None:
-    """Run a command, with what it took and what it was made from written down."""
+    """Run a command, and record its cost and its sources."""
     from replaceme.provenance.job_cost import measured
     from replaceme.provenance.job_record import recorded
 
@@ -70,7 +70,7 @@ def _run(step: str, args: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 class _LogFormatter(RedactedFormatter):
-    """Lines of the log, those that matter more with `warning:` or `error:` in front."""
+    """Formatter of log lines, with `warning:` or `error:` in front of important ones."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return `name: message`, or `name: warning: message`."""
@@ -81,13 +81,13 @@ class _LogFormatter(RedactedFormatter):
 
 
 def _report(lines: Sequence[str]) -> None:
-    """Errors on stderr, a line each, whatever they quote."""
+    """Print errors to stderr, a line each, whatever they quote."""
     start = f"replaceme: {painted('error:', 'error', sys.stderr)}"
     print("\n".join(f"{start} {redacted(printable(line))}" for line in lines), file=sys.stderr)
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What Python shows of an exception that nobody caught, without secrets."""
+    """Print Python's traceback of an uncaught exception, without secrets."""
     print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
@@ -108,7 +108,7 @@ def _set_environment(online: bool) -> None:
 
 
 def _parsed(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
-    """The command, and what it was given; exits where it was not called as its help says."""
+    """Return the command and its arguments; exits with an error where it is called wrongly."""
     words = dashed(argv)
     if not words or words[0] not in STEPS:
         program = Program("replaceme", DESCRIPTION, GROUPS, epilog=EPILOG)

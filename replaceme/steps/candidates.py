@@ -1,4 +1,4 @@
-"""candidates: what each possible cut of the sizes that a choice compares costs, after its own fit or without one."""
+"""candidates: measure the cost of each possible cut of the compared sizes, after its own fit or without one."""
 
 import argparse
 
@@ -17,7 +17,7 @@ CANDIDATES = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     out_argument(parser, "where candidates.json goes")
     add_options(parser, CutConfig, CANDIDATES)
     forward_arguments(parser)

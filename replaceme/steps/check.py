@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("config", nargs="?", default="config.yaml", help="config file. Default: config.yaml.")
     parser.add_argument("--docs", type=Path, metavar="PATH", help="write the documentation of all keys there instead")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check, or document."""
+    """Check the config, or document its keys."""
     if args.docs is not None:
         write_text(args.docs, render())
         return

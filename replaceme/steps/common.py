@@ -1,4 +1,4 @@
-"""Arguments and loading that several steps share."""
+"""Common arguments of the steps, and loading of their inputs."""
 
 import argparse
 from dataclasses import replace
@@ -23,17 +23,17 @@ MODEL_HELP = "a folder, a Hub id, or the model.json of the `model` step"
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
-    """The positional MODEL."""
+    """Add the positional MODEL."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
 def out_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """The required --out."""
+    """Add the required --out."""
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help=what)
 
 
 def compute_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to compute: --device, --gpus and --threads."""
+    """Add the options of where to compute: --device, --gpus and --threads."""
     group = parser.add_argument_group("where to compute")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: the GPU if any.")
     add_options(parser, ModelConfig, ("gpus",), group)
@@ -41,14 +41,14 @@ def compute_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def verify_argument(parser: argparse.ArgumentParser, against: str) -> None:
-    """--no-verify of a step that writes a checkpoint; --verify is what happens without."""
+    """Add --verify and --no-verify to a step that writes a checkpoint."""
     text = f"Do not load the result in a fresh process to compare it with {against}."
     parser.add_argument("--no-verify", dest="verify", action="store_false", help=text)
     parser.add_argument("--verify", action="store_true", default=True, help=argparse.SUPPRESS)
 
 
 def gpus_of(args: argparse.Namespace) -> int:
-    """The --gpus of `compute_arguments`."""
+    """Return the --gpus of `compute_arguments`."""
     return validated(ModelConfig, {"source": "", "gpus": option_of(args, ModelConfig, "gpus")}, "options").gpus
 
 
@@ -71,7 +71,7 @@ def same_model(record: ModelRecord, model_sha256: str | None, path: str | Path) 
 
 
 def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
-    """A JSON file of an earlier step, or a ReplaceMeError when it lacks one of `keys`."""
+    """Read a JSON file of an earlier step; raises ReplaceMeError when it lacks one of `keys`."""
     record = read_json(path)
     missing = [key for key in keys if not isinstance(record, dict) or key not in record]
     if missing:
@@ -80,7 +80,7 @@ def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
 
 
 def check_shards(paths: list[str]) -> tuple[list[str], Origin]:
-    """Statistics of all shards of one cut, in order, and what they share; raises ReplaceMeError for anything else."""
+    """Return the paths of all shards of one cut, in order, and their common origin; raises ReplaceMeError otherwise."""
     origins = {path: Origin.of(load_metadata(path)) for path in paths}
     first = replace(origins[paths[0]], shard=None)
     for path, origin in origins.items():
@@ -93,7 +93,7 @@ def check_shards(paths: list[str]) -> tuple[list[str], Origin]:
 
 
 def neurons(path: str | None, regression: "Regression", origin: Origin) -> "list[Recycled] | None":
-    """The recycled neurons of each group for a regression that has such, made from the same model, text and cut."""
+    """Load the recycled neurons of each group for a regression with such, made from the same model, text and cut."""
     from replaceme.activations.recycled_neurons import load_recycled
 
     if regression.recycle is None:
@@ -107,12 +107,12 @@ def neurons(path: str | None, regression: "Regression", origin: Origin) -> "list
 
 
 def model_record(args: argparse.Namespace) -> ModelRecord:
-    """The record of the positional MODEL."""
+    """Load the record of the positional MODEL."""
     return load_record(args.model)
 
 
 def weights_folder(model: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a model to measure and its config; its files are checked against their list in its record."""
+    """Return the folder of a model to measure and its config, after a check of its files against its record."""
     folder = Path(model)
     if (folder / RECORD).is_file():
         check_merged(folder)

@@ -1,4 +1,4 @@
-"""compare: a table beside published values, in their layout."""
+"""compare: show a table beside published values, in their layout."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("table", metavar="TABLE", type=Path, help="a table's .csv")
     parser.add_argument("--reference", required=True, metavar="JSON", help="`reference` of a table in config.yaml")
     parser.add_argument("--caption", default="", help="sentence above the table")
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the comparison in all formats, with where its numbers come from below it."""
+    """Write the comparison in all formats, with the sources of its numbers below it."""
     from replaceme.config.reference import ReferenceConfig
     from replaceme.core.validation import validated
     from replaceme.reports.csv_files import read_csv

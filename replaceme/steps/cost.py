@@ -1,4 +1,4 @@
-"""cost: what the rows of a table took to make."""
+"""cost: add up the cost of making the rows of a table."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of the run, with cost/ in it")
     parser.add_argument(
         "--jobs",

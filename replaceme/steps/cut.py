@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     model_argument(parser)
     parser.add_argument("--distances", metavar="FILE", help="distance file, for the metrics of pairs of states")
     parser.add_argument("--candidates", metavar="FILE", help="candidates file, for the other metrics")

@@ -1,4 +1,4 @@
-"""distances: how far the blocks' hidden states are from one another."""
+"""distances: measure how far the blocks' hidden states are from one another."""
 
 import argparse
 
@@ -11,7 +11,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     out_argument(parser, "where the matrices go (.safetensors; the .csv lies beside it)")
     words = f"the metrics {' and '.join(REPRESENTATIONS)}"
     parser.add_argument("--representations", action="store_true", help=f"also for {words}; costs more")

@@ -1,4 +1,4 @@
-"""evaluate: benchmarks of one model, by lm-eval, or of encoders of images and texts with clip-benchmark."""
+"""evaluate: benchmark one model, by lm-eval, or encoders of images and texts with clip-benchmark."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ ONLINE = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     model_argument(parser)
     out_argument(parser, "where the results go (.json)")
     parser.add_argument(
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def section_of(args: argparse.Namespace) -> EvaluationConfig:
-    """The section that the options describe."""
+    """Return the section that the options describe."""
     args.tasks = dict(_named("--task", text, TaskConfig) for text in args.task)
     for task in args.tasks.values():
         task["fewshot"] = args.num_fewshot if task["fewshot"] is None else task["fewshot"]
@@ -74,7 +74,7 @@ def section_of(args: argparse.Namespace) -> EvaluationConfig:
 
 
 def _named(option: str, text: str, schema: type[Strict]) -> tuple[str, dict[str, Any]]:
-    """A name and the section that JSON after it describes."""
+    """Split an option's value into a name and the section that the JSON after it describes."""
     name, _, options = text.partition("=")
     try:
         raw = json.loads(options or "{}")

@@ -12,7 +12,7 @@ KINDS = ("distances", "cut", "healing", "table", "declared")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("kind", choices=KINDS, help="what to draw")
     parser.add_argument(
         "source",
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _draw_declared(args: argparse.Namespace) -> None:
-    """Draw a figure of the config, and write the numbers drawn beside it."""
+    """Draw a figure of the config, and write its numbers beside it."""
     from replaceme.config.figures import FigureConfig
     from replaceme.core.files import write_text
     from replaceme.core.validation import validated

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     model_argument(parser)
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
     parser.add_argument("--statistics", metavar="FILE", help="sum of the statistics; not needed for identity")
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _fit_method(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cut: Cut) -> None:
-    """The same for another method, from forward passes of its own."""
+    """Write the result of another method, from forward passes of its own."""
     passes, read = _passes(args, record, config.needs_loss)
     origin = replace(read, groups=cut.groups)
     state = State(args.out / STATE.format(group=config.method), state_identity(config, origin.content, passes.device))
@@ -120,7 +120,7 @@ def _fit_method(args: argparse.Namespace, record: ModelRecord, config: FitConfig
 
 
 def _passes(args: argparse.Namespace, record: ModelRecord, head: bool = False) -> tuple[Passes, Origin]:
-    """Forward passes over the text, and where they come from."""
+    """Return forward passes over the text, and their origin."""
     if args.tokens_file is None:
         raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
     forward = load_forward(args, record, head)
@@ -136,7 +136,7 @@ def _write_report(args: argparse.Namespace, config: FitConfig, report: dict[str,
 
 
 def _origin(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cut: Cut) -> Origin:
-    """What the transforms are made from, after a check that the statistics belong to the cut and the fit."""
+    """Return the origin of the transforms, after a check that the statistics belong to the cut and the fit."""
     if args.statistics is None:
         if not config.unfitted and config.estimation != "sequential":
             raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
@@ -155,7 +155,7 @@ def _origin(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cu
 
 
 def _rows(args: argparse.Namespace, config: FitConfig, origin: Origin, group: int) -> Rows | None:
-    """The rows of a group, of the same model, tokens and cut as the statistics, where the fit needs them."""
+    """Open the rows of a group, of the same model, tokens and cut as the statistics, if the fit needs them."""
     if not config.needs_rows:
         return None
     if not args.rows:
@@ -175,7 +175,7 @@ def _rows(args: argparse.Namespace, config: FitConfig, origin: Origin, group: in
 
 
 def _shards(args: argparse.Namespace, config: FitConfig, origin: Origin, group: int) -> Shards | None:
-    """The shards that the statistics are the sum of, where the fit needs them."""
+    """Open the shards that the statistics are the sum of, if the fit needs them."""
     if not config.automatic:
         return None
     if not args.shards:

@@ -1,4 +1,4 @@
-"""What the steps share that start from what was fitted; apart from `common`, on which all steps hang."""
+"""Common arguments of the steps that start from fitted transforms, apart from `common`, which all steps use."""
 
 import argparse
 
@@ -13,7 +13,7 @@ from replaceme.transforms.transform import Transform
 
 
 def fitted_arguments(parser: argparse.ArgumentParser) -> None:
-    """The positional MODEL, CUT and TRANSFORM: what a merged checkpoint is made from."""
+    """Add the positional MODEL, CUT and TRANSFORM, the sources of a merged checkpoint."""
     model_argument(parser)
     parser.add_argument("cut", metavar="CUT", help="cut.json of the `cut` step")
     parser.add_argument("transform", metavar="TRANSFORM", help="transform.safetensors of the `fit` step")
@@ -22,9 +22,9 @@ def fitted_arguments(parser: argparse.ArgumentParser) -> None:
 def load_fitted(
     args: argparse.Namespace,
 ) -> tuple[ModelRecord, Cut, list[Transform] | Found, Origin]:
-    """(model record, cut, transform of each group, their origin) of `fitted_arguments`, made from one another.
+    """Load (model record, cut, transform of each group, their origin) of `fitted_arguments`, made from one another.
 
-    In place of transforms what another method found, where that made the file.
+    For another method's file it loads the method's result instead of transforms.
     """
     record = model_record(args)
     cut = Cut.load(args.cut)

@@ -1,4 +1,4 @@
-"""What the steps with forward passes over calibration tokens share: their arguments, and loading."""
+"""Common arguments of the steps with forward passes over calibration tokens, and loading of their inputs."""
 
 import argparse
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
-    """MODEL, TOKENS, the options of a forward pass (and `more` of the calibration's), and where to compute."""
+    """Add MODEL, TOKENS, the options of a forward pass (and `more` of the calibration's), and where to compute."""
     model_argument(parser)
     parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step")
     add_options(parser, CalibrationConfig, (*FORWARD, *more))
@@ -29,14 +29,14 @@ def forward_arguments(parser: argparse.ArgumentParser, *more: str) -> None:
 
 
 def held_by(args: argparse.Namespace) -> Held:
-    """How the options of a forward pass have the weights held."""
+    """Return how the options of a forward pass hold the weights."""
     in_4bit, streaming = (option_of(args, CalibrationConfig, name) for name in ("load_in_4bit", "streaming"))
     return Held(gpus_of(args), in_4bit, streaming)
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass over calibration tokens needs; `origin` says where they come from."""
+    """The inputs of a forward pass over calibration tokens; `origin` describes their sources."""
 
     record: ModelRecord
     tokens: Tokens
@@ -47,7 +47,7 @@ class Forward:
 
 
 def load_forward(args: argparse.Namespace, record: ModelRecord, head: bool = False) -> Forward:
-    """Load what `forward_arguments` names, the model by its record, with its head or without."""
+    """Load the inputs named by `forward_arguments`, the model by its record, with its head or without."""
     tokens, metadata = load_tokens(args.tokens_file)
     set_threads(args.threads)
     config = read_config(record.folder)

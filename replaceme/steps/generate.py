@@ -1,4 +1,4 @@
-"""generate: the model's own answers to the prompts of a calibration source (.jsonl)."""
+"""generate: let the model answer the prompts of a calibration source (.jsonl)."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     model_argument(parser)
     out_argument(parser, "where the prompts with their answers go (.jsonl)")
     add_options(parser, CalibrationConfig, PROMPT_FIELDS)

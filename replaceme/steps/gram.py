@@ -1,4 +1,4 @@
-"""gram: statistics of one cut over one shard of the calibration tokens, for the fits of one placement."""
+"""gram: sum the statistics of one cut over one shard of the calibration tokens, for the fits of one placement."""
 
 import argparse
 from dataclasses import replace
@@ -16,7 +16,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     out_argument(parser, "where the statistics go (.safetensors)")
     parser.add_argument("--shard", type=int, default=0, metavar="K", help="shard to compute, from 0. Default: 0.")
     forward_arguments(parser, "shards")

@@ -14,7 +14,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("folder", metavar="MERGED", type=Path, help="folder of the `merge` step, or of `prune`")
     parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step, the text to train on")
     out_argument(parser, "folder of the new checkpoint")

@@ -1,4 +1,4 @@
-"""Write what `--help` shows of a command: the options that most people use, or all of them."""
+"""Write the `--help` of a command: the options that most people use, or all of them."""
 
 import argparse
 import shutil
@@ -17,12 +17,12 @@ IN_BRACES = 30  # characters of choices that stand in place of a value, more are
 
 
 def plain(text: str, style: Style) -> str:
-    """Leave the text as it is."""
+    """Return the text unchanged."""
     return text
 
 
 def usage(parser: argparse.ArgumentParser, paint: Paint = plain) -> str:
-    """The lines that say how the command is called: what it must be given, and that there are options."""
+    """Return the lines that say how the command is called: its arguments, and that there are options."""
     start = f"usage: {parser.prog} "
     words = [_values(one) for one in parser._actions if not one.option_strings]
     words += [_label(one) for one in parser._actions if one.option_strings and one.required]
@@ -34,7 +34,7 @@ def usage(parser: argparse.ArgumentParser, paint: Paint = plain) -> str:
 
 
 def command_help(parser: argparse.ArgumentParser, full: bool, paint: Paint = plain) -> str:
-    """The whole help of a command; with `full` every option, with all that there is to say."""
+    """Return the whole help of a command; with `full` every option and its whole description."""
     command = parser.prog.split()[-1]
     short = not full and len(_options(parser)) > MANY
     parts = [usage(parser, paint), f"{_wrapped(parser.description)}\n"]
@@ -54,7 +54,7 @@ def command_help(parser: argparse.ArgumentParser, full: bool, paint: Paint = pla
 
 
 def overview(parser: argparse.ArgumentParser, groups: dict[str, dict[str, str]], paint: Paint = plain) -> str:
-    """The help of the program: its commands in groups, a line each."""
+    """Return the help of the program: its commands in groups, a line each."""
     parts = [f"{paint('usage:', 'heading')} {parser.prog} COMMAND ...\n", f"{_wrapped(parser.description)}\n"]
     for title, commands in groups.items():
         rows = [_row(name, line, paint, 12) for name, line in commands.items()]
@@ -65,7 +65,7 @@ def overview(parser: argparse.ArgumentParser, groups: dict[str, dict[str, str]],
 
 
 def examples(lines: Sequence[str], paint: Paint) -> str:
-    """Commands to copy, as they are."""
+    """Return commands to copy, unchanged."""
     return "\n".join([paint("for example:", "heading"), *(f"  {line}" for line in lines), ""])
 
 
@@ -74,12 +74,16 @@ def _options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _is_short(action: argparse.Action) -> bool:
-    """Whether short help shows an option: all of the command's own, and those of config sections that are in SHORT."""
+    """Return whether short help shows an option: all of the command's own, and those of config sections that are in
+    SHORT.
+    """
     return not hasattr(action, "section") or action.required or action.dest in SHORT.get(action.section.__name__, {})
 
 
 def _said(action: argparse.Action, short: bool) -> str:
-    """What is said of an option: its short line, or its whole description; with its choices and its default."""
+    """Return the text of an option's help: its short line, or its whole description; with its choices and its
+    default.
+    """
     said, default = (action.help or "") % vars(action), ""
     section = getattr(action, "section", None)
     if section is None:
@@ -95,20 +99,20 @@ def _said(action: argparse.Action, short: bool) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The text with a capital, unless it begins with a name, and a full stop."""
+    """Return the text with a capital, unless it begins with a name, and a full stop."""
     first = text.partition(" ")[0].rstrip(":,")
     text = text[:1].upper() + text[1:] if first.isalpha() else text
     return text if text.endswith((".", "'")) or not text else f"{text}."
 
 
 def _braces(action: argparse.Action) -> str | None:
-    """The choices of an option in braces, where they are few."""
+    """Return the choices of an option in braces, where they are few."""
     braces = f"{{{','.join(map(str, action.choices or ()))}}}"
     return braces if action.choices and len(braces) <= IN_BRACES else None
 
 
 def _label(action: argparse.Action) -> str:
-    """An option as it is written, with its value; or the name of what has none."""
+    """Return an option as it is written, with its value; or the name of an argument."""
     if not action.option_strings:
         return _name(action)
     return f"{', '.join(action.option_strings)} {_values(action)}".strip()
@@ -120,7 +124,7 @@ def _name(action: argparse.Action) -> str:
 
 
 def _values(action: argparse.Action) -> str:
-    """What follows an option, or stands in its own place: `INT`, `[FILE ...]`."""
+    """Return the values of an option or an argument: `INT`, `[FILE ...]`."""
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
         return ""
     name = _name(action)
@@ -129,7 +133,7 @@ def _values(action: argparse.Action) -> str:
 
 
 def _row(label: str, text: str, paint: Paint, column: int = COLUMN) -> str:
-    """A line of a list, and more where its text is long."""
+    """Return a line of a list, or more where its text is long."""
     indent = " " * (column + 4)
     lines = list(_lines(text, indent))
     name, _, value = label.partition(" ")

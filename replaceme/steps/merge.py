@@ -13,7 +13,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     fitted_arguments(parser)
     out_argument(parser, "folder of the new checkpoint")
 

@@ -1,4 +1,4 @@
-"""mix: one calibration out of others, from their token files."""
+"""mix: mix one calibration from others, from their token files."""
 
 import argparse
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("parts", nargs="+", metavar="TOKENS", help="token files of one model, of the `tokens` step")
     parser.add_argument(
         "--weights", nargs="+", type=float, required=True, metavar="W", help="weight of each file, in the same order"

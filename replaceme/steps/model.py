@@ -1,4 +1,4 @@
-"""model: find a model, check it, and record what it is."""
+"""model: find a model, check it, and record it."""
 
 import argparse
 
@@ -9,7 +9,7 @@ ONLINE = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("source", metavar="SOURCE", help="folder of a safetensors checkpoint, or a Hub id")
     parser.add_argument("--revision", help="Hub commit, tag or branch")
     out_argument(parser, "where model.json goes")

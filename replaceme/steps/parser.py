@@ -1,4 +1,4 @@
-"""Parse the words of one command: help in two lengths, and mistakes answered with what was probably meant."""
+"""Parse the words of one command, with help in two lengths, and suggest the nearest name for a mistake."""
 
 import argparse
 import functools
@@ -22,16 +22,16 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(*names, action=_Help, full=full, nargs=0, help=argparse.SUPPRESS)
 
     def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
-        """Parse; the first option that does not exist is told, before what is missing because of it."""
+        """Parse the words; an unknown option is reported before missing arguments, which it may cause."""
         self._check_names(args)
         return super().parse_args(args, namespace)
 
     def format_usage(self) -> str:
-        """How the command is called, without colours."""
+        """Return how the command is called, without colours."""
         return usage(self)
 
     def format_help(self) -> str:
-        """What `--help` shows, without colours."""
+        """Return the text of `--help`, without colours."""
         return command_help(self, full=False)
 
     def print_help(self, file: TextIO | None = None, full: bool = False) -> None:
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         file.write(command_help(self, full, functools.partial(painted, stream=file)))
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong on stderr and exit with 2."""
+        """Print the error to stderr and exit with 2."""
         paint = functools.partial(painted, stream=sys.stderr)
         self.exit(2, f"{usage(self, paint)}{self.prog}: {paint('error:', 'error')} {printable(message)}\n")
 
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"no option {name}{meant(name, known)}; all of them: `{self.prog} --help-all`")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """What argparse says of a value that is no choice, with the nearest one."""
+        """Refuse a value that is no choice, naming the nearest one."""
         if action.choices is not None and value not in action.choices:
             choices = [str(one) for one in action.choices]
             message = f"no choice {str(value)!r}{meant(str(value), choices)}; one of {', '.join(choices)}"
@@ -88,7 +88,7 @@ class _Help(argparse.Action):
 
 
 def dashed(words: Sequence[str]) -> list[str]:
-    """The words with dashes for underscores in names of options: `--batch_size` is `--batch-size`."""
+    """Return the words with dashes for underscores in names of options: `--batch_size` is `--batch-size`."""
     found = []
     for number, word in enumerate(words):
         if word == "--":
@@ -101,7 +101,7 @@ def dashed(words: Sequence[str]) -> list[str]:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """A question about the known word that is nearest, or nothing where none is near."""
+    """Return a question about the known word that is nearest, or nothing where none is near."""
     from difflib import SequenceMatcher, get_close_matches
 
     known = list(known)

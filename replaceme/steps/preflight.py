@@ -1,4 +1,4 @@
-"""preflight: all that can be known to fail, before anything is computed."""
+"""preflight: find everything that is known to fail before anything is computed."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument(
         "config", nargs="?", default="config.yaml", help="config file, or - for JSON on stdin. Default: config.yaml."
     )

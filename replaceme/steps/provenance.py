@@ -1,4 +1,4 @@
-"""provenance: a page of what a run was made from and with."""
+"""provenance: write a page of a run's sources, versions and machines."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     record_arguments(parser)
     parser.add_argument("--title", default="What the numbers were made from and with", help="heading of the page")
     out_argument(parser, "path of the page without its ending")

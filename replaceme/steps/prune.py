@@ -1,4 +1,4 @@
-"""prune: all steps from a model and text to a shorter checkpoint, in one process."""
+"""prune: run all steps from a model and text to a shorter checkpoint, in one process."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ CUT = (
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("source", metavar="SOURCE", help="folder of a safetensors checkpoint, or a Hub id")
     parser.add_argument("--revision", help="Hub commit, tag or branch")
     out_argument(parser, "folder of the new checkpoint")
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the checkpoint and print what was done."""
+    """Write the checkpoint and print a summary."""
     set_threads(args.threads)
     calibration = from_options(args, CalibrationConfig, CALIBRATION)
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's

@@ -18,7 +18,7 @@ BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end of table 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of a finished run")
     parser.add_argument("--command", required=True, help="command that made it")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="markdown file whose table blocks are renewed")
@@ -26,7 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Copy, record, write the page that shows all (README.md), and renew the tables shown in another README."""
+    """Copy and record the results, write the page that shows all (README.md), and renew the tables in another
+    README.
+    """
     files = sorted(path for name in FOLDERS for path in (args.results / name).glob("*") if path.suffix in KINDS)
     if not any(path.parent.name == "tables" for path in files):
         raise ReplaceMeError(f"{args.results}: no tables; finish `snakemake --cores all` first")
@@ -42,6 +44,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _block(match: re.Match, results: Path) -> str:
-    """The caption and the first part, the summary, of a table."""
+    """Return the block of a README with the caption and the summary of a table."""
     table = results / "tables" / f"{match['name']}.md"
     return f"{match[1]}\n{summary(table)}\n\n{match[3]}"

@@ -1,4 +1,4 @@
-"""The records of a run, as arguments of the steps that show where its numbers come from."""
+"""Arguments for the records of a run, in steps that show the sources of its numbers."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from replaceme.reports.sources import Records
 
 
 def record_arguments(parser: argparse.ArgumentParser) -> None:
-    """The records of a run that its numbers come from: --models, --calibrations, --measured."""
+    """Add the records of a run that its numbers come from: --models, --calibrations, --measured."""
     group = parser.add_argument_group("records of the run")
     for name, what in (
         ("models", "model.json of each model"),
@@ -18,5 +18,5 @@ def record_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def records_of(args: argparse.Namespace) -> Records:
-    """What `record_arguments` were given."""
+    """Return the records given to `record_arguments`."""
     return Records(args.models, args.calibrations, sorted(set(args.measured)))

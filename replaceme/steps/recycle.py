@@ -21,7 +21,7 @@ OPTIONS = ("placement", "weighting", "recycle")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     model_argument(parser)
     parser.add_argument("statistics", metavar="STATISTICS", help="sums of `gram --before`, added by `sum`")
     add_options(parser, FitConfig, OPTIONS)

@@ -1,4 +1,4 @@
-"""rows: m and r of each token (see `targets`) of each group of a cut, for the fits that need more than sums."""
+"""rows: store m and r of each token (see `targets`) of each group of a cut, for the fits that need more than sums."""
 
 import argparse
 from dataclasses import replace
@@ -15,7 +15,7 @@ OPTIONS = ("placement", "recycle")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     out_argument(parser, "folder of the rows, with one for each group in it")
     forward_arguments(parser)
     add_options(parser, FitConfig, ("fit_tokens", *OPTIONS))

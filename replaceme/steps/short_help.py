@@ -1,6 +1,6 @@
-"""The options of config sections that short help shows, a line each, and examples of commands.
+"""Lines of short help for the options of config sections, and examples of commands.
 
-What stands nowhere here is shown by `--help-all`, with the schema's own words.
+`--help-all` shows every other option, with the schema's own words.
 """
 
 # by section and field; the help adds choices and defaults

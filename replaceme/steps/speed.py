@@ -1,4 +1,4 @@
-"""speed: size, throughput and memory of one model."""
+"""speed: measure size, throughput and memory of one model."""
 
 import argparse
 
@@ -14,7 +14,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     model_argument(parser)
     out_argument(parser, "where the results go (.json)")
     add_options(parser, SpeedConfig)

@@ -9,7 +9,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument("shards", nargs="+", metavar="STATISTICS", help="statistics of every shard, in order")
     out_argument(parser, "where the sum goes (.safetensors)")
 

@@ -1,4 +1,4 @@
-"""table: one result table out of many evaluations."""
+"""table: collect one result table from many evaluations."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ ONLINE = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.add_argument(
         "rows", nargs="*", type=Path, metavar="FOLDER", help="results/<model>/<calibration>/<cut>/<fit>"
     )

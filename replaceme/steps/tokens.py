@@ -1,4 +1,4 @@
-"""tokens: calibration text to token ids and mask, or images to pixel values."""
+"""tokens: turn calibration text into token ids and mask, or images into pixel values."""
 
 import argparse
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     model_argument(parser)
     out_argument(parser, "where the tokens go (.safetensors)")
     add_options(parser, CalibrationConfig, TOKEN_FIELDS)

@@ -1,4 +1,6 @@
-"""verify: check that a merged checkpoint is what was fitted, and loads elsewhere; or that results are as recorded."""
+"""verify: check that a merged checkpoint holds the fitted maps and loads elsewhere; or that results equal their
+records.
+"""
 
 import argparse
 import dataclasses
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the step."""
+    """Add the options of the step."""
     parser.usage = (
         "replaceme verify PATH [--json] [--any-versions]\n"
         "       replaceme verify MODEL CUT TRANSFORM FOLDER --out PATH [--threads N]"
@@ -43,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check results, or a merged checkpoint; raises ReplaceMeError when they are not what they should be."""
+    """Check results, or a merged checkpoint; raises ReplaceMeError when a check fails."""
     if args.cut is None and args.out is None:
         _check_results(args)
     elif args.folder is None or args.out is None:
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_results(args: argparse.Namespace) -> None:
-    """Say what differs, one line each, and fail when anything does."""
+    """Print the differences, one line each, and fail when there is any."""
     from replaceme.verification.audit import audit
 
     found = audit(args.model)
@@ -68,7 +70,7 @@ def _check_results(args: argparse.Namespace) -> None:
 
 
 def _check_checkpoint(args: argparse.Namespace) -> None:
-    """Write the outcomes, and fail when one of the checks did; what other programs say is only reported."""
+    """Write the outcomes, and fail when one of the checks did; those of other programs are only reported."""
     from replaceme.steps.fitted import load_fitted
 
     if args.folder.resolve() in args.out.resolve().parents:
