@@ -1,5 +1,5 @@
 rule candidates:
-    """Measure what every cut of one size leaves unexplained after its own fit, on a subset of the tokens."""
+    """Measure the error that every cut of one size leaves after its own fit, on a subset of the tokens."""
     input:
         model=paths.MODEL,
         tokens=paths.TOKENS,

@@ -29,7 +29,7 @@ rule gram:
 
 
 rule recycle:
-    """Choose the neurons of the carriers that are given other work, and what it is."""
+    """Choose the recycled neurons of the carriers and their new features."""
     input:
         model=paths.MODEL,
         statistics=fits.sum_before,
@@ -74,7 +74,7 @@ rule sum:
 
 
 rule rows:
-    """Store what is regressed, and targets, of a cut, token by token; gone when the fits over rows are done."""
+    """Store the regressed rows and targets of a cut, token by token; deleted when the fits over rows are done."""
     input:
         unpack(fits.recycled_neurons),
         model=paths.MODEL,

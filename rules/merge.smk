@@ -22,7 +22,7 @@ rule merge:
 
 
 rule verify:
-    """Check the shortened checkpoint, as a fresh process with plain transformers finds it, against the original."""
+    """Compare the shortened checkpoint, loaded by plain transformers in a fresh process, with the original."""
     input:
         model=paths.MODEL,
         cut=paths.CUT,

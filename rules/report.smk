@@ -51,7 +51,7 @@ rule compare:
 
 
 rule cost:
-    """Add up what each row of a table took to make."""
+    """Add up the cost of making each row of a table."""
     input:
         tables.checkpoints,
     output:
@@ -74,7 +74,7 @@ rule cost:
 
 
 rule provenance:
-    """Show what the numbers of all tables that are made by default were made from and with."""
+    """Show the sources, versions and machines of all tables that are made by default."""
     input:
         **tables.records(figures.tables_behind(CONFIG.default_names)),
     output:

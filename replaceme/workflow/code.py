@@ -19,7 +19,9 @@ def code_of_fit(config: Config, names: Names) -> str:
 
 
 def code_of_merge(config: Config, names: Names) -> list[str]:
-    """Return the hash of the code of a merge; of a model that brings code also that file's, as no other copy is run."""
+    """Return the hash of the code of a merge, and for a model that brings code that of the code file, as no other copy
+    is run.
+    """
     fit = config.fits[names.fit]
     return [code_of("merge", *modules_of_method(fit)), *([sha256(CODE)] if fit.own_code else [])]
 

@@ -1,4 +1,4 @@
-"""Where the jobs of a workflow compute: which GPUs there are, and what is wrong with those that a config asks for."""
+"""Find where the jobs of a workflow compute: which GPUs exist, and whether they suffice for a config."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Devices:
         return int(self.config.device == "cuda" or (self.config.device == "auto" and self.count > 0))
 
     def check(self) -> None:
-        """Raise ReplaceMeError where the config asks for more GPUs than there are."""
+        """Raise ReplaceMeError where the config needs more GPUs than there are."""
         if self.gpu > self.count:
             raise ReplaceMeError("device: cuda: this machine shows no GPU; use `device: auto`")
         for name, model in self.config.models.items():

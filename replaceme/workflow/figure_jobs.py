@@ -24,7 +24,7 @@ from replaceme.workflow.table_jobs import TableJobs, published_file
 
 @dataclass(frozen=True)
 class FigureJobs:
-    """What the rules ask of a config about figures and targets."""
+    """Inputs, options and files of the figures and targets of a config, for the rules."""
 
     config: Config
     tables: TableJobs
@@ -53,14 +53,14 @@ class FigureJobs:
         return sorted(found | {at(HEALING_FIGURE, row) for row in rows if row.healing})
 
     def tables_behind(self, names: Iterable[str]) -> list[str]:
-        """Return the tables among some names, and those of the declared figures among them."""
+        """Return the tables among some names, and the tables of the declared figures among them."""
         names = set(names)
         drawn = [figure.tables for name, figure in self.config.figures.items() if name in names]
         wanted = names.union(*drawn)
         return [table for table in self.config.tables if table in wanted]
 
     def inputs(self, names: Names) -> Files:
-        """Return everything that a declared figure shows."""
+        """Return all files that a declared figure shows."""
         figure = self.config.figures[names.figure]
         tables = [] if figure.kind == "heatmap" else [at(TABLE, Names(table=table)) for table in figure.tables]
         pairs = self._pairs(names.figure) if figure.matrices else {}
@@ -72,7 +72,7 @@ class FigureJobs:
         }
 
     def published_stamps(self, names: Names) -> list[str]:
-        """Return size and time of the file of the published values that a figure shows."""
+        """Return size and time of a figure's file of published values."""
         return stamps(published_file(self.config.figures[names.figure].published))
 
     def options(self, names: Names) -> str:
@@ -88,7 +88,7 @@ class FigureJobs:
         return " ".join([shlex.quote(figure.model_dump_json(exclude_unset=True)), *options])
 
     def representations_option(self, names: Names) -> str:
-        """Return the option of the distances that are measured only where a cut or a figure asks for them."""
+        """Return the option for distances that are measured only if a cut or a figure needs them."""
         pair = f"{names.model}/{names.calibration}"
         shown = {
             name
@@ -100,12 +100,12 @@ class FigureJobs:
         return "--representations" if wanted or shown & set(REPRESENTATIONS) else ""
 
     def _pairs(self, figure: str) -> dict[str, str]:
-        """The distances of every `model/calibration` in the rows of a figure's tables."""
+        """Return the distances of every `model/calibration` in the rows of a figure's tables."""
         rows = self.tables.rows(self.config.figures[figure].tables)
         return dict(sorted((f"{row.model}/{row.calibration}", at(DISTANCES, row)) for row in rows))
 
     def _numbers(self, figure: str) -> dict[str, float]:
-        """The number in the config that each name of a section stands at on the x axis."""
+        """Return the number in the config that places each name of a section on the x axis."""
         section, key = self.config.figures[figure].from_config
         tables = [self.config.tables[table] for table in self.config.figures[figure].tables]
         entries = getattr(self.config, f"{section}s")

@@ -58,39 +58,41 @@ def listed(files: str | Iterable[str]) -> list[str]:
 
 
 def shard_files(folder: str, shards: int | str) -> str:
-    """Return the sums of all shards as a word that bash expands: spelt out they could be too long for a command."""
+    """Return the sums of all shards as a word that bash expands: written out they could be too long for a command."""
     return f"{folder}/{{0..{int(shards) - 1}}}-of-{shards}.safetensors"
 
 
 @dataclass(frozen=True)
 class FitJobs:
-    """What the rules ask of a config about cuts and fits."""
+    """Inputs and options of the cuts and fits of a config, for the rules."""
 
     config: Config
 
     @cached_property
     def candidates(self) -> dict[str, str]:
-        """The name of a cut that uses them, by the names of candidates: cuts that share them agree in what counts."""
+        """Names of a cut by its candidates: cuts with common candidates agree in what counts for them."""
         return {candidates_name(cut): name for name, cut in reversed(self.config.cuts.items())}
 
     @cached_property
     def regressions(self) -> dict[str, FitConfig]:
-        """A fit that asks for the sums of a kind and nothing else, by the kind."""
+        """Fits with only the options of their sums, by the kind of the sums."""
         return {fit.regression.kind: fit.sums for fit in self.config.fits.values()}
 
     @cached_property
     def before(self) -> dict[str, FitConfig]:
-        """A fit by the kind of the sums that its recycled neurons are chosen from."""
+        """Fits by the kind of the sums that their recycled neurons are chosen from."""
         fits = self.config.fits.values()
         return {fit.regression.before.kind: fit for fit in fits if fit.regression.before}
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of all sums."""
+        """Kinds of all sums."""
         return [*self.regressions, *self.before]
 
     def cut_evidence(self, names: Names) -> Files:
-        """Return what a cut is chosen from: candidates for a post-fit metric, else distances; nothing by hand."""
+        """Return the files that a cut is chosen from: candidates for a post-fit metric, else distances; none by
+        hand.
+        """
         cut = self.config.cuts[names.cut]
         if cut.needs_candidates:
             return {"candidates": at(CANDIDATES, names, candidates=candidates_name(cut))}
@@ -106,7 +108,9 @@ class FitJobs:
         return to_flags(cut, (*CANDIDATE_OPTIONS, "metric") if cut.needs_loss else CANDIDATE_OPTIONS)
 
     def fit_evidence(self, names: Names) -> Files:
-        """Return what a fit is made from: summed statistics, the shards for a ridge chosen by them, rows, tokens."""
+        """Return the files that a fit is made from: summed statistics, shards for a ridge chosen by them, rows,
+        tokens.
+        """
         fit = self.config.fits[names.fit]
         if fit.unfitted:
             return {}
@@ -134,7 +138,7 @@ class FitJobs:
         return [at(SHARD, names, shard=shard) for shard in range(int(names.shards))]
 
     def shards_option(self, names: Names) -> str:
-        """Return the same as one word."""
+        """Return the files that a sum adds up, as one word."""
         return shard_files(at(OF_SUMS, names), names.shards)
 
     def regression_options(self, names: Names) -> str:
@@ -144,7 +148,7 @@ class FitJobs:
         return to_flags(self.before[names.kind], REGRESSION) + " --before"
 
     def rows_options(self, names: Names) -> str:
-        """Return the options of stored rows: what is regressed, how many tokens, and whether with the state."""
+        """Return the options of stored rows: placement, how many tokens, and whether with the state."""
         options = [to_flags(self.regressions[names.kind], ("placement", "recycle"))]
         options += [] if names.fit_tokens == "all" else [f"--fit-tokens {names.fit_tokens}"]
         return " ".join(options + (["--state"] if names.exact else []))
@@ -154,7 +158,7 @@ class FitJobs:
         return at(SUM, names, kind=self.regressions[names.kind].regression.before.kind)
 
     def recycled_neurons(self, names: Names) -> Files:
-        """Return the neurons that are changed before the sums or the rows of a kind are taken, if any.
+        """Return the file of the neurons that are changed before sums or rows of a kind are collected, if any.
 
         Rows have no shards: theirs are the neurons that all shards of the calibration chose.
         """
@@ -164,7 +168,7 @@ class FitJobs:
         return {"recycled": at(RECYCLED, names, shards=names.get("shards", self._shards(names)))}
 
     def recycled_options(self, names: Names) -> str:
-        """Return the option that names these neurons."""
+        """Return the option that names the recycled neurons."""
         return evidence_options(self.recycled_neurons(names))
 
     def sum_of(self, names: Names) -> Names:
@@ -173,7 +177,7 @@ class FitJobs:
         return Names(names.items(), kind=kind, shards=self._shards(names))
 
     def sums_behind(self, names: Names) -> list[str]:
-        """Return a sum, the shards that it adds up, and the recycled neurons and sums that these were made with."""
+        """Return a sum, its shards, and the recycled neurons and sums behind these."""
         found = [at(SUM, names), *self.shards_of_sum(names)]
         if recycled := self.recycled_neurons(names):
             kind = self.regressions[names.kind].regression.before.kind

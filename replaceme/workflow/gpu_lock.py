@@ -6,7 +6,7 @@ user on one host share the lock folder (REPLACEME_GPU_LOCKS, else one in the tem
 they must name devices alike (all by index or all by UUID).
 
 Under Slurm only the devices that it assigned count, and their names may mean others in the next job (cgroups number
-them from 0), so each of its jobs and steps has locks of its own: a GPU job gets at once what it was given, and a whole
+them from 0), so each of its jobs and steps has locks of its own: a GPU job gets its devices at once, and a whole
 workflow inside an allocation shares that allocation out. A pod of Kubernetes sees only its own devices and its own
 temporary folder.
 """
@@ -28,7 +28,9 @@ NONE_ASSIGNED = "NoDevFiles"  # what Slurm says in CUDA_VISIBLE_DEVICES for a jo
 
 
 def visible() -> list[str]:
-    """Names of the devices that this process may use, from CUDA_VISIBLE_DEVICES or else the driver; no CUDA needed."""
+    """Return the names of the devices that this process may use, from CUDA_VISIBLE_DEVICES or the driver; needs no
+    CUDA.
+    """
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
         # as CUDA reads it: what follows a -1 is hidden; a device named twice is one device
@@ -43,7 +45,7 @@ def visible() -> list[str]:
 
 
 def in_slurm() -> bool:
-    """Whether this process belongs to a job of Slurm, which assigns the devices."""
+    """Return whether this process belongs to a job of Slurm, which assigns the devices."""
     return "SLURM_JOB_ID" in os.environ
 
 

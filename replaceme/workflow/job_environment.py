@@ -1,4 +1,4 @@
-"""The environment of a workflow's jobs, as the beginning of their shell commands.
+"""Set the environment of a workflow's jobs, at the beginning of their shell commands.
 
 Their commands themselves stay free of it: Snakemake runs a job again whose command changed, and neither where Python is
 installed nor that costs are measured is a reason for that.

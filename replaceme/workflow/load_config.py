@@ -1,4 +1,4 @@
-"""The config of a workflow, out of files and of what the command line adds to them."""
+"""Load the config of a workflow from files and from the values that the command line adds."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def load_config(files: Sequence[str | Path], given: Mapping[str, Any]) -> tuple[
 
 
 def check_config(config: Config, origin: str) -> list[str]:
-    """Check what a run needs on this machine; raises ReplaceMeError, and returns a line for each warning."""
+    """Check the needs of a run on this machine; raises ReplaceMeError, and returns a line for each warning."""
     check_folders(RESULTS, config.models)
     check_inputs(config, origin)
     return [f"{origin}: {line}" for line in (*sparse_calibrations(config), *all_seen_texts(config))]
@@ -48,7 +48,7 @@ def typed(value: Any) -> Any:
 
 
 def merged(below: Any, above: Any) -> Any:
-    """Return nested mappings as one, as Snakemake merges them; what is no mapping is replaced."""
+    """Merge nested mappings as Snakemake does; values that are no mappings are replaced."""
     if not isinstance(above, Mapping):
         return above
     below = below if isinstance(below, Mapping) else {}

@@ -18,13 +18,13 @@ TRAINING = tuple(TrainingConfig.model_fields)
 
 @dataclass(frozen=True, eq=False)  # by identity, as what is cached is of one config
 class MeasureJobs:
-    """What the rules ask of a config about evaluations, speeds and healings."""
+    """Inputs and options of the evaluations, speeds and healings of a config, for the rules."""
 
     config: Config
 
     @functools.cached_property
     def speed_options(self) -> str:
-        """The options of a measurement of speed."""
+        """Options of a measurement of speed."""
         return to_flags(self.config.speed)
 
     @functools.cache  # noqa: B019 (there is one of these in a process)
@@ -40,7 +40,7 @@ class MeasureJobs:
         return declared(task_files(self.config.evaluations[name].include))
 
     def task_files(self, names: Names) -> list[str | Path]:
-        """Return the task files of the user's own that an evaluation reads."""
+        """Return the user's own task files that an evaluation reads."""
         return self._task_files(names.evaluation)
 
     @functools.cache  # noqa: B019 (there is one of these in a process)

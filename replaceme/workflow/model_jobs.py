@@ -18,7 +18,9 @@ from replaceme.planning.user_files import declared, hash_of_stamps, stamps
 
 @dataclass(frozen=True)
 class ModelJobs:
-    """What the rules ask of a config about models and calibrations; `gpu` is 1 where models run on GPUs, else 0."""
+    """Inputs and options of the models and calibrations of a config, for the rules; `gpu` is 1 where models run on
+    GPUs, else 0.
+    """
 
     config: Config
     gpu: int
@@ -40,7 +42,7 @@ class ModelJobs:
         return stamps(user_files.model_files(self.source(names)))
 
     def gpus(self, names: Names) -> int:
-        """Return how many GPUs a job takes that runs a model."""
+        """Return how many GPUs a job with a model takes."""
         return self.gpu * self.config.models[names.model].gpus
 
     def device_options(self, names: Names) -> str:
@@ -52,11 +54,11 @@ class ModelJobs:
         return f"{to_flags(self._text(names), FORWARD)} {self.device_options(names)}"
 
     def text_files(self, names: Names) -> list[str | Path]:
-        """Return the local file that a calibration is read from, if it is one."""
+        """Return the local file that a calibration is read from, if any."""
         return declared(self._text_files(names))
 
     def text_stamps(self, names: Names) -> list[str]:
-        """Return sizes and times of what a calibration is read from; of a folder of images, one hash of them."""
+        """Return sizes and times of a calibration's files; of a folder of images, one hash of them."""
         section = self._text(names)
         if section.prompts is not None:
             return []  # of this workflow's own making
@@ -65,22 +67,22 @@ class ModelJobs:
         return stamps(self._text_files(names))
 
     def token_options(self, names: Names) -> str:
-        """Return the options of the tokens of a calibration; of one of answers, those of the file that holds them."""
+        """Return the options of a calibration's tokens; for answers of the model, those of the file that holds them."""
         section = self._text(names)
         if section.prompts is not None:
             section = section.answered(at(ANSWERS, names), self._prompts(names))
         return to_flags(section, TOKEN_FIELDS)
 
     def prompt_files(self, names: Names) -> list[str | Path]:
-        """Return the local file that the prompts of a calibration are read from, if it is one."""
+        """Return the local file that the prompts of a calibration are read from, if any."""
         return declared(user_files.text_file(self._prompts(names).dataset))
 
     def prompt_stamps(self, names: Names) -> list[str]:
-        """Return size and time of that file."""
+        """Return size and time of the local file of prompts."""
         return stamps(user_files.text_file(self._prompts(names).dataset))
 
     def generate_options(self, names: Names) -> str:
-        """Return the options of a model's answers: where the prompts are, and how they are answered."""
+        """Return the options of a model's answers: the source of the prompts, and the generation."""
         section = self._text(names)
         source = section.prompts_from(self._prompts(names))
         return f"{to_flags(source, PROMPT_FIELDS)} {to_flags(section.generation)}"

@@ -1,4 +1,4 @@
-"""Memory and time that jobs ask a scheduler for; ignored where Snakemake runs them itself."""
+"""Estimate the memory and time of jobs for a scheduler; ignored where Snakemake runs them itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from replaceme.workflow.fit_jobs import FitJobs
 
 @dataclass(frozen=True)
 class Requests:
-    """The requests of all jobs; `warn` is called once for each model of which nothing is known yet."""
+    """The requests of all jobs; `warn` is called once for each unknown model."""
 
     fits: FitJobs
     device: str  # cpu or cuda
@@ -37,7 +37,7 @@ class Requests:
         return needs(entry, outline, work, self.device)
 
     def _outline(self, name: str) -> Outline:
-        """What is known of a model; one that is not here yet is looked for again."""
+        """Return the outline of a model; for a missing one, try again."""
         if name not in self._known:
             found = outline_for(self.fits.config.models[name], at(MODEL, Names(model=name)))
             if found is None:

@@ -1,4 +1,4 @@
-"""Damaged results out of the way, so that the next run of a workflow makes them again.
+"""Rename damaged results to `*.damaged`, so that the next run of a workflow rebuilds them.
 
 A workflow names its results folder in the environment of its jobs, which they inherit; by hand nothing is moved.
 """
@@ -14,7 +14,7 @@ DAMAGED = ".damaged"
 
 
 def told(error: ReplaceMeError) -> str:
-    """The message of an error; what is damaged in the workflow's results is renamed to `<name>.damaged` first."""
+    """Return the message of an error, after renaming a damaged result of the workflow to `<name>.damaged`."""
     results = os.environ.get(RESULTS_VARIABLE)
     if not isinstance(error, DamagedError) or not results or not _lies_in(error.path, Path(results)):
         return str(error)

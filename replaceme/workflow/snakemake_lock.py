@@ -1,7 +1,8 @@
-"""Who is at work in a folder, for the one line that a run gets to see where Snakemake has locked it.
+"""Find out which processes work in a folder, for the one line that a run prints where Snakemake has locked it.
 
 Snakemake says the same at length, whether another run is under way or the last one was killed. Its lock has no owner,
-so that is told from a note of the run that took it, and from the processes of this machine that work in the folder.
+so the owner is inferred from a note of the run that took it, and from the processes of this machine that work in the
+folder.
 """
 
 import json
@@ -23,7 +24,9 @@ LOCKED = "Directory cannot be locked"
 
 
 def begin(results: str | Path, log: logging.Logger = LOGGER) -> None:
-    """What a workflow does first: note its machine and process, and mend what kills and clocks left in its results."""
+    """Prepare a workflow's start: note its machine and process, and repair what kills and clocks left in its
+    results.
+    """
     write_text(NOTE, json.dumps({"machine": platform.node(), "process": os.getpid()}) + "\n")
     sweep_temporaries(results)
     if number := settle_times(results):
@@ -33,7 +36,7 @@ def begin(results: str | Path, log: logging.Logger = LOGGER) -> None:
 
 
 def check_folders(results: str | Path, models: Iterable[str]) -> None:
-    """Raise ReplaceMeError, with a line for each, where a folder of the results cannot be one."""
+    """Raise ReplaceMeError, with a line for each, where a folder of the results cannot be made or written in."""
     folders = [Path(results), *(Path(results) / name for name in (*OWN_FOLDERS, *models))]
     lines = [f"{path}: {what}" for path in folders if (what := _no_folder(path))]
     if lines:
@@ -41,7 +44,7 @@ def check_folders(results: str | Path, models: Iterable[str]) -> None:
 
 
 def _no_folder(path: Path) -> str | None:
-    """Why a folder cannot be made or be written in, and what to do."""
+    """Return why a folder cannot be made or written in, and the remedy."""
     if path.is_symlink() and not path.exists():
         return f"a link to {path.readlink()}, which is not there; make that folder, or remove the link"
     if path.exists() and not path.is_dir():
@@ -50,7 +53,7 @@ def _no_folder(path: Path) -> str | None:
 
 
 def settle_times(results: str | Path) -> int:
-    """Bring files from the future, as a clock that was wrong leaves them, back to now, in their order; their number.
+    """Redate files from the future, left by a wrong clock, to now, in their order; returns their number.
 
     Snakemake ends a job whose input is from the future, and would for as long as it is.
     """
@@ -64,14 +67,14 @@ def settle_times(results: str | Path) -> int:
 
 
 def told_when_locked(record: logging.LogRecord) -> bool:
-    """A filter of Snakemake's messages that replaces the one about a lock by one line."""
+    """Return a filter of Snakemake's messages that replaces the one about a lock by one line."""
     if LOCKED in record.getMessage():
         record.msg, record.args = why_locked(Path.cwd()), ()
     return True
 
 
 def why_locked(folder: Path) -> str:
-    """One line: why a folder is locked, and what to do."""
+    """Return one line that says why a folder is locked, and the remedy."""
     runs, jobs = _at_work(folder)
     if runs:
         return (
@@ -101,7 +104,7 @@ def _noted_machine(folder: Path) -> str | None:
 
 
 def _at_work(folder: Path) -> tuple[list[int], list[int]]:
-    """Processes of this machine in a folder that are a snakemake, and those that are jobs; not this one's own."""
+    """Return this machine's snakemake processes in a folder, and its job processes, without this one."""
     import psutil
 
     own = psutil.Process()

@@ -1,4 +1,4 @@
-"""Inputs and options of the jobs of tables, of their costs and of the record of what they were made from.
+"""Inputs and options of the jobs of tables, of their costs and of their provenance.
 
 Commands name rows as bash expands them (`results/m/{a,b}/...`): a table of some hundred rows, spelt out, would be
 longer than what Linux takes for a command.
@@ -51,19 +51,19 @@ def published_file(section: ReferenceConfig | None) -> list[str]:
 
 
 def once(found: Iterable[str]) -> list[str]:
-    """Return what was found, each once, in order."""
+    """Return distinct items, in order."""
     return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, eq=False)
 class TableJobs:
-    """What the rules ask of a config about tables."""
+    """Inputs and options of the tables of a config, for the rules."""
 
     config: Config
     fits: FitJobs
 
     def files(self, name: str) -> list[str]:
-        """Return a table in all formats, beside published values and costs where it has such.
+        """Return a table in all formats, with its comparison with published values and its costs if it has any.
 
         Of a table without an evaluation, which is no file, the models.
         """
@@ -76,11 +76,11 @@ class TableJobs:
         return [at(TABLE, Names(table=name)) + ending for ending in endings]
 
     def rows(self, tables: Iterable[str]) -> list[Row]:
-        """Return the rows of tables but for their baselines, each once."""
+        """Return the rows of tables without their baselines, each once."""
         return list(dict.fromkeys(row for name in tables for row in self.config.tables[name].pruned))
 
     def inputs(self, names: Names) -> Files:
-        """Return everything that a table shows."""
+        """Return all files that a table shows."""
         rows = self.rows([names.table])
         folders = once(map(fit_folder, rows))
         measured = self._measured([names.table])
@@ -108,15 +108,15 @@ class TableJobs:
         return f"--reference {shlex.quote(self.config.tables[names.table].reference.model_dump_json())}"
 
     def published(self, names: Names) -> list[str | Path]:
-        """Return the file of the values that a table is compared with."""
+        """Return the file of published values that a table is compared with."""
         return declared(published_file(self.config.tables[names.table].reference))
 
     def published_stamps(self, names: Names) -> list[str]:
-        """Return size and time of that file."""
+        """Return size and time of the file of published values."""
         return stamps(published_file(self.config.tables[names.table].reference))
 
     def records(self, tables: Sequence[str]) -> Files:
-        """Return the records of what tables were made from and with."""
+        """Return the records of the sources of some tables."""
         rows = self.rows(tables)
         healed = [(row, self.config.healings[row.healing].text) for row in rows if row.healing]
         texts = {at(TOKENS, row) for row in rows} | {at(TOKENS, row, calibration=text) for row, text in healed}
@@ -131,7 +131,7 @@ class TableJobs:
         return self.records([names.table])
 
     def records_options(self, tables: Sequence[str]) -> str:
-        """Return the options that name these records; several tables may name one twice."""
+        """Return the options that name the records of some tables; several tables may name one twice."""
         found = self.records(tables)
         options = [f"--{name} {shlex.join(found[name])}" for name in ("models", "calibrations") if found[name]]
         measured = [
@@ -160,18 +160,18 @@ class TableJobs:
         return {fit_folder(row).removeprefix(f"{RESULTS}/"): self._jobs_behind(row) for row in rows}
 
     def write_cost_jobs(self, names: Names, dry: bool) -> str:
-        """Write a file that lists these jobs, but in a dry run, and return its path."""
+        """Write a file that lists the jobs behind each row, except in a dry run, and return its path."""
         path = at(COST_JOBS, names)
         if not dry:
             write_json(path, self.cost_jobs(names.table))
         return path
 
     def cost_jobs_hash(self, names: Names) -> str:
-        """Return a hash of this list."""
+        """Return a hash of the list of jobs behind each row."""
         return hashlib.sha256(json.dumps(self.cost_jobs(names.table)).encode()).hexdigest()
 
     def _jobs_behind(self, row: Row) -> list[str]:
-        """Return the outputs of the jobs that a row is made by; checks and evaluations are none of them."""
+        """Return the outputs of the jobs that make a row, without checks and evaluations."""
         names, files = Names(row._asdict()), [at(MODEL, row), at(TOKENS, row)]
         files += [path for one in self.fits.cut_evidence(names).values() for path in listed(one)]
         files.append(at(CUT, row))
@@ -183,14 +183,14 @@ class TableJobs:
         return once([*files, folder, f"{folder}/model"])
 
     def _kinds(self, table: str) -> list[str]:
-        """The files in the folder of a row in which is what was measured of it."""
+        """Return the names of the files with a row's measurements."""
         section = self.config.tables[table]
         if not section.evaluation:
             return []
         return [EVALUATION.format(evaluation=section.evaluation), *([SPEED] if section.speed else [])]
 
     def _measured(self, tables: Sequence[str]) -> list[str]:
-        """What was measured of the baselines and rows of tables."""
+        """Return the measurements of the baselines and rows of tables."""
         return once(
             f"{folder}/{kind}"
             for table in tables
@@ -202,7 +202,7 @@ class TableJobs:
         return [at(OF_BASELINE, Names(model=model)) for model in self.config.tables[table].named("models")]
 
     def _braced_rows(self, table: str) -> list[str]:
-        """The folders of all rows but the baselines, fits before what heals them, as words that bash expands."""
+        """Return the folders of all rows but the baselines, fits before their healings, as words that bash expands."""
         section = self.config.tables[table]
         axes = [getattr(section, name) for name in PRODUCT]
         single = section.pruned[-len(section.rows) :] if section.rows else []
