@@ -45,7 +45,7 @@ SIZES = {
 
 
 def pytest_configure(config):
-    """Python programs that the tests start have their imports from one server (see `startup/warm.py`)."""
+    """Let Python programs that the tests start import from one server (see `startup/warm.py`)."""
     if hasattr(config, "workerinput"):  # of pytest-xdist, which has what its parent has set
         return
     folder = Path(tempfile.mkdtemp(prefix="replaceme-warm-"))
@@ -64,7 +64,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first, so that no worker is left alone with one (with `--no-loadscope-reorder`)."""
+    """Put long files first, so that no worker is left alone with one (with `--no-loadscope-reorder`)."""
     places = {str(STARTUP.parent / name): number for number, name in enumerate(EARLY)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
 

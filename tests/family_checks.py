@@ -1,4 +1,5 @@
-"""What has to hold for every family, on a tiny model with random weights: tests/models/test_families.py demands it.
+"""Checks for every family, on a tiny model with random weights: `python tests/family_checks.py` prints the table of
+docs/models.md, tests/models/test_families.py demands it.
 
 `python tests/family_checks.py` writes the table of docs/models.md anew.
 
@@ -101,7 +102,7 @@ SCRATCH = tempfile.TemporaryDirectory(prefix="replaceme-families-")  # removed w
 
 @cache
 def source(variant: str) -> Path:
-    """A saved tiny model of random weights."""
+    """Return a saved tiny model of random weights."""
     folder = Path(tempfile.mkdtemp(dir=SCRATCH.name))
     torch.manual_seed(0)
     kind = AutoModel if FAMILIES[variant.partition(",")[0]].modality == "image" else AutoModelForCausalLM
@@ -117,7 +118,7 @@ def source(variant: str) -> Path:
 
 
 def config_of(variant: str) -> PreTrainedConfig:
-    """Its config."""
+    """Return its config."""
     given = {key: value for key, value in {**SIZES, **OWN.get(variant, {})}.items() if key not in renamed(variant)}
     if FAMILIES[variant.partition(",")[0]].modality == "image":
         given = OWN.get(variant, VISION)
@@ -125,13 +126,13 @@ def config_of(variant: str) -> PreTrainedConfig:
 
 
 def renamed(variant: str) -> set[str]:
-    """Sizes that a config of this family knows by other names."""
+    """Return sizes that a config of this family knows by other names."""
     family = FAMILIES[variant.partition(",")[0]]
     return {name for name, own in (("num_hidden_layers", family.depth), ("hidden_size", family.width)) if name != own}
 
 
 def samples(variant: str) -> Samples:
-    """Two sequences, one padded on the left; for an encoder two images."""
+    """Return two sequences, one padded on the left; for an encoder two images."""
     generator = torch.Generator().manual_seed(0)
     config = read_config(source(variant))
     if is_encoder(config):
@@ -144,7 +145,7 @@ def samples(variant: str) -> Samples:
 
 
 def transforms(variant: str, placement: str, intercept: bool = False, recycle: bool = False) -> list[Transform]:
-    """Random maps, not far from one, for both groups."""
+    """Return random maps, not far from one, for both groups."""
     config = read_config(source(variant))
     family, activation = family_of(config, variant), activation_of(config)
     generator = torch.Generator().manual_seed(1)
@@ -173,21 +174,21 @@ def transforms(variant: str, placement: str, intercept: bool = False, recycle: b
 
 
 def intermediate(variant: str, block: int) -> int:
-    """Columns of the down projection of a block."""
+    """Return columns of the down projection of a block."""
     checkpoint = open_checkpoint(source(variant))
     _, shape, _ = checkpoint.tensors[checkpoint.folded(block)[0]]
     return shape[0 if checkpoint.family.transposed else 1]
 
 
 def weights(variant: str) -> list[str]:
-    """The weights that T goes into, a `*` for their numbers."""
+    """Return the weights that T goes into, a `*` for their numbers."""
     checkpoint = open_checkpoint(source(variant))
     names = [re.sub(r"\.\d+\.", ".*.", name) for block in KEPT for name in checkpoint.folded(block)]
     return sorted({name.removeprefix(f"{checkpoint.family.blocks}.*.") for name in names})
 
 
 def takes(variant: str, **fit: object) -> bool:
-    """Whether a family says that such a fit can be folded."""
+    """Return whether a family says that such a fit can be folded."""
     try:
         check_fit(read_config(source(variant)), variant, **fit)
     except ReplaceMeError:
@@ -196,12 +197,12 @@ def takes(variant: str, **fit: object) -> bool:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, of the largest value."""
+    """Return the largest difference, of the largest value."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 def mlp_output_difference(variant: str) -> float:
-    """Captured M against what a block loses with its down projection (and the bias) at zero."""
+    """Return captured M against what a block loses with its down projection (and the bias) at zero."""
     config = read_config(source(variant))
     family = family_of(config, variant)
     model, given = whole(variant).base_model, samples(variant)
@@ -237,7 +238,7 @@ def _weight_or_bias(pattern: str) -> str:
 
 
 def shorter(variant: str, found: list[Transform]) -> Path:
-    """A saved model without both runs of blocks."""
+    """Return a saved model without both runs of blocks."""
     out = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "out"
     merge(source(variant), cut_of(GROUPS, BLOCKS), found, out, {})
     return out
@@ -245,23 +246,23 @@ def shorter(variant: str, found: list[Transform]) -> Path:
 
 @lru_cache(maxsize=1)
 def whole(variant: str) -> torch.nn.Module:
-    """The original, loaded once; who changes it puts it back."""
+    """Return the original, loaded once; who changes it puts it back."""
     return loaded(source(variant))
 
 
 @lru_cache(maxsize=1)
 def folded_into_mlp(variant: str) -> torch.nn.Module:
-    """The shortened model with plain maps, reloaded."""
+    """Return the shortened model with plain maps, reloaded."""
     return loaded(shorter(variant, transforms(variant, "mlp")))
 
 
 def loaded(folder: Path) -> torch.nn.Module:
-    """A model as the project loads it: with its head, or the tower of an encoder."""
+    """Return a model as the project loads it: with its head, or the tower of an encoder."""
     return load_model(folder, "float32", "cpu", head=not is_encoder(read_config(folder)))
 
 
 def outputs(model: torch.nn.Module, variant: str) -> torch.Tensor:
-    """Logits of the unmasked tokens; of an encoder its last states, all norms included."""
+    """Return logits of the unmasked tokens; of an encoder its last states, all norms included."""
     from replaceme.activations.capture import model_inputs
 
     given = samples(variant)
@@ -271,7 +272,9 @@ def outputs(model: torch.nn.Module, variant: str) -> torch.Tensor:
 
 
 def fold_difference(variant: str, **fit: object) -> float:
-    """Outputs of the shortened model, reloaded, against those of the original run with the transforms by hooks."""
+    """Return outputs of the shortened model, reloaded, against those of the original run with the transforms by
+    hooks.
+    """
     found = transforms(variant, **fit)
     config = read_config(source(variant))
     model = whole(variant)
@@ -284,7 +287,7 @@ def fold_difference(variant: str, **fit: object) -> float:
 
 
 def generates(variant: str) -> bool:
-    """Whether the shortened model generates the same with a cache as without."""
+    """Return whether the shortened model generates the same with a cache as without."""
     model = folded_into_mlp(variant)
     given = {
         "input_ids": samples(variant).input_ids[:1],
@@ -297,7 +300,9 @@ def generates(variant: str) -> bool:
 
 
 def config_consistent(variant: str) -> bool:
-    """Whether the kept blocks are of the kinds that they were: lists by block, MLPs dense or mixed, attention."""
+    """Return whether the kept blocks are of the kinds that they were: lists by block, MLPs dense or mixed,
+    attention.
+    """
     before, after = whole(variant), folded_into_mlp(variant)
     family = family_of(read_config(source(variant)), variant)
     old, new = (family.block_modules(model.base_model) for model in (before, after))
@@ -311,13 +316,13 @@ def config_consistent(variant: str) -> bool:
 
 
 def _kind(block: torch.nn.Module) -> list[tuple[str, str, object]]:
-    """Types of a block's modules, and how far their attention reaches."""
+    """Return types of a block's modules, and how far their attention reaches."""
     return [(name, type(one).__name__, getattr(one, "sliding_window", None)) for name, one in block.named_modules()]
 
 
 @cache
 def row(variant: str) -> dict[str, str]:
-    """The line of a family in docs/models.md."""
+    """Return the line of a family in docs/models.md."""
 
     def said(holds: bool) -> str:
         return "yes" if holds else "NO"
@@ -342,7 +347,7 @@ def row(variant: str) -> dict[str, str]:
 
 
 def table() -> str:
-    """All families, in markdown."""
+    """Return all families, in markdown."""
     rows = [row(variant) for variant in VARIANTS]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(one.values()) for one in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

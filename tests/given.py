@@ -4,13 +4,13 @@ from replaceme.core.cut_record import Cut
 
 
 def cut_of(groups, num_blocks, **more):
-    """A cut placed by hand: runs [start, end) of a model with so many blocks."""
+    """Return a cut placed by hand: runs [start, end) of a model with so many blocks."""
     groups = [tuple(group) for group in groups]
     return Cut(groups, sum(end - start for start, end in groups), num_blocks, **{"metric": "given", **more})
 
 
 def evaluation_of(tasks, include=None, **more):
-    """A section of an evaluation by these tasks, out of a folder."""
+    """Return a section of an evaluation by these tasks, out of a folder."""
     from replaceme.config.evaluations import EvaluationConfig
 
     return EvaluationConfig(tasks=tasks, include=include and str(include), **more)

@@ -121,7 +121,7 @@ def folders(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plainly(folders, ids, tmp_path_factory):
-    """What transformers finds in each of them, in a process that has no replaceme."""
+    """Results of transformers for each folder, in a process without replaceme."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(elsewhere / "modules"), "OMP_NUM_THREADS": "1"}
@@ -134,7 +134,7 @@ def plainly(folders, ids, tmp_path_factory):
 
 
 def stored(transform, dtype):
-    """The transform as a checkpoint of this type holds it."""
+    """Return the transform as a checkpoint of this type holds it."""
     if transform.is_identity:
         return transform
     bias = None if transform.intercept is None else transform.intercept.to(dtype).double()

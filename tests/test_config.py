@@ -32,7 +32,7 @@ GOOD = {
 
 
 def changed(path, value):
-    """GOOD with the value at a dotted path replaced; `...` deletes."""
+    """Return GOOD with the value at a dotted path replaced; `...` deletes."""
     config = copy.deepcopy(GOOD)
     *parents, last = path.split("/")
     place = config

@@ -75,7 +75,7 @@ def changed(before, after):
 
 
 def loss_by_hand(model, batch):
-    """The mean over all tokens of a batch that follow one, each sequence on its own and without its padding."""
+    """Return the mean over all tokens of a batch that follow one, each sequence on its own and without its padding."""
     losses = [
         torch.nn.functional.cross_entropy(model(ids[None, mask]).logits[0, :-1], ids[mask][1:], reduction="sum")
         for ids, mask in zip(batch.input_ids, batch.mask, strict=True)
@@ -84,7 +84,7 @@ def loss_by_hand(model, batch):
 
 
 def adam_by_hand(gradient, learning_rate):
-    """The first step of Adam, after the gradient was clipped to a norm of 1."""
+    """Return the first step of Adam, after the gradient was clipped to a norm of 1."""
     gradient = gradient / max(1.0, float(gradient.norm()))
     return -learning_rate * gradient / (gradient.abs() + 1e-8)
 

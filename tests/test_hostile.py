@@ -39,7 +39,9 @@ def stage(project, tmp_path, monkeypatch):
 
 
 def _without_tasks_of_lm_eval(monkeypatch):
-    """Their index takes 10 s to make; that unknown names are looked up in it too is shown in test_evaluate."""
+    """Leave out lm-eval's index, which takes 10 s to make; test_evaluate shows that unknown names are looked up in
+    it.
+    """
     import lm_eval.tasks
 
     real = lm_eval.tasks.TaskManager

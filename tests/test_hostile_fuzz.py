@@ -70,7 +70,9 @@ GOOD = yaml.safe_dump(CONFIG, sort_keys=False)
 
 
 def reads_or_refuses(read, folder):
-    """What is read, or None where it is refused, in lines of plain text; whatever else is raised fails the test."""
+    """Return the result of reading, or None for a refusal in lines of plain text; any other exception fails the
+    test.
+    """
     before = sorted(path.name for path in folder.iterdir())
     try:
         found = read()
@@ -120,7 +122,7 @@ def test_includes_of_two_by_two_are_read_once_each(tmp_path):
 
 
 def small_weights():
-    """A Llama of two blocks, as small as headers allow."""
+    """Return a Llama of two blocks, as small as headers allow."""
     rows = {"input_layernorm": (4,), "mlp.down_proj": (4, 6), "mlp.up_proj": (6, 4), "mlp.gate_proj": (6, 4)}
     tensors = {
         f"model.layers.{block}.{name}.weight": np.zeros(shape, np.float32)

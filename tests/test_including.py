@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def write(folder, **files):
-    """YAML files by their stems; returns the path of the first."""
+    """Return YAML files by their stems; returns the path of the first."""
     paths = []
     for stem, content in files.items():
         paths.append(folder / f"{stem}.yaml")

@@ -27,7 +27,7 @@ WRITTEN = re.compile(
 
 
 def patterns():
-    """All that the rules read or write under results/, with the names of wildcards in braces."""
+    """Return all that the rules read or write under results/, with the names of wildcards in braces."""
     found = set()
     known = {
         "paths": result_paths,
@@ -103,7 +103,7 @@ def test_the_patterns_are_those_of_the_rules():
 
 
 def paths(names):
-    """Every path of the workflow, for every combination of names; `names` by section."""
+    """Return every path of the workflow, for every combination of names; `names` by section."""
     found = set()
     for pattern in PATTERNS:
         wildcards = [name for name in re.findall(r"{(\w+)}", pattern) if name in WILDCARD]

@@ -40,7 +40,7 @@ FILES = {
 
 
 def words(tokens):
-    """The unmasked ids of each sequence, as words of the tiny tokenizer."""
+    """Return the unmasked ids of each sequence, as words of the tiny tokenizer."""
     names = {0: "<pad>", 2: "<s>", 3: "</s>", 4: "user", 5: "assistant"}
     rows = [ids[mask].tolist() for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True)]
     return [" ".join(names.get(token, f"w{token - 6}") for token in row) for row in rows]

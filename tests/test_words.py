@@ -1,5 +1,6 @@
-"""The documentation: its links lead somewhere, its lines are short, and its rule graph is the workflow's."""
+"""The words: links lead somewhere, lines are short, the rule graph is the workflow's, docstrings name their object."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPENINGS = {"What", "Whether", "Those", "That", "Such", "How", "Where", "Which"}
+ARTICLES = {"The", "A", "An"}  # of a property, a class or a module
+COPIED = "modeling_replaceme.py"  # byte for byte into checkpoints, where another text would count as another code
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def each(pages):
-    """Parametrise a test over pages."""
+    """Return parametrise a test over pages."""
     return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -55,3 +59,25 @@ def test_the_rule_graph_of_the_readme_is_of_rules():
     graph = re.search(r"```mermaid\nflowchart LR\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     rules = {name for path in ROOT.glob("rules/*.smk") for name in re.findall(r"^rule (\w+):", path.read_text(), re.M)}
     assert set(re.findall(r"\w+", graph)) <= rules
+
+
+def docstrings(path):
+    """Yield (definition, opening word) of each docstring of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            words = (ast.get_docstring(node) or "").split()
+            yield from ((node, word.strip(",.:;")) for word in words[:1])
+
+
+def is_odd(node, word):
+    """Return whether a docstring opens without a verb or a noun; functions other than properties need a verb."""
+    decorators = [ast.unparse(one) for one in getattr(node, "decorator_list", [])]
+    is_noun = isinstance(node, (ast.Module, ast.ClassDef)) or any("property" in one for one in decorators)
+    return word in OPENINGS or (word in ARTICLES and not is_noun)
+
+
+@pytest.mark.parametrize("folder", ["replaceme", "kernels", "benchmarks"])
+def test_docstrings_open_with_a_verb_or_a_noun(folder):
+    paths = [path for path in sorted((ROOT / folder).rglob("*.py")) if path.name != COPIED]
+    found = [(path, node, word) for path in paths for node, word in docstrings(path) if is_odd(node, word)]
+    assert [f"{path}:{getattr(node, 'lineno', 1)}: {word}" for path, node, word in found] == []

@@ -1,4 +1,4 @@
-"""What is found wrong with labelled images, and with the models that they are to measure, before anything runs."""
+"""Faults of labelled images, and of the models that they measure, are found before anything runs."""
 
 from types import SimpleNamespace
 

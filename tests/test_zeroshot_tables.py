@@ -31,7 +31,7 @@ def test_the_speed_of_an_encoder(tmp_path):
 
 
 def strong(folder):
-    """A tiny CLIP whose blocks change an image by so much that other pictures come first without them."""
+    """Return a tiny CLIP whose blocks change an image by so much that other pictures come first without them."""
     model = AutoModel.from_pretrained(write_clip(folder))
     with torch.no_grad():
         for parameter in model.vision_model.encoder.parameters():

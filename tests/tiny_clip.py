@@ -28,7 +28,7 @@ EACH = 4  # pictures of a colour
 
 
 def write_clip(folder: Path, variant: str = "clip") -> Path:
-    """A checkpoint with its image processor and a tokenizer that ends a text with `</s>`."""
+    """Return a checkpoint with its image processor and a tokenizer that ends a text with `</s>`."""
     shutil.copytree(family_checks.source(variant), folder, dirs_exist_ok=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, "<unk>"))
@@ -40,7 +40,7 @@ def write_clip(folder: Path, variant: str = "clip") -> Path:
 
 
 def picture(number: int, left: str, right: str) -> bytes:
-    """A noisy picture of two colours, as a .png file."""
+    """Return a noisy picture of two colours, as a .png file."""
     chance = np.random.default_rng(number)
     pixels = np.empty((SIDE + number % 3, SIDE + 4, 3))
     pixels[:, : SIDE // 2], pixels[:, SIDE // 2 :] = COLOURS[left], COLOURS[right]
@@ -51,7 +51,7 @@ def picture(number: int, left: str, right: str) -> bytes:
 
 
 def samples(kind: str) -> list[dict[str, bytes]]:
-    """Contents of the files of each sample by their endings."""
+    """Return contents of the files of each sample by their endings."""
     names, found = list(COLOURS), []
     for number in range(EACH * len(names)):
         left = number % len(names)
@@ -76,7 +76,9 @@ def _npy(values: np.ndarray) -> bytes:
 
 
 def write_labelled(folder: Path, kind: str = "classification", layout: str = "tar") -> Path:
-    """Labelled pictures as clip-benchmark lays them out, in two tar files or as plain files, or in a folder a class."""
+    """Return labelled pictures as clip-benchmark lays them out, in two tar files or as plain files, or in a folder a
+    class.
+    """
     place = folder / "test"
     place.mkdir(parents=True)
     if kind != "retrieval":

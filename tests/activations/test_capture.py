@@ -1,4 +1,4 @@
-"""What is captured is what the blocks put out, before the final norm, and no block runs for nothing."""
+"""Captured tensors equal the outputs of the blocks, before the final norm, and no needless block runs."""
 
 from functools import partial
 
@@ -15,7 +15,9 @@ EVERY = Wanted(frozenset(range(6)), frozenset(range(6)))
 
 
 def rows(model, family, tokens, wanted=EVERY, batch_size=5):
-    """Unmasked rows of everything captured, [blocks, tokens, hidden] for the hidden states and for the MLP outputs."""
+    """Return unmasked rows of everything captured, [blocks, tokens, hidden] for the hidden states and for the MLP
+    outputs.
+    """
     found = list(capture(model, family, tokens.batches(batch_size), wanted))
     hidden = [torch.cat([one.hidden_states[k][one.mask] for one in found]) for k in sorted(wanted.hidden_states)]
     outputs = [torch.cat([one.mlp_output[k][one.mask] for one in found]) for k in sorted(wanted.mlp_output)]

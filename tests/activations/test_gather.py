@@ -17,12 +17,12 @@ CUT = (2, 5)
 
 
 def gather_cut(model, family, tokens, cut, batch_size, shard=0, shards=1):
-    """Statistics of a cut of one group, as a job of the `gram` step makes them."""
+    """Return statistics of a cut of one group, as a job of the `gram` step makes them."""
     return gather_groups(model, family, shard_batches(tokens, batch_size, shard, shards), [cut])[0]
 
 
 def fitted(model, family, tokens, batch_size=4, shards=1):
-    """The transform from `shards` jobs, added up as the `sum` step does."""
+    """Return the transform from `shards` jobs, added up as the `sum` step does."""
     parts = [gather_cut(model, family, tokens, CUT, batch_size, shard, shards) for shard in range(shards)]
     return fit_least_squares(Statistics.sum(parts)).matrix
 

@@ -11,7 +11,7 @@ from replaceme.core.errors import ReplaceMeError
 
 
 def settings():
-    """What of torch these functions change."""
+    """Return the settings of torch that these functions change."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

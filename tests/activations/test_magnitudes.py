@@ -26,7 +26,7 @@ GROUP = (2, 4)
 
 
 def brute_ratios(brute_rows, folder, tokens, group, basis=None):
-    """Sequence by sequence, without padding."""
+    """Compute the ratios sequence by sequence, without padding."""
     hidden, _, ends = brute_rows(folder, tokens)
     found = []
     for first, last in zip([-1, *ends.tolist()], ends.tolist(), strict=False):

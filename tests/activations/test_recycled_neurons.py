@@ -14,7 +14,9 @@ HIDDEN, WIDE, TOKENS = 8, 24, 4000
 
 
 def toy(seed=0):
-    """Rows a [tokens, intermediate] of a gated MLP, its input x with a constant direction, and a target of both."""
+    """Return rows a [tokens, intermediate] of a gated MLP, its input x with a constant direction, and a target of
+    both.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):

@@ -23,7 +23,7 @@ EVERYTHING = Wanted(*(frozenset({1, 3, 4}) for _ in range(4)))
 
 
 def both(folder, dtype="float32"):
-    """The whole model, and the streamed one."""
+    """Return the whole model, and the streamed one."""
     return load_base_model(folder, dtype, "cpu"), load_model(folder, dtype, "cpu", False, Held(streaming="always"))
 
 

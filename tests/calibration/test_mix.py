@@ -23,7 +23,7 @@ def test_shares_add_up_and_are_off_by_less_than_one(weights, samples):
 
 
 def part(samples, width, filler):
-    """Sequences of one token each time, of unequal length."""
+    """Return sequences of one token each time, of unequal length."""
     mask = torch.arange(width)[None] <= torch.arange(samples)[:, None] % width
     return Tokens(torch.where(mask, filler + torch.arange(samples)[:, None], 0), mask)
 

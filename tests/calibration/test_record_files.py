@@ -71,7 +71,7 @@ def test_records_of_json_in_any_layout(tmp_path, monkeypatch):
 
 
 def arrays():
-    """Every type of Arrow in which a column of text, or of conversations, may be stored."""
+    """Yield every type of Arrow in which a column of text, or of conversations, may be stored."""
     import pyarrow as pa
 
     text = ["w1", None, "w2"]

@@ -25,7 +25,7 @@ def config(dataset, **values):
 
 
 def rows(tokens):
-    """The unmasked ids of each sequence."""
+    """Return the unmasked ids of each sequence."""
     return [ids[mask].tolist() for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True)]
 
 

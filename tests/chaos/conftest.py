@@ -45,12 +45,12 @@ class Answer:
 
     @property
     def killed(self) -> bool:
-        """Whether a signal ended it."""
+        """True if a signal ended it."""
         return self.status < 0
 
     @property
     def lines(self) -> list[str]:
-        """Its lines of error."""
+        """Lines of its stderr."""
         return [line for line in self.error.splitlines() if line.startswith("replaceme: error") or "Traceback" in line]
 
 
@@ -98,7 +98,7 @@ class Step:
         return self.argv[self.argv.index("--out") + 1]
 
     def reads(self, file: str) -> bool:
-        """Whether a file, or a folder that holds it, is among its arguments."""
+        """Return whether a file, or a folder that holds it, is among its arguments."""
         given = self.argv[1 : self.argv.index("--out")]
         if self.argv[0] == "table" and not file.endswith(("items.json", "speed.json", "fit.json")):
             return False
@@ -114,7 +114,7 @@ class Undisturbed:
     files: dict[str, str] = field(default_factory=dict)
 
     def copy(self, folder: Path) -> Path:
-        """A copy of the folder, to be disturbed."""
+        """Return a copy of the folder, to be disturbed."""
         return copy_tree(self.folder, folder)
 
     def restore(self, folder: Path, files: Iterator[str] | set[str]) -> None:
@@ -124,12 +124,12 @@ class Undisturbed:
             shutil.copy2(self.folder / name, folder / name)
 
     def makes(self, file: str) -> Step:
-        """The step that makes a file."""
+        """Return the step that makes a file."""
         return next(step for step in self.steps if file in step.outputs)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of all files below a folder, without what differs from run to run; not of steps' records."""
+    """Return SHA-256 of all files below a folder, without what differs from run to run; not of steps' records."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: _content(path) for name, path in found.items() if not name.startswith(f"{FOLDER}/")}
 
@@ -145,7 +145,8 @@ def _content(path: Path) -> str:
 
 
 def unlike(undisturbed: Undisturbed, folder: Path, step: Step) -> list[str]:
-    """What is wrong with a folder in which a step was killed: files half written, or gone that the step does not make.
+    """Return the faults of a folder in which a step was killed: files half written, or gone that the step does not
+    make.
 
     What the step makes may be there, whole, or not; a folder with all of its files or none.
     """
@@ -164,7 +165,7 @@ def unlike(undisturbed: Undisturbed, folder: Path, step: Step) -> list[str]:
 
 
 def restored(undisturbed: Undisturbed, folder: Path) -> list[str]:
-    """What differs from the undisturbed folder after a plain rerun, once the temporaries are swept."""
+    """Return the differences from the undisturbed folder after a plain rerun, once the temporaries are swept."""
     sweep_temporaries(folder)
     found = contents(folder)
     return sorted(
@@ -173,12 +174,12 @@ def restored(undisturbed: Undisturbed, folder: Path) -> list[str]:
 
 
 def one_of(steps: list[Step], chance: random.Random) -> Step:
-    """A step at random, more often a quick one."""
+    """Return a step at random, more often a quick one."""
     return chance.choices(steps, [1 / cost(step) for step in steps])[0]
 
 
 def cost(step: Step) -> float:
-    """About the seconds of a step; not those measured, by which other steps would be picked in each run."""
+    """Return about the seconds of a step; not measured ones, by which other steps would be picked in each run."""
     return SLOW.get(step.argv[0], 0.5)
 
 
@@ -196,7 +197,7 @@ def run_all(forking: Forking, lines: list[list[str]], folder: Path) -> list[Step
 
 @pytest.fixture(scope="session")
 def whole(request) -> bool:
-    """Whether this is `make chaos`, not its sample."""
+    """True in `make chaos`, false for its sample."""
     return request.config.option.markexpr == "chaos"
 
 
@@ -254,13 +255,13 @@ def chance(request) -> random.Random:
 
 
 def pytest_addoption(parser):
-    """Where the figures of a whole run go."""
+    """Add the option for the figures of a whole run."""
     parser.addoption("--chaos-out", type=Path, help="JSON file for the figures of `make chaos`")
 
 
 @pytest.fixture
 def figures(request, shared) -> Iterator[dict[str, Any]]:
-    """What a test counted; added to the file that --chaos-out names, with the machine, the versions and the time."""
+    """Figures counted by a test; added to the file of --chaos-out, with the machine, the versions and the time."""
     from replaceme.provenance.environment import hardware, versions
 
     found: dict[str, Any] = {}

@@ -19,7 +19,7 @@ WHOLE = ("merge", "heal", "rows", "prune")  # whose output is a folder, every fi
 
 
 def intermediates(undisturbed):
-    """(file, a step that reads it) for all that one step makes and another reads."""
+    """Return (file, a step that reads it) for all that one step makes and another reads."""
     return [
         (name, reader)
         for maker in undisturbed.steps
@@ -43,7 +43,7 @@ def damage(path, chance):
 
 
 def damage_and_read(forking, undisturbed, folder, one, chance):
-    """One damage and what came of it: (outcome, what is wrong)."""
+    """Damage a file and return (outcome, faults)."""
     name, reader = one
     maker = undisturbed.makes(name)
     kind = damage(folder / name, chance)
@@ -69,12 +69,12 @@ def damage_and_read(forking, undisturbed, folder, one, chance):
 
 
 def _speeds(step):
-    """What differs from run to run, and would make tables differ."""
+    """Return the measurements that differ from run to run, and would make tables differ."""
     return step.outputs if step.argv[0] == "speed" else set()
 
 
 def damage_many(forking, undisturbed, folder, chance, count):
-    """Many damages, spread over the files and their readers; returns outcomes and what went wrong."""
+    """Damage many files and let their readers run; returns outcomes and faults."""
     outcomes, wrong = Counter(), []
     everything = intermediates(undisturbed)
     costs = [cost(undisturbed.makes(name)) + cost(reader) for name, reader in everything]

@@ -11,7 +11,7 @@ LIMITS = 60
 
 
 def refused(answer, undisturbed, folder):
-    """What is wrong with how a step took it that it could not write."""
+    """Return the faults in how a step handled a failed write."""
     wrong = []
     lines = answer.lines
     # a step may see beforehand that there is no room
@@ -23,7 +23,7 @@ def refused(answer, undisturbed, folder):
 
 
 def differences(undisturbed, folder):
-    """Files that are not as they were, and those that should not be."""
+    """Yield files that are not as they were, and those that should not be."""
     found = contents(folder)
     for name in found.keys() | undisturbed.files.keys():
         if found.get(name) != undisturbed.files.get(name):
@@ -31,7 +31,7 @@ def differences(undisturbed, folder):
 
 
 def limit_many(forking, undisturbed, folder, chance, count):
-    """Steps whose files may not grow beyond some size, which fails in the midst of a write as a full disk does."""
+    """Run steps whose files may not grow beyond some size, so that a write fails midway as on a full disk."""
     outcomes, wrong = Counter(), []
     writers = [step for step in undisturbed.steps if step.argv[0] != "publish"]
     while sum(outcomes.values()) < count:

@@ -34,7 +34,7 @@ def remove(folder, files):
 
 
 def kill_and_run_again(forking, undisturbed, folder, step, chance):
-    """One kill, and what came of it: (kind, seconds lost, what is wrong)."""
+    """Kill a step once, run it again, and return (kind, seconds lost, faults)."""
     fresh = chance.random() < 0.5
     if fresh:
         remove(folder, step.outputs)
@@ -52,7 +52,7 @@ def kill_and_run_again(forking, undisturbed, folder, step, chance):
 
 
 def kill_many(forking, undisturbed, folder, chance, count):
-    """Many kills, of each kind of step and then more often of quick ones; what they were and what came of them.
+    """Kill many steps, of each kind and then more often of quick ones, and count the outcomes.
 
     Returns their number by kind, by step, the seconds lost by each, and what went wrong with those that left anything.
     """

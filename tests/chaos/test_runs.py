@@ -18,14 +18,14 @@ YEAR = 365 * 86400
 
 
 def start(project):
-    """Snakemake at work, its output in a file."""
+    """Start Snakemake, its output in a file."""
     with (project.folder / "run.log").open("w") as stream:
         options = {"cwd": project.folder, "env": project.environment(), "stdout": stream, "stderr": subprocess.STDOUT}
         return subprocess.Popen(project.command(), **options)
 
 
 def jobs_of(project, run):
-    """Steps that are at work in the folder."""
+    """Return steps that are at work in the folder."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -38,14 +38,14 @@ def jobs_of(project, run):
 
 
 def finish(project):
-    """A plain run, which must succeed."""
+    """Return a plain run, which must succeed."""
     done = project.snakemake()
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 def refusal(project):
-    """What a run says where the folder is locked: one line of ours, and nothing of Snakemake's own."""
+    """Return what a run prints where the folder is locked: one line of ours, and nothing of Snakemake's own."""
     done = project.snakemake()
     output = done.stdout + done.stderr
     assert done.returncode != 0 and "cannot be locked" not in output and "Traceback" not in output, output
@@ -119,7 +119,7 @@ def kill_one(project, run, chance):
 
 
 def run_through_kills(project, chance, kinds, enough):
-    """Runs and kills until a run comes through."""
+    """Run and kill until a run comes through."""
     while True:
         run = start(project)
         while run.poll() is None and not enough():

@@ -13,7 +13,7 @@ NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here, if there cannot."""
+    """Return why there can be no Slurm here, if there cannot."""
     if os.geteuid() != 0:
         return "only root can bring up a Slurm"
     absent = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/bin") is None]

@@ -12,7 +12,7 @@ PROFILES = ("slurm", "kubernetes")
 
 
 def planned(project, profile, *more):
-    """The job list of a dry run by a profile; the volume of `kubernetes` is the project's own folder."""
+    """Return the job list of a dry run by a profile; the volume of `kubernetes` is the project's own folder."""
     if importlib.util.find_spec(f"snakemake_executor_plugin_{profile}") is None:
         pytest.skip("without requirements-cluster.txt, which `make slurm` installs")
     volume = ["--default-storage-prefix", str(project.folder)] if profile == "kubernetes" else []

@@ -85,7 +85,7 @@ def finish(project, command, **environment):
 
 
 def record(line: str) -> dict[str, str]:
-    """A line of `scontrol show job -o`."""
+    """Return a line of `scontrol show job -o`."""
     return dict(re.findall(r"(\w+)=(\S+)", line))
 
 
@@ -94,7 +94,7 @@ def rule_of(job):
 
 
 def contents(folder):
-    """What is made from a model and a text, by path: hashes, or records without their times."""
+    """Return the files made from a model and a text, by path: hashes, or records without their times."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: content(path) for name, path in files.items() if not TIMED.match(name)}
 
@@ -135,7 +135,7 @@ def test_what_a_job_costs(run, capsys):
 
 
 def step_seconds(benchmarks):
-    """Seconds of the commands of the submitted jobs."""
+    """Yield seconds of the commands of the submitted jobs."""
     for path in benchmarks.rglob("*.tsv"):
         if path.name not in ("model.tsv", "tokens.tsv", "cut.tsv"):
             yield float(path.read_text().splitlines()[1].split()[0])
@@ -175,7 +175,7 @@ SHOW = "echo [$CUDA_VISIBLE_DEVICES]"
 
 
 def together(folder, name, other):
-    """A command that shows its devices and ends once the other one runs too."""
+    """Return a command that shows its devices and ends once the other one runs too."""
     return f"sh -c '{SHOW}; touch {folder}/{name}; until [ -e {folder}/{other} ]; do sleep 0.1; done'"
 
 

@@ -1,4 +1,4 @@
-"""What users read of the errors of other libraries."""
+"""Users read errors of other libraries in one line."""
 
 import pytest
 

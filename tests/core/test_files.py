@@ -219,7 +219,7 @@ def test_broken_tensor_files(tmp_path, refuses):
 
 
 def flipped(content, chance):
-    """Every byte with one of its bits flipped, in turn."""
+    """Yield every byte with one of its bits flipped, in turn."""
     for place in range(len(content)):
         yield place, content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
 

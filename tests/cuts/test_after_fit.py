@@ -60,7 +60,7 @@ def test_too_few_tokens_to_tell_candidates_apart(llama, make_tokens, refuses):
 
 
 def brute_loss(model, tokens):
-    """Sequence by sequence, without padding."""
+    """Compute the loss sequence by sequence, without padding."""
     found = []
     for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True):
         with torch.inference_mode():

@@ -15,7 +15,7 @@ NAMES |= {"cka_all", "cca_all"}
 
 
 def brute_force(hidden, ends):
-    """Matrices by the definition, one pair and one token at a time; hidden [blocks, tokens, d]."""
+    """Return matrices by the definition, one pair and one token at a time; hidden [blocks, tokens, d]."""
     count = len(hidden)
     found = {name: torch.zeros(count, count, dtype=torch.float64) for name in NAMES}
     for position, chosen in (("all", range(hidden.shape[1])), ("last", ends.tolist())):
@@ -42,13 +42,13 @@ def brute_force(hidden, ends):
 
 
 def cka(x, y):
-    """1 - linear CKA by products of channels: |Y^T X|^2 / (|X^T X| |Y^T Y|), centred."""
+    """Return 1 - linear CKA by products of channels: |Y^T X|^2 / (|X^T X| |Y^T Y|), centred."""
     x, y = x - x.mean(0), y - y.mean(0)
     return 1 - float((y.T @ x).square().sum() / (x.T @ x).norm() / (y.T @ y).norm())
 
 
 def cca(x, y):
-    """1 - mean canonical correlation by whitening: singular values of Sxx^-1/2 Sxy Syy^-1/2, centred."""
+    """Return 1 - mean canonical correlation by whitening: singular values of Sxx^-1/2 Sxy Syy^-1/2, centred."""
     x, y = x - x.mean(0), y - y.mean(0)
 
     def white(z):

@@ -105,7 +105,7 @@ RECORD = SimpleNamespace(num_blocks=8, parameters=1000, block_parameters=[100] *
 
 
 def matrix(costs):
-    """Distances whose entry (start - 1, end - 1) is the cost of a run, 1 where none is given."""
+    """Return distances whose entry (start - 1, end - 1) is the cost of a run, 1 where none is given."""
     found = torch.ones(8, 8, dtype=torch.float64)
     for (start, end), cost in costs.items():
         found[start - 1, end - 1] = cost

@@ -24,7 +24,7 @@ MERGING = {"search": "merging", "metric": "output"}
 
 
 def weight(state, values):
-    """What the blocks of a state weigh, where original block k weighs `values[k]`."""
+    """Return the weights of a state's blocks, where original block k weighs `values[k]`."""
     return [sum(c * values[one.carrier + k] for k, c in enumerate(one.coefficients)) for one in state]
 
 
@@ -46,7 +46,7 @@ def test_the_coefficients_are_those_of_merges_one_after_another(data, values):
 
 
 def algorithm(num_blocks, c, interval, similarity, lowest, highest, measure):
-    """Algorithm 1 of the paper, on lists of the blocks that each layer holds, without a wanted number."""
+    """Return algorithm 1 of the paper, on lists of the blocks that each layer holds, without a wanted number."""
     model = [[block] for block in range(num_blocks)]
     layer = highest - c
     while layer >= lowest:

@@ -25,7 +25,7 @@ RECORD = SimpleNamespace(num_blocks=6, parameters=1000, block_parameters=[100] *
 
 
 def brute_loss(folder, tokens, gone=(), gradients=False):
-    """(mean loss, model) in float64, sequence by sequence without padding, the blocks really taken out."""
+    """Return (mean loss, model) in float64, sequence by sequence without padding, the blocks really taken out."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     kept = [layer for k, layer in enumerate(model.model.layers) if k not in gone]
     model.model.layers = torch.nn.ModuleList(kept)

@@ -140,7 +140,7 @@ def test_offline_flags_are_restored(model, include, record):
 
 
 def by_lm_eval(model, include, tasks, bootstrap, monkeypatch):
-    """The results of lm-eval's own evaluator; `simple_evaluate` around it looks at the machine for seconds."""
+    """Return the results of lm-eval's own evaluator; `simple_evaluate` around it looks at the machine for seconds."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -43,7 +43,7 @@ def prompts(tmp_path):
 
 
 def leaks(prompts):
-    """Items that are among the examples of their own prompt."""
+    """Return items that are among the examples of their own prompt."""
     return [k for k, prompt in enumerate(prompts) if f"w{k} :" in prompt.split(" / ")[:-1] or f"w{k} : w" in prompt]
 
 

@@ -1,4 +1,4 @@
-"""What filters and scoring of a task's own raise when all is answered costs their own metrics alone."""
+"""Errors of a task's own filters and scoring cost only their own metrics."""
 
 import json
 

@@ -14,7 +14,9 @@ TEXTS = [variant for variant in VARIANTS if FAMILIES[variant.partition(",")[0]].
 
 
 def queries(vocabulary, count=12, seed=0):
-    """Contexts with one answer or several, of one token or more, some equal, some longer than the model takes."""
+    """Return contexts with one answer or several, of one token or more, some equal, some longer than the model
+    takes.
+    """
     chance = torch.Generator().manual_seed(seed)
 
     def tokens(least, most):
@@ -29,7 +31,7 @@ def queries(vocabulary, count=12, seed=0):
 
 
 def expected(model, given, longest=LONGEST):
-    """The same from the logits of one whole sequence at a time, float64."""
+    """Return the same from the logits of one whole sequence at a time, float64."""
     found = []
     for context, answer in given:
         whole = (context + answer)[-(longest + 1) :]

@@ -19,7 +19,7 @@ def model(llama):
 
 
 def wrapped(model, template="$A", special=SPECIAL, config=None):
-    """The wrapper of the model with a tokenizer that begins and ends texts by a template."""
+    """Return the wrapper of the model with a tokenizer that begins and ends texts by a template."""
     import copy
 
     from conftest import tiny_tokenizer
@@ -42,7 +42,7 @@ def request(kind, *arguments):
 
 
 def expected(model, before, ids):
-    """The log-likelihood of tokens after those before."""
+    """Return the log-likelihood of tokens after those before."""
     with torch.no_grad():
         logits = model(torch.tensor([before + ids])).logits[0].log_softmax(-1)
     return sum(logits[len(before) + k - 1, one].item() for k, one in enumerate(ids))

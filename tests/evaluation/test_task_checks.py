@@ -1,4 +1,4 @@
-"""What is wrong with a task is one line, before a model is loaded; nothing of it is told twice."""
+"""Each fault of a task is one line, before a model is loaded, and is reported once."""
 
 import json
 
@@ -33,7 +33,7 @@ LETTERS = [{"name": "letters", "filter": [{"function": "regex", "regex_pattern":
 
 
 class Function(str):
-    """What stands behind `!function`."""
+    """The value behind `!function`."""
 
 
 yaml.SafeDumper.add_representer(Function, lambda dumper, value: dumper.represent_scalar("!function", str(value)))
@@ -60,7 +60,7 @@ def quiz(tmp_path):
 
 
 def item(number, **changes):
-    """The items with one changed."""
+    """Return the items with one changed."""
     return [{**one, **changes} if k == number else one for k, one in enumerate(ITEMS)]
 
 

@@ -120,7 +120,7 @@ def test_captions_as_by_the_package(clip, made, loader):
 
 
 def read(folder, **options):
-    """The samples of labelled images as (image, label)."""
+    """Return the samples of labelled images as (image, label)."""
     config = ZeroShotConfig(images=str(folder), **options)
     return [(sample.image, sample.label) for sample in labelled.labelled(config).samples()]
 
@@ -221,7 +221,7 @@ def test_no_images_are_one_line(clip, made, refuses):
 
 
 def split_twice(folder):
-    """train/ and val/ instead of test/, and no names of classes."""
+    """Use train/ and val/ instead of test/, and no names of classes."""
     without(folder, "classnames.txt")
     shutil.copytree(folder / "test", folder / "train")
     (folder / "test").rename(folder / "val")
@@ -244,7 +244,9 @@ def test_folders_of_classes_need_no_split(made):
 
 
 def tar_of(folder, names):
-    """A tar of labelled pictures whose files have the names that `names` makes of a sample's number and an ending."""
+    """Write a tar of labelled pictures whose files have the names that `names` makes of a sample's number and an
+    ending.
+    """
     place = folder / "test"
     for path in place.glob("*.tar"):
         path.unlink()

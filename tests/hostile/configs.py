@@ -13,7 +13,7 @@ NAMES = "use letters, digits, '.', '_' and '-'"
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """CONFIG with the value at a path (`a/b`) replaced; `...` removes it."""
+    """Return CONFIG with the value at a path (`a/b`) replaced; `...` removes it."""
     config = copy.deepcopy(CONFIG)
     _change(config, path, value)
     return config
@@ -30,7 +30,7 @@ def _change(config: dict[str, Any], path: str, value: Any) -> None:
 
 
 def value(path: str, given: Any, remedy: str, key: str | None = None) -> Case:
-    """A value that cannot stand at its place."""
+    """Return a value that cannot stand at its place."""
 
     def spoil() -> None:
         Path(FILE).write_text(
@@ -41,7 +41,9 @@ def value(path: str, given: Any, remedy: str, key: str | None = None) -> Case:
 
 
 def values(*faults: tuple[str, Any, str] | tuple[str, Any, str, str]) -> Case:
-    """Values that cannot stand at their places, all in one file: (path, value, remedy), the key if it is another."""
+    """Return values that cannot stand at their places, all in one file: (path, value, remedy), the key if it is
+    another.
+    """
 
     def spoil() -> None:
         config = copy.deepcopy(CONFIG)
@@ -54,7 +56,7 @@ def values(*faults: tuple[str, Any, str] | tuple[str, Any, str, str]) -> Case:
 
 
 def names(*given: str) -> Case:
-    """Models under names that cannot be, all in one file."""
+    """Return models under names that cannot be, all in one file."""
 
     def spoil() -> None:
         config = copy.deepcopy(CONFIG)
@@ -65,7 +67,7 @@ def names(*given: str) -> Case:
 
 
 def name(section: str, given: str, remedy: str = NAMES, key: str | None = None) -> Case:
-    """A second entry of a section under a bad name."""
+    """Return a second entry of a section under a bad name."""
 
     def spoil() -> None:
         config = copy.deepcopy(CONFIG)
@@ -76,23 +78,23 @@ def name(section: str, given: str, remedy: str = NAMES, key: str | None = None) 
 
 
 def text(content: str | bytes, key: str, remedy: str) -> Case:
-    """A file that holds this."""
+    """Return a file that holds this."""
     raw = content if isinstance(content, bytes) else content.encode()
     return Case(lambda: Path(FILE).write_bytes(raw), FILE, key, remedy)
 
 
 def more(**sections: Any) -> dict[str, Any]:
-    """CONFIG with entries added to its sections."""
+    """Return CONFIG with entries added to its sections."""
     return {**CONFIG, **{key: {**CONFIG.get(key, {}), **entries} for key, entries in sections.items()}}
 
 
 def whole(config: dict[str, Any], key: str, remedy: str, lines: int = 1) -> Case:
-    """A config as plain data."""
+    """Return a config as plain data."""
     return Case(lambda: Path(FILE).write_text(yaml.safe_dump(config)), FILE, key, remedy, lines=lines)
 
 
 def files(key: str, remedy: str, **contents: str) -> Case:
-    """Several files, `config.yaml` one of them."""
+    """Return several files, `config.yaml` one of them."""
 
     def spoil() -> None:
         for stem, content in contents.items():
@@ -102,20 +104,20 @@ def files(key: str, remedy: str, **contents: str) -> Case:
 
 
 def loop() -> None:
-    """A file that is included, and is a link to itself."""
+    """Include a file that is a link to itself."""
     Path("loop.yaml").symlink_to("loop.yaml")
     Path(FILE).write_text("include: [loop.yaml]")
 
 
 def chain() -> None:
-    """Files that include one another, deeper than anybody would."""
+    """Write files that include one another, deeper than allowed."""
     Path(FILE).write_text("include: [part0.yaml]")
     for k in range(400):
         Path(f"part{k}.yaml").write_text(f"include: [part{k + 1}.yaml]")
 
 
 def as_folder() -> None:
-    """A folder of the name of the config."""
+    """Make a folder of the name of the config."""
     Path(FILE).unlink()
     Path(FILE).mkdir()
 

@@ -15,12 +15,12 @@ OUT = ("--out", "out")
 
 
 def tokens(dataset: str, *more: str) -> tuple[str, ...]:
-    """The command that reads a file."""
+    """Return the command that reads a file."""
     return ("tokens", "model", "--dataset", dataset, "--samples", "8", "--tokens", "16", *more, *OUT)
 
 
 def case(name: str, content: bytes | Callable[[], Any] | None, key: str, remedy: str, *more: str) -> Case:
-    """A file of this name and content, read with `more` options."""
+    """Return a file of this name and content, read with `more` options."""
 
     def spoil() -> None:
         if callable(content):
@@ -32,7 +32,7 @@ def case(name: str, content: bytes | Callable[[], Any] | None, key: str, remedy:
 
 
 def sparse(name: str, before: bytes, size: int) -> Callable[[], None]:
-    """A file with a last line that takes no room on the disk but is as long as this."""
+    """Return a file with a last line that takes no room on the disk but is as long as this."""
 
     def write() -> None:
         Path(name).write_bytes(before)
@@ -42,7 +42,7 @@ def sparse(name: str, before: bytes, size: int) -> Callable[[], None]:
 
 
 def parquet(name: str, spoil: Callable[[bytes], bytes]) -> Callable[[], None]:
-    """A Parquet file, spoilt."""
+    """Return a Parquet file, spoilt."""
 
     def write() -> None:
         import pyarrow
@@ -56,12 +56,12 @@ def parquet(name: str, spoil: Callable[[bytes], bytes]) -> Callable[[], None]:
 
 
 def lines(*records: Any) -> bytes:
-    """Records as JSON lines."""
+    """Return records as JSON lines."""
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 def zeroed(raw: bytes) -> bytes:
-    """The middle of a file overwritten."""
+    """Return the middle of a file overwritten."""
     third = len(raw) // 3
     return raw[:third] + b"\0" * third + raw[2 * third :]
 

@@ -25,12 +25,12 @@ BELONGS = "take the config.json that belongs to the weights"
 
 
 def config(key: str, value: Any, remedy: str, says: str | None = None) -> Case:
-    """An entry of config.json."""
+    """Return an entry of config.json."""
     return Case(lambda: edit_json("model/config.json", **{key: value}), "model", says or key, remedy)
 
 
 def case(spoil: Callable[[], Any], key: str, remedy: str, command: Sequence[str] = CHECK, file: str = "model") -> Case:
-    """What is done to the folder."""
+    """Return a case with this change of the folder."""
     return Case(spoil, file, key, remedy, command)
 
 
@@ -40,23 +40,23 @@ def remove(*names: str) -> Callable[[], None]:
 
 
 def as_file() -> None:
-    """A file in place of the folder."""
+    """Put a file in place of the folder."""
     MODEL.rename("was")
     MODEL.write_bytes(Path("was/model.safetensors").read_bytes())
 
 
 def cut_to(size: int) -> Callable[[], None]:
-    """The first bytes of the weights."""
+    """Return the first bytes of the weights."""
     return lambda: WEIGHTS.write_bytes(WEIGHTS.read_bytes()[:size])
 
 
 def header_of(length: int) -> Callable[[], None]:
-    """Weights that say that their header is as long as this."""
+    """Return weights that say that their header is as long as this."""
     return lambda: WEIGHTS.write_bytes(struct.pack("<Q", length) + WEIGHTS.read_bytes()[8:])
 
 
 def tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[], None]:
-    """Other weights."""
+    """Return other weights."""
 
     def spoil() -> None:
         loaded = load_file(WEIGHTS)
@@ -67,13 +67,13 @@ def tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[], None
 
 
 def as_integers(loaded: dict[str, np.ndarray]) -> None:
-    """A weight that was rounded to whole numbers."""
+    """Round a weight to whole numbers."""
     name = "model.layers.1.mlp.down_proj.weight"
     loaded[name] = loaded[name].astype(np.int8)
 
 
 def index_of(shard: str) -> Callable[[], None]:
-    """An index that names another shard."""
+    """Return an index that names another shard."""
 
     def spoil() -> None:
         names = load_file(WEIGHTS).keys()
@@ -84,7 +84,7 @@ def index_of(shard: str) -> Callable[[], None]:
 
 
 def link(name: str, to: str) -> Callable[[], None]:
-    """A link out of the folder; what it points to is there."""
+    """Return a link out of the folder; what it points to is there."""
 
     def spoil() -> None:
         Path("../secret").write_text("{}")
@@ -95,7 +95,7 @@ def link(name: str, to: str) -> Callable[[], None]:
 
 
 def moved_out(name: str) -> Callable[[], None]:
-    """A file of the model that is a link to where it now lies."""
+    """Return a file of the model that is a link to where it now lies."""
 
     def spoil() -> None:
         (MODEL / name).rename(f"../{name}")
@@ -105,7 +105,7 @@ def moved_out(name: str) -> Callable[[], None]:
 
 
 def pickle_only() -> None:
-    """Weights as a pickle, which makes a file where it is loaded."""
+    """Store the weights as a pickle, which makes a file where it is loaded."""
 
     class Runs:
         def __reduce__(self):
@@ -116,13 +116,13 @@ def pickle_only() -> None:
 
 
 def tokenizer_code() -> None:
-    """A tokenizer with code of its own."""
+    """Give the tokenizer code of its own."""
     edit_json("model/tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenizer_own.Own", None]})
     (MODEL / "tokenizer_own.py").write_text("open('ran', 'w')\nclass Own: pass\n")
 
 
 def chat_template() -> None:
-    """A chat template that wants out of its sandbox."""
+    """Write a chat template that tries to leave its sandbox."""
     Path("chat.jsonl").write_text(json.dumps({"chat": [{"role": "user", "content": "w1"}]}) + "\n")
     for path in (MODEL / "chat_template.jinja", MODEL / "tokenizer_config.json"):
         if path.suffix == ".json":
@@ -135,7 +135,7 @@ OUT_OF_SANDBOX = "{{ cycler.__init__.__globals__.os.popen('touch ran').read() }}
 
 
 def larger_tokenizer() -> None:
-    """A tokenizer that knows a word for which the model has no row."""
+    """Give the tokenizer a word for which the model has no row."""
     content = json.loads((MODEL / "tokenizer.json").read_text())
     content["model"]["vocab"]["unheard"] = 66
     (MODEL / "tokenizer.json").write_text(json.dumps(content))
@@ -143,12 +143,12 @@ def larger_tokenizer() -> None:
 
 
 def without(*names: str) -> Callable[[dict[str, np.ndarray]], None]:
-    """Weights that lack some."""
+    """Return weights that lack some."""
     return lambda loaded: [loaded.pop(name) for name in names]
 
 
 def poisoned(loaded: dict[str, np.ndarray]) -> None:
-    """A NaN in a weight."""
+    """Put a NaN into a weight."""
     loaded["model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")
 
 

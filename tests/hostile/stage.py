@@ -57,7 +57,7 @@ class Case:
 
 
 def write_project(folder: Path) -> None:
-    """The files of a project beside its model: config, text, a task."""
+    """Write the files of a project beside its model: config, text, a task."""
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     (folder / "text.jsonl").write_text(
         "".join(json.dumps({"text": f"w{k} w{k + 1} w{k + 2}"}) + "\n" for k in range(40))
@@ -69,13 +69,13 @@ def write_project(folder: Path) -> None:
 
 
 def write_task(**changes: Any) -> None:
-    """The task of the project, changed (None removes a key)."""
+    """Write the task of the project, changed (None removes a key)."""
     task = {key: value for key, value in {**TASK, **changes}.items() if value is not None}
     Path("tasks/quiz.yaml").write_text(yaml.safe_dump(task))
 
 
 def make() -> None:
-    """What the steps make of the project: record, tokens (some of another tokenizer too), cut, sums, transform."""
+    """Make the results of the steps: record, tokens (some of another tokenizer too), cut, sums, transform."""
     from replaceme.calibration.tokens import load_tokens
 
     steps = [
@@ -111,12 +111,14 @@ def run(words: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every path below a folder, with size and time, so that whatever is written shows."""
+    """Return every path below a folder, with size and time, so that whatever is written shows."""
     return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")}
 
 
 def check_refused(case: Case, folder: Path) -> None:
-    """Spoil, run, and look at the refusal: code 1, one line that is plain text and says it all, nothing written."""
+    """Apply a case's fault, run, and check the refusal: code 1, one line of plain text with the remedy, nothing
+    written.
+    """
     case.spoil()
     before = contents(folder.parent)
     code, shown = run(case.command)

@@ -10,24 +10,24 @@ EVALUATE = ("evaluate", "model", "--task", "quiz", "--include", "tasks", "--out"
 
 
 def asked(name: str, *more: str) -> tuple[str, ...]:
-    """The command that runs a task of this name."""
+    """Return the command that runs a task of this name."""
     return ("evaluate", "model", "--task", name, "--include", "tasks", *more, "--out", "out")
 
 
 def case(
     spoil: Callable[[], Any], key: str, remedy: str, command: tuple[str, ...] = EVALUATE, file: str = "quiz"
 ) -> Case:
-    """What is done to the task."""
+    """Return a case with this change of the task."""
     return Case(spoil, file, key, remedy, command)
 
 
 def changed(key: str, remedy: str, says: str, **changes: Any) -> Case:
-    """The task with other entries."""
+    """Return the task with other entries."""
     return case(lambda: write_task(**changes), says, remedy)
 
 
 def function(code: str) -> Callable[[], None]:
-    """A task whose text is made by a function in a file beside it."""
+    """Return a task whose text is made by a function in a file beside it."""
 
     def spoil() -> None:
         write_task()
@@ -39,7 +39,7 @@ def function(code: str) -> Callable[[], None]:
 
 
 def nothing() -> None:
-    """The project as it is."""
+    """Leave the project unchanged."""
 
 
 CASES = {

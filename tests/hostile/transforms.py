@@ -16,7 +16,7 @@ AGAIN = "delete it and run again"
 
 
 def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], None]:
-    """The transform with another matrix."""
+    """Return the transform with another matrix."""
 
     def spoil() -> None:
         transform, origin = Transform.load(TRANSFORM)
@@ -26,36 +26,36 @@ def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], None
 
 
 def with_nan(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with one NaN."""
+    """Return the matrix with one NaN."""
     matrix = matrix.clone()
     matrix[3, 4] = float("nan")
     return matrix
 
 
 def raw(change: Callable[[bytes], bytes], path: Path = TRANSFORM) -> Callable[[], None]:
-    """Other bytes."""
+    """Return other bytes."""
     return lambda: path.write_bytes(change(path.read_bytes()))
 
 
 def other_cut() -> None:
-    """A cut of another place."""
+    """Write a cut of another place."""
     assert run(["cut", "made/model.json", "--blocks", "1", "--start", "4", "--out", "made/cut.json"])[0] == 0
 
 
 def cut(**changes: Any) -> Callable[[], None]:
-    """Other entries of cut.json."""
+    """Return other entries of cut.json."""
     return lambda: edit_json("made/cut.json", **changes)
 
 
 def flipped(content: bytes) -> bytes:
-    """The last bit flipped."""
+    """Return the last bit flipped."""
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def case(
     spoil: Callable[[], Any], key: str, remedy: str, file: str = "made/transform.safetensors", command=MERGE
 ) -> Case:
-    """What is done to the files."""
+    """Return a case with this change of the files."""
     return Case(spoil, file, key, remedy, command)
 
 

@@ -24,7 +24,7 @@ def module(name):
 
 
 def compiled(kernel, types, constants, capability, warps, stages=3):
-    """Compile a kernel; pointers by name in `types`, integers for the rest, as aligned as real arguments are."""
+    """Return compile a kernel; pointers by name in `types`, integers for the rest, as aligned as real arguments are."""
     signature, hints = {}, {}
     for position, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "i32")

@@ -26,14 +26,14 @@ WIDTH = 40 if INTERPRETED else 65  # one tile or several, which test_matches_flo
 
 
 def functions(route):
-    """(gram, gram_cross, device) of a route; "cuda" goes through the dispatch."""
+    """Return (gram, gram_cross, device) of a route; "cuda" goes through the dispatch."""
     if route == "cuda":
         return kernels.gram, kernels.gram_cross, "cuda"
     return getattr(kernels, f"gram_{route}"), getattr(kernels, f"gram_cross_{route}"), "cpu"
 
 
 def limit(route):
-    """Relative Frobenius error allowed."""
+    """Return relative Frobenius error allowed."""
     return 1e-14 if route == "reference" else 1e-6
 
 
@@ -52,7 +52,7 @@ def poisoned(*shape, dtype, device):
 
 
 def expected_sums(x, terms, weights=None, cross_weights=None, mask=None):
-    """The definition, in float64."""
+    """Return the definition, in float64."""
     keep = slice(None) if mask is None else mask
     ones = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
     w = (ones if weights is None else weights.double())[keep]
@@ -64,7 +64,7 @@ def expected_sums(x, terms, weights=None, cross_weights=None, mask=None):
 
 
 def assert_sums(found, expected, route):
-    """Products within the limit of their norm, sums of rows within the limit of the sums of magnitudes."""
+    """Assert that products are within the limit of their norm, sums of rows within that of the sums of magnitudes."""
     sums, (magnitude_x, magnitude_r) = expected
     for name in ("gram", "cross", "energy"):
         assert error(getattr(found, name), getattr(sums, name)) < limit(route), name

@@ -27,26 +27,26 @@ FEWER = [torch.bfloat16, torch.float32] if INTERPRETED else HALF_AND_SINGLE
 
 
 def function(route):
-    """(pairwise_cosine, device) of a route; "cuda" goes through the dispatch."""
+    """Return (pairwise_cosine, device) of a route; "cuda" goes through the dispatch."""
     if route == "cuda":
         return kernels.pairwise_cosine, "cuda"
     return getattr(kernels, f"pairwise_cosine_{route}"), "cpu"
 
 
 def limits(route):
-    """Absolute errors allowed, of cosine and of angular, for states that are not nearly parallel."""
+    """Return absolute errors allowed, of cosine and of angular, for states that are not nearly parallel."""
     return (1e-12, 1e-12) if route == "reference" else (1e-6, 1e-6)
 
 
 def random_states(count, tokens, hidden, dtype=torch.bfloat16, device="cpu", seed=0):
-    """A residual stream: each state is the last one plus some."""
+    """Return a residual stream: each state is the last one plus some."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randn(count, tokens, hidden, generator=generator, dtype=torch.float64)
     return [state.to(dtype).to(device) for state in steps.cumsum(0)]
 
 
 def naive(states, mask=None):
-    """Both matrices by the definition, one pair at a time."""
+    """Return both matrices by the definition, one pair at a time."""
     rows = [state.cpu().double() if mask is None else state.cpu()[mask.cpu()].double() for state in states]
     found = torch.zeros(2, len(rows), len(rows), dtype=torch.float64)
     for i, left in enumerate(rows):

@@ -30,7 +30,9 @@ CASES = [
 
 
 def function(route):
-    """(row_cosine, device) of a route; "cuda" goes through the dispatch, "portable" does not take the Hopper path."""
+    """Return (row_cosine, device) of a route; "cuda" goes through the dispatch, "portable" does not take the Hopper
+    path.
+    """
     if route == "cuda":
         return kernels.row_cosine, "cuda"
     if route == "portable":
@@ -39,7 +41,9 @@ def function(route):
 
 
 def limit(route):
-    """Error allowed, relative to |p| |r|, |p| or |r|: float32 results, and one float32 accumulation in the kernels."""
+    """Return error allowed, relative to |p| |r|, |p| or |r|: float32 results, and one float32 accumulation in the
+    kernels.
+    """
     return 1e-6 if route == "reference" else 1e-4
 
 
@@ -49,7 +53,7 @@ def rows(tokens, columns, dtype, device="cpu", seed=0):
 
 
 def expected(x, t, terms, y=None):
-    """(dot, |p|, |r|) by the formula, float64 on the CPU."""
+    """Return (dot, |p|, |r|) by the formula, float64 on the CPU."""
     x, t, *terms = (operand.double().cpu() for operand in (x, t, *terms))
     p = x @ t if y is None else x @ t + y.double().cpu()
     r = terms[0]
@@ -61,7 +65,7 @@ def expected(x, t, terms, y=None):
 
 
 def error(found, wanted):
-    """Largest error over the rows, of the dot against |p| |r| and of the norms against themselves."""
+    """Return largest error over the rows, of the dot against |p| |r| and of the norms against themselves."""
     assert all(part.dtype == torch.float32 for part in found)
     dot, norm_p, norm_r = (part.double().cpu() for part in found)
     scales = (wanted[1] * wanted[2], wanted[1], wanted[2])
@@ -72,7 +76,7 @@ def error(found, wanted):
 
 
 def operands(tokens, hidden, other, dtype, device, count):
-    """(x, t, terms): t of norm about 1 a column, terms that have something in common with p."""
+    """Return (x, t, terms): t of norm about 1 a column, terms that have something in common with p."""
     x, t = rows(tokens, hidden, dtype, device), rows(hidden, other, torch.float64, seed=1) / math.sqrt(hidden)
     t = t.to(dtype).to(device)
     first = (x.double() @ t.double()).to(dtype) + rows(tokens, other, dtype, device, seed=2)

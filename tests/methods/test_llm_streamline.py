@@ -21,13 +21,13 @@ SETTINGS = {"learning_rate": 0.01, "epochs": 3, "batch_tokens": 60}
 
 
 def without_attention(block):
-    """`x + mlp(norm(x))` of the block's own norm and MLP, written out."""
+    """Return `x + mlp(norm(x))` of the block's own norm and MLP, written out."""
     del block.self_attn, block.input_layernorm
     block.forward = lambda states, **_: states + block.mlp(block.post_attention_layernorm(states))
 
 
 def loop(folder, tokens, start, end, epochs, size, lr, network):
-    """The same training, one sequence at a time, by plain transformers in float64."""
+    """Return the same training, one sequence at a time, by plain transformers in float64."""
     model, teacher = (load_base_model(folder, "float64", "cpu") for _ in range(2))
     block = model.layers[start - 1].requires_grad_(True)
     if network == "mlp":

@@ -1,4 +1,4 @@
-"""What all methods have in common: one size, checkpoints that plain transformers loads, refusals before any work."""
+"""All methods have in common: one size, checkpoints that plain transformers loads, refusals before any work."""
 
 import json
 

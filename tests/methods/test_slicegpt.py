@@ -61,7 +61,9 @@ def test_the_sliced_model_is_the_original_with_its_stream_projected(
 
 
 def by_hand(folder, tokens, axes):
-    """Residual streams [tokens, d] at every point, float64, one sequence at a time; projected where axes are given."""
+    """Return residual streams [tokens, d] at every point, float64, one sequence at a time; projected where axes are
+    given.
+    """
     model = load_base_model(folder, "float64", "cpu")
     points = [[] for _ in range(13)]
 

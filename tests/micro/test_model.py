@@ -53,7 +53,7 @@ def test_no_word_is_unknown(shipped_tokenizer):
 
 
 def json_strings(content):
-    """All strings of the rows of a JSON-lines file; nothing for a YAML file."""
+    """Yield all strings of the rows of a JSON-lines file; nothing for a YAML file."""
     rows = [json.loads(line) for line in content.splitlines()] if content.startswith("{") else []
     for row in rows:
         for value in row.values():

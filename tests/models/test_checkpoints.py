@@ -1,4 +1,4 @@
-"""What a checkpoint holds is read from headers; what is broken or foreign is one clear line."""
+"""The content of a checkpoint is read from headers; a broken or foreign file is one clear line."""
 
 import hashlib
 import json

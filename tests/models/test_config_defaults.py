@@ -1,4 +1,4 @@
-"""What a config.json leaves out is what transformers takes for it, of every family."""
+"""Entries missing from a config.json get transformers' values, for every family."""
 
 import json
 import shutil

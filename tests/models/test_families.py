@@ -68,7 +68,7 @@ NUMBERS = {"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", 
 
 
 def uses_of_numbers(code):
-    """The expressions of a modelling file that compute, choose or compare with the number of a block."""
+    """Yield the expressions of a modelling file that compute, choose or compare with the number of a block."""
     tree = ast.parse(code)
     loops = [node for node in ast.walk(tree) if isinstance(node, ast.For) and isinstance(node.target, ast.Tuple)]
     counted = {one.target.elts[0].id for one in loops if ast.unparse(one.iter).startswith("enumerate(self.")}

@@ -1,4 +1,4 @@
-"""What a model's author prefers in generation_config.json changes nothing that is computed here, and stays as it is."""
+"""Preferences in generation_config.json change nothing that is computed here, and stay as they are."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def prompts(tmp_path):
 
 
 def greedy(folder, rows, new_tokens):
-    """One likeliest token after another, by the forward pass alone."""
+    """Decode one likeliest token after another, by the forward pass alone."""
     model = load_causal_model(folder, "float32", "cpu")
     for _ in range(new_tokens):
         rows = torch.cat([rows, model(rows).logits[:, -1:].argmax(-1)], 1)

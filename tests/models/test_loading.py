@@ -42,7 +42,7 @@ def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(make_llama,
 
 
 def by_definition(weight):
-    """What 4 bits make of a weight: levels times the largest magnitude of each block of 64, itself rounded."""
+    """Return weights as 4 bits make them: levels times the largest magnitude of each block of 64, itself rounded."""
     data, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     levels = get_4bit_type("nf4", device="cpu")[torch.stack([data.ravel() >> 4, data.ravel() & 15], 1).int()].ravel()
     scales = dequantize_blockwise(state.absmax, state.state2) + state.offset

@@ -96,7 +96,9 @@ def test_what_could_run_is_not_copied(folder):
 
 
 def as_in_the_hubs_cache(folder, repository, shared):
-    """A snapshot with the files of a folder, each a link to its blob; the one named `shared` to one in common."""
+    """Return a snapshot with the files of a folder, each a link to its blob; the one named `shared` to one in
+    common.
+    """
     snapshot, blobs = repository / "snapshots" / "0123abc", repository / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()

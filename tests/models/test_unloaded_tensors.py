@@ -29,7 +29,7 @@ ODD = [
 
 
 def rewritten(source, out, edit, **config):
-    """A copy of a checkpoint of one file with other tensors."""
+    """Return a copy of a checkpoint of one file with other tensors."""
     folder = shutil.copytree(source, out)
     tensors = edit(load_file(folder / "model.safetensors"))
     save_file({name: one.contiguous() for name, one in tensors.items()}, folder / "model.safetensors", {"format": "pt"})

@@ -1,4 +1,4 @@
-"""What local models and files cannot do is found before any job starts, every problem on its own line."""
+"""Unusable local models and files are found before any job starts, every problem on its own line."""
 
 import copy
 import json
@@ -56,7 +56,7 @@ def test_a_reference_that_does_not_belong_to_its_table(llama):
 
 
 def with_figure(source, cost=None, **figure):
-    """The config with one figure of its table."""
+    """Return the config with one figure of its table."""
     raw = {**copy.deepcopy(BASE), "figures": {"f": {"tables": ["main"], **figure}}, "cost": cost}
     raw["models"]["a"]["source"] = str(source)
     raw["fits"]["auto"] = {"ridge": "auto"}

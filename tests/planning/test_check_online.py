@@ -29,7 +29,7 @@ SIZE_8B = 8_030_261_248
 
 
 def refusal(kind):
-    """An error of huggingface_hub as an answer with a status raises it."""
+    """Return an error of huggingface_hub as an answer with a status raises it."""
     from huggingface_hub import errors
 
     response = SimpleNamespace(headers={}, request=None, status_code=404, url="x")
@@ -40,7 +40,7 @@ DATASETS_OWN = datasets.load_dataset
 
 
 class Hub:
-    """What the stand-in holds; `asked` lists the questions, `down` is raised in answer to all of them."""
+    """The content of the stand-in; `asked` lists the questions, `down` is raised in answer to all of them."""
 
     def __init__(self, folder):
         self.folder, self.asked, self.down = folder, [], None

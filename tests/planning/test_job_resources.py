@@ -1,4 +1,4 @@
-"""What jobs ask a scheduler for grows with the model, the text and the cut, and needs no torch and no network."""
+"""Requests of jobs grow with the model, the text and the cut, and need no torch and no network."""
 
 import json
 import subprocess

@@ -53,7 +53,7 @@ def hashes(package):
 
 
 def edited(text, name):
-    """The text with a statement more in a function or class."""
+    """Return the text with a statement more in a function or class."""
     node = next(one for one in ast.parse(text).body if getattr(one, "name", None) == name)
     line, column = node.end_lineno, node.body[-1].col_offset
     lines = text.splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""What steps cost: where it is written, that it is off by default, and how the jobs of rows are added up."""
+"""Costs of steps: their files, off by default, and the sums over the jobs of rows."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_energy_and_emissions_of_a_country(tmp_path, monkeypatch):
 
 
 class Tracker:
-    """What CodeCarbon reports on a machine whose GPUs are at work."""
+    """The report of CodeCarbon on a machine whose GPUs are at work."""
 
     def __init__(self, **_):
         energies = {"cpu_energy": 1.0, "gpu_energy": 6.0, "ram_energy": 1.0, "energy_consumed": 8.0}

@@ -1,4 +1,4 @@
-"""What Python programs started by the tests do first: they are watched, and spared the import of large libraries."""
+"""Start Python programs of the tests: they are watched, and spared the import of large libraries."""
 
 import os
 

@@ -64,7 +64,7 @@ def hand_over() -> None:
 
 
 def _program(arguments: list[str]) -> dict | None:
-    """How Python was asked to run one of WARMED: its path or its module, and the arguments."""
+    """Return how Python was called to run one of WARMED: its path or its module, and the arguments."""
     safe = arguments[:1] == ["-P"]
     arguments = arguments[safe:]
     if arguments[:2] == ["-m", "replaceme.cli"]:
@@ -161,7 +161,7 @@ def _become(request: dict, files: list[int]) -> None:
 
 
 def _status(program: dict) -> int:
-    """The exit code of a program that is run as Python runs it."""
+    """Return the exit code of a program that is run as Python runs it."""
     import runpy
 
     import watch

@@ -9,7 +9,7 @@ from replaceme.steps.parser import Parser, dashed, meant
 
 
 def refused(capsys, *words):
-    """The last line on stderr of a command that is called wrongly."""
+    """Return the last line on stderr of a command that is called wrongly."""
     with pytest.raises(SystemExit) as left:
         main(list(words))
     assert left.value.code == 2

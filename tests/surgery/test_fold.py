@@ -29,7 +29,7 @@ def transform(size=16, seed=3):
 
 
 def given(matrix, **more):
-    """A transform of a matrix, or the identity."""
+    """Return a transform of a matrix, or the identity."""
     if matrix is None:
         return fit_identity(hidden_size=16)
     return Transform(matrix, {"solver": "by hand"}, **more)
@@ -54,7 +54,7 @@ def same_bytes(a, b):
 
 
 def origin_of(name, start=2, end=4):
-    """The name in the source of a tensor of the pruned checkpoint: the oracle of renumbering."""
+    """Return the name in the source of a tensor of the pruned checkpoint: the oracle of renumbering."""
     parts = name.split(".")
     if parts[:2] == ["model", "layers"] and int(parts[2]) >= start:
         parts[2] = str(int(parts[2]) + end - start)
@@ -62,7 +62,7 @@ def origin_of(name, start=2, end=4):
 
 
 def by_hand(model, start, end, matrix):
-    """The original model with T on the carrier's MLP output and the removed blocks skipped."""
+    """Return the original model with T on the carrier's MLP output and the removed blocks skipped."""
 
     def apply(module, inputs, output):
         return (output.double() @ matrix).to(output.dtype)

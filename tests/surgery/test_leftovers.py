@@ -1,4 +1,4 @@
-"""What a new checkpoint takes over from its source's folder, and what is said of the rest."""
+"""A new checkpoint keeps certain files of its source's folder, and reports the rest."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the tests of fits over rows share."""
+"""Common data of the tests of fits over rows."""
 
 import pytest
 

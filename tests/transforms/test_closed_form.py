@@ -27,12 +27,12 @@ def of(m, r, weights=None):
 
 
 def on_rows(m, r, matrix):
-    """Residual from the rows themselves."""
+    """Return residual from the rows themselves."""
     return float((m @ matrix - r).square().sum() / r.square().sum())
 
 
 def conditioned(tokens, hidden, condition, seed):
-    """Rows whose Gram has about this condition number, in directions mixed over all channels."""
+    """Return rows whose Gram has about this condition number, in directions mixed over all channels."""
     left, _ = torch.linalg.qr(normal(tokens, hidden, seed=seed))
     right, _ = torch.linalg.qr(normal(hidden, hidden, seed=seed + 1))
     return left * torch.logspace(0, -0.5 * torch.log10(torch.tensor(condition)).item(), hidden).double() @ right

@@ -18,7 +18,7 @@ HIDDEN = 12
 
 
 def stored(folder, m, r, y=None, parts=3):
-    """Rows on disk as `write_rows` leaves them, the statistics of what is stored, and that itself in float64."""
+    """Return rows on disk as `write_rows` leaves them, the statistics of what is stored, and that itself in float64."""
     tensors = [tensor.to(torch.bfloat16) for tensor in (m, r, y) if tensor is not None]
     rows = store(folder, zip(*(tensor.chunk(parts) for tensor in tensors), strict=True))
     statistics = Statistics.zeros(m.shape[1])
@@ -28,7 +28,9 @@ def stored(folder, m, r, y=None, parts=3):
 
 
 def data(tokens=3000, seed=0, noise=0.5):
-    """Rows of very different lengths, the target a linear map of m with noise relative to each row's own length."""
+    """Return rows of very different lengths, the target a linear map of m with noise relative to each row's own
+    length.
+    """
     generator = torch.Generator().manual_seed(seed)
     m, e, mixing = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -62,7 +64,7 @@ def test_the_weighted_sums_are_the_gradient(tmp_path):
 
 
 def exact_data(tokens=3000):
-    """Rows as in `data`, the target noisy, and a residual stream of about its length."""
+    """Return rows as in `data`, the target noisy, and a residual stream of about its length."""
     m, r = data(tokens, noise=0.3)
     y = torch.randn(*r.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return m, r, r.norm(dim=1, keepdim=True) * y / HIDDEN**0.5

@@ -22,7 +22,7 @@ OPTIONS = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}
 
 
 def rows(tokens=200, hidden=HIDDEN, seed=0):
-    """m and r float64 [tokens, hidden], channels of sizes 1 to 100, r about half explained by m."""
+    """Return m and r float64 [tokens, hidden], channels of sizes 1 to 100, r about half explained by m."""
     generator = torch.Generator().manual_seed(seed)
     m, noise, mixing = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -43,7 +43,7 @@ def loss(m, r, matrix):
 
 
 def penalised_rows(m, r, alpha, towards):
-    """Rows whose plain least squares is the ridge: sqrt(alpha) I below m, sqrt(alpha) T0 below r."""
+    """Return rows whose plain least squares is the ridge: sqrt(alpha) I below m, sqrt(alpha) T0 below r."""
     eye = alpha**0.5 * torch.eye(m.shape[1], dtype=torch.float64)
     return torch.cat([m, eye]), torch.cat([r, eye if towards == "identity" else torch.zeros_like(eye)])
 

@@ -1,4 +1,4 @@
-"""What steps record of themselves, and the check that results are still what the records say."""
+"""Records of steps, and the check that results still equal their records."""
 
 import json
 

@@ -73,7 +73,7 @@ def small(make_llama):
 
 
 def merged(folder, out, groups=ONE, transforms=None):
-    """(what `verify` takes) of a checkpoint merged to `out`."""
+    """Return (what `verify` takes) of a checkpoint merged to `out`."""
     cut, transforms = cut_of(groups, 6), transforms or [given()]
     merge(folder, cut, transforms, out, {"note": "test"})
     return resolve(str(folder)), cut, transforms, out
@@ -111,7 +111,7 @@ def listed(gemma, tmp_path_factory):
 
 
 def spoilt(given, tmp_path, spoil):
-    """A copy of an export with something done to it, whose list of hashes is put right again."""
+    """Return a copy of an export with something done to it, whose list of hashes is put right again."""
     folder = shutil.copytree(given[3], tmp_path / "spoilt")
     spoil(folder)
     record = read_json(folder / "replaceme.json")
@@ -144,7 +144,7 @@ def forget_one(index):
 
 
 def take_away(name):
-    """A tensor that is in no shard any more, nor in the index."""
+    """Return a change that removes a tensor from its shard and the index."""
 
     def spoil(folder):
         edit_tensor(name, lambda _: None)(folder)
@@ -319,7 +319,7 @@ def test_other_programs_do_not_run_code_of_the_folder(llama, tmp_path, monkeypat
 
 
 def words(before, folder, tmp_path):
-    """The command line of `verify` on files as the steps before it write them."""
+    """Return the command line of `verify` on files as the steps before it write them."""
     record, cut, transforms, _ = before
     record.save(tmp_path / "model.json")
     cut.save(tmp_path / "cut.json")
@@ -329,7 +329,7 @@ def words(before, folder, tmp_path):
 
 
 def step(before, folder, tmp_path):
-    """`replaceme verify`."""
+    """Return `replaceme verify`."""
     return main(words(before, folder, tmp_path))
 
 

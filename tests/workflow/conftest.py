@@ -50,7 +50,7 @@ class Project:
     configfile: str | None = "my.yaml"
 
     def config(self, **sections: Any) -> dict[str, Any]:
-        """The config, with entries merged into its sections and written back (None removes one)."""
+        """Return the config, with entries merged into its sections and written back (None removes one)."""
         path = self.folder / "my.yaml"
         config = yaml.safe_load(path.read_text())
         merge(config, sections)
@@ -58,7 +58,7 @@ class Project:
         return config
 
     def command(self, *arguments: str, cores: str | None = "2") -> list[str]:
-        """`snakemake` on this folder, started from it."""
+        """Return `snakemake` on this folder, started from it."""
         given_cores = ["--cores", cores] if cores else []
         given = ["--configfile", self.configfile] if self.configfile else []
         where = ["--snakefile", str(self.code / "Snakefile"), "--directory", str(self.folder)]
@@ -69,14 +69,14 @@ class Project:
         return self.execute(self.command(*arguments, cores=cores), **environment)
 
     def jobs(self, *arguments: str, **environment: str) -> dict[str, int]:
-        """What `snakemake -n` would run: the number of jobs by rule."""
+        """Return the number of jobs by rule that `snakemake -n` would run."""
         done = self.snakemake("--quiet", "rules", "--dry-run", *arguments, **environment)
         assert done.returncode == 0, done.stderr
         return self.job_stats(done.stdout + done.stderr)
 
     @staticmethod
     def job_stats(text: str) -> dict[str, int]:
-        """The numbers of Snakemake's job table, without the total."""
+        """Return the numbers of Snakemake's job table, without the total."""
         assert "Nothing to be done" in text or "Job stats" in text, text
         found = re.findall(r"^(\w+) +(\d+)$", text.split("Job stats:")[-1], flags=re.MULTILINE)
         return {rule: int(count) for rule, count in found if rule not in ("total", "all")}
@@ -91,7 +91,9 @@ class Project:
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=540)
 
     def environment(self, **changes: str) -> dict[str, str]:
-        """No GPU, one thread, nothing of the virtual environment's activation, and a note of any attempt to connect."""
+        """Return no GPU, one thread, nothing of the virtual environment's activation, and a note of any attempt to
+        connect.
+        """
         dropped = ("HF_", "SNAKEMAKE", "PYTEST", "COV_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
         return kept | {
@@ -106,7 +108,7 @@ class Project:
         }
 
     def kills(self) -> dict[str, Any]:
-        """What `run_through_kills` saw."""
+        """Return the kills seen by `run_through_kills`."""
         return json.loads((self.folder / "kills.json").read_text())
 
     def add_model(self, name: str, **sizes: int) -> None:
@@ -115,11 +117,11 @@ class Project:
 
     @property
     def attempts(self) -> Path:
-        """Where attempts to use the network are noted."""
+        """File that notes attempts to use the network."""
         return self.folder / "attempts.txt"
 
     def table(self, name: str = "main.1") -> list[dict[str, str]]:
-        """Rows of a table without the columns that may differ from run to run."""
+        """Return rows of a table without the columns that may differ from run to run."""
         with (self.folder / f"results/tables/{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert set(TIMINGS) < set(rows[0])
@@ -138,7 +140,7 @@ def merge(into: dict, values: dict) -> None:
 
 
 def write_project(folder: Path) -> None:
-    """All files of a project: those kept beside this one, and a model, text and items from a fixed seed."""
+    """Write all files of a project: those kept beside this one, and a model, text and items from a fixed seed."""
     chance = random.Random(0)
     copy_tree(STATIC, folder)
 
@@ -153,13 +155,13 @@ def write_project(folder: Path) -> None:
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
-    """A .jsonl file."""
+    """Write a .jsonl file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def write_model(folder: Path, **sizes: int) -> None:
-    """A random Llama of 4 blocks with a tokenizer that knows whole words."""
+    """Write a random Llama of 4 blocks with a tokenizer that knows whole words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -198,7 +200,7 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def snapshot(folder: Path) -> None:
-    """The workflow and the package."""
+    """Copy the workflow and the package."""
     shutil.copy2(ROOT / "Snakefile", folder)
     for source, target in (("rules", "rules"), ("profiles", "profiles"), ("replaceme", "replaceme")):
         copy_tree(ROOT / source, folder / target)
@@ -206,7 +208,7 @@ def snapshot(folder: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path) -> Path:
-    """A copy with all times of files kept."""
+    """Return a copy with all times of files kept."""
     return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True))
 
 
@@ -242,7 +244,7 @@ def kill_snakemake(project: Project, chance: random.Random) -> int:
 
 
 def wait_for_orphans(folder: Path) -> None:
-    """Jobs outlive their Snakemake; wait until none of this folder is left."""
+    """Wait until no job of this folder is left: jobs outlive their Snakemake."""
     deadline = time.monotonic() + 200
     while any(works_in(process, folder) for process in psutil.process_iter()):
         assert time.monotonic() < deadline
@@ -250,7 +252,7 @@ def wait_for_orphans(folder: Path) -> None:
 
 
 def works_in(process: psutil.Process, folder: Path) -> bool:
-    """Whether a process runs in this folder."""
+    """Return whether a process runs in this folder."""
     try:
         return process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -52,7 +52,7 @@ def contents(path):
 
 
 def refuses_to_write(done, out, before):
-    """One line, a non-zero exit, the old output as it was, and nothing beside it."""
+    """Check for one line, a non-zero exit, the old output as it was, and nothing beside it."""
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if "error" in line.lower() or "Traceback" in line]
     assert len(errors) == 1 and errors[0].startswith(f"replaceme: error: {out}"), done.stderr

@@ -51,7 +51,7 @@ def run(count, command):
 
 
 def holder(count):
-    """A job that holds its devices until it is killed; returns once it has them."""
+    """Return a job that holds its devices until it is killed; returns once it has them."""
     process = start(count, [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"])
     assert process.stdout.readline() == "ready\n"
     return process

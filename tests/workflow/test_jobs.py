@@ -88,7 +88,7 @@ def names(**given):
 
 
 def expanded(words):
-    """What bash makes of some words."""
+    """Return some words as bash expands them."""
     done = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 

@@ -1,4 +1,4 @@
-"""What else a workflow can be told to make: other fits, groups, calibrations made of others, healings, baselines."""
+"""Other kinds of workflows: other fits, groups, calibrations made of others, healings, baselines."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What cannot work ends before any job: a non-zero exit and one line for every mistake, in Snakemake's own output."""
+"""Faults end a run before any job: a non-zero exit and one line for every mistake, in Snakemake's own output."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_a_key_given_twice(project):
 
 
 def gemma_like(folder):
-    """The model's folder as that of an architecture into which an intercept cannot be folded."""
+    """Make the model's folder one of an architecture into which an intercept cannot be folded."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "gemma2"}))
 

@@ -108,7 +108,7 @@ def test_options_on_the_command_line(completed):
 
 
 def edited(project, tmp_path, file, old, new):
-    """The project with a copy of its code in which one file was edited."""
+    """Return the project with a copy of its code in which one file was edited."""
     code = shutil.copytree(project.code, tmp_path / "code")
     path = code / file
     text = path.read_text()
