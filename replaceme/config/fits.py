@@ -93,7 +93,7 @@ class FitConfig(Strict):
     )
     solver: Literal["auto", "adam", "nlcg", "lbfgs", "trust_ncg"] = Field(
         "auto",
-        description="auto is the closed form for l2 and reweighted least squares for the others; the paper's are "
+        description="Solver; auto is the closed form for l2, reweighted least squares for the others; the paper's are "
         "adam (its default) and, over all rows at each step, nonlinear conjugate gradients, L-BFGS and trust-region "
         "Newton-CG, all from T = I.",
     )
