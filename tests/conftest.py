@@ -21,8 +21,8 @@ STARTUP = Path(__file__).parent / "startup"
 # files in the order in which the workers get them, all others after them: what others wait for, then what takes long
 EARLY = (
     "workflow/test_crashes.py", "kernels/test_interpreter.py", "verification/test_verify.py",
-    "kernels/test_interpreter_of_pairs.py", "models/test_families.py", "test_repeats.py", "test_healing.py",
-    "workflow/test_kinds.py", "workflow/test_reruns.py", "workflow/test_run.py", "test_block_placement.py",
+    "models/test_families.py", "test_repeats.py", "test_healing.py", "workflow/test_kinds.py",
+    "workflow/test_reruns.py", "workflow/test_run.py", "test_block_placement.py",
     "transforms/test_gradient.py", "workflow/test_devices.py", "chaos/test_sample.py", "reports/test_figures.py",
 )  # fmt: skip
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

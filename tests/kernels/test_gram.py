@@ -19,8 +19,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALF_AND_SINGLE = [torch.bfloat16, torch.float16, torch.float32]
 ROUTES = ["triton"] if INTERPRETED else ["reference", pytest.param("cuda", marks=pytest.mark.gpu)]
 SIZES = [(70, 65), (300, 1), (1, 63)] if INTERPRETED else [(63, 65), (1, 1), (500, 63), (1000, 500)]
-# float16 goes the way of bfloat16, which test_matches_float64 has at one size
-FEWER = [torch.bfloat16, torch.float32] if INTERPRETED else HALF_AND_SINGLE
+# of the types, which test_matches_float64 has all, the one of most parts
+FEWER = [torch.float32] if INTERPRETED else HALF_AND_SINGLE
 LONG = 128 if INTERPRETED else 8192
 WIDTH = 40 if INTERPRETED else 65  # one tile or several, which test_matches_float64 has
 
@@ -91,7 +91,7 @@ def test_matches_float64(route, tokens, hidden, dtype):
     found = gram(x)
     assert error(found, x.double().T @ x.double()) < limit(route)
     assert torch.equal(found, found.T)
-    every = not INTERPRETED or ((tokens, hidden) == SIZES[0] and dtype is torch.float32)
+    every = not INTERPRETED or (tokens, hidden) == SIZES[-1]
     for terms in ((a,), (a, b), (a, b, c)) if every else ((a, b, c),):
         assert_sums(gram_cross(x, terms), expected_sums(x, terms), route)
 
@@ -202,7 +202,7 @@ def test_empty(route):
     assert gram(torch.empty(4, 0, device=device)).shape == (0, 0)
 
 
-@pytest.mark.parametrize("tokens", [0, 70, 200])
+@pytest.mark.parametrize("tokens", [0, 200] if INTERPRETED else [0, 70, 200])
 @pytest.mark.parametrize("route", ROUTES)
 def test_new_outputs_are_written_without_being_read(route, tokens, monkeypatch):
     gram, gram_cross, device = functions(route)

@@ -1,5 +1,5 @@
-"""The sums' own tests by Triton's interpreter; the other kernels' are in a file of theirs, for another core."""
+"""The tests of the kernels by Triton's interpreter, in one process."""
 
 
 def test_in_the_interpreter(pass_in_the_interpreter):
-    pass_in_the_interpreter("test_gram.py")
+    pass_in_the_interpreter("test_gram.py", "test_row_cosine.py", "test_pairwise_cosine.py", "test_pairwise_l2.py")

@@ -79,7 +79,8 @@ def test_strided_states_and_the_same_bits(route):
     states = [state[:, 3:91:2] for state in whole]
     found = pairwise(states)
     check(found, expected(states))
-    assert torch.equal(found, pairwise(states))
+    if not INTERPRETED:  # where programs run one after the other
+        assert torch.equal(found, pairwise(states))
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -87,7 +88,8 @@ def test_nan_shows(route):
     pairwise, device = function(route)
     states = random_states(3, 9, 64, torch.float32, device)
     states[1][2, 3] = torch.nan
-    assert pairwise(states)[1, 0].isnan() and pairwise(states)[2, 0].isfinite()
+    found = pairwise(states)
+    assert found[1, 0].isnan() and found[2, 0].isfinite()
 
 
 def test_wrong_arguments(refuses):

@@ -87,7 +87,8 @@ def operands(tokens, hidden, other, dtype, device, count):
 @pytest.mark.parametrize("route", ROUTES)
 def test_matches_float64(route, tokens, hidden, other, dtype):
     row_cosine, device = function(route)
-    for count in (1, 2, 3):
+    every = not INTERPRETED or (tokens, hidden, other) == SIZES[0]
+    for count in (1, 2, 3) if every else (3,):
         x, t, terms = operands(tokens, hidden, other, dtype, device, count)
         found = row_cosine(x, t, terms)
         assert isinstance(found, kernels.RowCosine)
