@@ -226,12 +226,21 @@ def brute_rows():
 
     `brute_rows(folder, tokens, dtype)` gives float64 (hidden [blocks, tokens, d], mlp_output [blocks, tokens, d],
     indices of each sequence's last token): hidden states before the final norm by `output_hidden_states`, except the
-    last block's, which transformers normalises and a hook must catch.
+    last block's, which transformers normalises and a hook must catch. Made once for the same folder and tokens; not to
+    be changed.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    def capture(folder, tokens, dtype="float64"):
+    found = {}
+
+    def rows(folder, tokens, dtype="float64"):
+        given = (folder, dtype, tuple(map(tuple, tokens.input_ids.tolist())), tuple(map(tuple, tokens.mask.tolist())))
+        if given not in found:
+            found[given] = capture(folder, tokens, dtype)
+        return found[given]
+
+    def capture(folder, tokens, dtype):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         layers, seen = model.model.layers, {}
         names = "post_feedforward_layernorm" if hasattr(layers[0], "post_feedforward_layernorm") else "mlp"
@@ -248,4 +257,4 @@ def brute_rows():
             ends.append((ends[-1] if ends else -1) + int(mask.sum()))
         return torch.cat(hidden, 1), torch.cat(outputs, 1), torch.tensor(ends)
 
-    return capture
+    return rows

@@ -1,5 +1,7 @@
 """Each placement's rows and targets against plain transformers, and the least squares that follows from them."""
 
+from functools import cache
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -18,6 +20,7 @@ GROUP = (2, 5)
 def down_inputs():
     """A function that gives the inputs of a block's down projection [tokens, intermediate], float64."""
 
+    @cache
     def capture(folder, tokens, block):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
         seen = []
@@ -30,13 +33,18 @@ def down_inputs():
     return capture
 
 
+@pytest.fixture(scope="module")
+def tokens(make_tokens):
+    return make_tokens(samples=60)
+
+
 @pytest.mark.parametrize("weighting", ["uniform", "inverse_energy"])
 @pytest.mark.parametrize("placement", ["mlp", "down_proj", "block"])
 @pytest.mark.parametrize("source", ["llama", "gemma"])
 def test_least_squares_of_every_placement_is_lstsq(
-    request, source, placement, weighting, make_tokens, blocks_of, brute_rows, down_inputs
+    request, source, placement, weighting, tokens, blocks_of, brute_rows, down_inputs
 ):
-    folder, tokens = request.getfixturevalue(source), make_tokens(samples=60)
+    folder = request.getfixturevalue(source)
     hidden, outputs, _ = brute_rows(folder, tokens)
     start, end = GROUP
     target = hidden[end - 1] - hidden[start - 1] + outputs[start - 1]
@@ -63,10 +71,8 @@ def test_rows_without_a_target_have_no_weight():
 
 @pytest.mark.parametrize("ridge_relative", [0.0, 0.1])
 @pytest.mark.parametrize("weighting", ["uniform", "inverse_energy"])
-def test_an_affine_fit_is_lstsq_with_a_column_of_ones(
-    llama, make_tokens, blocks_of, brute_rows, weighting, ridge_relative
-):
-    tokens, (start, end) = make_tokens(samples=60), GROUP
+def test_an_affine_fit_is_lstsq_with_a_column_of_ones(llama, tokens, blocks_of, brute_rows, weighting, ridge_relative):
+    start, end = GROUP
     hidden, outputs, _ = brute_rows(llama, tokens)
     m, r = outputs[start - 1], hidden[end - 1] - hidden[start - 1] + outputs[start - 1]
     w = 1 / r.square().sum(1) if weighting == "inverse_energy" else torch.ones(len(r)).double()
