@@ -64,6 +64,7 @@ def test_answers_and_checks_are_by_the_model_alone(preferring, prompts):
         folder, generation = preferring({}), GenerationConfig(new_tokens=8, temperature=temperature)
         loaded = load_causal_model(folder, "float32", "cpu"), load_tokenizer(folder)
         expected[temperature] = answers(*loaded, prompts, generation)
+    by_hand = greedy(folder, ids[:1], 6)
     for entries in PREFERENCES:
         folder = preferring(entries)
         loaded = load_causal_model(folder, "float32", "cpu"), load_tokenizer(folder)
@@ -74,7 +75,7 @@ def test_answers_and_checks_are_by_the_model_alone(preferring, prompts):
         plain._generate(as_any_user, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 8)
         lm = language_model(*loaded, 1)
         found = lm._model_generate(ids[:1], max_length=16, stop=[])
-        assert torch.equal(found[:, :16], greedy(folder, ids[:1], 6)[:, : found.shape[1]]), entries
+        assert torch.equal(found[:, :16], by_hand[:, : found.shape[1]]), entries
 
 
 def test_the_file_stays_its_authors(preferring, tmp_path):
