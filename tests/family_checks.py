@@ -10,11 +10,13 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
 from given import cut_of
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from replaceme.activations.capture import Wanted, capture
@@ -251,14 +253,44 @@ def whole(variant: str) -> torch.nn.Module:
 
 
 @lru_cache(maxsize=1)
+def plainly_shorter(variant: str) -> Path:
+    """Return the shortened model with plain maps."""
+    return shorter(variant, transforms(variant, "mlp"))
+
+
+@lru_cache(maxsize=1)
 def folded_into_mlp(variant: str) -> torch.nn.Module:
     """Return the shortened model with plain maps, reloaded."""
-    return loaded(shorter(variant, transforms(variant, "mlp")))
+    return loaded(plainly_shorter(variant))
 
 
 def loaded(folder: Path) -> torch.nn.Module:
     """Return a model as the project loads it: with its head, or the tower of an encoder."""
     return load_model(folder, "float32", "cpu", head=not is_encoder(read_config(folder)))
+
+
+@lru_cache(maxsize=1)
+def like_folded(variant: str) -> torch.nn.Module:
+    """Return a copy of `folded_into_mlp`, to be filled with the tensors of other checkpoints."""
+    return deepcopy(folded_into_mlp(variant))
+
+
+def reloaded(variant: str, folder: Path) -> torch.nn.Module:
+    """Load a shortened model as the project does: quickly, where `folded_into_mlp` has its config, names and shapes.
+
+    The library makes of such a folder what it made of that one, but for what the tensors hold.
+    """
+    model, tensors = like_folded(variant), load_file(folder / "model.safetensors")
+    if read_config(folder) != read_config(plainly_shorter(variant)) or shapes(tensors) != shapes(model.state_dict()):
+        return loaded(folder)
+    model.load_state_dict(tensors, strict=False)  # it also has second names, of tied weights
+    return model
+
+
+def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """Return shapes by the first name of each tensor."""
+    first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
+    return {name: tensors[name].shape for name in first.values()}
 
 
 def outputs(model: torch.nn.Module, variant: str) -> torch.Tensor:
@@ -281,9 +313,8 @@ def fold_difference(variant: str, **fit: object) -> float:
     with shortened(model.base_model, family_of(config, variant), GROUPS, found):
         expected = outputs(model, variant)
     plain = fit == {"placement": "mlp"}
-    return difference(
-        outputs(folded_into_mlp(variant) if plain else loaded(shorter(variant, found)), variant), expected
-    )
+    found = folded_into_mlp(variant) if plain else reloaded(variant, shorter(variant, found))
+    return difference(outputs(found, variant), expected)
 
 
 def generates(variant: str) -> bool:
