@@ -1,9 +1,13 @@
-"""An edit of the config or of the code reruns the jobs that it concerns, and only those (asked with `snakemake -n`)."""
+"""An edit of the config or of the code reruns the jobs that it concerns, and only those (asked with `snakemake -n`).
+
+Edits whose jobs can be told apart are asked at once: their numbers add up.
+"""
 
 import dataclasses
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,63 +22,67 @@ BOTH = {"transform": 2, "merge": 2, "verify": 2, "evaluate": 2, "speed": 2}
 CUT = {"cut": 1, "figure_cut": 1, "gram": 2, "sum": 1, **BOTH}
 CALIBRATION = {"tokens": 1, "distances": 1, "figure_distances": 1, "candidates": 1, **CUT}
 MODEL = {"model": 1, "evaluate_baseline": 1, "speed_baseline": 1, **CALIBRATION}
-QUIZ = {"quiz": {"include": "tasks", "tasks": {"pick": {}}}}
+
+# sections, what a table of their own says of them, and the jobs of its rows
+ADDED = {
+    "model": ({"models": {"more": {"source": "models/tiny/first"}}}, {"models": ["more"]}, MODEL),
+    "calibration": (
+        {"calibrations": {"less": {"dataset": "plain.jsonl", "samples": 12, "tokens": 8, "shards": 2}}},
+        {"calibrations": ["less"]},
+        CALIBRATION,
+    ),
+    "cut": ({"cuts": {"n2": {"blocks": 2, "metric": "angular"}}}, {"cuts": ["n2"]}, CUT),
+    "cut-by-hand": (
+        {"cuts": {"hand": {"blocks": 2, "start": 1}}},
+        {"cuts": ["hand"]},
+        {"cut": 1, "gram": 2, "sum": 1, **BOTH},
+    ),
+    "evaluation": (
+        {"evaluations": {"quiz": {"include": "tasks", "tasks": {"pick": {}}}}},
+        {"evaluation": "quiz"},
+        {"evaluate": 2, "evaluate_baseline": 1},
+    ),
+}
 
 EDITS = {
-    "a model": (
-        {"models": {"more": {"source": "models/tiny/first"}}, "tables": {"main.1": {"models": ["tiny.v1", "more"]}}},
-        {**MODEL, **TABLE},
-    ),
-    "a calibration": (
-        {
-            "calibrations": {"more": {"dataset": "plain.jsonl", "samples": 12, "tokens": 8, "shards": 2}},
-            "tables": {"main.1": {"calibrations": ["plain", "more"]}},
-        },
-        {**CALIBRATION, **TABLE},
-    ),
-    "a cut": (
-        {"cuts": {"n2": {"blocks": 2, "metric": "angular"}}, "tables": {"main.1": {"cuts": ["n1", "n2"]}}},
-        {**CUT, **TABLE},
-    ),
-    "a cut by hand": (
-        {"cuts": {"hand": {"blocks": 2, "start": 1}}, "tables": {"main.1": {"cuts": ["n1", "hand"]}}},
-        {"cut": 1, "gram": 2, "sum": 1, **BOTH, **TABLE},
-    ),
     "a fit": (
         {"fits": {"ridge": {"ridge": 0.5}}, "tables": {"main.1": {"fits": ["uidl", "ls", "ridge"]}}},
         {"transform": 1, **ROW, **TABLE},
-    ),
-    "an evaluation": (
-        {"evaluations": QUIZ, "tables": {"quiz": {"evaluation": "quiz"}}},
-        {"evaluate": 2, "evaluate_baseline": 1, **TABLE},
     ),
     "samples": ({"calibrations": {"plain": {"samples": 20}}}, {**CALIBRATION, **TABLE}),
     "ridge": ({"fits": {"ls": {"ridge": 0.1}}}, {"transform": 1, **ROW, **TABLE}),
     "a cut's metric": ({"cuts": {"n1": {"metric": "cosine"}}}, {**CUT, **TABLE}),
     "a caption": ({"tables": {"main.1": {"caption": '\'Tis 5% {of} all; "quoted"'}}}, SHOWN),
     "no speeds": ({"tables": {"main.1": {"speed": False}}}, TABLE),
-    "few-shot": (
-        {"evaluations": {"items": {"tasks": {"pick": {"fewshot": 2}}}}},
-        {"evaluate": 2, "evaluate_baseline": 1, **TABLE},
+    "few-shot, and speed": (
+        {"evaluations": {"items": {"tasks": {"pick": {"fewshot": 2}}}}, "speed": {"new_tokens": 3}},
+        {"evaluate": 2, "evaluate_baseline": 1, "speed": 2, "speed_baseline": 1, **TABLE},
     ),
-    "a heat map of CKA": (
-        {"figures": {"f": {"kind": "heatmap", "tables": ["main.1"], "distances": ["cka"]}}},
-        {"distances": 1, "figure_distances": 1, "figure_declared": 1},
+    "a heat map of CKA, a figure of lines, and costs": (
+        {
+            "figures": {
+                "heat": {"kind": "heatmap", "tables": ["main.1"], "distances": ["cka"]},
+                "lines": {"kind": "lines", "tables": ["main.1"]},
+            },
+            "cost": {"country": "FRA"},
+        },
+        {"distances": 1, "figure_distances": 1, "figure_declared": 2, "cost": 1},
     ),
-    "a figure, and costs": (
-        {"figures": {"f": {"kind": "lines", "tables": ["main.1"]}}, "cost": {"country": "FRA"}},
-        {"figure_declared": 1, "cost": 1},
-    ),
-    "speed": ({"speed": {"new_tokens": 3}}, {"speed": 2, "speed_baseline": 1, **TABLE}),
 }
+
+
+def test_additions_to_the_config(completed):
+    """Each in a table of its own, which shares with that of the finished run all that is the same."""
+    table = completed.config()["tables"]["main.1"]
+    for name, (sections, keys, _) in ADDED.items():
+        completed.config(**sections, tables={f"{name}.2": {**table, **keys}})
+    expected = sum((Counter(jobs) + Counter(SHOWN) for _, _, jobs in ADDED.values()), Counter({"provenance": 1}))
+    assert completed.jobs() == expected
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edit_of_the_config(completed, name):
     edits, expected = EDITS[name]
-    if "quiz" in edits.get("tables", {}):
-        table = yaml.safe_load((completed.folder / "my.yaml").read_text())["tables"]["main.1"]
-        edits = {**edits, "tables": {"quiz": {**table, "evaluation": "quiz"}}}
     completed.config(**edits)
     assert completed.jobs() == expected
 
@@ -183,13 +191,11 @@ def test_another_tokenizer_or_other_weights(completed, file):
     assert completed.jobs() == {**MODEL, **TABLE}
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_other_items_of_a_task(completed, older):
-    """Also where they are older than the results, as `cp -a` and `tar` may bring them."""
+def test_other_items_of_a_task(completed):
+    """By what they say: they are older than the results, as `cp -a` and `tar` may bring them."""
     path = completed.folder / "tasks/pick.jsonl"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    if older:
-        os.utime(path, (0, 0))
+    os.utime(path, (0, 0))
     assert completed.jobs() == {"evaluate": 2, "evaluate_baseline": 1, **TABLE}
 
 
