@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,8 +37,9 @@ SIZES = {
     "num_key_value_heads": 1, "max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0,
     "bos_token_id": 2, "eos_token_id": 3,
 }  # fmt: skip
+STARTUP = Path(__file__).with_name("startup")
 ONE, THREE = [(2, 4)], [(1, 2), (3, 4), (5, 6)]
-PLAIN = """
+PLAIN = """# warm
 import json, sys
 sys.modules["replaceme"] = None  # an installed one is not found either
 import torch
@@ -123,8 +125,8 @@ def folders(request, tmp_path_factory):
 def plainly(folders, ids, tmp_path_factory):
     """Results of transformers for each folder, in a process without replaceme."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(elsewhere / "modules"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(STARTUP), "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_MODULES_CACHE": str(elsewhere / "modules")}
     copies = {name: shutil.copytree(folder, elsewhere / name) for name, folder in folders.items()}
     arguments = [sys.executable, "-c", PLAIN, json.dumps(ids.tolist()), *map(str, copies.values())]
     done = subprocess.run(arguments, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)

@@ -135,7 +135,7 @@ def test_safetensors_on_a_full_disk(old, refuses):
     """A real limit on the size of files, in a child process: safetensors reports it with a type of its own."""
     import sys
 
-    code = f"""
+    code = f"""# warm
 import resource, signal, torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

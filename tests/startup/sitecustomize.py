@@ -2,10 +2,11 @@
 
 import os
 
-import watch
-
 if os.environ.get("REPLACEME_TEST_WARM"):
     import warm
 
     warm.hand_over()
+
+import watch
+
 watch.watch()

@@ -5,22 +5,23 @@ Snakemake for each step that then works for some tenths of a second. `sitecustom
 whether a program that begins is one of WARMED. If so its arguments, environment, limits and open files go through a
 socket to `serve`, which forks a child that runs the program as Python would, and the program that began waits for the
 child and ends as it does. If it is killed, so is the child. Steps of replaceme find its modules imported too; all other
-programs import them anew.
+programs import them anew. A program that is asked for does little before it is handed over: hundreds are.
 
 Not for tests of what a process imports or of how fresh it is: without REPLACEME_TEST_WARM everything starts cold.
 """
 
+import _socket as socket  # which `socket` takes long to wrap
 import array
-import json
+import marshal
 import os
 import resource
 import signal
-import socket
 import sys
 from pathlib import Path
 
 VARIABLE = "REPLACEME_TEST_WARM"  # the path of the socket
-WARMED = ("replaceme", "snakemake", "reload_worker.py", "forking.py")
+WARMED = ("replaceme", "snakemake", "reload_worker.py", "forking.py", "check_repeats.py")
+MARK = "# warm\n"  # of a program given by `-c` that is to be warmed
 PRELOADED = (
     "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.generation", "safetensors.torch", "datasets", "lm_eval.evaluator", "lm_eval.tasks",
@@ -35,7 +36,7 @@ LENGTH = 8  # bytes before a message, that say how long it is
 def hand_over() -> None:
     """Let this process be run as a child of the server, if it is one of WARMED and a server is there; else return."""
     where, program = os.environ.get(VARIABLE), _program(sys.orig_argv[1:])
-    if not where or program is None:
+    if not where or program is None or os.environ.get("PYTHONHASHSEED", "0") != "0":  # the server has a seed of its own
         return
     request = {
         "program": program,
@@ -43,17 +44,18 @@ def hand_over() -> None:
         "environment": dict(os.environ),
         "limits": {name: resource.getrlimit(getattr(resource, name))[0] for name in LIMITS},
     }
-    with socket.socket(socket.AF_UNIX) as server:
-        try:
-            server.connect(where)
-        except OSError:
-            return
-        text = json.dumps(request).encode()
-        files = array.array("i", [0, 1, 2]).tobytes()
-        server.sendmsg([len(text).to_bytes(LENGTH)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
-        server.sendall(text)
-        os.chdir("/")  # who looks for the processes that work in a folder finds the child alone
-        answer = server.recv(16)
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(where)
+    except OSError:
+        server.close()
+        return
+    text = marshal.dumps(request)
+    files = array.array("i", [0, 1, 2]).tobytes()
+    server.sendmsg([len(text).to_bytes(LENGTH)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+    server.sendall(text)
+    os.chdir("/")  # who looks for the processes that work in a folder finds the child alone
+    answer = server.recv(16)
     if not answer:
         os._exit(74)  # the server has died
     status = int(answer)
@@ -64,11 +66,13 @@ def hand_over() -> None:
 
 
 def _program(arguments: list[str]) -> dict | None:
-    """Return how Python was called to run one of WARMED: its path or its module, and the arguments."""
+    """Return how Python was called to run one of WARMED: its path, its module or its text, and the arguments."""
     safe = arguments[:1] == ["-P"]
     arguments = arguments[safe:]
     if arguments[:2] == ["-m", "replaceme.cli"]:
         return {"module": arguments[1], "arguments": arguments[2:], "safe": safe}
+    if arguments[:1] == ["-c"] and arguments[1].startswith(MARK):
+        return {"text": arguments[1], "arguments": arguments[2:], "safe": safe}
     if arguments and Path(arguments[0]).name in WARMED:
         return {"path": arguments[0], "arguments": arguments[1:], "safe": safe}
     return None
@@ -102,7 +106,7 @@ class Children:
         number = os.fork()
         if number == 0:
             try:
-                _become(json.loads(text), files)
+                _become(marshal.loads(text), files)
             finally:
                 os._exit(70)
         for file in files:
@@ -150,7 +154,8 @@ def _become(request: dict, files: list[int]) -> None:
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     program = request["program"]
-    sys.argv = [program.get("path") or program["module"], *program["arguments"]]
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    sys.argv = [program.get("path") or program.get("module", "-c"), *program["arguments"]]
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if Path(program.get("path", "")).name != "replaceme":
         for name in [name for name in sys.modules if name.partition(".")[0] == "replaceme"]:
@@ -163,12 +168,16 @@ def _become(request: dict, files: list[int]) -> None:
 def _status(program: dict) -> int:
     """Return the exit code of a program that is run as Python runs it."""
     import runpy
+    from types import ModuleType
 
     import watch
 
     watch.watch()
     try:
-        if "path" in program:
+        if "text" in program:
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(program["text"], "<string>", "exec"), vars(main))
+        elif "path" in program:
             runpy.run_path(program["path"], run_name="__main__")
         else:
             runpy.run_module(program["module"], run_name="__main__", alter_sys=True)
@@ -199,6 +208,7 @@ def serve(where: str) -> None:
     import gc
     import importlib
     import select
+    import socket
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(where)
@@ -210,10 +220,26 @@ def serve(where: str) -> None:
     steps = sorted(f"replaceme.steps.{path.stem}" for path in (PACKAGE / "steps").glob("[!_]*.py"))
     for name in ("watch", *PRELOADED, "replaceme.cli", *steps):
         importlib.import_module(name)
+    sys.modules["snakemake.cli"].get_argument_parser()  # which looks for the plugins, and keeps them
     sys.path[:] = sys.path[1:]  # without the folder of this file
     gc.collect()
     gc.freeze()
+    _into_large_pages()
     Children(listener).run(parent)
+
+
+def _into_large_pages() -> None:
+    """Ask for large pages, of which a fork copies, and the end of a child drops, 500 times fewer entries."""
+    import ctypes
+
+    size, collapse = 2 << 20, 25
+    madvise = ctypes.CDLL(None).madvise  # what it cannot do is left as it is
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        area, rights, _, device, *_ = line.split(maxsplit=4)
+        begin, end = (int(number, 16) for number in area.split("-"))
+        begin, end = -(-begin // size) * size, end // size * size
+        if rights == "rw-p" and device == "00:00" and begin < end:
+            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), collapse)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,9 @@ def test_the_process_has_no_replaceme(right, tmp_path):
     from replaceme.verification import reload_worker as plain
 
     code = plain.__file__
-    check = f"import runpy, sys; sys.argv[1:] = [{str(tmp_path)!r}]; runpy.run_path({code!r}, run_name='__main__')"
+    check = (
+        f"# warm\nimport runpy, sys; sys.argv[1:] = [{str(tmp_path)!r}]; runpy.run_path({code!r}, run_name='__main__')"
+    )
     run_alone([sys.executable, "-P", "-c", check + "; assert sys.modules['replaceme'] is None"], {})
 
 

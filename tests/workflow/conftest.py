@@ -94,7 +94,7 @@ class Project:
         """Return no GPU, one thread, nothing of the virtual environment's activation, and a note of any attempt to
         connect.
         """
-        dropped = ("HF_", "SNAKEMAKE", "PYTEST", "COV_")
+        dropped = ("HF_", "SNAKEMAKE", "PYTEST", "COV_", "PYTHONDONTWRITEBYTECODE")  # the snapshot is compiled once
         kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
         return kept | {
             "PATH": os.defpath,
