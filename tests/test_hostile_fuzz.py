@@ -183,7 +183,7 @@ def folder(tmp_path):
     place = tmp_path / "model"
     place.mkdir()
     renew(place)
-    assert resolve(str(place))["num_blocks"] == 2
+    assert resolve(str(place)).num_blocks == 2
     return place
 
 

@@ -56,7 +56,7 @@ def test_what_is_not_loaded_is_not_counted(storing, llama, caplog):
     for key in ("parameters", "block_parameters", "num_blocks"):
         assert getattr(record, key) == getattr(plain, key)
     header = 8 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
-    assert open_checkpoint(folder).file_bytes == header + 4 * plain["parameters"]
+    assert open_checkpoint(folder).file_bytes == header + 4 * plain.parameters
     load_base_model(folder, "float32", "cpu"), load_causal_model(folder, "float32", "cpu")
     assert not caplog.records, "said where something is made of it"
 
