@@ -35,3 +35,14 @@ rule all:
 
 onstart:
     begin("results", logger)
+    if LOCAL:
+        STEP_SERVER.start()
+        shell.prefix(shell_prefix(sys.executable, CONFIG.cost, STEP_SERVER.path))
+
+
+onsuccess:
+    STEP_SERVER.stop()
+
+
+onerror:
+    STEP_SERVER.stop()

@@ -9,7 +9,6 @@ import atexit
 import gc
 import importlib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,10 +16,12 @@ from types import TracebackType
 
 import replaceme
 from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.core.offline import set_environment
 from replaceme.core.redaction import RedactedFormatter, redacted
-from replaceme.core.terminal import is_terminal, painted
+from replaceme.core.terminal import painted
 from replaceme.steps.index import GROUPS, STEPS
 from replaceme.steps.parser import Parser, Program, dashed, meant
+from replaceme.workflow.step_client import hand_over
 
 DESCRIPTION = "Shorten transformer models without training: replace a run of blocks by one folded linear map."
 EPILOG = (
@@ -32,6 +33,7 @@ EPILOG = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     if argv is None:  # as a program; what else calls this has a hook of its own
+        hand_over(sys.argv[1:])
         sys.excepthook = _show_traceback
     argv = list(sys.argv[1:] if argv is None else argv)
     # to import torch and transformers makes objects that all stay: looking for garbage among them costs a sixth of it
@@ -91,22 +93,6 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
-def _set_environment(online: bool) -> None:
-    """Keep the hub libraries from trying the network in steps that never need it, and from reporting usage at all.
-
-    Their progress bars are for terminals, as ours are.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not is_terminal(sys.stderr):
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    if not online:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-
-
 def _parsed(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """Return the command and its arguments; exits with an error where it is called wrongly."""
     words = dashed(argv)
@@ -121,7 +107,7 @@ def _parsed(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     parser = Parser(f"replaceme {step}", STEPS[step])
     module.arguments(parser)
     args = parser.parse_args(words[1:])
-    _set_environment(module.ONLINE)
+    set_environment(module.ONLINE)
     args.run = module.run
     return step, args
 

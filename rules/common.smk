@@ -19,6 +19,7 @@ from replaceme.workflow.measure_jobs import MeasureJobs
 from replaceme.workflow.model_jobs import ModelJobs
 from replaceme.workflow.requests import Requests
 from replaceme.workflow.snakemake_lock import begin, told_when_locked
+from replaceme.workflow.step_server import StepServer
 from replaceme.workflow.table_jobs import FORMATS, TableJobs
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -40,6 +41,7 @@ try:
 except ReplaceMeError as error:
     raise WorkflowError(str(error)) from None
 
+STEP_SERVER = StepServer()
 shell.prefix(shell_prefix(sys.executable, CONFIG.cost))
 logger.addFilter(told_when_locked)  # of two runs in one folder, or after a kill
 

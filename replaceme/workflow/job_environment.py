@@ -12,18 +12,21 @@ from replaceme.config.result_paths import RESULTS
 from replaceme.core.files import RESULTS_VARIABLE
 from replaceme.provenance.job_cost import VARIABLE as COST_VARIABLE
 from replaceme.provenance.job_cost import setting
+from replaceme.workflow.step_client import VARIABLE as SERVER_VARIABLE
 
 
-def shell_prefix(python: str | Path, cost: CostConfig | None) -> str:
+def shell_prefix(python: str | Path, cost: CostConfig | None, server: str | None = None) -> str:
     """Return the prefix of all shell commands, in the form that Snakemake formats (braces doubled).
 
     Jobs find `python` and `replaceme` beside the given interpreter even where its environment was not activated, but in
     a container, which has its own; they know where results lie, to record what they were made from, and what of the
-    run is measured.
+    run is measured; and where the step server listens, if there is one.
     """
     variables = {RESULTS_VARIABLE: RESULTS}
     if cost is not None:
         variables[COST_VARIABLE] = setting(RESULTS, **cost.model_dump())
+    if server is not None:
+        variables[SERVER_VARIABLE] = server
     exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     path = f'PATH={shlex.quote(str(Path(python).parent))}:"$PATH"'
     outside = '[ -n "${APPTAINER_CONTAINER:-}${SINGULARITY_CONTAINER:-}" ]'

@@ -119,6 +119,6 @@ def _at_work(folder: Path) -> tuple[list[int], list[int]]:
             continue
         if "snakemake" in names:
             runs.append(process.pid)
-        elif "replaceme" in names or "replaceme.workflow.gpu_lock" in names:
+        elif "replaceme" in names or names & {"replaceme.workflow.gpu_lock", "replaceme.workflow.step_server"}:
             jobs.append(process.pid)
     return runs, jobs

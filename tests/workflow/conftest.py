@@ -100,6 +100,7 @@ class Project:
             "PATH": os.defpath,
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
+            "REPLACEME_STEP_SERVER": "",  # jobs have the tests' own
             "PYTHONPATH": os.pathsep.join([str(STARTUP), str(self.code)]),
             "REPLACEME_TEST_ATTEMPTS": str(self.attempts),
             "XDG_CACHE_HOME": str(self.folder / ".cache"),

@@ -1,0 +1,152 @@
+"""Steps that run as forks of the step server: they end, write and die as steps of their own process do."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from replaceme.workflow.step_client import VARIABLE
+from replaceme.workflow.step_server import StepServer
+
+BIN = Path(sys.executable).parent
+# as `step_server` is started, but without what takes seconds to import
+LIGHT = """
+import socket, sys, time
+from replaceme.workflow import step_server
+from replaceme.steps import check
+step_server.PRELOADED = ("replaceme.cli",)
+check.run = lambda args: (print(args.config, flush=True), time.sleep(float(args.config)))
+step_server.serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+"""
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The path and the process of a server whose step `check` sleeps as many seconds as it is told."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    (tmp_path / "s").mkdir()
+    path = str(tmp_path / "s/socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        command = [sys.executable, "-c", LIGHT, str(listener.fileno()), path, str(os.getpid())]
+        process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+    yield path, process
+    process.kill()
+    process.wait()
+
+
+def step(server, *arguments, **options):
+    """A step that is started with the server in its environment."""
+    environment = {**os.environ, VARIABLE: server[0], "REPLACEME_TEST_WARM": ""}
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([str(BIN / "replaceme"), *arguments], **kept, **options)
+
+
+def ended(process):
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def children(server):
+    return psutil.Process(server[1].pid).children()
+
+
+def waited(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_step_runs_in_the_server_and_ends_as_it_would(server, tmp_path):
+    assert ended(step(server, "check", "0", cwd=tmp_path)) == (0, "0\n", "")
+    code, out, err = ended(step(server, "tokens", "gone.json", "--dataset", "micro", "--out", "t", cwd=tmp_path))
+    assert (code, out) == (1, "") and "gone.json" in err and err.startswith("replaceme: error:")
+    code, _, err = ended(step(server, "check", "--nothing"))
+    assert code == 2 and "--nothing" in err
+    assert ended(step(server, "verify", "--help"))[0] == 0  # in a process of its own
+
+
+def test_several_at_once(server):
+    begun = time.monotonic()
+    steps = [step(server, "check", "1.5") for _ in range(4)]
+    assert [ended(one)[0] for one in steps] == [0] * 4
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_step_leaves_no_child(server, number):
+    asking = step(server, "check", "60")
+    waited(lambda: children(server))
+    asking.send_signal(number)
+    assert asking.wait(timeout=30) == -number
+    waited(lambda: not children(server))
+    assert ended(step(server, "check", "0"))[0] == 0
+
+
+def test_a_killed_child_is_a_killed_step(server):
+    asking = step(server, "check", "60")
+    waited(lambda: children(server))
+    children(server)[0].kill()
+    assert ended(asking)[0] == -signal.SIGKILL
+
+
+def test_a_step_outlives_no_server_and_does_without_one(server, tmp_path):
+    asking = step(server, "check", "60")
+    waited(lambda: children(server))
+    server[1].kill()
+    code, _, err = ended(asking)
+    assert code == 74 and "the step server has died; run again" in err
+    assert "gone.yaml: no such file" in ended(step(server, "check", "gone.yaml", cwd=tmp_path))[2]
+
+
+def test_the_server_ends_with_who_started_it(tmp_path):
+    """Killed, without a word to it; its folder goes too."""
+    text = (
+        "import time; from replaceme.workflow import step_server as s; s.PRELOADED = ()\n"
+        "one = s.StepServer(); one.start(); print(one.path, one._process.pid, flush=True); time.sleep(60)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"TMPDIR": str(tmp_path)}
+    starter = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=environment)
+    path, number = starter.stdout.readline().split()
+    assert psutil.pid_exists(int(number))
+    starter.kill()
+    starter.communicate()
+    waited(lambda: not psutil.pid_exists(int(number)) or psutil.Process(int(number)).status() == "zombie")
+    assert not Path(path).parent.exists()
+
+
+def test_none_is_started_where_the_variable_is_set(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    one = StepServer()
+    one.start()
+    one.stop()
+    assert one.path is None
+
+
+def test_a_run_starts_one_and_leaves_none(project):
+    """Jobs run as children of the server, which is gone with Snakemake."""
+    environment = project.environment(REPLACEME_TEST_WARM="", TMPDIR=str(project.folder))
+    del environment[VARIABLE]
+    command = project.command("results/tiny.v1/plain/tokens.safetensors")
+    run = subprocess.Popen(command, cwd=project.folder, env=environment, stderr=subprocess.DEVNULL)
+    servers, served = set(), set()
+    while run.poll() is None:
+        for process in psutil.Process(run.pid).children(recursive=True):
+            try:
+                if "replaceme.workflow.step_server" in process.cmdline():
+                    (served if process.parent().pid in servers else servers).add(process.pid)
+            except psutil.Error:  # it has ended
+                continue
+        time.sleep(0.02)
+    assert run.returncode == 0 and (project.folder / "results/tiny.v1/plain/tokens.safetensors").is_file()
+    assert len(servers) == 1 and len(served) == 2
+    assert not any(psutil.pid_exists(number) for number in servers | served)
+    assert not list(project.folder.glob("replaceme-steps-*"))
