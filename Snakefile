@@ -31,18 +31,3 @@ rule all:
         figures.target_files(CONFIG.default_names),
         figures.files_beside(CONFIG.default_names),
         f"{paths.PROVENANCE}.html",
-
-
-onstart:
-    begin("results", logger)
-    if LOCAL:
-        STEP_SERVER.start()
-        shell.prefix(shell_prefix(sys.executable, CONFIG.cost, STEP_SERVER.path))
-
-
-onsuccess:
-    STEP_SERVER.stop()
-
-
-onerror:
-    STEP_SERVER.stop()

@@ -18,8 +18,9 @@ from bench_gram import hardware
 
 from replaceme.activations.rows import store
 from replaceme.activations.statistics import Statistics
+from replaceme.config.solvers import AdamOptions
 from replaceme.transforms import cosine
-from replaceme.transforms.adam import AdamOptions, adam
+from replaceme.transforms.adam import adam
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.objectives import Objective
 from replaceme.transforms.solve import Ridge

@@ -35,7 +35,7 @@ WORDS = [f"w{k}" for k in range(40)]
 AXES = {"models": 10, "calibrations": 5, "cuts": 8, "fits": 12}
 CUTS = [{"blocks": blocks, "metric": metric} for blocks in (1, 2, 3, 4) for metric in ("cosine", "cosine_after_fit")]
 FITS = [
-    {"transform": "identity"}, {"objective": "l2"}, {"objective": "l2", "intercept": True},
+    {"transform": "identity"}, {"objective": "l2"}, {"objective": "l2", "ridge": 10.0},
     {"objective": "l2", "weighting": "inverse_energy"}, {"transform": "diagonal"}, {"transform": "orthogonal"},
     *({"objective": "l2", "ridge": ridge} for ridge in (1e-6, 1e-4, 1e-2, 1.0)),
     {"objective": "l2", "ridge": 1e-3, "towards": "identity"}, {"objective": "l2", "ridge": "auto"},

@@ -52,6 +52,8 @@ from replaceme.surgery.fold import finish, merge
 from replaceme.surgery.write_checkpoint import merging
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
+from replaceme.transforms.given_rows import GivenRows
+from replaceme.transforms.objectives import Objective
 
 AUTHORS = {"distances": 12.3, "least squares": 17.2, "cosine": 43.6}
 AUTHORS_LONG = {"distances": 530.0, "least squares": 262.0, "cosine": 608.0 + 1536.0}  # of 8000 x 1024 tokens
@@ -148,8 +150,9 @@ def by_parts(parts: Parts, arguments: argparse.Namespace, folder: Path, work: Pa
     with mock.patch("replaceme.core.files.os.fsync"):
         saved = work / "other"
         parts.run("fold and save, without waiting for the disk", lambda: merge(folder, cut, [least_squares], saved, {}))
-    parts.run("first cosine fit, with compiling", lambda: fit_cosine(statistics, rows, 1, device=device))
-    parts.run("cosine fit", lambda: fit_cosine(statistics, rows, FITS["cosine"]["iterations"], device=device))
+    given, objective = GivenRows(statistics, rows, device), Objective("cosine")
+    parts.run("first cosine fit, with compiling", lambda: fit_cosine(given, objective, 1))
+    parts.run("cosine fit", lambda: fit_cosine(given, objective, FITS["cosine"]["iterations"]))
 
 
 def one_process(

@@ -18,7 +18,8 @@ import yaml
 from loaded import BATCH_SIZE, Loaded, add_unseen, parser_of
 
 from replaceme.activations.language_loss import sequence_losses
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import METHODS, REPLACEME
+from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.validation import validated
 from replaceme.fitting.fit_cut import Passes, fit_cut
@@ -77,12 +78,12 @@ def measured(arguments: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def chosen_fits(arguments: argparse.Namespace, config: dict) -> dict[str, FitConfig]:
+def chosen_fits(arguments: argparse.Namespace, config: dict) -> dict[str, MethodConfig]:
     """Return the selected fits of the config file that the model can take."""
     sections = yaml.safe_load(Path(arguments.config).read_text())["fits"]
     found = {}
     for name in arguments.fits or sections:
-        fit = validated(FitConfig, sections[name], f"fits.{name}")
+        fit = validated(METHODS[sections[name].get("method", REPLACEME)], sections[name], f"fits.{name}")
         try:
             check_section(config, fit, arguments.model)
         except ReplaceMeError as error:

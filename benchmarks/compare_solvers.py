@@ -20,8 +20,9 @@ from loaded import BATCH_SIZE, Loaded, parser_of
 from replaceme.activations.row_collector import RowOptions, write_rows
 from replaceme.activations.rows import Rows
 from replaceme.activations.statistics import Statistics
+from replaceme.config.solvers import AdamOptions
 from replaceme.transforms import cosine
-from replaceme.transforms.adam import AdamOptions, adam
+from replaceme.transforms.adam import adam
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.full_batch import Problem, lbfgs
 from replaceme.transforms.gradient import BLOCK_ROWS

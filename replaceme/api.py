@@ -16,6 +16,7 @@ from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.healings import TrainingConfig
+from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
 from replaceme.core.validation import validated
@@ -43,7 +44,7 @@ def prune(
     blocks: int | None = None,
     ratio: float | None = None,
     cut: CutConfig | None = None,
-    fit: FitConfig | None = None,
+    fit: MethodConfig | None = None,
     device: str = "auto",
     gpus: int = 1,
     verify: bool = True,
@@ -178,20 +179,19 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | str | None, folde
 
 
 def choose_and_fit(
-    model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig, fit: FitConfig, merger: "Merger"
+    model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig, fit: MethodConfig, merger: "Merger"
 ) -> "tuple[Cut, list[Transform] | Found]":
     """Return the chosen cut and the transforms of its groups; the merger meanwhile copies what they cannot change.
 
     For another method it returns its result instead of transforms.
     """
-    from replaceme.config.placement import ON_STREAM
     from replaceme.fitting.fit_cut import fit_cut
     from replaceme.fitting.one_pass import can_foresee, choose_and_gather
     from replaceme.methods.fitting import fit_method
-    from replaceme.surgery.laco_merge import as_chosen
+    from replaceme.transforms.collapse import as_chosen
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:
-        if fit.placement not in ON_STREAM and not fit.intercept:  # those change many shards
+        if fit.place.of_mlp:  # others change many shards
             merger.begin(groups)
 
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as folder:

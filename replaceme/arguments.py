@@ -3,18 +3,24 @@
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, InstanceOf
+from pydantic import Field, InstanceOf, PlainValidator
 
 from replaceme.calibration.documents import KINDS, check_source, names_file
 from replaceme.config.base import LONGEST_PART, Strict
 from replaceme.config.calibrations import MICRO, CalibrationConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.fits import FitConfig
 from replaceme.config.healings import TrainingConfig
+from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.validation import shortened, validated
+
+
+def _fit(value: Any) -> MethodConfig | None:
+    if value is not None and not isinstance(value, MethodConfig):
+        raise ValueError(f"a FitConfig, or the section of another method, is needed (found {shortened(value)})")
+    return value
 
 
 class _Shared(Strict):
@@ -36,7 +42,7 @@ class _OfPrune(_Shared):
     blocks: int | None
     ratio: float | None
     cut: InstanceOf[CutConfig] | None
-    fit: InstanceOf[FitConfig] | None
+    fit: Annotated[MethodConfig | None, PlainValidator(_fit)]
 
 
 class _OfHeal(_Shared):

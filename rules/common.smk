@@ -135,3 +135,18 @@ wildcard_constraints:
     kind=any_of(fits.kinds),
     exact="|-exact",
     candidates=any_of(fits.candidates),
+
+
+onstart:
+    begin("results", logger)
+    if LOCAL:
+        STEP_SERVER.start()
+        shell.prefix(shell_prefix(sys.executable, CONFIG.cost, STEP_SERVER.path))
+
+
+onsuccess:
+    STEP_SERVER.stop()
+
+
+onerror:
+    STEP_SERVER.stop()

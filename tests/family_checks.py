@@ -1,5 +1,4 @@
-"""Checks for every family, on a tiny model with random weights: `python tests/family_checks.py` prints the table of
-docs/models.md, tests/models/test_families.py demands it.
+"""What has to hold for every family, on a tiny model with random weights: tests/models/test_families.py demands it.
 
 `python tests/family_checks.py` writes the table of docs/models.md anew.
 
@@ -25,11 +24,11 @@ from replaceme.activations.recycled_neurons import Recycled, activation_of
 from replaceme.calibration.images import Images, positions_of
 from replaceme.calibration.samples import Samples
 from replaceme.calibration.tokens import Tokens
-from replaceme.config.placement import ON_STREAM
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.families import FAMILIES
 from replaceme.models.model_config import PER_BLOCK_LISTS, check_fit, family_of, is_encoder
+from replaceme.placements.registry import PLACEMENTS
 from replaceme.surgery.fold import merge
 from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.transform import Transform
@@ -104,7 +103,7 @@ SCRATCH = tempfile.TemporaryDirectory(prefix="replaceme-families-")  # removed w
 
 @cache
 def source(variant: str) -> Path:
-    """Return a saved tiny model of random weights."""
+    """A saved tiny model of random weights."""
     folder = Path(tempfile.mkdtemp(dir=SCRATCH.name))
     torch.manual_seed(0)
     kind = AutoModel if FAMILIES[variant.partition(",")[0]].modality == "image" else AutoModelForCausalLM
@@ -120,7 +119,7 @@ def source(variant: str) -> Path:
 
 
 def config_of(variant: str) -> PreTrainedConfig:
-    """Return its config."""
+    """Its config."""
     given = {key: value for key, value in {**SIZES, **OWN.get(variant, {})}.items() if key not in renamed(variant)}
     if FAMILIES[variant.partition(",")[0]].modality == "image":
         given = OWN.get(variant, VISION)
@@ -128,13 +127,13 @@ def config_of(variant: str) -> PreTrainedConfig:
 
 
 def renamed(variant: str) -> set[str]:
-    """Return sizes that a config of this family knows by other names."""
+    """Sizes that a config of this family knows by other names."""
     family = FAMILIES[variant.partition(",")[0]]
     return {name for name, own in (("num_hidden_layers", family.depth), ("hidden_size", family.width)) if name != own}
 
 
 def samples(variant: str) -> Samples:
-    """Return two sequences, one padded on the left; for an encoder two images."""
+    """Two sequences, one padded on the left; for an encoder two images."""
     generator = torch.Generator().manual_seed(0)
     config = read_config(source(variant))
     if is_encoder(config):
@@ -146,8 +145,8 @@ def samples(variant: str) -> Samples:
     return Tokens(ids, mask)
 
 
-def transforms(variant: str, placement: str, intercept: bool = False, recycle: bool = False) -> list[Transform]:
-    """Return random maps, not far from one, for both groups."""
+def transforms(variant: str, placement: str, recycle: bool = False) -> list[Transform]:
+    """Random maps, not far from one, for both groups."""
     config = read_config(source(variant))
     family, activation = family_of(config, variant), activation_of(config)
     generator = torch.Generator().manual_seed(1)
@@ -167,8 +166,7 @@ def transforms(variant: str, placement: str, intercept: bool = False, recycle: b
                 matrix,
                 {"solver": "least_squares", "residual": 0.5},
                 placement,
-                intercept=random(HIDDEN) if intercept else None,
-                gain=None if family.post_norm is None or placement in ON_STREAM else 0.7,
+                gain=None if family.post_norm is None or PLACEMENTS[placement].on_stream else 0.7,
                 recycled=recycled if recycle else None,
             )
         )
@@ -176,21 +174,21 @@ def transforms(variant: str, placement: str, intercept: bool = False, recycle: b
 
 
 def intermediate(variant: str, block: int) -> int:
-    """Return columns of the down projection of a block."""
+    """Columns of the down projection of a block."""
     checkpoint = open_checkpoint(source(variant))
     _, shape, _ = checkpoint.tensors[checkpoint.folded(block)[0]]
     return shape[0 if checkpoint.family.transposed else 1]
 
 
 def weights(variant: str) -> list[str]:
-    """Return the weights that T goes into, a `*` for their numbers."""
+    """The weights that T goes into, a `*` for their numbers."""
     checkpoint = open_checkpoint(source(variant))
     names = [re.sub(r"\.\d+\.", ".*.", name) for block in KEPT for name in checkpoint.folded(block)]
     return sorted({name.removeprefix(f"{checkpoint.family.blocks}.*.") for name in names})
 
 
 def takes(variant: str, **fit: object) -> bool:
-    """Return whether a family says that such a fit can be folded."""
+    """Whether a family says that such a fit can be folded."""
     try:
         check_fit(read_config(source(variant)), variant, **fit)
     except ReplaceMeError:
@@ -199,12 +197,12 @@ def takes(variant: str, **fit: object) -> bool:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference, of the largest value."""
+    """The largest difference, of the largest value."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 def mlp_output_difference(variant: str) -> float:
-    """Return captured M against what a block loses with its down projection (and the bias) at zero."""
+    """Captured M against what a block loses with its down projection (and the bias) at zero."""
     config = read_config(source(variant))
     family = family_of(config, variant)
     model, given = whole(variant).base_model, samples(variant)
@@ -240,7 +238,7 @@ def _weight_or_bias(pattern: str) -> str:
 
 
 def shorter(variant: str, found: list[Transform]) -> Path:
-    """Return a saved model without both runs of blocks."""
+    """A saved model without both runs of blocks."""
     out = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "out"
     merge(source(variant), cut_of(GROUPS, BLOCKS), found, out, {})
     return out
@@ -248,7 +246,7 @@ def shorter(variant: str, found: list[Transform]) -> Path:
 
 @lru_cache(maxsize=1)
 def whole(variant: str) -> torch.nn.Module:
-    """Return the original, loaded once; who changes it puts it back."""
+    """The original, loaded once; who changes it puts it back."""
     return loaded(source(variant))
 
 
@@ -265,7 +263,7 @@ def folded_into_mlp(variant: str) -> torch.nn.Module:
 
 
 def loaded(folder: Path) -> torch.nn.Module:
-    """Return a model as the project loads it: with its head, or the tower of an encoder."""
+    """A model as the project loads it: with its head, or the tower of an encoder."""
     return load_model(folder, "float32", "cpu", head=not is_encoder(read_config(folder)))
 
 
@@ -294,7 +292,7 @@ def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def outputs(model: torch.nn.Module, variant: str) -> torch.Tensor:
-    """Return logits of the unmasked tokens; of an encoder its last states, all norms included."""
+    """Logits of the unmasked tokens; of an encoder its last states, all norms included."""
     from replaceme.activations.capture import model_inputs
 
     given = samples(variant)
@@ -304,9 +302,7 @@ def outputs(model: torch.nn.Module, variant: str) -> torch.Tensor:
 
 
 def fold_difference(variant: str, **fit: object) -> float:
-    """Return outputs of the shortened model, reloaded, against those of the original run with the transforms by
-    hooks.
-    """
+    """Outputs of the shortened model, reloaded, against those of the original run with the transforms by hooks."""
     found = transforms(variant, **fit)
     config = read_config(source(variant))
     model = whole(variant)
@@ -318,7 +314,7 @@ def fold_difference(variant: str, **fit: object) -> float:
 
 
 def generates(variant: str) -> bool:
-    """Return whether the shortened model generates the same with a cache as without."""
+    """Whether the shortened model generates the same with a cache as without."""
     model = folded_into_mlp(variant)
     given = {
         "input_ids": samples(variant).input_ids[:1],
@@ -331,9 +327,7 @@ def generates(variant: str) -> bool:
 
 
 def config_consistent(variant: str) -> bool:
-    """Return whether the kept blocks are of the kinds that they were: lists by block, MLPs dense or mixed,
-    attention.
-    """
+    """Whether the kept blocks are of the kinds that they were: lists by block, MLPs dense or mixed, attention."""
     before, after = whole(variant), folded_into_mlp(variant)
     family = family_of(read_config(source(variant)), variant)
     old, new = (family.block_modules(model.base_model) for model in (before, after))
@@ -347,13 +341,13 @@ def config_consistent(variant: str) -> bool:
 
 
 def _kind(block: torch.nn.Module) -> list[tuple[str, str, object]]:
-    """Return types of a block's modules, and how far their attention reaches."""
+    """Types of a block's modules, and how far their attention reaches."""
     return [(name, type(one).__name__, getattr(one, "sliding_window", None)) for name, one in block.named_modules()]
 
 
 @cache
 def row(variant: str) -> dict[str, str]:
-    """Return the line of a family in docs/models.md."""
+    """The line of a family in docs/models.md."""
 
     def said(holds: bool) -> str:
         return "yes" if holds else "NO"
@@ -367,10 +361,9 @@ def row(variant: str) -> dict[str, str]:
         "T goes into": ", ".join(f"`{name}`" for name in weights(variant)),
         "M right": said(mlp_output_difference(variant) <= EXACT),
         "fold exact": folded(placement="mlp") + (" (direction)" if family.post_norm else ""),
-        "`intercept`": folded(placement="mlp", intercept=True),
         "`down_proj`": folded(placement="down_proj"),
         "`recycle`": folded(placement="down_proj", recycle=True),
-        "`block`": folded(placement="block", intercept=True),
+        "`block`": folded(placement="block"),
         "`upstream`": folded(placement="upstream"),
         "generates": "-" if family.modality == "image" else said(generates(variant)),
         "config consistent": said(config_consistent(variant)),
@@ -378,7 +371,7 @@ def row(variant: str) -> dict[str, str]:
 
 
 def table() -> str:
-    """Return all families, in markdown."""
+    """All families, in markdown."""
     rows = [row(variant) for variant in VARIANTS]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(one.values()) for one in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,21 +11,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "replaceme"
 ROOMS = (
-    "core", "config", "provenance", "kernels", "micro", "models", "calibration", "activations", "transforms", "surgery",
-    "cuts", "fitting", "evaluation", "reports", "methods", "verification", "healing", "planning", "workflow",
-    "arguments", "api", "steps", "cli",
+    "core", "placements", "config", "provenance", "kernels", "micro", "models", "calibration", "activations",
+    "transforms", "surgery", "cuts", "fitting", "evaluation", "reports", "methods", "verification", "healing",
+    "planning", "workflow", "arguments", "api", "steps", "cli",
 )  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
-    """Return all modules of the package, by their names without `replaceme.`; kernels lie beside the package."""
+    """All modules of the package, by their names without `replaceme.`; kernels lie beside the package."""
     files = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
     files |= {Path("kernels") / path.name: path for path in (ROOT / "kernels").glob("*.py")}
     return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in files.items()}
 
 
 def imports() -> Iterator[tuple[str, str]]:
-    """Yield pairs of modules: one that imports, wherever in its text, and one that is imported."""
+    """Pairs of modules: one that imports, wherever in its text, and one that is imported."""
     known = modules()
     for module, path in known.items():
         for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
@@ -45,7 +45,7 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module lies in, or its own name where it lies in none."""
+    """The room that a module lies in, or its own name where it lies in none."""
     return module.partition(".")[0]
 
 

@@ -86,18 +86,17 @@ print(json.dumps(found))
 """
 
 
-def layer(seed, intercept=False):
+def layer(seed):
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(16, 16, generator=generator, dtype=torch.float64) / 3
-    bias = torch.linspace(-0.5, 0.5, 16, dtype=torch.float64) if intercept else None
-    return Transform(matrix, {"solver": "by hand"}, placement="block", intercept=bias)
+    return Transform(matrix, {"solver": "by hand"}, placement="block")
 
 
 CASES = {
     "one": ("llama", ONE, [layer(1)]),
-    "sharded": ("sharded", THREE, [layer(1), layer(2, True), fit_identity(hidden_size=16)]),
-    "norm": ("gemma", THREE, [layer(1, True), layer(2), layer(3)]),
-    "bfloat16": ("small", [(1, 3), (4, 5)], [layer(1, True), layer(2)]),
+    "sharded": ("sharded", THREE, [layer(1), layer(2), fit_identity(hidden_size=16)]),
+    "norm": ("gemma", THREE, [layer(1), layer(2), layer(3)]),
+    "bfloat16": ("small", [(1, 3), (4, 5)], [layer(1), layer(2)]),
 }
 
 
@@ -123,7 +122,7 @@ def folders(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plainly(folders, ids, tmp_path_factory):
-    """Results of transformers for each folder, in a process without replaceme."""
+    """What transformers finds in each of them, in a process that has no replaceme."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     environment = os.environ | {"PYTHONPATH": str(STARTUP), "OMP_NUM_THREADS": "1"}
     environment |= {"HF_MODULES_CACHE": str(elsewhere / "modules")}
@@ -136,11 +135,10 @@ def plainly(folders, ids, tmp_path_factory):
 
 
 def stored(transform, dtype):
-    """Return the transform as a checkpoint of this type holds it."""
+    """The transform as a checkpoint of this type holds it."""
     if transform.is_identity:
         return transform
-    bias = None if transform.intercept is None else transform.intercept.to(dtype).double()
-    return Transform(transform.matrix.to(dtype).double(), transform.report, "block", bias)
+    return Transform(transform.matrix.to(dtype).double(), transform.report, "block")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -178,7 +176,7 @@ def test_what_is_written(folders, sharded):
     out = folders["sharded"]
     config = json.loads((out / "config.json").read_text())
     assert config["model_type"] == "replaceme_llama" and config["architectures"] == ["ReplaceMeForCausalLM"]
-    assert config["replacements"] == {"model.layers.0": {"bias": False}, "model.layers.1": {"bias": True}}
+    assert config["replacements"] == {"model.layers.0": {"bias": False}, "model.layers.1": {"bias": False}}
     assert config["num_hidden_layers"] == 3 and not config.get("mlp_bias")
     assert (out / CODE.name).read_bytes() == CODE.read_bytes()
     record = json.loads((out / "replaceme.json").read_text())
@@ -189,7 +187,7 @@ def test_what_is_written(folders, sharded):
         assert torch.equal(file.get_tensor(name), layer(2).matrix.T.float())
     source = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
     blocks = [name for name in index["weight_map"] if name not in source]
-    assert sorted(blocks) == ["model.layers.0.replacement.weight", "model.layers.1.replacement.bias", name]
+    assert sorted(blocks) == ["model.layers.0.replacement.weight", name]
 
 
 def test_the_code_imports_nothing_but_torch_and_transformers():
@@ -242,23 +240,19 @@ def test_a_model_that_transformers_takes_for_another_is_refused(ids, tmp_path, r
 
 
 @pytest.mark.parametrize("estimation", ["parallel", "sequential"])
-@pytest.mark.parametrize("intercept", [False, True])
-def test_pruning_fits_the_residual_stream(llama, texts, tokenizer, tmp_path, brute_rows, intercept, estimation):
+def test_pruning_fits_the_residual_stream(llama, texts, tokenizer, tmp_path, brute_rows, estimation):
     """Least squares of hidden_states[end-1] on hidden_states[start-1]: the Ghosted Layers' closed form."""
     from replaceme.calibration.tokens import tokens_from_texts
 
-    fit = FitConfig(placement="block", intercept=intercept, estimation=estimation)
+    fit = FitConfig(placement="block", estimation=estimation)
     cut = CutConfig(blocks=2, start=3)
     record = prune(llama, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", device="cpu")
     hidden, _, _ = brute_rows(llama, tokens_from_texts(texts, tokenizer, None, 128))
-    rows = torch.cat([hidden[2], torch.ones(len(hidden[2]), 1, dtype=torch.float64)], 1) if intercept else hidden[2]
-    best = torch.linalg.lstsq(rows, hidden[4]).solution
+    best = torch.linalg.lstsq(hidden[2], hidden[4]).solution
     layer = load_causal_model(tmp_path / "out", "float32", "cpu").model.layers[2].replacement
-    assert (layer.weight.T.double() - best[:16]).norm() < 1e-4 * best.norm()
-    assert (layer.bias is not None) == intercept
-    if intercept:
-        assert (layer.bias.double() - best[16]).norm() < 1e-4 * best.norm()
-    residual = float((hidden[4] - rows @ best).square().sum() / hidden[4].square().sum())
+    assert (layer.weight.T.double() - best).norm() < 1e-4 * best.norm()
+    assert layer.bias is None
+    residual = float((hidden[4] - hidden[2] @ best).square().sum() / hidden[4].square().sum())
     assert record["fit"]["residual"] == pytest.approx(residual, rel=1e-4)
     assert record["placement"] == "block" and "trust_remote_code=True" in (tmp_path / "out/README.md").read_text()
 
@@ -273,10 +267,10 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("transform", STRUCTURES)
 def test_a_norm_after_the_mlp_is_no_obstacle(gemma, texts, tmp_path, transform):
-    fit = FitConfig(placement="block", transform=transform, intercept=True, **STRUCTURES[transform])
+    fit = FitConfig(placement="block", transform=transform, **STRUCTURES[transform])
     record = prune(gemma, texts=texts, cut=CutConfig(blocks=2, start=3), fit=fit, out=tmp_path / "out")
     assert 0 < record["fit"]["residual"] < 1 and "gain" not in record["fit"]
-    assert load_causal_model(tmp_path / "out", "float32", "cpu").model.layers[2].replacement.bias is not None
+    assert load_causal_model(tmp_path / "out", "float32", "cpu").model.layers[2].replacement.bias is None
 
 
 TASK = """task: tiny_choice

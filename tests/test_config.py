@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from replaceme.config.cuts import CutConfig
-from replaceme.config.fits import FIT_OPTIONS, MAGNITUDES, UNFITTED, FitConfig
+from replaceme.config.fits import METHODS, FitConfig
 from replaceme.config.schema import Config, load, parse
+from replaceme.config.transforms import STRUCTURES
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.validation import validated
 from replaceme.core.yaml_file import read_yaml
@@ -32,7 +33,7 @@ GOOD = {
 
 
 def changed(path, value):
-    """Return GOOD with the value at a dotted path replaced; `...` deletes."""
+    """GOOD with the value at a dotted path replaced; `...` deletes."""
     config = copy.deepcopy(GOOD)
     *parents, last = path.split("/")
     place = config
@@ -73,7 +74,7 @@ def test_two_configs_show_every_structure_objective_and_solver():
 
 def test_one_config_shows_every_method():
     fits = load(ROOT / "config" / "width.yaml").fits.values()
-    assert {fit.method for fit in fits} == set(get_args(FitConfig.model_fields["method"].annotation))
+    assert {fit.method for fit in fits} == set(METHODS)
 
 
 def test_sections_cannot_change():
@@ -84,7 +85,7 @@ def test_sections_cannot_change():
 HEALING = {"train": "lora", "text": "c4", "steps": 10, "learning_rate": 0.1}
 BAD = {
     "unknown key": (("cuts/n4/bloks", 3), "cuts.n4.bloks: unknown key; did you mean 'blocks'?"),
-    "unknown key, nothing close": (("fits/ls/zzz", 3), "fits.ls.zzz: unknown key; known keys: method, transform"),
+    "unknown key, nothing close": (("fits/ls/zzz", 3), "zzz: unknown key; known keys of method replaceme: method, tr"),
     "unknown section": (("modles", {}), "modles: unknown key; did you mean 'models'?"),
     "unknown key in a task": (("evaluations/quick/tasks/piqa/shots", 1), "evaluations.quick.tasks.piqa.shots: unknown"),
     "unknown key in speed": (("speed/repeat", 1), "speed.repeat: unknown key; did you mean 'repeats'?"),
@@ -133,19 +134,18 @@ BAD = {
                                 "fits.ls: transform orthogonal takes no towards; drop it"),
     "identity with a placement": (("fits/uidl/placement", "block"), "fits.uidl: transform identity takes no placement"),
     "cosine beside the MLP": (("fits/ls", {"objective": "cosine", "placement": "block"}),
-                              "fits.ls: a fit over rows is of placement mlp, or with solver auto of down_proj"),
+                              "fits.ls: a fit over rows by solver auto is of placement mlp or down_proj; change"),
     "hadamard with a rank": (("fits/ls", {"transform": "hadamard", "rank": 2}), "hadamard takes no rank; drop it"),
     "scalar in place of the down projection": (("fits/ls", {"transform": "scalar", "placement": "down_proj"}),
                                                "fits.ls: placement down_proj fits a full T; drop transform"),
     "a full T upstream": (("fits/ls/placement", "upstream"), "fits.ls: placement upstream takes one factor, transform"),
-    "a constant upstream": (("fits/ls", {"placement": "upstream", "transform": "scalar", "intercept": True}),
-                            "fits.ls: placement upstream has no place for an intercept"),
     "magnitudes of the MLP": (("fits/ls/transform", "magnitude"), "of the residual stream; set `placement: upstream`"),
     "a patch upstream": (("fits/ls", {"transform": "hadamard_magnitude", "placement": "upstream"}),
                          "fits.ls: placement upstream takes one factor"),
     "a patch of the MLP": (("fits/ls/transform", "hadamard_magnitude"), "set `placement: block`"),
-    "magnitudes, an intercept": (("fits/ls", {"transform": "magnitude", "placement": "block", "intercept": True}),
-                            "fits.ls: transform magnitude takes no intercept; drop it"),
+    "magnitudes, weighted": (("fits/ls", {"transform": "magnitude", "placement": "block",
+                                          "weighting": "inverse_energy"}),
+                             "fits.ls: transform magnitude takes no weighting; drop it"),
     "magnitude with a ridge": (("fits/ls", {"transform": "magnitude", "placement": "block", "ridge": 1.0}),
                                "fits.ls: transform magnitude takes no ridge; drop it"),
     "rank of a cosine fit": (("fits/ls", {"objective": "cosine", "transform": "low_rank", "rank": 2}),
@@ -154,11 +154,12 @@ BAD = {
     "adam with a ridge": (("fits/ls", {"solver": "adam", "ridge_relative": 0.1}), "adam takes no ridge_relative"),
     "adam with iterations": (("fits/ls", {"solver": "adam", "iterations": 5}), "solver adam takes no iterations; drop"),
     "unknown method": (("fits/ls", {"method": "svd"}), "fits.ls.method: Input should be 'replaceme', 'svd_llm', "),
-    "method with a ridge": (("fits/ls", {"method": "svd_llm", "ridge": 1.0}), "method svd_llm takes no ridge; drop it"),
+    "method with a ridge": (("fits/ls", {"method": "svd_llm", "ridge": 1.0}),
+                            "fits.ls.ridge: unknown key; known keys of method svd_llm: method, estimation"),
     "method with a placement": (("fits/ls", {"method": "slicegpt", "placement": "block"}),
-                                "fits.ls: method slicegpt takes no placement; drop it"),
+                                "fits.ls.placement: unknown key; known keys of method slicegpt: method, estimation"),
     "trained method with an estimation": (("fits/ls", {"method": "llm_streamline", "estimation": "sequential"}),
-                                          "fits.ls: method llm_streamline takes no estimation; drop it"),
+                                          "fits.ls.estimation: unknown key; known keys of method llm_streamline: "),
     "epochs of least squares": (("fits/ls/epochs", 5), "fits.ls: objective l2 takes no epochs; drop it"),
     "rows of least squares": (("fits/ls/fit_tokens", 500), "fits.ls: objective l2 takes no fit_tokens; drop it"),
     "batches of lbfgs": (("fits/ls", {"solver": "lbfgs", "batch_tokens": 5}), "solver lbfgs takes no batch_tokens"),
@@ -189,8 +190,8 @@ BAD = {
     "a dangling row": (("tables/main/rows", ["tiny/c4/n5/ls"]), "tables.main.rows: 'n5' is not defined under cuts; "
                        "defined: n4, quarter (in 'tiny/c4/n5/ls')"),
     "a row not healed": (("tables/main/rows", ["tiny/c4/n4/ls/lora"]), "rows: 'lora' is not defined under healings"),
-    "method of another's": (("fits/ls/network", "mlp"), "fits.ls: network is of other methods than replaceme; drop it"),
-    "pruner with epochs": (("fits/ls", {"method": "llm_pruner", "epochs": 2}), "method llm_pruner takes no epochs"),
+    "method of another's": (("fits/ls/network", "mlp"), "network: unknown key; known keys of method replaceme: "),
+    "pruner with epochs": (("fits/ls", {"method": "llm_pruner", "epochs": 2}), "fits.ls.epochs: unknown key; known"),
     "reserved model": (("models/tables", {"source": "x"}), "models.tables: this name is reserved; choose another"),
     "reserved calibration": (("calibrations/baseline", {"dataset": "micro"}), "calibrations.baseline: this name is"),
     "reserved cut": (("cuts/candidates", {"blocks": 1}), "cuts.candidates: this name is reserved"),
@@ -404,8 +405,8 @@ def test_an_automatic_ridge_stands_alone(other):
     assert FitConfig(ridge="auto", towards="identity").automatic
 
 
-@pytest.mark.parametrize("transform", sorted(set(FIT_OPTIONS) - {*UNFITTED, *MAGNITUDES}))
-def test_a_layer_of_its_own_takes_every_structure_and_an_intercept(transform):
+@pytest.mark.parametrize("transform", sorted(name for name, one in STRUCTURES.items() if one.fitted and not one.ratios))
+def test_a_layer_of_its_own_takes_every_structure(transform):
     needed = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}.get(transform, {})
-    fit = FitConfig(transform=transform, placement="block", intercept=True, **needed)
+    fit = FitConfig(transform=transform, placement="block", **needed)
     assert fit.regression.kind == "block"

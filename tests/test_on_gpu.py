@@ -9,7 +9,7 @@ from replaceme.activations.gather import gather_groups
 from replaceme.api import heal, prune
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import FitConfig, fit_config
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.files import sha256
 from replaceme.cuts.after_fit import measure_candidates
@@ -107,7 +107,7 @@ def test_every_kind_of_fit_is_that_of_the_cpu(request, tmp_path, texts, source, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_that_of_the_cpu(llama, texts, tmp_path, method):
-    fit, ids = FitConfig(method=method), torch.arange(8, 40)[None]
+    fit, ids = fit_config(method=method), torch.arange(8, 40)[None]
     logits = []
     for device in ("cpu", "cuda"):
         options = {"cut": CutConfig(blocks=2, start=3), "fit": fit, "device": device, "verify": False}

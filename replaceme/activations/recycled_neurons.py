@@ -24,6 +24,7 @@ from replaceme.models.config_defaults import value_of
 STRENGTH = 8.0  # of the gate, where silu and gelu differ from the identity by less than 0.3%
 CHOICE_RIDGE = 0.01  # of the map from which neurons and features are chosen, in units of the mean diagonal
 GATE_RIDGE = 1e-6
+TENSORS = ("neurons", "gate", "up")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Recycled:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors to save."""
-        return {"neurons": self.neurons, "gate": self.gate, "up": self.up}
+        return {name: getattr(self, name) for name in TENSORS}
 
 
 def choose_neurons(statistics: Statistics, share: float, activation: str, dtype: torch.dtype) -> Recycled:
@@ -93,7 +94,7 @@ def load_recycled(path: str | Path) -> tuple[list[Recycled], dict[str, Any]]:
     found = []
     for group in range(len(metadata.get("groups", []))):
         tensors, _ = load_tensors(path, group)
-        if set(tensors) != {"neurons", "gate", "up"}:
+        if set(tensors) != set(TENSORS):
             raise ReplaceMeError(f"{path}: holds {sorted(tensors)}, no recycled neurons; delete it and run again")
         found.append(Recycled(**tensors, activation=metadata["activation"]))
     return found, {key: value for key, value in metadata.items() if key != "activation"}

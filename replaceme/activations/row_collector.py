@@ -29,7 +29,7 @@ LOGGER = logging.getLogger(__name__)
 class RowCollector:
     """The rows of a cut [start, end), batch by batch, all of them or `fit_tokens` drawn uniformly.
 
-    `regression`: of placement mlp or down_proj, with the neurons `recycled` if it has any.
+    `regression`: of a placement of the MLP, with the neurons `recycled` if it has any.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class RowCollector:
     def bytes(self, model: "nn.Module", family: Family) -> int:
         """Return the bytes that the rows will take, and log them."""
         hidden = width = model.config.hidden_size
-        if self.regression.placement == "down_proj":
-            width = family.intermediate_size(family.block_modules(model)[self.cut[0] - 1])
+        if not self.regression.place.square:
+            inner = family.intermediate_size(family.block_modules(model)[self.cut[0] - 1])
+            width = self.regression.place.width(hidden, inner)
         count = int(self.chosen.sum())
         needed = count * row_bytes((width, hidden), self.with_state)
         LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, needed / 1e9)

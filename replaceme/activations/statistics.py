@@ -117,21 +117,6 @@ class Statistics:
         self._check_same_shape(other)
         return Statistics(**{name: getattr(self, name) - getattr(other, name) for name in NAMES})
 
-    def centred(self) -> "Statistics":
-        """Return the sums of rows and targets minus their means, from which an affine map is fitted like a linear one.
-
-        `gram - sum_m sum_m^T / W`, `cross - sum_m sum_r^T / W`, `energy - |sum_r|^2 / W`, W the total weight.
-        """
-        weight, m, r = self.total_weight, self.sum_mlp_output, self.sum_target
-        return replace(
-            self,
-            gram=self.gram - torch.outer(m, m) / weight,
-            cross=self.cross - torch.outer(m, r) / weight,
-            target_energy=self.target_energy - r.square().sum() / weight,
-            sum_mlp_output=torch.zeros_like(m),
-            sum_target=torch.zeros_like(r),
-        )
-
     def _check_same_shape(self, other: "Statistics") -> None:
         if self.cross.shape != other.cross.shape:
             ours, theirs = (" x ".join(map(str, one.cross.shape)) for one in (self, other))

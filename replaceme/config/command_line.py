@@ -5,6 +5,7 @@ the rules.
 import argparse
 import shlex
 import types
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -13,30 +14,33 @@ from replaceme.config.base import Strict
 from replaceme.core.validation import validated
 
 METAVARS = {str: "TEXT", int: "INT", float: "FLOAT"}
+TELLING = "method"  # the option that says which of several models a section has
+Schema = type[Strict] | Mapping[str, type[Strict]]  # a model, or those of several methods by their names
 
 
-def add_options(
-    parser: argparse.ArgumentParser, schema: type[Strict], only: tuple[str, ...] = (), group: Any = None
-) -> None:
+def add_options(parser: argparse.ArgumentParser, schema: Schema, only: tuple[str, ...] = (), group: Any = None) -> None:
     """Add one `--option` for each field of a config section (or for `only` some of them), with its description as help.
 
     They go into a group of the section's name, or into `group`, one of the parser's. The action of each knows its
-    `section`, by which the help finds its default and a shorter line.
+    `section`, by which the help finds its default and a shorter line: the first that has it.
     """
+    models = _models(schema)
     if group is None:
-        group = parser.add_argument_group(f"{schema.__name__.removesuffix('Config').lower()} (as in config.yaml)")
-    for name, field in schema.model_fields.items():
+        group = parser.add_argument_group(f"{models[0].__name__.removesuffix('Config').lower()} (as in config.yaml)")
+    for name in dict.fromkeys(name for model in models for name in model.model_fields):
         if only and name not in only:
             continue
+        sections = [model for model in models if name in model.model_fields]
+        fields = [section.model_fields[name] for section in sections]
         action = group.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
-            required=field.is_required(),
+            required=all(field.is_required() for field in fields),
             default=argparse.SUPPRESS,
-            help=field.description.replace("%", "%%"),
-            **_kind(field),
+            help=" ".join(dict.fromkeys(field.description for field in fields)).replace("%", "%%"),
+            **_kind(fields),
         )
-        action.section = schema
+        action.section = sections[0]
 
 
 def default_of(field: FieldInfo) -> str:
@@ -46,16 +50,22 @@ def default_of(field: FieldInfo) -> str:
     return f"Default: {field.default}."
 
 
-def from_options(args: argparse.Namespace, schema: type[Strict], only: tuple[str, ...] = ()) -> Any:
+def from_options(args: argparse.Namespace, schema: Schema, only: tuple[str, ...] = ()) -> Any:
     """Return the section described by the given options (or `only` some of them), validated as config.yaml is."""
-    names = set(only or schema.model_fields)
+    names = set(only or [name for model in _models(schema) for name in model.model_fields])
     given = {name: value for name, value in vars(args).items() if name in names}
+    if isinstance(schema, Mapping):
+        schema = schema[given.get(TELLING, next(iter(schema)))]
     return validated(schema, given, "options")
 
 
 def option_of(args: argparse.Namespace, schema: type[Strict], name: str) -> Any:
     """Return one option as it was given, else the default of its field."""
     return getattr(args, name, schema.model_fields[name].default)
+
+
+def _models(schema: Schema) -> list[type[Strict]]:
+    return list(schema.values()) if isinstance(schema, Mapping) else [schema]
 
 
 def to_flags(section: Strict, only: tuple[str, ...] = ()) -> str:
@@ -73,13 +83,17 @@ def to_flags(section: Strict, only: tuple[str, ...] = ()) -> str:
     return shlex.join(flags)
 
 
-def _kind(field: FieldInfo) -> dict[str, Any]:
-    """Return argparse's arguments for a field's type; `none` is an option value only where null is not the default."""
+def _kind(fields: Sequence[FieldInfo]) -> dict[str, Any]:
+    """Return argparse's arguments for a field's type; `none` is an option value only where null is not the default.
+
+    Where several models have it, its words are those of all.
+    """
+    field = fields[0]
     options = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
     optional = type(None) in _alternatives(field.annotation) and field.default is not None
     kind = options[0]
     if get_origin(kind) is Literal:
-        return {"choices": get_args(kind)}
+        return {"choices": tuple(dict.fromkeys(word for one in fields for word in get_args(one.annotation)))}
     words = [word for other in options[1:] if get_origin(other) is Literal for word in get_args(other)]
     if words:
         return {"type": _word_or(words, kind), "metavar": f"{kind.__name__.upper()}|{'|'.join(words)}"}

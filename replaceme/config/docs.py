@@ -1,6 +1,7 @@
 """Render docs/config.md from the schema, so that documentation and validation cannot drift apart."""
 
 import types
+from inspect import getdoc
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -21,13 +22,13 @@ def render() -> str:
     """Return the documentation of every key as markdown: type, default and meaning."""
     parts = [HEADER, _section("Top level", Config)]
     for name, field in Config.model_fields.items():
-        nested = _nested(field.annotation)
-        if nested is not None:
-            parts.append(_section(f"`{name}`", nested))
+        for nested in _nested(field.annotation):
+            told = nested.model_config.get("title")
+            parts.append(_section(f"`{name}`, {told}" if told else f"`{name}`", nested))
             parts += [
                 _section(f"`{name}` → `{key}`", inner)
                 for key, sub in nested.model_fields.items()
-                if (inner := _nested(sub.annotation)) is not None
+                for inner in _nested(sub.annotation)
             ]
     return "\n".join(parts)
 
@@ -37,13 +38,14 @@ def _section(title: str, schema: type[BaseModel]) -> str:
     for name, field in schema.model_fields.items():
         default = "**required**" if field.is_required() else f"`{_value(field.default)}`"
         rows.append(f"| `{name}` | {_type(field.annotation)} | {default} | {field.description} |")
-    return "\n".join([f"## {title}", "", schema.__doc__.strip(), "", *rows, ""])
+    return "\n".join([f"## {title}", "", getdoc(schema), "", *rows, ""])
 
 
-def _nested(annotation: Any) -> type[BaseModel] | None:
+def _nested(annotation: Any) -> list[type[BaseModel]]:
     """Return the section class of a field, directly or under names."""
-    kinds = [annotation, *get_args(annotation)]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _nested(inner)]
 
 
 def _type(annotation: Any) -> str:

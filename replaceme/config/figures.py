@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 from replaceme.config.base import Strict, strings
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import METHODS
 from replaceme.config.metrics import REPRESENTATIONS, of_pairs
 from replaceme.config.tables import SPEED, speeds_of
 
 Name = Literal["model", "calibration", "cut", "fit", "metric", "position"]
 Distance = Literal[*of_pairs(), "residual"]
 SIZES = ("removed", "compression")
-SECTIONS = {"calibration": CalibrationConfig, "cut": CutConfig, "fit": FitConfig}
+SECTIONS = {"calibration": (CalibrationConfig,), "cut": (CutConfig,), "fit": tuple(METHODS.values())}
 # what a table has beside its tasks, and what `replaceme cost` adds to it
 MEASURES = (
     "average", "rp", "perplexity", "residual", "average_vs_identity", "log_perplexity_vs_identity", "parameters",
@@ -138,8 +138,8 @@ class FigureConfig(Strict):
 
 
 def _is_number(section: str, key: str) -> bool:
-    field = SECTIONS[section].model_fields.get(key)
-    kinds = () if field is None else (get_args(field.annotation) or (field.annotation,))
+    fields = [model.model_fields[key] for model in SECTIONS[section] if key in model.model_fields]
+    kinds = [kind for field in fields for kind in (get_args(field.annotation) or (field.annotation,))]
     return int in kinds or float in kinds
 
 

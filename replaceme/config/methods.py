@@ -1,25 +1,130 @@
-"""Facts about the methods other than replaceme that a fit section needs."""
+"""Facts about the methods other than replaceme that a fit section needs.
 
-from typing import TYPE_CHECKING
+Each has a model of its own, told from the others by the key `method`, which is the name of its module in the room
+`methods`.
+"""
 
-if TYPE_CHECKING:
-    from replaceme.config.fits import FitConfig
+from typing import ClassVar, Literal
 
-# what each can be told
-OPTIONS = {
-    "svd_llm": ("estimation",),
-    "llm_streamline": ("network", "learning_rate", "batch_tokens", "epochs", "order_seed"),
-    "slicegpt": ("estimation",),
-    "llm_pruner": ("whole_first", "whole_last"),
+from pydantic import ConfigDict, Field
+
+from replaceme.config.base import Strict
+from replaceme.config.solvers import TrainingOptions
+
+
+class MethodConfig(Strict):
+    """Questions that every section of `fits` answers; by default as a method does that fits no T.
+
+    `narrows`: all blocks stay, and get narrower.
+    """
+
+    narrows: ClassVar[bool] = False
+
+    method: str
+
+    @property
+    def is_other(self) -> bool:
+        """True for a method that fits no T."""
+        return True
+
+    @property
+    def own_code(self) -> bool:
+        """True if the model brings code of its own."""
+        return True
+
+    @property
+    def needs_loss(self) -> bool:
+        """True if it needs the language-model loss, and so the model's head."""
+        return False
+
+    @property
+    def unfitted(self) -> bool:
+        """True if nothing is fitted and no text read."""
+        return False
+
+    def copies(self, groups: int) -> int:
+        """Return how many times the states of the whole text are in host memory, for a cut of so many groups."""
+        return 0
+
+
+class _BlockByBlock(MethodConfig):
+    """A method that goes through the blocks in order, and makes all of them narrower."""
+
+    narrows = True
+
+    estimation: Literal["parallel", "sequential"] = Field(
+        "parallel", description="Estimate each block on the original model, or on the model with what was done so far."
+    )
+
+    def copies(self, groups: int) -> int:
+        """Return the states before a block (see `methods.walk`)."""
+        return 1
+
+
+class SvdLlmConfig(_BlockByBlock):
+    """SVD-LLM: pairs of factors in place of the linear layers, as small as without the blocks of the cut."""
+
+    model_config = ConfigDict(title="method svd_llm")
+    method: Literal["svd_llm"] = Field(description="svd_llm: pairs of factors in place of the linear layers.")
+
+
+class LlmStreamlineConfig(TrainingOptions, MethodConfig):
+    """LLM-Streamline: the carrier trained to do the work of the blocks of the cut."""
+
+    model_config = ConfigDict(title="method llm_streamline")
+    method: Literal["llm_streamline"] = Field(
+        description="llm_streamline: the carrier trained to do the work of the blocks of the cut."
+    )
+    network: Literal["layer", "mlp"] = Field(
+        "layer",
+        description="Parameters: layer, a whole block; mlp, a block without attention (its MLP behind its norm, "
+        "beside the residual stream), which is smaller.",
+    )
+
+    @property
+    def own_code(self) -> bool:
+        """Only a block without attention is of no architecture of transformers."""
+        return self.network == "mlp"
+
+    def copies(self, groups: int) -> int:
+        """Count inputs and targets of the training, beside the states that come through."""
+        return 1 + 2 * groups
+
+
+class SliceGptConfig(_BlockByBlock):
+    """SliceGPT: a narrower residual stream, as small as without the blocks of the cut."""
+
+    model_config = ConfigDict(title="method slicegpt")
+    method: Literal["slicegpt"] = Field(description="slicegpt: a narrower residual stream.")
+
+
+class LlmPrunerConfig(MethodConfig):
+    """LLM-Pruner: fewer attention heads and MLP channels, as small as without the blocks of the cut."""
+
+    narrows = True
+
+    model_config = ConfigDict(title="method llm_pruner")
+    method: Literal["llm_pruner"] = Field(description="llm_pruner: fewer attention heads and MLP channels.")
+    whole_first: int = Field(1, ge=0, description="First blocks that it leaves as they are.")
+    whole_last: int = Field(
+        1, ge=0, description="Last blocks, likewise; 0 of both: all blocks alike, so that the model needs no code."
+    )
+
+    @property
+    def own_code(self) -> bool:
+        """True unless all blocks get equally narrow, which config.json can say."""
+        return self.whole_first > 0 or self.whole_last > 0
+
+    @property
+    def needs_loss(self) -> bool:
+        """True: the loss chooses the heads and channels that go."""
+        return True
+
+
+OTHERS: dict[str, type[MethodConfig]] = {
+    "svd_llm": SvdLlmConfig,
+    "llm_streamline": LlmStreamlineConfig,
+    "slicegpt": SliceGptConfig,
+    "llm_pruner": LlmPrunerConfig,
 }
-OWN = ("network", "whole_first", "whole_last")  # of these methods alone
-NARROWING = ("svd_llm", "slicegpt", "llm_pruner")  # all blocks stay, and get narrower
-
-
-def coded(fit: "FitConfig") -> bool:
-    """Return whether the models of a fit by another method bring code of their own."""
-    if fit.method == "llm_streamline":
-        return fit.network == "mlp"
-    if fit.method == "llm_pruner":  # where all blocks get equally narrow, config.json can say so
-        return fit.whole_first > 0 or fit.whole_last > 0
-    return fit.is_other
+NARROWING = tuple(name for name, model in OTHERS.items() if model.narrows)

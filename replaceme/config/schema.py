@@ -17,7 +17,7 @@ from replaceme.config.cost import CostConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig, ZeroShotConfig
 from replaceme.config.figures import FigureConfig, dangling_figures
-from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.config.fits import AnyFit, FitConfig
 from replaceme.config.healings import HealingConfig, TrainingConfig
 from replaceme.config.including import kind_of, read_config
 from replaceme.config.names import name_problems
@@ -28,7 +28,7 @@ from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.core.validation import validated
 
 __all__ = [
-    "FORWARD", "NAME", "REGRESSION", "CalibrationConfig", "Config", "CostConfig", "CutConfig", "EvaluationConfig",
+    "FORWARD", "NAME", "CalibrationConfig", "Config", "CostConfig", "CutConfig", "EvaluationConfig",
     "FigureConfig", "FitConfig", "GenerationConfig", "HealingConfig", "ModelConfig", "Name", "SpeedConfig", "Strict",
     "TableConfig", "TaskConfig", "TrainingConfig", "ZeroShotConfig", "load", "parse", "read_config",
 ]  # fmt: skip
@@ -46,7 +46,7 @@ class Config(Strict):
     models: dict[Name, ModelConfig] = Field(min_length=1, description="Models by name.")
     calibrations: dict[Name, CalibrationConfig] = Field(min_length=1, description="Calibrations by name.")
     cuts: dict[Name, CutConfig] = Field(min_length=1, description="Cuts by name.")
-    fits: dict[Name, FitConfig] = Field(min_length=1, description="Fits by name.")
+    fits: dict[Name, AnyFit] = Field(min_length=1, description="Fits by name.")
     healings: dict[Name, HealingConfig] = Field({}, description="Healings by name.")
     evaluations: dict[Name, EvaluationConfig] = Field({}, description="Evaluations by name.")
     speed: SpeedConfig = Field(SpeedConfig(), description="Speed measurement.")

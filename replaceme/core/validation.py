@@ -2,10 +2,9 @@
 
 import difflib
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from replaceme.core.errors import ReplaceMeError, printable
 
@@ -30,15 +29,15 @@ def validated(
 
 
 def _explain(schema: type[BaseModel], item: dict) -> str:
-    path = [part for part in item["loc"] if part != "[key]"]
+    path, parent = _place(schema, item["loc"])
     where = ".".join(map(_short, path)) or "top level"
     if item["type"] == "extra_forbidden":
-        known = _fields_at(schema, path[:-1])
-        close = difflib.get_close_matches(str(path[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
+        return f"{where}: unknown key; {_known(parent, str(path[-1]))}"
     if item["type"] == "missing":
-        return f"{where}: missing; {_description_at(schema, path)}"
+        return f"{where}: missing; {_description(parent, str(path[-1]))}"
+    if item["type"] == "union_tag_invalid":
+        key, known = item["ctx"]["discriminator"].strip("'"), item["ctx"]["expected_tags"]
+        return f"{where}.{key}: Input should be {known} (found {shortened(item['input'][key])})"
     if "[key]" in item["loc"]:
         return (
             f"{where}: not a usable name; use letters, digits, '.', '_' and '-', beginning with a letter or a digit, "
@@ -64,25 +63,47 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _schema_at(schema: type[BaseModel], path: list) -> type[BaseModel] | None:
-    """Return the model that describes `path`, following fields and the values of named mappings."""
-    current: Any = schema
-    for part in path:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        else:
-            arguments = get_args(current)
-            current = arguments[-1] if arguments else None
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+def _place(schema: type[BaseModel], loc: tuple) -> tuple[list, type[BaseModel] | None]:
+    """Return the keys at which an error is, and the model that describes the last of them.
+
+    Fields and the values of named mappings are followed; of sections whose models differ by a key, pydantic names its
+    value too.
+    """
+    path, current, parent = [], schema, None
+    for part in loc:
+        models = _told_apart(current)
+        if part in models:
+            current = models[part]
+        elif part != "[key]":
+            path.append(part)
+            parent = current if isinstance(current, type) and issubclass(current, BaseModel) else None
+            if parent is not None:
+                field = parent.model_fields.get(str(part))
+                current = field.annotation if field else None
+            else:
+                current = next(reversed(get_args(current)), None)
+    return path, parent
 
 
-def _fields_at(schema: type[BaseModel], path: list) -> list[str]:
-    found = _schema_at(schema, path)
-    return list(found.model_fields) if found else []
+def _told_apart(annotation: Any) -> dict[str, type[BaseModel]]:
+    """Return the models of a union by the value of the key that tells them apart."""
+    if get_origin(annotation) is not Annotated:
+        return {}
+    union, *known = get_args(annotation)
+    key = next((one.discriminator for one in known if getattr(one, "discriminator", None)), None)
+    return {get_args(model.model_fields[key].annotation)[0]: model for model in get_args(union) if key}
 
 
-def _description_at(schema: type[BaseModel], path: list) -> str:
-    parent = _schema_at(schema, path[:-1])
-    field: FieldInfo | None = parent.model_fields.get(str(path[-1])) if parent else None
+def _known(model: type[BaseModel] | None, key: str) -> str:
+    """Return a hint at the key that was meant, or at those that there are."""
+    known = list(model.model_fields) if model else []
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    title = model.model_config.get("title") if model else None
+    return f"known keys{f' of {title}' if title else ''}: {', '.join(known)}"
+
+
+def _description(model: type[BaseModel] | None, key: str) -> str:
+    field = model.model_fields.get(key) if model else None
     return field.description or "" if field else ""

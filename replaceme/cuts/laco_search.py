@@ -1,6 +1,6 @@
 """Choose blocks as LaCo does (arXiv 2402.11187, algorithm 1): from the last down, merge where the output stays similar.
 
-Blocks l .. l+K, K = `merge_blocks` - 1, are merged into block l (see `laco_merge`). Where the mean cosine similarity of
+Blocks l .. l+K, K = `merge_blocks` - 1, are merged into block l (see `collapse`). Where the mean cosine similarity of
 the merged model's last states to the original's is above `similarity`, the merge is kept and l goes down by `interval`
 (at least so far that all K blocks lie above it), else by 1. Merged blocks may be merged again: a block is then a sum of
 the original blocks in its place,
@@ -27,8 +27,8 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import removed_by
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes
-from replaceme.surgery.laco_merge import fit_collapse
 from replaceme.surgery.shortened_model import shortened
+from replaceme.transforms.collapse import fit_collapse
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.config.fits import FIT_OPTIONS, FitConfig
-from replaceme.config.placement import ON_STREAM
+from replaceme.config.fits import FitConfig
+from replaceme.config.methods import MethodConfig
+from replaceme.config.solvers import SOLVERS
 from replaceme.core.errors import ReplaceMeError
 
 if TYPE_CHECKING:
@@ -139,9 +140,10 @@ class Passes:
     def ratios(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[torch.Tensor]":
         """Return the ratios of magnitudes of the stream after each group to before it, in the basis of the fit."""
         from replaceme.activations.magnitudes import Magnitudes
-        from replaceme.transforms.scaling import hadamard
+        from replaceme.transforms.registry import function_of
 
-        basis = hadamard(self.model.config.hidden_size) if config.transform == "hadamard_magnitude" else None
+        named = config.structure.basis
+        basis = None if named is None else function_of(named)(self.model.config.hidden_size)
         found = [Magnitudes(group, basis) for group in groups]
         self._collect("magnitudes", found)
         return [one.ratios() for one in found]
@@ -169,70 +171,43 @@ def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Tra
     The identity and the collapse need no statistics, `ridge: auto` also the shards, a fit over rows these, which it
     streams through the device.
     """
-    from replaceme.surgery.laco_merge import fit_collapse
-    from replaceme.transforms.affine import with_intercept
-    from replaceme.transforms.closed_form import fit_identity
+    from replaceme.transforms.registry import function_of
 
-    if config.transform == "collapse":
-        return fit_collapse(hidden_size)
-    if config.transform == "identity":
-        return fit_identity(evidence.statistics, hidden_size)
-    if config.intercept:
-        centred = replace(evidence, statistics=evidence.statistics.centred())
-        found = with_intercept(_linear(config, centred), evidence.statistics)
+    structure, statistics = config.structure, evidence.statistics
+    if not structure.fitted:
+        return function_of(structure.function)(hidden_size=hidden_size, statistics=statistics)
+    if config.automatic:
+        found = function_of(structure.automatic)(statistics, evidence.shards, config.towards)
+    elif config.solver != "auto":
+        found = _over_rows(config, evidence)
     else:
-        found = _linear(config, evidence)
+        # in float64 a GPU solves the equations of a large model ten times as fast
+        moved = replace(evidence, statistics=statistics.to(evidence.device))
+        found = _over_rows(config, moved) if config.needs_rows else _closed_form(config, moved)
+        found = replace(found, matrix=found.matrix.cpu())
     return replace(found, placement=config.placement, recycled=evidence.recycled)
 
 
-def _linear(config: FitConfig, evidence: Evidence) -> "Transform":
-    from replaceme.transforms.ridge import fit_auto_ridge
-
-    if config.automatic:
-        return fit_auto_ridge(evidence.statistics, evidence.shards, config.towards)
-    if config.solver != "auto":
-        return _by_gradient(config, evidence)
-    # in float64 a GPU solves the equations of a large model ten times as fast
-    moved = replace(evidence, statistics=evidence.statistics.to(evidence.device))
-    found = _closed_form(config, moved)
-    return replace(found, matrix=found.matrix.cpu())
-
-
 def _closed_form(config: FitConfig, evidence: Evidence) -> "Transform":
-    from replaceme.transforms.cosine import fit_cosine
-    from replaceme.transforms.registry import fit
+    from replaceme.transforms.registry import function_of
 
-    if config.needs_rows:
-        return fit_cosine(
-            evidence.statistics,
-            evidence.rows,
-            config.iterations,
-            ridge_relative=config.ridge_relative,
-            towards=config.towards,
-            device=evidence.device,
-            exact=config.needs_state,
-            state=evidence.state,
-        )
-    options = {name: getattr(config, name) for name in FIT_OPTIONS[config.transform]}
-    if config.needs_magnitudes:
+    options = {name: getattr(config, name) for name in config.structure.options}
+    if config.structure.ratios:
         options["ratios"] = evidence.ratios
-    return fit(evidence.statistics, config.transform, **options)
+    return function_of(config.structure.function)(evidence.statistics, **options)
 
 
-def _by_gradient(config: FitConfig, evidence: Evidence) -> "Transform":
-    from replaceme.transforms.adam import AdamOptions
-    from replaceme.transforms.gradient import fit_gradient
+def _over_rows(config: FitConfig, evidence: Evidence) -> "Transform":
+    from replaceme.transforms.given_rows import GivenRows
     from replaceme.transforms.objectives import Objective
+    from replaceme.transforms.registry import function_of
+    from replaceme.transforms.resume import State
 
-    options = config.iterations
-    if config.solver == "adam":
-        options = AdamOptions(
-            config.learning_rate, config.batch_tokens, config.epochs, config.mask_ratio, config.order_seed
-        )
+    solver = SOLVERS[config.solver]
+    given = GivenRows(evidence.statistics, evidence.rows, evidence.device, evidence.state or State())
     objective = Objective(config.objective, config.l1_alpha, config.l2_alpha)
-    return fit_gradient(
-        evidence.statistics, evidence.rows, objective, config.solver, options, evidence.device, evidence.state
-    )
+    options = {name: getattr(config, name) for name in solver.options}
+    return function_of(solver.function)(given, objective, **options)
 
 
 def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
@@ -245,23 +220,27 @@ def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) ->
     return State(path, state_identity(config, stored, device))
 
 
-def state_identity(config: FitConfig, rows: dict[str, Any], device: str) -> dict[str, Any]:
+def state_identity(config: MethodConfig, rows: dict[str, Any], device: str) -> dict[str, Any]:
     """Return the facts that a state is valid for: fit section, rows or text, code, device and versions."""
     from replaceme.transforms.resume import here
 
     return {"fit": config.model_dump(), "rows": rows, **here(device, "replaceme.steps.fit", *modules_of(config))}
 
 
-def modules_of(config: FitConfig) -> list[str]:
+def modules_of(config: MethodConfig) -> list[str]:
     """Return the modules that a fit section imports by name: that of its method, or of the structure of its map."""
-    from replaceme.transforms.registry import FITS, module_of
+    from replaceme.transforms.registry import module_of
 
-    return modules_of_method(config) or ([module_of(config.transform)] if config.transform in FITS else [])
+    if config.is_other:
+        return modules_of_method(config)
+    structure = config.structure
+    used = [SOLVERS[config.solver].function if config.needs_rows else structure.function, structure.basis]
+    return [module_of(name) for name in (*used, structure.automatic if config.automatic else None) if name]
 
 
-def modules_of_method(config: FitConfig) -> list[str]:
+def modules_of_method(config: MethodConfig) -> list[str]:
     """Return the module of another method, if a fit section names one."""
-    return [] if config.method == "replaceme" else [f"replaceme.methods.{config.method}"]
+    return [f"replaceme.methods.{config.method}"] if config.is_other else []
 
 
 def fit_cut(
@@ -281,8 +260,8 @@ def fit_cut(
     from replaceme.surgery.shortened_model import shortened
 
     sequential = config.sequential(len(groups) > 1)
-    gain = family.post_norm is not None and not config.unfitted and config.placement not in ON_STREAM
-    loaded = passes() if sequential or gathered is None or gain or config.needs_magnitudes else None
+    gain = family.post_norm is not None and not config.unfitted and config.place.of_mlp
+    loaded = passes() if sequential or gathered is None or gain or config.structure.ratios else None
     if sequential and hasattr(loaded.model, "streamed"):
         raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")
     found: list[Transform] = []
@@ -306,7 +285,7 @@ def _fit_groups(
     gain: bool,
 ) -> "list[Transform]":
     """Fit groups on one and the same model: ratios take a pass for all of them, and so do gains."""
-    ratios = passes.ratios(config, groups) if config.needs_magnitudes else [None] * len(groups)
+    ratios = passes.ratios(config, groups) if config.structure.ratios else [None] * len(groups)
     found = [
         fit_section(config, replace(evidence(number), ratios=one), hidden_size) for number, one in enumerate(ratios)
     ]

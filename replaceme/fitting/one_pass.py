@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from replaceme.activations.capture import collect
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
+from replaceme.config.methods import MethodConfig
 from replaceme.core.cut_record import Cut, Span
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import Distances
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def can_foresee(cut: CutConfig, fit: FitConfig, model: "nn.Module") -> bool:
+def can_foresee(cut: CutConfig, fit: MethodConfig, model: "nn.Module") -> bool:
     """Return whether one pass suffices: the cut is chosen by distance, and its T needs one pass over a whole model."""
-    by_distance = cut.start is None and not cut.needs_candidates
-    one_pass = fit.recycle is None and not fit.automatic and not fit.sequential(cut.several)
-    return by_distance and one_pass and not fit.is_other and not hasattr(model, "streamed")
+    if fit.is_other or cut.start is not None or cut.needs_candidates or hasattr(model, "streamed"):
+        return False
+    return fit.recycle is None and not fit.automatic and not fit.sequential(cut.several)
 
 
 def choose_and_gather(

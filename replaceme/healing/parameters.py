@@ -19,8 +19,8 @@ import torch
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import Checkpoint
+from replaceme.placements.mlp import Mlp
 from replaceme.surgery.edits import Edit
-from replaceme.surgery.fold import plain_fold
 from replaceme.transforms.transform import Transform
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[i
         for carrier, change in zip(carriers, found.values(), strict=True):
             transform = Transform(torch.eye(size, dtype=torch.float64) + change.detach().cpu().double())
             for down in checkpoint.folded(carrier):
-                changed |= plain_fold(checkpoint, down, transform)
+                changed |= Mlp().folded(checkpoint.family, down, transform)
         return changed
 
     return Trainable(found, edits)

@@ -8,12 +8,12 @@ from replaceme.methods.registry import module_of
 from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
-    from replaceme.config.fits import FitConfig
+    from replaceme.config.methods import MethodConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.methods.found import Found
 
 
-def fit_method(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> "Found":
+def fit_method(passes: "Passes", config: "MethodConfig", cut: Cut, record: ModelRecord) -> "Found":
     """Run the method of a fit section at a cut's size; needs the model's own weights whole on one device."""
     needs = f"fit: method {config.method} needs"
     if hasattr(passes.model, "streamed"):

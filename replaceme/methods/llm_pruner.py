@@ -39,7 +39,7 @@ from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.edits import Changes, Content, Split
 
 if TYPE_CHECKING:
-    from replaceme.config.fits import FitConfig
+    from replaceme.config.methods import LlmPrunerConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
@@ -48,7 +48,7 @@ KINDS = ("heads", "channels")
 Scores = dict[str, torch.Tensor]
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
+def fit(passes: "Passes", config: "LlmPrunerConfig", cut: Cut, record: ModelRecord) -> Found:
     """Return the kept rows and columns of the linear layers of every pruned block, `<block>.<layer>.rows`, `.columns`,
     int64.
     """

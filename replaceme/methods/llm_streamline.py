@@ -49,7 +49,7 @@ from replaceme.transforms.resume import State
 
 if TYPE_CHECKING:
     from replaceme.calibration.tokens import Tokens
-    from replaceme.config.fits import FitConfig
+    from replaceme.config.methods import LlmStreamlineConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
@@ -69,7 +69,7 @@ class Lesson:
     targets: list[torch.Tensor]
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
+def fit(passes: "Passes", config: "LlmStreamlineConfig", cut: Cut, record: ModelRecord) -> Found:
     """Return the trained parameters of each carrier, float32, `<block>.<parameter>`, and the loss of every epoch."""
     length = passes.tokens.mask.shape[1]
     _check_first(passes, config, cut.groups)
@@ -99,7 +99,7 @@ def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) ->
     return Found("llm_streamline", {name: one.cpu() for name, one in found.items()}, report)
 
 
-def _check_first(passes: "Passes", config: "FitConfig", groups: list[tuple[int, int]]) -> None:
+def _check_first(passes: "Passes", config: "LlmStreamlineConfig", groups: list[tuple[int, int]]) -> None:
     """Raise ReplaceMeError for a first block of its kind of attention, whose keys tell a cache the number of tokens."""
     if config.network != "mlp":
         return
@@ -155,7 +155,9 @@ def _tensors(module: nn.Module) -> tuple[Iterator[torch.Tensor], Iterator[torch.
 class Training:
     """AdamW on one carrier; `losses` has the mean loss of each epoch of each group, this one's last."""
 
-    def __init__(self, passes: "Passes", config: "FitConfig", lesson: Lesson, losses: list[list[float]]) -> None:
+    def __init__(
+        self, passes: "Passes", config: "LlmStreamlineConfig", lesson: Lesson, losses: list[list[float]]
+    ) -> None:
         self.model, self.family, self.device = passes.model, passes.family, passes.device
         self.config, self.lesson, self.losses = config, lesson, losses
         self.blocks = self.family.block_modules(self.model)

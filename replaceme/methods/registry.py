@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.methods import LlmStreamlineConfig, MethodConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.families import FAMILIES
@@ -32,7 +33,6 @@ from replaceme.models.model_record import Sizes
 if TYPE_CHECKING:
     from torch import nn
 
-    from replaceme.config.fits import FitConfig
     from replaceme.methods.found import Found
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
@@ -114,16 +114,16 @@ METHODS = {
 }
 
 
-def check_section(config: dict[str, Any], fit: "FitConfig", where: str) -> None:
+def check_section(config: dict[str, Any], fit: MethodConfig, where: str) -> None:
     """Raise ReplaceMeError where a fit section cannot be done with the model of a config.json."""
     if fit.is_other:
         check_method(config, fit.method, where)
-        if fit.network == "mlp" and config["model_type"] not in ROTATABLE:
+        if isinstance(fit, LlmStreamlineConfig) and fit.network == "mlp" and config["model_type"] not in ROTATABLE:
             raise ReplaceMeError(
                 f"{where}: network mlp is for {', '.join(ROTATABLE)} only, not for this model; use `network: layer`"
             )
     else:
-        check_fit(config, where, fit.placement, fit.intercept, fit.recycle is not None)
+        check_fit(config, where, fit.placement, fit.recycle is not None)
 
 
 def check_method(config: dict[str, Any], method: str, where: str) -> None:

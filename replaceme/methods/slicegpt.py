@@ -32,7 +32,7 @@ from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.edits import Changes, Content, Split, Tensors
 
 if TYPE_CHECKING:
-    from replaceme.config.fits import FitConfig
+    from replaceme.config.methods import SliceGptConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
@@ -45,7 +45,7 @@ WRITERS = {"self_attn.o_proj": "attention_shortcut", "mlp.down_proj": "mlp_short
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
+def fit(passes: "Passes", config: "SliceGptConfig", cut: Cut, record: ModelRecord) -> Found:
     """Return the axes Q_p [d, d'], float32, by the number p of each point, and the energy that is cut off there."""
     width = width_for(passes.model, record.parameters - removed_parameters(cut, record))
     axes = Axes(Walk(passes), width, config.estimation == "sequential")

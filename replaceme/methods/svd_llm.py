@@ -31,13 +31,13 @@ from replaceme.models.model_record import ModelRecord
 from replaceme.surgery.edits import Changes, Content, Split, Tensors
 
 if TYPE_CHECKING:
-    from replaceme.config.fits import FitConfig
+    from replaceme.config.methods import SvdLlmConfig
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
 
 
-def fit(passes: "Passes", config: "FitConfig", cut: Cut, record: ModelRecord) -> Found:
+def fit(passes: "Passes", config: "SvdLlmConfig", cut: Cut, record: ModelRecord) -> Found:
     """Return the factors U_r [out, r], float32, of every linear layer, `<block>.<layer>`, and the energy that each
     loses.
     """

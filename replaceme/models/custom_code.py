@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, sha256
 from replaceme.models.trust import check_no_code, check_runs_nothing_but
+from replaceme.placements.block import LAYER
 
 if TYPE_CHECKING:
-    import torch
-
     from replaceme.models.checkpoints import Checkpoint
-    from replaceme.transforms.transform import Transform
 
 CODE = Path(__file__).with_name("modeling_replaceme.py")
 PREFIX = "replaceme_"
@@ -28,35 +26,11 @@ AUTO_MAP = {
     "AutoModel": "modeling_replaceme.ReplaceMeModel",
     "AutoModelForCausalLM": "modeling_replaceme.ReplaceMeForCausalLM",
 }
-LAYER = "replacement"
-
-
-def layers_of(
-    checkpoint: "Checkpoint", groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
-) -> dict[str, dict[str, "torch.Tensor"]]:
-    """Return the tensors of the linear layers, float64, by the carrier's tensor whose shard and type they share.
-
-    `weight` is T^T [hidden, hidden], `bias` the intercept [hidden]; names are those of the source.
-    """
-    layers = {}
-    for (start, _), transform in zip(groups, transforms, strict=True):
-        if transform.placement != "block" or transform.is_identity:
-            continue
-        carrier = f"{checkpoint.family.blocks}.{start - 1}."
-        tensors = {f"{carrier}{LAYER}.weight": transform.matrix.T}
-        if transform.intercept is not None:
-            tensors[f"{carrier}{LAYER}.bias"] = transform.intercept
-        layers[checkpoint.folded(start - 1)[0]] = tensors
-    return layers
 
 
 def separate_config(config: dict[str, Any], tensors: Sequence[str]) -> dict[str, Any]:
     """Return config.json of a checkpoint that holds these tensors of linear layers (by their names in it)."""
-    weights = [name for name in tensors if name.endswith(f".{LAYER}.weight")]
-    replacements = {
-        name.removesuffix(f".{LAYER}.weight"): {"bias": f"{name.removesuffix('weight')}bias" in tensors}
-        for name in weights
-    }
+    replacements = {name.removesuffix(f".{LAYER}.weight"): {"bias": False} for name in tensors}
     return coded_config(config, {"replacements": replacements})
 
 

@@ -16,9 +16,8 @@ EXPERTS = (
 )
 SEQUENTIAL = Family(attention_output="self_attn.o_proj.weight")
 LISTED = replace(SEQUENTIAL, derived_lists=True)
-SWITCHED = replace(SEQUENTIAL, bias_switch="mlp_bias")
 FUSED = replace(SEQUENTIAL, gate="mlp.gate_up_proj.weight", up="mlp.gate_up_proj.weight")
-PLAIN = Family(gate=None, up=None, has_bias=True)  # an MLP without a gate, with biases
+PLAIN = Family(gate=None, up=None)  # an MLP without a gate
 MIXTURE = replace(LISTED, fold=EXPERTS, gate=None, up=None)
 DEEPSEEK = replace(MIXTURE, dense_first="first_k_dense_replace")
 SANDWICH = Family(
@@ -48,15 +47,15 @@ TOWER = replace(
 )
 FAMILIES = {
     # the MLP after the attention, each behind a norm
-    "llama": replace(SWITCHED, rotatable=True),
+    "llama": replace(SEQUENTIAL, rotatable=True),
     "mistral": replace(SEQUENTIAL, rotatable=True),
     "qwen2": replace(LISTED, rotatable=True),
     "qwen3": replace(LISTED, rotatable=True),
     "gemma": replace(SEQUENTIAL, gain_offset=1.0, tied=True),
     "phi3": FUSED,
-    "smollm3": replace(LISTED, bias_switch="mlp_bias", tied=True),
+    "smollm3": replace(LISTED, tied=True),
     "stablelm": SEQUENTIAL,
-    "granite": replace(SWITCHED, scaled_by="residual_multiplier"),
+    "granite": replace(SEQUENTIAL, scaled_by="residual_multiplier"),
     "olmo": SEQUENTIAL,
     "gpt2": replace(
         GPT,
@@ -71,7 +70,6 @@ FAMILIES = {
         blocks="model.decoder.layers",
         mlp_output="fc2",
         fold=("fc2.weight",),
-        bias_key="enable_bias",
         tied=True,
         refused=(("do_layer_norm_before", False, "its blocks normalise the residual stream itself"),),
     ),
@@ -91,8 +89,6 @@ FAMILIES = {
         PLAIN,
         blocks="transformer.h",
         fold=("mlp.dense_4h_to_h.weight",),
-        has_bias=False,
-        bias_key="bias",
         in_place=True,
         tuples=True,
         tied=True,

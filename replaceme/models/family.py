@@ -27,15 +27,14 @@ class Family:
     writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks read
     the stream through norms alone.
 
-    `bias_switch` is the config entry that gives the MLP's linear layers biases, `biased` those layers; `has_bias` says
-    that the down projection has one anyway (`bias_key`: where the config says so). `scaled_by` is the config entry of a
-    factor on M, `multiplier` its value. `in_place`: the block adds to the tensor that holds M. `tuples`: blocks put out
-    a tuple. `derived_lists`: transformers derives per-block lists from a pattern of block numbers when config.json
-    does not spell them out. `depth`, `width`, `positions` name the config entries of L, of the hidden size and of the
-    longest sequence. `refused`: (config entry, value, why not) of variants that no T can be folded into. `own_layers`:
-    whether a checkpoint may have linear layers of its own (placement block), which makes its code a custom one, whose
-    tensors outside the blocks transformers does not rename. `numbered` is the config entry of a switch that divides the
-    attention scores of block k by k + 1, `query` the weight that makes queries, the first `width` of its outputs.
+    `scaled_by` is the config entry of a factor on M, `multiplier` its value. `in_place`: the block adds to the
+    tensor that holds M. `tuples`: blocks put out a tuple. `derived_lists`: transformers derives per-block lists
+    from a pattern of block numbers when config.json does not spell them out. `depth`, `width`, `positions` name the
+    config entries of L, of the hidden size and of the longest sequence. `refused`: (config entry, value, why not)
+    of variants that no T can be folded into. `own_layers`: whether a checkpoint may have linear layers of its own
+    (placement block), which makes its code a custom one, whose tensors outside the blocks transformers does not
+    rename. `numbered` is the config entry of a switch that divides the attention scores of block k by k + 1,
+    `query` the weight that makes queries, the first `width` of its outputs.
 
     `head` are the names that the language model's head has in checkpoints; `tied`: it has the embedding's weights where
     config.json does not say. `dense_first` is the config entry of how many blocks come before the first with experts.
@@ -57,10 +56,6 @@ class Family:
     post_norm: str | None = None
     gain_offset: float = 0.0
     attention_output: str | None = None
-    bias_switch: str | None = None
-    biased: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    has_bias: bool = False
-    bias_key: str | None = None
     scaled_by: str | None = None
     multiplier: float = 1.0
     in_place: bool = False
@@ -98,11 +93,7 @@ class Family:
 
     def of(self, config: dict[str, Any]) -> "Family":
         """Return the family adjusted to a config.json."""
-        return replace(
-            self,
-            multiplier=float(config.get(self.scaled_by, 1.0)),
-            has_bias=bool(config.get(self.bias_key, self.has_bias)),
-        )
+        return replace(self, multiplier=float(config.get(self.scaled_by, 1.0)))
 
     def ties_head(self, config: dict[str, Any]) -> bool:
         """Return whether the head shares the embedding's weights, by config.json or else by the default of its

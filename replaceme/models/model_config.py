@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from replaceme.config.placement import ON_STREAM
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.models.config_json import LARGEST
 from replaceme.models.custom_code import is_separate
 from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_purpose
+from replaceme.placements.mlp import Mlp
+from replaceme.placements.registry import PLACEMENTS
 
 if TYPE_CHECKING:
     from replaceme.config.calibrations import CalibrationConfig
@@ -83,41 +84,12 @@ def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
 
 
-def check_fit(
-    config: dict[str, Any], where: str, placement: str = "mlp", intercept: bool = False, recycle: bool = False
-) -> None:
+def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, recycle: bool = False) -> None:
     """Raise ReplaceMeError where a fit could not be written into a model's weights."""
     family = family_of(config, where)
-    if placement == "down_proj" and family.mixture:
-        raise ReplaceMeError(
-            f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
-        )
-    if placement in ON_STREAM and family.modality == "image":
-        raise ReplaceMeError(
-            f"{where}: placement {placement} is of language models, this is an encoder; use placement mlp"
-        )
-    if placement == "block" and not family.own_layers:
-        raise ReplaceMeError(
-            f"{where}: transformers renames tensors of this architecture, which placement block cannot; "
-            "use placement mlp"
-        )
-    if placement == "upstream" and family.attention_output is None:
-        raise ReplaceMeError(
-            f"{where}: placement upstream is not known for model_type {config['model_type']!r}, which may read the "
-            "residual stream not through norms alone; use placement block"
-        )
+    PLACEMENTS[placement].check(family, config, where)
     if recycle and family.gate is None:
         raise ReplaceMeError(f"{where}: its MLPs have no gate behind a norm, so no neuron can be recycled; drop it")
-    if not intercept or placement == "block":
-        return
-    if family.post_norm is not None:
-        raise ReplaceMeError(f"{where}: its blocks normalise the MLP's output, which an intercept cannot pass; drop it")
-    if family.mixture or not (family.has_bias or family.bias_switch):
-        switches = {model_type for model_type, one in FAMILIES.items() if one.has_bias or one.bias_switch}
-        raise ReplaceMeError(
-            f"{where}: model_type {config['model_type']!r} has no bias for an intercept to go into; drop it "
-            f"(those that have: {', '.join(sorted(switches))})"
-        )
 
 
 def longest_sequence(config: dict[str, Any], where: str) -> int | None:

@@ -121,7 +121,7 @@ def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
     if figure.from_config is not None:
         section, key = figure.from_config
         names = {one for table in tables.values() for one in table.named(f"{section}s")}
-        values = {one: getattr(getattr(config, f"{section}s")[one], key) for one in sorted(names)}
+        values = {one: getattr(getattr(config, f"{section}s")[one], key, None) for one in sorted(names)}
         found += [
             f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
         ]
@@ -241,5 +241,8 @@ def sparse_calibrations(config: Config) -> list[str]:
 
 def _widths(config: Config, fits: Sequence[str], sizes: dict[str, Any]) -> dict[str, int]:
     """Return the widths of the rows that some fits regress on, by their names in config.json."""
-    names = {"intermediate_size" if config.fits[fit].placement == "down_proj" else "hidden_size" for fit in fits}
-    return {f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}": sizes.get(name, 0) for name in names}
+    found = {}
+    for fit in (config.fits[name] for name in fits):
+        name = "hidden_size" if fit.is_other or fit.place.square else "intermediate_size"
+        found[f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}"] = sizes.get(name, 0)
+    return found

@@ -2,10 +2,10 @@
 it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from replaceme.config.fits import FitConfig
+from replaceme.config.placement import Regression
 from replaceme.config.schema import Config
 from replaceme.config.sources import unmixed
 from replaceme.planning.capacity import candidate_matrices
@@ -95,16 +95,23 @@ def _candidates(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def _sums(config: Config, names: Names, outline: Outline) -> Work:
-    placements = {fit.regression.kind: fit.placement for fit in config.fits.values()}
-    # what no fit takes are the sums from which neurons are chosen
-    width = _width(placements.get(names["kind"], "inputs"), outline)
-    return Work(width=width, groups=config.cuts[names["cut"]].groups)
+    regression = next(one for one in _regressions(config) if one.kind == names["kind"])
+    return Work(width=_width(regression, outline), groups=config.cuts[names["cut"]].groups)
 
 
 def _recycled(config: Config, names: Names, outline: Outline) -> Work:
     """Return the work of the sums that neurons are chosen from, which are wider than those of the fit."""
-    before = next(fit.regression.before for fit in config.fits.values() if fit.regression.kind == names["kind"])
-    return replace(_sums(config, names, outline), width=_width(before.placement, outline))
+    regression = next(one for one in _regressions(config) if one.kind == names["kind"])
+    return replace(_sums(config, names, outline), width=_width(regression.before, outline))
+
+
+def _regressions(config: Config) -> Iterator[Regression]:
+    """Return the regressions of all fits, and those before some of them."""
+    for fit in config.fits.values():
+        if not fit.is_other:
+            yield fit.regression
+            if fit.regression.before is not None:
+                yield fit.regression.before
 
 
 def _fit(config: Config, names: Names, outline: Outline) -> Work:
@@ -112,15 +119,9 @@ def _fit(config: Config, names: Names, outline: Outline) -> Work:
     from_sums = rule_of_fit(config, names) == "transform" and not fit.needs_rows
     work = Work() if from_sums else _passes(config, names, outline)
     groups = config.cuts[names["cut"]].groups
-    waiting = kept_copies(fit, groups) * tokens_of(config, names["calibration"]) * outline.hidden_size
-    return replace(work, width=_width(fit.placement, outline), groups=groups, waiting=waiting)
-
-
-def kept_copies(fit: FitConfig, groups: int) -> int:
-    """Return how many copies of the whole text's states a method holds in host memory (see `methods.walk`)."""
-    if fit.method == "llm_streamline":  # what is trained on, inputs and targets, beside what comes through
-        return 1 + 2 * groups
-    return int(fit.method in ("svd_llm", "slicegpt"))
+    waiting = fit.copies(groups) * tokens_of(config, names["calibration"]) * outline.hidden_size
+    width = outline.hidden_size if fit.is_other else _width(fit.regression, outline)
+    return replace(work, width=width, groups=groups, waiting=waiting)
 
 
 def _evaluation(config: Config, names: Names, outline: Outline) -> Work:
@@ -150,11 +151,10 @@ def _checked(config: Config, names: Names, outline: Outline) -> Work:
     return Work(CHECKED, CHECKED)
 
 
-def _width(placement: str, outline: Outline) -> int:
-    """Return the width of what a fit of a placement regresses on (see `targets`)."""
+def _width(regression: Regression, outline: Outline) -> int:
+    """Return the width of what is regressed on."""
     inner = int(outline.config.get("intermediate_size") or 4 * outline.hidden_size)
-    beside = {"down_proj": inner, "inputs": inner + outline.hidden_size}
-    return beside.get(placement, outline.hidden_size)
+    return regression.place.width(outline.hidden_size, inner)
 
 
 WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {

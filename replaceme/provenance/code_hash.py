@@ -2,11 +2,12 @@
 
 The unit is a definition: a function, a class or an assignment of a module. From the definitions of the step's module
 on, every name that a definition uses is looked up in its module and followed through imports, whether these stand at
-the top or inside a function; other imports do not count. A class counts whole, and so does a module that is used other
-than by `module.name`. Statements that run on import count for each module of which something is used. What calls
-`import_named` also uses every function that a registry which it names spells out in full. Comments, docstrings, layout,
-the annotations of functions and what stands under TYPE_CHECKING do not count. Blind to imports by computed name, which
-a caller adds as further modules, and to data files.
+the top or inside a function; other imports do not count. Of a class whose bases are this package's too, a method counts
+where code that counts names an attribute so, or has its name in quotes; any other class counts whole, and so does a
+module that is used other than by `module.name`. Statements that run on import count for each module of which something
+is used. What calls `import_named` also uses every function that a registry which it names spells out in full. Comments,
+docstrings, layout, the annotations of functions and what stands under TYPE_CHECKING do not count. Blind to imports by
+computed name, which a caller adds as further modules, and to data files.
 
 To read the whole package takes a second, at each start of Snakemake: the hashes are kept in `__pycache__` until any
 file of the package changes.
@@ -84,6 +85,8 @@ class _Package:
                 raise ModuleNotFoundError(f"no module {module!r} in {self.folder}")
         pending = [place for module in modules for place in self.defined(module)]
         reached, outside = set(), set()
+        said: set[str] = set()
+        methods: set[Target] = set()  # of classes that are reached, whose names nothing has said yet
         while pending:
             place = pending.pop()
             if self.find(place[0]) is None:
@@ -91,6 +94,14 @@ class _Package:
             elif place not in reached:
                 reached.add(place)
                 pending += [*self.used_by(*place), *self.registered(*place)]
+                code = self.code(*place)
+                said |= code.said
+                own = {(place[0], name) for name in code.methods}
+                methods |= own
+                if own and self.is_foreign(*place):
+                    pending += own
+            if not pending:
+                pending = [one for one in methods - reached if one[1].rpartition(".")[2] in said]
         texts = [(module, name or "", self.code(module, name).text) for module, name in reached]
         names = sorted((module, name or "") for module, name in outside)
         return hashlib.sha256(repr((sorted(texts), names)).encode()).hexdigest()[:12]
@@ -139,22 +150,36 @@ class _Package:
         for target, name in self.read(module).imports.values():
             yield from self.named(target, (name,) if name else ())
 
+    def is_foreign(self, module: str, name: str) -> bool:
+        """Return whether a class has a base that is not this package's, whose code may call any method."""
+        if name not in self.read(module).definitions:
+            return True
+        for base in self.code(module, name).bases:
+            classes = [one for one in self.meant(module, name, base) if one[1] is not None] if base else []
+            if not classes or any(self.find(one) is None or self.is_foreign(one, inner) for one, inner in classes):
+                return True
+        return False
+
     def used_by(self, module: str, name: str | None) -> Iterator[Target]:
         """Yield the targets that a definition uses: definitions, code that runs on import (None), names of
         libraries.
         """
-        code, read = self.code(module, name), self.read(module)
         if name is not None:
             yield module, None
         elif "." in module:
             yield module.rpartition(".")[0], None  # a package runs before what is in it
-        for root, *rest in code.uses:
-            for bound in (code.imports, read.imports):
-                if root in bound:
-                    target, imported = bound[root]
-                    yield from self.named(target, (imported, *rest) if imported else tuple(rest))
-            if root in read.definitions:
-                yield module, root
+        for used in self.code(module, name).uses:
+            yield from self.meant(module, name, used)
+
+    def meant(self, module: str, name: str | None, used: Name) -> Iterator[Target]:
+        """Resolve a dotted name in a definition."""
+        read, (root, *rest) = self.read(module), used
+        for bound in (self.code(module, name).imports, read.imports):
+            if root in bound:
+                target, imported = bound[root]
+                yield from self.named(target, (imported, *rest) if imported else tuple(rest))
+        if root in read.definitions:
+            yield module, root
 
     def registered(self, module: str, name: str | None) -> Iterator[Target]:
         """Yield the functions named in the registries of a definition that calls `import_named`."""

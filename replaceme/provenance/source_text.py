@@ -23,18 +23,26 @@ Target = tuple[str, str | None]  # what an import binds: a module, and the name 
 class Code:
     """The statements of a definition, or of a module's import: their text, the names they use, the imports inside.
 
-    `spelt` are the texts in them that may be the full name of something.
+    `spelt` are the texts in them that may be the full name of something, `said` the names of attributes, and the texts,
+    by which a method may be called. Of a class, `bases` are the names of its bases, None for one that is no name, and
+    `methods` those that count apart from it.
     """
 
     text: list[str] = field(default_factory=list)
     uses: set[Name] = field(default_factory=set)
     spelt: set[str] = field(default_factory=set)
     imports: dict[str, Target] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+    bases: list[Name | None] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Module:
-    """The definitions of a module, its imports at the top, and the code that runs when it is imported."""
+    """The definitions of a module, its imports at the top, and the code that runs when it is imported.
+
+    Methods are definitions too, `Class.method`, but for those that Python or a decorator may call by themselves.
+    """
 
     definitions: dict[str, Code] = field(default_factory=dict)
     imports: dict[str, Target] = field(default_factory=dict)
@@ -48,12 +56,34 @@ def read_module(text: str, package: str) -> Module:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             module.imports.update(_bound(statement, package))
             continue
-        names = list(_defined(statement))
-        for code in [module.definitions.setdefault(name, Code()) for name in names] or [module.on_import]:
-            said: list[str] = []
-            _add(code, statement, package, said)
-            code.text.append(hashlib.sha256(" ".join(said).encode()).hexdigest())
+        methods = _methods(statement) if isinstance(statement, ast.ClassDef) else []
+        if methods:
+            statement.body = [one for one in statement.body if one not in methods]
+        for code in [module.definitions.setdefault(name, Code()) for name in _defined(statement)] or [module.on_import]:
+            _add_whole(code, statement, package)
+            if isinstance(statement, ast.ClassDef):
+                code.bases += map(_dotted, statement.bases)
+                code.methods += [f"{statement.name}.{one.name}" for one in methods]
+        for one in methods:
+            _add_whole(module.definitions.setdefault(f"{statement.name}.{one.name}", Code()), one, package)
     return module
+
+
+def _methods(node: ast.ClassDef) -> list[ast.stmt]:
+    """Return the methods and properties of a class that run only where their names are used."""
+    return [
+        one
+        for one in node.body
+        if isinstance(one, FUNCTIONS)
+        and not (one.name.startswith("__") and one.name.endswith("__"))
+        and all(_dotted(decorator) == ("property",) for decorator in one.decorator_list)
+    ]
+
+
+def _add_whole(code: Code, node: ast.AST, package: str) -> None:
+    said: list[str] = []
+    _add(code, node, package, said)
+    code.text.append(hashlib.sha256(" ".join(said).encode()).hexdigest())
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
@@ -85,9 +115,14 @@ def _add(code: Code, node: ast.AST, package: str, said: list[str]) -> None:
     said.append(type(node).__name__)
     if isinstance(node, ast.Import | ast.ImportFrom):
         code.imports.update(_bound(node, package))
+    if isinstance(node, ast.Attribute):
+        code.said.add(node.attr)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        code.said.add(node.value)
     name = _dotted(node)
     if name is not None:
         code.uses.add(name)
+        code.said.update(name[1:])
         said.append(".".join(name))
         return
     for key in node._fields:

@@ -10,7 +10,8 @@ from replaceme.activations.rows import Rows
 from replaceme.activations.statistics import Statistics
 from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options, from_options
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import METHODS, FitConfig
+from replaceme.config.methods import MethodConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import load_metadata, write_json
@@ -32,7 +33,7 @@ from replaceme.steps.common import (
     set_threads,
 )
 from replaceme.steps.forward import load_forward
-from replaceme.surgery.laco_merge import as_chosen
+from replaceme.transforms.collapse import as_chosen
 from replaceme.transforms.resume import STATE, State
 from replaceme.transforms.ridge import Shards
 from replaceme.transforms.transform import Transform, joint_report
@@ -61,7 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "their MLP puts out, and for all methods but replaceme",
     )
     out_argument(parser, "folder for transform.safetensors and fit.json")
-    add_options(parser, FitConfig)
+    add_options(parser, METHODS)
     add_options(parser, CalibrationConfig, FORWARD)
     compute_arguments(parser)
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the transforms and their report."""
     set_threads(args.threads)
     record = model_record(args)
-    config = from_options(args, FitConfig)
+    config = from_options(args, METHODS)
     model_config = read_config(record.folder)
     check_section(model_config, config, record.source)
     cut = Cut.load(args.cut)
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         state.remove()
 
 
-def _fit_method(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cut: Cut) -> None:
+def _fit_method(args: argparse.Namespace, record: ModelRecord, config: MethodConfig, cut: Cut) -> None:
     """Write the result of another method, from forward passes of its own."""
     passes, read = _passes(args, record, config.needs_loss)
     origin = replace(read, groups=cut.groups)
@@ -129,8 +130,8 @@ def _passes(args: argparse.Namespace, record: ModelRecord, head: bool = False) -
     return (replace(passes, model=forward.model.base_model, headed=forward.model) if head else passes), forward.origin
 
 
-def _write_report(args: argparse.Namespace, config: FitConfig, report: dict[str, Any], origin: Origin) -> None:
-    write_json(args.out / "fit.json", {**config.described, "own_code": config.own_code, **report, **origin.content})
+def _write_report(args: argparse.Namespace, config: MethodConfig, report: dict[str, Any], origin: Origin) -> None:
+    write_json(args.out / "fit.json", {**config.model_dump(), "own_code": config.own_code, **report, **origin.content})
     numbers = {key: value for key, value in report.items() if not isinstance(value, list | dict)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
 

@@ -7,7 +7,8 @@ from replaceme.activations.gather import gather_groups, shard_batches
 from replaceme.activations.statistics import Statistics
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.command_line import add_options, from_options, option_of
-from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.config.fits import FitConfig
+from replaceme.config.placement import REGRESSION
 from replaceme.core.cut_record import Cut
 from replaceme.steps.common import model_record, neurons, out_argument, same_model
 from replaceme.steps.forward import forward_arguments, load_forward

@@ -9,7 +9,7 @@ from replaceme.calibration.tokens import TOKEN_FIELDS
 from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.cuts import MERGING, CutConfig
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import METHODS
 from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
 
 ONLINE = True
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     out_argument(parser, "folder of the new checkpoint")
     add_options(parser, CalibrationConfig, CALIBRATION)
     add_options(parser, CutConfig, CUT)
-    add_options(parser, FitConfig)
+    add_options(parser, METHODS)
     compute_arguments(parser)
     verify_argument(parser, "the original, as `replaceme verify`")
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     calibration = from_options(args, CalibrationConfig, CALIBRATION)
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
-    fit = from_options(args, FitConfig)
+    fit = from_options(args, METHODS)
     where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
     provenance = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.cut_record import Cut
+from replaceme.placements.collapse import Collapse
+from replaceme.placements.registry import PLACEMENTS
 
 if TYPE_CHECKING:
     from replaceme.methods.registry import About
@@ -77,12 +79,13 @@ LOADING_SEPARATE = """What was added is not part of the original architecture, h
 
 
 def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
-    """Return the card: what was removed, how the gap was closed, the sources, and the Hub's metadata.
+    """Return markdown that says what was removed, how the gap was closed, and from what it was made, with the Hub's
+    metadata.
 
     `licence` is the result of `licence_of` for the source.
     """
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
-    separate = provenance["placement"] == "block"
+    separate = provenance["placement"] is not None and PLACEMENTS[provenance["placement"]].own_code
     return TEMPLATE.format(
         metadata=_metadata(source, licence),
         source=source["source"],
@@ -100,7 +103,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 
 
 def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, str], code: bool) -> str:
-    """Return the card of a checkpoint made by another method; `code`: it brings the file of code."""
+    """Return the same of a checkpoint that another method made; `code`: it brings the file of code."""
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
     known = {**fit, "blocks": cut.blocks, "span": cut.span, "final": cut.num_blocks - 1}
     return METHOD_TEMPLATE.format(
@@ -119,7 +122,7 @@ def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, s
 
 
 def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
-    """Return the card of a shortened checkpoint that was trained afterwards."""
+    """Return markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
     source, cut, healing = provenance["original"], Cut.of(provenance["cut"]), provenance["healing"]
     return HEALED.format(
         metadata=_metadata(source, licence),
@@ -140,7 +143,7 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
 
 
 def _named(text: dict[str, Any]) -> str:
-    """Return the name of a text, from the record of its tokens or of its mix."""
+    """Return the name of a text by the record of its tokens, or of its parts."""
     return text["dataset"] if "mix" not in text else " and ".join(map(_named, text["mix"]))
 
 
@@ -152,12 +155,11 @@ def _fitted(provenance: dict[str, Any]) -> str:
     carriers = [str(start - 1) for start, _ in cut.groups]
     many = len(carriers) > 1
     blocks = f"block{'s' * many} {', '.join(carriers)}"
-    if placement == "collapse":
+    if placement == Collapse.name:
         return f"and their weights were merged into those of {blocks}"
-    put = {"block": "added after", "upstream": "folded into all before the end of"}.get(placement, "folded into")
     return (
         f"and {'linear maps' if many else 'a linear map'}, fitted on {fit['tokens']} calibration tokens, "
-        f"{'were' if many else 'was'} {put} {blocks}"
+        f"{'were' if many else 'was'} {PLACEMENTS[placement].put} {blocks}"
     )
 
 
@@ -172,7 +174,7 @@ def licence_of(folder: str | Path) -> dict[str, str]:
 
 
 def _card_metadata(path: Path) -> dict[str, Any]:
-    """Return the YAML at the top of a model card; empty when there is no card, or no readable one."""
+    """Read the YAML at the top of a model card; empty when there is no card, or none that can be read."""
     import yaml
     from huggingface_hub import metadata_load
 
@@ -183,7 +185,7 @@ def _card_metadata(path: Path) -> dict[str, Any]:
 
 
 def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
-    """Return the YAML for the Hub."""
+    """Return the YAML that the Hub reads."""
     import yaml
 
     entries = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "replaceme"]}

@@ -1,4 +1,4 @@
-"""Write the shards of a new checkpoint: most are copied byte by byte, those with changed tensors are written anew.
+"""The shards of a new checkpoint: most are copied byte by byte, those with tensors that change are written anew.
 
 A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: for each tensor its type,
 shape and place) and the tensors' bytes without gaps. So a shard without some tensors and with other names is another
@@ -34,7 +34,7 @@ NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBA
 
 
 def copy_shard(source: Path, target: Path, names: Mapping[str, str]) -> int:
-    """Write the tensors `names` (name in `source`: new name) to `target`; returns their bytes.
+    """Write the tensors `names` (as they are called in `source`: as they are to be) to `target`; returns their bytes.
 
     All of them under their own names: the file as it is. Nothing is synced. `source` must be a valid file
     (`checkpoints.open_checkpoint` has read its header).
@@ -102,7 +102,7 @@ def renamed(family: "Family", groups: Sequence[tuple[int, int]], name: str) -> s
 
 @dataclass(frozen=True)
 class Written:
-    """A finished shard: its tensors, their bytes, and the SHA-256 of the file."""
+    """A shard that is there: its tensors, their bytes, and the SHA-256 of the file."""
 
     names: list[str]
     size: int
@@ -110,7 +110,7 @@ class Written:
 
 
 class Shards:
-    """The shards of a checkpoint without the blocks of some groups, while they are written to a folder.
+    """The shards of a checkpoint without the blocks of some groups, on their way to a folder.
 
     `copy` starts with the shards that no transform of the groups' carriers can change; `write` does the rest. `known`:
     the SHA-256 of the source's files, if known, which also hold for unchanged copies.
@@ -139,14 +139,14 @@ class Shards:
         return renamed(self.checkpoint.family, self.groups, name)
 
     def copy(self) -> None:
-        """Start to copy the shards that cannot change, in the background."""
+        """Start to copy the shards in which nothing may change, in the background."""
         changeable = {name for start, _ in self.groups for name in self.checkpoint.changeable(start - 1)}
         for shard, names in self._names.items():
             if shard not in self._pending and not changeable & set(names):
                 self._pending[shard] = self._copying.submit(self._copy, shard)
 
     def write(self, changes: Changes) -> dict[str, str]:
-        """Write all remaining shards, and the index; returns the SHA-256 of every shard by its file name."""
+        """Write all that is not there yet, and the index; returns the SHA-256 of every shard by its file name."""
         for shard, names in self._names.items():
             if shard in self._pending and changes.touch(names):
                 self._pending.pop(shard).result()  # some transforms change more than their carriers
@@ -168,7 +168,7 @@ class Shards:
         return {file: one.digest for file, one in files.items()}
 
     def stop(self) -> None:
-        """Cancel the copies that have not begun, and wait for the rest."""
+        """Give up what has not begun, and wait for the rest."""
         for threads in (self._copying, self._changing, self._hashing):
             threads.shutdown(cancel_futures=True)
 
@@ -186,7 +186,7 @@ class Shards:
 
     def _change(self, shard: str, changes: Changes) -> Written:
         path = self.folder / self._file(shard)
-        tensors = changes.of(self.checkpoint, self.checkpoint.read(self._names[shard]))
+        tensors = changes.of(self.checkpoint.read(self._names[shard]))
         tensors = {self.renamed(name): tensor for name, tensor in tensors.items()}
         write_safetensors(path, tensors, {"format": "pt"})
         return self._settled(path, list(tensors), sum(tensor.nbytes for tensor in tensors.values()))

@@ -1,35 +1,39 @@
 """Adam over batches of stored rows, as in the paper (arXiv 2505.02819, Table 14), and the only Adam of this package.
 
-The authors' choices, all defaults: learning rate 1e-4, batches of 1024 tokens, 10 epochs, T from the identity, no
-bias, float32, torch's other defaults; random token masking (A.12) and the penalties of eq. 9.
+The authors' choices: the defaults of AdamOptions, T from the identity, no bias, float32, torch's other defaults; random
+token masking (A.12) and the penalties of eq. 9.
 Ours: the order of an epoch follows from seed and epoch alone, so that a run can go on where it was interrupted; the
 last, smaller batch is used; the L1 penalty is followed by its subgradient, which makes entries small, not zero.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from replaceme.config.solvers import AdamOptions
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
+from replaceme.transforms.given_rows import GivenRows
 from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State, Tensors
 from replaceme.transforms.streams import Table
+from replaceme.transforms.transform import Transform
 
 STATISTICS = ("step", "exp_avg", "exp_avg_sq")  # torch's names of what Adam remembers
 
 
-@dataclass(frozen=True)
-class AdamOptions:
-    """Settings of Adam; `mask_ratio` is the share of the tokens that each epoch leaves out, drawn anew."""
+def fit_adam(given: GivenRows, objective: Objective, **options: Any) -> Transform:
+    """Return T float64 [in, out] that minimises an objective over the rows from T = I, by Adam with AdamOptions.
 
-    learning_rate: float = 1e-4
-    batch_tokens: int = 1024
-    epochs: int = 10
-    mask_ratio: float = 0.0
-    seed: int = 0
+    T is left as it is, also where the objective does not see its length, as the authors leave it. The report: see
+    `GivenRows.finished`; `history` is the loss of each epoch, without penalties. An interrupted fit goes on from its
+    state. Raises ReplaceMeError for rows without the state that the objective needs, or all zero.
+    """
+    blocks = given.blocks(objective)
+    table = Table(given.rows, given.device, objective.state)
+    matrix, history = adam(table, objective, AdamOptions(**options), given.state)
+    return given.finished(objective, matrix.double().cpu(), "adam", history, blocks)
 
 
 def adam(
@@ -74,7 +78,7 @@ def adam(
 
 def _order(count: int, options: AdamOptions, epoch: int) -> torch.Tensor:
     """Return the rows of an epoch in its order, without the masked ones; at least one."""
-    generator = torch.Generator().manual_seed((options.seed << 20) + epoch)
+    generator = torch.Generator().manual_seed((options.order_seed << 20) + epoch)
     kept = max(1, count - round(options.mask_ratio * count))
     return torch.randperm(count, generator=generator)[:kept]
 

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
-from replaceme.activations.rows import Rows
 from replaceme.activations.statistics import Statistics
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
 from replaceme.kernels.gram import Sums, gram_cross
 from replaceme.kernels.row_cosine import row_cosine
 from replaceme.transforms.closed_form import fit_least_squares
+from replaceme.transforms.given_rows import GivenRows, scaled
+from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State
 from replaceme.transforms.solve import Ridge, Towards, normal_equations, reported, solve_quickly
 from replaceme.transforms.streams import Block, Blocks, row_blocks
@@ -67,30 +68,25 @@ class Search:
 
 
 def fit_cosine(
-    statistics: Statistics,
-    rows: Rows,
+    given: GivenRows,
+    objective: Objective,
     iterations: int | None = None,
-    tolerance: float = 1e-4,
     ridge_relative: float = 0.0,
     towards: Towards = "zero",
-    device: str | torch.device = "cpu",
-    exact: bool = False,
-    state: State | None = None,
+    tolerance: float = 1e-4,
 ) -> Transform:
     """Fit T float64 [in, out] that minimises `mean(1 - cos(m T, r))` (eq. 8), or if `exact`, `mean(1 - cos(m T + y, r +
-    y))`. 8), or `exact`, `mean(1 - cos(m T + y, r + y))`.
+    y))`. 8), or `mean(1 - cos(m T + y, r + y))` (eq. 7).
 
     The ridge is that of least squares, for the start and for every reweighted solve. Stops after `iterations` (10),
     when the held-out loss falls by less than `tolerance` of itself, or when halving a step does not help. Between
     passes the `state` is saved, from which an interrupted fit goes on. The report, beside that of least squares for T:
     steps (those that helped), cosine_distance of T over all rows, cosine_distance_least_squares of the start, `history`
     (train, held_out, step) of the T tried, without the held-out rows; the first is least squares. Rows whose p or l is
-    zero do not count. Raises ReplaceMeError for rows of another width, for fewer than two, and for an exact fit to rows
-    without a state.
+    zero do not count. Raises ReplaceMeError for fewer than two rows, and for an exact fit to rows without a state.
     """
-    check_width(statistics, rows)
-    state = state or State()
-    ridge, blocks = Ridge(0.0, ridge_relative, towards), row_blocks(rows, device, exact)
+    statistics, rows, device, state = given.statistics, given.rows, given.device, given.state
+    ridge, blocks = Ridge(0.0, ridge_relative, towards), row_blocks(rows, device, objective.state)
     tensors, record = state.read(device) or ({}, {})
     if "losses" not in record:
         search = Search(**tensors, **record["search"]) if record else _begun(blocks, ridge, rows.columns, device)
@@ -109,14 +105,7 @@ def fit_cosine(
     report = {"solver": "irls", "ridge": start.report["ridge"], "steps": steps, "history": history}
     report |= {"cosine_distance": losses[-1], "cosine_distance_least_squares": losses[0]}
     matrix = matrix.to(statistics.gram.device)
-    return reported(statistics, matrix if exact else scaled(statistics, matrix), report)
-
-
-def check_width(statistics: Statistics, rows: Rows) -> None:
-    """Raise ReplaceMeError where rows and statistics have different channels."""
-    if rows.columns != tuple(statistics.cross.shape):
-        widths = " and ".join(map(str, dict.fromkeys(rows.columns)))
-        raise ReplaceMeError(f"{rows.folder}: rows of {widths} channels, statistics of {statistics.width}")
+    return reported(statistics, scaled(statistics, matrix) if objective.scale_free else matrix, report)
 
 
 def _begun(blocks: Blocks, ridge: Ridge, columns: tuple[int, int], device: str | torch.device) -> Search:
@@ -204,9 +193,3 @@ def _add(block: Block, w: torch.Tensor, v: torch.Tensor, counted: torch.Tensor, 
 def _solved(sums: Statistics, ridge: Ridge) -> torch.Tensor:
     equations = normal_equations(sums, ridge)
     return equations.transform(solve_quickly(equations.system, equations.right))
-
-
-def scaled(statistics: Statistics, matrix: torch.Tensor) -> torch.Tensor:
-    """Return T times its least-squares factor, `tr(T^T C) / tr(T^T G T)`."""
-    fitted = float((matrix * (statistics.gram @ matrix)).sum())
-    return matrix * (float((matrix * statistics.cross).sum()) / fitted) if fitted > 0 else matrix

@@ -16,11 +16,15 @@ import torch
 
 from replaceme.core.progress import progress
 from replaceme.kernels.gram import gram
+from replaceme.transforms.given_rows import GivenRows, scaled
 from replaceme.transforms.objectives import SMALLEST_SQUARE, Objective
 from replaceme.transforms.resume import State, Tensors
 from replaceme.transforms.streams import Block, Blocks
+from replaceme.transforms.transform import Transform
 
 ITERATIONS = 100
+Found = tuple[torch.Tensor, list[float]]
+Solve = Callable[["Problem", int, State], Found]
 TOLERANCE = 1e-7  # of the loss, by which it has to fall in an iteration, or in a round
 HISTORY = 10  # steps that L-BFGS remembers
 SEARCH = 25  # most evaluations of a line search; without it torch would allow none at one iteration a call
@@ -28,6 +32,37 @@ ROUND = {"cg": 20, "trust-ncg": 5}  # iterations
 SMALLEST_GRADIENT = 1e-6  # where the curvature is near 1: the loss is then within 1e-12 of its minimum
 JITTER = 1e-6  # of the unit diagonal of the Gram that preconditions
 NUMBERS = (int, float)
+
+
+def fit_lbfgs(given: GivenRows, objective: Objective, iterations: int | None = None) -> Transform:
+    """Return T float64 [in, out] that minimises an objective over the rows from T = I, by L-BFGS.
+
+    At most `iterations` (100). Where the objective does not see the length of T, it is set as least squares would set
+    it. The report: see `GivenRows.finished`; `history` is the loss by iteration (here) or round, penalties included. An
+    interrupted fit goes on from its state. Raises ReplaceMeError for rows without the state that the objective needs,
+    or all zero.
+    """
+    return _fitted(given, objective, iterations, "lbfgs", lbfgs)
+
+
+def fit_nlcg(given: GivenRows, objective: Objective, iterations: int | None = None) -> Transform:
+    """As `fit_lbfgs`, by nonlinear conjugate gradients."""
+    return _fitted(given, objective, iterations, "nlcg", nlcg)
+
+
+def fit_trust_ncg(given: GivenRows, objective: Objective, iterations: int | None = None) -> Transform:
+    """As `fit_lbfgs`, by Newton's method in a trust region."""
+    return _fitted(given, objective, iterations, "trust_ncg", trust_ncg)
+
+
+def _fitted(given: GivenRows, objective: Objective, iterations: int | None, name: str, solve: Solve) -> Transform:
+    blocks = given.blocks(objective)
+    problem = Problem(objective, blocks, given.rows.columns, given.device)
+    matrix, history = solve(problem, iterations or ITERATIONS, given.state)
+    matrix = matrix.double().cpu()
+    if objective.scale_free:
+        matrix = scaled(given.statistics, matrix)
+    return given.finished(objective, matrix, name, history, blocks)
 
 
 class Problem:
@@ -91,7 +126,7 @@ class _Gradient(torch.autograd.Function):
         return ctx.problem.curvature(ctx.saved_tensors[0], along), None, None
 
 
-def lbfgs(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
+def lbfgs(problem: Problem, iterations: int, state: State) -> Found:
     """Return (T, loss before each iteration and after the last) by torch's L-BFGS with a strong-Wolfe line search."""
     point = problem.start().requires_grad_()
     optimiser = torch.optim.LBFGS(
@@ -120,14 +155,14 @@ def lbfgs(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor
     return problem.matrix(point.detach()), [*history, float(closure())]
 
 
-def nlcg(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
+def nlcg(problem: Problem, iterations: int, state: State) -> Found:
     """Return (T, loss before each round and after the last) by Polak-Ribiere conjugate gradients of
     pytorch-minimize.
     """
     return _in_rounds(problem, "cg", iterations, state)
 
 
-def trust_ncg(problem: Problem, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
+def trust_ncg(problem: Problem, iterations: int, state: State) -> Found:
     """Return (T, loss before each round and after the last) by Newton's method in a trust region, of pytorch-minimize.
 
     Each step is solved by conjugate gradients on Hessian-vector products, a pass over the rows each.
@@ -135,7 +170,7 @@ def trust_ncg(problem: Problem, iterations: int, state: State) -> tuple[torch.Te
     return _in_rounds(problem, "trust-ncg", iterations, state)
 
 
-def _in_rounds(problem: Problem, method: str, iterations: int, state: State) -> tuple[torch.Tensor, list[float]]:
+def _in_rounds(problem: Problem, method: str, iterations: int, state: State) -> Found:
     """Run rounds of a method of pytorch-minimize, each from where the last one ended."""
     from torchmin import minimize
 
@@ -233,10 +268,3 @@ def _weights(objective: Objective, block: Block) -> torch.Tensor | None:
     target = block.r.double() if block.y is None else block.r.double() + block.y.double()
     squares = target.square().sum(1)
     return torch.where(squares > SMALLEST_SQUARE, 1 / squares.clamp(min=SMALLEST_SQUARE), 0.0)
-
-
-SOLVERS: dict[str, Callable[[Problem, int, State], tuple[torch.Tensor, list[float]]]] = {
-    "lbfgs": lbfgs,
-    "nlcg": nlcg,
-    "trust_ncg": trust_ncg,
-}

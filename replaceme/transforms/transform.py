@@ -7,25 +7,27 @@ from typing import Any
 
 import torch
 
-from replaceme.activations.recycled_neurons import Recycled
+from replaceme.activations.recycled_neurons import TENSORS, Recycled
 from replaceme.activations.statistics import Statistics
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_metadata, load_tensors, save_groups
+from replaceme.placements.mlp import Mlp
+from replaceme.placements.placement import Placement
+from replaceme.placements.registry import PLACEMENTS
 
 
 @dataclass(frozen=True)
 class Transform:
     """A map `matrix` float64 [width, hidden] in the row-vector convention, `m @ matrix ~ r`, and the fit's report.
 
-    `intercept` [hidden] is added to its output. With a `gain` only the direction of its output p counts, which becomes
-    `gain * p / rms(p)`: for blocks with a norm after the MLP. `placement`: see `targets`; `recycled`: the neurons that
-    were changed before the fit. The report holds plain numbers and strings only (JSON without NaN).
+    With a `gain` only the direction of its output p counts, which becomes `gain * p / rms(p)`: for blocks with a norm
+    after the MLP. `placement` is a name in PLACEMENTS; `recycled`: the neurons that were changed before the fit. The
+    report holds plain numbers and strings only (JSON without NaN).
     """
 
     matrix: torch.Tensor
     report: dict[str, Any] = field(default_factory=dict)
-    placement: str = "mlp"
-    intercept: torch.Tensor | None = None
+    placement: str = Mlp.name
     gain: float | None = None
     recycled: Recycled | None = None
 
@@ -34,21 +36,17 @@ class Transform:
         rows.
         """
         found = rows @ self.matrix.to(rows.device, rows.dtype)
-        if self.intercept is not None:
-            found = found + self.intercept.to(rows.device, rows.dtype)
         if self.gain is not None:
             found = self.gain * found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
         return found
 
     def to(self, device: torch.device | str) -> "Transform":
         """Return the same map on another device."""
-        intercept = None if self.intercept is None else self.intercept.to(device)
-        return replace(self, matrix=self.matrix.to(device), intercept=intercept)
+        return replace(self, matrix=self.matrix.to(device))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors that `save` writes."""
-        tensors = {"transform": self.matrix} | ({} if self.intercept is None else {"intercept": self.intercept})
-        return tensors | ({} if self.recycled is None else self.recycled.tensors())
+        return {"transform": self.matrix} | ({} if self.recycled is None else self.recycled.tensors())
 
     @property
     def is_identity(self) -> bool:
@@ -56,9 +54,9 @@ class Transform:
         return self.report["solver"] == "identity"
 
     @property
-    def of_mlp(self) -> bool:
-        """True for a map of the MLP's output, which goes into the weights of the carrier's MLP."""
-        return self.placement in ("mlp", "down_proj")
+    def place(self) -> Placement:
+        """Placement of the map."""
+        return PLACEMENTS[self.placement]
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write a safetensors file atomically, with the report and JSON-able metadata."""
@@ -96,19 +94,20 @@ STAMPED = ("report", "placement", "gain")
 
 
 def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: str | Path) -> Transform:
-    matrix, intercept = tensors.get("transform"), tensors.get("intercept")
-    if matrix is None:
+    of_neurons = () if given["activation"] is None else TENSORS
+    if set(tensors) != {"transform", *of_neurons}:
         raise ReplaceMeError(f"{path}: holds {sorted(tensors)}, not a transform; delete it and run again")
-    for name, tensor, dimensions in (("transform", matrix, 2), ("intercept", intercept, 1)):
-        if tensor is not None and (tensor.ndim != dimensions or tensor.dtype != torch.float64):
-            raise ReplaceMeError(
-                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected torch.float64 of "
-                f"{dimensions} dimension{'s' * (dimensions > 1)}; fit it again"
-            )
-    recycled = None
-    if given["activation"] is not None:
-        recycled = Recycled(*(tensors[name] for name in ("neurons", "gate", "up")), given["activation"])
-    return Transform(matrix, intercept=intercept, recycled=recycled, **{name: given[name] for name in STAMPED})
+    if given["placement"] not in PLACEMENTS:
+        known = ", ".join(PLACEMENTS)
+        raise ReplaceMeError(f"{path}: placed on {given['placement']!r}, which is none of {known}; fit it again")
+    matrix = tensors["transform"]
+    if matrix.ndim != 2 or matrix.dtype != torch.float64:
+        raise ReplaceMeError(
+            f"{path}: transform is {matrix.dtype} {list(matrix.shape)}, expected torch.float64 of 2 dimensions; fit it "
+            "again"
+        )
+    recycled = Recycled(*(tensors[name] for name in TENSORS), given["activation"]) if of_neurons else None
+    return Transform(matrix, recycled=recycled, **{name: given[name] for name in STAMPED})
 
 
 def joint_report(groups: Sequence[Transform]) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def r_squared(statistics: Statistics, matrix: torch.Tensor) -> float | None:
     """Return the coefficient of determination, `1 - sum w |m T - r|^2 / sum w |r - mean(r)|^2`; None for a constant
     target.
 
-    The map has no intercept, so the value may be negative even for the best map.
+    The map adds no constant, so the value may be negative even for the best map.
     """
     energy = float(statistics.target_energy)
     spread = energy - float(statistics.sum_target.square().sum() / statistics.total_weight)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from replaceme.config.command_line import to_flags
 from replaceme.config.cuts import MERGING, CutConfig
-from replaceme.config.fits import REGRESSION, FitConfig
+from replaceme.config.fits import FitConfig
+from replaceme.config.placement import REGRESSION
 from replaceme.config.result_paths import (
     CANDIDATES,
     DISTANCES,
@@ -74,15 +75,19 @@ class FitJobs:
         return {candidates_name(cut): name for name, cut in reversed(self.config.cuts.items())}
 
     @cached_property
+    def own(self) -> list[FitConfig]:
+        """The fits that are not of other methods, which have no sums."""
+        return [fit for fit in self.config.fits.values() if not fit.is_other]
+
+    @cached_property
     def regressions(self) -> dict[str, FitConfig]:
         """Fits with only the options of their sums, by the kind of the sums."""
-        return {fit.regression.kind: fit.sums for fit in self.config.fits.values()}
+        return {fit.regression.kind: fit.sums for fit in self.own}
 
     @cached_property
     def before(self) -> dict[str, FitConfig]:
         """Fits by the kind of the sums that their recycled neurons are chosen from."""
-        fits = self.config.fits.values()
-        return {fit.regression.before.kind: fit for fit in fits if fit.regression.before}
+        return {fit.regression.before.kind: fit for fit in self.own if fit.regression.before}
 
     @property
     def kinds(self) -> list[str]:

@@ -167,8 +167,6 @@ def _become(request: dict, files: list[int], server: int) -> None:
     """Run a step in this process, a child of the server, as if it had been started by who asks, and end it."""
     import atexit
 
-    from replaceme.cli import main
-
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a server that dies takes its children with it
     if os.getppid() != server:  # it has died before that
         return
@@ -188,7 +186,7 @@ def _become(request: dict, files: list[int], server: int) -> None:
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = ["replaceme", *request["arguments"]]
     _set_threads()
-    os._exit(_status(main))
+    os._exit(_status(importlib.import_module(PRELOADED[0]).main))
 
 
 def _set_threads() -> None:

@@ -15,8 +15,8 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.fitting.fit_cut import Passes, fit_cut
 from replaceme.models.loading import load_causal_model
+from replaceme.placements.upstream import factor_of
 from replaceme.surgery.fold import merge
-from replaceme.surgery.stream_scale import factor_of
 from replaceme.transforms.closed_form import fit_identity
 from replaceme.transforms.magnitude import fit_hadamard_magnitude, fit_magnitude
 from replaceme.transforms.scaling import hadamard
@@ -26,7 +26,7 @@ GROUP = (2, 4)
 
 
 def brute_ratios(brute_rows, folder, tokens, group, basis=None):
-    """Compute the ratios sequence by sequence, without padding."""
+    """Sequence by sequence, without padding."""
     hidden, _, ends = brute_rows(folder, tokens)
     found = []
     for first, last in zip([-1, *ends.tolist()], ends.tolist(), strict=False):

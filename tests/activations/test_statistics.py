@@ -179,18 +179,6 @@ def test_rows_wider_than_their_targets(tmp_path):
     assert torch.equal(Statistics.load(tmp_path / "gram.safetensors")[0].cross, statistics.cross)
 
 
-def test_centred_sums_are_those_of_centred_rows():
-    m, r = batch(50, 9)[0].double() + 3, batch(50, 4, seed=1)[1].double() - 2
-    weights = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    statistics, expected = Statistics.zeros(4, width=9), Statistics.zeros(4, width=9)
-    statistics.add_batch(m, r, weights=weights)
-    mean_m, mean_r = ((weights[:, None] * rows).sum(0) / weights.sum() for rows in (m, r))
-    expected.add_batch(m - mean_m, r - mean_r, weights=weights)
-    centred = statistics.centred()
-    for name in ("gram", "cross", "target_energy", "total_weight", "sum_mlp_output", "sum_target"):
-        assert torch.allclose(getattr(centred, name), getattr(expected, name), rtol=1e-10, atol=1e-10), name
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

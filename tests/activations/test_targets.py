@@ -8,9 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from replaceme.activations.gather import gather_groups
 from replaceme.activations.targets import weights_of
-from replaceme.config.fits import FitConfig
 from replaceme.config.placement import Regression
-from replaceme.fitting.fit_cut import Evidence, fit_section
 from replaceme.transforms.closed_form import fit_least_squares
 
 GROUP = (2, 5)
@@ -67,25 +65,3 @@ def test_least_squares_of_every_placement_is_lstsq(
 def test_rows_without_a_target_have_no_weight():
     terms = (torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]),)
     assert weights_of(Regression(weighting="inverse_energy"), terms).tolist() == [[0.0, pytest.approx(1 / 25)]]
-
-
-@pytest.mark.parametrize("ridge_relative", [0.0, 0.1])
-@pytest.mark.parametrize("weighting", ["uniform", "inverse_energy"])
-def test_an_affine_fit_is_lstsq_with_a_column_of_ones(llama, tokens, blocks_of, brute_rows, weighting, ridge_relative):
-    start, end = GROUP
-    hidden, outputs, _ = brute_rows(llama, tokens)
-    m, r = outputs[start - 1], hidden[end - 1] - hidden[start - 1] + outputs[start - 1]
-    w = 1 / r.square().sum(1) if weighting == "inverse_energy" else torch.ones(len(r)).double()
-    config = FitConfig(intercept=True, weighting=weighting, ridge_relative=ridge_relative)
-    statistics = gather_groups(*blocks_of(llama, "float64"), tokens.batches(7), [GROUP], config.regression)[0]
-    found = fit_section(config, Evidence(statistics), 16)
-    # the ridge is on T alone, in units of the centred Gram's mean diagonal
-    ones = torch.cat([m, torch.ones(len(m), 1).double()], 1)
-    centred = m - (w[:, None] * m).sum(0) / w.sum()
-    alpha = ridge_relative * float((w[:, None] * centred.square()).sum() / 16)
-    penalty = torch.diag(torch.tensor([alpha] * 16 + [0.0]).double())
-    best = torch.linalg.solve(ones.T @ (w[:, None] * ones) + penalty, ones.T @ (w[:, None] * r))
-    assert (found.matrix - best[:-1]).norm() < 1e-6 * best.norm()
-    assert (found.intercept - best[-1]).norm() < 1e-6 * best.norm()
-    missed = float((w[:, None] * (ones @ best - r).square()).sum() / (w[:, None] * r.square()).sum())
-    assert found.report["residual"] == pytest.approx(missed, rel=1e-6)

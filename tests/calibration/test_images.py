@@ -234,7 +234,7 @@ def test_prune_a_vit(encoder, photos, tmp_path, capsys):
         assert torch.isfinite(model(torch.randn(1, 3, SIDE, SIDE)).last_hidden_state).all()
 
 
-@pytest.mark.parametrize("fit", [{}, {"intercept": True}, {"placement": "down_proj"}, {"objective": "cosine"}])
+@pytest.mark.parametrize("fit", [{}, {"placement": "down_proj"}, {"objective": "cosine"}])
 def test_prune_dinov2_with_images_by_name(encoder, photos, tmp_path, fit):
     record = replaceme.prune(
         encoder("dinov2"), images=photos, cut=CUT, fit=FitConfig(**fit, ridge_relative=1e-6), out=tmp_path / "out"

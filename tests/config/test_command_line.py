@@ -13,6 +13,7 @@ from replaceme.config import schema
 from replaceme.config.calibrations import MICRO
 from replaceme.config.command_line import add_options, from_options, to_flags
 from replaceme.config.evaluations import NAMED, OPTIONS, EvaluationConfig, TaskConfig, ZeroShotConfig, evaluation_flags
+from replaceme.config.fits import METHODS, fit_config
 from replaceme.steps import evaluate
 from replaceme.steps.index import STEPS
 
@@ -50,12 +51,12 @@ SECTIONS = {
     "full fit": st.builds(schema.FitConfig, ridge=FINITE, ridge_relative=FINITE),
     "identity": st.builds(schema.FitConfig, transform=st.just("identity")),
     "method": st.builds(
-        schema.FitConfig,
+        fit_config,
         method=st.sampled_from(["svd_llm", "slicegpt"]),
         estimation=st.sampled_from(["parallel", "sequential"]),
     ),
     "trained method": st.builds(
-        schema.FitConfig, method=st.just("llm_streamline"), learning_rate=st.floats(1e-9, 1), epochs=COUNT,
+        fit_config, method=st.just("llm_streamline"), learning_rate=st.floats(1e-9, 1), epochs=COUNT,
         batch_tokens=COUNT, order_seed=COUNT,
     ),
     "speed": st.builds(
@@ -66,8 +67,9 @@ SECTIONS = {
 
 def round_trip(section, only=()):
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_options(parser, type(section), only)
-    return from_options(parser.parse_args(shlex.split(to_flags(section, only))), type(section), only)
+    kind = METHODS if type(section) in METHODS.values() else type(section)
+    add_options(parser, kind, only)
+    return from_options(parser.parse_args(shlex.split(to_flags(section, only))), kind, only)
 
 
 @pytest.mark.parametrize("kind", SECTIONS)
@@ -149,7 +151,7 @@ HELD = {
     "cut": [(schema.CutConfig, ())],
     "gram": [(schema.CalibrationConfig, ("shards", "batch_size", "dtype"))],
     "rows": [(schema.CalibrationConfig, ("batch_size", "dtype")), (schema.FitConfig, ("fit_tokens",))],
-    "fit": [(schema.FitConfig, ())],
+    "fit": [(section, ()) for section in METHODS.values()],
     "evaluate": [(schema.EvaluationConfig, ("include", "perplexity", "batch_size", "limit", "seed", "dtype"))],
     "speed": [(schema.SpeedConfig, ())],
     "prune": [(schema.CalibrationConfig, ("dataset", "samples")), (schema.CutConfig, ("blocks", "ratio", "start"))],

@@ -9,8 +9,8 @@ from replaceme.cuts.after_fit import measure_candidates, split
 from replaceme.models.families import SANDWICH, SEQUENTIAL
 from replaceme.models.loading import load_base_model, load_causal_model
 from replaceme.surgery.shortened_model import shortened
-from replaceme.transforms.affine import Gain
 from replaceme.transforms.closed_form import fit_least_squares
+from replaceme.transforms.gains import Gain
 
 
 def mean_cosine_distance(a, b):
@@ -60,7 +60,7 @@ def test_too_few_tokens_to_tell_candidates_apart(llama, make_tokens, refuses):
 
 
 def brute_loss(model, tokens):
-    """Compute the loss sequence by sequence, without padding."""
+    """Sequence by sequence, without padding."""
     found = []
     for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True):
         with torch.inference_mode():

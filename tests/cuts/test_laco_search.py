@@ -17,14 +17,14 @@ from replaceme.cuts.choose import choose, kept_merges, removed_by
 from replaceme.cuts.laco_search import Merged, merge, merging_candidates, search
 from replaceme.models.loading import load_causal_model
 from replaceme.surgery.fold import merge as fold
-from replaceme.surgery.laco_merge import as_chosen, fit_collapse
+from replaceme.transforms.collapse import as_chosen, fit_collapse
 
 RECORD = SimpleNamespace(num_blocks=6, parameters=1000, block_parameters=[100] * 6)
 MERGING = {"search": "merging", "metric": "output"}
 
 
 def weight(state, values):
-    """Return the weights of a state's blocks, where original block k weighs `values[k]`."""
+    """What the blocks of a state weigh, where original block k weighs `values[k]`."""
     return [sum(c * values[one.carrier + k] for k, c in enumerate(one.coefficients)) for one in state]
 
 
@@ -46,7 +46,7 @@ def test_the_coefficients_are_those_of_merges_one_after_another(data, values):
 
 
 def algorithm(num_blocks, c, interval, similarity, lowest, highest, measure):
-    """Return algorithm 1 of the paper, on lists of the blocks that each layer holds, without a wanted number."""
+    """Algorithm 1 of the paper, on lists of the blocks that each layer holds, without a wanted number."""
     model = [[block] for block in range(num_blocks)]
     layer = highest - c
     while layer >= lowest:

@@ -21,7 +21,7 @@ FITS = {
     "least squares": {},
     "cosine": {"objective": "cosine", "fit_tokens": 200},
     "exact": {"objective": "cosine_exact"},
-    "block": {"placement": "block", "intercept": True},
+    "block": {"placement": "block"},
     "dropped": {"transform": "identity"},
 }
 

@@ -3,7 +3,7 @@
 import pytest
 from given import cut_of
 
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import fit_config
 from replaceme.core.origin import Origin
 from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
@@ -34,7 +34,7 @@ def fitted(make_passes):
 
     def fit(folder, tokens, method, cut=CUT, **options):
         record = resolve(str(folder))
-        return record, fit_method(make_passes(folder, tokens), FitConfig(method=method, **options), cut, record)
+        return record, fit_method(make_passes(folder, tokens), fit_config(method=method, **options), cut, record)
 
     return fit
 

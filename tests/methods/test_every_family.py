@@ -4,7 +4,7 @@ import pytest
 from family_checks import BLOCKS, EXACT, GROUPS, config_of, difference, loaded, outputs, samples, source
 from given import cut_of
 
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import fit_config
 from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.registry import METHODS, running
@@ -39,7 +39,7 @@ def test_the_reloaded_model_is_the_original_run_as_the_method_says(method, model
     family = family_of(read_config(source(model_type)), model_type)
     before = outputs(model, model_type)
     passes = Passes(model.base_model, family, samples(model_type), 2, "float32", headed=model)
-    found = fit_method(passes, FitConfig(method=method, **OPTIONS.get(method, {})), cut, record)
+    found = fit_method(passes, fit_config(method=method, **OPTIONS.get(method, {})), cut, record)
     write_found(record, cut, found, tmp_path / "out")
     assert difference(outputs(model, model_type), before) == 0, "the fit leaves the model as it was"
     with running(model.base_model, family, cut, found):

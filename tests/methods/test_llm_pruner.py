@@ -6,7 +6,7 @@ from family_checks import BLOCKS, EXACT, difference, loaded, outputs, samples, s
 from given import cut_of
 
 from replaceme.activations.language_loss import mean_loss
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import FitConfig, fit_config
 from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.groups import coupled_groups
@@ -152,7 +152,7 @@ def test_taking_out_the_least_important_costs_less_than_the_most_important(llama
 @pytest.mark.parametrize("model_type", ROTATABLE)
 def test_all_blocks_alike_are_a_plain_checkpoint(model_type, write_found, tmp_path):
     folder = source(model_type)
-    fit = FitConfig(method="llm_pruner", whole_first=0, whole_last=0)
+    fit = fit_config(method="llm_pruner", whole_first=0, whole_last=0)
     cut = cut_of([[2, 4]], BLOCKS)
     record = resolve(str(folder))
     model = loaded(folder)
@@ -223,10 +223,10 @@ def test_what_cannot_be_done_is_said(llama, make_tokens, refuses, pruned):
         pruned(llama, tokens, whole_first=4, whole_last=2)
     with refuses("no number of heads and channels", "cut fewer"):
         pruned(llama, tokens, cut_of([[1, 6]], 6))
-    with pytest.raises(ValueError, match="method llm_pruner takes no estimation"):
-        FitConfig(method="llm_pruner", estimation="sequential")
-    with pytest.raises(ValueError, match="whole_first is of other methods than replaceme"):
+    with pytest.raises(ValueError, match="method llm_pruner\nestimation\n  Extra inputs are not permitted"):
+        fit_config(method="llm_pruner", estimation="sequential")
+    with pytest.raises(ValueError, match="method replaceme\nwhole_first\n  Extra inputs are not permitted"):
         FitConfig(whole_first=2)
     with refuses("what goes with a head or a channel is known in llama, mistral"):
         config = {"model_type": "gemma2", "hidden_size": 8, "num_hidden_layers": 2}
-        check_section(config, FitConfig(method="llm_pruner"), "m")
+        check_section(config, fit_config(method="llm_pruner"), "m")

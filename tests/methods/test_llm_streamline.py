@@ -7,7 +7,7 @@ import torch
 from family_checks import EXACT, difference, loaded, outputs, samples, source
 from given import cut_of
 
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import fit_config
 from replaceme.fitting.fit_cut import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.registry import check_section, running
@@ -21,13 +21,13 @@ SETTINGS = {"learning_rate": 0.01, "epochs": 3, "batch_tokens": 60}
 
 
 def without_attention(block):
-    """Return `x + mlp(norm(x))` of the block's own norm and MLP, written out."""
+    """`x + mlp(norm(x))` of the block's own norm and MLP, written out."""
     del block.self_attn, block.input_layernorm
     block.forward = lambda states, **_: states + block.mlp(block.post_attention_layernorm(states))
 
 
 def loop(folder, tokens, start, end, epochs, size, lr, network):
-    """Return the same training, one sequence at a time, by plain transformers in float64."""
+    """The same training, one sequence at a time, by plain transformers in float64."""
     model, teacher = (load_base_model(folder, "float64", "cpu") for _ in range(2))
     block = model.layers[start - 1].requires_grad_(True)
     if network == "mlp":
@@ -84,7 +84,7 @@ def test_an_interruption_changes_no_bit(llama, make_tokens, make_passes, tmp_pat
     """Two groups of four batches and two epochs: in the middle of an epoch, between epochs, groups, in the second."""
     tokens, record = make_tokens(samples=10, longest=20), resolve(str(llama))
     cut = cut_of([[1, 2], [3, 5]], 6)
-    config = FitConfig(method="llm_streamline", **{**SETTINGS, "epochs": 2})
+    config = fit_config(method="llm_streamline", **{**SETTINGS, "epochs": 2})
     passes = make_passes(llama, tokens)
     whole = fit_method(passes, config, cut, record)
 
@@ -127,7 +127,7 @@ def test_a_network_without_attention_is_written_as_one(model_type, write_found, 
     record, model = resolve(str(folder)), loaded(folder)
     family = family_of(read_config(folder), model_type)
     passes = Passes(model.base_model, family, tokens, 2, "float32")
-    fit = FitConfig(method="llm_streamline", network="mlp", **SETTINGS)
+    fit = fit_config(method="llm_streamline", network="mlp", **SETTINGS)
     found = fit_method(passes, fit, cut, record)
     write_found(record, cut, found, tmp_path / "out")
     assert fit.own_code and read_config(tmp_path / "out")["without_attention"] == ["model.layers.1", "model.layers.3"]
@@ -151,7 +151,7 @@ def test_the_first_block_of_each_kind_keeps_its_attention(llama, make_tokens, fi
         fitted(windows, samples("qwen2"), "llm_streamline", cut_of([[4, 6]], 6), network="mlp")
     with refuses("m: network mlp is for llama, mistral", "use `network: layer`"):
         config = {"model_type": "gemma2", "hidden_size": 8, "num_hidden_layers": 2}
-        check_section(config, FitConfig(method="llm_streamline", network="mlp"), "m")
+        check_section(config, fit_config(method="llm_streamline", network="mlp"), "m")
 
 
 def test_a_loss_that_is_not_finite_is_an_error(llama, make_tokens, fitted, refuses):

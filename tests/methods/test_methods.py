@@ -1,4 +1,4 @@
-"""All methods have in common: one size, checkpoints that plain transformers loads, refusals before any work."""
+"""What all methods have in common: one size, checkpoints that plain transformers loads, refusals before any work."""
 
 import json
 
@@ -9,7 +9,7 @@ from given import cut_of
 import replaceme
 from replaceme.cli import main
 from replaceme.config.cuts import CutConfig
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import FitConfig, fit_config
 from replaceme.core.files import read_json
 from replaceme.fitting.one_pass import can_foresee
 from replaceme.methods.fitting import fit_method
@@ -30,7 +30,7 @@ CUT = CutConfig(blocks=2, start=2)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_has_the_size_of_the_cut_and_a_fresh_process_loads_it(method, sharded, texts, tmp_path):
     """`verify` compares the logits of one of them in that process with those of the original run as the method says."""
-    fit, out = FitConfig(method=method, **QUICK.get(method, {})), tmp_path / "out"
+    fit, out = fit_config(method=method, **QUICK.get(method, {})), tmp_path / "out"
     record = replaceme.prune(sharded, texts=texts, cut=CUT, fit=fit, out=out, device="cpu", verify=method == "slicegpt")
     original = load_causal_model(sharded, "float32", "cpu")
     target = original.num_parameters() - sum(one.numel() for one in original.model.layers[2:4].parameters())
@@ -104,14 +104,14 @@ def test_a_model_that_a_method_cannot_do_is_refused(method, model_type, refuses)
 
 def test_all_refusals_come_before_any_work(gemma, tmp_path, texts, refuses):
     with refuses("method slicegpt is not for this model"):
-        replaceme.prune(gemma, texts=texts, cut=CUT, fit=FitConfig(method="slicegpt"), out=tmp_path / "out")
+        replaceme.prune(gemma, texts=texts, cut=CUT, fit=fit_config(method="slicegpt"), out=tmp_path / "out")
 
 
 def test_weights_in_4_bits_and_on_several_devices_are_refused(llama, make_tokens, make_passes, refuses):
     def fit(parameter):
         passes = make_passes(llama, make_tokens(samples=2))
         passes.model.norm.weight = torch.nn.Parameter(parameter, requires_grad=False)
-        fit_method(passes, FitConfig(method="svd_llm"), {}, {})
+        fit_method(passes, fit_config(method="svd_llm"), {}, {})
 
     with refuses("method svd_llm needs the weights as they are", "drop `load_in_4bit`"):
         fit(torch.ones(16, dtype=torch.uint8))
@@ -123,7 +123,7 @@ def test_weights_in_4_bits_and_on_several_devices_are_refused(llama, make_tokens
 def test_nothing_is_begun_before_a_method_is_through(method, sharded, texts, tmp_path, monkeypatch):
     """Also where the cut is chosen by distance, which for a T takes one forward pass with the fit."""
     monkeypatch.setattr(Merger, "begin", lambda *_: pytest.fail("shards are copied"))
-    fit, cut = FitConfig(method=method, **QUICK.get(method, {})), CutConfig(blocks=2, metric="cosine")
+    fit, cut = fit_config(method=method, **QUICK.get(method, {})), CutConfig(blocks=2, metric="cosine")
     assert not can_foresee(cut, fit, None) and can_foresee(cut, FitConfig(), None)
     record = replaceme.prune(sharded, texts=texts, cut=cut, fit=fit, out=tmp_path / "out", verify=False)
     assert record["cut"]["metric"] == "cosine" and record["method"] == method
@@ -150,4 +150,4 @@ def test_streamed_models_are_refused(method, llama, texts, tmp_path, refuses):
     streamed = CalibrationConfig(dataset=str(tmp_path / "text.txt"), samples=4, tokens=16, streaming="always")
     what = "the loss of a model needs all of it" if method == "llm_pruner" else f"method {method} needs the whole model"
     with refuses(what, "streaming: never"):
-        replaceme.prune(llama, streamed, cut=CUT, fit=FitConfig(method=method), out=tmp_path / "out")
+        replaceme.prune(llama, streamed, cut=CUT, fit=fit_config(method=method), out=tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Entries missing from a config.json get transformers' values, for every family."""
+"""What a config.json leaves out is what transformers takes for it, of every family."""
 
 import json
 import shutil
@@ -25,11 +25,9 @@ def test_an_empty_config_is_that_of_its_class(model_type):
     assert with_defaults(filled, "m") is filled or family.section
     found = family_of(filled, "m")
     assert found.multiplier == getattr(usual, str(found.scaled_by), 1.0)
-    assert found.has_bias == getattr(usual, str(found.bias_key), found.has_bias)
     assert not any(getattr(usual, key) == value for key, value, _ in found.refused)
     if found.modality == "text":
         assert found.ties_head(filled) == usual.tie_word_embeddings
-        assert not getattr(usual, str(found.bias_switch), False)
         assert estimated_outline("m", filled).num_blocks == usual.num_hidden_layers
         assert longest_sequence(filled, "m") == getattr(usual, "max_position_embeddings", None)
 

@@ -16,9 +16,10 @@ from transformers import AutoConfig
 from replaceme.methods import llm_streamline
 from replaceme.methods.found import Found
 from replaceme.models.checkpoints import open_checkpoint
-from replaceme.models.families import FAMILIES, SWITCHED
+from replaceme.models.families import FAMILIES, SEQUENTIAL
 from replaceme.models.model_config import family_of, pruned_config
-from replaceme.surgery.fold import fold, merge
+from replaceme.placements.mlp import fold
+from replaceme.surgery.fold import merge
 
 MIXTURE = {"model_type": "qwen3_moe", "num_hidden_layers": 6, "hidden_size": 16}
 
@@ -43,7 +44,7 @@ def test_a_family_is_one_entry(monkeypatch, refuses):
     """An architecture of transformers that is not supported is, once its entry is there."""
     with refuses("model_type 'helium' is not supported", "an entry of FAMILIES"):
         family_of({"model_type": "helium", "num_hidden_layers": 6, "hidden_size": 16}, "m")
-    monkeypatch.setitem(FAMILIES, "helium", SWITCHED)
+    monkeypatch.setitem(FAMILIES, "helium", SEQUENTIAL)
     monkeypatch.setitem(family_checks.OWN, "helium", {"head_dim": 8})
     assert "NO" not in family_checks.row("helium").values()
 
@@ -68,7 +69,7 @@ NUMBERS = {"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", 
 
 
 def uses_of_numbers(code):
-    """Yield the expressions of a modelling file that compute, choose or compare with the number of a block."""
+    """The expressions of a modelling file that compute, choose or compare with the number of a block."""
     tree = ast.parse(code)
     loops = [node for node in ast.walk(tree) if isinstance(node, ast.For) and isinstance(node.target, ast.Tuple)]
     counted = {one.target.elts[0].id for one in loops if ast.unparse(one.iter).startswith("enumerate(self.")}
@@ -170,9 +171,8 @@ def test_what_no_map_can_be_folded_into(refuses):
     for variant, fit, message in (
         ("mixtral", {"placement": "down_proj"}, "mixtures of experts"),
         ("gpt2", {"placement": "down_proj", "recycle": True}, "no gate"),
-        ("mixtral", {"intercept": True}, "no bias"),
     ):
-        with refuses(message, "drop it" if "recycle" in fit or "intercept" in fit else "placement mlp"):
+        with refuses(message, "drop it" if "recycle" in fit else "placement mlp"):
             family_checks.check_fit(family_checks.read_config(family_checks.source(variant)), variant, **fit)
 
 

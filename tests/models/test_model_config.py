@@ -4,7 +4,6 @@ import pytest
 
 from replaceme.models.model_config import (
     FAMILIES,
-    check_fit,
     family_of,
     has_text_tower,
     pick_device,
@@ -29,16 +28,6 @@ def test_parts_are_found_in_loaded_models(source, request, blocks_of):
     assert len(family.block_modules(model)) == 6
     name = type(family.mlp_module(family.block_modules(model)[0])).__name__
     assert name == {"llama": "LlamaMLP", "gemma": "Gemma3RMSNorm"}[source]
-
-
-def test_an_intercept_needs_a_bias_to_go_into(refuses):
-    for model_type in ("llama", "mistral", "gemma2"):
-        check_fit({**LLAMA, "model_type": model_type}, "m")
-    check_fit(LLAMA, "m", intercept=True)
-    with refuses("m: its blocks normalise", "an intercept cannot pass"):
-        check_fit({**LLAMA, "model_type": "gemma2"}, "m", intercept=True)
-    with refuses("m: model_type 'mistral' has no bias", "those that have: bloom"):
-        check_fit({**LLAMA, "model_type": "mistral"}, "m", intercept=True)
 
 
 @pytest.mark.parametrize("model_type", ["t5", "gemma3", "", None])

@@ -1,4 +1,4 @@
-"""Unusable local models and files are found before any job starts, every problem on its own line."""
+"""What local models and files cannot do is found before any job starts, every problem on its own line."""
 
 import copy
 import json
@@ -56,7 +56,7 @@ def test_a_reference_that_does_not_belong_to_its_table(llama):
 
 
 def with_figure(source, cost=None, **figure):
-    """Return the config with one figure of its table."""
+    """The config with one figure of its table."""
     raw = {**copy.deepcopy(BASE), "figures": {"f": {"tables": ["main"], **figure}}, "cost": cost}
     raw["models"]["a"]["source"] = str(source)
     raw["fits"]["auto"] = {"ridge": "auto"}
@@ -154,11 +154,18 @@ def test_a_method_that_a_model_is_not_for(llama, gemma, refuses):
         check_inputs(config(gemma, {"fits": ["slices"]}, fits=fits), "x")
 
 
-def test_a_fit_that_cannot_be_folded(gemma, refuses):
-    fits = {"affine": {"intercept": True}}
-    with refuses("x: fits.affine on models.a: ", "an intercept cannot pass"):
-        check_inputs(config(gemma, {"fits": ["uidl", "ls", "affine"]}, fits=fits), "x")
-    check_inputs(config(gemma), "x")
+def olmo_like(folder, tmp_path):
+    """A model's folder as that of an architecture into which no factor on the residual stream can be folded."""
+    path = Path(shutil.copytree(folder, tmp_path / "olmo")) / "config.json"
+    path.write_text(path.read_text().replace('"llama"', '"olmo2"'))
+    return path.parent
+
+
+def test_a_fit_that_cannot_be_folded(tmp_path, llama, refuses):
+    fits = {"factor": {"transform": "scalar", "placement": "upstream"}}
+    check_inputs(config(llama, {"fits": ["factor"]}, fits=fits), "x")
+    with refuses("x: fits.factor on models.a: ", "placement upstream is not known"):
+        check_inputs(config(olmo_like(llama, tmp_path), {"fits": ["uidl", "ls", "factor"]}, fits=fits), "x")
 
 
 def test_missing_and_broken_models(tmp_path, llama, sharded, refuses):
@@ -199,13 +206,13 @@ def test_every_problem_has_a_line(tmp_path, refuses, gemma):
     (truncated / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     section = config(
         gemma,
-        {"models": ["a", "b"], "calibrations": ["mine"], "cuts": ["n9", "late"], "fits": ["affine"]},
-        fits={"affine": {"intercept": True}},
+        {"models": ["a", "b"], "calibrations": ["mine"], "cuts": ["n9", "late"], "fits": ["slices"]},
+        fits={"slices": {"method": "slicegpt"}},
         models={"b": {"source": str(truncated)}},
         calibrations={"mine": {"dataset": "none.txt", "tokens": 64}},
     )
     with refuses(
-        "cuts.n9 on models.a", "cuts.late on models.a", "fits.affine on models.a", "models.b: ", "none.txt", lines=5
+        "cuts.n9 on models.a", "cuts.late on models.a", "fits.slices on models.a", "models.b: ", "none.txt", lines=5
     ):
         check_inputs(section, "x")
 

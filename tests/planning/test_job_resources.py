@@ -1,4 +1,4 @@
-"""Requests of jobs grow with the model, the text and the cut, and need no torch and no network."""
+"""What jobs ask a scheduler for grows with the model, the text and the cut, and needs no torch and no network."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from replaceme.config.calibrations import CalibrationConfig, ModelConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, ZeroShotConfig
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import FitConfig, fit_config
 from replaceme.config.schema import load
 from replaceme.models.checkpoints import resolve
 from replaceme.planning.job_resources import BASE, START, TABLE, UNKNOWN, Work, needs, outline_for
@@ -181,7 +181,7 @@ def test_states_of_the_whole_text(fit, groups, copies):
     config = SimpleNamespace(
         calibrations={"text": CalibrationConfig(dataset="micro", samples=8000, tokens=1024)},
         cuts={"cut": CutConfig(blocks=8, groups=groups)},
-        fits={"fit": FitConfig(**fit), "none": FitConfig(transform="identity")},
+        fits={"fit": fit_config(**fit), "none": FitConfig(transform="identity")},
     )
     names = {"calibration": "text", "cut": "cut"}
     with_it, without = (work_of("transform", config, {**names, "fit": one}, of_size(7)) for one in ("fit", "none"))

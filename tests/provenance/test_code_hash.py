@@ -59,9 +59,14 @@ FILES = {
             """Options."""
             size: int = LIMIT
             def method(self): return 1
+            def other(self): return self.third()
+            def third(self): return 10
+
+        class Foreign(logging.Handler):
+            def emit(self, record): return 20
 
         def used(section):
-            return _helper(section, pi, triton)
+            return _helper(section.method, Foreign(), pi, triton)
 
         def _helper(*given): return given
 
@@ -114,7 +119,8 @@ def edit(tree, name, old, new):
         ("replaceme/shared.py", "from math import pi", "from cmath import pi"),
         ("replaceme/shared.py", "LIMIT, OTHER = 3", "LIMIT, OTHER = 5"),
         ("replaceme/shared.py", "size: int", "size: float"),
-        ("replaceme/shared.py", "return 1", "return 2"),
+        ("replaceme/shared.py", "return 1\n", "return 2\n"),
+        ("replaceme/shared.py", "return 20", "return 21"),
         ("replaceme/shared.py", "@dataclass\n", "@dataclass(frozen=True)\n"),
         ("replaceme/shared.py", "captureWarnings(True)", "captureWarnings(False)"),
         ("replaceme/shared.py", "triton = None", "triton = 0"),
@@ -131,6 +137,8 @@ def test_changes_with_code_that_can_run(tree, name, old, new):
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
+        ("replaceme/shared.py", "self.third()", "self.third() + 1"),
+        ("replaceme/shared.py", "return 10", "return 11"),
         ("replaceme/step.py", '"""A step."""', '"""Another\n\ntext."""\n# and a comment'),
         ("replaceme/step.py", '"""Run it."""', '"""Runs."""'),
         ("replaceme/step.py", "return lazy.z, gram", "return  lazy.z,  gram"),

@@ -10,15 +10,16 @@ from replaceme.steps.index import STEPS
 
 ROOT = Path(__file__).parents[2]
 BY_HAND = {"prune", "publish", "preflight", "check"}  # no rule keeps what they make
-SPARSE = "fit of a sparse map"
+SPARSE, COSINE = "fit of a sparse map", "fit by reweighting"
 MODULES = {name: (f"replaceme.steps.{name}",) for name in STEPS if name not in BY_HAND}
 MODULES[SPARSE] = ("replaceme.steps.fit", "replaceme.transforms.sparse")
-FITS = {"fit", SPARSE}
+MODULES[COSINE] = ("replaceme.steps.fit", "replaceme.transforms.cosine")
+FITS = {"fit", SPARSE, COSINE}
 OF_RECYCLED = {"candidates", "gram", "recycle", "rows", "heal", "merge", "verify"}
 
 REACH = [
     ("transforms.sparse", "fit_elastic_net", {SPARSE}),
-    ("transforms.cosine", "fit_cosine", FITS),
+    ("transforms.cosine", "fit_cosine", {COSINE}),
     ("config.figures", "FigureConfig", {"figure"}),
     ("reports.figure_style", "figure_in_style", {"figure"}),
     ("activations.recycled_neurons", "Recycled", OF_RECYCLED | FITS),
@@ -31,9 +32,11 @@ REACH = [
     ("cuts.laco_search", "merge", {"candidates"}),
     ("evaluation.scoring", "estimate", {"evaluate"}),
     ("surgery.fold", "finish", {"merge"}),
+    ("placements.upstream", "_writers", {"merge", "heal"}),
+    ("placements.placement", "mapped", {"candidates", "verify"} | FITS),
     ("healing.loop", "train", {"heal"}),
     ("methods.slicegpt", "fit", set()),  # but that of its own fits, whose rules name it
-    ("kernels.products_hopper", "add_products", {"candidates", "gram", "recycle", "sum"} | FITS),
+    ("kernels.products_hopper", "add_products", {"candidates", "gram"} | FITS),
     ("core.files", "replacing", set(MODULES)),
 ]
 
@@ -53,7 +56,7 @@ def hashes(package):
 
 
 def edited(text, name):
-    """Return the text with a statement more in a function or class."""
+    """The text with a statement more in a function or class."""
     node = next(one for one in ast.parse(text).body if getattr(one, "name", None) == name)
     line, column = node.end_lineno, node.body[-1].col_offset
     lines = text.splitlines(keepends=True)

@@ -84,7 +84,7 @@ def test_prune_shows_what_people_use(shown):
 def test_choices_are_listed_once_and_never_in_a_line_of_their_own_length(shown):
     text = " ".join(shown("prune", "--help-all").split())
     assert "--device {auto,cpu,cuda} " in text and "One of auto, bfloat16, float16, float32, float64. Def" in text
-    assert "--metric NAME What the choice minimises" in text and "{cosine," not in text
+    assert "--metric NAME The choice minimises one of these" in text and "{cosine," not in text
 
 
 def test_every_short_line_is_of_an_option():

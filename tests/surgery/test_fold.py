@@ -14,10 +14,11 @@ from replaceme.activations.recycled_neurons import Recycled
 from replaceme.models.checkpoints import check_merged, open_checkpoint
 from replaceme.models.loading import load_causal_model
 from replaceme.models.model_config import family_of
-from replaceme.surgery.fold import fold, merge
-from replaceme.surgery.laco_merge import fit_collapse
+from replaceme.placements.mlp import fold
+from replaceme.surgery.fold import merge
 from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.closed_form import fit_identity
+from replaceme.transforms.collapse import fit_collapse
 from replaceme.transforms.transform import Transform
 
 CUT = cut_of([[2, 4]], 6)
@@ -29,7 +30,7 @@ def transform(size=16, seed=3):
 
 
 def given(matrix, **more):
-    """Return a transform of a matrix, or the identity."""
+    """A transform of a matrix, or the identity."""
     if matrix is None:
         return fit_identity(hidden_size=16)
     return Transform(matrix, {"solver": "by hand"}, **more)
@@ -54,7 +55,7 @@ def same_bytes(a, b):
 
 
 def origin_of(name, start=2, end=4):
-    """Return the name in the source of a tensor of the pruned checkpoint: the oracle of renumbering."""
+    """The name in the source of a tensor of the pruned checkpoint: the oracle of renumbering."""
     parts = name.split(".")
     if parts[:2] == ["model", "layers"] and int(parts[2]) >= start:
         parts[2] = str(int(parts[2]) + end - start)
@@ -62,7 +63,7 @@ def origin_of(name, start=2, end=4):
 
 
 def by_hand(model, start, end, matrix):
-    """Return the original model with T on the carrier's MLP output and the removed blocks skipped."""
+    """The original model with T on the carrier's MLP output and the removed blocks skipped."""
 
     def apply(module, inputs, output):
         return (output.double() @ matrix).to(output.dtype)
@@ -330,10 +331,6 @@ def wide(seed=3):
     return torch.randn(24, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def vector():
-    return torch.linspace(-0.5, 0.5, 16, dtype=torch.float64)
-
-
 def changed(activation="silu"):
     generator = torch.Generator().manual_seed(8)
     up = torch.randn(3, 16, generator=generator)
@@ -345,19 +342,16 @@ def factor(alpha):
 
 
 ONE, THREE = [(2, 4)], [(1, 2), (3, 4), (5, 6)]
-BLOCK = given(transform(seed=4), placement="block", intercept=vector())
+BLOCK = given(transform(seed=4), placement="block")
 WAYS = {
     "one group": ("llama", ONE, [given(transform())]),
     "three groups": ("llama", THREE, [given(transform(seed=k)) for k in range(3)]),
     "three groups, one dropped": ("llama", THREE, [given(transform()), given(None), given(transform(seed=4))]),
     "a group of two and one of one": ("llama", [(1, 3), (4, 5)], [given(transform(seed=k)) for k in range(2)]),
     "sharded": ("sharded", THREE, [given(transform(seed=k)) for k in range(3)]),
-    "intercept": ("llama", THREE, [given(transform(), intercept=vector()), *[given(transform(seed=4))] * 2]),
-    "intercept, sharded": ("sharded", ONE, [given(transform(), intercept=vector())]),
     "biases before": ("biased", ONE, [given(transform())]),
-    "biases before, and an intercept": ("biased", ONE, [given(transform(), intercept=vector())]),
     "down projection": ("llama", ONE, [given(wide(), placement="down_proj")]),
-    "down projection, intercept": ("biased", ONE, [given(wide(), placement="down_proj", intercept=vector())]),
+    "down projection, biases": ("biased", ONE, [given(wide(), placement="down_proj")]),
     "recycled": ("llama", ONE, [given(wide(), placement="down_proj", recycled=changed())]),
     "recycled, biases before": ("biased", ONE, [given(wide(), placement="down_proj", recycled=changed())]),
     "norm, recycled": (
@@ -369,9 +363,9 @@ WAYS = {
     "norm, three groups": ("gemma", THREE, [given(transform(seed=k), gain=0.5 + k) for k in range(3)]),
     "norm, down projection": ("gemma", ONE, [given(wide(), placement="down_proj", gain=1.7)]),
     "block": ("llama", ONE, [given(transform(), placement="block")]),
-    "block, intercept, shards": ("sharded", THREE, [BLOCK, given(transform(seed=5), placement="block"), BLOCK]),
+    "block, shards": ("sharded", THREE, [BLOCK, given(transform(seed=5), placement="block"), BLOCK]),
     "block, dropped, block": ("llama", THREE, [BLOCK, given(None), BLOCK]),
-    "block, mlp with an intercept": ("llama", [(1, 3), (4, 5)], [BLOCK, given(transform(), intercept=vector())]),
+    "block, mlp": ("llama", [(1, 3), (4, 5)], [BLOCK, given(transform())]),
     "collapse": ("llama", ONE, [fit_collapse(16)]),
     "collapse, three groups, shards": ("sharded", THREE, [fit_collapse(16)] * 3),
     "collapse, biases": ("biased", [(1, 4)], [fit_collapse(16)]),
@@ -380,7 +374,7 @@ WAYS = {
     "upstream": ("llama", ONE, [factor(1.7)]),
     "upstream, three groups, shards": ("sharded", THREE, [factor(1.7), factor(0.6), factor(1.3)]),
     "upstream, dropped, upstream": ("llama", THREE, [factor(1.7), given(None), factor(0.6)]),
-    "upstream, mlp before it": ("llama", [(1, 3), (4, 5)], [given(transform(), intercept=vector()), factor(1.4)]),
+    "upstream, mlp before it": ("llama", [(1, 3), (4, 5)], [given(transform()), factor(1.4)]),
     "upstream, biases": ("biased", ONE, [factor(1.7)]),
     "upstream, norms, one head and embedding": ("gemma", THREE, [factor(1.7), factor(0.6), factor(1.3)]),
     "block, norm": ("gemma", THREE, [BLOCK, given(None), given(transform(seed=5), placement="block")]),
@@ -413,16 +407,3 @@ def test_what_is_folded_is_what_the_model_with_hooks_computes(case, request, tmp
     assert difference <= 1e-5
     assert float((expected - original).abs().max() / original.abs().max()) > 1e-2
     assert torch.equal(model(ids).logits, original), "the hooks are gone"
-
-
-def test_an_intercept_adds_biases_to_every_block_and_nothing_else(llama, tmp_path):
-    merge(llama, CUT, [given(transform(), intercept=vector())], tmp_path / "out", {})
-    after, plain = tensors_of(tmp_path / "out"), tensors_of(prune(llama, tmp_path / "plain", matrix=transform()))
-    assert json.loads((tmp_path / "out/config.json").read_text())["mlp_bias"] is True
-    added = after.keys() - plain.keys()
-    layers = ("gate_proj", "up_proj", "down_proj")
-    assert added == {f"model.layers.{block}.mlp.{layer}.bias" for block in range(4) for layer in layers}
-    assert all(same_bytes(after[name], plain[name]) for name in plain)
-    filled = {name for name in added if after[name].any()}
-    assert filled == {"model.layers.1.mlp.down_proj.bias"}
-    assert torch.allclose(after["model.layers.1.mlp.down_proj.bias"].double(), vector(), atol=1e-7)

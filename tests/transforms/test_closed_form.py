@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaceme.activations.statistics import Statistics
+from replaceme.config.transforms import STRUCTURES
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import save_tensors
 from replaceme.transforms.closed_form import fit_identity, fit_least_squares
-from replaceme.transforms.registry import FITS, fit
+from replaceme.transforms.registry import fit
 from replaceme.transforms.transform import Transform, r_squared, residual
 
 
@@ -27,12 +28,12 @@ def of(m, r, weights=None):
 
 
 def on_rows(m, r, matrix):
-    """Return residual from the rows themselves."""
+    """Residual from the rows themselves."""
     return float((m @ matrix - r).square().sum() / r.square().sum())
 
 
 def conditioned(tokens, hidden, condition, seed):
-    """Return rows whose Gram has about this condition number, in directions mixed over all channels."""
+    """Rows whose Gram has about this condition number, in directions mixed over all channels."""
     left, _ = torch.linalg.qr(normal(tokens, hidden, seed=seed))
     right, _ = torch.linalg.qr(normal(hidden, hidden, seed=seed + 1))
     return left * torch.logspace(0, -0.5 * torch.log10(torch.tensor(condition)).item(), hidden).double() @ right
@@ -177,7 +178,7 @@ def test_identity():
 
 def test_fit_dispatches_by_name():
     statistics = of(normal(50, 6, seed=0), normal(50, 6, seed=1))
-    assert set(FITS) >= {"identity", "full"}
+    assert set(STRUCTURES) >= {"identity", "full"}
     assert torch.equal(fit(statistics).matrix, fit_least_squares(statistics).matrix)
     ridged = fit(statistics, "full", ridge=2.0).matrix
     assert torch.equal(ridged, fit_least_squares(statistics, ridge=2.0).matrix)

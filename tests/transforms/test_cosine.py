@@ -11,14 +11,21 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
 from replaceme.transforms import cosine, streams
 from replaceme.transforms.closed_form import fit_least_squares
-from replaceme.transforms.cosine import fit_cosine
+from replaceme.transforms.given_rows import GivenRows
+from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State
 
 HIDDEN = 12
 
 
+def fit_cosine(statistics, rows, iterations=None, tolerance=1e-4, exact=False, device="cpu", state=None):
+    given = GivenRows(statistics, rows, device, state or State())
+    objective = Objective("cosine_exact" if exact else "cosine")
+    return cosine.fit_cosine(given, objective, iterations, tolerance=tolerance)
+
+
 def stored(folder, m, r, y=None, parts=3):
-    """Return rows on disk as `write_rows` leaves them, the statistics of what is stored, and that itself in float64."""
+    """Rows on disk as `write_rows` leaves them, the statistics of what is stored, and that itself in float64."""
     tensors = [tensor.to(torch.bfloat16) for tensor in (m, r, y) if tensor is not None]
     rows = store(folder, zip(*(tensor.chunk(parts) for tensor in tensors), strict=True))
     statistics = Statistics.zeros(m.shape[1])
@@ -28,9 +35,7 @@ def stored(folder, m, r, y=None, parts=3):
 
 
 def data(tokens=3000, seed=0, noise=0.5):
-    """Return rows of very different lengths, the target a linear map of m with noise relative to each row's own
-    length.
-    """
+    """Rows of very different lengths, the target a linear map of m with noise relative to each row's own length."""
     generator = torch.Generator().manual_seed(seed)
     m, e, mixing = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -64,7 +69,7 @@ def test_the_weighted_sums_are_the_gradient(tmp_path):
 
 
 def exact_data(tokens=3000):
-    """Return rows as in `data`, the target noisy, and a residual stream of about its length."""
+    """Rows as in `data`, the target noisy, and a residual stream of about its length."""
     m, r = data(tokens, noise=0.3)
     y = torch.randn(*r.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return m, r, r.norm(dim=1, keepdim=True) * y / HIDDEN**0.5

@@ -1,7 +1,7 @@
 """The gradient solvers against brute force, closed forms, scipy and each other, and after an interruption."""
 
 import json
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import scipy.optimize
@@ -9,19 +9,20 @@ import torch
 
 from replaceme.activations.rows import store
 from replaceme.activations.statistics import Statistics
+from replaceme.config.solvers import AdamOptions
 from replaceme.core.errors import ReplaceMeError
-from replaceme.transforms.adam import AdamOptions, _order
+from replaceme.transforms.adam import _order, fit_adam
 from replaceme.transforms.closed_form import fit_least_squares
 from replaceme.transforms.cosine import fit_cosine
-from replaceme.transforms.full_batch import Problem
-from replaceme.transforms.gradient import fit_gradient
+from replaceme.transforms.full_batch import Problem, fit_lbfgs, fit_nlcg, fit_trust_ncg
+from replaceme.transforms.given_rows import GivenRows
 from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State
 from replaceme.transforms.streams import row_blocks
 
 HIDDEN = 6
 NAMES = ("l2", "cosine", "cosine_exact")
-FULL_BATCH = ("lbfgs", "nlcg", "trust_ncg")
+FULL_BATCH = {"lbfgs": fit_lbfgs, "nlcg": fit_nlcg, "trust_ncg": fit_trust_ncg}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,11 @@ def problem(tmp_path_factory):
     return rows, statistics, (m.double(), r.double(), y.double())
 
 
+def fit_gradient(statistics, rows, objective, solver="adam", device="cpu", state=None, **options):
+    function = {"adam": fit_adam, **FULL_BATCH}[solver]
+    return function(GivenRows(statistics, rows, device, state or State()), objective, **options)
+
+
 @pytest.fixture(scope="module")
 def optimum(problem):
     """A function that gives the best matrix by the solvers of another kind."""
@@ -50,7 +56,7 @@ def optimum(problem):
     def solve(name):
         if name == "l2":
             return fit_least_squares(statistics).matrix
-        return fit_cosine(statistics, rows, 40, 0.0, exact=name == "cosine_exact").matrix
+        return fit_cosine(GivenRows(statistics, rows), Objective(name), 40, tolerance=0.0).matrix
 
     return solve
 
@@ -138,12 +144,12 @@ def test_the_l2_penalty_is_that_of_scipy(problem, optimum, penalised, solver):
 def test_adam_with_mse_is_least_squares(problem):
     """The paper's check of its closed form, where it is easy: no badly scaled channel."""
     rows, statistics, given = problem
-    options = AdamOptions(learning_rate=0.02, batch_tokens=700, epochs=600)
+    options = {"learning_rate": 0.02, "batch_tokens": 700, "epochs": 600}
     whitened = given[0] / statistics.gram.diagonal().sqrt() * 26
     easy = store(rows.folder.parent / "easy", [(whitened.bfloat16(), given[1].bfloat16())])
     sums = Statistics.zeros(HIDDEN)
     sums.add_batch(whitened.bfloat16(), given[1].bfloat16())
-    found, expected = fit_gradient(sums, easy, Objective("l2"), "adam", options), fit_least_squares(sums).matrix
+    found, expected = fit_gradient(sums, easy, Objective("l2"), **options), fit_least_squares(sums).matrix
     assert (found.matrix - expected).norm() < 1e-3 * expected.norm()
     assert found.report["mean_squared_error"] == pytest.approx(found.report["mean_squared_error_least_squares"])
 
@@ -152,7 +158,8 @@ def test_adam_with_mse_is_least_squares(problem):
 def test_adam_is_torchs_own_over_the_rows(problem, name):
     """One batch an epoch, so that only the sums' order differs from Adam on whole tensors from the identity."""
     rows, statistics, given = problem
-    found = fit_gradient(statistics, rows, Objective(name, l1=1e-3), "adam", AdamOptions(0.01, 700, 20))
+    options = {"learning_rate": 0.01, "batch_tokens": 700, "epochs": 20}
+    found = fit_gradient(statistics, rows, Objective(name, l1=1e-3), **options)
     matrix = torch.eye(HIDDEN, requires_grad=True)
     optimiser = torch.optim.Adam([matrix], lr=0.01)
     for _ in range(20):
@@ -166,8 +173,8 @@ def test_adam_is_torchs_own_over_the_rows(problem, name):
 def test_the_l1_penalty_meets_the_subgradient_conditions(problem):
     """|gradient| = l1 where T_ij is not 0, and at most that where it is, up to the length of Adam's last steps."""
     rows, statistics, given = problem
-    options = AdamOptions(learning_rate=6e-3, batch_tokens=700, epochs=700)
-    found = fit_gradient(statistics, rows, Objective("cosine_exact", l1=0.01), "adam", options).matrix
+    options = {"learning_rate": 6e-3, "batch_tokens": 700, "epochs": 700}
+    found = fit_gradient(statistics, rows, Objective("cosine_exact", l1=0.01), **options).matrix
     leaf = found.clone().requires_grad_()
     gradient = torch.autograd.grad(brute("cosine_exact", *given, leaf), leaf)[0]
     small = found.abs() < 0.01
@@ -181,7 +188,7 @@ def test_an_epoch_leaves_out_other_tokens_each_time():
     first, second = (_order(1000, options, epoch) for epoch in range(2))
     assert len(first) == len(set(first.tolist())) == 750 and set(first.tolist()) != set(second.tolist())
     assert torch.equal(first, _order(1000, options, 0)) and not torch.equal(
-        first, _order(1000, AdamOptions(seed=1), 0)[:750]
+        first, _order(1000, AdamOptions(order_seed=1), 0)[:750]
     )
     assert (
         sorted(_order(10, AdamOptions(), 3).tolist()) == list(range(10))
@@ -196,9 +203,10 @@ def uninterrupted(problem):
 
     @cache
     def fit(solver):
-        options = AdamOptions(1e-2, 100, 3, mask_ratio=0.2, seed=3) if solver == "adam" else 12
-        given = (statistics, rows, Objective("cosine_exact", l2=1e-3), solver, options, "cpu")
-        return given, fit_gradient(*given)
+        of_adam = {"learning_rate": 1e-2, "batch_tokens": 100, "epochs": 3, "mask_ratio": 0.2, "order_seed": 3}
+        options = of_adam if solver == "adam" else {"iterations": 12}
+        given = partial(fit_gradient, statistics, rows, Objective("cosine_exact", l2=1e-3), solver, **options)
+        return given, given()
 
     return fit
 
@@ -210,10 +218,10 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(kills_after, uninterrupted,
     monkeypatch.setattr("replaceme.transforms.full_batch.ROUND", {"cg": 3, "trust-ncg": 2})
     given, whole = uninterrupted(solver)
     with pytest.raises(kills_after.error):
-        fit_gradient(*given, state=kills_after(tmp_path / "state", "this fit", saves))
+        given(state=kills_after(tmp_path / "state", "this fit", saves))
     again = State(tmp_path / "state", "this fit")
     assert again.read() is not None
-    found = fit_gradient(*given, state=again)
+    found = given(state=again)
     assert torch.equal(found.matrix, whole.matrix) and found.report == whole.report
 
 
@@ -235,7 +243,7 @@ def test_bad_input_is_one_line(problem, tmp_path):
     with pytest.raises(ReplaceMeError, match="rows without the residual stream"):
         fit_gradient(statistics, plain, Objective("cosine_exact"))
     with pytest.raises(ReplaceMeError, match=r"loss of epoch 2 is .*; lower `learning_rate`"):
-        fit_gradient(statistics, rows, Objective("l2"), "adam", AdamOptions(learning_rate=1e30))
+        fit_gradient(statistics, rows, Objective("l2"), learning_rate=1e30)
 
 
 @pytest.mark.gpu

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaceme.activations.statistics import Statistics
+from replaceme.config.transforms import STRUCTURES
 from replaceme.core.errors import ReplaceMeError
 from replaceme.transforms.closed_form import fit_least_squares
-from replaceme.transforms.registry import FITS, fit
+from replaceme.transforms.registry import fit
 from replaceme.transforms.ridge import Shards, fit_auto_ridge
 from replaceme.transforms.scaling import fit_hadamard, fit_scalar, hadamard
 from replaceme.transforms.solve import solve, solve_quickly
@@ -22,7 +23,7 @@ OPTIONS = {"low_rank": {"rank": 2}, "sparse": {"l1": 0.1}}
 
 
 def rows(tokens=200, hidden=HIDDEN, seed=0):
-    """Return m and r float64 [tokens, hidden], channels of sizes 1 to 100, r about half explained by m."""
+    """m and r float64 [tokens, hidden], channels of sizes 1 to 100, r about half explained by m."""
     generator = torch.Generator().manual_seed(seed)
     m, noise, mixing = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -43,7 +44,7 @@ def loss(m, r, matrix):
 
 
 def penalised_rows(m, r, alpha, towards):
-    """Return rows whose plain least squares is the ridge: sqrt(alpha) I below m, sqrt(alpha) T0 below r."""
+    """Rows whose plain least squares is the ridge: sqrt(alpha) I below m, sqrt(alpha) T0 below r."""
     eye = alpha**0.5 * torch.eye(m.shape[1], dtype=torch.float64)
     return torch.cat([m, eye]), torch.cat([r, eye if towards == "identity" else torch.zeros_like(eye)])
 
@@ -258,7 +259,7 @@ def test_subtracting_a_shard_leaves_the_others():
         _ = total - Statistics.zeros(HIDDEN + 1)
 
 
-@pytest.mark.parametrize("transform", sorted(set(FITS) - {"identity"}))
+@pytest.mark.parametrize("transform", sorted(name for name, one in STRUCTURES.items() if one.fitted))
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 40), st.integers(2, 12), st.integers(0, 100), st.booleans())
 def test_every_fit_is_finite_and_none_beats_the_full_one(transform, tokens, hidden, seed, dead):

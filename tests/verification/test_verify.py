@@ -49,7 +49,7 @@ def drop():
 
 WAYS = {
     "mlp": ("llama", ONE, [given()]),
-    "shards, two groups, intercept": ("sharded", TWO, [given(), given(seed=4, intercept=torch.ones(16).double())]),
+    "shards, two groups": ("sharded", TWO, [given(), given(seed=4)]),
     "down projection, recycled": ("llama", ONE, [given(24, placement="down_proj", recycled=recycled())]),
     "block, and dropped": ("gemma", TWO, [given(placement="block"), drop()]),
     "norm": ("gemma", ONE, [given(gain=1.7)]),
@@ -73,7 +73,7 @@ def small(make_llama):
 
 
 def merged(folder, out, groups=ONE, transforms=None):
-    """Return (what `verify` takes) of a checkpoint merged to `out`."""
+    """(what `verify` takes) of a checkpoint merged to `out`."""
     cut, transforms = cut_of(groups, 6), transforms or [given()]
     merge(folder, cut, transforms, out, {"note": "test"})
     return resolve(str(folder)), cut, transforms, out
@@ -111,7 +111,7 @@ def listed(gemma, tmp_path_factory):
 
 
 def spoilt(given, tmp_path, spoil):
-    """Return a copy of an export with something done to it, whose list of hashes is put right again."""
+    """A copy of an export with something done to it, whose list of hashes is put right again."""
     folder = shutil.copytree(given[3], tmp_path / "spoilt")
     spoil(folder)
     record = read_json(folder / "replaceme.json")
@@ -144,7 +144,7 @@ def forget_one(index):
 
 
 def take_away(name):
-    """Return a change that removes a tensor from its shard and the index."""
+    """A tensor that is in no shard any more, nor in the index."""
 
     def spoil(folder):
         edit_tensor(name, lambda _: None)(folder)
@@ -321,7 +321,7 @@ def test_other_programs_do_not_run_code_of_the_folder(llama, tmp_path, monkeypat
 
 
 def words(before, folder, tmp_path):
-    """Return the command line of `verify` on files as the steps before it write them."""
+    """The command line of `verify` on files as the steps before it write them."""
     record, cut, transforms, _ = before
     record.save(tmp_path / "model.json")
     cut.save(tmp_path / "cut.json")
@@ -331,7 +331,7 @@ def words(before, folder, tmp_path):
 
 
 def step(before, folder, tmp_path):
-    """Return `replaceme verify`."""
+    """`replaceme verify`."""
     return main(words(before, folder, tmp_path))
 
 

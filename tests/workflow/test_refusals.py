@@ -1,4 +1,4 @@
-"""Faults end a run before any job: a non-zero exit and one line for every mistake, in Snakemake's own output."""
+"""What cannot work ends before any job: a non-zero exit and one line for every mistake, in Snakemake's own output."""
 
 import json
 import shutil
@@ -39,10 +39,10 @@ def test_a_key_given_twice(project):
     refused(project, ("my.yaml", "line", "key 'ls' again", "keep one of them"))
 
 
-def gemma_like(folder):
-    """Make the model's folder one of an architecture into which an intercept cannot be folded."""
+def olmo_like(folder):
+    """The model's folder as that of an architecture into which a factor on the stream cannot be folded."""
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "gemma2"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "olmo2"}))
 
 
 def cut_short(folder):
@@ -51,32 +51,29 @@ def cut_short(folder):
 
 
 def test_models_and_files_that_cannot_be_used(project):
-    models = {name: {"source": f"models/tiny/{name}"} for name in ("gone", "short", "gemma")}
-    for name, spoil in (("short", cut_short), ("gemma", gemma_like)):
+    models = {name: {"source": f"models/tiny/{name}"} for name in ("gone", "short", "olmo")}
+    for name, spoil in (("short", cut_short), ("olmo", olmo_like)):
         spoil(shutil.copytree(project.folder / "models/tiny/first", project.folder / "models/tiny" / name))
     project.config(
         models=models,
         calibrations={"plain": {"dataset": "nothing.jsonl"}},
         cuts={"n4": {"blocks": 4}, "late": {"blocks": 2, "start": 3}, "most": {"ratio": 0.9}},
         evaluations={"items": {"include": "no-tasks"}},
-        fits={"affine": {"intercept": True}},
+        fits={"factor": {"transform": "scalar", "placement": "upstream"}},
         tables={
-            "main.1": {"models": ["tiny.v1", *models], "cuts": ["n1", "n4", "late", "most"], "fits": ["uidl", "affine"]}
+            "main.1": {"models": ["tiny.v1", *models], "cuts": ["n1", "n4", "late", "most"], "fits": ["uidl", "factor"]}
         },
     )
     refused(
         project,
         ("my.yaml: models.gone", "models/tiny/gone: no such folder"),
         ("my.yaml: models.short", "model.safetensors: truncated or corrupted", "copy it again"),
-        ("my.yaml: fits.affine on models.gemma", "an intercept cannot pass", "drop it"),
+        ("my.yaml: fits.factor on models.olmo", "placement upstream is not known", "use placement block"),
         ("my.yaml: calibrations.plain", "nothing.jsonl: no such file"),
         ("my.yaml: evaluations.items", "no-tasks: no such folder"),
-        *(("my.yaml: cuts.n4 on models." + name, "cannot remove 4 of 4 blocks") for name in ("tiny.v1", "gemma")),
-        *(
-            ("my.yaml: cuts.late on models." + name, "start 3 must lie between 1 and 2")
-            for name in ("tiny.v1", "gemma")
-        ),
-        *(("my.yaml: cuts.most on models." + name, "ratio 0.9 is out of reach") for name in ("tiny.v1", "gemma")),
+        *(("my.yaml: cuts.n4 on models." + name, "cannot remove 4 of 4 blocks") for name in ("tiny.v1", "olmo")),
+        *(("my.yaml: cuts.late on models." + name, "start 3 must lie between 1 and 2") for name in ("tiny.v1", "olmo")),
+        *(("my.yaml: cuts.most on models." + name, "ratio 0.9 is out of reach") for name in ("tiny.v1", "olmo")),
     )
 
 

@@ -1,51 +1,41 @@
-"""Merge removed blocks into their carrier by adding differences of weights: LaCo (arXiv 2402.11187).
+"""`collapse`: removed blocks merged into their carrier by adding differences of weights, LaCo (arXiv 2402.11187).
 
 Every weight of attention and MLP of block c = start - 1, with its bias, becomes `W_c + sum_k (W_k - W_c)`, k the
 removed blocks start .. end-1, or, where the cut was chosen by merging, the sum with coefficients that belongs to it
 (`laco_search`). Norms stay those of c. Nothing is fitted and no text is read.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
+from replaceme.placements.placement import Placement, Span
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from replaceme.models.checkpoints import Checkpoint
+    from replaceme.models.family import Family
     from replaceme.surgery.edits import Edit
     from replaceme.transforms.transform import Transform
 
-COLLAPSE = "collapse"
 
+class Collapse(Placement):
+    """Merge of removed blocks as a placement; it has no map of its own."""
 
-def fit_collapse(hidden_size: int, coefficients: Sequence[int] | None = None) -> "Transform":
-    """Return the transform that stands for the merge; it has no map of its own (`matrix` is I).
+    name = "collapse"
 
-    `coefficients` of the carrier and each removed block: by default `(1 - n, 1, ..., 1)` of n removed blocks.
-    """
-    import torch
+    def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
+        """Yield the carrier has the merged weights."""
+        yield collapsed(family.block_modules(base_model), *cut, coefficients_of(transform))
 
-    from replaceme.transforms.transform import Transform
-
-    found = Transform(torch.eye(hidden_size, dtype=torch.float64), {"solver": "collapse"}, COLLAPSE)
-    return found if coefficients is None else _with(found, coefficients)
-
-
-def _with(transform: "Transform", coefficients: Sequence[int]) -> "Transform":
-    return replace(transform, report={**transform.report, "coefficients": list(coefficients)})
-
-
-def as_chosen(cut: Cut, transforms: "Sequence[Transform]") -> "list[Transform]":
-    """Return the transforms of the groups of a cut.json; merges get the coefficients of the cut's search."""
-    if cut.coefficients is None:
-        return list(transforms)
-    pairs = zip(transforms, cut.coefficients, strict=True)
-    return [_with(one, given) if one.placement == COLLAPSE else one for one, given in pairs]
+    def edits(self, checkpoint: "Checkpoint", placed: "Sequence[tuple[Span, Transform]]") -> "dict[str, Edit]":
+        """Return the merged weights of the carriers."""
+        found: dict[str, Edit] = {}
+        for cut, transform in placed:
+            found |= collapsing(checkpoint, *cut, coefficients_of(transform))
+        return found
 
 
 def coefficients_of(transform: "Transform") -> Sequence[int] | None:
@@ -91,7 +81,7 @@ def _check_alike(shapes: Sequence[dict[str, tuple[int, ...]]], start: int, end: 
 def collapsed(
     blocks: "nn.ModuleList", start: int, end: int, coefficients: Sequence[int] | None = None
 ) -> Callable[[], None]:
-    """Give a loaded carrier the merged weights; returns a function that restores its own."""
+    """Give a loaded carrier the merged weights; returns what gives it its own back."""
     import torch
 
     held = [dict(block.named_parameters()) for block in blocks[start - 1 : end]]
@@ -115,7 +105,7 @@ def _of(checkpoint: "Checkpoint", block: int) -> dict[str, tuple]:
 
 
 def _merging(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the mergeable weights among the shapes of a block's tensors: matrices, and the biases beside them."""
+    """Return the weights that are merged, of the shapes of a block's tensors: matrices, and the biases beside them."""
     matrices = {name for name, shape in shapes.items() if len(shape) > 1}
     biases = {name.removesuffix("weight") + "bias" for name in matrices}
     return {name: tuple(shape) for name, shape in shapes.items() if name in matrices or name in biases}

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 import replaceme
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
+from replaceme.placements.collapse import merged
 from replaceme.surgery.fold import merge
-from replaceme.surgery.laco_merge import fit_collapse, merged
+from replaceme.transforms.collapse import fit_collapse
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme.core.errors import ReplaceMeError
-from replaceme.transforms.affine import Gain
+from replaceme.transforms.gains import Gain
 from replaceme.transforms.transform import Transform
 
 HIDDEN = 6

@@ -1,0 +1,115 @@
+"""Objectives of fits, and the solvers over stored rows: description, options and function of each.
+
+A new solver is a file of the room `transforms` and an entry of SOLVERS: see docs/adding.md. An option of its own is a
+field of SolverOptions.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from replaceme.config.base import Strict
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver over rows; its function is named `module.function` of the room `transforms`, and imported when it runs.
+
+    `function(given, objective, **options)` gives the transform (see `transforms.given_rows`), `options` being the keys
+    that it can be told; `penalties` those that its objective can be. `square`: it starts from T = I.
+    """
+
+    function: str
+    description: str
+    options: tuple[str, ...] = ()
+    penalties: tuple[str, ...] = ()
+    square: bool = True
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """All keys that a fit by it can be told."""
+        return ("fit_tokens", *self.options, *self.penalties)
+
+
+SOLVERS = {
+    "auto": Solver(
+        "cosine.fit_cosine",
+        "the closed form for l2 and reweighted least squares for the others",
+        ("iterations", "ridge_relative", "towards"),
+        square=False,
+    ),
+    "adam": Solver(
+        "adam.fit_adam",
+        "the paper's default",
+        ("learning_rate", "batch_tokens", "epochs", "mask_ratio", "order_seed"),
+        ("l1_alpha", "l2_alpha"),
+    ),
+    "nlcg": Solver("full_batch.fit_nlcg", "the paper's nonlinear conjugate gradients", ("iterations",), ("l2_alpha",)),
+    "lbfgs": Solver("full_batch.fit_lbfgs", "the paper's L-BFGS", ("iterations",), ("l2_alpha",)),
+    "trust_ncg": Solver(
+        "full_batch.fit_trust_ncg", "the paper's trust-region Newton-CG", ("iterations",), ("l2_alpha",)
+    ),
+}
+
+
+class TrainingOptions(Strict):
+    """Options of Adam over a text, or over the rows of one."""
+
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam.")
+    batch_tokens: int = Field(1024, ge=1, description="Tokens of a batch of Adam.")
+    epochs: int = Field(10, ge=1, description="Passes of Adam over the text.")
+    order_seed: int = Field(
+        0, ge=0, description="Seed of the order in which Adam takes the text, and of the tokens that it leaves out."
+    )
+
+
+class AdamOptions(TrainingOptions):
+    """Settings of the solver adam; the defaults are the paper's (Table 14)."""
+
+    mask_ratio: float = Field(
+        0.0, ge=0, lt=1, description="Share of the tokens, drawn anew, that each epoch of adam leaves out (A.12)."
+    )
+
+
+class SolverOptions(Strict):
+    """The objective, and how it is minimised."""
+
+    objective: Literal["l2", "cosine", "cosine_exact"] = Field(
+        "l2",
+        description="Objective of the fit: l2 is least squares (eq. 6), cosine the mean cosine distance between M T "
+        "and the target (eq. 8), cosine_exact that between M T + Y and the state after the cut (eq. 7); a full T over "
+        "stored rows but for l2.",
+    )
+    solver: Literal[tuple(SOLVERS)] = Field(
+        "auto",
+        description=f"How: {'; '.join(f'{name}, {one.description}' for name, one in SOLVERS.items())}. All but auto go "
+        "from T = I.",
+    )
+    fit_tokens: int | None = Field(
+        None, ge=16, description="Tokens, drawn uniformly, whose rows a fit over rows stores; null: all."
+    )
+    iterations: int | None = Field(
+        None,
+        ge=1,
+        description="Most iterations of a fit over rows other than adam's; null: 10 passes of reweighted least squares "
+        "after the first, 100 iterations of nlcg, lbfgs or trust_ncg.",
+    )
+    l1_alpha: float = Field(
+        0.0, ge=0, description="Penalty on the sum of |T_ij|, in units of the mean loss, of adam (eq. 9)."
+    )
+    l2_alpha: float = Field(
+        0.0,
+        ge=0,
+        description="Penalty on the sum of T_ij^2, in units of the mean loss, of the gradient solvers (eq. 9).",
+    )
+
+    @property
+    def needs_rows(self) -> bool:
+        """True if sums are not enough and the fit reads stored rows."""
+        return self.objective != "l2" or self.solver != "auto"
+
+    @property
+    def needs_state(self) -> bool:
+        """True if those rows hold the residual stream too."""
+        return self.objective == "cosine_exact"

@@ -1,0 +1,121 @@
+"""`down_proj`: a map in place of the carrier's down projection.
+
+m = the input of the down projection, r as of `mlp`. T [intermediate, hidden] is its new weight: the maps W T of the
+mlp placement are among these, and the parameters are as many as before. Some of the MLP's neurons may be recycled
+before the fit (see `recycled_neurons`), and their rows of gate and up projection change too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.placements.mlp import Mlp
+from replaceme.placements.placement import Rows, Span, bias_of, device_of, mapped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.activations.capture import Activations
+    from replaceme.activations.recycled_neurons import Recycled
+    from replaceme.models.checkpoints import Checkpoint
+    from replaceme.models.family import Family
+    from replaceme.surgery.edits import Edit
+    from replaceme.transforms.transform import Transform
+
+
+class DownProj(Mlp):
+    """In place of the carrier's down projection."""
+
+    name = "down_proj"
+    description = "in place of the down projection (full T only)"
+    square = False
+    recycles = True
+
+    def wanted(self, groups: Sequence[Span]) -> dict[str, frozenset[int]]:
+        """Return the inputs of the down projections, beside what `mlp` wants."""
+        return super().wanted(groups) | {"down_input": frozenset(start - 1 for start, _ in groups)}
+
+    def rows(self, activations: "Activations", cut: Span, recycled: "Recycled | None" = None) -> Rows:
+        """Return (inputs of the down projection, as the recycled neurons make them; the terms of r)."""
+        carrier = cut[0] - 1
+        m = activations.down_input[carrier]
+        if recycled is not None:
+            m = recycled.apply(m, activations.mlp_input[carrier])
+        return m, super().rows(activations, cut)[1]
+
+    def width(self, hidden: int, intermediate: int) -> int:
+        """Return the number of neurons."""
+        return intermediate
+
+    def check(self, family: "Family", config: dict[str, Any], where: str) -> None:
+        """There must be one down projection."""
+        if family.mixture:
+            raise ReplaceMeError(
+                f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
+            )
+
+    def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
+        """Yield the MLP puts out T of what its down projection is given."""
+        carrier, recycled = family.block_modules(base_model)[cut[0] - 1], transform.recycled
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep_rows(_: "nn.Module", inputs: Any) -> None:
+            seen["rows"] = inputs[0] if recycled is None else recycled.apply(inputs[0], seen.pop("input"))
+
+        def keep_input(_: "nn.Module", inputs: Any) -> None:
+            seen["input"] = inputs[0]
+
+        if recycled is not None:
+            yield family.gate_projection(carrier).register_forward_pre_hook(keep_input).remove
+        yield family.down_projection(carrier).register_forward_pre_hook(keep_rows).remove
+        module = family.mlp_module(carrier)
+        device = device_of(module, carrier)
+        yield mapped(module, transform, device, lambda output: seen.pop("rows"), family.multiplier)
+
+    def _of_carrier(self, checkpoint: "Checkpoint", carrier: int, transform: "Transform") -> "dict[str, Edit]":
+        prefix, recycled = f"{checkpoint.family.blocks}.{carrier}.", transform.recycled
+        changed = {} if recycled is None else _recycling(checkpoint.family, prefix, recycled)
+        return changed | super()._of_carrier(checkpoint, carrier, transform)
+
+    def behind_scale(self, scale: "torch.Tensor", transform: "Transform") -> "Transform":
+        """Return T itself, which was fitted with the scale behind it, and is the weight without one."""
+        return transform
+
+    def new_weight(self, given: "torch.Tensor", family: "Family", transform: "Transform") -> "torch.Tensor":
+        """Return T^T, which is M before the family's factor on it."""
+        return (transform.matrix.T / family.multiplier).to(given)
+
+    def new_bias(self, given: "torch.Tensor", transform: "Transform") -> "torch.Tensor":
+        """Return none, as there was none in the fit."""
+        return given.new_zeros(given.shape)
+
+    def direction(self, given: "torch.Tensor", gains: "torch.Tensor", transform: "Transform") -> "torch.Tensor":
+        """Return T^T."""
+        return transform.matrix.double().T
+
+
+def _recycling(family: "Family", carrier: str, recycled: "Recycled") -> "dict[str, Edit]":
+    """Return the rows of the gate and up projections that belong to the recycled neurons, and their biases, which
+    go.
+    """
+    fused = family.gate == family.up  # one weight, the gate above
+
+    def rows(*parts: "tuple[int, torch.Tensor]") -> "Edit":
+        def edit(given: "torch.Tensor") -> "torch.Tensor":
+            changed, intermediate = given.clone(), len(given) // (1 + fused)
+            for part, values in parts:
+                changed[part * intermediate + recycled.neurons] = values.to(given.dtype)
+            return changed
+
+        return edit
+
+    zero = recycled.gate.new_zeros(())
+    edits: dict[str, Edit] = {}
+    if fused:
+        edits[family.gate] = rows((0, recycled.gate), (1, recycled.up))
+        edits[bias_of(family.gate)] = rows((0, zero), (1, zero))
+    else:
+        for name, values in ((family.gate, recycled.gate), (family.up, recycled.up)):
+            edits[name], edits[bias_of(name)] = rows((0, values)), rows((0, zero))
+    return {carrier + name: edit for name, edit in edits.items()}

@@ -1,0 +1,115 @@
+"""`mlp`: a map of what the carrier's MLP adds, folded into its down projection (eq. 6 of arXiv 2505.02819).
+
+m = M, what the MLP adds; r = hidden_states[end-1] - hidden_states[start-1] + M. With row vectors M = a W^T, W the down
+projection [hidden, intermediate], M T = a (T^T W)^T, so W becomes T^T W, computed in float64 and rounded once to the
+stored type. In a mixture of experts M is a sum of such terms, and T goes into each.
+Where a norm with gains g follows the down projection, M = g * u / rms(u) with u = a W^T, and only the direction of M T
+can be had: W becomes c T^T diag(g) W, and the norm's gains one number, the transform's `gain`. The norm does not see c,
+which keeps the size of W, so that the norm's epsilon matters as little as before.
+Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from replaceme.placements.placement import Placement, Rows, Span, bias_of, device_of, mapped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from replaceme.activations.capture import Activations
+    from replaceme.activations.recycled_neurons import Recycled
+    from replaceme.models.checkpoints import Checkpoint
+    from replaceme.models.family import Family
+    from replaceme.surgery.edits import Edit
+    from replaceme.transforms.transform import Transform
+
+
+def fold(weight: "torch.Tensor", transform: "torch.Tensor") -> "torch.Tensor":
+    """Return T^T W in float64, in W's type; weight [hidden, intermediate], or stacked so, transform [hidden, hidden].
+
+    Formed where T is, returned where W is.
+    """
+    return (transform.double().T @ weight.to(transform.device).double()).to(weight)
+
+
+class Mlp(Placement):
+    """Onto the output of the carrier's MLP."""
+
+    name = "mlp"
+    description = "onto the output of the carrier's MLP, folded into its down projection"
+    of_mlp = True
+
+    def wanted(self, groups: Sequence[Span]) -> dict[str, frozenset[int]]:
+        """Return m of the carriers, beside the states."""
+        return super().wanted(groups) | {"mlp_output": frozenset(start - 1 for start, _ in groups)}
+
+    def rows(self, activations: "Activations", cut: Span, recycled: "Recycled | None" = None) -> Rows:
+        """Return (M, the terms of r)."""
+        carrier, last = cut[0] - 1, cut[1] - 1
+        added = activations.mlp_output[carrier]
+        return added, (activations.hidden_states[last], activations.hidden_states[carrier], added)
+
+    def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
+        """Yield the MLP puts out M T."""
+        carrier = family.block_modules(base_model)[cut[0] - 1]
+        module = family.mlp_module(carrier)
+        yield mapped(module, transform, device_of(module, carrier), family.added, family.multiplier)
+
+    def edits(self, checkpoint: "Checkpoint", placed: "Sequence[tuple[Span, Transform]]") -> "dict[str, Edit]":
+        """Return new weights, and biases, of the down projections, and of what follows them."""
+        found: dict[str, Edit] = {}
+        for (start, _), transform in placed:
+            found |= self._of_carrier(checkpoint, start - 1, transform)
+        return found
+
+    def _of_carrier(self, checkpoint: "Checkpoint", carrier: int, transform: "Transform") -> "dict[str, Edit]":
+        family, prefix, edits = checkpoint.family, f"{checkpoint.family.blocks}.{carrier}.", {}
+        if family.scale is not None:
+            edits[prefix + family.scale] = lambda scale: scale.new_ones(scale.shape)
+            transform = self.behind_scale(checkpoint.tensor(prefix + family.scale), transform)
+        for down in checkpoint.folded(carrier):
+            if family.post_norm is not None:
+                edits |= self._normed(checkpoint, down, prefix + family.post_norm, transform)
+            else:
+                edits |= self.folded(family, down, transform)
+        return edits
+
+    def behind_scale(self, scale: "torch.Tensor", transform: "Transform") -> "Transform":
+        """Return the map of what comes before a layer scale s: diag(s) T."""
+        return replace(transform, matrix=scale.to(transform.matrix)[:, None] * transform.matrix)
+
+    def folded(self, family: "Family", down: str, transform: "Transform") -> "dict[str, Edit]":
+        """Return the edits by T of a down projection of this name and of its bias, whatever follows it."""
+
+        def weight(given: "torch.Tensor") -> "torch.Tensor":
+            if family.transposed:
+                return self.new_weight(given.T, family, transform).T.contiguous()
+            return self.new_weight(given, family, transform).contiguous()
+
+        return {down: weight, bias_of(down): lambda given: self.new_bias(given, transform).to(given)}
+
+    def new_weight(self, given: "torch.Tensor", family: "Family", transform: "Transform") -> "torch.Tensor":
+        """Return the new down projection [hidden, intermediate]."""
+        return fold(given, transform.matrix)
+
+    def new_bias(self, given: "torch.Tensor", transform: "Transform") -> "torch.Tensor":
+        """Its new bias [hidden]."""
+        return given.to(transform.matrix) @ transform.matrix
+
+    def _normed(self, checkpoint: "Checkpoint", down: str, norm: str, transform: "Transform") -> "dict[str, Edit]":
+        offset = checkpoint.family.gain_offset
+        gains = offset + checkpoint.tensor(norm).double()
+
+        def weight(given: "torch.Tensor") -> "torch.Tensor":
+            before = given.to(transform.matrix.device).double()
+            found = self.direction(before, gains, transform)
+            return (found * (before.norm() / found.norm())).to(given)
+
+        return {down: weight, norm: lambda given: given.new_full(given.shape, transform.gain - offset)}
+
+    def direction(self, given: "torch.Tensor", gains: "torch.Tensor", transform: "Transform") -> "torch.Tensor":
+        """Return the new down projection before a norm, up to its size: T^T diag(g) W in float64."""
+        return transform.matrix.double().T @ (gains.to(given)[:, None] * given)
