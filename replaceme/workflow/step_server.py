@@ -13,9 +13,11 @@ import ctypes
 import gc
 import importlib
 import json
+import logging
 import os
 import resource
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ from pathlib import Path
 from replaceme.core.offline import set_environment
 from replaceme.workflow.step_client import LENGTH, VARIABLE
 
+log = logging.getLogger(__name__)
 # in the order in which the steps of a workflow need them
 PRELOADED = (
     "replaceme.cli", "torch", "safetensors.torch", "transformers", "transformers.models.auto.modeling_auto",
@@ -34,7 +37,14 @@ PRELOADED = (
     "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface", "pandas", "matplotlib.pyplot",
 )  # fmt: skip
 PR_SET_PDEATHSIG = 1  # of Linux
+LONGEST_FOLDER = 70  # bytes: the path of a socket has 107 at most
 WATCHED = 5  # seconds between looks for the process that started the server
+
+
+def _short_folder() -> str:
+    """Return the folder for temporary files, or /tmp where the path of a socket in it would be too long."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder.encode()) <= LONGEST_FOLDER else "/tmp"
 
 
 class StepServer:
@@ -51,9 +61,15 @@ class StepServer:
         """Start the server; it imports while the first jobs are on their way."""
         if VARIABLE in os.environ:
             return
-        self.path = f"{tempfile.mkdtemp(prefix='replaceme-steps-')}/socket"
+        folder = Path(tempfile.mkdtemp(prefix="replaceme-steps-", dir=_short_folder()))
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(self.path)
+            try:
+                listener.bind(str(folder / "socket"))
+            except OSError as error:  # every step does without it
+                log.warning("no process that steps are forked from: %s: %s", folder, error.strerror or error)
+                folder.rmdir()
+                return
+            self.path = str(folder / "socket")
             listener.listen(256)
             arguments = [str(listener.fileno()), self.path, str(os.getpid())]
             # a session of its own: an interrupt from the keyboard is for Snakemake, which ends what it has started
@@ -70,6 +86,7 @@ class StepServer:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+            shutil.rmtree(Path(self.path).parent, ignore_errors=True)  # it had no time to, if it had just begun
 
 
 def serve(listener: socket.socket, path: str, parent: int) -> None:

@@ -133,7 +133,7 @@ CODE = {
         {**LS, **TABLE},
     ),
     "merge": (
-        "replaceme/surgery/fold.py",
+        "replaceme/placements/mlp.py",
         "transform.double().T @ weight.to(transform.device).double()",
         "(weight.to(transform.device).double().T @ transform.double()).T",
         {"merge": 2, "verify": 2, "evaluate": 2, "speed": 2, **TABLE},

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from replaceme.workflow import step_server
 from replaceme.workflow.step_client import VARIABLE
 from replaceme.workflow.step_server import StepServer
 
@@ -121,6 +122,24 @@ def test_the_server_ends_with_who_started_it(tmp_path):
     starter.communicate()
     waited(lambda: not psutil.pid_exists(int(number)) or psutil.Process(int(number)).status() == "zombie")
     assert not Path(path).parent.exists()
+
+
+def test_a_long_folder_for_temporary_files_is_no_trouble(monkeypatch, tmp_path, caplog):
+    """The path of a socket has 107 bytes at most; without a server steps run by themselves."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(step_server, "PRELOADED", ())
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    one = StepServer()
+    one.start()
+    one.stop()
+    assert one.path.startswith("/tmp/replaceme-steps-") and not Path(one.path).parent.exists()
+    monkeypatch.setattr(step_server, "_short_folder", lambda: str(long))
+    two = StepServer()
+    two.start()
+    two.stop()
+    assert two.path is None and "no process that steps are forked from" in caplog.text and not list(long.iterdir())
 
 
 def test_none_is_started_where_the_variable_is_set(monkeypatch):
