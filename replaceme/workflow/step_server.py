@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -92,6 +93,8 @@ class StepServer:
 def serve(listener: socket.socket, path: str, parent: int) -> None:
     """Import PRELOADED step by step and run what is asked for, until the process that started this one is gone."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # those are of libraries, which hold nothing that a child waits for
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     set_environment(online=True)  # libraries read it when they are imported; a child may turn the network off later
     try:
         _Server(listener).run(parent, iter(PRELOADED))

@@ -111,8 +111,12 @@ def run(words: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return every path below a folder, with size and time, so that whatever is written shows."""
-    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")}
+    """Return every path below a folder, with size and time, so that whatever is written shows.
+
+    Python's own copies of the code that a task names are not ours, nor the time of the folder that they lie in.
+    """
+    found = {path: path.lstat() for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    return {str(path): (one.st_size, one.st_mtime_ns) if path.is_file() else (0, 0) for path, one in found.items()}
 
 
 def check_refused(case: Case, folder: Path) -> None:
