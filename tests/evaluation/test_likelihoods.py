@@ -13,7 +13,7 @@ LONGEST = 24
 TEXTS = [variant for variant in VARIANTS if FAMILIES[variant.partition(",")[0]].modality == "text"]
 
 
-def queries(vocabulary, count=12, seed=0):
+def queries(vocabulary, count=8, seed=0):
     """Return contexts with one answer or several, of one token or more, some equal, some longer than the model
     takes.
     """

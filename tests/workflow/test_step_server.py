@@ -154,7 +154,7 @@ def test_a_run_starts_one_and_leaves_none(project):
     """Jobs run as children of the server, which is gone with Snakemake."""
     environment = project.environment(REPLACEME_TEST_WARM="", TMPDIR=str(project.folder))
     del environment[VARIABLE]
-    command = project.command("results/tiny.v1/plain/tokens.safetensors")
+    command = project.command("results/tiny.v1/model.json")
     run = subprocess.Popen(command, cwd=project.folder, env=environment, stderr=subprocess.DEVNULL)
     servers, served = set(), set()
     while run.poll() is None:
@@ -165,7 +165,7 @@ def test_a_run_starts_one_and_leaves_none(project):
             except psutil.Error:  # it has ended
                 continue
         time.sleep(0.02)
-    assert run.returncode == 0 and (project.folder / "results/tiny.v1/plain/tokens.safetensors").is_file()
-    assert len(servers) == 1 and len(served) == 2
+    assert run.returncode == 0 and (project.folder / "results/tiny.v1/model.json").is_file()
+    assert len(servers) == 1 and len(served) == 1
     assert not any(psutil.pid_exists(number) for number in servers | served)
     assert not list(project.folder.glob("replaceme-steps-*"))
