@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY := $(VENV)/.ready
+# where it is set, each of hundreds of processes would compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run publish test lint install gpu-test slurm slurm-packages chaos docs clean
 
