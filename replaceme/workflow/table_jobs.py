@@ -82,12 +82,11 @@ class TableJobs:
     def inputs(self, names: Names) -> Files:
         """Return all files that a table shows."""
         rows = self.rows([names.table])
-        folders = once(map(fit_folder, rows))
         measured = self._measured([names.table])
         return {
             "measured": measured,
             "verified": once(at(VERIFY, row) for row in rows) if measured else [],
-            "fits": [f"{folder}/{Path(FIT).name}" for folder in folders],
+            "fits": once(at(FIT, row) for row in rows),
             "cuts": sorted({at(CUT, row) for row in rows}),
         }
 
