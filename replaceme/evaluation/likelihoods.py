@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.progress import bar
-from replaceme.evaluation.batches import Group, first_batch, grouped, room_of
+from replaceme.evaluation.batches import LOGITS, Group, first_batch, grouped, room_of
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +173,7 @@ def _scores(logits: "torch.Tensor", wanted: Rows) -> list[Answered]:
     import torch
 
     # in parts, as float32 logits of a large vocabulary would take more memory than all the rest
-    parts = logits.split(max(1, 2**26 // logits.shape[-1]))
+    parts = logits.split(max(1, LOGITS // logits.shape[-1]))
     normaliser = torch.cat([part.float().logsumexp(-1) for part in parts])
     likeliest = logits.argmax(-1)
     rows = torch.tensor([row + k for row, tokens in wanted for k in range(len(tokens))], device=logits.device)
