@@ -17,6 +17,7 @@ from replaceme.workflow.job_environment import shell_prefix
 from replaceme.workflow.load_config import check_config, load_config
 from replaceme.workflow.measure_jobs import MeasureJobs
 from replaceme.workflow.model_jobs import ModelJobs
+from replaceme.workflow.planned import remove_plan, write_plan
 from replaceme.workflow.requests import Requests
 from replaceme.workflow.snakemake_lock import begin, told_when_locked
 from replaceme.workflow.step_server import StepServer
@@ -141,11 +142,20 @@ onstart:
     begin("results", logger)
     if LOCAL:
         STEP_SERVER.start()
-        shell.prefix(shell_prefix(sys.executable, CONFIG.cost, STEP_SERVER.path))
+        # where costs are measured, each job has to do its own work
+        plan = (
+            write_plan(workflow.dag.needrun_jobs(), paths.RESULTS)
+            if CONFIG.cost is None
+            else None
+        )
+        shell.prefix(
+            shell_prefix(sys.executable, CONFIG.cost, STEP_SERVER.path, plan)
+        )
 
 
 onsuccess:
     STEP_SERVER.stop()
+    remove_plan(paths.RESULTS)
 
 
 onerror:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from replaceme.activations.capture import Activations, collect
 from replaceme.activations.statistics import Statistics
-from replaceme.activations.targets import rows_of, wanted_by, weights_of
+from replaceme.activations.targets import rows_of, wanted_by, weights_of, width_of
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.placement import MLP, Regression
 from replaceme.core.errors import ReplaceMeError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.activations.recycled_neurons import Recycled
+
+FLOAT64 = 8  # bytes
 
 
 class Gathered:
@@ -45,6 +47,12 @@ class Gathered:
             self._sums = [Statistics.zeros(terms[0].shape[-1], m.device, m.shape[-1]) for m, terms in rows]
         for one, (m, terms) in zip(self._sums, rows, strict=True):
             one.add_batch(m, terms, activations.mask, weights_of(self.regression, terms))
+
+    def bytes(self, model: "nn.Module", family: Family) -> int:
+        """Return the bytes that the sums will take on the model's device."""
+        hidden = model.config.hidden_size
+        widths = [width_of(self.regression, model, family, start) for start, _ in self.groups]
+        return sum(FLOAT64 * width * (width + hidden) for width in widths)
 
     def statistics(self) -> list[Statistics]:
         """Return the statistics of each group, on the CPU, where they are added up and solved."""

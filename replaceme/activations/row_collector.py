@@ -2,14 +2,14 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.activations.capture import Activations, collect
 from replaceme.activations.rows import UNKNOWN, HeldParts, Rows, row_bytes, storing
-from replaceme.activations.targets import formed, rows_of, wanted_by
+from replaceme.activations.targets import formed, rows_of, wanted_by, width_of
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.placement import MLP, Regression
 from replaceme.core.files import check_room
@@ -49,12 +49,9 @@ class RowCollector:
 
     def bytes(self, model: "nn.Module", family: Family) -> int:
         """Return the bytes that the rows will take, and log them."""
-        hidden = width = model.config.hidden_size
-        if not self.regression.place.square:
-            inner = family.intermediate_size(family.block_modules(model)[self.cut[0] - 1])
-            width = self.regression.place.width(hidden, inner)
+        width = width_of(self.regression, model, family, self.cut[0])
         count = int(self.chosen.sum())
-        needed = count * row_bytes((width, hidden), self.with_state)
+        needed = count * row_bytes((width, model.config.hidden_size), self.with_state)
         LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, needed / 1e9)
         return needed
 
@@ -90,6 +87,29 @@ class RowOptions:
 EVERY_ROW = RowOptions()
 
 
+@contextlib.contextmanager
+def writing_rows(
+    folder: str | Path,
+    model: "nn.Module",
+    family: Family,
+    count: int,
+    groups: Sequence[tuple[int, int]],
+    options: RowOptions = EVERY_ROW,
+) -> Iterator[list[RowCollector]]:
+    """Yield collectors of the rows of each group of a cut, of `count` tokens, and have the rows in folders afterwards.
+
+    The rows of group k go to the subfolder k of `folder`. Raises ReplaceMeError when the disk has no room for them.
+    """
+    shape = (count, options.fit_tokens, options.with_state, options.regression)
+    pairs = zip(groups, options.recycled or [None] * len(groups), strict=True)
+    collectors = [RowCollector(group, *shape, one) for group, one in pairs]
+    check_room(Path(folder), sum(one.bytes(model, family) for one in collectors), "rows", "lower `fit_tokens`")
+    with contextlib.ExitStack() as stack:
+        for number, one in enumerate(collectors):
+            one.parts = stack.enter_context(storing(Path(folder) / str(number), options.origin))
+        yield collectors
+
+
 def write_rows(
     folder: str | Path,
     model: "nn.Module",
@@ -99,18 +119,8 @@ def write_rows(
     batch_size: int,
     options: RowOptions = EVERY_ROW,
 ) -> list[Rows]:
-    """Write the rows of each group of a cut (see `RowCollector`), by one forward pass, and return them.
-
-    The rows of group k go to the subfolder k of `folder`. Raises ReplaceMeError before the pass when the disk has no
-    room for them.
-    """
-    shape = (tokens.count, options.fit_tokens, options.with_state, options.regression)
-    pairs = zip(groups, options.recycled or [None] * len(groups), strict=True)
-    collectors = [RowCollector(group, *shape, one) for group, one in pairs]
-    check_room(Path(folder), sum(one.bytes(model, family) for one in collectors), "rows", "lower `fit_tokens`")
-    with contextlib.ExitStack() as stack:
-        for number, one in enumerate(collectors):
-            one.parts = stack.enter_context(storing(Path(folder) / str(number), options.origin))
+    """Write the rows of each group of a cut by one forward pass, and return them; see `writing_rows`."""
+    with writing_rows(folder, model, family, tokens.count, groups, options) as collectors:
         collect(model, family, progress(tokens.batches(batch_size), "rows", unit="batch"), collectors)
     return [one.parts.rows for one in collectors]
 

@@ -8,8 +8,10 @@ from replaceme.config.placement import Regression
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from replaceme.activations.recycled_neurons import Recycled
+    from replaceme.models.family import Family
 
 
 def wanted_by(regression: Regression, groups: Sequence[tuple[int, int]]) -> Wanted:
@@ -33,6 +35,14 @@ def unmasked_rows_of(
     """Return (m [tokens, width], r [tokens, hidden]) of the unmasked tokens of a batch."""
     m, terms = rows_of(regression, activations, start, end, recycled)
     return m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
+
+
+def width_of(regression: Regression, model: "nn.Module", family: "Family", start: int) -> int:
+    """Return the width of m for a cut that begins at block `start`; the MLP's own is looked up where it counts."""
+    hidden = model.config.hidden_size
+    if regression.place.square:
+        return hidden
+    return regression.place.width(hidden, family.intermediate_size(family.block_modules(model)[start - 1]))
 
 
 def weights_of(regression: Regression, terms: tuple["torch.Tensor", ...]) -> "torch.Tensor | None":

@@ -54,6 +54,17 @@ class Noted:
 noted = Noted()
 
 
+@contextlib.contextmanager
+def noting_apart(further: Noted | None = None) -> Iterator[Noted]:
+    """Note what the block reads and writes in another object, a new one or that of an earlier block, and yield it."""
+    global noted
+    before, noted = noted, further or Noted()
+    try:
+        yield noted
+    finally:
+        noted = before
+
+
 def note_read(path: str | Path) -> None:
     """Note that a file is about to be read by other means than this module."""
     path = Path(path).absolute()
@@ -108,6 +119,14 @@ def _put(new: Path, path: Path) -> None:
         old.replace(path)
         raise
     remove(old)
+
+
+def move(made: Path, path: Path) -> None:
+    """Rename a complete file or folder to `path`, which is then this step's; both are of one file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _put(made, path)
+    sync(path.parent)
+    noted.written.add(path.absolute())
 
 
 def _cannot_write(path: Path, error: Exception) -> ReplaceMeError:

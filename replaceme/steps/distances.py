@@ -1,11 +1,15 @@
 """distances: measure how far the blocks' hidden states are from one another."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from replaceme.config.metrics import REPRESENTATIONS
-from replaceme.cuts.distances import measure, save
-from replaceme.steps.common import model_record, out_argument
-from replaceme.steps.forward import forward_arguments, load_forward
+from replaceme.cuts.distances import Distances, save
+from replaceme.steps.common import out_argument
+from replaceme.steps.forward import Forward, forward_arguments
+from replaceme.steps.shared_pass import Share, run_pass
 
 ONLINE = False
 
@@ -20,6 +24,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write both files."""
-    forward = load_forward(args, model_record(args))
-    matrices = measure(forward.model, forward.family, forward.tokens, forward.batch_size, args.representations)
-    save(args.out, matrices, forward.origin.content)
+    run_pass("distances", args, work)
+
+
+@contextmanager
+def work(args: argparse.Namespace, forward: Forward, out: Path) -> Iterator[Share]:
+    """Add up the distances, and write both files after the pass."""
+    distances = Distances(len(forward.family.block_modules(forward.model)), args.representations)
+    yield Share([distances])
+    save(out, distances.means(), forward.origin.content)

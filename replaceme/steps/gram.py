@@ -1,9 +1,12 @@
 """gram: sum the statistics of one cut over one shard of the calibration tokens, for the fits of one placement."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
-from replaceme.activations.gather import gather_groups, shard_batches
+from replaceme.activations.gather import Gathered
 from replaceme.activations.statistics import Statistics
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.command_line import add_options, from_options, option_of
@@ -11,7 +14,8 @@ from replaceme.config.fits import FitConfig
 from replaceme.config.placement import REGRESSION
 from replaceme.core.cut_record import Cut
 from replaceme.steps.common import model_record, neurons, out_argument, same_model
-from replaceme.steps.forward import forward_arguments, load_forward
+from replaceme.steps.forward import Forward, forward_arguments
+from replaceme.steps.shared_pass import Share, run_pass
 
 ONLINE = False
 
@@ -31,17 +35,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the statistics of the shard."""
-    cut = Cut.load(args.cut)
-    record = model_record(args)
+    cut, record = Cut.load(args.cut), model_record(args)
     same_model(record, cut.model_sha256, args.cut)
-    forward = load_forward(args, record)
-    shards = option_of(args, CalibrationConfig, "shards")
-    batches = shard_batches(forward.tokens, forward.batch_size, args.shard, shards)
+    run_pass("gram", args, work)
+
+
+@contextmanager
+def work(args: argparse.Namespace, forward: Forward, out: Path) -> Iterator[Share]:
+    """Collect the statistics of the shard, and write them to `out` after the pass."""
+    cut = Cut.load(args.cut)
     regression = from_options(args, FitConfig, REGRESSION).regression
     if args.before:
         regression = regression.before or regression
     origin = replace(forward.origin, groups=cut.groups)
-    recycled = neurons(args.recycled, regression, origin)
-    statistics = gather_groups(forward.model, forward.family, batches, cut.groups, regression, recycled)
+    gathered = Gathered(cut.groups, regression, neurons(args.recycled, regression, origin))
+    yield Share([gathered], gathered.bytes(forward.model, forward.family))
+    shards = option_of(args, CalibrationConfig, "shards")
     origin = replace(origin, kind=regression.kind, shard=args.shard, shards=shards)
-    Statistics.save_all(args.out, statistics, origin.content)
+    Statistics.save_all(out, gathered.statistics(), origin.content)

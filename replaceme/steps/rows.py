@@ -1,14 +1,18 @@
 """rows: store m and r of each token (see `targets`) of each group of a cut, for the fits that need more than sums."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
-from replaceme.activations.row_collector import RowOptions, write_rows
+from replaceme.activations.row_collector import RowOptions, writing_rows
 from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.fits import FitConfig
 from replaceme.core.cut_record import Cut
 from replaceme.steps.common import model_record, neurons, out_argument, same_model
-from replaceme.steps.forward import forward_arguments, load_forward
+from replaceme.steps.forward import Forward, forward_arguments
+from replaceme.steps.shared_pass import Share, run_pass
 
 ONLINE = False
 OPTIONS = ("placement", "recycle")
@@ -26,10 +30,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the rows."""
-    cut = Cut.load(args.cut)
-    record = model_record(args)
+    cut, record = Cut.load(args.cut), model_record(args)
     same_model(record, cut.model_sha256, args.cut)
-    forward = load_forward(args, record)
+    run_pass("rows", args, work)
+
+
+@contextmanager
+def work(args: argparse.Namespace, forward: Forward, out: Path) -> Iterator[Share]:
+    """Write the rows to the folder `out` during the pass."""
+    cut = Cut.load(args.cut)
     regression = from_options(args, FitConfig, OPTIONS).regression
     origin = replace(forward.origin, groups=cut.groups)
     options = RowOptions(
@@ -39,4 +48,6 @@ def run(args: argparse.Namespace) -> None:
         recycled=neurons(args.recycled, regression, origin),
         origin=replace(origin, kind=regression.kind),
     )
-    write_rows(args.out, forward.model, forward.family, forward.tokens, cut.groups, forward.batch_size, options)
+    given = (forward.model, forward.family, forward.tokens.count, cut.groups, options)
+    with writing_rows(out, *given) as collectors:
+        yield Share(collectors)

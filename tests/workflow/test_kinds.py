@@ -10,6 +10,12 @@ RESULTS = "results/tiny.v1"
 FIT = f"{RESULTS}/plain/n1"
 
 
+def served(project, step):
+    """How many jobs of a step have found their results made by the pass of another one."""
+    logs = (path.read_text() for path in (project.folder / "results/logs").rglob("*.log"))
+    return sum(f"{step}: made by the pass of another job" in text for text in logs)
+
+
 def test_a_healing_added_to_a_finished_run(completed):
     """Each fit comes healed too, and nothing but that is run; another learning rate trains again, and that alone."""
     table = completed.config()["tables"]["main.1"]
@@ -46,6 +52,7 @@ def test_other_fits_of_the_same_cut(completed):
     done = completed.snakemake(*(f"{FIT}/{fit}/fit.json" for fit in fits))
     assert done.returncode == 0, done.stderr
     assert completed.job_stats(done.stdout + done.stderr) == {"rows": 2, "transform": 4}
+    assert served(completed, "rows") == 1, "both kinds of rows by one pass"
     for rows in ("rows/200", "rows/200-exact"):
         assert not (completed.folder / FIT / rows).exists()
     assert [path.name for path in (completed.folder / FIT / "exact").glob(".*")] == [], "no state is left"
@@ -82,6 +89,8 @@ def test_groups_and_placements(completed):
         "transform": 4,
         "merge": 4,
     }
+    assert served(completed, "gram") == 2, "two kinds by one pass of each shard, the third once neurons are chosen"
+    assert not (completed.folder / "results/.planned").exists()
     cut = json.loads((completed.folder / folder / "cut.json").read_text())
     assert cut["groups"] == [[1, 2], [3, 4]] and {len(one) for one in cut["parts"]} == {2}
     for fit in fits:
