@@ -42,14 +42,16 @@ rule recycle:
     threads: 1
     resources:
         **takes("recycle"),
+        gpu=models.gpus,
     params:
         options=fits.regression_options,
+        device=models.device_options,
         code=code_of("recycle"),
     message:
         "neurons to recycle of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}"
     shell:
-        "OMP_NUM_THREADS={threads} replaceme recycle {input.model:q} {input.statistics:q} {params.options}"
-        " --threads {threads} --out {output:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme recycle"
+        " {input.model:q} {input.statistics:q} {params.options} {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule sum:

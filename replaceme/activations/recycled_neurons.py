@@ -56,8 +56,8 @@ def choose_neurons(statistics: Statistics, share: float, activation: str, dtype:
     """Choose the neurons to recycle, `share` of them (at most hidden), and their new features, from sums over rows [a,
     x].
 
-    gate and up are rounded to `dtype`, that of the weights they go into. Raises ReplaceMeError for an activation that
-    does not become the identity, and for statistics of other rows.
+    The result is on the CPU, gate and up rounded to `dtype`, that of the weights they go into. Raises ReplaceMeError
+    for an activation that does not become the identity, and for statistics of other rows.
     """
     hidden = statistics.hidden_size
     intermediate = statistics.width - hidden
@@ -67,7 +67,7 @@ def choose_neurons(statistics: Statistics, share: float, activation: str, dtype:
     count = max(1, min(round(share * intermediate), hidden, intermediate))
     inputs = statistics.gram[intermediate:, intermediate:]
     energy = float(statistics.gram.diagonal()[:intermediate].mean())
-    scale = torch.ones(statistics.width, dtype=torch.float64)
+    scale = torch.ones(statistics.width, dtype=torch.float64, device=inputs.device)
     scale[intermediate:] = (energy / inputs.diagonal().mean()).sqrt()  # neurons and channels alike to the ridge
     best = scale[:, None] * _ridge(
         scale[:, None] * statistics.gram * scale, scale[:, None] * statistics.cross, CHOICE_RIDGE
@@ -80,7 +80,8 @@ def choose_neurons(statistics: Statistics, share: float, activation: str, dtype:
     size = ((up * (inputs @ up)).sum(0) / statistics.total_weight).clamp(min=1e-30).sqrt()
     up = up / size * (energy / statistics.total_weight).sqrt() / STRENGTH
     gate = STRENGTH * _ridge(inputs, statistics.sum_mlp_output[intermediate:, None], GATE_RIDGE)[:, 0]
-    return Recycled(neurons, gate.to(dtype), up.T.contiguous().to(dtype), activation)
+    chosen = (neurons, gate.to(dtype), up.T.contiguous().to(dtype))
+    return Recycled(*(one.cpu() for one in chosen), activation)
 
 
 def save_recycled(path: str | Path, groups: Sequence[Recycled], metadata: dict[str, Any]) -> None:

@@ -125,7 +125,8 @@ class Passes:
         self._collect("neurons", [gathered])
         activation = activation_of(self.model.config.to_dict())
         stored = getattr(torch, self.stored)
-        return [choose_neurons(one, config.recycle, activation, stored) for one in gathered.statistics()]
+        sums = (one.to(self.device) for one in gathered.statistics())
+        return [choose_neurons(one, config.recycle, activation, stored) for one in sums]
 
     def gains(
         self, config: FitConfig, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"

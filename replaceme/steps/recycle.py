@@ -13,8 +13,15 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_metadata
 from replaceme.core.origin import Origin
 from replaceme.models.checkpoints import read_config
-from replaceme.models.model_config import stored_dtype
-from replaceme.steps.common import model_argument, model_record, out_argument, same_model, set_threads
+from replaceme.models.model_config import pick_device, stored_dtype
+from replaceme.steps.common import (
+    compute_arguments,
+    model_argument,
+    model_record,
+    out_argument,
+    same_model,
+    set_threads,
+)
 
 ONLINE = False
 OPTIONS = ("placement", "weighting", "recycle")
@@ -26,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("statistics", metavar="STATISTICS", help="sums of `gram --before`, added by `sum`")
     add_options(parser, FitConfig, OPTIONS)
     out_argument(parser, "where the neurons go (.safetensors)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
+    compute_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,8 +49,7 @@ def run(args: argparse.Namespace) -> None:
         raise ReplaceMeError(f"{args.statistics}: sums of {origin.kind}, not of {config.regression.before.kind}")
     model_config = read_config(record.folder)
     dtype = getattr(torch, stored_dtype(model_config))
-    chosen = [
-        choose_neurons(Statistics.load(args.statistics, group)[0], config.recycle, activation_of(model_config), dtype)
-        for group in range(len(origin.groups))
-    ]
+    device = pick_device(args.device)
+    sums = (Statistics.load(args.statistics, group)[0].to(device) for group in range(len(origin.groups)))
+    chosen = [choose_neurons(one, config.recycle, activation_of(model_config), dtype) for one in sums]
     save_recycled(args.out, chosen, replace(origin, kind=None).content)
