@@ -114,6 +114,7 @@ rule distances:
         log_of(paths.DISTANCES),
     benchmark:
         benchmark_of(paths.DISTANCES)
+    priority: 2
     threads: 1
     resources:
         **takes("distances"),

@@ -9,6 +9,8 @@ rule candidates:
         log_of(paths.CANDIDATES),
     benchmark:
         benchmark_of(paths.CANDIDATES)
+    # sums of all cuts are gathered by one pass, if all cuts are known before it
+    priority: 2
     threads: 1
     resources:
         **takes("candidates"),
@@ -35,6 +37,7 @@ rule cut:
         log_of(paths.CUT),
     benchmark:
         benchmark_of(paths.CUT)
+    priority: 2
     localrule: True
     params:
         evidence=lambda wildcards, input: evidence_options(input),
