@@ -76,6 +76,11 @@ def all_cores():
         return 1
 
 
+def some_cores():
+    """Return a quarter of the cores, for jobs that compute on the CPU beside those that use a GPU."""
+    return max(1, all_cores() // 4)
+
+
 def model_of(wildcards, input):
     """Return the model that a job reads: a folder, or of a baseline its model.json."""
     return paths.model_at(input.model)

@@ -37,7 +37,7 @@ rule verify:
     # before what is measured of the model, which does not wait for it: tables do. Measurements that had it as an
     # `ancient` input were left out without a word by a run in which the check alone had to be made again
     priority: 1
-    threads: 1
+    threads: some_cores()
     resources:
         **takes("verify"),
         gpu=VLLM_GPU,

@@ -12,8 +12,8 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,6 +304,29 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
     for name, digest in digests.items():
         if found[name] != digest:
             raise DamagedError(folder, MISMATCH, folder / name)
+
+
+Check = Callable[[Path, Mapping[str, str]], None]  # of the files of a folder against their SHA-256
+
+
+class LaterChecks:
+    """A check of files as by `check_files`, of which weights are hashed in the background until `wait` is called."""
+
+    def __init__(self) -> None:
+        self._begun: list[Future] = []
+
+    def __call__(self, folder: Path, digests: Mapping[str, str]) -> None:
+        """Check all files but weights, and begin with these; raises DamagedError as `check_files`."""
+        weights = {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
+        check_files(folder, {name: digest for name, digest in digests.items() if name not in weights})
+        threads = ThreadPoolExecutor(1)
+        self._begun.append(threads.submit(check_files, folder, weights))
+        threads.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Wait for the weights; raises DamagedError as `check_files`."""
+        for one in self._begun:
+            one.result()
 
 
 def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:

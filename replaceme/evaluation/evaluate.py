@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,11 @@ def evaluate(
     model_folder: str | Path,
     section: EvaluationConfig,
     runs_on: RunsOn = ON_CPU,
+    checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint folder on the lm-eval tasks of a section and return a JSON-able record.
+
+    `checked` is called once the tasks are ready, before the weights are read.
 
     When all tasks are local files, no library tries the network. The section's `dtype` is that of the config: the one
     used is in `runs_on`. Raises ReplaceMeError for unknown tasks or metrics, missing data, broken models, and where a
@@ -56,6 +59,8 @@ def evaluate(
         with ready(manager, section) as tasks_ready:
             asked = [one for members in tasks_ready.asked.values() for one in members]
             overlap.warn(model_folder, [one.task for one in asked])
+            if checked is not None:
+                checked()
             lm = _language_model(model_folder, runs_on, section)
             lm.check(request for one in asked for request in one.task.instances)
             _seed(seed)

@@ -36,6 +36,7 @@ class LanguageModel(HFLM):
         most: int | None = None,
     ) -> None:
         self.most = most
+        self._encoded: dict[str, list[int]] = {}
         self.before, self.after = added_tokens(tokenizer)
         bos, eos = special_tokens(tokenizer, model)
         self._eos = eos
@@ -60,7 +61,9 @@ class LanguageModel(HFLM):
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
     ) -> list[int]:
         """Encode a text as lm-eval does, without the tokens that the tokenizer appends."""
-        if self.prefix_token_id is None:
+        if add_special_tokens is None and string in self._encoded:
+            ids = self._encoded[string]
+        elif self.prefix_token_id is None:
             ids = self.tokenizer.encode(string)
         else:
             ids = super().tok_encode(string, add_special_tokens)
@@ -81,6 +84,23 @@ class LanguageModel(HFLM):
                     "from, as neither the tokenizer nor config.json has a bos or eos token; name one in "
                     "tokenizer_config.json"
                 )
+
+    def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return lm-eval's log-likelihoods of answers, of which the texts are encoded together, each once."""
+        texts = {text for request in requests for text in _encoded_by_lm_eval(*request.args)}
+        self._encoded = self._encode_all(sorted(texts))
+        try:
+            return super().loglikelihood(requests, disable_tqdm)
+        finally:
+            self._encoded = {}
+
+    def _encode_all(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """Return the ids of the texts that `tok_encode` would encode with the tokenizer's own defaults."""
+        begin = None if self.prefix_token_id is None else self.tokenizer.decode(self.prefix_token_id)
+        if self.add_bos_token is not None:
+            return {}
+        plain = [text for text in texts if not (begin and text.startswith(begin))]
+        return dict(zip(plain, self.tokenizer(plain)["input_ids"], strict=True)) if plain else {}
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Return log-likelihoods of whole texts, each token given those before it, in windows of the model's length."""
@@ -117,6 +137,11 @@ class LanguageModel(HFLM):
                 )
         queries = [(context, answer) for _, context, answer in requests]
         return log_likelihoods(self.model, queries, self.max_length, self.most, quiet=disable_tqdm)
+
+
+def _encoded_by_lm_eval(context: str, answer: str) -> tuple[str, ...]:
+    """Return the texts that lm-eval encodes for a request: the context without spaces at its end, and all of it."""
+    return (context.rstrip(), context + answer) if context else ()
 
 
 def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:

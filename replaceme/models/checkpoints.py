@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import DamagedError, ReplaceMeError, printable
-from replaceme.core.files import RECORD, check_files, read_json, sha256_of_all
+from replaceme.core.files import RECORD, Check, check_files, read_json, sha256_of_all
 from replaceme.models.config_defaults import with_defaults, with_dtype
 from replaceme.models.config_json import check_types
 from replaceme.models.custom_code import is_separate, original_config
@@ -269,8 +269,11 @@ def load_record(path: str | Path) -> ModelRecord:
     return ModelRecord.load(path) if path.suffix == ".json" and path.is_file() else resolve(str(path))
 
 
-def check_merged(folder: str | Path) -> dict[str, Any]:
-    """Return the provenance record of a merged folder; raises DamagedError when a file is missing or altered."""
+def check_merged(folder: str | Path, check: Check = check_files) -> dict[str, Any]:
+    """Return the provenance record of a merged folder; raises DamagedError when a file is missing or altered.
+
+    `check` compares files with their digests.
+    """
     folder = Path(folder)
     try:
         record = read_json(folder / RECORD)
@@ -281,5 +284,5 @@ def check_merged(folder: str | Path) -> dict[str, Any]:
         raise DamagedError(folder, "no list of files in it", folder / RECORD) from error
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise DamagedError(folder, "lists files outside of this folder", folder / RECORD)
-    check_files(folder, files)
+    check(folder, files)
     return record

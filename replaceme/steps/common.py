@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config.calibrations import ModelConfig
 from replaceme.config.command_line import add_options, option_of
 from replaceme.core.errors import DamagedError, ReplaceMeError
-from replaceme.core.files import RECORD, check_files, load_metadata, read_json
+from replaceme.core.files import RECORD, Check, check_files, load_metadata, read_json
 from replaceme.core.origin import Origin
 from replaceme.core.validation import validated
 from replaceme.models.checkpoints import check_merged, load_record, read_config
@@ -111,11 +111,14 @@ def model_record(args: argparse.Namespace) -> ModelRecord:
     return load_record(args.model)
 
 
-def weights_folder(model: str) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a model to measure and its config, after a check of its files against its record."""
+def weights_folder(model: str, check: Check = check_files) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a model to measure and its config, after a check of its files against its record.
+
+    `check` is that of a model made here.
+    """
     folder = Path(model)
     if (folder / RECORD).is_file():
-        check_merged(folder)
+        check_merged(folder, check)
     else:
         record = load_record(model)
         folder = Path(record.folder)

@@ -8,7 +8,7 @@ from replaceme.config.base import Strict
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.evaluations import OPTIONS, EvaluationConfig, TaskConfig, ZeroShotConfig
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import write_json
+from replaceme.core.files import LaterChecks, write_json
 from replaceme.core.validation import validated
 from replaceme.evaluation.evaluate import evaluate
 from replaceme.evaluation.zeroshot import evaluate_zeroshot
@@ -58,10 +58,16 @@ def run(args: argparse.Namespace) -> None:
     """Write the results."""
     config = section_of(args)
     set_threads(args.threads)
-    folder, model_config = weights_folder(args.model)
+    check = LaterChecks()
+    folder, model_config = weights_folder(args.model, check)
     device = pick_device(args.device)
     runs_on = RunsOn(device, pick_dtype(config.dtype, device, model_config), gpus_of(args))
-    write_json(args.out, (evaluate_zeroshot if config.zeroshot else evaluate)(folder, config, runs_on))
+    if config.zeroshot:
+        check.wait()
+        found = evaluate_zeroshot(folder, config, runs_on)
+    else:
+        found = evaluate(folder, config, runs_on, check.wait)
+    write_json(args.out, found)
 
 
 def section_of(args: argparse.Namespace) -> EvaluationConfig:

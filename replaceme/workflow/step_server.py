@@ -33,9 +33,10 @@ from replaceme.workflow.step_client import LENGTH, VARIABLE
 log = logging.getLogger(__name__)
 # in the order in which the steps of a workflow need them
 PRELOADED = (
-    "replaceme.cli", "torch", "safetensors.torch", "transformers", "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto", "transformers.generation", "datasets", "scipy.optimize",
-    "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface", "pandas", "matplotlib.pyplot",
+    "replaceme.cli", "replaceme.config.schema", "torch", "safetensors.torch", "transformers",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.modeling_utils", "transformers.models.llama.modeling_llama", "transformers.generation", "datasets",
+    "scipy.optimize", "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface", "pandas", "matplotlib.pyplot",
 )  # fmt: skip
 PR_SET_PDEATHSIG = 1  # of Linux
 LONGEST_FOLDER = 70  # bytes: the path of a socket has 107 at most

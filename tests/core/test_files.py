@@ -27,6 +27,22 @@ from replaceme.core.files import (
 from replaceme.workflow.set_aside import told
 
 
+def test_weights_are_checked_in_the_background_and_all_else_at_once(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    digests = files.sha256_of_all(tmp_path, ["config.json", "model.safetensors"])
+    check = files.LaterChecks()
+    check(tmp_path, digests)
+    check.wait()
+    (tmp_path / "model.safetensors").write_text("flipped")
+    check(tmp_path, digests)
+    with pytest.raises(DamagedError, match=r"model\.safetensors"):
+        check.wait()
+    (tmp_path / "config.json").write_text("flipped")
+    with pytest.raises(DamagedError, match=r"config\.json"):
+        files.LaterChecks()(tmp_path, digests)
+
+
 class Stop(Exception):
     pass
 

@@ -66,6 +66,18 @@ def test_a_text_that_holds_its_beginning(model):
     assert rolled(wrapped(model), f"<s> {TEXT}") == pytest.approx(expected(model, [BOS], IDS), rel=1e-5)
 
 
+@pytest.mark.parametrize("template", ["$A", "<s> $A", "<s> $A </s>"])
+@pytest.mark.parametrize("special", [SPECIAL, {"unk_token": "<unk>"}])
+def test_texts_that_are_encoded_together_are_as_each_alone(model, template, special):
+    """Also one that holds its beginning, and the same context of several answers, with a space at its end."""
+    lm = wrapped(model, template, special, {"bos_token_id": None, "eos_token_id": None})
+    pairs = [("w1 w2", " w3"), ("w1 w2", " w4 w5"), ("<s> w1", " w2"), ("w1 w2 ", "w6"), ("w3", "")]
+    texts = sorted({text for context, answer in pairs for text in (context, context.rstrip(), context + answer)})
+    alone = {text: lm.tok_encode(text) for text in texts}
+    lm._encoded = lm._encode_all(texts)
+    assert len(lm._encoded) >= len(texts) - 2 and {text: lm.tok_encode(text) for text in texts} == alone
+
+
 @pytest.mark.parametrize("template", ["$A", "<s> $A"])
 def test_long_texts_in_windows(model, template):
     """Of 4 tokens; those of a tokenizer that adds nothing are lm-eval's own."""

@@ -74,7 +74,7 @@ def test_tasks_as_lm_eval_takes_them(monkeypatch):
 
     seen = {}
 
-    def looked_up(path):
+    def looked_up(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "weights_folder", looked_up)
