@@ -10,6 +10,7 @@ from replaceme.core.files import write_text
 from replaceme.evaluation.overlap import all_seen_texts
 from replaceme.planning.check_local import check_inputs
 from replaceme.surgery.leftovers import left_out_of_models
+from replaceme.workflow.passes import passes, tables_asked_for
 
 ONLINE = False
 log = logging.getLogger(__name__)
@@ -18,6 +19,12 @@ log = logging.getLogger(__name__)
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     parser.add_argument("config", nargs="?", default="config.yaml", help="config file. Default: config.yaml.")
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="tables, figures or targets of which the forward passes are counted. Default: those of `default`",
+    )
     parser.add_argument("--docs", type=Path, metavar="PATH", help="write the documentation of all keys there instead")
 
 
@@ -31,3 +38,5 @@ def run(args: argparse.Namespace) -> None:
     for line in [*left_out_of_models(config), *all_seen_texts(config)]:
         log.warning("%s: %s", args.config, line)
     print(f"{args.config}: fine ({len(config.models)} models, {len(config.tables)} tables)")
+    for line in passes(config, tables_asked_for(config, args.targets)):
+        print(line)
