@@ -108,7 +108,7 @@ BAD = {
     "fraction": (("cuts/n4/blocks", 2.5), "cuts.n4.blocks: Input should be a valid integer"),
     "number for text": (("models/tiny/revision", 1234567), "models.tiny.revision: Input should be a valid string"),
     "unknown choice": (("cuts/n4/metric", "cosin"), "cuts.n4.metric: Input should be 'cosine', 'angular'"),
-    "unknown objective": (("fits/ls/objective", "l1"), "fits.ls.objective: Input should be 'l2', 'cosine' or "),
+    "unknown objective": (("fits/ls/objective", "l1"), "fits.ls.objective: Input should be 'l2', 'cosine', 'cosine_"),
     "unknown device": (("device", "gpu"), "device: Input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
     "blocks and ratio": (("cuts/n4/ratio", 0.5), "cuts.n4: give either blocks or ratio"),
     "neither": (("cuts/n4/blocks", None), "cuts.n4: give either blocks or ratio"),

@@ -13,13 +13,13 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from replaceme.config.methods import OTHERS, MethodConfig
 from replaceme.config.placement import OFFERED, PlacementOptions
-from replaceme.config.solvers import SOLVERS, AdamOptions, SolverOptions
+from replaceme.config.solvers import KL, SOLVERS, AdamOptions, KlOptions, SolverOptions
 from replaceme.config.transforms import RIDGES, STRUCTURES, TransformOptions
 
 REPLACEME = "replaceme"
 
 
-class FitConfig(PlacementOptions, AdamOptions, SolverOptions, TransformOptions, MethodConfig):
+class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, TransformOptions, MethodConfig):
     """The fit of the transform T, or another method that makes the model as small.
 
     Other methods, for comparison, at the size that the model has without the blocks of the cut, are named by `method`,
@@ -56,6 +56,16 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, TransformOptions, 
         return not self.structure.fitted
 
     @property
+    def end_to_end(self) -> bool:
+        """True if the maps are trained through the model after their closed forms."""
+        return self.objective == KL
+
+    @property
+    def needs_loss(self) -> bool:
+        """True if the fit needs the model's head."""
+        return self.end_to_end
+
+    @property
     def automatic(self) -> bool:
         """True if the ridge is chosen by leaving out shards."""
         return self.ridge == "auto"
@@ -79,7 +89,8 @@ def _of_rows(fit: FitConfig) -> Iterator[str]:
     solver = SOLVERS[fit.solver]
     if not fit.needs_rows:
         for name in fit.given(ROW_OPTIONS):
-            yield f"objective {fit.objective} takes no {name}; drop it"
+            if not (fit.end_to_end and name == "order_seed"):
+                yield f"objective {fit.objective} takes no {name}; drop it"
         return
     if not fit.structure.over_rows or fit.ridge != 0:
         what = f"objective {fit.objective}" if fit.solver == "auto" else f"solver {fit.solver}"
@@ -92,6 +103,18 @@ def _of_rows(fit: FitConfig) -> Iterator[str]:
     for name in fit.given((*ROW_OPTIONS, *RIDGES)):
         if name not in solver.takes:
             yield f"solver {fit.solver} takes no {name}; drop it"
+
+
+def _of_training(fit: FitConfig) -> Iterator[str]:
+    """Check that the training through the model has a full T, and that nothing else takes its options."""
+    if not fit.end_to_end:
+        for name in fit.given(tuple(KlOptions.model_fields)):
+            yield f"objective {fit.objective} takes no {name}; drop it"
+        return
+    if fit.solver != "auto":
+        yield f"objective {KL} has a training of its own; drop solver"
+    if not fit.structure.over_rows:
+        yield f"objective {KL} fits a full T; drop transform"
 
 
 def _of_structure(fit: FitConfig) -> Iterator[str]:
@@ -125,7 +148,7 @@ def _on_stream(fit: FitConfig) -> Iterator[str]:
         yield f"transform {fit.transform} is of the residual stream; set `placement: {'` or `'.join(able)}`"
 
 
-CHECKS = (_of_rows, _of_structure, _on_stream)
+CHECKS = (_of_training, _of_rows, _of_structure, _on_stream)
 # what solvers over rows alone can be told
 ROW_OPTIONS = tuple({name: None for one in SOLVERS.values() for name in one.takes if name not in RIDGES})
 METHODS: dict[str, type[MethodConfig]] = {REPLACEME: FitConfig, **OTHERS}

@@ -53,6 +53,9 @@ SOLVERS = {
 }
 
 
+KL = "kl"  # the objective that is not of rows: it takes the whole model
+
+
 class TrainingOptions(Strict):
     """Options of Adam over a text, or over the rows of one."""
 
@@ -60,7 +63,10 @@ class TrainingOptions(Strict):
     batch_tokens: int = Field(1024, ge=1, description="Tokens of a batch of Adam.")
     epochs: int = Field(10, ge=1, description="Passes of Adam over the text.")
     order_seed: int = Field(
-        0, ge=0, description="Seed of the order in which Adam takes the text, and of the tokens that it leaves out."
+        0,
+        ge=0,
+        description="Seed of the order in which Adam takes the text, for objective kl too, and of the tokens that it "
+        "leaves out.",
     )
 
 
@@ -72,14 +78,25 @@ class AdamOptions(TrainingOptions):
     )
 
 
+class KlOptions(Strict):
+    """Settings of the training of objective kl."""
+
+    kl_steps: int = Field(300, ge=1, description="Steps of objective kl, at most.")
+    kl_sequences: int = Field(4, ge=1, description="Sequences of a step of objective kl.")
+    kl_learning_rate: float = Field(
+        3e-4, gt=0, description="Highest learning rate of objective kl, after a warm-up and before a cosine decay."
+    )
+
+
 class SolverOptions(Strict):
     """The objective, and how it is minimised."""
 
-    objective: Literal["l2", "cosine", "cosine_exact"] = Field(
+    objective: Literal["l2", "cosine", "cosine_exact", "kl"] = Field(
         "l2",
         description="Objective of the fit: l2 is least squares (eq. 6), cosine the mean cosine distance between M T "
         "and the target (eq. 8), cosine_exact that between M T + Y and the state after the cut (eq. 7); a full T over "
-        "stored rows but for l2.",
+        "stored rows but for l2. kl starts from l2 and minimises the KL divergence of the shortened model's "
+        "next-token distributions from the whole model's, by gradient steps on T alone (language models).",
     )
     solver: Literal[tuple(SOLVERS)] = Field(
         "auto",
@@ -107,7 +124,7 @@ class SolverOptions(Strict):
     @property
     def needs_rows(self) -> bool:
         """True if sums are not enough and the fit reads stored rows."""
-        return self.objective != "l2" or self.solver != "auto"
+        return self.objective not in ("l2", KL) or self.solver != "auto"
 
     @property
     def needs_state(self) -> bool:

@@ -4,6 +4,7 @@
 (`estimation: parallel`), or each on the model as shortened so far (`sequential`), by forward passes of its own.
 """
 
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from replaceme.transforms.ridge import Shards
     from replaceme.transforms.transform import Transform
 
+END_TO_END = "replaceme.fitting.end_to_end"
 FOLDS = 4  # parts of the calibration text, one left out at a time, by which `ridge: auto` is chosen
 
 
@@ -235,8 +237,10 @@ def modules_of(config: MethodConfig) -> list[str]:
     if config.is_other:
         return modules_of_method(config)
     structure = config.structure
+    trained = [END_TO_END] if config.end_to_end else []
     used = [SOLVERS[config.solver].function if config.needs_rows else structure.function, structure.basis]
-    return [module_of(name) for name in (*used, structure.automatic if config.automatic else None) if name]
+    named = [module_of(name) for name in (*used, structure.automatic if config.automatic else None) if name]
+    return [*named, *trained]
 
 
 def modules_of_method(config: MethodConfig) -> list[str]:
@@ -262,19 +266,43 @@ def fit_cut(
 
     sequential = config.sequential(len(groups) > 1)
     gain = family.post_norm is not None and not config.unfitted and config.place.of_mlp
-    loaded = passes() if sequential or gathered is None or gain or config.structure.ratios else None
-    if sequential and hasattr(loaded.model, "streamed"):
-        raise ReplaceMeError("fit: a sequential estimation needs the whole model; use parallel, or `streaming: never`")
+    needed = sequential or gathered is None or gain or config.structure.ratios or config.end_to_end
+    loaded = passes() if needed else None
+    for what, on in (("a sequential estimation", sequential), ("objective kl", config.end_to_end)):
+        if on and hasattr(loaded.model, "streamed"):
+            raise ReplaceMeError(f"fit: {what} needs the whole model; use another fit, or `streaming: never`")
     found: list[Transform] = []
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
         if not sequential:
             evidence = gathered or loaded.evidence(config, groups, Path(scratch)).__getitem__
-            return _fit_groups(config, groups, hidden_size, evidence, loaded, gain)
+            found = _fit_groups(config, groups, hidden_size, evidence, loaded, gain)
+            if not config.end_to_end:
+                return found
+            trained = _trained(config, groups, found, loaded)
+            return [_measured(one, evidence(number).statistics) for number, one in enumerate(trained)]
         for number, group in enumerate(groups):
             with shortened(loaded.model, family, groups[:number], found):
                 evidence = loaded.evidence(config, [group], Path(scratch) / str(number)).__getitem__
                 found += _fit_groups(config, [group], hidden_size, evidence, loaded, gain)
-    return found
+    return _trained(config, groups, found, loaded) if config.end_to_end else found
+
+
+def _measured(transform: "Transform", statistics: "Statistics") -> "Transform":
+    """Return a trained map with the residual and R^2 of its own, unless a norm follows it."""
+    from replaceme.transforms.transform import r_squared, residual
+
+    if transform.gain is not None:
+        return transform
+    values = {name: one(statistics, transform.matrix) for name, one in (("residual", residual), ("r2", r_squared))}
+    return replace(transform, report={**transform.report, **values})
+
+
+def _trained(
+    config: FitConfig, groups: Sequence[tuple[int, int]], found: "list[Transform]", passes: "Passes"
+) -> "list[Transform]":
+    """Return the maps of all groups trained through the model, from their closed forms."""
+    # by name: its code is that of such fits alone
+    return importlib.import_module(END_TO_END).refine(passes, config, groups, found)
 
 
 def _fit_groups(

@@ -18,6 +18,7 @@ import torch
 
 from replaceme.activations.gradients import backward, repeatable
 from replaceme.activations.language_loss import are_counted, token_losses
+from replaceme.activations.text_order import TextOrder
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.errors import ReplaceMeError
@@ -74,27 +75,15 @@ def rate(step: int, options: TrainingConfig) -> float:
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[options.schedule]
 
 
-class Order:
-    """The sequences of each step: epoch after epoch, each in an order of its own that follows from the seed."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        """Start the order of `count` sequences."""
-        self.count, self.seed = count, seed
-        self._epoch, self._order = -1, torch.empty(0)
+class Order(TextOrder):
+    """The sequences of each step."""
 
     def batches(self, tokens: Tokens, step: int, options: TrainingConfig) -> list[Tokens]:
         """Return the batches of a step."""
         size, passes = options.batch_size, options.accumulation
-        places = [self._at(k) for k in range(step * size * passes, (step + 1) * size * passes)]
+        places = self.places(step * size * passes, (step + 1) * size * passes)
         chosen = [torch.tensor(places[k : k + size]) for k in range(0, len(places), size)]
         return [Tokens(tokens.input_ids[one], tokens.mask[one]) for one in chosen]
-
-    def _at(self, position: int) -> int:
-        epoch, place = divmod(position, self.count)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
-        return int(self._order[place])
 
 
 def _gradients(

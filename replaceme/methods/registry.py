@@ -124,6 +124,8 @@ def check_section(config: dict[str, Any], fit: MethodConfig, where: str) -> None
             )
     else:
         check_fit(config, where, fit.placement, fit.recycle is not None)
+        if fit.end_to_end and family_of(config, where).modality == "image":
+            raise ReplaceMeError(f"{where}: objective kl is of the next token, this is an encoder; use objective l2")
 
 
 def check_method(config: dict[str, Any], method: str, where: str) -> None:

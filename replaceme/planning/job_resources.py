@@ -64,6 +64,7 @@ TABLE = {
     "rows": Need(copies=1, passes=2, disk=1),
     "transform": Need(squares=12, solves=20),
     "transform_by_passes": Need(copies=1, passes=6, disk=1, squares=12, solves=20),  # its statistics come from passes
+    "transform_end_to_end": Need(copies=1, passes=6, disk=1, squares=12, solves=20, logits=True),
     "merge": Need(shards=1, squares=4, disk=3),
     "verify": Need(copies=1, disk=4, host=True, logits=True),
     "evaluate": Need(copies=1, passes=1, disk=1, logits=True),

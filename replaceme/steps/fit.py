@@ -95,7 +95,12 @@ def run(args: argparse.Namespace) -> None:
         return Evidence(statistics, shards, rows, device, changed and changed[group], states[-1] if rows else None)
 
     def passes() -> Passes:
-        return _passes(args, record)[0]
+        found = _passes(args, record, config.needs_loss)[0]
+        if not config.end_to_end:
+            return found
+        identity = state_identity(config, origin.content, found.device)
+        states.append(State(args.out / STATE.format(group=config.objective), identity))
+        return replace(found, state=states[-1])
 
     family = family_of(model_config, record.source)
     # a sequential estimation has no sums, also where the groups that were asked for have become one

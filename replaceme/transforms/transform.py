@@ -15,6 +15,8 @@ from replaceme.placements.mlp import Mlp
 from replaceme.placements.placement import Placement
 from replaceme.placements.registry import PLACEMENTS
 
+LEAST_SQUARE = 1e-37  # of a row, as good as zero: its root has a gradient
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -37,7 +39,7 @@ class Transform:
         """
         found = rows @ self.matrix.to(rows.device, rows.dtype)
         if self.gain is not None:
-            found = self.gain * found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
+            found = self.gain * found / found.square().mean(-1, keepdim=True).clamp(min=LEAST_SQUARE).sqrt()
         return found
 
     def to(self, device: torch.device | str) -> "Transform":

@@ -58,6 +58,9 @@ def test_more_of_anything_never_asks_for_less(rule, device):
         assert asked[1].mem_mb > before.mem_mb and asked[3].mem_mb > before.mem_mb
 
 
+ENTRIES_OF_FITS = {"transform_by_passes", "transform_end_to_end"}  # beside that of the rule's own name
+
+
 def test_the_numbers_of_a_7b_model():
     """By hand: 1.5 GB, the weights once, four matrices [4096, 4096] of 8 bytes; a shard of 8 million tokens in 4."""
     work = Work(tokens=2e6, positions=8192, width=4096)
@@ -75,7 +78,7 @@ def test_the_numbers_of_a_7b_model():
 
 def test_work_follows_the_config(micro):
     outline = of_size(7)
-    assert {rule for rule in TABLE if rule not in WORK} == {"model", "merge", "transform_by_passes"}
+    assert {rule for rule in TABLE if rule not in WORK} == {"model", "merge", *ENTRIES_OF_FITS}
     assert tokens_of(micro, "micro") == 200 * 256 and length(micro, "micro") == 256
     whole, shard = (work_of("gram", micro, {**NAMES, "shards": shards}, outline).tokens for shards in ("1", "4"))
     assert whole == 4 * shard == 200 * 256
@@ -87,6 +90,10 @@ def test_work_follows_the_config(micro):
     assert work_of("transform", micro, of_fit, outline).tokens == 0  # least squares on sums
     assert work_of("candidates", micro, NAMES, outline).squares == 26 + 2 * 26  # starts 1 to 26
     assert rule_of_fit(micro, NAMES) == "transform"
+    fits = {**micro.fits, "kl": FitConfig(objective="kl", kl_steps=10, kl_sequences=2)}
+    trained, of_kl = micro.model_copy(update={"fits": fits}), {**of_fit, "fit": "kl"}
+    assert rule_of_fit(trained, of_kl) == "transform_end_to_end"
+    assert work_of("transform", trained, of_kl, outline).tokens == 200 * 256 + 10 * 2 * 256
     kind = micro.fits["recommended"].regression.kind
     widths = {rule: work_of(rule, micro, {**NAMES, "kind": kind}, outline).width for rule in ("sum", "recycle")}
     assert widths == {"sum": 11_008, "recycle": 11_008 + 4096}, "chosen from wider sums than are taken afterwards"

@@ -1,0 +1,283 @@
+"""Fit the maps of a cut end to end: by the KL divergence of next-token distributions, whole model against shortened.
+
+    minimise over T  mean over tokens of sum_v p(v) (log p(v) - log q(v)),   p of the whole model, q of the shortened
+
+All weights are frozen; the maps alone are parameters, of all groups of a cut together, float32, from their closed
+forms. Adam with a linear warm-up and a cosine decay. A part of the text is held out: what has the least divergence
+there is kept, be it the start, and where it has not fallen for a while the training ends.
+
+The blocks before the first carrier are the same in both models: they run once a step, for the whole model, and the
+shortened one begins with what they put out (unless its logits show that something else goes past them). Whatever a step
+does follows from its number, so an interrupted fit ends with the same bits.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from replaceme.activations.capture import model_inputs, trimmed
+from replaceme.activations.gradients import backward, repeatable
+from replaceme.activations.hooks import skipped
+from replaceme.activations.text_order import TextOrder
+from replaceme.calibration.tokens import Tokens
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import bar
+from replaceme.surgery.shortened_model import shortened
+from replaceme.transforms.resume import State, Tensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from replaceme.config.fits import FitConfig
+    from replaceme.fitting.fit_cut import Passes
+    from replaceme.models.family import Family
+    from replaceme.transforms.transform import Transform
+
+log = logging.getLogger(__name__)
+HELD_OUT = 16  # sequences for each one that is held out
+LOOKS = 10  # at the held-out text, in a whole training
+PATIENCE = 3  # looks without a new best, after which it ends
+WARM_UP = 0.1  # of the steps
+SAME = 1e-3  # of the largest logit, by which two ways to run a model may differ
+LEAST = -1e4  # log-probability, below which a logit stands for "never"
+
+
+def refine(
+    passes: "Passes", config: "FitConfig", groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
+) -> "list[Transform]":
+    """Return the maps of the groups after the training, or as they were if that is better; reports say how it went.
+
+    `kl` is the divergence in nats per token on the held-out text, `kl_start` that of the closed forms, `kl_curve` has
+    [step, kl] of every look. Raises ReplaceMeError for text too short, and for a divergence that is not finite.
+    """
+    training, held_out = _split(passes.tokens)
+    pair = Pair(passes.headed, passes.family, groups, transforms)
+    fit = _Training(pair, config, training, held_out, passes.state or State())
+    with _frozen(passes.headed), repeatable():
+        fit.run()
+    return [
+        replace(one, matrix=matrix.double().cpu(), report=fit.report(one))
+        for one, matrix in zip(transforms, fit.best, strict=True)
+    ]
+
+
+class Pair:
+    """A model and the same one shortened, with the maps of its groups as `parameters` [width, hidden], float32."""
+
+    def __init__(
+        self,
+        model: "nn.Module",
+        family: "Family",
+        groups: Sequence[tuple[int, int]],
+        transforms: "Sequence[Transform]",
+    ) -> None:
+        self.model, self.family, self.groups, self.transforms = model, family, groups, transforms
+        self.blocks = family.block_modules(model.base_model)
+        self.first = min(start for start, _ in groups) - 1  # carrier
+        self.parameters = [
+            one.matrix.to(next(self.blocks[start - 1].parameters()).device, torch.float32).clone().requires_grad_()
+            for one, (start, _) in zip(transforms, groups, strict=True)
+        ]
+        self.shares: bool | None = None  # whether the shortened model can begin with the first carrier
+
+    def divergence(self, batch: Tokens) -> torch.Tensor:
+        """Return the KL divergence of each unmasked token, [tokens] float32; gradients flow to the parameters."""
+        batch = trimmed(batch)
+        seen: list[torch.Tensor] = []
+        with torch.no_grad(), _watching(self.blocks[self.first], seen):
+            whole = self._log_probabilities(batch)
+        with self._shortened(seen[0] if self._can_share(batch, seen[0]) else None):
+            short = self._log_probabilities(batch)
+        return (whole.exp() * (whole - short)).sum(-1)
+
+    def _can_share(self, batch: Tokens, state: torch.Tensor) -> bool:
+        """Return whether blocks before the first carrier can be left out, by the logits of the first batch."""
+        if self.shares is None:
+            with torch.no_grad():
+                found = []
+                for given in (None, state):
+                    with self._shortened(given):
+                        found.append(self._logits(batch))
+            self.shares = float((found[0] - found[1]).abs().max()) <= SAME * float(found[0].abs().max())
+        return self.shares
+
+    def _log_probabilities(self, batch: Tokens) -> torch.Tensor:
+        return self._logits(batch).log_softmax(-1).clamp(min=LEAST)
+
+    def _logits(self, batch: Tokens) -> torch.Tensor:
+        logits = self.model(**model_inputs(self.model, batch)).logits
+        return logits[batch.mask.to(logits.device)].float()
+
+    @contextmanager
+    def _shortened(self, state: torch.Tensor | None) -> Iterator[None]:
+        """Run without the groups within the block, with `state` as the input of the first carrier if it is given."""
+        given = [replace(one, matrix=p) for one, p in zip(self.transforms, self.parameters, strict=True)]
+        with ExitStack() as stack:
+            if state is not None:
+                for block in self.blocks[: self.first]:
+                    stack.callback(skipped(block, self.family))
+                stack.callback(_beginning_with(self.blocks[self.first], state))
+            stack.enter_context(shortened(self.model.base_model, self.family, self.groups, given))
+            yield
+
+
+@dataclass
+class _Training:
+    """A training of the parameters of a pair; `best` are those with the least divergence so far."""
+
+    pair: Pair
+    config: "FitConfig"
+    training: Tokens
+    held_out: Tokens
+    state: State
+
+    def __post_init__(self) -> None:
+        self.best = [one.detach().clone() for one in self.pair.parameters]
+        self.curve: list[tuple[int, float]] = []
+        self.done = 0
+        self.optimiser = torch.optim.Adam(self.pair.parameters)
+
+    def run(self) -> None:
+        """Train to the end, from where a state was left."""
+        self._restore()
+        steps, order = self.config.kl_steps, TextOrder(len(self.training), self.config.order_seed)
+        every = max(1, steps // LOOKS)
+        if not self.curve:
+            self._look(0)
+        shown = bar(total=steps, initial=self.done, desc="kl", unit="step")
+        for step in range(self.done, steps):
+            if self._is_over():
+                break
+            self._step(step, order)
+            self.done = step + 1
+            shown.update()
+            if self.done % every == 0 or self.done == steps:
+                self._look(self.done)
+            self.state.write(self._content)
+        shown.close()
+        log.info("kl: %.4f nats per token on held-out text, %.4f at the start", self.kl, self.curve[0][1])
+
+    @property
+    def kl(self) -> float:
+        """Least divergence that was seen."""
+        return min(value for _, value in self.curve)
+
+    def report(self, start: "Transform") -> dict[str, Any]:
+        """Return what the report of a map says of the training; `start` is its closed form."""
+        return {
+            **start.report,
+            "solver": "kl",
+            "kl": self.kl,
+            "kl_start": self.curve[0][1],
+            "kl_curve": [list(point) for point in self.curve],
+            "kl_tokens": self.held_out.count,
+            "steps": self.done,
+            "closed_form": start.report,
+        }
+
+    def _step(self, step: int, order: TextOrder) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.kl_learning_rate * rate(step, self.config.kl_steps)
+        size = self.config.kl_sequences
+        places = torch.tensor(order.places(step * size, (step + 1) * size))
+        batch = Tokens(self.training.input_ids[places], self.training.mask[places])
+        backward(self.pair.divergence(batch).mean())
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    def _look(self, step: int) -> None:
+        """Measure the held-out text, and keep the parameters if they are the best."""
+        total = 0.0
+        with torch.no_grad():
+            for batch in self.held_out.batches(self.config.kl_sequences):
+                total += float(self.pair.divergence(batch).double().sum())
+        value = total / self.held_out.count
+        if not math.isfinite(value):
+            raise ReplaceMeError(f"fit: the divergence after {step} steps is {value}; lower `kl_learning_rate`")
+        if not self.curve or value < self.kl:
+            self.best = [one.detach().clone() for one in self.pair.parameters]
+        self.curve.append((step, value))
+
+    def _is_over(self) -> bool:
+        """Return whether the last looks have found nothing better."""
+        values = [value for _, value in self.curve]
+        return len(values) > PATIENCE and min(values[:-PATIENCE]) <= min(values[-PATIENCE:])
+
+    def _content(self) -> tuple[Tensors, dict[str, Any]]:
+        tensors: Tensors = {}
+        for k, one in enumerate(self.pair.parameters):
+            tensors |= {f"{k}.parameter": one.detach(), f"{k}.best": self.best[k]}
+            tensors |= {f"{k}.{name}": value for name, value in self.optimiser.state[one].items()}
+        return tensors, {"done": self.done, "curve": [list(point) for point in self.curve]}
+
+    def _restore(self) -> None:
+        saved = self.state.read()
+        if saved is None:
+            return
+        tensors, record = saved
+        self.done, self.curve = record["done"], [tuple(point) for point in record["curve"]]
+        with torch.no_grad():
+            for k, one in enumerate(self.pair.parameters):
+                one.copy_(tensors[f"{k}.parameter"])
+                self.best[k] = tensors[f"{k}.best"].to(one.device)
+                moments = {name: tensors[f"{k}.{name}"].to(one.device) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimiser.state[one] = {"step": tensors[f"{k}.step"], **moments}
+
+
+def rate(step: int, steps: int) -> float:
+    """Return the learning rate of a step (from 0) as a share of the highest: a linear warm-up, then a cosine."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+
+
+def _split(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Return the sequences to train on and those held out, the last ones."""
+    if not isinstance(tokens, Tokens):
+        raise ReplaceMeError("fit: objective kl is of the next token: it needs text, not images")
+    if len(tokens) < 2:
+        raise ReplaceMeError("fit: objective kl needs two calibration sequences or more, as one is held out")
+    count = max(1, len(tokens) // (HELD_OUT + 1))
+    return tokens.first(len(tokens) - count), tokens[-count:]
+
+
+@contextmanager
+def _frozen(model: "nn.Module") -> Iterator[None]:
+    """Take the weights of a model out of what gradients are computed for, within the block."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    for one in trained:
+        one.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for one in trained:
+            one.requires_grad_(True)
+
+
+@contextmanager
+def _watching(block: "nn.Module", seen: list[torch.Tensor]) -> Iterator[None]:
+    """Note the states that a block is given within the block of code."""
+
+    def note(_: "nn.Module", inputs: tuple, named: dict[str, Any]) -> None:
+        seen.append(inputs[0] if inputs else named["hidden_states"])
+
+    handle = block.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _beginning_with(block: "nn.Module", state: torch.Tensor) -> Any:
+    """Give a block a state in place of the one that it would get; returns what undoes it."""
+
+    def give(_: "nn.Module", inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return ((state, *inputs[1:]), named) if inputs else (inputs, {**named, "hidden_states": state})
+
+    return block.register_forward_pre_hook(give, with_kwargs=True).remove

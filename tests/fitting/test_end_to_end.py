@@ -1,0 +1,160 @@
+"""Maps fitted end to end: against the divergence of saved models, from all placements, resumed to the same bits."""
+
+import json
+
+import pytest
+import torch
+
+import replaceme
+from replaceme.calibration.tokens import tokens_from_texts
+from replaceme.config.cuts import CutConfig
+from replaceme.config.fits import FitConfig
+from replaceme.fitting import end_to_end
+from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.models.checkpoints import read_config
+from replaceme.models.loading import load_causal_model, load_tokenizer
+from replaceme.models.model_config import family_of
+from replaceme.transforms.resume import State
+
+FIT = {"objective": "kl", "kl_steps": 20, "kl_learning_rate": 0.03}
+GROUPS = [(2, 4)]
+
+
+def passes_of(folder, tokens, state=None):
+    model = load_causal_model(folder, "float32", "cpu")
+    family = family_of(read_config(folder), str(folder))
+    return Passes(model.base_model, family, tokens, 4, "float32", state=state, headed=model)
+
+
+def fitted(folder, tokens, groups=GROUPS, state=None, **options):
+    passes = passes_of(folder, tokens, state)
+    return fit_cut(FitConfig(**{**FIT, **options}), groups, 16, None, lambda: passes, passes.family)
+
+
+def divergence(whole, short, tokens):
+    """The mean KL divergence of two models' next-token distributions, in float64, from plain transformers."""
+    total = 0.0
+    for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True):
+        with torch.no_grad():
+            p, q = (one(ids[mask][None]).logits[0].double().log_softmax(-1) for one in (whole, short))
+        total += float((p.exp() * (p - q)).sum())
+    return total / tokens.count
+
+
+@pytest.mark.parametrize("placement", ["mlp", "down_proj", "block"])
+def test_the_divergence_falls_and_is_that_of_the_saved_model(llama, make_tokens, tmp_path, texts, placement):
+    from transformers import AutoModelForCausalLM
+
+    options = {**FIT, "placement": placement, "ridge_relative": 10}
+    cut = CutConfig(blocks=2, start=2)
+    record = replaceme.prune(llama, texts=texts, cut=cut, fit=FitConfig(**options), out=tmp_path / "out", device="cpu")
+    report = record["fit"]
+    assert report["solver"] == "kl" and report["kl"] < 0.9 * report["kl_start"]
+    assert [step for step, _ in report["kl_curve"]] == list(range(0, 21, 2))[: len(report["kl_curve"])]
+    assert report["kl"] == min(value for _, value in report["kl_curve"])
+    assert report["residual"] != report["closed_form"]["residual"], "it is of the trained map"
+    tokens = tokens_from_texts(texts, load_tokenizer(llama), len(texts), 1024)
+    held_out = end_to_end._split(tokens)[1]
+    own = {"trust_remote_code": True} if placement == "block" else {}
+    folders = (llama, tmp_path / "out")
+    whole, short = (AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32, **own).eval() for one in folders)
+    assert report["kl_tokens"] == held_out.count
+    assert divergence(whole, short, held_out) == pytest.approx(report["kl"], rel=1e-3)
+
+
+def test_several_groups_are_trained_together(llama, make_tokens):
+    given = (llama, make_tokens(), [(1, 2), (4, 5)])
+    found = fitted(*given, ridge_relative=10)
+    closed = fitted(*given, ridge_relative=10, kl_steps=1, kl_learning_rate=1e-12)
+    assert found[0].report["kl"] == found[1].report["kl"] < closed[0].report["kl"]
+    assert all(not torch.equal(one.matrix, other.matrix) for one, other in zip(found, closed, strict=True))
+
+
+def test_the_start_is_kept_where_training_makes_it_worse(llama, make_tokens):
+    [found] = fitted(llama, make_tokens(), kl_learning_rate=3.0)
+    assert found.report["kl"] == found.report["kl_start"] and found.report["steps"] < 20, "and it ends early"
+    [closed] = fitted(llama, make_tokens(), objective="l2", kl_steps=300, kl_learning_rate=3e-4)
+    assert torch.equal(found.matrix.float(), closed.matrix.float())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_what_comes_before_the_carrier_runs_once(family, request, make_tokens):
+    """The divergence and its gradient are those of two whole passes; where they are not, it runs twice."""
+    passes = passes_of(request.getfixturevalue(family), make_tokens())
+    start = fit_cut(FitConfig(), GROUPS, 16, None, lambda: passes, passes.family)
+    found = []
+    for shares in (None, False):
+        pair = end_to_end.Pair(passes.headed, passes.family, GROUPS, start)
+        pair.shares = shares
+        ran = []
+        hook = pair.blocks[0].register_forward_hook(lambda block, *_, ran=ran: ran.append(block.forward.__name__))
+        values = pair.divergence(passes.tokens[:4])
+        values.mean().backward()
+        hook.remove()
+        assert (pair.shares, ran[-1] == "hand_on") == ((True, True) if shares is None else (False, False))
+        found.append((values.detach(), pair.parameters[0].grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_killed_fit_goes_on_to_the_same_bits(llama, make_tokens, tmp_path, monkeypatch):
+    tokens = make_tokens()
+    [whole], [again] = fitted(llama, tokens), fitted(llama, tokens)
+    assert torch.equal(whole.matrix, again.matrix) and whole.report == again.report
+    state = State(tmp_path / "state", "same", seconds=0)
+    step = end_to_end._Training._step
+
+    def killed(training, number, order):
+        if number == 7:
+            raise KeyboardInterrupt
+        step(training, number, order)
+
+    monkeypatch.setattr(end_to_end._Training, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(llama, tokens, state=state)
+    monkeypatch.setattr(end_to_end._Training, "_step", step)
+    [resumed] = fitted(llama, tokens, state=State(tmp_path / "state", "same", seconds=0))
+    assert torch.equal(whole.matrix, resumed.matrix) and whole.report == resumed.report
+
+
+def test_by_steps_as_by_prune(llama, tmp_path, texts):
+    from replaceme.cli import main
+
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def step(*words):
+        assert main([str(word) for word in words]) == 0, words
+
+    model, tokens, cut = (tmp_path / name for name in ("model.json", "tokens.safetensors", "cut.json"))
+    step("model", llama, "--out", model)
+    step("tokens", model, "--dataset", tmp_path / "text.jsonl", "--samples", 40, "--out", tokens)
+    step("cut", model, "--blocks", 2, "--start", 2, "--out", cut)
+    step("gram", model, tokens, cut, "--out", tmp_path / "gram")
+    step("sum", tmp_path / "gram", "--out", tmp_path / "sum")
+    fit = ["--objective", "kl", "--kl-steps", 4, "--tokens", tokens, "--statistics", tmp_path / "sum"]
+    step("fit", model, cut, *fit, "--out", tmp_path / "fit")
+    report = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    assert report["solver"] == "kl" and report["steps"] == 4 and report["kl"] <= report["kl_start"]
+    assert sorted(one.name for one in (tmp_path / "fit").iterdir()) == ["fit.json", "transform.safetensors"]
+
+
+def test_learning_rates():
+    rates = [end_to_end.rate(step, 50) for step in range(50)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[-1] < 0.01 and end_to_end.rate(0, 1) == 1
+
+
+def test_refusals(llama, make_tokens, refuses, monkeypatch):
+    with refuses("needs two calibration sequences"):
+        fitted(llama, make_tokens(samples=1))
+    monkeypatch.setattr(end_to_end.Pair, "divergence", lambda *_: torch.tensor([float("nan")]))
+    with refuses("lower `kl_learning_rate`"):
+        fitted(llama, make_tokens())
+    for options, said in (
+        ({"objective": "kl", "solver": "adam"}, "has a training of its own; drop solver"),
+        ({"objective": "kl", "transform": "diagonal"}, "fits a full T; drop transform"),
+        ({"objective": "kl", "fit_tokens": 100}, "takes no fit_tokens"),
+        ({"kl_steps": 7}, "objective l2 takes no kl_steps"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            FitConfig(**options)
