@@ -38,6 +38,11 @@ class MethodConfig(Strict):
         return False
 
     @property
+    def end_to_end(self) -> bool:
+        """True if maps are trained through the model after their closed forms."""
+        return False
+
+    @property
     def unfitted(self) -> bool:
         """True if nothing is fitted and no text read."""
         return False

@@ -32,7 +32,7 @@ def work_of(rule: str, config: Config, names: Names, outline: Outline) -> Work:
 def rule_of_fit(config: Config, names: Names) -> str:
     """Return the entry of `needs.TABLE` for a fit: from statistics, or by passes of its own."""
     fit, cut = config.fits[names["fit"]], config.cuts[names["cut"]]
-    if not fit.is_other and fit.end_to_end:
+    if fit.end_to_end:
         return "transform_end_to_end"
     return "transform_by_passes" if fit.is_other or fit.sequential(cut.several) else "transform"
 
@@ -123,7 +123,7 @@ def _fit(config: Config, names: Names, outline: Outline) -> Work:
     groups = config.cuts[names["cut"]].groups
     waiting = fit.copies(groups) * tokens_of(config, names["calibration"]) * outline.hidden_size
     width = outline.hidden_size if fit.is_other else _width(fit.regression, outline)
-    if not fit.is_other and fit.end_to_end:
+    if fit.end_to_end:
         at_once = fit.kl_sequences * length(config, names["calibration"])
         work = replace(work, tokens=work.tokens + at_once * fit.kl_steps, positions=max(work.positions, at_once))
     return replace(work, width=width, groups=groups, waiting=waiting)
