@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.activations.capture import model_inputs, trimmed
+from replaceme.activations.capture import trimmed
+from replaceme.activations.divergence import divergences, log_probabilities, logits
 from replaceme.activations.gradients import backward, repeatable
 from replaceme.activations.hooks import skipped
 from replaceme.activations.text_order import TextOrder
@@ -44,7 +45,6 @@ LOOKS = 10  # at the held-out text, in a whole training
 PATIENCE = 3  # looks without a new best, after which it ends
 WARM_UP = 0.1  # of the steps
 SAME = 1e-3  # of the largest logit, by which two ways to run a model may differ
-LEAST = -1e4  # log-probability, below which a logit stands for "never"
 
 
 def refine(
@@ -90,10 +90,10 @@ class Pair:
         batch = trimmed(batch)
         seen: list[torch.Tensor] = []
         with torch.no_grad(), _watching(self.blocks[self.first], seen):
-            whole = self._log_probabilities(batch)
+            whole = log_probabilities(self.model, batch)
         with self._shortened(seen[0] if self._can_share(batch, seen[0]) else None):
-            short = self._log_probabilities(batch)
-        return (whole.exp() * (whole - short)).sum(-1)
+            short = log_probabilities(self.model, batch)
+        return divergences(whole, short)
 
     def _can_share(self, batch: Tokens, state: torch.Tensor) -> bool:
         """Return whether blocks before the first carrier can be left out, by the logits of the first batch."""
@@ -102,16 +102,9 @@ class Pair:
                 found = []
                 for given in (None, state):
                     with self._shortened(given):
-                        found.append(self._logits(batch))
+                        found.append(logits(self.model, batch))
             self.shares = float((found[0] - found[1]).abs().max()) <= SAME * float(found[0].abs().max())
         return self.shares
-
-    def _log_probabilities(self, batch: Tokens) -> torch.Tensor:
-        return self._logits(batch).log_softmax(-1).clamp(min=LEAST)
-
-    def _logits(self, batch: Tokens) -> torch.Tensor:
-        logits = self.model(**model_inputs(self.model, batch)).logits
-        return logits[batch.mask.to(logits.device)].float()
 
     @contextmanager
     def _shortened(self, state: torch.Tensor | None) -> Iterator[None]:
