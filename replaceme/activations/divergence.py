@@ -1,6 +1,6 @@
 """The KL divergence of next-token distributions: how far a model's predictions are from those of another, per token.
 
-    KL(p || q) = sum_v p(v) (log p(v) - log q(v)),   p of the one model, q of the other, v over the vocabulary
+KL(p || q) = sum_v p(v) (log p(v) - log q(v)),   p of the one model, q of the other, v over the vocabulary
 """
 
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ def logits(model: "nn.Module", batch: Tokens) -> torch.Tensor:
 
 
 def log_probabilities(model: "nn.Module", batch: Tokens) -> torch.Tensor:
-    """Return the log-probabilities of what follows each unmasked token, [tokens, vocabulary] float32, at least LEAST."""
+    """Return log-probabilities of what follows each unmasked token, [tokens, vocabulary] float32, at least LEAST."""
     return logits(model, batch).log_softmax(-1).clamp(min=LEAST)
 
 
