@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -42,11 +43,41 @@ def pass_in_the_interpreter():
     return run
 
 
-@pytest.fixture(autouse=True)
-def short_programs(monkeypatch):
-    """Interpret short programs: a step costs milliseconds there, also where it lies behind the last row."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        from replaceme.kernels import parts
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter():
+    """Interpret short programs, as a step costs milliseconds there, also where it lies behind the last row.
 
-        monkeypatch.setattr(parts, "BLOCK_ROWS", 32)
-        monkeypatch.setattr(parts, "STEPS", 2)
+    Without `debug` the interpreter computes whether each sum of integers overflows, and drops the answer: it need not.
+    Nor need it build its table of types for each operation, or patch the language for a function that a patched one
+    calls.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    from replaceme.kernels import parts
+
+    builder, type_of, by_name = interpreter.interpreter_builder, interpreter._get_np_dtype, {}
+    patch_language, plain = interpreter._patch_lang, language.range
+    assert not builder.options.debug
+
+    def patched_once(function):
+        used = [one for one in (language, language.core) if one in function.__globals__.values()]
+        is_patched = used and all(one.range is not plain for one in used)
+        return interpreter._LangPatchScope() if is_patched else patch_language(function)
+
+    def remembered(kind):
+        name = kind.scalar.name
+        if name not in by_name:
+            by_name[name] = type_of(kind)
+        return by_name[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+        patch.setattr(interpreter, "_get_np_dtype", remembered)
+        patch.setattr(interpreter, "_patch_lang", patched_once)
+        patch.setattr(parts, "BLOCK_ROWS", 32)
+        patch.setattr(parts, "STEPS", 2)
+        yield
