@@ -153,7 +153,7 @@ cuda.max_memory_allocated = lambda index: 123
 cuda.get_device_name = lambda index: "a GPU"
 sys.modules["torch"] = SimpleNamespace(cuda=cuda)
 with measured("gram", "out"):
-    time.sleep(1)
+    time.sleep(0.3)
 """
 
 
@@ -183,7 +183,7 @@ def test_the_energy_of_the_gpu_that_was_used(on_a_gpu, counter):
     """Through CodeCarbon itself: by the counter of the driver, or where it has none by the power it reports."""
     cost, _ = on_a_gpu(**({} if counter else {"WITHOUT_COUNTER": "1"}))
     joules = 3.6e6 * cost["energy_kwh_by_part"]["gpu"]
-    assert 18_000 < joules < 1e7  # a second at least of this one, and nothing of the others
+    assert 5_000 < joules < 1e7  # 0.3 s at least of this one, and nothing of the others
     assert cost["energy_kwh"] == pytest.approx(sum(cost["energy_kwh_by_part"].values()))
     assert cost["gpu_memory_bytes"] == 123
 

@@ -9,7 +9,7 @@ import pytest
 from workflow.conftest import Project, copy_tree
 
 DEVICES = Path(__file__).parent / "devices"
-SHARDS, CORES = 8, 8
+SHARDS, CORES = 5, 5
 
 
 @pytest.fixture(scope="module")
