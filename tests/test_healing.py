@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import replaceme
 from replaceme.activations.capture import model_inputs
+from replaceme.activations.text_order import TextOrder
 from replaceme.calibration.tokens import Tokens
 from replaceme.cli import main
 from replaceme.config.cuts import CutConfig
@@ -16,7 +17,6 @@ from replaceme.config.fits import FitConfig
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.healing.heal import Output, heal_checkpoint
-from replaceme.healing.loop import Order
 from replaceme.models.checkpoints import check_merged, open_checkpoint, read_config
 from replaceme.models.loading import load_causal_model
 from replaceme.surgery.edits import Changes
@@ -154,20 +154,20 @@ def test_an_interrupted_healing_ends_with_the_same_bits(merged, tokens, tmp_path
     more = {"schedule": "cosine", "warmup": 2, "weight_decay": 0.1, "gradient_checkpointing": True, **MORE[train]}
     given = options(train, steps=5, batch_size=3, accumulation=2, checkpoint_seconds=0.0, **more)
     whole = heal(merged, tokens, tmp_path / "whole", given)
-    batches = Order.batches
+    batches = TextOrder.batches
     for deadly in (2, 4):
 
-        def kill(self, tokens, step, options, deadly=deadly):
+        def kill(self, tokens, step, *sizes, deadly=deadly):
             if step == deadly:
                 raise Killed
-            return batches(self, tokens, step, options)
+            return batches(self, tokens, step, *sizes)
 
-        monkeypatch.setattr(Order, "batches", kill)
+        monkeypatch.setattr(TextOrder, "batches", kill)
         with pytest.raises(Killed):
             heal(merged, tokens, tmp_path / "out", given)
         assert (tmp_path / ".out-healing.safetensors").is_file() and not (tmp_path / "out").exists()
     first = []
-    monkeypatch.setattr(Order, "batches", lambda *a: first.append(a[2]) or batches(*a))
+    monkeypatch.setattr(TextOrder, "batches", lambda *a: first.append(a[2]) or batches(*a))
     report = heal(merged, tokens, tmp_path / "out", given)
     assert first == [4] and report == whole
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()

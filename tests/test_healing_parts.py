@@ -10,15 +10,16 @@ from given import cut_of
 
 import replaceme
 from replaceme.activations.language_loss import are_counted
+from replaceme.activations.text_order import TextOrder
 from replaceme.calibration.tokens import stack
 from replaceme.config.cuts import CutConfig
 from replaceme.config.healings import TrainingConfig
 from replaceme.healing.endings import lengths_of, with_endings
 from replaceme.healing.heal import carriers_of, curve_of
-from replaceme.healing.loop import Order, rate
 from replaceme.healing.parameters import trainable
 from replaceme.models.checkpoints import open_checkpoint
 from replaceme.models.loading import load_causal_model
+from replaceme.transforms.training import Schedule
 
 EOS = 3
 
@@ -135,25 +136,23 @@ def test_carriers_are_numbered_after_the_cut():
 
 def test_every_sequence_once_an_epoch(make_tokens):
     tokens = make_tokens(samples=20)
-    given = options(batch_size=3)
-    order = Order(len(tokens), seed=4)
-    seen = [
-        tuple(ids.tolist()) for step in range(20) for b in order.batches(tokens, step, given) for ids in b.input_ids
-    ]
+    order = TextOrder(len(tokens), seed=4)
+    seen = [tuple(ids.tolist()) for step in range(20) for b in order.batches(tokens, step, 3) for ids in b.input_ids]
     lengths = [len([i for i in ids if i]) for ids in seen]
     whole = sorted(int(mask.sum()) for mask in tokens.mask)
     epochs = [sorted(lengths[k : k + 20]) for k in (0, 20, 40)]
     assert epochs == [whole] * 3 and len({tuple(lengths[k : k + 20]) for k in (0, 20, 40)}) == 3
-    again = Order(len(tokens), seed=4)
-    assert torch.equal(again.batches(tokens, 9, given)[0].input_ids, order.batches(tokens, 9, given)[0].input_ids)
+    again = TextOrder(len(tokens), seed=4)
+    assert torch.equal(again.batches(tokens, 9, 3)[0].input_ids, order.batches(tokens, 9, 3)[0].input_ids)
 
 
 def test_schedules():
-    steps = range(10)
-    assert [rate(k, options(steps=10)) for k in steps] == [1.0] * 10
-    line = [rate(k, options(steps=10, schedule="linear", warmup=2)) for k in steps]
-    assert line == pytest.approx([0.5, 1.0, *(1 - k / 8 for k in range(8))])
-    half = [rate(k, options(steps=10, schedule="cosine")) for k in steps]
+    def rates(**more):
+        return [Schedule(10, 0.5, **more).rate(step) / 0.5 for step in range(10)]
+
+    assert rates(shape="constant") == [1.0] * 10
+    assert rates(shape="linear", warmup=2) == pytest.approx([0.5, 1.0, *(1 - k / 8 for k in range(8))])
+    half = rates()
     assert half[0] == 1 and half[5] == pytest.approx(0.5) and all(a > b > 0 for a, b in pairwise(half))
 
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from replaceme.calibration.tokens import Tokens
+
 
 class TextOrder:
     """Places of `count` sequences, epoch after epoch, each in an order of its own that follows from the seed."""
@@ -13,6 +15,11 @@ class TextOrder:
     def places(self, begin: int, end: int) -> list[int]:
         """Return the sequences from position `begin` of the training to `end`, the end not included."""
         return [self._at(position) for position in range(begin, end)]
+
+    def batches(self, tokens: Tokens, step: int, size: int, passes: int = 1) -> list[Tokens]:
+        """Return the batches of a step, from 0, of `passes` batches of `size` sequences each."""
+        places = self.places(step * size * passes, (step + 1) * size * passes)
+        return [tokens[torch.tensor(places[k : k + size])] for k in range(0, len(places), size)]
 
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, self.count)

@@ -14,8 +14,8 @@ does follows from its number, so an interrupted fit ends with the same bits.
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +30,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import bar
 from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.resume import State, Tensors
+from replaceme.transforms.training import Schedule, Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,9 +56,8 @@ def refine(
     `kl` is the divergence in nats per token on the held-out text, `kl_start` that of the closed forms, `kl_curve` has
     [step, kl] of every look. Raises ReplaceMeError for text too short, and for a divergence that is not finite.
     """
-    training, held_out = _split(passes.tokens)
     pair = Pair(passes.headed, passes.family, groups, transforms)
-    fit = _Training(pair, config, training, held_out, passes.state or State())
+    fit = _Fit(pair, config, _split(passes.tokens), passes.state or State())
     with _frozen(passes.headed), repeatable():
         fit.run()
     return [
@@ -119,40 +119,33 @@ class Pair:
             yield
 
 
-@dataclass
-class _Training:
-    """A training of the parameters of a pair; `best` are those with the least divergence so far."""
+class _Fit:
+    """A training of the maps of a pair; `best` are those with the least divergence on held-out text so far."""
 
-    pair: Pair
-    config: "FitConfig"
-    training: Tokens
-    held_out: Tokens
-    state: State
-
-    def __post_init__(self) -> None:
-        self.best = [one.detach().clone() for one in self.pair.parameters]
+    def __init__(self, pair: Pair, config: "FitConfig", texts: tuple[Tokens, Tokens], state: State) -> None:
+        self.pair, self.config = pair, config
+        self.text, self.held_out = texts
+        parameters = {str(number): one for number, one in enumerate(pair.parameters)}
+        schedule = Schedule(config.kl_steps, config.kl_learning_rate, max(1, round(WARM_UP * config.kl_steps)))
+        self.training = Training(parameters, torch.optim.Adam(pair.parameters), schedule, state)
+        self.best = [one.detach().clone() for one in pair.parameters]
         self.curve: list[tuple[int, float]] = []
-        self.done = 0
-        self.optimiser = torch.optim.Adam(self.pair.parameters)
 
     def run(self) -> None:
         """Train to the end, from where a state was left."""
         self._restore()
-        steps, order = self.config.kl_steps, TextOrder(len(self.training), self.config.order_seed)
+        steps, order = self.config.kl_steps, TextOrder(len(self.text), self.config.order_seed)
         every = max(1, steps // LOOKS)
         if not self.curve:
             self._look(0)
-        shown = bar(total=steps, initial=self.done, desc="kl", unit="step")
-        for step in range(self.done, steps):
-            if self._is_over():
-                break
-            self._step(step, order)
-            self.done = step + 1
-            shown.update()
-            if self.done % every == 0 or self.done == steps:
-                self._look(self.done)
-            self.state.write(self._content)
-        shown.close()
+        with closing(bar(total=steps, initial=self.training.done, desc="kl", unit="step")) as shown:
+            while self.training.done < steps and not self._is_over():
+                [batch] = order.batches(self.text, self.training.done, self.config.kl_sequences)
+                self._step(batch)
+                shown.update()
+                if self.training.done % every == 0 or self.training.done == steps:
+                    self._look(self.training.done)
+                self.training.save(self._kept)
         log.info("kl: %.4f nats per token on held-out text, %.4f at the start", self.kl, self.curve[0][1])
 
     @property
@@ -169,19 +162,13 @@ class _Training:
             "kl_start": self.curve[0][1],
             "kl_curve": [list(point) for point in self.curve],
             "kl_tokens": self.held_out.count,
-            "steps": self.done,
+            "steps": self.training.done,
             "closed_form": start.report,
         }
 
-    def _step(self, step: int, order: TextOrder) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.kl_learning_rate * rate(step, self.config.kl_steps)
-        size = self.config.kl_sequences
-        places = torch.tensor(order.places(step * size, (step + 1) * size))
-        batch = Tokens(self.training.input_ids[places], self.training.mask[places])
+    def _step(self, batch: Tokens) -> None:
         backward(self.pair.divergence(batch).mean())
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.training.step()
 
     def _look(self, step: int) -> None:
         """Measure the held-out text, and keep the parameters if they are the best."""
@@ -201,33 +188,16 @@ class _Training:
         values = [value for _, value in self.curve]
         return len(values) > PATIENCE and min(values[:-PATIENCE]) <= min(values[-PATIENCE:])
 
-    def _content(self) -> tuple[Tensors, dict[str, Any]]:
-        tensors: Tensors = {}
-        for k, one in enumerate(self.pair.parameters):
-            tensors |= {f"{k}.parameter": one.detach(), f"{k}.best": self.best[k]}
-            tensors |= {f"{k}.{name}": value for name, value in self.optimiser.state[one].items()}
-        return tensors, {"done": self.done, "curve": [list(point) for point in self.curve]}
+    def _kept(self) -> tuple[Tensors, dict[str, Any]]:
+        best = {f"best/{number}": one for number, one in enumerate(self.best)}
+        return best, {"curve": [list(point) for point in self.curve]}
 
     def _restore(self) -> None:
-        saved = self.state.read()
-        if saved is None:
-            return
-        tensors, record = saved
-        self.done, self.curve = record["done"], [tuple(point) for point in record["curve"]]
-        with torch.no_grad():
-            for k, one in enumerate(self.pair.parameters):
-                one.copy_(tensors[f"{k}.parameter"])
-                self.best[k] = tensors[f"{k}.best"].to(one.device)
-                moments = {name: tensors[f"{k}.{name}"].to(one.device) for name in ("exp_avg", "exp_avg_sq")}
-                self.optimiser.state[one] = {"step": tensors[f"{k}.step"], **moments}
-
-
-def rate(step: int, steps: int) -> float:
-    """Return the learning rate of a step (from 0) as a share of the highest: a linear warm-up, then a cosine."""
-    warm = max(1, round(WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+        saved = self.training.restore()
+        if saved is not None:
+            tensors, record = saved
+            self.curve = [tuple(point) for point in record["curve"]]
+            self.best = [tensors[f"best/{number}"].to(one.device) for number, one in enumerate(self.best)]
 
 
 def _split(tokens: Tokens) -> tuple[Tokens, Tokens]:

@@ -18,7 +18,7 @@ from replaceme.core.files import RECORD, write_json
 from replaceme.core.redaction import published
 from replaceme.core.uncertainty import paired_log_perplexity
 from replaceme.healing.endings import with_endings
-from replaceme.healing.loop import rate, train
+from replaceme.healing.loop import schedule_of, train
 from replaceme.healing.parameters import Trainable, trainable
 from replaceme.models.checkpoints import Checkpoint, check_merged, open_checkpoint, read_config, resolve
 from replaceme.models.loading import Held, load_causal_model
@@ -117,7 +117,7 @@ def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, flo
         {
             "step": run[-1] + 1,
             "loss": sum(losses[k] for k in run) / len(run),
-            "learning_rate": options.learning_rate * rate(run[-1], options),
+            "learning_rate": schedule_of(options).rate(run[-1]),
         }
         for run in runs
     ]

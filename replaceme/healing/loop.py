@@ -5,14 +5,14 @@ the random states as pickles, which this package neither writes nor reads, and a
 tokens. One process, also where the blocks lie on several GPUs; `accumulation` stands for more.
 
 Everything a step does follows from its number: its sequences from seed and epoch, dropout from seed and pass, the
-learning rate from the schedule. So a checkpoint is parameters, moments and losses, one safetensors file, by the same
-mechanism as unfinished fits (`transforms.resume`).
+learning rate from the schedule. So a checkpoint is parameters, moments and losses, one safetensors file, by the
+mechanism of all trainings (`transforms.training`).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,12 +24,11 @@ from replaceme.config.healings import TrainingConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
 from replaceme.healing.parameters import Trainable
-from replaceme.transforms.resume import State, Tensors
+from replaceme.transforms.resume import State
+from replaceme.transforms.training import Schedule, Training
 
 if TYPE_CHECKING:
     from torch import nn
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of what AdamW remembers, beside the number of steps
 
 
 def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: TrainingConfig, state: State) -> list[float]:
@@ -39,51 +38,31 @@ def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: Train
     Raises ReplaceMeError for a loss that is not finite, and for sequences without two tokens.
     """
     optimiser = _optimiser(trained, options)
+    training = Training(trained.parameters, optimiser, schedule_of(options), state, options.clip)
     losses = torch.zeros(options.steps, dtype=torch.float64)
-    first = 0
-    saved = state.read()
+    saved = training.restore()
     if saved is not None:
-        first = _restore(optimiser, trained, losses, saved)
-    order = Order(len(tokens), options.seed)
-
-    def content(done: int) -> Callable[[], tuple[Tensors, dict[str, Any]]]:
-        return lambda: (_memory(optimiser, trained, losses), {"done": done})
-
+        losses.copy_(saved[0]["losses"])
+        trained.follow()
+    order = TextOrder(len(tokens), options.seed)
+    left = range(training.done, options.steps)
     with _training(model, options):
-        for step in progress(range(first, options.steps), "healing", options.steps - first, "step"):
-            for group in optimiser.param_groups:
-                group["lr"] = options.learning_rate * rate(step, options)
-            losses[step] = _gradients(model, trained, order.batches(tokens, step, options), options, step)
+        for step in progress(left, "healing", len(left), "step"):
+            batches = order.batches(tokens, step, options.batch_size, options.accumulation)
+            losses[step] = _gradients(model, trained, batches, options, step)
             if not math.isfinite(losses[step]):
                 raise ReplaceMeError(
                     f"healing: the loss of step {step + 1} is {float(losses[step])}; lower `learning_rate`"
                 )
-            if options.clip is not None:
-                torch.nn.utils.clip_grad_norm_(trained.parameters.values(), options.clip)
-            optimiser.step()
-            optimiser.zero_grad()
+            training.step()
             trained.follow()
-            state.write(content(step + 1))
+            training.save(lambda: ({"losses": losses}, {}))
     return losses.tolist()
 
 
-def rate(step: int, options: TrainingConfig) -> float:
-    """Return the learning rate of a step (from 0) as a share of the highest: a linear warm-up, then the schedule."""
-    if step < options.warmup:
-        return (step + 1) / options.warmup
-    done = (step - options.warmup) / (options.steps - options.warmup)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[options.schedule]
-
-
-class Order(TextOrder):
-    """The sequences of each step."""
-
-    def batches(self, tokens: Tokens, step: int, options: TrainingConfig) -> list[Tokens]:
-        """Return the batches of a step."""
-        size, passes = options.batch_size, options.accumulation
-        places = self.places(step * size * passes, (step + 1) * size * passes)
-        chosen = [torch.tensor(places[k : k + size]) for k in range(0, len(places), size)]
-        return [Tokens(tokens.input_ids[one], tokens.mask[one]) for one in chosen]
+def schedule_of(options: TrainingConfig) -> Schedule:
+    """Return the learning rates of a healing."""
+    return Schedule(options.steps, options.learning_rate, options.warmup, options.schedule)
 
 
 def _gradients(
@@ -135,29 +114,3 @@ def _optimiser(trained: Trainable, options: TrainingConfig) -> torch.optim.AdamW
     others = [parameter for parameter in trained.parameters.values() if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate)
-
-
-def _memory(optimiser: torch.optim.AdamW, trained: Trainable, losses: torch.Tensor) -> Tensors:
-    found = {"losses": losses}
-    for name, parameter in trained.parameters.items():
-        moments = optimiser.state.get(parameter, {})  # none for a weight that no token used
-        found |= {f"parameter/{name}": parameter.detach()}
-        found |= {f"{moment}/{name}": moments[moment] for moment in MOMENTS if moment in moments}
-        found |= {f"step/{name}": moments["step"]} if "step" in moments else {}
-    return found
-
-
-def _restore(
-    optimiser: torch.optim.AdamW, trained: Trainable, losses: torch.Tensor, saved: tuple[Tensors, dict[str, Any]]
-) -> int:
-    """Restore a checkpoint; returns the number of steps done."""
-    tensors, record = saved
-    losses.copy_(tensors["losses"])
-    with torch.no_grad():
-        for name, parameter in trained.parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
-            if f"step/{name}" in tensors:
-                moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS}
-                optimiser.state[parameter] = {"step": tensors[f"step/{name}"], **moments}
-    trained.follow()
-    return record["done"]

@@ -46,6 +46,7 @@ from replaceme.surgery.renumbering import with_new_numbers
 from replaceme.surgery.shards import renamed
 from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.resume import State
+from replaceme.transforms.training import memory, restore
 
 if TYPE_CHECKING:
     from replaceme.calibration.tokens import Tokens
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
     from replaceme.fitting.fit_cut import Passes
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # torch's names of what AdamW remembers
 
 
 @dataclass(frozen=True)
@@ -171,13 +170,7 @@ class Training:
 
     def restore(self, tensors: Tensors, batch: int) -> None:
         """Continue from a saved state, before a batch of its epoch."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"now.{name}"])
-        for name, parameter in self.parameters.items():
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
-            if moments:
-                self.optimiser.state[parameter] = {**moments, "step": moments["step"].cpu()}
+        restore(self.optimiser, self.parameters, tensors)
         self.sum, self.first = tensors["sum"].clone(), batch
 
     def run(self, state: State, found: Tensors) -> Tensors:
@@ -230,9 +223,7 @@ class Training:
     def _saved(self, found: Tensors, batch: int) -> Callable[[], tuple[Tensors, dict[str, Any]]]:
         def content() -> tuple[Tensors, dict[str, Any]]:
             tensors = {f"found.{name}": one for name, one in found.items()} | {"sum": self.sum}
-            for name, parameter in self.parameters.items():
-                tensors[f"now.{name}"] = parameter.detach()
-                tensors |= {f"{moment}.{name}": one for moment, one in self.optimiser.state[parameter].items()}
+            tensors |= memory(self.optimiser, self.parameters)
             return tensors, {"losses": self.losses, "batch": batch}
 
         return content

@@ -18,9 +18,8 @@ from replaceme.transforms.given_rows import GivenRows
 from replaceme.transforms.objectives import Objective
 from replaceme.transforms.resume import State, Tensors
 from replaceme.transforms.streams import Table
+from replaceme.transforms.training import memory, restore
 from replaceme.transforms.transform import Transform
-
-STATISTICS = ("step", "exp_avg", "exp_avg_sq")  # torch's names of what Adam remembers
 
 
 def fit_adam(given: GivenRows, objective: Objective, **options: Any) -> Transform:
@@ -51,12 +50,12 @@ def adam(
     sums = torch.zeros(2, dtype=torch.float64, device=table.device)  # losses and rows of this epoch so far
     tensors, record = state.read(table.device) or ({}, {"history": [], "batch": 0})
     if tensors:
-        _restore(optimiser, matrix, tensors)
+        restore(optimiser, {"matrix": matrix}, tensors)
         sums = tensors["sums"]
     history, first = record["history"], record["batch"]
 
     def saved(batch: int) -> Callable[[], tuple[Tensors, dict[str, Any]]]:
-        return lambda: ({**_memory(optimiser, matrix), "sums": sums}, {"history": history, "batch": batch})
+        return lambda: ({**memory(optimiser, {"matrix": matrix}), "sums": sums}, {"history": history, "batch": batch})
 
     for epoch in range(len(history), options.epochs):
         batches = _order(table.count, options, epoch).split(options.batch_tokens)
@@ -90,14 +89,3 @@ def _mean(sums: torch.Tensor, epoch: int) -> float:
     if not abs(loss) < float("inf"):
         raise ReplaceMeError(f"adam: the loss of epoch {epoch + 1} is {loss}; lower `learning_rate`")
     return loss / rows
-
-
-def _memory(optimiser: torch.optim.Adam, matrix: torch.Tensor) -> Tensors:
-    return {"matrix": matrix.detach(), **{name: optimiser.state[matrix][name] for name in STATISTICS}}
-
-
-def _restore(optimiser: torch.optim.Adam, matrix: torch.Tensor, tensors: Tensors) -> None:
-    with torch.no_grad():
-        matrix.copy_(tensors["matrix"])
-    optimiser.state[matrix] = {name: tensors[name] for name in STATISTICS}
-    optimiser.state[matrix]["step"] = tensors["step"].cpu()  # where torch keeps it

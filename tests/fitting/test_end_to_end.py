@@ -102,17 +102,17 @@ def test_a_killed_fit_goes_on_to_the_same_bits(llama, make_tokens, tmp_path, mon
     [whole], [again] = fitted(llama, tokens), fitted(llama, tokens)
     assert torch.equal(whole.matrix, again.matrix) and whole.report == again.report
     state = State(tmp_path / "state", "same", seconds=0)
-    step = end_to_end._Training._step
+    step, steps = end_to_end._Fit._step, []
 
-    def killed(training, number, order):
-        if number == 7:
+    def killed(fit, batch):
+        if len(steps) == 7:
             raise KeyboardInterrupt
-        step(training, number, order)
+        steps.append(step(fit, batch))
 
-    monkeypatch.setattr(end_to_end._Training, "_step", killed)
+    monkeypatch.setattr(end_to_end._Fit, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
         fitted(llama, tokens, state=state)
-    monkeypatch.setattr(end_to_end._Training, "_step", step)
+    monkeypatch.setattr(end_to_end._Fit, "_step", step)
     [resumed] = fitted(llama, tokens, state=State(tmp_path / "state", "same", seconds=0))
     assert torch.equal(whole.matrix, resumed.matrix) and whole.report == resumed.report
 
@@ -136,12 +136,6 @@ def test_by_steps_as_by_prune(llama, tmp_path, texts):
     report = json.loads((tmp_path / "fit" / "fit.json").read_text())
     assert report["solver"] == "kl" and report["steps"] == 4 and report["kl"] <= report["kl_start"]
     assert sorted(one.name for one in (tmp_path / "fit").iterdir()) == ["fit.json", "transform.safetensors"]
-
-
-def test_learning_rates():
-    rates = [end_to_end.rate(step, 50) for step in range(50)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and rates[5:] == sorted(rates[5:], reverse=True)
-    assert 0 < rates[-1] < 0.01 and end_to_end.rate(0, 1) == 1
 
 
 def test_refusals(llama, make_tokens, refuses, monkeypatch):
