@@ -3,14 +3,13 @@
 from typing import TYPE_CHECKING
 
 from replaceme.activations.capture import model_inputs, trimmed
+from replaceme.activations.head import LOGITS
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-LOGITS = 2**26  # numbers a forward pass may put out: 256 MB in float32
 
 
 def mean_loss(model: "nn.Module", tokens: Tokens) -> float:

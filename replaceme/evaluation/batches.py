@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from replaceme.activations.head import LOGITS
+
 if TYPE_CHECKING:
     from torch import nn
 
-LOGITS = 2**26  # numbers in the logits of a pass on a CPU: 256 MB in float32
 CPU_TOKENS = 2048  # of a pass on a CPU
 GPU_TOKENS = 2**16  # of a pass on a GPU, at most
 GPU_SHARE = 0.25  # of a GPU's memory, for what a pass computes

@@ -9,14 +9,15 @@ Contexts are padded on the left, as for generation, so that an answer follows at
 attention. The softmax is in float32. The same machine makes the same batches, and so the same bits.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from inspect import signature
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from replaceme.activations.head import LOGITS, Head
 from replaceme.core.progress import bar
-from replaceme.evaluation.batches import LOGITS, Group, first_batch, grouped, room_of
+from replaceme.evaluation.batches import Group, first_batch, grouped, room_of
 
 if TYPE_CHECKING:
     import torch
@@ -142,30 +143,17 @@ def _run(
     """
     import torch
 
-    taken = signature(model.forward).parameters
+    head = Head(model)
+    taken = signature(head.base.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": keep or cache is not None}
     if "position_ids" in taken:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if cache is not None:
         inputs["past_key_values"] = cache
-    flat = torch.tensor([number * ids.shape[1] + k for number, k in places], device=ids.device)
-    with _rows_alone(model, flat):
-        output = model(**inputs)
-    return output.logits.flatten(0, 1), output.past_key_values if keep else None
-
-
-@contextmanager
-def _rows_alone(model: "nn.Module", rows: "torch.Tensor") -> Iterator[None]:
-    """Make a model's head compute the logits of some rows of [sequences * tokens] only, as [1, rows, vocabulary]."""
-
-    def gather(_: Any, given: tuple) -> tuple:
-        return (given[0].flatten(0, 1)[rows.to(given[0].device)].unsqueeze(0), *given[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
+    output = head.run(**inputs)
+    states = output.last_hidden_state
+    flat = torch.tensor([number * ids.shape[1] + k for number, k in places], device=states.device)
+    return head.logits(states.flatten(0, 1)[flat]), output.past_key_values if keep else None
 
 
 def _scores(logits: "torch.Tensor", wanted: Rows) -> list[Answered]:
