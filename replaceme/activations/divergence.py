@@ -1,13 +1,19 @@
 """The KL divergence of next-token distributions: how far a model's predictions are from those of another, per token.
 
 KL(p || q) = sum_v p(v) (log p(v) - log q(v)),   p of the one model, q of the other, v over the vocabulary
+
+Values and gradients are formed from the states before the heads, a part of the tokens at a time, so that logits of all
+tokens never exist. With respect to the logits of q the gradient is q - p.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from replaceme.activations.capture import model_inputs
+from replaceme.activations.gradients import backward
+from replaceme.activations.head import Head
 from replaceme.calibration.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -16,17 +22,54 @@ if TYPE_CHECKING:
 LEAST = -1e4  # log-probability, below which a logit stands for "never"
 
 
-def logits(model: "nn.Module", batch: Tokens) -> torch.Tensor:
-    """Return the logits of the unmasked tokens of a batch, [tokens, vocabulary] float32."""
-    found = model(**model_inputs(model, batch)).logits
-    return found[batch.mask.to(found.device)].float()
+@dataclass(frozen=True)
+class Predictions:
+    """What follows each unmasked token by a model: the states [tokens, hidden] before its head."""
+
+    head: Head
+    states: torch.Tensor
+
+    @staticmethod
+    def of(model: "nn.Module | Head", batch: Tokens) -> "Predictions":
+        """Run a batch through a model; gradients flow to the states unless the caller stops them."""
+        head = model if isinstance(model, Head) else Head(model)
+        return Predictions(head, head.states(batch))
 
 
-def log_probabilities(model: "nn.Module", batch: Tokens) -> torch.Tensor:
-    """Return log-probabilities of what follows each unmasked token, [tokens, vocabulary] float32, at least LEAST."""
-    return logits(model, batch).log_softmax(-1).clamp(min=LEAST)
+def divergences(whole: Predictions, other: Predictions) -> torch.Tensor:
+    """Return KL(whole || other) of each token in nats, [tokens] float32, without gradients."""
+    with torch.no_grad():
+        return torch.cat([_compared(whole, p, other.head.logits(q))[0] for p, q in _pairs(whole, other)])
 
 
-def divergences(whole: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return KL(whole || other) of each token in nats, [tokens], from log-probabilities [tokens, vocabulary]."""
-    return (whole.exp() * (whole - other)).sum(-1)
+def descend(whole: Predictions, other: Predictions, weight: float) -> torch.Tensor:
+    """Return KL(whole || other) of each token, and add the gradient of their sum times `weight` to all that leads to
+    `other`.
+
+    Within `repeatable`. Raises ReplaceMeError where torch has no deterministic way.
+    """
+    values, slopes = [], []
+    for p, q in _pairs(whole, other):
+        part = q.detach().requires_grad_()
+        logits = other.head.logits(part)
+        value, slope = _compared(whole, p, logits.detach())
+        backward(logits, slope.mul_(weight).to(logits.dtype))
+        values.append(value)
+        slopes.append(part.grad)
+    backward(other.states, torch.cat(slopes))
+    return torch.cat(values)
+
+
+def _pairs(whole: Predictions, other: Predictions) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    rows = min(whole.head.rows, other.head.rows)
+    yield from zip(whole.states.split(rows), other.states.split(rows), strict=True)
+
+
+def _compared(whole: Predictions, states: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the divergence [tokens] of logits from those of states of the whole model, and its gradient, float32."""
+    with torch.no_grad():
+        p = whole.head.logits(states).to(logits.device).float().log_softmax(-1).clamp_(min=LEAST)
+        q = logits.float().log_softmax(-1).clamp_(min=LEAST)
+        likely = p.exp()
+        values = p.sub_(q).mul_(likely).sum(-1)
+        return values, q.exp_().sub_(likely)

@@ -6,12 +6,19 @@ warn and do not), cuDNN's kernel never does. Strict all along would refuse model
 that torch calls non-deterministic; so only the backward pass is.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from replaceme.activations.hooks import running_instead
 from replaceme.core.errors import ReplaceMeError, in_one_line
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @contextmanager
@@ -26,20 +33,31 @@ def repeatable() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
-def backward(loss: torch.Tensor) -> None:
+def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
     """Add the gradients of a loss, of a forward pass within `repeatable`, to those of its parameters.
 
-    Raises ReplaceMeError where torch has no deterministic way.
+    In place of a loss it takes any tensor, with the `gradient` of the loss with respect to it. Raises ReplaceMeError
+    where torch has no deterministic way.
     """
     try:
         with _determinism(strict=True):
-            loss.backward()
+            loss.backward(gradient)
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
         raise ReplaceMeError(
             f"gradients: not the same on every run of this GPU: {in_one_line(error)}; compute on `device: cpu`"
         ) from error
+
+
+@contextmanager
+def recomputing(blocks: "Iterable[nn.Module]") -> Iterator[None]:
+    """Let blocks compute their activations again in the backward pass, within this context, instead of keeping them."""
+    with ExitStack() as undone:
+        for block in blocks:
+            again = partial(checkpoint, block.forward, use_reentrant=False)
+            undone.callback(running_instead(block, again))
+        yield
 
 
 @contextmanager

@@ -86,6 +86,11 @@ class KlOptions(Strict):
     kl_learning_rate: float = Field(
         3e-4, gt=0, description="Highest learning rate of objective kl, after a warm-up and before a cosine decay."
     )
+    kl_checkpointing: bool = Field(
+        False,
+        description="For objective kl: compute activations again in the backward pass, which takes less memory and a "
+        "third more time.",
+    )
 
 
 class SolverOptions(Strict):

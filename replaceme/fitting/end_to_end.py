@@ -4,31 +4,25 @@
 
 All weights are frozen; the maps alone are parameters, of all groups of a cut together, float32, from their closed
 forms. Adam with a linear warm-up and a cosine decay. A part of the text is held out: what has the least divergence
-there is kept, be it the start, and where it has not fallen for a while the training ends.
-
-The blocks before the first carrier are the same in both models: they run once a step, for the whole model, and the
-shortened one begins with what they put out (unless its logits show that something else goes past them). Whatever a step
-does follows from its number, so an interrupted fit ends with the same bits.
+there is kept, be it the start, and where it has not fallen for a while the training ends. How the two models run is
+said in `pair`. Whatever a step does follows from its number, so an interrupted fit ends with the same bits.
 """
 
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.activations.capture import trimmed
-from replaceme.activations.divergence import divergences, log_probabilities, logits
-from replaceme.activations.gradients import backward, repeatable
-from replaceme.activations.hooks import skipped
+from replaceme.activations.gradients import repeatable
 from replaceme.activations.text_order import TextOrder
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import bar
-from replaceme.surgery.shortened_model import shortened
+from replaceme.fitting.pair import Pair
 from replaceme.transforms.resume import State, Tensors
 from replaceme.transforms.training import Schedule, Training
 
@@ -37,7 +31,6 @@ if TYPE_CHECKING:
 
     from replaceme.config.fits import FitConfig
     from replaceme.fitting.fit_cut import Passes
-    from replaceme.models.family import Family
     from replaceme.transforms.transform import Transform
 
 log = logging.getLogger(__name__)
@@ -45,7 +38,6 @@ HELD_OUT = 16  # sequences for each one that is held out
 LOOKS = 10  # at the held-out text, in a whole training
 PATIENCE = 3  # looks without a new best, after which it ends
 WARM_UP = 0.1  # of the steps
-SAME = 1e-3  # of the largest logit, by which two ways to run a model may differ
 
 
 def refine(
@@ -54,96 +46,83 @@ def refine(
     """Return the maps of the groups after the training, or as they were if that is better; reports say how it went.
 
     `kl` is the divergence in nats per token on the held-out text, `kl_start` that of the closed forms, `kl_curve` has
-    [step, kl] of every look. Raises ReplaceMeError for text too short, and for a divergence that is not finite.
+    [step, kl] of every look. Raises ReplaceMeError for text too short, for a divergence that is not finite, and where
+    a GPU has too little memory.
     """
-    pair = Pair(passes.headed, passes.family, groups, transforms)
-    fit = _Fit(pair, config, _split(passes.tokens), passes.state or State())
+    text = _Text.split(passes.tokens, config)
+    pair = Pair(passes, groups, transforms, config.kl_checkpointing)
     with _frozen(passes.headed), repeatable():
-        fit.run()
+        try:
+            pair.share(text.used(config.kl_steps), config.kl_sequences)
+            fit = _Fit(pair, config, text, passes.state or State())
+            fit.run()
+        except torch.cuda.OutOfMemoryError as error:
+            more = "" if config.kl_checkpointing else "set `kl_checkpointing: true` or "
+            raise ReplaceMeError(
+                f"fit: a step of objective kl takes more memory than the GPU has; {more}lower `kl_sequences`"
+            ) from error
     return [
         replace(one, matrix=matrix.double().cpu(), report=fit.report(one))
         for one, matrix in zip(transforms, fit.best, strict=True)
     ]
 
 
-class Pair:
-    """A model and the same one shortened, with the maps of its groups as `parameters` [width, hidden], float32."""
+class _Text:
+    """The numbers of the sequences to train on, by step, and of those held out, the last ones."""
 
-    def __init__(
-        self,
-        model: "nn.Module",
-        family: "Family",
-        groups: Sequence[tuple[int, int]],
-        transforms: "Sequence[Transform]",
-    ) -> None:
-        self.model, self.family, self.groups, self.transforms = model, family, groups, transforms
-        self.blocks = family.block_modules(model.base_model)
-        self.first = min(start for start, _ in groups) - 1  # carrier
-        self.parameters = [
-            one.matrix.to(next(self.blocks[start - 1].parameters()).device, torch.float32).clone().requires_grad_()
-            for one, (start, _) in zip(transforms, groups, strict=True)
-        ]
-        self.shares: bool | None = None  # whether the shortened model can begin with the first carrier
+    def __init__(self, count: int, held_out: int, config: "FitConfig") -> None:
+        self.size = config.kl_sequences
+        self.order = TextOrder(count - held_out, config.order_seed)
+        self.held_out = list(range(count - held_out, count))
 
-    def divergence(self, batch: Tokens) -> torch.Tensor:
-        """Return the KL divergence of each unmasked token, [tokens] float32; gradients flow to the parameters."""
-        batch = trimmed(batch)
-        seen: list[torch.Tensor] = []
-        with torch.no_grad(), _watching(self.blocks[self.first], seen):
-            whole = log_probabilities(self.model, batch)
-        with self._shortened(seen[0] if self._can_share(batch, seen[0]) else None):
-            short = log_probabilities(self.model, batch)
-        return divergences(whole, short)
+    @staticmethod
+    def split(tokens: Tokens, config: "FitConfig") -> "_Text":
+        """Return the parts of a text; raises ReplaceMeError for one that cannot be trained on."""
+        if not isinstance(tokens, Tokens):
+            raise ReplaceMeError("fit: objective kl is of the next token: it needs text, not images")
+        if len(tokens) < 2:
+            raise ReplaceMeError("fit: objective kl needs two calibration sequences or more, as one is held out")
+        return _Text(len(tokens), max(1, len(tokens) // (HELD_OUT + 1)), config)
 
-    def _can_share(self, batch: Tokens, state: torch.Tensor) -> bool:
-        """Return whether blocks before the first carrier can be left out, by the logits of the first batch."""
-        if self.shares is None:
-            with torch.no_grad():
-                found = []
-                for given in (None, state):
-                    with self._shortened(given):
-                        found.append(logits(self.model, batch))
-            self.shares = float((found[0] - found[1]).abs().max()) <= SAME * float(found[0].abs().max())
-        return self.shares
+    def of_step(self, step: int) -> list[int]:
+        """Return the sequences of a step, from 0."""
+        return self.order.places(step * self.size, (step + 1) * self.size)
 
-    @contextmanager
-    def _shortened(self, state: torch.Tensor | None) -> Iterator[None]:
-        """Run without the groups within the block, with `state` as the input of the first carrier if it is given."""
-        given = [replace(one, matrix=p) for one, p in zip(self.transforms, self.parameters, strict=True)]
-        with ExitStack() as stack:
-            if state is not None:
-                for block in self.blocks[: self.first]:
-                    stack.callback(skipped(block, self.family))
-                stack.callback(_beginning_with(self.blocks[self.first], state))
-            stack.enter_context(shortened(self.model.base_model, self.family, self.groups, given))
-            yield
+    def looked_at(self) -> list[list[int]]:
+        """Return the batches of those held out."""
+        return [self.held_out[k : k + self.size] for k in range(0, len(self.held_out), self.size)]
+
+    def used(self, steps: int) -> list[int]:
+        """Return the sequences of all steps and those held out, in order."""
+        return sorted({*self.order.places(0, steps * self.size), *self.held_out})
 
 
 class _Fit:
     """A training of the maps of a pair; `best` are those with the least divergence on held-out text so far."""
 
-    def __init__(self, pair: Pair, config: "FitConfig", texts: tuple[Tokens, Tokens], state: State) -> None:
-        self.pair, self.config = pair, config
-        self.text, self.held_out = texts
+    def __init__(self, pair: Pair, config: "FitConfig", text: _Text, state: State) -> None:
+        self.pair, self.text, self.steps = pair, text, config.kl_steps
+        self.tokens = int(pair.passes.tokens[torch.tensor(text.held_out)].count)
         parameters = {str(number): one for number, one in enumerate(pair.parameters)}
-        schedule = Schedule(config.kl_steps, config.kl_learning_rate, max(1, round(WARM_UP * config.kl_steps)))
-        self.training = Training(parameters, torch.optim.Adam(pair.parameters), schedule, state)
+        warm_up = max(1, round(WARM_UP * self.steps))
+        schedule = Schedule(self.steps, config.kl_learning_rate, warm_up)
+        optimiser = torch.optim.Adam(pair.parameters)
+        # states that are kept come from other batches, and so have other bits
+        self.training = Training(parameters, optimiser, schedule, state.of(kept=pair.kept))
         self.best = [one.detach().clone() for one in pair.parameters]
         self.curve: list[tuple[int, float]] = []
 
     def run(self) -> None:
         """Train to the end, from where a state was left."""
         self._restore()
-        steps, order = self.config.kl_steps, TextOrder(len(self.text), self.config.order_seed)
-        every = max(1, steps // LOOKS)
+        every = max(1, self.steps // LOOKS)
         if not self.curve:
             self._look(0)
-        with closing(bar(total=steps, initial=self.training.done, desc="kl", unit="step")) as shown:
-            while self.training.done < steps and not self._is_over():
-                [batch] = order.batches(self.text, self.training.done, self.config.kl_sequences)
-                self._step(batch)
+        with closing(bar(total=self.steps, initial=self.training.done, desc="kl", unit="step")) as shown:
+            while self.training.done < self.steps and not self._is_over():
+                self._step(self.text.of_step(self.training.done))
                 shown.update()
-                if self.training.done % every == 0 or self.training.done == steps:
+                if self.training.done % every == 0 or self.training.done == self.steps:
                     self._look(self.training.done)
                 self.training.save(self._kept)
         log.info("kl: %.4f nats per token on held-out text, %.4f at the start", self.kl, self.curve[0][1])
@@ -161,22 +140,18 @@ class _Fit:
             "kl": self.kl,
             "kl_start": self.curve[0][1],
             "kl_curve": [list(point) for point in self.curve],
-            "kl_tokens": self.held_out.count,
+            "kl_tokens": self.tokens,
             "steps": self.training.done,
             "closed_form": start.report,
         }
 
-    def _step(self, batch: Tokens) -> None:
-        backward(self.pair.divergence(batch).mean())
+    def _step(self, numbers: list[int]) -> None:
+        self.pair.descend(numbers)
         self.training.step()
 
     def _look(self, step: int) -> None:
         """Measure the held-out text, and keep the parameters if they are the best."""
-        total = 0.0
-        with torch.no_grad():
-            for batch in self.held_out.batches(self.config.kl_sequences):
-                total += float(self.pair.divergence(batch).double().sum())
-        value = total / self.held_out.count
+        value = sum(float(self.pair.divergence(one).double().sum()) for one in self.text.looked_at()) / self.tokens
         if not math.isfinite(value):
             raise ReplaceMeError(f"fit: the divergence after {step} steps is {value}; lower `kl_learning_rate`")
         if not self.curve or value < self.kl:
@@ -200,16 +175,6 @@ class _Fit:
             self.best = [tensors[f"best/{number}"].to(one.device) for number, one in enumerate(self.best)]
 
 
-def _split(tokens: Tokens) -> tuple[Tokens, Tokens]:
-    """Return the sequences to train on and those held out, the last ones."""
-    if not isinstance(tokens, Tokens):
-        raise ReplaceMeError("fit: objective kl is of the next token: it needs text, not images")
-    if len(tokens) < 2:
-        raise ReplaceMeError("fit: objective kl needs two calibration sequences or more, as one is held out")
-    count = max(1, len(tokens) // (HELD_OUT + 1))
-    return tokens.first(len(tokens) - count), tokens[-count:]
-
-
 @contextmanager
 def _frozen(model: "nn.Module") -> Iterator[None]:
     """Take the weights of a model out of what gradients are computed for, within the block."""
@@ -221,26 +186,3 @@ def _frozen(model: "nn.Module") -> Iterator[None]:
     finally:
         for one in trained:
             one.requires_grad_(True)
-
-
-@contextmanager
-def _watching(block: "nn.Module", seen: list[torch.Tensor]) -> Iterator[None]:
-    """Note the states that a block is given within the block of code."""
-
-    def note(_: "nn.Module", inputs: tuple, named: dict[str, Any]) -> None:
-        seen.append(inputs[0] if inputs else named["hidden_states"])
-
-    handle = block.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _beginning_with(block: "nn.Module", state: torch.Tensor) -> Any:
-    """Give a block a state in place of the one that it would get; returns what undoes it."""
-
-    def give(_: "nn.Module", inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return ((state, *inputs[1:]), named) if inputs else (inputs, {**named, "hidden_states": state})
-
-    return block.register_forward_pre_hook(give, with_kwargs=True).remove

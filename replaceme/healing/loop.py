@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from replaceme.activations.gradients import backward, repeatable
+from replaceme.activations.gradients import backward, recomputing, repeatable
 from replaceme.activations.language_loss import are_counted, token_losses
 from replaceme.activations.text_order import TextOrder
 from replaceme.calibration.tokens import Tokens
@@ -46,7 +46,7 @@ def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: Train
         trained.follow()
     order = TextOrder(len(tokens), options.seed)
     left = range(training.done, options.steps)
-    with _training(model, options):
+    with _training(model, trained, options):
         for step in progress(left, "healing", len(left), "step"):
             batches = order.batches(tokens, step, options.batch_size, options.accumulation)
             losses[step] = _gradients(model, trained, batches, options, step)
@@ -83,30 +83,18 @@ def _gradients(
 
 
 @contextmanager
-def _training(model: "nn.Module", options: TrainingConfig) -> Iterator[None]:
+def _training(model: "nn.Module", trained: Trainable, options: TrainingConfig) -> Iterator[None]:
     """Put the model in training mode, deterministically, within the block; restore mode and random states
     afterwards.
     """
     model.train()
-    if options.gradient_checkpointing:
-        _recompute(model)
+    recomputed = trained.blocks if options.gradient_checkpointing else ()
     try:
-        with repeatable(), torch.random.fork_rng(devices={one.device for one in model.parameters() if one.is_cuda}):
+        devices = {one.device for one in model.parameters() if one.is_cuda}
+        with repeatable(), recomputing(recomputed), torch.random.fork_rng(devices=devices):
             yield
     finally:
-        model.eval()  # which also ends the recomputing
-
-
-def _recompute(model: "nn.Module") -> None:
-    """Make the blocks recompute activations in training instead of keeping them."""
-    # newer versions of transformers have the one, older ones the other
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    try:
-        enable({"use_reentrant": False})
-    except ValueError as error:
-        raise ReplaceMeError(f"healing: {error}; set `gradient_checkpointing: false`") from error
-    # transformers would have a gradient flow to the embeddings too, past all that is trained
-    model.disable_input_require_grads()
+        model.eval()
 
 
 def _optimiser(trained: Trainable, options: TrainingConfig) -> torch.optim.AdamW:

@@ -33,11 +33,13 @@ ADAPTER = "default"  # peft's name of the only one
 class Trainable:
     """Float32 `parameters` by name; `edits` changes the checkpoint's tensors by them.
 
-    `followers` are weights of the model in another type that are rounded copies of the parameters of their name.
+    `blocks` are those of the model; `followers` are weights of it in another type that are rounded copies of the
+    parameters of their name.
     """
 
     parameters: dict[str, torch.Tensor]
     edits: Callable[[], dict[str, Edit]]
+    blocks: "nn.ModuleList"
     followers: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def collect(self) -> None:
@@ -90,7 +92,7 @@ def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[i
                 changed |= Mlp().folded(checkpoint.family, down, transform)
         return changed
 
-    return Trainable(found, edits)
+    return Trainable(found, edits, blocks)
 
 
 def _times(change: torch.Tensor) -> Callable:
@@ -135,7 +137,8 @@ def _adapters(model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfi
 
         return weight
 
-    return Trainable(found, lambda: {stored[f"{name}.weight"][0]: merged(name) for name in names})
+    blocks = checkpoint.family.block_modules(model.base_model)
+    return Trainable(found, lambda: {stored[f"{name}.weight"][0]: merged(name) for name in names}, blocks)
 
 
 def _linear_layers(model: "nn.Module", checkpoint: Checkpoint, targets: str) -> list[str]:
@@ -172,7 +175,7 @@ def _all_weights(model: "nn.Module", checkpoint: Checkpoint) -> Trainable:
     def edits() -> dict[str, Edit]:
         return {tensor: written(parameters[name]) for name in parameters for tensor in stored[name]}
 
-    return Trainable(parameters, edits, followers)
+    return Trainable(parameters, edits, checkpoint.family.block_modules(model.base_model), followers)
 
 
 def _stored(model: "nn.Module", checkpoint: Checkpoint, names: "Sequence[str] | dict") -> dict[str, list[str]]:

@@ -42,6 +42,10 @@ class State:
         self.identity, self.seconds = json.loads(json.dumps(identity)), seconds  # as it will be read
         self._saved, self._took = time.monotonic(), 0.0
 
+    def of(self, **more: Any) -> "State":
+        """Return the state in the same file of the same fit if `more` is so too."""
+        return State(self.path, {"of": self.identity, **more}, self.seconds)
+
     def read(self, device: str | torch.device = "cpu") -> tuple[Tensors, dict[str, Any]] | None:
         """Return (tensors, record) of the last save of exactly this fit; None, with a log line, for a file of another
         one.

@@ -9,7 +9,7 @@ import replaceme
 from replaceme.calibration.tokens import tokens_from_texts
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
-from replaceme.fitting import end_to_end
+from replaceme.fitting import carrier_inputs, end_to_end, pair
 from replaceme.fitting.fit_cut import Passes, fit_cut
 from replaceme.models.checkpoints import read_config
 from replaceme.models.loading import load_causal_model, load_tokenizer
@@ -54,7 +54,7 @@ def test_the_divergence_falls_and_is_that_of_the_saved_model(llama, make_tokens,
     assert report["kl"] == min(value for _, value in report["kl_curve"])
     assert report["residual"] != report["closed_form"]["residual"], "it is of the trained map"
     tokens = tokens_from_texts(texts, load_tokenizer(llama), len(texts), 1024)
-    held_out = end_to_end._split(tokens)[1]
+    held_out = tokens[end_to_end._Text.split(tokens, FitConfig(**options)).held_out]
     own = {"trust_remote_code": True} if placement == "block" else {}
     folders = (llama, tmp_path / "out")
     whole, short = (AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32, **own).eval() for one in folders)
@@ -78,23 +78,29 @@ def test_the_start_is_kept_where_training_makes_it_worse(llama, make_tokens):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_what_comes_before_the_carrier_runs_once(family, request, make_tokens):
-    """The divergence and its gradient are those of two whole passes; where they are not, it runs twice."""
-    passes = passes_of(request.getfixturevalue(family), make_tokens())
+def test_what_comes_before_the_carrier_runs_once(family, request, make_tokens, monkeypatch):
+    """The divergence and its gradient are those of two whole passes, with states kept or not, activations computed
+    again or not, on sequences of unequal length; where the logits are not the same, both models run from the start.
+    """
+    passes = passes_of(request.getfixturevalue(family), make_tokens(side="left"))
     start = fit_cut(FitConfig(), GROUPS, 16, None, lambda: passes, passes.family)
+    monkeypatch.setattr(carrier_inputs, "DEVICE_SHARE", 0.0)
     found = []
-    for shares in (None, False):
-        pair = end_to_end.Pair(passes.headed, passes.family, GROUPS, start)
-        pair.shares = shares
+    for same, room, recompute, runs in ((-1, 1, False, 2), (1e-3, 1, True, 0), (1e-3, 0, False, 1)):
+        monkeypatch.setattr(pair, "SAME", same)
+        monkeypatch.setattr(carrier_inputs, "HOST_SHARE", room)
+        both = pair.Pair(passes, GROUPS, start, recompute)
+        both.share([0, 2, 4, 5, 7], 2)
         ran = []
-        hook = pair.blocks[0].register_forward_hook(lambda block, *_, ran=ran: ran.append(block.forward.__name__))
-        values = pair.divergence(passes.tokens[:4])
-        values.mean().backward()
+        hook = both.blocks[0].register_forward_hook(lambda block, *_, ran=ran: ran.append(block.forward.__name__))
+        values = both.descend([4, 0, 7])
         hook.remove()
-        assert (pair.shares, ran[-1] == "hand_on") == ((True, True) if shares is None else (False, False))
-        found.append((values.detach(), pair.parameters[0].grad))
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+        assert len([name for name in ran if name != "hand_on"]) == runs and both.kept == (runs == 0)
+        assert torch.equal(both.divergence([4, 0, 7]), values)
+        found.append((values, both.parameters[0].grad))
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_a_killed_fit_goes_on_to_the_same_bits(llama, make_tokens, tmp_path, monkeypatch):
@@ -104,10 +110,10 @@ def test_a_killed_fit_goes_on_to_the_same_bits(llama, make_tokens, tmp_path, mon
     state = State(tmp_path / "state", "same", seconds=0)
     step, steps = end_to_end._Fit._step, []
 
-    def killed(fit, batch):
+    def killed(fit, numbers):
         if len(steps) == 7:
             raise KeyboardInterrupt
-        steps.append(step(fit, batch))
+        steps.append(step(fit, numbers))
 
     monkeypatch.setattr(end_to_end._Fit, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -141,7 +147,7 @@ def test_by_steps_as_by_prune(llama, tmp_path, texts):
 def test_refusals(llama, make_tokens, refuses, monkeypatch):
     with refuses("needs two calibration sequences"):
         fitted(llama, make_tokens(samples=1))
-    monkeypatch.setattr(end_to_end.Pair, "divergence", lambda *_: torch.tensor([float("nan")]))
+    monkeypatch.setattr(pair.Pair, "divergence", lambda *_: torch.tensor([float("nan")]))
     with refuses("lower `kl_learning_rate`"):
         fitted(llama, make_tokens())
     for options, said in (
