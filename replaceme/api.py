@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.arguments import check_arguments, checked_text
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.fits import FitConfig
+from replaceme.config.fits import FitConfig, widest
 from replaceme.config.healings import TrainingConfig
 from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
@@ -26,9 +26,11 @@ from replaceme.models.model_record import ModelRecord
 if TYPE_CHECKING:
     from torch import nn
 
+    from replaceme.calibration.samples import Samples
     from replaceme.core.cut_record import Cut
     from replaceme.fitting.fit_cut import Passes
     from replaceme.methods.found import Found
+    from replaceme.models.family import Family
     from replaceme.surgery.write_checkpoint import Merger
     from replaceme.transforms.transform import Transform
 
@@ -95,7 +97,7 @@ def prune(
     check_cut(config, cut, str(source))
     check_length(config, calibration.tokens, str(source))
     check_section(config, fit, str(source))
-    tokens, metadata = _tokens(calibration, texts, record.folder)
+    tokens, metadata = _tokens(calibration.at_most, texts, record.folder)
     device = pick_device(device)
     dtype = pick_dtype(calibration.dtype, device, config)
     held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
@@ -103,6 +105,8 @@ def prune(
     model = load_model(record.folder, dtype, device, head, held)
     family = family_of(config, str(source))
     stored = stored_dtype(config)
+    if calibration.samples == "auto":
+        tokens, metadata = _enough(model, family, tokens, metadata, calibration, fit)
     sizes = (calibration.batch_size, stored, calibration.shards)
     passes = Passes(model.base_model, family, tokens, *sizes, headed=model if head else None)
     digest = record.sha256
@@ -176,6 +180,22 @@ def _tokens(calibration: CalibrationConfig, texts: list[str] | str | None, folde
     tokens = tokens_from_texts(texts, load_tokenizer(folder), calibration.samples, calibration.tokens)
     check_vocabulary(tokens, read_config(folder), str(folder))
     return tokens, {"dataset": "texts given"}
+
+
+def _enough(
+    model: "nn.Module",
+    family: "Family",
+    tokens: "Samples",
+    metadata: dict[str, Any],
+    calibration: CalibrationConfig,
+    fit: MethodConfig,
+) -> "tuple[Samples, dict[str, Any]]":
+    """Return as many of the tokens as are enough for a fit, with the record of what was measured."""
+    from replaceme.fitting.enough import Criterion, find_enough
+
+    criterion = Criterion(calibration.tolerance, widest([fit]).regression)
+    tokens, found = find_enough(model.base_model, family, tokens, calibration.batch_size, criterion)
+    return tokens, {**metadata, "samples": len(tokens), "enough": found.record(times=False)}
 
 
 def choose_and_fit(

@@ -88,7 +88,9 @@ rule tokens:
         benchmark_of(paths.TOKENS)
     wildcard_constraints:
         calibration=any_of(
-            name for name, one in CONFIG.calibrations.items() if one.mix is None
+            name
+            for name, one in CONFIG.calibrations.items()
+            if one.mix is None and one.samples != "auto"
         ),
     resources:
         **takes("tokens"),
@@ -100,6 +102,51 @@ rule tokens:
         "tokens of {wildcards.calibration} for {wildcards.model}"
     shell:
         "OMP_NUM_THREADS={threads} replaceme tokens {input.model:q} {params.options} --out {output:q} 2> {log:q}"
+
+
+use rule tokens as tokens_most with:
+    output:
+        paths.MOST,
+    log:
+        log_of(paths.MOST),
+    benchmark:
+        benchmark_of(paths.MOST)
+    wildcard_constraints:
+        calibration=any_of(
+            name for name, one in CONFIG.calibrations.items() if one.samples == "auto"
+        ),
+
+
+rule enough:
+    """Keep as much of a calibration as is enough for the fits on it."""
+    input:
+        model=paths.MODEL,
+        tokens=paths.MOST,
+    output:
+        tokens=paths.TOKENS,
+        report=paths.ENOUGH,
+    log:
+        log_of(paths.TOKENS),
+    benchmark:
+        benchmark_of(paths.TOKENS)
+    wildcard_constraints:
+        calibration=any_of(
+            name for name, one in CONFIG.calibrations.items() if one.samples == "auto"
+        ),
+    threads: 1
+    resources:
+        **takes("enough"),
+        gpu=models.gpus,
+    params:
+        options=models.forward_options,
+        criterion=models.enough_options,
+        code=code_of("enough"),
+    message:
+        "how much of {wildcards.calibration} is enough for {wildcards.model}"
+    shell:
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme enough {input.model:q} {input.tokens:q}"
+        " {params.options} {params.criterion} --threads {threads} --report {output.report:q} --out {output.tokens:q}"
+        " 2> {log:q}"
 
 
 rule distances:

@@ -153,6 +153,28 @@ use rule figure_table as figure_distances with:
         code=code_of("figure"),
 
 
+use rule figure_table as figure_enough with:
+    input:
+        paths.ENOUGH,
+    output:
+        shown(
+            paths.ENOUGH_FIGURE,
+            "enough",
+            "Figures",
+            "calibration texts",
+            figure="{model}, {calibration}",
+            of="how much text is enough",
+        ),
+    log:
+        log_of(paths.ENOUGH, "enough-figure"),
+    benchmark:
+        benchmark_of(paths.ENOUGH, "enough-figure")
+    params:
+        kind="enough",
+        title="{model} on {calibration}",
+        code=code_of("figure"),
+
+
 use rule figure_table as figure_cut with:
     input:
         paths.CUT,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.calibration.conversations import chat
 from replaceme.calibration.documents import check_source, conversations, read_documents
-from replaceme.calibration.samples import PassedOver
+from replaceme.calibration.samples import PassedOver, number_of
 from replaceme.calibration.tokens import encode
 from replaceme.config.calibrations import CalibrationConfig, GenerationConfig
 from replaceme.core.errors import ReplaceMeError
@@ -73,13 +73,14 @@ def answers(
     Prompts leave room for the answer in `config.tokens` tokens. Raises ReplaceMeError when there is no such prompt.
     """
     check_source(config)
+    samples = number_of(config)
     longest, passed = config.tokens - generation.new_tokens, PassedOver(config.dataset)
-    asked = list(itertools.islice(prompts(config, tokenizer, longest, passed), config.samples))
+    asked = list(itertools.islice(prompts(config, tokenizer, longest, passed), samples))
     passed.report(len(asked))
     if not asked:
         raise ReplaceMeError(f"{config.dataset}: no prompt of at most {longest} tokens; raise tokens, or check columns")
-    if len(asked) < config.samples:
-        log.warning("%s: %d prompts found, %d asked for", config.dataset, len(asked), config.samples)
+    if len(asked) < samples:
+        log.warning("%s: %d prompts found, %d asked for", config.dataset, len(asked), samples)
     found: list[dict[str, Any]] = []
     starts = range(0, len(asked), config.batch_size)
     for number, start in enumerate(progress(starts, "answers", len(starts), "batch")):

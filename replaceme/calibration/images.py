@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from replaceme.calibration.samples import PassedOver, Samples, column_of, stream
+from replaceme.calibration.samples import PassedOver, Samples, column_of, number_of, stream
 from replaceme.config.calibrations import GENERATED, OF_HUB, CalibrationConfig
 from replaceme.core.errors import ReplaceMeError, UnusableError, in_one_line
 from replaceme.core.progress import progress
@@ -68,15 +68,16 @@ def calibrate_images(config: CalibrationConfig, folder: str | Path) -> tuple[Ima
     """Return the images of a calibration for the checkpoint in a folder, and the record of their origin."""
     import torch
 
+    samples = number_of(config)
     processor, model = image_processor(folder), read_config(folder)
     passed = PassedOver(config.images)
     found = passed.usable(read_images(config, passed), lambda image: pixel_values(processor, image, folder))
-    rows = list(progress(itertools.islice(found, config.samples), "images", config.samples, "image"))
+    rows = list(progress(itertools.islice(found, samples), "images", samples, "image"))
     passed.report(len(rows))
     if not rows:
         raise ReplaceMeError(f"{config.images}: no images; check folder, split and column")
-    if len(rows) < config.samples:
-        log.warning("%s: %d images found, %d asked for", config.images, len(rows), config.samples)
+    if len(rows) < samples:
+        log.warning("%s: %d images found, %d asked for", config.images, len(rows), samples)
     if len({row.shape for row in rows}) > 1:
         raise ReplaceMeError(f"{folder}: preprocessor_config.json leaves images of unequal size; crop or resize them")
     pixels = torch.stack(rows)

@@ -68,6 +68,16 @@ class Samples(ABC):
         save_tensors(path, self.tensors(), {**metadata, "sha256": self.digest(), "unmasked_tokens": self.count})
 
 
+def number_of(config: CalibrationConfig) -> int:
+    """Return the number of samples of a section; raises ReplaceMeError for `auto`, which takes a model to find."""
+    if config.samples == "auto":
+        raise ReplaceMeError(
+            f"{config.source}: samples auto is found by `prune` or the workflow; give a number, of which `replaceme "
+            "enough` keeps as many as are enough"
+        )
+    return config.samples
+
+
 class PassedOver:
     """Records of a source that were skipped because they are unusable: their number, and the reason of the first."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.calibration.documents import describe, read_documents
 from replaceme.calibration.images import Images, calibrate_images
-from replaceme.calibration.samples import PassedOver, Samples
+from replaceme.calibration.samples import PassedOver, Samples, number_of
 from replaceme.config.calibrations import CalibrationConfig, packed_alone, suffix_of
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_tensors
@@ -92,7 +92,7 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
     """Return the tokens of a calibration and the record of their origin; raises ReplaceMeError when there is no
     text.
     """
-    source, passed = describe(config), PassedOver(config.dataset)
+    samples, source, passed = number_of(config), describe(config), PassedOver(config.dataset)
     documents = read_documents(config, tokenizer, passed)
     # a chat template has already written the special tokens
     encoded = encode(documents, tokenizer, special_tokens=config.conversations is None)
@@ -101,11 +101,11 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
         rows = packed(encoded, config, tokenizer)
     else:
         rows = (ids[: config.tokens] for ids in encoded if ids)
-    rows = list(progress(itertools.islice(rows, config.samples), "tokens", config.samples, "sequence"))
+    rows = list(progress(itertools.islice(rows, samples), "tokens", samples, "sequence"))
     passed.report(len(rows))
     tokens = stack(rows, tokenizer, config.dataset)
-    if len(tokens.input_ids) < config.samples:
-        log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), config.samples)
+    if len(tokens.input_ids) < samples:
+        log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), samples)
     record = config.model_dump(include=set(TOKEN_FIELDS) - {"images"})
     return tokens, {**record, "column": config.source_column, "pack": pack, **source}
 

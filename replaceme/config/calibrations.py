@@ -1,23 +1,34 @@
 """The sections `models` and `calibrations`."""
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from replaceme.config.base import Name, Strict
 from replaceme.core.templates import template_columns
+from replaceme.core.validation import shortened
 
 Weight = Annotated[float, Field(gt=0, le=1e9)]
 FORWARD = ("batch_size", "dtype", "streaming", "load_in_4bit")  # the keys that forward passes over a calibration go by
 MICRO = ("micro", "micro-training")  # the embedded generator's
 GENERATED = "generated"  # images of our own
+ENOUGH = ("most", "tolerance")  # keys of `samples: auto`
 # what a calibration that is made of others may still say
 OF_ANY = {"samples", "seed", "shards", *FORWARD}
-ALLOWED = {"images": OF_ANY | {"name", "revision", "split", "column"}, "mix": OF_ANY}
+ALLOWED = {"images": OF_ANY | {"name", "revision", "split", "column", *ENOUGH}, "mix": OF_ANY}
 ALLOWED["prompts"] = OF_ANY | {"tokens", "generation"}
 OF_HUB = {"name", "revision", "split"}  # what a file has none of
 OF_RECORDS = {"column", "conversations", "template"}  # what running text has none of
+
+
+def _samples(value: Any) -> int | str:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value != "auto" and not whole:
+        raise ValueError(f"Input should be a valid integer, or auto (found {shortened(value)})")
+    if whole and value < 1:
+        raise ValueError(f"Input should be greater than or equal to 1 (found {value})")
+    return value
 
 
 def packed_alone(dataset: str) -> bool:
@@ -98,7 +109,18 @@ class CalibrationConfig(Strict):
     template: str | None = Field(
         None, description="Text made of several columns, their names in braces: `{question} {answer}`."
     )
-    samples: int = Field(128, ge=1, description="Number of token sequences, or of images.")
+    samples: Annotated[int | Literal["auto"], PlainValidator(_samples)] = Field(
+        128,
+        description="Number of token sequences, or of images; `auto`: as many as are enough for a fit, by the model's "
+        "residual on held-out ones (docs/method/calibration.md).",
+    )
+    most: int = Field(8000, ge=2, description="Largest number of samples that `auto` reads.")
+    tolerance: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Relative change of the held-out residual by twice as many samples below which `auto` has enough.",
+    )
     tokens: int = Field(1024, ge=2, description="Length of a sequence, in tokens; longer ones are truncated.")
     pack: bool | None = Field(
         None,
@@ -149,6 +171,17 @@ class CalibrationConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _enough_of_one_source(self) -> "CalibrationConfig":
+        made = next((key for key in ("mix", "prompts") if getattr(self, key) is not None), None)
+        if self.samples == "auto" and made:
+            raise ValueError(f"samples auto is of texts and images as they are read, not of {made}; give a number")
+        defaults = {key: type(self).model_fields[key].default for key in ENOUGH}
+        given = [key for key, one in defaults.items() if self.samples != "auto" and getattr(self, key) != one]
+        if given:
+            raise ValueError(f"{given[0]} says when samples are enough; set `samples: auto`, or drop it")
+        return self
+
+    @model_validator(mode="after")
     def _one_kind_of_text(self) -> "CalibrationConfig":
         given = [key for key in ("column", "conversations", "template") if getattr(self, key) is not None]
         if len(given) > 1:
@@ -170,6 +203,11 @@ class CalibrationConfig(Strict):
     def source(self) -> str:
         """Source of the text or the images."""
         return self.dataset or self.images or self.prompts or ", ".join(self.mix or ())
+
+    @property
+    def at_most(self) -> "CalibrationConfig":
+        """This section, with its largest number of samples in place of `auto`."""
+        return self if self.samples != "auto" else self.model_copy(update={"samples": self.most})
 
     @property
     def source_column(self) -> str:

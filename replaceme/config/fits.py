@@ -4,7 +4,7 @@ What the latter takes is said where it is registered: structures of T in `transf
 places in `placement`. Here are the combinations that nothing can be made of.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -82,6 +82,12 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, Transfo
     def given(self, names: tuple[str, ...]) -> list[str]:
         """Return which of some options differ from their defaults."""
         return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
+
+def widest(fits: Iterable[MethodConfig]) -> FitConfig:
+    """Return a section with the placement that regresses on the widest rows of some fits: mlp, unless one is wider."""
+    own = [fit for fit in fits if not fit.is_other and not fit.unfitted]
+    return next((FitConfig(placement=fit.place.fitted_as) for fit in own if not fit.place.square), FitConfig())
 
 
 def _of_rows(fit: FitConfig) -> Iterator[str]:

@@ -17,7 +17,7 @@ from replaceme.config.cost import CostConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig, ZeroShotConfig
 from replaceme.config.figures import FigureConfig, dangling_figures
-from replaceme.config.fits import AnyFit, FitConfig
+from replaceme.config.fits import AnyFit, FitConfig, widest
 from replaceme.config.healings import HealingConfig, TrainingConfig
 from replaceme.config.including import kind_of, read_config
 from replaceme.config.names import name_problems
@@ -74,6 +74,11 @@ class Config(Strict):
         named = {one for table in tables for one in table.named("calibrations")}
         named |= {self.healings[one].text for table in tables for one in table.named("healings")}
         return made_of(self.calibrations, sorted(named))
+
+    def criterion(self, model: str, calibration: str) -> FitConfig:
+        """Return the placement whose fits need the most text among those of all tables on a calibration."""
+        rows = {row for table in self.tables.values() for row in table.pruned}
+        return widest(self.fits[row.fit] for row in sorted(rows, key=str) if row[:2] == (model, calibration))
 
 
 # the keys of a table that hold names, and the sections that define those

@@ -88,7 +88,9 @@ def _mix_problems(plain: Mapping[str, Any], section: Mapping[str, Any], where: s
     lines = []
     for part, count in zip(section["mix"], shares(weights, samples), strict=True):
         there = plain.get(part, {}).get("samples", CalibrationConfig.model_fields["samples"].default)
-        if count == 0:
+        if there == "auto":
+            lines.append(f"{where}.mix: {part!r} has `samples: auto`; give the parts of a mix numbers of samples")
+        elif count == 0:
             lines.append(f"{where}.mix: none of {samples} samples fall to {part!r}; raise samples or its weight")
         elif isinstance(there, int) and part in plain and there < count:
             lines.append(f"{where}.mix: takes {count} samples of {part!r}, which has {there}; raise its samples")

@@ -91,6 +91,8 @@ def _healing_problems(config: Config) -> list[str]:
             where = f"healings.{name} on calibrations.{healing.text}"
             if any(one.images is not None for one in unmixed(config.calibrations, healing.text)):
                 found.append(f"{where}: images, but a healing trains on text; name a calibration of text")
+            elif text.samples == "auto":
+                found.append(f"{where}: samples auto is of what fits take, not of training; give a number")
             elif text.samples <= healing.held_out:
                 found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
         healed = dict.fromkeys(row.fit for row in table.pruned if row.healing is not None)
@@ -228,7 +230,7 @@ def sparse_calibrations(config: Config) -> list[str]:
                 sections = unmixed(config.calibrations, name)
                 if any(section.images is not None for section in sections):
                     continue  # how many positions an image has is the model's affair; the `tokens` step says it
-                tokens = config.calibrations[name].samples * max(section.tokens for section in sections)
+                tokens = config.calibrations[name].at_most.samples * max(section.tokens for section in sections)
                 where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
                 for what, width in sorted(_widths(config, table.named("fits"), sizes).items()):
                     if tokens < width:

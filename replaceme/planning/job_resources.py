@@ -56,6 +56,7 @@ TABLE = {
     "tokens": Need(),
     "mix": Need(),
     "generate": Need(copies=1, passes=1, disk=1, logits=True),
+    "enough": Need(copies=1, passes=2, disk=1, squares=6, solves=30),
     "distances": Need(copies=1, passes=2, disk=1),
     "candidates": Need(copies=1, passes=2, disk=1, logits=True),
     "gram": Need(copies=1, passes=2, disk=1, squares=4),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from replaceme.config.placement import Regression
 from replaceme.config.schema import Config
 from replaceme.config.sources import unmixed
+from replaceme.fitting.enough import spread_cuts
 from replaceme.planning.capacity import candidate_matrices
 from replaceme.planning.job_resources import Work
 from replaceme.planning.outline import Outline
@@ -45,7 +46,7 @@ def length(config: Config, calibration: str) -> int:
 
 def tokens_of(config: Config, calibration: str) -> int:
     """Return the tokens of a calibration, at most."""
-    return config.calibrations[calibration].samples * length(config, calibration)
+    return config.calibrations[calibration].at_most.samples * length(config, calibration)
 
 
 def pixels_of(config: Config, calibration: str, outline: Outline) -> int:
@@ -54,7 +55,7 @@ def pixels_of(config: Config, calibration: str, outline: Outline) -> int:
         return 0
     sizes = outline.config.get("vision_config") or outline.config
     image = sizes.get("num_channels", 3) * sizes.get("image_size", SIDE) ** 2
-    return config.calibrations[calibration].samples * image
+    return config.calibrations[calibration].at_most.samples * image
 
 
 def _text(config: Config, names: Names, outline: Outline) -> Work:
@@ -69,7 +70,7 @@ def _text(config: Config, names: Names, outline: Outline) -> Work:
 
 def _generated(config: Config, names: Names, outline: Outline) -> Work:
     section = config.calibrations[names["calibration"]]
-    decoded = section.samples * section.generation.new_tokens * DECODED
+    decoded = section.at_most.samples * section.generation.new_tokens * DECODED
     return Work(decoded, section.batch_size * section.tokens, dtype=section.dtype)
 
 
@@ -84,12 +85,19 @@ def _passes(config: Config, names: Names, outline: Outline) -> Work:
     return replace(sums, tokens=tokens, positions=at_once, pixels=pixels, dtype=section.dtype)
 
 
+def _enough(config: Config, names: Names, outline: Outline) -> Work:
+    """Return the work of a pass over all samples that are read, and of sums for several cuts."""
+    width = _width(config.criterion(names["model"], names["calibration"]).regression, outline)
+    return replace(_passes(config, names, outline), width=width, groups=len(spread_cuts(outline.num_blocks)))
+
+
 def _candidates(config: Config, names: Names, outline: Outline) -> Work:
     """Return the work of passes over a part of the text; for a loss, one more for every candidate."""
     name = names["calibration"]
     section = config.calibrations[name]
     cut = config.cuts[names["cut"]]
-    samples = min(cut.samples or section.samples, section.samples)
+    most = section.at_most.samples
+    samples = min(cut.samples or most, most)
     again = outline.num_blocks if cut.needs_loss else 1
     at_once = section.batch_size * length(config, name)
     tokens, pixels = samples * length(config, name) * again, pixels_of(config, name, outline)
@@ -166,6 +174,7 @@ WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {
     "tokens": _text,
     "mix": _text,
     "generate": _generated,
+    "enough": _enough,
     "distances": _passes,
     "candidates": _candidates,
     "gram": _passes,

@@ -8,7 +8,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.steps.common import out_argument
 
 ONLINE = False
-KINDS = ("distances", "cut", "healing", "table", "declared")
+KINDS = ("enough", "distances", "cut", "healing", "table", "declared")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="FILE",
-        help="distances.safetensors, cut.json, healing.json or a table's .csv; for `declared`, the figure as JSON, as "
-        "under `figures` in config.yaml",
+        help="enough.json, distances.safetensors, cut.json, healing.json or a table's .csv; for `declared`, the "
+        "figure as JSON, as under `figures` in config.yaml",
     )
     parser.add_argument("--title", default="", help="title of the figure")
     out_argument(parser, "where the figure goes (.svg or .png); of `declared` .svg, with the numbers drawn in .csv")
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from replaceme.reports import figures
 
     draw = {
+        "enough": figures.draw_enough,
         "distances": figures.draw_distances,
         "cut": figures.draw_cut,
         "healing": figures.draw_healing,

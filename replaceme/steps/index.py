@@ -28,6 +28,7 @@ GROUPS = {
         "model": "Find a model and record what it is.",
         "tokens": "Turn a calibration text into token ids.",
         "mix": "Mix several calibrations into one.",
+        "enough": "Keep as much of a calibration as is enough for fits.",
         "distances": "Measure how far the hidden states of blocks are apart.",
         "candidates": "Measure what each possible cut costs.",
         "cut": "Choose which blocks are removed.",

@@ -6,7 +6,7 @@ import sys
 
 from replaceme.api import prune
 from replaceme.calibration.tokens import TOKEN_FIELDS
-from replaceme.config.calibrations import FORWARD, CalibrationConfig
+from replaceme.config.calibrations import ENOUGH, FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.cuts import MERGING, CutConfig
 from replaceme.config.fits import METHODS
@@ -14,7 +14,7 @@ from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set
 
 ONLINE = True
 # the one `--revision` is the model's
-CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *FORWARD)
+CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *ENOUGH, *FORWARD)
 CUT = (
     "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", *MERGING, "start", "metric",
     "position",

@@ -10,6 +10,7 @@ from replaceme.config.result_paths import (
     CUT_FIGURE,
     DISTANCES,
     DISTANCES_FIGURE,
+    ENOUGH_FIGURE,
     FIGURE,
     HEALING_FIGURE,
     TABLE,
@@ -46,10 +47,11 @@ class FigureJobs:
             yield name, self.target_files(members)
 
     def files_beside(self, names: Iterable[str]) -> list[str]:
-        """Return the figures of distances, of chosen cuts and of healings, of the tables behind these names."""
+        """Return the figures of enough text, distances, chosen cuts and healings, of the tables behind these names."""
         rows = self.tables.rows(self.tables_behind(names))
         found = {at(DISTANCES_FIGURE, row) for row in rows}
         found |= {at(CUT_FIGURE, row) for row in rows if self.config.cuts[row.cut].start is None}
+        found |= {at(ENOUGH_FIGURE, row) for row in rows if self.config.calibrations[row.calibration].samples == "auto"}
         return sorted(found | {at(HEALING_FIGURE, row) for row in rows if row.healing})
 
     def tables_behind(self, names: Iterable[str]) -> list[str]:

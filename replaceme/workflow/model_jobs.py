@@ -71,7 +71,12 @@ class ModelJobs:
         section = self._text(names)
         if section.prompts is not None:
             section = section.answered(at(ANSWERS, names), self._prompts(names))
-        return to_flags(section, TOKEN_FIELDS)
+        return to_flags(section.at_most, TOKEN_FIELDS)
+
+    def enough_options(self, names: Names) -> str:
+        """Return the options by which tokens are enough: the tolerance, and the widest placement that is fitted."""
+        criterion = self.config.criterion(names.model, names.calibration)
+        return f"{to_flags(self._text(names), ('tolerance',))} {to_flags(criterion, ('placement',))}"
 
     def prompt_files(self, names: Names) -> list[str | Path]:
         """Return the local file that the prompts of a calibration are read from, if any."""

@@ -21,7 +21,7 @@ class TextPasses:
     """Passes for the rows of tables that have a model and a calibration in common: names of what each one is for.
 
     `own`: fits with passes of their own, each over the whole text; `candidates`: names of candidates of cuts, each
-    measured by passes over its samples.
+    measured by passes over its samples; `most`: the number of samples from which those are taken first that are enough.
     """
 
     model: str
@@ -29,12 +29,14 @@ class TextPasses:
     shared: tuple[str, ...]
     own: int
     candidates: tuple[str, ...]
+    most: int | None = None
 
     def __str__(self) -> str:
         """Return the passes as a line for people."""
         line = f"{self.model} on {self.calibration}: {len(self.shared)} forward passes over the text"
         line += f" ({'; '.join(self.shared)})"
         line += f", and those of {self.own} fits with passes of their own" if self.own else ""
+        line += f"; before them one over at most {self.most} samples, as far as is enough" if self.most else ""
         return line + (f"; candidates of cuts: {', '.join(self.candidates)}" if self.candidates else "")
 
 
@@ -61,6 +63,7 @@ def passes(config: Config, tables: Iterable[str]) -> list[TextPasses]:
 
 
 def _of_text(config: Config, model: str, calibration: str, rows: list[Row]) -> TextPasses:
+    section = config.calibrations[calibration]
     cuts = {name: config.cuts[name] for name in dict.fromkeys(row.cut for row in rows)}
     pairs = {(row.cut, row.fit): config.fits[row.fit] for row in rows if not config.fits[row.fit].unfitted}
     own = [fit for (cut, _), fit in pairs.items() if fit.is_other or fit.sequential(cuts[cut].several)]
@@ -70,8 +73,10 @@ def _of_text(config: Config, model: str, calibration: str, rows: list[Row]) -> T
         # recycled neurons are chosen from sums without them
         sums = any(of_kind or fit.recycle is not None for fit in summed)
         stored = any(fit.needs_rows and (fit.recycle is None) == of_kind for fit in summed)
-        together = config.calibrations[calibration].shards == 1
+        together = section.shards == 1
         shared[f"sums and rows{kind}" if stored and together else f"sums{kind}"] = sums
         shared[f"rows{kind}"] = stored and not together
     candidates = {candidates_name(cut): True for cut in cuts.values() if cut.needs_candidates}
-    return TextPasses(model, calibration, tuple(name for name, on in shared.items() if on), len(own), (*candidates,))
+    most = section.most if section.samples == "auto" else None
+    names = tuple(name for name, on in shared.items() if on)
+    return TextPasses(model, calibration, names, len(own), (*candidates,), most)
