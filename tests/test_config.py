@@ -102,6 +102,7 @@ BAD = {
     "negative ridge": (("fits/ls/ridge", -1.0), "fits.ls.ridge: a number of at least 0, or auto, is needed, found"),
     "infinite ridge": (("fits/ls/ridge", float("inf")), "fits.ls.ridge: a number of at least 0, or auto, is needed"),
     "ridge not a number": (("fits/ls/ridge_relative", float("nan")), "fits.ls.ridge_relative: "),
+    "tolerance of a number": (("calibrations/c4/tolerance", 0.1), "calibrations.c4: tolerance says when samples"),
     "text for a number": (("calibrations/c4/samples", "many"), "calibrations.c4.samples: Input should be a valid int"),
     "number in quotes": (("calibrations/c4/samples", "16"), "calibrations.c4.samples: Input should be a valid int"),
     "yes for a number": (("cuts/n4/blocks", True), "cuts.n4.blocks: Input should be a valid integer (found True)"),

@@ -121,6 +121,11 @@ WRONG = {
     "long answers": ({"a": {"prompts": "text", "tokens": 512}}, "a: answers of 512 tokens leave no prompt in"),
     "two": ({"a": {"dataset": "x", "mix": {"text": 1}}}, "a: give either dataset (text) or images, or mix or prompts"),
     "template and column": ({"a": {"dataset": "x", "template": "{b}", "column": "b"}}, "template takes the place of"),
+    "enough of a mix": ({"a": {"mix": {"text": 1}, "samples": "auto"}}, "a: samples auto is of texts and images as"),
+    "enough of answers": ({"a": {"prompts": "text", "samples": "auto"}}, "a: samples auto is of texts and images as"),
+    "a part that is enough": (
+        {"a": {"mix": {"b": 1}}, "b": {"dataset": "x", "samples": "auto"}}, "a.mix: 'b' has `samples: auto`; give the"
+    ),
     "template of .txt": ({"a": {"dataset": "x.txt", "template": "{b}"}}, "x.txt takes no template; drop it"),
 }  # fmt: skip
 

@@ -115,6 +115,7 @@ def test_healings_that_cannot_be_trained(llama):
     check_inputs(healed(good), "x")
     for text, line in [
         ({**good, "samples": 32}, "x: healings.lora on calibrations.text: 32 samples, 32 of them held out"),
+        ({**good, "samples": "auto"}, "x: healings.lora on calibrations.text: samples auto is of what fits take"),
         ({**good, "tokens": 256}, "x: calibrations.text on models.a: .* sequences of 256 tokens"),
         ({**good, "dataset": "gone.jsonl"}, "x: calibrations.text: gone.jsonl: no such file"),
         ({"images": "generated", "samples": 40}, "x: healings.lora on calibrations.text: images, but"),

@@ -9,6 +9,8 @@ from replaceme.config.result_paths import Names, at, benchmark_of, fit_folder, l
 from replaceme.config.schema import parse
 from replaceme.config.tables import Row
 from replaceme.core.errors import ReplaceMeError
+from replaceme.planning.job_work import work_of
+from replaceme.planning.outline import Outline
 from replaceme.workflow.devices import Devices
 from replaceme.workflow.figure_jobs import FigureJobs
 from replaceme.workflow.fit_jobs import FitJobs, candidates_name, evidence_options
@@ -27,6 +29,7 @@ CONFIG = {
         "more": {"dataset": "micro", "seed": 1},
         "both": {"mix": {"text": 0.25, "more": 0.75}, "samples": 8},
         "own": {"prompts": "text", "samples": 4},
+        "enough": {"dataset": "micro", "samples": "auto", "most": 50, "tolerance": 0.1},
     },
     "cuts": {
         "paper": {"blocks": 2, "metric": "cosine"},
@@ -214,6 +217,23 @@ def test_models_and_texts(config):
     both = names(calibration="both")
     assert jobs.mixed_tokens(both) == [f"results/a/{part}/tokens.safetensors" for part in ("text", "more")]
     assert jobs.mix_options(both) == "--weights 0.25 0.75 --samples=8"
+
+
+def test_a_text_that_is_enough(config):
+    """Its number is in no option; the widest placement that is fitted on it decides."""
+    jobs, enough = ModelJobs(config, 0), names(calibration="enough")
+    assert jobs.token_options(enough) == "--dataset=micro --samples=50"
+    assert jobs.enough_options(enough) == "--tolerance=0.1 "
+    wide = {**CONFIG["tables"]["t"], "calibrations": ["enough"], "fits": ["ls", "recycled"], "rows": []}
+    raw = {**CONFIG, "tables": {"t": wide}, "figures": {}, "targets": {}}
+    widened = parse(raw)
+    assert ModelJobs(widened, 0).enough_options(enough) == "--tolerance=0.1 --placement=down_proj"
+    tables = TableJobs(widened, FitJobs(widened))
+    assert "results/a/enough/most.safetensors" in tables.cost_jobs("t")["a/enough/paper/ls"]
+    assert "results/a/enough/enough.svg" in FigureJobs(widened, tables).files_beside(["t"])
+    outline = Outline("org/a", {"vocab_size": 9, "dtype": "float32"}, 8, 64, 1e6, [100_000] * 8, 4e6)
+    work = work_of("enough", widened, enough, outline)
+    assert (work.tokens, work.width, work.groups) == (50 * 1024, 256, 3)
 
 
 def test_measurements_and_healings(config):

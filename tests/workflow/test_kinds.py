@@ -99,19 +99,26 @@ def test_groups_and_placements(completed):
         assert len(json.loads((completed.folder / folder / fit / "fit.json").read_text())["by_group"]) == 2
 
 
-def test_calibrations_made_of_others(project):
-    """The model's own answers to a text with braces in its template, mixed with another calibration."""
+def test_calibrations_that_are_not_read_from_a_source_alone(project):
+    """The model's own answers to a text with braces in its template, mixed with another calibration; as many samples
+    as are enough.
+    """
     small = {"samples": 8, "tokens": 16}
+    lines = (json.dumps({"text": " ".join(f"w{(k * j + j) % 40}" for j in range(1, 9))}) for k in range(1, 81))
+    (project.folder / "long.jsonl").write_text("\n".join(lines))
     project.config(
         calibrations={
             "asked": {"dataset": "plain.jsonl", "template": "{text} {{it's}}", **small},
             "own": {"prompts": "asked", "generation": {"new_tokens": 4}, "samples": 6, "tokens": 32},
             "mixed": {"mix": {"plain": 2, "own": 1}, "samples": 9},
+            "enough": {"dataset": "long.jsonl", "samples": "auto", "most": 75, "tolerance": 0.9, "tokens": 16},
         },
-        tables={"main.1": {"calibrations": ["mixed"]}},
+        tables={"main.1": {"calibrations": ["mixed", "enough"]}},
     )
-    done = project.snakemake("results/tiny.v1/mixed/tokens.safetensors")
+    done = project.snakemake("results/tiny.v1/mixed/tokens.safetensors", "results/tiny.v1/enough/enough.svg")
     assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((project.folder / "results/tiny.v1/enough/enough.json").read_text())
+    assert report["samples"] == 64 and report["held_out"]["samples"] == 4
     answers = (project.folder / "results/tiny.v1/own/generated.jsonl").read_text().splitlines()
     assert len(answers) == 6 and all("{it's}" in json.loads(line)["text"] for line in answers)
     assert not project.attempts.exists()

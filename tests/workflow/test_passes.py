@@ -57,6 +57,13 @@ def test_a_cut_by_hand_has_no_candidates():
     assert found.candidates == () and str(found) == "m on c: 2 forward passes over the text (distances; sums)"
 
 
+def test_a_text_that_is_enough_has_a_pass_before_the_others():
+    whole = config(["ls"], cuts=["by-hand"]).model_dump(exclude_unset=True)
+    whole["calibrations"]["c"] = {"dataset": "micro", "samples": "auto", "most": 500}
+    [found] = passes(parse(whole), ["t"])
+    assert str(found).endswith("(distances; sums); before them one over at most 500 samples, as far as is enough")
+
+
 def test_tables_behind_targets(refuses):
     whole = config(["ls"])
     assert all(tables_asked_for(whole, targets) == ["t"] for targets in ([], ["t"], ["all_of_it"]))
