@@ -62,7 +62,7 @@ def measured(arguments: argparse.Namespace) -> pd.DataFrame:
         for name, fit in chosen_fits(arguments, given.config).items():
             start = time.perf_counter()
             try:
-                transforms = fit_cut(fit, [group], given.record.hidden_size, None, lambda: passes, family)
+                transforms = fit_cut(fit, [group], given.record, None, lambda: passes, family)
             except ReplaceMeError as error:
                 print(f"{cut} {name}: {error}")
                 continue

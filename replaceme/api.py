@@ -224,8 +224,8 @@ def choose_and_fit(
             return chosen, fit_method(passes, fit, chosen, record)
         begin(chosen.groups)
         gathered = None if evidence is None else evidence.__getitem__
-        sizes = (chosen.groups, record.hidden_size)
-        return chosen, as_chosen(chosen, fit_cut(fit, *sizes, gathered, lambda: passes, passes.family))
+        fitted = fit_cut(fit, chosen.groups, record, gathered, lambda: passes, passes.family)
+        return chosen, as_chosen(chosen, fitted)
 
 
 def _choose(model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig) -> "Cut":

@@ -93,7 +93,8 @@ def _kind(fields: Sequence[FieldInfo]) -> dict[str, Any]:
     optional = type(None) in _alternatives(field.annotation) and field.default is not None
     kind = options[0]
     if get_origin(kind) is Literal:
-        return {"choices": tuple(dict.fromkeys(word for one in fields for word in get_args(one.annotation)))}
+        several = [other for one in fields for other in _alternatives(one.annotation) if get_origin(other) is Literal]
+        return {"choices": tuple(dict.fromkeys(word for one in several for word in get_args(one)))}
     words = [word for other in options[1:] if get_origin(other) is Literal for word in get_args(other)]
     if words:
         return {"type": _word_or(words, kind), "metavar": f"{kind.__name__.upper()}|{'|'.join(words)}"}

@@ -71,6 +71,11 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, Transfo
         return self.ridge == "auto"
 
     @property
+    def origin(self) -> str:
+        """Name of T0, from which ridge and structure are counted: as given, else the usual one of the placement."""
+        return self.towards or self.place.origins[0]
+
+    @property
     def sums(self) -> "FitConfig":
         """Section with only the options that determine its sums."""
         return FitConfig(placement=self.place.fitted_as, weighting=self.weighting, recycle=self.recycle)
@@ -126,8 +131,11 @@ def _of_training(fit: FitConfig) -> Iterator[str]:
 def _of_structure(fit: FitConfig) -> Iterator[str]:
     """Check that a structure of T has the options it needs, and a placement for it."""
     structure = fit.structure
-    if not fit.place.square and (not structure.any_shape or fit.towards != "zero"):
-        yield f"placement {fit.placement} fits a full T; drop transform and towards"
+    if not fit.place.square and not structure.any_shape:
+        yield f"placement {fit.placement} fits a full T; drop transform"
+    if fit.origin not in fit.place.origins:
+        possible = " or ".join(fit.place.origins)
+        yield f"placement {fit.placement} has no origin {fit.origin} of a ridge; set `towards: {possible}`"
     if fit.recycle is not None and not fit.place.recycles:
         able = " or ".join(name for name, place in OFFERED.items() if place.recycles)
         yield f"placement {fit.placement} recycles no neurons; drop recycle, or take {able}"

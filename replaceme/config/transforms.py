@@ -20,6 +20,7 @@ def _ridge(value: Any) -> float | str:
     raise ValueError(f"a number of at least 0, or auto, is needed, found {printable(value)}")
 
 
+WEIGHT = "weight"  # the origin that is read from the checkpoint
 RIDGES = ("ridge", "ridge_relative", "towards")
 
 
@@ -101,8 +102,10 @@ class TransformOptions(Strict):
         "of the calibration text at a time (full T only, `shards` of 2 or more).",
     )
     ridge_relative: float = Field(0.0, ge=0, description="Ridge in units of the Gram's mean diagonal.")
-    towards: Literal["zero", "identity"] = Field(
-        "zero", description="Origin of ridge and structure: T itself (eq. 9), or T - I."
+    towards: Literal["zero", "identity", "weight"] | None = Field(
+        None,
+        description="Origin of ridge and structure: zero, T itself (eq. 9); identity, T - I; weight, T less the old "
+        "weight in whose place it comes (placement down_proj). null: weight where there is one, else zero.",
     )
     rank: int | None = Field(None, ge=1, description="Rank of T (or T - I), for `low_rank`.")
     l1: float | None = Field(

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config.fits import FitConfig
 from replaceme.config.methods import MethodConfig
 from replaceme.config.solvers import SOLVERS
+from replaceme.config.transforms import WEIGHT
 from replaceme.core.errors import ReplaceMeError
+from replaceme.models.checkpoints import Checkpoint, open_checkpoint
+from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +159,8 @@ class Passes:
 class Evidence:
     """The data that a group is fitted from: its statistics, and for the fits that need them shards, rows and neurons.
 
-    `state` is the state of an unfinished fit over the rows, `ratios` are ratios of magnitudes.
+    `state` is the state of an unfinished fit over the rows, `ratios` are ratios of magnitudes, `old_weight` is what the
+    map comes in place of.
     """
 
     statistics: "Statistics | None" = None
@@ -166,6 +170,7 @@ class Evidence:
     recycled: "Recycled | None" = None
     state: "State | None" = None
     ratios: "torch.Tensor | None" = None
+    old_weight: "torch.Tensor | None" = None
 
 
 def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Transform":
@@ -180,7 +185,7 @@ def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Tra
     if not structure.fitted:
         return function_of(structure.function)(hidden_size=hidden_size, statistics=statistics)
     if config.automatic:
-        found = function_of(structure.automatic)(statistics, evidence.shards, config.towards)
+        found = function_of(structure.automatic)(statistics, evidence.shards, **_told(config, ("towards",), evidence))
     elif config.solver != "auto":
         found = _over_rows(config, evidence)
     else:
@@ -188,13 +193,14 @@ def fit_section(config: FitConfig, evidence: Evidence, hidden_size: int) -> "Tra
         moved = replace(evidence, statistics=statistics.to(evidence.device))
         found = _over_rows(config, moved) if config.needs_rows else _closed_form(config, moved)
         found = replace(found, matrix=found.matrix.cpu())
-    return replace(found, placement=config.placement, recycled=evidence.recycled)
+    report = found.report if config.origin != WEIGHT else {**found.report, "towards": WEIGHT}
+    return replace(found, report=report, placement=config.placement, recycled=evidence.recycled)
 
 
 def _closed_form(config: FitConfig, evidence: Evidence) -> "Transform":
     from replaceme.transforms.registry import function_of
 
-    options = {name: getattr(config, name) for name in config.structure.options}
+    options = _told(config, config.structure.options, evidence)
     if config.structure.ratios:
         options["ratios"] = evidence.ratios
     return function_of(config.structure.function)(evidence.statistics, **options)
@@ -209,8 +215,15 @@ def _over_rows(config: FitConfig, evidence: Evidence) -> "Transform":
     solver = SOLVERS[config.solver]
     given = GivenRows(evidence.statistics, evidence.rows, evidence.device, evidence.state or State())
     objective = Objective(config.objective, config.l1_alpha, config.l2_alpha)
-    options = {name: getattr(config, name) for name in solver.options}
-    return function_of(solver.function)(given, objective, **options)
+    return function_of(solver.function)(given, objective, **_told(config, solver.options, evidence))
+
+
+def _told(config: FitConfig, names: Sequence[str], evidence: Evidence) -> dict[str, Any]:
+    """Return the options of these names for a function that fits; T0 by its name, or itself."""
+    options = {name: getattr(config, name) for name in names}
+    if "towards" in options:
+        options["towards"] = evidence.old_weight if config.origin == WEIGHT else config.origin
+    return options
 
 
 def fit_state(path: str | Path, config: FitConfig, rows: "Rows", device: str) -> "State":
@@ -251,7 +264,7 @@ def modules_of_method(config: MethodConfig) -> list[str]:
 def fit_cut(
     config: FitConfig,
     groups: Sequence[tuple[int, int]],
-    hidden_size: int,
+    record: ModelRecord,
     gathered: "Callable[[int], Evidence] | None",
     passes: "Callable[[], Passes]",
     family: "Family",
@@ -275,7 +288,7 @@ def fit_cut(
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as scratch:
         if not sequential:
             evidence = gathered or loaded.evidence(config, groups, Path(scratch)).__getitem__
-            found = _fit_groups(config, groups, hidden_size, evidence, loaded, gain)
+            found = _fit_groups(config, groups, record, evidence, loaded, gain)
             if not config.end_to_end:
                 return found
             trained = _trained(config, groups, found, loaded)
@@ -283,7 +296,7 @@ def fit_cut(
         for number, group in enumerate(groups):
             with shortened(loaded.model, family, groups[:number], found):
                 evidence = loaded.evidence(config, [group], Path(scratch) / str(number)).__getitem__
-                found += _fit_groups(config, [group], hidden_size, evidence, loaded, gain)
+                found += _fit_groups(config, [group], record, evidence, loaded, gain)
     return _trained(config, groups, found, loaded) if config.end_to_end else found
 
 
@@ -308,14 +321,30 @@ def _trained(
 def _fit_groups(
     config: FitConfig,
     groups: Sequence[tuple[int, int]],
-    hidden_size: int,
+    record: ModelRecord,
     evidence: "Callable[[int], Evidence]",
     passes: "Passes | None",
     gain: bool,
 ) -> "list[Transform]":
     """Fit groups on one and the same model: ratios take a pass for all of them, and so do gains."""
     ratios = passes.ratios(config, groups) if config.structure.ratios else [None] * len(groups)
-    found = [
-        fit_section(config, replace(evidence(number), ratios=one), hidden_size) for number, one in enumerate(ratios)
-    ]
+    checkpoint = open_checkpoint(record.folder) if config.origin == WEIGHT else None
+    found = []
+    for number, (group, one) in enumerate(zip(groups, ratios, strict=True)):
+        given = replace(evidence(number), ratios=one)
+        if checkpoint is not None:
+            given = replace(given, old_weight=_old_weight(config, checkpoint, group, given))
+        found.append(fit_section(config, given, record.hidden_size))
     return passes.gains(config, groups, found) if gain else found
+
+
+def _old_weight(
+    config: FitConfig, checkpoint: Checkpoint, group: tuple[int, int], evidence: Evidence
+) -> "torch.Tensor":
+    """Return the weight that the map of a group comes in place of, with the length of a fit where a norm follows."""
+    from replaceme.transforms.given_rows import scaled
+
+    found = config.place.old_weight(checkpoint, group, evidence.recycled)
+    if checkpoint.family.post_norm is None:
+        return found
+    return scaled(evidence.statistics, found.to(evidence.statistics.gram))

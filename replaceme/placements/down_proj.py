@@ -31,6 +31,7 @@ class DownProj(Mlp):
     description = "in place of the down projection (full T only)"
     square = False
     recycles = True
+    origins = ("weight", "zero")
 
     def wanted(self, groups: Sequence[Span]) -> dict[str, frozenset[int]]:
         """Return the inputs of the down projections, beside what `mlp` wants."""
@@ -54,6 +55,24 @@ class DownProj(Mlp):
             raise ReplaceMeError(
                 f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
             )
+
+    def old_weight(self, checkpoint: "Checkpoint", cut: Span, recycled: "Recycled | None" = None) -> "torch.Tensor":
+        """Return W0, float64 [intermediate, hidden]: m W0 is M without its bias, and where a norm follows, before the
+        norm's division.
+
+        Recycled neurons, whose input is new, have rows of zeros.
+        """
+        family, prefix = checkpoint.family, f"{checkpoint.family.blocks}.{cut[0] - 1}."
+        [down] = checkpoint.folded(cut[0] - 1)
+        stored = checkpoint.tensor(down).double()
+        found = family.multiplier * (stored if family.transposed else stored.T)
+        if family.scale is not None:
+            found *= checkpoint.tensor(prefix + family.scale).double()
+        if family.post_norm is not None:
+            found *= family.gain_offset + checkpoint.tensor(prefix + family.post_norm).double()
+        if recycled is not None:
+            found[recycled.neurons] = 0
+        return found.contiguous()
 
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Yield the MLP puts out T of what its down projection is given."""

@@ -31,7 +31,8 @@ class Placement:
     `description` is what docs/config.md says; without one a config cannot name the placement. `of_mlp`: T maps what the
     MLP adds, and goes into the carrier's MLP; `on_stream`: T maps the whole residual stream. `square`: T is [hidden,
     hidden]; `factor`: a multiple of the identity; `recycles`: neurons can be recycled before the fit; `own_code`: the
-    checkpoint brings code. `put` is what the model card says was done with the map.
+    checkpoint brings code. `origins` are what a penalty can pull T to, the usual one first. `put` is what the model
+    card says was done with the map.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class Placement:
     square: ClassVar[bool] = True
     factor: ClassVar[bool] = False
     recycles: ClassVar[bool] = False
+    origins: ClassVar[tuple[str, ...]] = ("zero", "identity")
     own_code: ClassVar[bool] = False
     put: ClassVar[str] = "folded into"
 
@@ -64,6 +66,10 @@ class Placement:
 
     def check(self, family: "Family", config: dict[str, Any], where: str) -> None:
         """Raise ReplaceMeError where a model of this family and config.json has no place for T."""
+
+    def old_weight(self, checkpoint: "Checkpoint", cut: Span, recycled: "Recycled | None" = None) -> "torch.Tensor":
+        """Return the T that the checkpoint has, float64 [width, hidden], for a placement with the origin `weight`."""
+        raise NotImplementedError
 
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Let a loaded model compute with T; yields what undoes it."""

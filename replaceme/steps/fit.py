@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     family = family_of(model_config, record.source)
     # a sequential estimation has no sums, also where the groups that were asked for have become one
     summed = args.statistics is not None or config.unfitted
-    found = fit_cut(config, groups, record.hidden_size, gathered if summed else None, passes, family)
+    found = fit_cut(config, groups, record, gathered if summed else None, passes, family)
     found = as_chosen(cut, found)
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin.content)

@@ -1,7 +1,7 @@
 """Fits of a full T: the identity (the blocks are dropped, UIDL) and least squares, with or without a ridge.
 
 Least squares solves the normal equations `(G + alpha I) T = C + alpha T0` of eq. 6 and 9 of arXiv 2505.02819, with T0
-zero or, beyond the paper, the identity: where the text says little, the block's own output is kept.
+zero or, beyond the paper, the identity or the old weight: where the text says little, the block's own output is kept.
 """
 
 import torch
@@ -32,10 +32,10 @@ def fit_least_squares(
     """Fit least squares, `argmin_T sum w |m T - r|^2 + alpha |T - T0|^2`, `alpha = ridge + ridge_relative * mean(diag
     G)`.
 
-    T float64 [hidden, hidden] (eq. 6, and eq. 9 with an L2 penalty); T0 is zero or the identity (`towards`). The
-    report: solver ("cholesky" or "eigh"), rank, condition_number of the unit-diagonal Gram over the channels that are
-    ever non-zero (None when it is singular), ridge (the alpha used), residual, r2, residual_identity (of T = I, for
-    comparison), tokens.
+    T float64 [hidden, hidden] (eq. 6, and eq. 9 with an L2 penalty); T0 is zero, the identity or a matrix of T's shape
+    (`towards`). The report: solver ("cholesky" or "eigh"), rank, condition_number of the unit-diagonal Gram over the
+    channels that are ever non-zero (None when it is singular), ridge (the alpha used), residual, r2, residual_identity
+    (of T = I, for comparison), tokens.
 
     The residual equals that of `torch.linalg.lstsq` on the rows while the condition number is below
     `1 / (hidden * 2.2e-16)` (7e13 for 64 channels, 1e12 for 4096). Beyond it, eigenvalues that small relative to the

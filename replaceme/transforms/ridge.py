@@ -76,10 +76,14 @@ def _held_out(train: Statistics, test: Statistics, towards: Towards, grid: Seque
     right = vectors.T @ train.cross
     gram = vectors.T @ test.gram @ vectors
     cross = vectors.T @ test.cross
+    pull = torch.zeros_like(right)
+    if isinstance(towards, torch.Tensor):
+        pull = vectors.T @ towards.to(right)
+    elif towards == "identity":
+        pull = vectors.T
     errors = []
     for relative in grid:
         alpha = relative * float(train.gram.diagonal().mean())
-        wanted = right + alpha * vectors.T if towards == "identity" else right
-        x = wanted / (values + alpha)[:, None]
+        x = (right + alpha * pull) / (values + alpha)[:, None]
         errors.append(float((x * (gram @ x - 2 * cross)).sum() + test.target_energy))
     return errors

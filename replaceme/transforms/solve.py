@@ -16,12 +16,12 @@ from replaceme.transforms.transform import Transform, r_squared, residual
 
 LOGGER = logging.getLogger(__name__)
 EPSILON = torch.finfo(torch.float64).eps
-Towards = Literal["zero", "identity"]
+Towards = Literal["zero", "identity"] | torch.Tensor  # T0 by its name, or itself
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """The penalty `alpha |T - T0|^2`, `alpha = absolute + relative * mean(diag G)`; T0 is 0 or I (`towards`)."""
+    """The penalty `alpha |T - T0|^2`, `alpha = absolute + relative * mean(diag G)`; `towards` T0: 0, I or a matrix."""
 
     absolute: float = 0.0
     relative: float = 0.0
@@ -65,7 +65,10 @@ def normal_equations(statistics: Statistics, ridge: Ridge) -> System:
     warn_about_few_tokens(statistics, alpha)
     origin = torch.zeros_like(statistics.cross)
     right = statistics.cross
-    if ridge.towards == "identity":
+    if isinstance(ridge.towards, torch.Tensor):
+        origin = ridge.towards.to(right)
+        right = statistics.cross - statistics.gram @ origin
+    elif ridge.towards == "identity":
         origin.fill_diagonal_(1.0)
         right = statistics.cross - statistics.gram
     diagonal = statistics.gram.diagonal()

@@ -11,6 +11,7 @@ from replaceme.activations.statistics import NAMES, Statistics
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.fits import FitConfig
 from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.models.checkpoints import resolve
 from replaceme.transforms.closed_form import fit_least_squares
 
 CUT = (2, 5)
@@ -201,11 +202,12 @@ def test_one_sequence_of_one_token(llama, blocks_of):
 )
 def test_groups_on_one_model_share_their_passes(source, fit, count, request, make_tokens, blocks_of, monkeypatch):
     """Each group has the bits that it has alone."""
-    model, family = blocks_of(request.getfixturevalue(source), "float32")
+    folder = request.getfixturevalue(source)
+    record, (model, family) = resolve(str(folder)), blocks_of(folder, "float32")
     passes, groups = Passes(model, family, make_tokens(samples=9), 4, "float32"), [(1, 2), (3, 5)]
 
     def fitted(some):
-        return fit_cut(FitConfig(**fit), some, 16, None, lambda: passes, family)
+        return fit_cut(FitConfig(**fit), some, record, None, lambda: passes, family)
 
     done = []
     monkeypatch.setattr(capture, "collect", lambda *given, run=capture.collect: done.append(run(*given)))

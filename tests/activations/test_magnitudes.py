@@ -14,6 +14,7 @@ from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.models.checkpoints import resolve
 from replaceme.models.loading import load_causal_model
 from replaceme.placements.upstream import factor_of
 from replaceme.surgery.fold import merge
@@ -108,7 +109,7 @@ def test_factors_of_two_groups(make_llama, make_tokens, blocks_of, brute_rows, t
     model, family = blocks_of(folder, "float64")
     fit = FitConfig(transform="magnitude", placement="upstream", estimation=estimation)
     passes = Passes(model, family, tokens, 4, "float32")
-    found = fit_cut(fit, groups, 16, None, lambda: passes, family)
+    found = fit_cut(fit, groups, resolve(str(folder)), None, lambda: passes, family)
     one = brute_ratios(brute_rows, folder, tokens, (1, 2)).mean()
     assert found[0].report["scale"] == pytest.approx(float(one), rel=1e-6)
     if estimation == "sequential":

@@ -46,11 +46,20 @@ def loss(m, r, matrix):
 def penalised_rows(m, r, alpha, towards):
     """Rows whose plain least squares is the ridge: sqrt(alpha) I below m, sqrt(alpha) T0 below r."""
     eye = alpha**0.5 * torch.eye(m.shape[1], dtype=torch.float64)
-    return torch.cat([m, eye]), torch.cat([r, eye if towards == "identity" else torch.zeros_like(eye)])
+    return torch.cat([m, eye]), torch.cat([r, eye @ origin(towards, m.shape[1])])
+
+
+def origin(towards, hidden=HIDDEN):
+    named = {"zero": torch.zeros(hidden, hidden).double(), "identity": torch.eye(hidden).double()}
+    return named[towards] if isinstance(towards, str) else towards
+
+
+WEIGHT = torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+ORIGINS = pytest.mark.parametrize("towards", ["zero", "identity", WEIGHT], ids=["zero", "identity", "weight"])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 3.0, 1e5])
-@pytest.mark.parametrize("towards", ["zero", "identity"])
+@ORIGINS
 def test_ridge_towards_either_is_lstsq_on_augmented_rows(towards, alpha):
     m, r = rows()
     found = fit_least_squares(of(m, r), ridge=alpha, towards=towards)
@@ -61,10 +70,11 @@ def test_ridge_towards_either_is_lstsq_on_augmented_rows(towards, alpha):
 def test_a_huge_ridge_ends_at_what_it_shrinks_towards():
     m, r = rows()
     m[:, 3] = 0  # a dead channel keeps its row of the identity
-    for towards, limit in (("zero", torch.zeros(HIDDEN, HIDDEN)), ("identity", torch.eye(HIDDEN))):
+    for towards in ("zero", "identity", WEIGHT):
+        limit = origin(towards)
         found = fit_least_squares(of(m, r), ridge_relative=1e12, towards=towards).matrix
         assert (found - limit).norm() < 1e-6
-        assert torch.equal(fit_least_squares(of(m, r), towards=towards).matrix[3], limit[3].double())
+        assert torch.equal(fit_least_squares(of(m, r), towards=towards).matrix[3], limit[3])
 
 
 @pytest.mark.parametrize("towards", ["zero", "identity"])
@@ -219,7 +229,7 @@ def shards_of(count, **given):
     return Statistics.sum(parts), parts
 
 
-@pytest.mark.parametrize("towards", ["zero", "identity"])
+@ORIGINS
 def test_auto_ridge_is_brute_force_cross_validation(towards):
     data = [rows(tokens=12, seed=seed) for seed in range(3)]
     parts = [of(*one) for one in data]
@@ -240,6 +250,18 @@ def test_auto_ridge_is_brute_force_cross_validation(towards):
     expected = fit_least_squares(Statistics.sum(parts), ridge_relative=best, towards=towards)
     assert torch.equal(found.matrix, expected.matrix)
     json.dumps(found.report, allow_nan=False)
+
+
+def test_auto_ridge_stays_near_a_weight_that_the_target_is_noise_around():
+    parts = []
+    for seed in range(4):
+        m, noise = rows(tokens=20, seed=seed)
+        parts.append(of(m, m @ WEIGHT + noise - noise.mean()))
+    found = {
+        name: fit_auto_ridge(Statistics.sum(parts), Shards.of(parts), towards).report
+        for name, towards in (("zero", "zero"), ("weight", WEIGHT))
+    }
+    assert found["weight"]["ridge_relative"] >= 1 > 0.1 > found["zero"]["ridge_relative"]
 
 
 def test_auto_ridge_refuses_what_is_no_partition():
