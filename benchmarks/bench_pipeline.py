@@ -42,6 +42,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import Regression
 from replaceme.core.cut_record import Cut
+from replaceme.core.stages import Stages
 from replaceme.cuts import distances
 from replaceme.fitting.fit_cut import Passes
 from replaceme.models.checkpoints import resolve
@@ -170,7 +171,7 @@ def one_process(
         model = parts.run("load", lambda: load_base_model(folder, "bfloat16", device))
         passes = Passes(model, family, tokens, arguments.batch, "bfloat16")
         with merging(folder, out, record.files, device) as merger:
-            fitted = lambda: choose_and_fit(model, passes, record, cut, fit, merger)  # noqa: E731
+            fitted = lambda: choose_and_fit(model, passes, record, cut, fit, merger, Stages())  # noqa: E731
             chosen, transforms = parts.run("distances, sums and fit", fitted)
             parts.run("rest of fold and save", lambda: finish(merger, chosen, transforms, {}))
         seconds = time.perf_counter() - start

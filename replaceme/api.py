@@ -5,6 +5,7 @@ are faster here than as jobs of their own, and give the same: a cut by distance 
 forward pass where they can (`one_pass`), and unchanged tensors are copied to `out` meanwhile (`writing.Merger`).
 """
 
+import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from replaceme.config.healings import TrainingConfig
 from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
+from replaceme.core.stages import Stages, rounded
 from replaceme.core.validation import validated
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.model_record import ModelRecord
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.calibration.samples import Samples
+    from replaceme.calibration.tokens import Tokens
     from replaceme.core.cut_record import Cut
     from replaceme.fitting.fit_cut import Passes
     from replaceme.methods.found import Found
     from replaceme.models.family import Family
     from replaceme.surgery.write_checkpoint import Merger
     from replaceme.transforms.transform import Transform
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -58,7 +63,9 @@ def prune(
     `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how many of
     them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
     `verification.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
-    provenance record that is also written to `out`/replaceme.json.
+    provenance record that is also written to `out`/replaceme.json, and in it, under `summary`, what a person wants to
+    know: sizes, perplexity and divergence on text that follows the calibration's in its source, times (see
+    `reports.summary`).
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
     from replaceme.activations.open_model import load_model
@@ -77,6 +84,7 @@ def prune(
         pick_dtype,
         stored_dtype,
     )
+    from replaceme.reports.summary import summarised
     from replaceme.surgery.fold import finish_pruned
     from replaceme.surgery.write_checkpoint import check_out, merging
 
@@ -97,31 +105,40 @@ def prune(
     check_cut(config, cut, str(source))
     check_length(config, calibration.tokens, str(source))
     check_section(config, fit, str(source))
-    tokens, metadata = _tokens(calibration.at_most, texts, record.folder)
-    device = pick_device(device)
-    dtype = pick_dtype(calibration.dtype, device, config)
-    held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
-    head = cut.needs_loss or fit.needs_loss
-    model = load_model(record.folder, dtype, device, head, held)
-    family = family_of(config, str(source))
-    stored = stored_dtype(config)
+    stages, family = Stages(), family_of(config, str(source))
+    with stages("load"):
+        tokens, held_out, metadata = _tokens(calibration.at_most, texts, record.folder)
+        device = pick_device(device)
+        dtype = pick_dtype(calibration.dtype, device, config)
+        held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
+        # with its head, to say what its predictions lose, unless that is what makes it too large
+        head = cut.needs_loss or fit.needs_loss or (None if family.modality == "text" else False)
+        model = load_model(record.folder, dtype, device, head, held)
     if calibration.samples == "auto":
-        tokens, metadata = _enough(model, family, tokens, metadata, calibration, fit)
-    sizes = (calibration.batch_size, stored, calibration.shards)
-    passes = Passes(model.base_model, family, tokens, *sizes, headed=model if head else None)
-    digest = record.sha256
+        with stages("enough"):
+            tokens, metadata = _enough(model, family, tokens, metadata, calibration, fit)
+    sizes = (calibration.batch_size, stored_dtype(config), calibration.shards)
+    headed = None if head is False or hasattr(model, "streamed") else model
+    passes = Passes(model.base_model, family, tokens, *sizes, headed=headed)
+    digest, verify = record.sha256, verify and family.modality == "text"
+    _say_how_long(passes, record, cut, fit, stages.seconds["load"] * (2.5 if verify else 0.5))
     origin = Origin(digest, tokens.digest(), metadata, held.of_type(dtype), calibration.batch_size)
     with merging(record.folder, out, record.files, device) as merger:
-        chosen, found = choose_and_fit(model, passes, record, cut, fit, merger)
-        finish = finish_found if fit.is_other else finish_pruned
-        provenance = finish(merger, record, replace(chosen, model_sha256=digest), found, origin)
-    if verify and family.modality == "text":
+        chosen, found = choose_and_fit(model, passes, record, cut, fit, merger, stages)
+        with stages("compare"):
+            predictions = _predictions(passes, chosen, found, held_out)
+        with stages("write"):
+            finish = finish_found if fit.is_other else finish_pruned
+            provenance = finish(merger, record, replace(chosen, model_sha256=digest), found, origin)
+    if verify:
         from replaceme.verification.verify import require_passed
         from replaceme.verification.verify import verify as checked
 
-        del model, passes  # both models are loaded again, in turn
-        require_passed(checked(record, chosen, found, out))
-    return provenance
+        del model, passes, headed  # both models are loaded again, in turn
+        with stages("check"):
+            require_passed(checked(record, chosen, found, out))
+    measured = (predictions, stages.seconds)
+    return {**provenance, "summary": summarised(record, out, fit, provenance, *measured).record}
 
 
 def heal(
@@ -150,7 +167,7 @@ def heal(
     texts = checked_text("heal", calibration, texts, None)
     longest = longest_sequence(read_config(folder), str(folder))
     calibration = _calibration(calibration, texts, None, longest)
-    tokens, metadata = _tokens(calibration, texts, str(folder))
+    tokens, _, metadata = _tokens(calibration, texts, str(folder))
     metadata = {"tokens": calibration.tokens, **metadata}
     output = Output(out, verify=verify)
     return heal_checkpoint(folder, tokens, metadata, training, output, pick_device(device), gpus)
@@ -171,15 +188,21 @@ def _calibration(
     return CalibrationConfig(dataset="texts given", samples=max(1, len(texts)), tokens=length)
 
 
-def _tokens(calibration: CalibrationConfig, texts: list[str] | str | None, folder: str):
-    from replaceme.calibration.tokens import calibration_for, check_vocabulary, tokens_from_texts
+def _tokens(
+    calibration: CalibrationConfig, texts: list[str] | str | None, folder: str
+) -> "tuple[Samples, Tokens | None, dict[str, Any]]":
+    """Return the calibration text or images, text that comes after it in its source if there is some, and its
+    record.
+    """
+    from replaceme.calibration.tokens import calibration_and_more, check_vocabulary, tokens_from_texts
+    from replaceme.fitting.held_out import SEQUENCES
     from replaceme.models.loading import load_tokenizer
 
     if not isinstance(texts, list):
-        return calibration_for(folder, calibration)
+        return calibration_and_more(folder, calibration, SEQUENCES)
     tokens = tokens_from_texts(texts, load_tokenizer(folder), calibration.samples, calibration.tokens)
     check_vocabulary(tokens, read_config(folder), str(folder))
-    return tokens, {"dataset": "texts given"}
+    return tokens, None, {"dataset": "texts given"}
 
 
 def _enough(
@@ -199,11 +222,17 @@ def _enough(
 
 
 def choose_and_fit(
-    model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig, fit: MethodConfig, merger: "Merger"
+    model: "nn.Module",
+    passes: "Passes",
+    record: ModelRecord,
+    cut: CutConfig,
+    fit: MethodConfig,
+    merger: "Merger",
+    stages: Stages,
 ) -> "tuple[Cut, list[Transform] | Found]":
     """Return the chosen cut and the transforms of its groups; the merger meanwhile copies what they cannot change.
 
-    For another method it returns its result instead of transforms.
+    For another method it returns its result instead of transforms. `stages` takes the times.
     """
     from replaceme.fitting.fit_cut import fit_cut
     from replaceme.fitting.one_pass import can_foresee, choose_and_gather
@@ -217,15 +246,47 @@ def choose_and_fit(
     with tempfile.TemporaryDirectory(prefix="replaceme-rows-") as folder:
         evidence = None
         if can_foresee(cut, fit, passes.model):
-            chosen, evidence = choose_and_gather(passes, record, cut, fit, Path(folder), begin)
+            with stages("gather"):  # the distances too
+                chosen, evidence = choose_and_gather(passes, record, cut, fit, Path(folder), begin)
         else:
-            chosen = _choose(model, passes, record, cut)
+            with stages("choose"):
+                chosen = _choose(model, passes, record, cut)
         if fit.is_other:
-            return chosen, fit_method(passes, fit, chosen, record)
+            with stages("fit"):
+                return chosen, fit_method(passes, fit, chosen, record)
         begin(chosen.groups)
+        if evidence is None and not fit.sequential(len(chosen.groups) > 1):
+            with stages("gather"):
+                evidence = passes.evidence(fit, chosen.groups, Path(folder))
         gathered = None if evidence is None else evidence.__getitem__
-        fitted = fit_cut(fit, chosen.groups, record, gathered, lambda: passes, passes.family)
+        with stages("fit"):
+            fitted = fit_cut(fit, chosen.groups, record, gathered, lambda: passes, passes.family)
         return chosen, as_chosen(chosen, fitted)
+
+
+def _say_how_long(passes: "Passes", record: ModelRecord, cut: CutConfig, fit: MethodConfig, rest: float) -> None:
+    """Log how long it will take about, `rest` being the seconds of writing and checking."""
+    from replaceme.fitting.estimate import estimated
+
+    found = estimated(passes, record, cut, fit)
+    if found is not None:
+        log.info(
+            "about %s from here, by a trial on the first batch; half or twice that is possible", rounded(found + rest)
+        )
+
+
+def _predictions(
+    passes: "Passes", cut: "Cut", found: "list[Transform] | Found", held_out: "Tokens | None"
+) -> dict[str, Any] | None:
+    """Return the predictions of the whole and the shortened model, and on which text; None without a head or maps."""
+    from dataclasses import asdict
+
+    from replaceme.fitting.held_out import compare
+
+    if passes.headed is None or not isinstance(found, list):
+        return None
+    tokens, text = (passes.tokens, "of the calibration text") if held_out is None else (held_out, "held out")
+    return {**asdict(compare(passes.headed, passes.family, cut.groups, found, tokens)), "text": text}
 
 
 def _choose(model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig) -> "Cut":

@@ -289,7 +289,10 @@ def test_prune_in_one_go_gives_the_same_weights_as_the_steps(run, tmp_path, caps
         "--batch-size",
         4,
     ]
-    assert main([str(w) for w in [*words, "--device", "cpu", "--out", tmp_path / "out"]]) == 0
+    capsys.readouterr()
+    assert main([str(w) for w in [*words, "--device", "cpu", "--json", "--out", tmp_path / "out"]]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["summary"]["blocks"] == [6, 4] and record["cut"]["blocks"] == 2
     from safetensors.torch import load_file
 
     one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", run / "ls" / "model"))

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    folder: str | Path, dtype: str, device: str, head: bool, held: Held = WHOLE
+    folder: str | Path, dtype: str, device: str, head: bool | None, held: Held = WHOLE
 ) -> "PreTrainedModel | nn.Module":
     """Load the model of a checkpoint folder with its head or without; errors as in `load_base_model`.
 
-    Without its head it may be a streamed one, whose blocks get their weights in turn.
+    Without its head it may be a streamed one, whose blocks get their weights in turn. `head` None: with its head, but
+    where it is streamed.
     """
     if held.streaming != "never":
         checkpoint = open_checkpoint(folder)
@@ -31,4 +32,4 @@ def load_model(
                     "another metric or method, or `streaming: never`"
                 )
             return load_streamed(checkpoint, dtype, device)
-    return (load_causal_model if head else load_base_model)(folder, dtype, device, held)
+    return (load_base_model if head is False else load_causal_model)(folder, dtype, device, held)

@@ -69,13 +69,23 @@ def load_tokens(path: str | Path) -> tuple[Samples, dict[str, Any]]:
 
 def calibration_for(folder: str | Path, config: CalibrationConfig) -> tuple[Samples, dict[str, Any]]:
     """Return the tokens or images of a calibration for the checkpoint in a folder, and the record of their origin."""
+    samples, _, record = calibration_and_more(folder, config, 0)
+    return samples, record
+
+
+def calibration_and_more(
+    folder: str | Path, config: CalibrationConfig, more: int
+) -> tuple[Samples, Tokens | None, dict[str, Any]]:
+    """Return what `calibration_for` does, and between the two at most `more` sequences of text that come after it."""
     from replaceme.models.loading import load_tokenizer
 
     if config.images is not None:
-        return calibrate_images(config, folder)
-    tokens, record = calibrate(config, load_tokenizer(folder))
-    check_vocabulary(tokens, read_config(folder), str(folder))
-    return tokens, record
+        images, record = calibrate_images(config, folder)
+        return images, None, record
+    tokens, further, record = calibrate_and_more(config, load_tokenizer(folder), more)
+    for found in filter(None, (tokens, further)):
+        check_vocabulary(found, read_config(folder), str(folder))
+    return tokens, further, record
 
 
 def check_vocabulary(samples: Samples, config: dict[str, Any], where: str) -> None:
@@ -92,6 +102,17 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
     """Return the tokens of a calibration and the record of their origin; raises ReplaceMeError when there is no
     text.
     """
+    tokens, _, record = calibrate_and_more(config, tokenizer, 0)
+    return tokens, record
+
+
+def calibrate_and_more(
+    config: CalibrationConfig, tokenizer: Any, more: int
+) -> tuple[Tokens, Tokens | None, dict[str, Any]]:
+    """Return what `calibrate` does, and between the two at most `more` sequences that come after those in the source.
+
+    None where it has no more.
+    """
     samples, source, passed = number_of(config), describe(config), PassedOver(config.dataset)
     documents = read_documents(config, tokenizer, passed)
     # a chat template has already written the special tokens
@@ -101,13 +122,15 @@ def calibrate(config: CalibrationConfig, tokenizer: Any) -> tuple[Tokens, dict[s
         rows = packed(encoded, config, tokenizer)
     else:
         rows = (ids[: config.tokens] for ids in encoded if ids)
-    rows = list(progress(itertools.islice(rows, samples), "tokens", samples, "sequence"))
-    passed.report(len(rows))
-    tokens = stack(rows, tokenizer, config.dataset)
+    chosen = list(progress(itertools.islice(rows, samples), "tokens", samples, "sequence"))
+    further = list(itertools.islice(rows, more))
+    passed.report(len(chosen))
+    tokens = stack(chosen, tokenizer, config.dataset)
     if len(tokens.input_ids) < samples:
         log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), samples)
     record = config.model_dump(include=set(TOKEN_FIELDS) - {"images"})
-    return tokens, {**record, "column": config.source_column, "pack": pack, **source}
+    beyond = stack(further, tokenizer, config.dataset) if further else None
+    return tokens, beyond, {**record, "column": config.source_column, "pack": pack, **source}
 
 
 TOKEN_FIELDS = (

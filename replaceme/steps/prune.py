@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 
 from replaceme.api import prune
 from replaceme.calibration.tokens import TOKEN_FIELDS
@@ -10,6 +9,7 @@ from replaceme.config.calibrations import ENOUGH, FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.cuts import MERGING, CutConfig
 from replaceme.config.fits import METHODS
+from replaceme.reports.summary import Summary
 from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
 
 ONLINE = True
@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, METHODS)
     compute_arguments(parser)
     verify_argument(parser, "the original, as `replaceme verify`")
+    parser.add_argument("--json", action="store_true", help="Print the record as JSON, in place of the summary.")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,9 +41,5 @@ def run(args: argparse.Namespace) -> None:
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
     fit = from_options(args, METHODS)
     where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
-    provenance = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
-    print(json.dumps({key: provenance[key] for key in ("cut", "fit")}, indent=2))
-    size = f"{provenance['cut']['blocks']} blocks shorter"
-    if fit.is_other:
-        size = f"by {fit.method}, as small as {size}"
-    print(f"replaceme: saved {args.out}, {size}", file=sys.stderr)
+    record = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
+    print(json.dumps(record, indent=2) if args.json else Summary(**record["summary"]).text())

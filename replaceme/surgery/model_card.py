@@ -94,7 +94,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
-        fit=_fitted(provenance),
+        fit=fitted(provenance),
         loading=LOADING_SEPARATE if separate else LOADING,
         metric=cut.metric,
         report=_listed(fit),
@@ -133,7 +133,7 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
-        fit=_fitted(provenance),
+        fit=fitted(provenance),
         trained=TRAINED[healing["train"]],
         steps=healing["steps"],
         text=_named(provenance["origin"]["text"]),
@@ -147,7 +147,7 @@ def _named(text: dict[str, Any]) -> str:
     return text["dataset"] if "mix" not in text else " and ".join(map(_named, text["mix"]))
 
 
-def _fitted(provenance: dict[str, Any]) -> str:
+def fitted(provenance: dict[str, Any]) -> str:
     """Describe what replaces the removed blocks."""
     cut, fit, placement = Cut.of(provenance["cut"]), provenance["fit"], provenance["placement"]
     if placement is None:
