@@ -70,8 +70,8 @@ class CutConfig(Strict):
     samples: int | None = Field(
         64,
         ge=1,
-        description="Calibration sequences that the post-fit metrics fit on (loss: and a quarter as many held out), "
-        "or perplexity, taylor and output measure on; null: all of them.",
+        description="Calibration sequences that the post-fit metrics fit on (loss and kl: and a quarter as many held "
+        "out), or perplexity, taylor and output measure on; null: all of them.",
     )
 
     @model_validator(mode="after")
@@ -99,7 +99,7 @@ class CutConfig(Strict):
             if self.search != "merging" and self._given(name):
                 raise ValueError(f"{name} is about merging; drop it, or set `search: merging`")
         if self.search == "dynamic" and not every_metric()[self.metric].adds_up:
-            raise ValueError("search dynamic adds the metric up, which perplexities do not; take metric loss or taylor")
+            raise ValueError("search dynamic adds the metric up, which perplexities do not; take loss, kl or taylor")
         if self.single or self.search == "merging":
             self._check_single()
             return self
@@ -147,8 +147,14 @@ class CutConfig(Strict):
 
     @property
     def needs_loss(self) -> bool:
-        """True if the choice runs a whole model with its head: for the language-model loss, or the last states."""
+        """True if the choice runs a whole model with its head: for its predictions, or the last states."""
         return self.start is None and every_metric()[self.metric].with_head
+
+    @property
+    def measured_as(self) -> str:
+        """The first of the metrics that are measured together with this one, which stands for all of them."""
+        known = every_metric()
+        return next(name for name, one in known.items() if one.function == known[self.metric].function)
 
     @property
     def of_representations(self) -> bool:

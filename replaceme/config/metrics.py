@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 class Metric:
     """The facts of a metric that need no measurement; the least value is the best, whatever the metric.
 
-    `label`: on the axes of figures, with its unit. `function`: the full name of the function that measures it. `about`:
-    the text beside its name in the docs. `beside`: labels of further measures of the function. `adds_up`: whether
-    values of several runs of blocks may be added. `with_head`: whether the model runs with its head. `tells_position`:
-    whether tables say over which tokens it was averaged.
+    `label`: on the axes of figures, with its unit. `function`: the full name of the function that measures it; metrics
+    of one function come together. `about`: the text beside its name in the docs. `beside`: labels of further measures
+    of the function. `adds_up`: whether values of several runs of blocks may be added. `with_head`: whether the model
+    runs with its head. `tells_position`: whether tables say over which tokens it was averaged.
     """
 
     label: str
@@ -55,8 +55,14 @@ AFTER_FIT = {
     "cosine_after_fit": Metric("cosine distance after the fit (1 − cos)", "replaceme.cuts.after_fit.cosine_distances"),
     "loss": Metric(
         "rise of the language-model loss (nats per token)",
-        "replaceme.cuts.after_fit.losses",
+        "replaceme.cuts.after_fit.predictions",
         "the rise of the language-model loss on calibration text held out",
+        with_head=True,
+    ),
+    "kl": Metric(
+        "KL divergence from the whole model (nats per token)",
+        "replaceme.cuts.after_fit.predictions",
+        "of next-token distributions, whole model against shortened, on the same text",
         with_head=True,
     ),
 }

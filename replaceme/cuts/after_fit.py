@@ -3,8 +3,9 @@
 - residual: 1 - R^2 of the fit, sum |M T - R|^2 / sum |R|^2, from the statistics alone.
 - cosine_after_fit: mean over tokens of 1 - cos(Y + M T, hidden_states[end-1]), Y = hidden_states[start-1] - M, with the
   T of that candidate: a second pass over the same tokens.
-- loss: by how much the language-model loss rises, in nats per token, on sequences that no T was fitted to, when the
-  model runs with that candidate's T in place of the blocks.
+- loss, kl: by how much the language-model loss rises, and the KL divergence of next-token distributions from the whole
+  model's, in nats per token, on sequences that no T was fitted to, when the model runs with that candidate's T in place
+  of the blocks. Both come from the same forward passes; the whole model runs once a batch.
 
 Where a norm follows the MLP, M T passes it with a gain of its own (`Gain`), one more pass.
 
@@ -15,10 +16,12 @@ Memory in float64: a [d, d] for each start, and two (cross term and T) for each 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.capture import Activations, capture
-from replaceme.activations.language_loss import mean_loss
+from replaceme.activations.comparison import compare
+from replaceme.activations.divergence import log_probabilities
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ENOUGH = 4  # tokens for each channel below which a post-fit metric is doubtful
-HELD_OUT = 4  # sequences to fit on for each one that the loss is measured on
+HELD_OUT = 4  # sequences to fit on for each one that loss and kl are measured on
 
 
 def candidates_of(
@@ -61,7 +64,7 @@ def candidates_of(
         measured = unrepaired_candidates(cut, record, model, family, fitted, batch_size)
     else:
         if cut.needs_loss:
-            fitted, held_out["loss"] = split(tokens, cut.samples)
+            fitted, held_out[""] = split(tokens, cut.samples)
         measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out)
     return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
 
@@ -72,7 +75,7 @@ def split(tokens: Tokens, samples: int | None) -> tuple[Tokens, Tokens]:
     chosen = tokens.first(wanted)
     count = len(chosen)
     if count < 2:
-        raise ReplaceMeError("cut: metric loss needs two calibration sequences or more, as one is held out")
+        raise ReplaceMeError("cut: metrics loss and kl need two calibration sequences or more, as one is held out")
     last = max(1, count // (HELD_OUT + 1))
     return chosen.first(count - last), chosen[-last:]
 
@@ -82,7 +85,8 @@ class Fitted:
     """Candidates with their maps, and the data that metrics measure them on.
 
     `passes` runs the base model over the tokens that the maps were fitted on, under a description. `held_out` are other
-    texts by name, for which the model has its head.
+    texts by what follows the names of their metrics (nothing, for the text that a cut is chosen by), for which the
+    model has its head.
     """
 
     model: "nn.Module"
@@ -103,7 +107,7 @@ def measure_candidates(
 ) -> list[dict[str, Any]]:
     """Measure residual, residual_identity, cosine and cosine_after_fit of every candidate of some sizes.
 
-    The rise of the loss is that on each of the held-out texts, under its name; for these the model must have its head.
+    Loss and divergence are those on each of the held-out texts (see `Fitted`); for these the model must have its head.
     """
     base = model.base_model
     candidates = [span for size in sizes for span in spans(len(family.block_modules(base)), size)]
@@ -124,8 +128,8 @@ def measure_candidates(
         fits = gains.transforms()
     fitted = Fitted(model, family, candidates, fits, passes, held_out or {})
     found = [{"start": start, "end": end} for start, end in candidates]
-    for metric in AFTER_FIT.values():
-        for entry, values in zip(found, import_named(metric.function)(fitted), strict=True):
+    for function in dict.fromkeys(metric.function for metric in AFTER_FIT.values()):  # some measure several at once
+        for entry, values in zip(found, import_named(function)(fitted), strict=True):
             entry |= values
     return found
 
@@ -214,16 +218,23 @@ def _cosine_distance_sums(activations: Activations, span: Span, transform: "Tran
     )
 
 
-def losses(fitted: Fitted) -> list[dict[str, float]]:
-    """Return for each candidate how much it raises the loss on each held-out text."""
-    model, held_out = fitted.model, fitted.held_out
-    if not held_out:
-        return [{} for _ in fitted.candidates]
-    whole = {name: mean_loss(model, tokens) for name, tokens in held_out.items()}
-    log.info("the whole model's %s", ", ".join(f"{name}: {value:.4f} nats" for name, value in whole.items()))
-    found = []
-    candidates = progress(fitted.candidates, "loss of all cuts", unit="cut")
-    for span, transform in zip(candidates, fitted.transforms, strict=True):
-        with shortened(model.base_model, fitted.family, [span], [transform]):
-            found.append({name: mean_loss(model, tokens) - whole[name] for name, tokens in held_out.items()})
+def predictions(fitted: Fitted) -> list[dict[str, float]]:
+    """Return for each candidate how much it raises the loss on each held-out text, and its divergence there."""
+    found: list[dict[str, float]] = [{} for _ in fitted.candidates]
+    shorter = [
+        partial(_predicted, fitted.model, fitted.family, span, transform)
+        for span, transform in zip(fitted.candidates, fitted.transforms, strict=True)
+    ]
+    for suffix, tokens in fitted.held_out.items():
+        whole, *others = compare(fitted.model, shorter, tokens, "loss of all cuts")
+        log.info("the whole model's loss%s: %.4f nats", suffix, whole.mean_loss)
+        for entry, one in zip(found, others, strict=True):
+            entry[f"loss{suffix}"] = one.mean_loss - whole.mean_loss
+            entry[f"kl{suffix}"] = one.mean_divergence
     return found
+
+
+def _predicted(model: "nn.Module", family: Family, span: Span, transform: "Transform", batch: Tokens) -> "torch.Tensor":
+    """Return the log-probabilities of the model without a candidate's blocks, its map in their place."""
+    with shortened(model.base_model, family, [span], [transform]):
+        return log_probabilities(model, batch)

@@ -3,7 +3,7 @@
 Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
 
 - cosine, angular, l2, bi, cka, cca: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4; `distances`).
-- residual, cosine_after_fit, loss: what is left after the least-squares fit of each (`candidates`).
+- residual, cosine_after_fit, loss, kl: what is left after the least-squares fit of each (`candidates`).
 - perplexity, taylor: what is left of the model without each (`without_fit`).
 - output: what is left of the model's last states when blocks are merged, one run after another (`laco_search`).
 """

@@ -92,7 +92,7 @@ def _enough(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def _candidates(config: Config, names: Names, outline: Outline) -> Work:
-    """Return the work of passes over a part of the text; for a loss, one more for every candidate."""
+    """Return the work of passes over a part of the text; for loss and kl, one more for every candidate."""
     name = names["calibration"]
     section = config.calibrations[name]
     cut = config.cuts[names["cut"]]

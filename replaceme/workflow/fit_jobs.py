@@ -40,8 +40,8 @@ def candidates_name(cut: CutConfig) -> str:
         split += f"-keep-{cut.keep_first}-{cut.keep_last}"
     if cut.search == "merging":
         split += "".join(f"-{getattr(cut, name)}" for name in MERGING)
-    loss = f"-{cut.metric}" if cut.needs_loss else ""
-    return f"{cut.size}{split}-{cut.samples or 'all'}-samples{loss}"
+    metric = f"-{cut.measured_as}" if cut.needs_loss else ""
+    return f"{cut.size}{split}-{cut.samples or 'all'}-samples{metric}"
 
 
 def evidence_options(files: Files) -> str:
@@ -110,7 +110,8 @@ class FitJobs:
     def candidate_options(self, names: Names) -> str:
         """Return the options of candidates, from any cut that uses them."""
         cut = self.config.cuts[self.candidates[names.candidates]]
-        return to_flags(cut, (*CANDIDATE_OPTIONS, "metric") if cut.needs_loss else CANDIDATE_OPTIONS)
+        metric = f" --metric {cut.measured_as}" if cut.needs_loss else ""
+        return to_flags(cut, CANDIDATE_OPTIONS) + metric
 
     def fit_evidence(self, names: Names) -> Files:
         """Return the files that a fit is made from: summed statistics, shards for a ridge chosen by them, rows,

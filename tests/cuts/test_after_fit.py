@@ -1,8 +1,9 @@
-"""Post-fit metrics of candidates against brute force, of one size and of several, and the rise of the loss."""
+"""Post-fit metrics of candidates against brute force, of one size and of several, and what predictions lose."""
 
 import pytest
 import torch
 
+from replaceme.activations import language_loss
 from replaceme.activations.statistics import Statistics
 from replaceme.calibration.tokens import Tokens
 from replaceme.cuts.after_fit import measure_candidates, split
@@ -59,24 +60,37 @@ def test_too_few_tokens_to_tell_candidates_apart(llama, make_tokens, refuses):
         measure_candidates(model, SEQUENTIAL, make_tokens(samples=1, longest=12), [2], 4)
 
 
-def brute_loss(model, tokens):
-    """Sequence by sequence, without padding."""
+def brute_predictions(model, tokens):
+    """Log-probabilities and next tokens, sequence by sequence, without padding."""
     found = []
     for ids, mask in zip(tokens.input_ids, tokens.mask, strict=True):
         with torch.inference_mode():
-            log_p = model(ids[mask][None]).logits[0].double().log_softmax(-1)
-        found += [-float(log_p[k, token]) for k, token in enumerate(ids[mask][1:])]
-    return sum(found) / len(found)
+            found.append((model(ids[mask][None]).logits[0].double().log_softmax(-1), ids[mask][1:]))
+    return found
+
+
+def brute_loss(predictions):
+    losses = [-float(log_p[k, token]) for log_p, ids in predictions for k, token in enumerate(ids)]
+    return sum(losses) / len(losses)
+
+
+def brute_divergence(whole, other):
+    found = torch.cat([(p.exp() * (p - q)).sum(-1) for (p, _), (q, _) in zip(whole, other, strict=True)])
+    return float(found.mean())
 
 
 @pytest.mark.parametrize(("name", "family"), [("llama", SEQUENTIAL), ("gemma", SANDWICH)])
-def test_loss_is_that_of_the_shortened_model(request, make_tokens, brute_rows, name, family):
-    """And with a norm after the MLP, the loss and the cosine are those of the map behind it."""
+def test_loss_and_kl_are_those_of_the_shortened_model(request, make_tokens, brute_rows, name, family, monkeypatch):
+    """In batches of two sequences; with a norm after the MLP, all values are those of the map behind it."""
     folder = request.getfixturevalue(name)
     tokens, held_out = make_tokens(samples=30), make_tokens(samples=5, seed=1, side="left")
     model = load_causal_model(folder, "float32", "cpu")
-    found = measure_candidates(model, family, tokens, [2], 7, {"loss": held_out})
-    assert len({one["loss"] for one in found}) == len(found) == 4
+    monkeypatch.setattr(language_loss, "LOGITS", 2 * model.config.vocab_size * held_out.input_ids.shape[1])
+    whole, passes = brute_predictions(model, held_out), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    found = measure_candidates(model, family, tokens, [2], 7, {"": held_out, "-on": tokens[:1]})
+    assert len(passes) == (3 + 1) * (1 + 4), "the whole model and each candidate, once a batch of each text"
+    assert len({one["kl"] for one in found}) == len({one["loss-on"] for one in found}) == len(found) == 4
     hidden, outputs, _ = brute_rows(folder, tokens)
     for one in found[1:3]:
         m, state, goal = (
@@ -92,8 +106,9 @@ def test_loss_is_that_of_the_shortened_model(request, make_tokens, brute_rows, n
         predicted = state - m + transform.apply(m)
         assert one["cosine_after_fit"] == pytest.approx(mean_cosine_distance(predicted, goal), rel=1e-4)
         with shortened(model.base_model, family, [(one["start"], one["end"])], [transform]):
-            short = brute_loss(model, held_out)
-        assert one["loss"] == pytest.approx(short - brute_loss(model, held_out), rel=1e-3, abs=1e-4)
+            short = brute_predictions(model, held_out)
+        assert one["loss"] == pytest.approx(brute_loss(short) - brute_loss(whole), rel=1e-3, abs=1e-4)
+        assert one["kl"] == pytest.approx(brute_divergence(whole, short), rel=1e-3)
 
 
 def test_several_sizes_at_once_are_each_alone(llama, make_tokens, blocks_of):

@@ -35,6 +35,8 @@ CONFIG = {
         "paper": {"blocks": 2, "metric": "cosine"},
         "fitted": {"blocks": 2},
         "hand": {"blocks": 2, "start": 1},
+        "loss": {"blocks": 2, "metric": "loss"},
+        "kl": {"blocks": 2, "metric": "kl"},
         "merged": {"blocks": 2, "metric": "output", "search": "merging"},
     },
     "fits": {
@@ -129,9 +131,17 @@ def test_what_a_cut_is_chosen_from(fits, cut, expected):
 
 
 def test_cuts_that_differ_in_what_counts_share_no_candidates(config, fits):
-    assert len(fits.candidates) == len({candidates_name(cut) for cut in config.cuts.values()}) == 2
+    assert len(fits.candidates) == len({candidates_name(cut) for cut in config.cuts.values()}) == 3
     of_merging = next(name for name in fits.candidates if "merging" in name)
     assert "--search=merging" in fits.candidate_options(Names(candidates=of_merging))
+
+
+def test_metrics_of_one_measurement_share_their_candidates_whichever_comes_first(config):
+    for cuts in (config.cuts, dict(reversed(config.cuts.items()))):
+        fits = FitJobs(config.model_copy(update={"cuts": cuts}))
+        shared = {candidates_name(cuts[metric]) for metric in ("loss", "kl")}
+        assert len(shared) == 1
+        assert fits.candidate_options(Names(candidates=shared.pop())).endswith("--blocks=2 --metric loss")
 
 
 def test_what_fits_are_made_from(fits):

@@ -71,7 +71,7 @@ def test_groups_and_placements(completed):
         "sequential": {"estimation": "sequential"},
         "recycled-cosine": {"objective": "cosine", "placement": "down_proj", "recycle": 0.25, "ridge_relative": 0.01},
     }
-    two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "loss"}
+    two = {"blocks": 2, "groups": 2, "adjacency": "separate", "metric": "kl"}
     table = {**completed.config()["tables"]["main.1"], "fits": list(fits), "cuts": ["two"]}
     completed.config(fits=fits, cuts={"two": two}, tables={"main.1": table})
     folder = f"{Path(FIT).parent}/two"
