@@ -281,12 +281,12 @@ def _predictions(
     """Return the predictions of the whole and the shortened model, and on which text; None without a head or maps."""
     from dataclasses import asdict
 
-    from replaceme.fitting.held_out import compare
+    from replaceme.fitting.held_out import compare_predictions
 
     if passes.headed is None or not isinstance(found, list):
         return None
     tokens, text = (passes.tokens, "of the calibration text") if held_out is None else (held_out, "held out")
-    return {**asdict(compare(passes.headed, passes.family, cut.groups, found, tokens)), "text": text}
+    return {**asdict(compare_predictions(passes.headed, passes.family, cut.groups, found, tokens)), "text": text}
 
 
 def _choose(model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig) -> "Cut":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from replaceme.activations.capture import trimmed
-from replaceme.activations.divergence import divergences, log_probabilities
+from replaceme.activations.divergence import apart, log_probabilities
 from replaceme.activations.language_loss import are_counted, counted_tokens, loss_batches
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
@@ -78,7 +78,7 @@ def _sums(batch: Tokens, log_q: torch.Tensor, log_p: torch.Tensor | None) -> Com
     """Return the sums of each sequence of a batch; without log p the divergence is zero."""
     lengths = batch.mask.sum(1)
     parts, wholes = (() if one is None else one.split(lengths.tolist()) for one in (log_q, log_p))
-    divergence = [divergences(p, q).double().sum() for p, q in zip(wholes, parts, strict=False)]
+    divergence = [apart(p, q).double().sum() for p, q in zip(wholes, parts, strict=False)]
     return Compared(
         torch.stack(divergence).cpu() if divergence else torch.zeros(len(batch), dtype=torch.float64),
         lengths.double().cpu(),

@@ -36,6 +36,17 @@ class Predictions:
         return Predictions(head, head.states(batch))
 
 
+def log_probabilities(model: "nn.Module", batch: Tokens) -> torch.Tensor:
+    """Return log-probabilities of what follows each unmasked token, [tokens, vocabulary] float32, at least LEAST."""
+    head = Head(model)
+    return head.logits(head.states(batch)).float().log_softmax(-1).clamp(min=LEAST)
+
+
+def apart(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """Return KL(p || q) of each token in nats, [tokens], from log-probabilities [tokens, vocabulary]."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 def divergences(whole: Predictions, other: Predictions) -> torch.Tensor:
     """Return KL(whole || other) of each token in nats, [tokens] float32, without gradients."""
     with torch.no_grad():

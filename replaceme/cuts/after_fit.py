@@ -16,12 +16,10 @@ Memory in float64: a [d, d] for each start, and two (cross term and T) for each 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.capture import Activations, capture
 from replaceme.activations.comparison import compare
-from replaceme.activations.divergence import log_probabilities
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
@@ -35,7 +33,7 @@ from replaceme.core.progress import progress
 from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes
-from replaceme.surgery.shortened_model import shortened
+from replaceme.surgery.shortened_model import predicting
 from replaceme.transforms.gains import Gains
 
 if TYPE_CHECKING:
@@ -222,7 +220,7 @@ def predictions(fitted: Fitted) -> list[dict[str, float]]:
     """Return for each candidate how much it raises the loss on each held-out text, and its divergence there."""
     found: list[dict[str, float]] = [{} for _ in fitted.candidates]
     shorter = [
-        partial(_predicted, fitted.model, fitted.family, span, transform)
+        predicting(fitted.model, fitted.family, [span], [transform])
         for span, transform in zip(fitted.candidates, fitted.transforms, strict=True)
     ]
     for suffix, tokens in fitted.held_out.items():
@@ -232,9 +230,3 @@ def predictions(fitted: Fitted) -> list[dict[str, float]]:
             entry[f"loss{suffix}"] = one.mean_loss - whole.mean_loss
             entry[f"kl{suffix}"] = one.mean_divergence
     return found
-
-
-def _predicted(model: "nn.Module", family: Family, span: Span, transform: "Transform", batch: Tokens) -> "torch.Tensor":
-    """Return the log-probabilities of the model without a candidate's blocks, its map in their place."""
-    with shortened(model.base_model, family, [span], [transform]):
-        return log_probabilities(model, batch)

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from replaceme.activations.capture import trimmed
-from replaceme.activations.language_loss import are_counted, counted_tokens, loss_batches
+from replaceme.activations.comparison import compare
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.cut_record import Span
-from replaceme.core.progress import progress
-from replaceme.surgery.shortened_model import shortened
+from replaceme.surgery.shortened_model import predicting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +22,7 @@ TOKENS = 128  # of each, at most
 
 @dataclass(frozen=True)
 class Predictions:
-    """Quality of both models' predictions of a text: `perplexity` before and after, and their `kl` in nats per token."""
+    """How well both models predict a text: `perplexity` before and after, and their `kl` in nats per token."""
 
     sequences: int
     tokens: int
@@ -33,7 +31,7 @@ class Predictions:
     kl: float
 
 
-def compare(
+def compare_predictions(
     model: "nn.Module",
     family: "Family",
     groups: Sequence[Span],
@@ -45,24 +43,8 @@ def compare(
     Perplexity is `exp` of the mean loss of tokens that follow another, kl the mean of KL(whole || shortened) over all
     tokens. Raises ReplaceMeError where no token follows another.
     """
-    import torch
-
-    from replaceme.activations.divergence import divergences, log_probabilities
-
     tokens = tokens.first(SEQUENCES)
     tokens = Tokens(tokens.input_ids[:, :TOKENS], tokens.mask[:, :TOKENS])
-    losses, kl, counted = [0.0, 0.0], 0.0, counted_tokens(tokens)
-    with torch.inference_mode():
-        for batch in progress(loss_batches(model, tokens), "held-out text", unit="batch"):
-            batch = trimmed(batch)
-            whole = log_probabilities(model, batch)
-            with shortened(model.base_model, family, groups, transforms):
-                short = log_probabilities(model, batch)
-            kl += float(divergences(whole, short).double().sum())
-            follows = are_counted(batch)
-            goals = batch.input_ids[:, 1:][follows].to(whole.device)
-            before = torch.nn.functional.pad(follows, (0, 1))[batch.mask].to(whole.device)  # rows with a next token
-            for k, found in enumerate((whole, short)):
-                losses[k] -= float(found[before].gather(1, goals[:, None]).double().sum())
-    perplexities = (math.exp(min(loss / counted, 700.0)) for loss in losses)
-    return Predictions(len(tokens), tokens.count, *perplexities, kl / tokens.count)
+    whole, short = compare(model, [predicting(model, family, groups, transforms)], tokens, "held-out text")
+    perplexities = (math.exp(min(one.mean_loss, 700.0)) for one in (whole, short))
+    return Predictions(len(tokens), tokens.count, *perplexities, short.mean_divergence)

@@ -13,8 +13,11 @@ from replaceme.activations.hooks import skipped
 from replaceme.models.family import Family
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+    from replaceme.activations.comparison import Predict
+    from replaceme.calibration.tokens import Tokens
     from replaceme.transforms.transform import Transform
 
 
@@ -34,3 +37,19 @@ def shortened(
             for undo in () if transform is None else transform.place.hooks(base_model, family, (start, end), transform):
                 hooks.callback(undo)
         yield
+
+
+def predicting(
+    model: "nn.Module",
+    family: Family,
+    groups: Sequence[tuple[int, int]],
+    transforms: Sequence["Transform | None"],
+) -> "Predict":
+    """Return a function that gives the log-probabilities of a model with its head, run as `shortened` for a batch."""
+    from replaceme.activations.divergence import log_probabilities
+
+    def predict(batch: "Tokens") -> "torch.Tensor":
+        with shortened(model.base_model, family, groups, transforms):
+            return log_probabilities(model, batch)
+
+    return predict
