@@ -148,6 +148,7 @@ def heal(
     out: str | Path,
     training: TrainingConfig,
     texts: Iterable[str] | str | Path | None = None,
+    original: str | Path | None = None,
     device: str = "auto",
     gpus: int = 1,
     verify: bool = True,
@@ -155,7 +156,8 @@ def heal(
     """Train the checkpoint that `prune` or `merge` wrote to `folder`, and save the result to folder `out`.
 
     Text and `gpus` as for `prune`. `training` says what is trained, for how long and how; an interrupted call goes on
-    where it was when it is made again. Returns the report: options, losses (nats per token), checks (None without
+    where it was when it is made again. A distillation is from the `original` model, by default the source in the
+    folder's record. Returns the report: options, losses (nats per token), checks (None without
     `verify`).
     Raises ReplaceMeError on bad input, and when the result is not right.
     """
@@ -170,7 +172,7 @@ def heal(
     tokens, _, metadata = _tokens(calibration, texts, str(folder))
     metadata = {"tokens": calibration.tokens, **metadata}
     output = Output(out, verify=verify)
-    return heal_checkpoint(folder, tokens, metadata, training, output, pick_device(device), gpus)
+    return heal_checkpoint(folder, tokens, metadata, training, output, pick_device(device), gpus, original)
 
 
 def _calibration(

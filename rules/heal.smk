@@ -3,6 +3,7 @@ rule heal:
     input:
         model=checkpoint_files(paths.OF_FIT)["record"],
         tokens=measures.healing_tokens,
+        original=measures.original,
     output:
         **checkpoint_files(paths.OF_HEALING),
         report=paths.HEALING,

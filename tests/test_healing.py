@@ -47,8 +47,9 @@ def options(train="transform", **more):
     return TrainingConfig(train=train, **{**given, **more})
 
 
-def heal(folder, tokens, out, given, **more):
-    return heal_checkpoint(folder, tokens, TEXT, given, Output(out, **{"verify": False, **more}), "cpu")
+def heal(folder, tokens, out, given, original=None, **more):
+    output = Output(out, **{"verify": False, **more})
+    return heal_checkpoint(folder, tokens, TEXT, given, output, "cpu", original=original)
 
 
 def weights(folder):
@@ -81,6 +82,15 @@ def loss_by_hand(model, batch):
         for ids, mask in zip(batch.input_ids, batch.mask, strict=True)
     ]
     return sum(losses) / sum(int(mask.sum()) - 1 for mask in batch.mask)
+
+
+def divergence_by_hand(original, model, batch):
+    """Return the mean over all tokens of KL(original || model), each sequence on its own and without its padding."""
+    whole, found = load_causal_model(original, "float64", "cpu"), []
+    for ids, mask in zip(batch.input_ids, batch.mask, strict=True):
+        p, q = (one(ids[None, mask]).logits[0].log_softmax(-1) for one in (whole, model))
+        found.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(found).mean()
 
 
 def adam_by_hand(gradient, learning_rate):
@@ -125,6 +135,28 @@ def test_one_step_of_all_weights_is_autograd_by_hand(merged, tokens, tmp_path):
         torch.testing.assert_close(after[name].double()[steep], expected.detach()[steep], atol=2e-5, rtol=0)
 
 
+def test_one_step_of_a_distillation_is_autograd_by_hand(llama, merged, tokens, tmp_path):
+    """The divergence from the model before it was shortened, over all unmasked tokens; and it falls."""
+    given = options("full", steps=1, clip=None, objective="distillation", learning_rate=0.001)
+    report = heal(merged, tokens, tmp_path / "out", given, original=llama)
+    model = load_causal_model(merged, "float64", "cpu").requires_grad_(True)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))[:4]
+    divergence_by_hand(llama, model, tokens[order]).backward()
+    after = weights(tmp_path / "out")
+    for name, parameter in model.named_parameters():
+        steep = parameter.grad.abs() > 1e-5
+        expected = parameter - 0.001 * parameter.grad.sign()
+        torch.testing.assert_close(after[name].double()[steep], expected.detach()[steep], atol=2e-5, rtol=0)
+    with torch.no_grad():
+        expected = {
+            when: float(divergence_by_hand(llama, load_causal_model(folder, "float64", "cpu"), tokens[-4:]))
+            for when, folder in (("before", merged), ("after", tmp_path / "out"))
+        }
+    assert report["kl"] == pytest.approx(expected, rel=1e-4) and expected["after"] < expected["before"]
+    card = (tmp_path / "out/README.md").read_text()
+    assert "in 1 steps on given and others, to predict what the source predicts." in card
+
+
 @pytest.mark.parametrize("train", ["transform", "lora", "full"])
 def test_passes_of_a_step_add_up(merged, tokens, tmp_path, train):
     """Sequences of unequal length in one pass or several, activations kept or not: the mean is over tokens."""
@@ -139,7 +171,7 @@ def test_passes_of_a_step_add_up(merged, tokens, tmp_path, train):
 
 MORE = {
     "transform": {"dtype": "bfloat16"},
-    "lora": {"lora_rank": 4, "lora_targets": "all"},
+    "lora": {"lora_rank": 4, "lora_targets": "all", "objective": "distillation"},
     "full": {"dtype": "bfloat16"},
 }
 
@@ -149,11 +181,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("train", MORE)
-def test_an_interrupted_healing_ends_with_the_same_bits(merged, tokens, tmp_path, train, monkeypatch):
+def test_an_interrupted_healing_ends_with_the_same_bits(llama, merged, tokens, tmp_path, train, monkeypatch):
     """Killed twice; dropout, a warm-up, epochs that end between, weight decay and gradient checkpointing are in it."""
     more = {"schedule": "cosine", "warmup": 2, "weight_decay": 0.1, "gradient_checkpointing": True, **MORE[train]}
+    original = llama if "objective" in more else None
     given = options(train, steps=5, batch_size=3, accumulation=2, checkpoint_seconds=0.0, **more)
-    whole = heal(merged, tokens, tmp_path / "whole", given)
+    whole = heal(merged, tokens, tmp_path / "whole", given, original=original)
     batches = TextOrder.batches
     for deadly in (2, 4):
 
@@ -164,11 +197,11 @@ def test_an_interrupted_healing_ends_with_the_same_bits(merged, tokens, tmp_path
 
         monkeypatch.setattr(TextOrder, "batches", kill)
         with pytest.raises(Killed):
-            heal(merged, tokens, tmp_path / "out", given)
+            heal(merged, tokens, tmp_path / "out", given, original=original)
         assert (tmp_path / ".out-healing.safetensors").is_file() and not (tmp_path / "out").exists()
     first = []
     monkeypatch.setattr(TextOrder, "batches", lambda *a: first.append(a[2]) or batches(*a))
-    report = heal(merged, tokens, tmp_path / "out", given)
+    report = heal(merged, tokens, tmp_path / "out", given, original=original)
     assert first == [4] and report == whole
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert not list(tmp_path.glob(".*"))
@@ -253,6 +286,13 @@ def test_tied_weights_are_trained_once(gemma, texts, tokens, tmp_path, checked_h
 def test_bad_input_is_one_line(llama, merged, tokens, tmp_path, refuses):
     with refuses(f"{llama}: no replaceme.json"):
         heal(llama, tokens, tmp_path / "out", options())
+    taught = options(objective="distillation")
+    with refuses(f"{merged}: made from {llama.name}, which is not found", "name the original model by `--original`"):
+        heal(merged, tokens, tmp_path / "out", taught)
+    with refuses(f"{merged}: not the model that {merged} was made from"):
+        heal(merged, tokens, tmp_path / "out", taught, original=merged)
+    with refuses("objective text takes no original model; drop it"):
+        heal(merged, tokens, tmp_path / "out", options(), original=llama)
     with refuses("20 sequences, of which 20 are held out"):
         heal(merged, tokens, tmp_path / "out", options(held_out=20))
     with refuses("would be overwritten"):
@@ -276,7 +316,7 @@ def test_layers_of_their_own_are_refused(llama, texts, tokens, tmp_path, refuses
         heal(out, tokens, tmp_path / "out", options())
 
 
-def test_the_step(merged, tokens, tmp_path, capsys):
+def test_the_step(llama, merged, tokens, tmp_path, capsys):
     tokens.save(tmp_path / "tokens.safetensors", TEXT)
     words = [
         "heal",
@@ -287,8 +327,10 @@ def test_the_step(merged, tokens, tmp_path, capsys):
         "--held-out=4",
     ]
     out = ["--out", str(tmp_path / "out"), "--report", str(tmp_path / "healing.json"), "--device=cpu", "--no-verify"]
-    assert main([*words, *out, "--train=transform"]) == 0
+    taught = ["--objective=distillation", f"--original={llama}"]
+    assert main([*words, *out, "--train=transform", *taught]) == 0
     report = json.loads((tmp_path / "healing.json").read_text())
+    assert report["kl"].keys() == {"before", "after"}
     assert [point["step"] for point in report["curve"]] == [1, 2] and report["checks"] is None
     assert main(["figure", "healing", str(tmp_path / "healing.json"), "--out", str(tmp_path / "healing.svg")]) == 0
     capsys.readouterr()

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from replaceme.config.base import Strict
 
+DISTILLATION = "distillation"  # the objective that takes the original model too
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
@@ -15,6 +16,11 @@ class TrainingConfig(Strict):
     train: Literal["transform", "lora", "full"] = Field(
         description="Parameters: transform, a T on the output of each carrier's down projection, folded into it; "
         "lora, adapters of low rank, merged into the weights (UIDL); full, all weights."
+    )
+    objective: Literal["text", "distillation"] = Field(
+        "text",
+        description="What is minimised: text, the loss of the next token; distillation, the KL divergence of the "
+        "next-token distributions from those of the model before it was shortened, which is in memory too.",
     )
     steps: int = Field(ge=1, description="Steps of the optimiser (AdamW, betas 0.9 and 0.999).")
     learning_rate: float = Field(gt=0, description="Highest learning rate.")

@@ -11,7 +11,7 @@ import torch
 from replaceme.activations.capture import model_inputs
 from replaceme.activations.language_loss import sequence_losses
 from replaceme.calibration.tokens import Tokens
-from replaceme.config.healings import LORA, TrainingConfig
+from replaceme.config.healings import DISTILLATION, LORA, TrainingConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, write_json
@@ -19,6 +19,7 @@ from replaceme.core.redaction import published
 from replaceme.core.uncertainty import paired_log_perplexity
 from replaceme.healing.endings import with_endings
 from replaceme.healing.loop import schedule_of, train
+from replaceme.healing.original import Teacher, find_original
 from replaceme.healing.parameters import Trainable, trainable
 from replaceme.models.checkpoints import Checkpoint, check_merged, open_checkpoint, read_config, resolve
 from replaceme.models.loading import Held, load_causal_model
@@ -60,13 +61,15 @@ def heal_checkpoint(
     output: Output,
     device: str,
     gpus: int = 1,
+    original: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train the merged checkpoint in `folder` on tokens, write the result, and return the report.
 
     `text` says where the tokens come from; whole documents are trained on with the token for their end (`endings`). The
     report (JSON-able) has the options, the loss of each step, thinned to `POINTS` means (nats per token), the loss of
-    the held-out sequences before and, with the saved weights, after, and the outcomes of the checks. An interrupted
-    healing goes on from its checkpoint, a hidden file beside the output's folder, to the same bits. Raises
+    the held-out sequences before and, with the saved weights, after, and the outcomes of the checks; of a distillation,
+    from the `original` model or the one in the checkpoint's record, also `kl`, their divergence. An interrupted healing
+    goes on from its checkpoint, a hidden file beside the output's folder, to the same bits. Raises
     ReplaceMeError on bad input before anything is trained, and where the result is not right.
     """
     out = output.folder
@@ -76,28 +79,32 @@ def heal_checkpoint(
     check_length(config, training.input_ids.shape[1], str(folder))
     dtype = pick_dtype(options.dtype, device, config)
     held = Held(gpus)
+    teacher = _teacher(options, shortened, original, folder, (dtype, device, held))
     model = load_causal_model(folder, dtype, device, held)
     checkpoint = open_checkpoint(folder)
 
-    before = sequence_losses(model, held_out)
+    before = _measured(model, held_out, teacher)
     trained = trainable(model, checkpoint, options, carriers_of(Cut.of(shortened["cut"])))
     numbers = options.model_dump(exclude={*UNSEEN, *(() if options.train == "lora" else LORA)})
     packages = versions("peft") if options.train == "lora" else versions()
     origin = {"model_sha256": record.sha256, "tokens_sha256": tokens.digest(), "text": text}
     state = _state(out, {**numbers, **origin, "versions": packages, "gpus": gpus}, options, device)
-    losses = train(model, trained, training, options, state)
+    losses = train(model, trained, training, options, state, teacher)
     count = sum(parameter.numel() for parameter in trained.parameters.values())
     healing = {**numbers, "dtype": dtype, "trained_parameters": count}
     about = {"healing": healing, "origin": origin, "versions": packages}
     _write(checkpoint, trained, record, {**_history(record, shortened), **about}, out)
+    if teacher is not None:
+        teacher.rest()  # the checks need the memory
     checks = _checked(model, trained, record, out) if output.verify else None
     del model, trained
     gc.collect()
-    after = sequence_losses(load_causal_model(out, dtype, device, held), held_out)
-    loss = _loss(before, after)
+    after = _measured(load_causal_model(out, dtype, device, held), held_out, teacher)
+    loss = _loss(before[0], after[0])
     log.info("held-out loss %.4f before, %.4f after %d steps", loss["before"], loss["after"], options.steps)
     curve = curve_of(losses, options)
-    report = {**healing, "loss": loss, "curve": curve, "checks": checks, **origin, "versions": packages}
+    kl = {} if teacher is None else {"kl": {"before": before[1], "after": after[1]}}
+    report = {**healing, "loss": loss, **kl, "curve": curve, "checks": checks, **origin, "versions": packages}
     if output.report is not None:
         write_json(output.report, report)
     state.remove()
@@ -139,6 +146,28 @@ def _source(folder: str | Path, out: str | Path) -> tuple[ModelRecord, dict[str,
     family_of(config, str(folder))
     check_out(folder, out)
     return resolve(str(folder)), shortened
+
+
+def _teacher(
+    options: TrainingConfig,
+    shortened: dict[str, Any],
+    original: str | Path | None,
+    folder: str | Path,
+    how: tuple[str, str, Held],
+) -> Teacher | None:
+    """Return the original model of a distillation, None for other objectives, which take none."""
+    if options.objective == DISTILLATION:
+        return Teacher(find_original(shortened, original, folder), *how)
+    if original is not None:
+        raise ReplaceMeError(f"healing: objective {options.objective} takes no original model; drop it")
+    return None
+
+
+def _measured(
+    model: "nn.Module", tokens: Tokens, teacher: Teacher | None
+) -> tuple[tuple[torch.Tensor, torch.Tensor], float | None]:
+    """Return the losses of sequences, and with a teacher the divergence from it."""
+    return sequence_losses(model, tokens), None if teacher is None else teacher.divergence(model, tokens)
 
 
 def _split(tokens: Tokens, options: TrainingConfig) -> tuple[Tokens, Tokens]:

@@ -1,4 +1,6 @@
-"""The training loop of a healing: AdamW on the mean loss of the next token, interrupted and resumed to the same bits.
+"""The training loop of a healing: AdamW on the mean loss over tokens, interrupted and resumed to the same bits.
+
+The loss of a token is that of the next token, or the divergence of its prediction from a teacher's.
 
 A loop of our own rather than transformers' Trainer: the Trainer (and accelerate's `save_state`) keeps the optimiser and
 the random states as pickles, which this package neither writes nor reads, and averages over passes instead of over
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from replaceme.activations.capture import trimmed
+from replaceme.activations.divergence import Predictions, descend
 from replaceme.activations.gradients import backward, recomputing, repeatable
 from replaceme.activations.language_loss import are_counted, token_losses
 from replaceme.activations.text_order import TextOrder
@@ -23,6 +27,7 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
+from replaceme.healing.original import Teacher
 from replaceme.healing.parameters import Trainable
 from replaceme.transforms.resume import State
 from replaceme.transforms.training import Schedule, Training
@@ -31,10 +36,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: TrainingConfig, state: State) -> list[float]:
+def train(
+    model: "nn.Module",
+    trained: Trainable,
+    tokens: Tokens,
+    options: TrainingConfig,
+    state: State,
+    teacher: Teacher | None = None,
+) -> list[float]:
     """Train, and return the mean loss of each step before it, in nats per token; the model is left in inference mode.
 
-    A step is over `batch_size * accumulation` sequences, and its loss the mean over all their tokens that follow one.
+    A step is over `batch_size * accumulation` sequences, and its loss the mean over all their tokens that follow one,
+    or with a teacher over all of them.
     Raises ReplaceMeError for a loss that is not finite, and for sequences without two tokens.
     """
     optimiser = _optimiser(trained, options)
@@ -49,7 +62,7 @@ def train(model: "nn.Module", trained: Trainable, tokens: Tokens, options: Train
     with _training(model, trained, options):
         for step in progress(left, "healing", len(left), "step"):
             batches = order.batches(tokens, step, options.batch_size, options.accumulation)
-            losses[step] = _gradients(model, trained, batches, options, step)
+            losses[step] = _gradients(model, trained, batches, options, step, teacher)
             if not math.isfinite(losses[step]):
                 raise ReplaceMeError(
                     f"healing: the loss of step {step + 1} is {float(losses[step])}; lower `learning_rate`"
@@ -66,17 +79,27 @@ def schedule_of(options: TrainingConfig) -> Schedule:
 
 
 def _gradients(
-    model: "nn.Module", trained: Trainable, batches: list[Tokens], options: TrainingConfig, step: int
+    model: "nn.Module",
+    trained: Trainable,
+    batches: list[Tokens],
+    options: TrainingConfig,
+    step: int,
+    teacher: Teacher | None,
 ) -> float:
     """Compute the gradient of the mean loss over the tokens of all batches; return that loss."""
-    count = sum(int(are_counted(batch).sum()) for batch in batches)
+    count = sum(batch.count if teacher else int(are_counted(batch).sum()) for batch in batches)
     if not count:
         raise ReplaceMeError(f"healing: no sequence of step {step + 1} has two tokens; give longer texts")
     total = 0.0
     for number, batch in enumerate(batches):
         torch.manual_seed((options.seed << 32) + step * options.accumulation + number)  # dropout
-        loss = token_losses(model, batch)[0].sum() / count
-        backward(loss)
+        if teacher is None:
+            loss = token_losses(model, batch)[0].sum() / count
+            backward(loss)
+        else:
+            shorter = trimmed(batch)
+            values = descend(teacher.predictions(shorter), Predictions.of(model, shorter), 1 / count)
+            loss = values.double().sum() / count
         trained.collect()
         total += float(loss.detach())
     return total

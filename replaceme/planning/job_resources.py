@@ -71,6 +71,7 @@ TABLE = {
     "evaluate": Need(copies=1, passes=1, disk=1, logits=True),
     "speed": Need(copies=1, passes=1, disk=1, logits=True),
     "heal": Need(copies=1, passes=4, disk=2, logits=True),  # backward passes, some of them after a second forward one
+    "heal_distilled": Need(copies=2, passes=5, disk=4, logits=True),  # the original model beside it
 }
 TRAINED_BYTES = 16  # of each trained parameter: itself, its gradient and two moments, float32
 

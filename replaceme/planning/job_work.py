@@ -5,6 +5,7 @@ it.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from replaceme.config.healings import DISTILLATION
 from replaceme.config.placement import Regression
 from replaceme.config.schema import Config
 from replaceme.config.sources import unmixed
@@ -36,6 +37,15 @@ def rule_of_fit(config: Config, names: Names) -> str:
     if fit.end_to_end:
         return "transform_end_to_end"
     return "transform_by_passes" if fit.is_other or fit.sequential(cut.several) else "transform"
+
+
+def entry_of(rule: str, config: Config, names: Names) -> str:
+    """Return the entry of `needs.TABLE` for a job: its rule, unless that has several."""
+    if rule == "transform":
+        return rule_of_fit(config, names)
+    if rule == "heal" and config.healings[names["healing"]].objective == DISTILLATION:
+        return "heal_distilled"
+    return rule
 
 
 def length(config: Config, calibration: str) -> int:

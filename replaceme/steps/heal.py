@@ -21,6 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="PATH", help="where the options, losses and checks go (healing.json)"
     )
+    parser.add_argument(
+        "--original",
+        metavar="MODEL",
+        help="for a distillation: model.json, folder or Hub id of the model before it was shortened (default: the "
+        "source in the record of MERGED)",
+    )
     add_options(parser, TrainingConfig)
     compute_arguments(parser)
     verify_argument(parser, "what was trained")
@@ -35,4 +41,5 @@ def run(args: argparse.Namespace) -> None:
     tokens, metadata = load_tokens(args.tokens_file)
     check_vocabulary(tokens, read_config(args.folder), args.tokens_file)
     output = Output(args.out, args.report, args.verify)
-    heal_checkpoint(args.folder, tokens, metadata, options, output, pick_device(args.device), gpus_of(args))
+    where = pick_device(args.device), gpus_of(args)
+    heal_checkpoint(args.folder, tokens, metadata, options, output, *where, original=args.original)

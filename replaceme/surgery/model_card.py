@@ -53,7 +53,7 @@ HEALED = """---
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
 removed, {fit}.
-Then {trained}, in {steps} steps on {text}.
+Then {trained}, in {steps} steps on {text}{taught}.
 The architecture is unchanged: load it as you load the original.
 
 | | |
@@ -71,6 +71,7 @@ TRAINED = {
     "lora": "adapters were trained and merged into the weights",
     "full": "all weights were trained",
 }
+TAUGHT = {"text": "", "distillation": ", to predict what the source predicts"}
 LICENCE = ("license", "license_name", "license_link")
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
@@ -137,6 +138,7 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         trained=TRAINED[healing["train"]],
         steps=healing["steps"],
         text=_named(provenance["origin"]["text"]),
+        taught=TAUGHT[healing["objective"]],
         training=", ".join(f"{key} {_short(value)}" for key, value in healing.items()),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
     )

@@ -3,12 +3,13 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from replaceme.config.command_line import to_flags
 from replaceme.config.evaluations import evaluation_flags
-from replaceme.config.healings import TrainingConfig
-from replaceme.config.result_paths import TOKENS, Names, at
+from replaceme.config.healings import DISTILLATION, TrainingConfig
+from replaceme.config.result_paths import MODEL, TOKENS, Names, at
 from replaceme.config.schema import Config
 from replaceme.evaluation.labelled_images import files_of as labelled_files
 from replaceme.planning.user_files import declared, hash_of_stamps, stamps, task_files
@@ -61,4 +62,10 @@ class MeasureJobs:
 
     def training_options(self, names: Names) -> str:
         """Return the options of the training of a healing."""
-        return to_flags(self.config.healings[names.healing], TRAINING)
+        original = "".join(f" --original {quote(path)}" for path in self.original(names))
+        return to_flags(self.config.healings[names.healing], TRAINING) + original
+
+    def original(self, names: Names) -> list[str]:
+        """Return the record of the model that a healing learns from, if it does."""
+        distilled = self.config.healings[names.healing].objective == DISTILLATION
+        return [at(MODEL, names)] if distilled else []

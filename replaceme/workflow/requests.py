@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from replaceme.config.result_paths import MODEL, Names, at
 from replaceme.planning.job_resources import UNKNOWN, Needs, needs, outline_for
-from replaceme.planning.job_work import rule_of_fit, work_of
+from replaceme.planning.job_work import entry_of, work_of
 from replaceme.planning.outline import Outline
 from replaceme.workflow.fit_jobs import FitJobs
 
@@ -33,8 +33,7 @@ class Requests:
         if "candidates" in names:
             names["cut"] = self.fits.candidates[wildcards.candidates]
         work = work_of(rule, self.fits.config, names, outline)
-        entry = rule_of_fit(self.fits.config, names) if rule == "transform" else rule
-        return needs(entry, outline, work, self.device)
+        return needs(entry_of(rule, self.fits.config, names), outline, work, self.device)
 
     def _outline(self, name: str) -> Outline:
         """Return the outline of a model; for a missing one, try again."""
