@@ -26,6 +26,35 @@ rule evaluate:
         " {params.device} --threads {threads} --out {output:q} 2> {log:q}"
 
 
+rule divergence:
+    """Measure how far a shortened model predicts otherwise than the original, on text that it was not made with."""
+    input:
+        original=paths.MODEL,
+        model=checkpoint_files(paths.OF_FIT)["record"],
+        tokens=measures.divergence_tokens,
+        seen=measures.seen_tokens,
+    output:
+        f"{paths.OF_FIT}/{paths.DIVERGENCE}",
+    log:
+        log_of(f"{paths.OF_FIT}/{paths.DIVERGENCE}"),
+    benchmark:
+        benchmark_of(f"{paths.OF_FIT}/{paths.DIVERGENCE}")
+    threads: 1
+    resources:
+        **takes("divergence"),
+        gpu=models.gpus,
+    params:
+        model=model_of,
+        device=models.device_options,
+        options=measures.divergence_options,
+        code=code_of("divergence"),
+    message:
+        "divergence {output}"
+    shell:
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme divergence {input.original:q} {params.model:q}"
+        " --tokens {input.tokens:q} --seen {input.seen:q} {params.options} {params.device} --threads {threads} --out {output:q} 2> {log:q}"
+
+
 rule speed:
     """Measure size, throughput and memory of a shortened model, with the machine to itself."""
     input:
@@ -85,6 +114,20 @@ use rule evaluate as evaluate_healed with:
         log_of(f"{paths.OF_HEALING}/{paths.EVALUATION}"),
     benchmark:
         benchmark_of(f"{paths.OF_HEALING}/{paths.EVALUATION}")
+
+
+use rule divergence as divergence_healed with:
+    input:
+        original=paths.MODEL,
+        model=checkpoint_files(paths.OF_HEALING)["record"],
+        tokens=measures.divergence_tokens,
+        seen=measures.seen_tokens,
+    output:
+        f"{paths.OF_HEALING}/{paths.DIVERGENCE}",
+    log:
+        log_of(f"{paths.OF_HEALING}/{paths.DIVERGENCE}"),
+    benchmark:
+        benchmark_of(f"{paths.OF_HEALING}/{paths.DIVERGENCE}")
 
 
 use rule speed as speed_healed with:

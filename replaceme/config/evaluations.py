@@ -90,6 +90,11 @@ class EvaluationConfig(Strict):
     )
     include: str | None = Field(None, description="Folder of task YAMLs of your own.")
     perplexity: str | None = Field(None, description="Task that gives the perplexity column.")
+    divergence: str | None = Field(
+        None,
+        description="Name under `calibrations`: text that no fit or healing has seen, on which the divergence of every "
+        "shortened model's predictions from the original's is measured, the column KL; null: it is not measured.",
+    )
     batch_size: int | Literal["auto"] = Field(
         "auto",
         description="Requests, or images, per forward pass, at most; `auto`: as many requests as the device has room "
@@ -105,7 +110,12 @@ class EvaluationConfig(Strict):
     def _of_one_kind(self) -> "EvaluationConfig":
         if bool(self.tasks) == bool(self.zeroshot):
             raise ValueError("give either tasks (language models) or zeroshot (encoders of images and texts)")
-        of_tasks = {"include": None, "perplexity": None, "seed": EvaluationConfig.model_fields["seed"].default}
+        of_tasks = {
+            "include": None,
+            "perplexity": None,
+            "divergence": None,
+            "seed": EvaluationConfig.model_fields["seed"].default,
+        }
         unused = [key for key, default in of_tasks.items() if self.zeroshot and getattr(self, key) != default]
         if unused:
             raise ValueError(f"zeroshot takes no {unused[0]}; drop it")
@@ -137,7 +147,8 @@ class EvaluationConfig(Strict):
 
 # fields of named sections, for each of which an option is given once or more, as `name={...}`
 NAMED = {"tasks": "task", "zeroshot": "zeroshot"}
-OPTIONS = tuple(name for name in EvaluationConfig.model_fields if name not in NAMED)
+OF_DIVERGENCE = ("divergence",)  # of a step of its own
+OPTIONS = tuple(name for name in EvaluationConfig.model_fields if name not in (*NAMED, *OF_DIVERGENCE))
 
 
 def evaluation_flags(section: EvaluationConfig) -> str:

@@ -17,15 +17,15 @@ SIZES = ("removed", "compression")
 SECTIONS = {"calibration": (CalibrationConfig,), "cut": (CutConfig,), "fit": tuple(METHODS.values())}
 # what a table has beside its tasks, and what `replaceme cost` adds to it
 MEASURES = (
-    "average", "rp", "perplexity", "residual", "average_vs_identity", "log_perplexity_vs_identity", "parameters",
+    "average", "rp", "perplexity", "kl", "residual", "average_vs_identity", "log_perplexity_vs_identity", "parameters",
     "file_bytes", *SPEED,
 )  # fmt: skip
 COST_MEASURES = ("seconds", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "energy_kwh", "emissions_kg")
 # keys that say something about some kinds only
 ONLY = {
-    "x": ("lines",), "panels": ("lines", "scatter"), "distances": ("scatter", "heatmap"),
+    "x": ("lines", "versus"), "panels": ("lines", "scatter", "versus"), "distances": ("scatter", "heatmap"),
     "position": ("scatter", "heatmap"), "relative_to": ("lines", "bars"), "published": ("lines", "bars"),
-    "lines": ("lines", "scatter", "bars"), "measures": ("lines", "scatter", "bars"),
+    "lines": ("lines", "scatter", "versus", "bars"), "measures": ("lines", "scatter", "versus", "bars"),
 }  # fmt: skip
 
 
@@ -46,9 +46,10 @@ class PublishedConfig(Strict):
 class FigureConfig(Strict):
     """A figure from the rows of tables, results/figures/<name>.svg, and the numbers drawn, .csv."""
 
-    kind: Literal["lines", "scatter", "bars", "heatmap"] = Field(
+    kind: Literal["lines", "scatter", "versus", "bars", "heatmap"] = Field(
         description="lines: measures over a number; scatter: measures of each row over the distance across its cut; "
-        "bars: measures side by side; heatmap: distances of all pairs of blocks."
+        "versus: measures of each row over another of its measures; bars: measures side by side; heatmap: distances of "
+        "all pairs of blocks."
     )
     tables: list[str] = Field(
         min_length=1, description="Tables whose rows are shown (heatmap: whose models and calibrations)."
@@ -62,7 +63,7 @@ class FigureConfig(Strict):
     x: str = Field(
         "removed",
         description="Axis of lines: removed (blocks), compression, or a number of the config, such as "
-        "`calibration.samples` or `fit.ridge`.",
+        "`calibration.samples` or `fit.ridge`. Of versus: a column of the tables, kl if none is named.",
     )
     lines: list[Name] = Field(["model", "fit"], min_length=1, description="Columns that distinguish lines, or bars.")
     panels: Name | None = Field(None, description="Column with a panel for each of its values.")
@@ -94,7 +95,11 @@ class FigureConfig(Strict):
     @model_validator(mode="after")
     def _x_is_a_number(self) -> "FigureConfig":
         section, dot, key = self.x.partition(".")
-        if self.x not in SIZES and not (dot and section in SECTIONS and _is_number(section, key)):
+        if (
+            self.kind != "versus"
+            and self.x not in SIZES
+            and not (dot and section in SECTIONS and _is_number(section, key))
+        ):
             known = f"{', '.join(SIZES)}, or a number under {', '.join(SECTIONS)} such as calibration.samples"
             raise ValueError(f"x {self.x!r} is no number of a row; take {known}")
         return self
@@ -118,9 +123,17 @@ class FigureConfig(Strict):
         return (section, key) if dot and self.kind == "lines" else None
 
     @property
+    def across(self) -> str | None:
+        """Column that the measures of a versus are shown over."""
+        if self.kind != "versus":
+            return None
+        return self.x if "x" in self.model_fields_set else "kl"
+
+    @property
     def columns(self) -> list[str]:
-        """Measures without their factors."""
-        return [] if self.kind == "heatmap" else [measure.partition("*")[0].strip() for measure in self.measures]
+        """Columns of the tables that it shows: measures without their factors, and what they are shown over."""
+        shown = [] if self.kind == "heatmap" else [measure.partition("*")[0].strip() for measure in self.measures]
+        return shown if self.across is None else [*shown, self.across]
 
     def is_relative(self, measure: str) -> bool:
         """Return whether a measure is shown as a multiple of another row's."""
@@ -158,7 +171,7 @@ def dangling_figures(raw: dict) -> list[str]:
             elif isinstance(tables[table], dict) and tables[table].get("speed") is False:
                 lines += [
                     f"figures.{name}.measures: {one} is not measured for table {table!r}; set its `speed: true`"
-                    for one in speeds_of(strings(section.get("measures")))
+                    for one in speeds_of([*strings(section.get("measures")), str(section.get("x"))])
                 ]
         if name in tables:
             lines.append(f"figures.{name}: a table has this name; choose another")

@@ -68,12 +68,20 @@ class Config(Strict):
         return [*self.tables, *self.figures] if self.default is None else self.default
 
     def observed(self, tables: Iterable[TableConfig]) -> list[str]:
-        """Return the calibrations that some tables need for cuts, fits and healings, with the parts of mixes and
-        prompts.
+        """Return the calibrations that some tables need for cuts, fits, healings and divergences, with the parts of
+        mixes and prompts.
         """
-        named = {one for table in tables for one in table.named("calibrations")}
-        named |= {self.healings[one].text for table in tables for one in table.named("healings")}
-        return made_of(self.calibrations, sorted(named))
+        texts = [text for table in tables for text in (*self.seen(table), self.divergence_text(table))]
+        return made_of(self.calibrations, sorted({text for text in texts if text is not None}))
+
+    def divergence_text(self, table: TableConfig) -> str | None:
+        """Return the calibration on which the divergences of a table are measured, if they are."""
+        return self.evaluations[table.evaluation].divergence if table.evaluation else None
+
+    def seen(self, table: TableConfig) -> list[str]:
+        """Return the calibrations that the models of a table are made with, with the parts of mixes and prompts."""
+        healed = [self.healings[one].text for one in table.named("healings")]
+        return made_of(self.calibrations, [*table.named("calibrations"), *healed])
 
     def criterion(self, model: str, calibration: str) -> FitConfig:
         """Return the placement whose fits need the most text among those of all tables on a calibration."""
@@ -125,15 +133,15 @@ def _dangling_and_reserved(raw: dict) -> list[str]:
 
 
 def _texts(raw: dict) -> list[str]:
-    """Return lines for undefined texts of healings."""
+    """Return lines for undefined texts of healings, and of divergences."""
     calibrations = _section(raw, "calibrations")
-    texts = {name: _entry(raw, "healings", name).get("text") for name in _section(raw, "healings")}
-    given = {name: text for name, text in texts.items() if isinstance(text, str) and calibrations}
-    return [
-        line
-        for name, text in given.items()
-        for line in _dangling(f"healings.{printable(name)}.text", [text], "calibrations", calibrations)
-    ]
+    texts = {
+        f"{section}.{printable(name)}.{key}": _entry(raw, section, name).get(key)
+        for section, key in (("healings", "text"), ("evaluations", "divergence"))
+        for name in _section(raw, section)
+    }
+    given = {where: text for where, text in texts.items() if isinstance(text, str) and calibrations}
+    return [line for where, text in given.items() for line in _dangling(where, [text], "calibrations", calibrations)]
 
 
 def _dangling_rows(raw: dict, table: dict, where: str) -> list[str]:

@@ -36,7 +36,10 @@ def memory_problems(config: Config, outlines: Outlines, memory: int, device: str
             if is_encoder(outline.config) and not config.evaluations[one].zeroshot:
                 continue  # an error of its own
             dtype = pick_dtype(config.evaluations[one].dtype, device, outline.config)
-            lines += [f"evaluations.{one} on models.{name}: {line}" for line in room.lacking(outline, dtype)]
+            copies = 1 if config.evaluations[one].divergence is None else 2
+            lines += [
+                f"evaluations.{one} on models.{name}: {line}" for line in room.lacking(outline, dtype, copies=copies)
+            ]
     return lines
 
 
@@ -48,16 +51,17 @@ class _Room:
         self.memory, self.device = memory * count, device
         self.words = "this machine has" if device == "cpu" else "the GPU has" if count == 1 else f"{count} GPUs have"
 
-    def lacking(self, outline: Outline, dtype: str, remedy: str = "") -> list[str]:
-        """Return a line where a whole model of this type is too large."""
-        needed = MARGIN * outline.bytes_in(dtype)
+    def lacking(self, outline: Outline, dtype: str, remedy: str = "", copies: int = 1) -> list[str]:
+        """Return a line where a whole model of this type, or several of its size at once, are too large."""
+        needed = copies * MARGIN * outline.bytes_in(dtype)
         if needed <= self.memory:
             return []
-        smaller = dtype in ("float32", "float64") and MARGIN * outline.bytes_in("bfloat16") <= self.memory
+        smaller = dtype in ("float32", "float64") and copies * MARGIN * outline.bytes_in("bfloat16") <= self.memory
         larger = "it takes a machine with more" if self.device == "cpu" else "raise `gpus`"
         remedy = remedy or ("use `dtype: bfloat16`" if smaller else larger)
+        what = "the whole model" if copies == 1 else "the divergence, which holds the shortened model beside the whole,"
         return [
-            f"{outline.source}: the whole model in {dtype} takes about {needed / 1e9:.1f} GB, {self.words} "
+            f"{outline.source}: {what} in {dtype} takes about {needed / 1e9:.1f} GB, {self.words} "
             f"{self.memory / 1e9:.1f}; {remedy}"
         ]
 

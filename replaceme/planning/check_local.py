@@ -11,7 +11,8 @@ from typing import Any
 from replaceme.calibration.documents import check_source
 from replaceme.config.figures import COST_MEASURES, MEASURES, FigureConfig
 from replaceme.config.schema import Config
-from replaceme.config.sources import unmixed
+from replaceme.config.sources import made_of, unmixed
+from replaceme.config.tables import TableConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import possible_spans
 from replaceme.evaluation.labelled_images import labelled
@@ -54,6 +55,7 @@ def local_problems(config: Config) -> list[str]:
             lines.append(f"evaluations.{name}: {include}: no such folder; `include` is a folder of task YAMLs")
         lines += _image_problems(config, name)
     for name, table in config.tables.items():
+        lines += _divergence_problems(config, name, table)
         try:
             if table.reference is not None:
                 check_reference(table.reference, table.row_names)
@@ -104,6 +106,19 @@ def _healing_problems(config: Config) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _divergence_problems(config: Config, name: str, table: TableConfig) -> list[str]:
+    """Return a line where the text of a table's divergences is images, or what its models are made with."""
+    text = config.divergence_text(table)
+    if text is None:
+        return []
+    where = f"evaluations.{table.evaluation}.divergence"
+    if any(one.images is not None for one in unmixed(config.calibrations, text)):
+        return [f"{where}: {text!r} is images; name a calibration of text"]
+    shared = [one for one in made_of(config.calibrations, [text]) if one in config.seen(table)]
+    remedy = "name a calibration that no fit or healing uses"
+    return [f"{where}: the models of tables.{name} are made with {one!r}; {remedy}" for one in shared[:1]]
+
+
 def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
     """Return lines for measures that a figure's tables will not have, and for missing published values."""
     found = []
@@ -117,6 +132,8 @@ def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
             found.append(f"tables: {name!r} has no evaluation, so there is nothing to show; drop it")
             continue
         known = [*MEASURES, *COST_MEASURES, *config.evaluations[table.evaluation].columns]
+        if "kl" in figure.columns and config.divergence_text(table) is None:
+            found.append(f"measures: kl is not measured by table {name!r}; set `divergence` of its evaluation")
         unknown = [column for column in figure.columns if column not in known]
         if unknown:
             found.append(f"measures: {unknown[0]!r} is not measured by table {name!r}; it has {', '.join(known)}")

@@ -69,6 +69,7 @@ TABLE = {
     "merge": Need(shards=1, squares=4, disk=3),
     "verify": Need(copies=1, disk=4, host=True, logits=True),
     "evaluate": Need(copies=1, passes=1, disk=1, logits=True),
+    "divergence": Need(copies=2, passes=2, disk=2, logits=True),  # of the original and of the shortened model
     "speed": Need(copies=1, passes=1, disk=1, logits=True),
     "heal": Need(copies=1, passes=4, disk=2, logits=True),  # backward passes, some of them after a second forward one
     "heal_distilled": Need(copies=2, passes=5, disk=4, logits=True),  # the original model beside it

@@ -5,6 +5,7 @@ it.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from replaceme.activations.head import LOGITS
 from replaceme.config.healings import DISTILLATION
 from replaceme.config.placement import Regression
 from replaceme.config.schema import Config
@@ -12,7 +13,7 @@ from replaceme.config.sources import unmixed
 from replaceme.fitting.enough import spread_cuts
 from replaceme.planning.capacity import candidate_matrices
 from replaceme.planning.job_resources import Work
-from replaceme.planning.outline import Outline
+from replaceme.planning.outline import Outline, vocabulary
 
 Names = Mapping[str, str]  # of a job's wildcards
 IMAGE = 256  # tokens as which an image counts
@@ -157,6 +158,13 @@ def _evaluation(config: Config, names: Names, outline: Outline) -> Work:
     return Work(tokens, section.at_once * max(lengths), dtype=section.dtype)
 
 
+def _divergence(config: Config, names: Names, outline: Outline) -> Work:
+    """Return the work of passes over a text; both models' logits of a batch are held, in some intermediate forms."""
+    section = config.evaluations[names["evaluation"]]
+    batch = max(length(config, section.divergence), LOGITS // max(1, vocabulary(outline.config)))
+    return Work(tokens_of(config, section.divergence), 6 * batch, dtype=section.dtype)
+
+
 def _speed(config: Config, names: Names, outline: Outline) -> Work:
     speed = config.speed
     once = speed.batch_size * (speed.prompt_tokens + speed.new_tokens * DECODED)
@@ -194,6 +202,7 @@ WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {
     "transform": _fit,
     "verify": _checked,
     "evaluate": _evaluation,
+    "divergence": _divergence,
     "speed": _speed,
     "heal": _healing,
 }

@@ -43,6 +43,7 @@ MEASURES = {
     "average": "average accuracy",
     "rp": "relative performance (%)",
     "perplexity": "perplexity",
+    "kl": NAMES["kl"],
     "residual": NAMES["residual"],
     "average_vs_identity * 100": "points of accuracy above dropping",
     "log_perplexity_vs_identity": "log perplexity above that of dropping",
@@ -91,7 +92,7 @@ def legend_outside(axes: "Axes") -> None:
 
 def log_scale(axes: "Axes", which: str = "y", ticks: Sequence[float] = ()) -> None:
     """Make an axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten where it spans less than
-    three.
+    three, and two if it is horizontal.
 
     `ticks`: at these numbers instead.
     """
@@ -101,7 +102,8 @@ def log_scale(axes: "Axes", which: str = "y", ticks: Sequence[float] = ()) -> No
     axis = getattr(axes, f"{which}axis")
     low, high = axis.get_view_interval()
     wide = high / low > 1000
-    between = (1.0,) if wide else (1.0, 2.0, 5.0) if high / low > 20 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    sparse = wide or (which == "x" and high / low > 100)
+    between = (1.0,) if sparse else (1.0, 2.0, 5.0) if high / low > 20 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=between))
     if ticks:
         axis.set_minor_locator(NullLocator())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = list(KEYS[:4])
 POINT = ["measure", "panel", "line", "x", "value", "stderr", "published", "row"]
+MORE = {"scatter": ["start"], "versus": ["x_stderr"]}  # columns of some kinds
 SPAN = re.compile(r"\[(\d+), (\d+)\)")
 
 
@@ -50,7 +51,7 @@ def points(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
         found = _scattered(figure, rows, sources)
     else:
         found = _measured(figure, rows, _places(figure, rows, sources.numbers))
-    columns = [*POINT, *(["start"] if figure.kind == "scatter" else [])]
+    columns = [*POINT, *MORE.get(figure.kind, [])]
     frame = pandas.DataFrame(found, columns=columns)
     _check_single(figure, frame)
     if figure.published is None:
@@ -59,31 +60,40 @@ def points(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
 
 
 def _rows(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
-    """Return the rows of all tables, each once, with their costs and the labels `line` and `panel`."""
+    """Return the rows of all tables, each once, with their costs and the labels `line` and `panel`.
+
+    A healed row has the name of its healing in its label, and no costs, as these are those of its fit.
+    """
     import pandas
 
     rows = pandas.concat([read_csv(path) for path in sources.tables], ignore_index=True)
-    rows = rows.drop_duplicates(NAMES, ignore_index=True)
+    rows["healing"] = rows.get("healing")
+    rows = rows.drop_duplicates([*NAMES, "healing"], ignore_index=True)
+    healed = rows["healing"].notna()
     if sources.costs:
         costs = pandas.concat([read_csv(path) for path in sources.costs], ignore_index=True).drop_duplicates(NAMES)
         rows = rows.merge(costs, how="left", on=NAMES)
+        rows.loc[healed, [name for name in costs if name not in NAMES]] = None
     missing = [name for name in figure.columns if name not in rows.columns]
     if missing:
         raise ReplaceMeError(f"{sources.tables[0]}: no column {missing[0]!r}; it has {', '.join(rows.columns)}")
     pruned = rows["fit"] != BASELINE
     varying = [name for name in figure.lines if rows.loc[pruned, name].nunique(dropna=False) > 1] or figure.lines[-1:]
     labels = rows[varying].fillna("").astype(str).agg(", ".join, axis=1)
+    labels[healed] += ", " + rows["healing"][healed]
     rows["line"] = labels.where(pruned, BASELINE)
     rows["panel"] = rows[figure.panels].astype(str) if figure.panels else ""
     return rows
 
 
 def _places(figure: FigureConfig, rows: "pandas.DataFrame", numbers: Mapping[str, float]) -> "pandas.Series":
-    """Return the x of each row, percent for the compression; none for bars."""
+    """Return the x of each row, percent for the compression; none for bars, and for rows without it."""
     import pandas
 
     if figure.kind == "bars":
         return pandas.Series(float("nan"), index=rows.index)
+    if figure.across is not None:
+        return rows[figure.across].astype(float)
     if figure.from_config is not None:
         section, _ = figure.from_config
         return rows[section].map(lambda name: numbers.get(name, float("nan"))).astype(float)
@@ -108,8 +118,9 @@ def _measured(figure: FigureConfig, rows: "pandas.DataFrame", places: "pandas.Se
                     "value": row[name] / unit,
                     "stderr": row.get(f"{name}_stderr", float("nan")) / unit,
                     "published": False,
-                    "row": row["model"] if baseline else "/".join(row[NAMES]),
+                    "row": row["model"] if baseline else "/".join(row[[*NAMES, "healing"]].dropna()),
                     "start": row.get("start"),
+                    "x_stderr": float("nan") if baseline else row.get(f"{figure.across}_stderr", float("nan")),
                 }
             )
     return found
@@ -219,7 +230,7 @@ def check_published(figure: FigureConfig) -> None:
 
 def _check_single(figure: FigureConfig, frame: "pandas.DataFrame") -> None:
     """Raise ReplaceMeError where two rows would lie at one place of a line, or in one bar."""
-    if figure.kind == "scatter":
+    if figure.kind in MORE:
         return
     twice = frame[frame.duplicated(["measure", "panel", "line", "x"]) & ~of_baselines(frame)]
     if len(twice):

@@ -55,7 +55,7 @@ def draw(figure: FigureConfig, points: "pandas.DataFrame", out: str | Path) -> N
     """Draw the points of a figure to `out` (.svg or .png); raises ReplaceMeError where there are none."""
     if points.empty:
         raise ReplaceMeError(f"{out}: no row has what the figure shows; look at the .csv of its tables")
-    kinds = {"lines": _lines, "scatter": _scatter, "bars": _bars, "heatmap": _heat_maps}
+    kinds = {"lines": _lines, "scatter": _scatter, "versus": _versus, "bars": _bars, "heatmap": _heat_maps}
     width, height = _size(figure, points)
     with figure_in_style(out, width, height, figure.title, figure.caption) as canvas:
         kinds[figure.kind](canvas, figure, points)
@@ -69,7 +69,7 @@ def _size(figure: FigureConfig, points: "pandas.DataFrame") -> tuple[float, floa
         return max(6.0, min(16.0, 1.6 + 0.5 * groups)), 4.6
     if figure.kind == "heatmap":
         return 1.0 + 4.4 * measures, 0.6 + 3.8 * panels
-    if figure.kind == "lines" and panels == 1:  # measures side by side
+    if figure.kind in ("lines", "versus") and panels == 1:  # measures side by side
         return 1.2 + 4.2 * measures, 4.0
     return 1.2 + 3.4 * panels, 1.0 + 2.9 * measures
 
@@ -120,10 +120,7 @@ def _lines(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -
     styles = looks(figure, points)
     for axes, measure, panel in _grid(canvas, points, beside=True):
         shown = points[(points["measure"] == measure) & (points["panel"] == panel)]
-        baselines = shown[of_baselines(shown)]
-        for _, row in baselines.iterrows():
-            label = "unpruned" if len(baselines) == 1 else f"{row['row']}, unpruned"
-            axes.axhline(row["value"], color=GREY, linestyle=DASHES[1], linewidth=1.2, label=label)
+        _draw_baselines(axes, shown)
         for (name, is_published), look in styles.items():
             line = shown[(shown["line"] == name) & (shown["published"] == is_published)].dropna(subset=["x"])
             if len(line):
@@ -137,11 +134,19 @@ def _lines(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -
     _legend_below(canvas, labelled)
 
 
+def _draw_baselines(axes: "Axes", shown: "pandas.DataFrame") -> None:
+    baselines = shown[of_baselines(shown)]
+    for _, row in baselines.iterrows():
+        label = "unpruned" if len(baselines) == 1 else f"{row['row']}, unpruned"
+        axes.axhline(row["value"], color=GREY, linestyle=DASHES[1], linewidth=1.2, label=label)
+
+
 def _one_line(axes: "Axes", line: "pandas.DataFrame", look: Look, label: str) -> None:
     axes.errorbar(
         line["x"],
         line["value"],
         yerr=line["stderr"].fillna(0),
+        xerr=line["x_stderr"].fillna(0) if "x_stderr" in line else None,
         color=look.color,
         marker=look.marker,
         linestyle=look.dash,
@@ -206,6 +211,38 @@ def _scatter(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame")
             log_scale(axes)
         labelled |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     _legend_below(canvas, labelled)
+
+
+def _versus(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -> None:
+    labelled: dict[str, Any] = {}
+    for axes, measure, panel in _grid(canvas, points, beside=True):
+        shown = points[(points["measure"] == measure) & (points["panel"] == panel)]
+        _draw_baselines(axes, shown)
+        for (name, _), look in looks(figure, points).items():
+            line = shown[shown["line"] == name].dropna(subset=["x"])
+            if len(line):
+                _one_line(axes, line, dataclasses.replace(look, dash=""), name)
+        _write_correlation(axes, shown[~of_baselines(shown)].dropna(subset=["x"]))
+        axes.set_xlabel(MEASURES.get(figure.across, figure.across))
+        if axes.get_subplotspec().is_first_col() or not panel:
+            axes.set_ylabel(_measure_label(figure, measure))
+        axes.set_title(panel)
+        for which, values, column in (("x", shown["x"], figure.across), ("y", shown["value"], measure)):
+            if _is_wide(values) or column == "perplexity":
+                log_scale(axes, which)
+        labelled |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    _legend_below(canvas, labelled)
+
+
+def _write_correlation(axes: "Axes", rows: "pandas.DataFrame") -> None:
+    """Write Spearman's rank correlation of the rows, and their number, into the upper corner that they leave empty."""
+    if rows["x"].nunique() < 3 or rows["value"].nunique() < 2:
+        return
+    rank = rows["x"].corr(rows["value"], method="spearman")
+    place, side = (0.98, "right") if rank < 0 else (0.02, "left")
+    axes.margins(y=0.15)  # room for it
+    words = f"rank correlation {rank:+.2f} (n = {len(rows)})"
+    axes.text(place, 0.98, words, ha=side, va="top", fontsize=8, transform=axes.transAxes)
 
 
 def _bars(canvas: "Figure", figure: FigureConfig, points: "pandas.DataFrame") -> None:

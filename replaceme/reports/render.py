@@ -60,6 +60,9 @@ SUMMARY = (
         "min",
         "log perplexity minus that of dropping the blocks",
     ),
+    Column(
+        "KL", "kl", "significant", 1, "min", "mean divergence from the unpruned model, nats per token of unseen text"
+    ),
     Column("residual", "residual", "significant", 1, "min", "share of the target's energy that the fit leaves"),
 )
 SIZE = (
@@ -125,7 +128,7 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
         for task in tasks
     ]
     return [
-        part("Summary", [*names, *sizes, *SUMMARY], frame),
+        part("Summary", [*names, *sizes, *(one for one in SUMMARY if one.source != "kl" or "kl" in frame)], frame),
         part("Tasks, %", [*names, *accuracy], frame),
         part("Cost", [*names, *SIZE, *(column for column in SPEED if column.source in frame)], frame),
     ]

@@ -16,7 +16,7 @@ SHOWN = 12  # hex digits of a hash
 
 @dataclass(frozen=True)
 class Records:
-    """Paths of model.json, of tokens.safetensors and of measurements (evaluations, speeds)."""
+    """Paths of model.json, of tokens.safetensors and of measurements (evaluations, divergences, speeds)."""
 
     models: Sequence[Path]
     calibrations: Sequence[Path]

@@ -1,7 +1,7 @@
 """Collect one table from the results on disk: a row per pruned model, baselines first, paired differences to dropping
 blocks.
 
-It reads the results of the steps (evaluation, speed, cut, fit) and computes only differences and errors, by
+It reads the results of the steps (evaluation, divergence, speed, cut, fit) and computes only differences and errors, by
 `uncertainty`. Cells that were not measured are missing.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 SIZE = ("parameters", "file_bytes")
+DIVERGENCE = ("kl", "kl_stderr")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class _Result:
     names: tuple[str, str | None, str | None, str, str | None]
     evaluation: Mapping[str, Any]
     speed: Mapping[str, Any]
+    divergence: Mapping[str, Any]
     cut: Cut | None
     fit: Mapping[str, Any]
 
@@ -40,21 +42,25 @@ class _Result:
         return self.fit.get("transform") == "identity" and self.names[4] is None
 
 
-def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, speed: bool = True) -> "pandas.DataFrame":
+def collect(
+    rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, speed: bool = True, divergence: bool = False
+) -> "pandas.DataFrame":
     """Return one row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures,
     SIZE.
 
     `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> inside one (only then there is a column
     `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
-    `speed` they have a speed.json too, and the table the columns SPEED. Accuracies are fractions, `rp` and only it is
-    in percent. `*_vs_identity` are paired over items with the identity fit of the same cut, not healed. Raises
-    ReplaceMeError naming a missing file or baseline.
+    `speed` they have a speed.json too, and the table the columns SPEED; with `divergence` the rows have a file of that
+    name in their `divergence` folder too, and the table the columns DIVERGENCE. Accuracies are
+    fractions, `rp` and only it is in percent. `*_vs_identity` are paired over items with the identity fit of the same
+    cut, not healed. Raises ReplaceMeError naming a missing file or baseline.
     """
     import pandas
 
     files = (f"evaluation/{evaluation}.json", "speed.json" if speed else None)
+    of_rows = (*files, f"divergence/{evaluation}.json" if divergence else None)
     references = {Path(folder).parent.name: _baseline(Path(folder), *files) for folder in baselines}
-    results = [_row(Path(folder), *files) for folder in rows]
+    results = [_row(Path(folder), *of_rows) for folder in rows]
     for result in results:
         if result.names[0] not in references:
             raise ReplaceMeError(
@@ -80,10 +86,10 @@ def collect(rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, sp
 
 def _baseline(folder: Path, evaluation: str, speed: str | None) -> _Result:
     parts = _read(folder, evaluation), _read(folder, speed)
-    return _Result(folder, (folder.parent.name, None, None, BASELINE, None), *parts, None, {})
+    return _Result(folder, (folder.parent.name, None, None, BASELINE, None), *parts, {}, None, {})
 
 
-def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:
+def _row(folder: Path, evaluation: str, speed: str | None, divergence: str | None) -> _Result:
     row = row_of(folder)
     if row is None:
         raise ReplaceMeError(
@@ -96,6 +102,7 @@ def _row(folder: Path, evaluation: str, speed: str | None) -> _Result:
         row,
         _read(folder, evaluation),
         _read(folder, speed),
+        _read(folder, divergence),
         Cut.of(_read(fitted.parent, "cut.json"), f"{fitted.parent}/cut.json"),
         # what the map leaves of its target was not measured again
         fit if row.healing is None else {key: value for key, value in fit.items() if key != "residual"},
@@ -119,6 +126,7 @@ def _columns(results: Sequence[_Result]) -> list[str]:
         "rp",
         "perplexity",
         "perplexity_stderr",
+        *(DIVERGENCE if any(result.divergence for result in results) else ()),
         "residual",
         "average_vs_identity",
         "average_vs_identity_stderr",
@@ -181,6 +189,8 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
         record["rp"] = 100 * average["value"] / whole if whole else None
     if perplexity is not None:
         record["perplexity"], record["perplexity_stderr"] = perplexity["value"], perplexity["stderr"]
+    if result.divergence:
+        record |= dict(zip(DIVERGENCE, (result.divergence["kl"][key] for key in ("value", "stderr")), strict=True))
     record["residual"] = result.fit.get("residual")
     if identity is not None:
         record |= _differences(result, identity)

@@ -11,6 +11,7 @@ GROUPS = {
         "heal": "Train a shortened model for a while.",
         "evaluate": "Run benchmarks on a model.",
         "generate": "Have a model answer the prompts of a text.",
+        "divergence": "Measure how far a model predicts otherwise than its original.",
         "speed": "Measure the size, tokens per second and memory of a model.",
     },
     "check and report": {

@@ -12,7 +12,7 @@ def record_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("models", "model.json of each model"),
         ("calibrations", "tokens.safetensors of each calibration"),
-        ("measured", "evaluations and speeds (.json)"),
+        ("measured", "evaluations, divergences and speeds (.json)"),
     ):
         group.add_argument(f"--{name}", nargs="*", default=[], type=Path, metavar="FILE", help=what)
 

@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed", action=argparse.BooleanOptionalAction, default=True, help="whether to show what `speed` measured"
     )
+    parser.add_argument("--divergence", action="store_true", help="whether to show what `divergence` measured")
     parser.add_argument("--caption", default="", help="sentence above the table")
     out_argument(parser, "path of the table without its ending")
 
@@ -29,4 +30,5 @@ def run(args: argparse.Namespace) -> None:
     from replaceme.reports.render import write
     from replaceme.reports.tables import collect
 
-    write(collect(args.rows, args.baseline, args.evaluation, args.speed), args.out, args.caption)
+    frame = collect(args.rows, args.baseline, args.evaluation, args.speed, args.divergence)
+    write(frame, args.out, args.caption)

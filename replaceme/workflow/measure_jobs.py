@@ -56,6 +56,18 @@ class MeasureJobs:
         """Return sizes and times of the local files of an evaluation: tasks, and one hash for each set of images."""
         return self._stamps(names.evaluation)
 
+    def divergence_tokens(self, names: Names) -> str:
+        """Return the token file of the text that a divergence is measured on."""
+        return at(TOKENS, names, calibration=self.config.evaluations[names.evaluation].divergence)
+
+    def seen_tokens(self, names: Names) -> list[str]:
+        """Return the token files of the texts that a model was made with: of its fit, and of its healing if any."""
+        return [at(TOKENS, names), *([self.healing_tokens(names)] if names.get("healing") else [])]
+
+    def divergence_options(self, names: Names) -> str:
+        """Return the options of a divergence."""
+        return to_flags(self.config.evaluations[names.evaluation], ("dtype",))
+
     def healing_tokens(self, names: Names) -> str:
         """Return the token file of the text that a healing trains on."""
         return at(TOKENS, names, calibration=self.config.healings[names.healing].text)

@@ -17,6 +17,7 @@ from replaceme.config.result_paths import (
     CHECKPOINT,
     COST_JOBS,
     CUT,
+    DIVERGENCE,
     EVALUATION,
     FIT,
     MODEL,
@@ -95,8 +96,9 @@ class TableJobs:
         """Return the options of a table."""
         section = self.config.tables[names.table]
         baselines = [f"--baseline {folder}" for folder in self._baselines(names.table)]
-        speed = [] if section.speed else ["--no-speed"]
-        words = [*self._braced_rows(names.table), *baselines, f"--evaluation {section.evaluation}", *speed]
+        more = [] if section.speed else ["--no-speed"]
+        more += ["--divergence"] if self.config.divergence_text(section) is not None else []
+        words = [*self._braced_rows(names.table), *baselines, f"--evaluation {section.evaluation}", *more]
         return " ".join([*words, self.caption_option(names)])
 
     def caption_option(self, names: Names) -> str:
@@ -137,8 +139,8 @@ class TableJobs:
         measured = [
             f"{folder}/{braced(kinds)}"
             for table in tables
-            if (kinds := self._kinds(table))
-            for folder in (*self._baselines(table), *self._braced_rows(table))
+            for folders, kinds in self._folders_and_kinds(table, self._braced_rows(table))
+            for folder in folders
         ]
         return " ".join([*options, *(["--measured", *measured] if measured else [])])
 
@@ -183,20 +185,24 @@ class TableJobs:
         folder = fit_folder(row)
         return once([*files, folder, f"{folder}/model"])
 
-    def _kinds(self, table: str) -> list[str]:
-        """Return the names of the files with a row's measurements."""
+    def _folders_and_kinds(self, table: str, rows: list[str]) -> list[tuple[list[str], list[str]]]:
+        """Return the folders of the baselines, and `rows`, with the names of the files with their measurements."""
         section = self.config.tables[table]
         if not section.evaluation:
             return []
-        return [EVALUATION.format(evaluation=section.evaluation), *([SPEED] if section.speed else [])]
+        kinds = [EVALUATION.format(evaluation=section.evaluation), *([SPEED] if section.speed else [])]
+        more = [] if self.config.divergence_text(section) is None else [DIVERGENCE]
+        of_rows = [*kinds, *(one.format(evaluation=section.evaluation) for one in more)]
+        return [(self._baselines(table), kinds), (rows, of_rows)]
 
     def _measured(self, tables: Sequence[str]) -> list[str]:
         """Return the measurements of the baselines and rows of tables."""
         return once(
             f"{folder}/{kind}"
             for table in tables
-            for folder in (*self._baselines(table), *map(row_folder, self.config.tables[table].pruned))
-            for kind in self._kinds(table)
+            for folders, kinds in self._folders_and_kinds(table, [*map(row_folder, self.config.tables[table].pruned)])
+            for folder in folders
+            for kind in kinds
         )
 
     def _baselines(self, table: str) -> list[str]:

@@ -12,7 +12,15 @@ from replaceme.cli import main
 from replaceme.config import schema
 from replaceme.config.calibrations import MICRO
 from replaceme.config.command_line import add_options, from_options, to_flags
-from replaceme.config.evaluations import NAMED, OPTIONS, EvaluationConfig, TaskConfig, ZeroShotConfig, evaluation_flags
+from replaceme.config.evaluations import (
+    NAMED,
+    OF_DIVERGENCE,
+    OPTIONS,
+    EvaluationConfig,
+    TaskConfig,
+    ZeroShotConfig,
+    evaluation_flags,
+)
 from replaceme.config.fits import METHODS, fit_config
 from replaceme.steps import evaluate
 from replaceme.steps.index import STEPS
@@ -119,7 +127,7 @@ def test_an_evaluation_as_flags_is_what_the_step_reads(section):
 
 
 def test_every_field_of_an_evaluation_is_an_option():
-    assert {*OPTIONS, *NAMED} == EvaluationConfig.model_fields.keys()
+    assert {*OPTIONS, *NAMED, *OF_DIVERGENCE} == EvaluationConfig.model_fields.keys()
 
 
 def test_defaults_are_not_spelt_out():

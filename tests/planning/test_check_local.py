@@ -80,6 +80,7 @@ PUBLISHED = {"file": "resources/paper/figure4.csv", "label": "method", "columns"
             r"x: figures.f.measures: 'boolq' is not measured by table 'main'; it has average, rp",
         ),
         ({"measures": ["seconds"]}, "x: figures.f.measures: costs are measured where the section `cost` is set"),
+        ({"kind": "versus"}, "x: figures.f.measures: kl is not measured by table 'main'; set `divergence`"),
         ({"x": "fit.rank"}, "x: figures.f.x: fit 'ls' has no number under rank"),
         (
             {"kind": "bars", "measures": ["average"], "published": PUBLISHED},
@@ -97,6 +98,31 @@ def test_costs_of_a_country_that_is_none(llama):
     pytest.importorskip("codecarbon")
     with pytest.raises(ReplaceMeError, match=r"x: cost\.country: 'XYZ' is no country"):
         check_inputs(with_figure(llama, kind="lines", cost={"country": "XYZ"}), "x")
+
+
+def test_divergences_on_text_that_is_seen_or_is_none(llama):
+    def measured(text, calibration="micro", **more):
+        evaluations = {"quick": {"tasks": {"piqa": {}}, "divergence": text}}
+        calibrations = {"mixed": {"mix": {"micro": 1, "last": 1}, "samples": 8}, "photos": {"images": "photos"}}
+        calibrations["last"] = {"dataset": "micro", "tokens": 64, "seed": 9}
+        check_inputs(
+            config(llama, {"calibrations": [calibration]}, evaluations=evaluations, calibrations=calibrations), "x"
+        )
+
+    measured("last")
+    for calibration, text, shared in (
+        ("micro", "micro", "micro"),
+        ("micro", "mixed", "micro"),
+        ("mixed", "last", "last"),
+    ):
+        with pytest.raises(ReplaceMeError, match=rf"evaluations\.quick\.divergence: .* made with '{shared}'"):
+            measured(text, calibration)
+    with pytest.raises(ReplaceMeError, match=r"evaluations\.quick\.divergence: 'photos' is images"):
+        measured("photos")
+    with pytest.raises(
+        ReplaceMeError, match=r"evaluations\.quick\.divergence: 'gone' is not defined under calibrations"
+    ):
+        measured("gone")
 
 
 HEALING = {"train": "lora", "text": "text", "steps": 10, "learning_rate": 0.1}

@@ -326,6 +326,12 @@ def test_memory(config):
     assert memory(config(models={"m": {"source": "owner/llama", "gpus": 2}}), 11) == []
     [line] = memory(config(evaluations={"e": {"tasks": {"fine": {}}, "dtype": "float32"}}), 21)
     assert "in float32 takes about 40.2 GB" in line and line.endswith("use `dtype: bfloat16`")
+    beside = {
+        "evaluations": {"e": {"tasks": {"fine": {}}, "divergence": "d"}},
+        "calibrations": {"d": {"dataset": "micro"}},
+    }
+    [line] = memory(config(**beside), 40)
+    assert "the divergence, which holds the shortened model beside the whole, in bfloat16 takes about 40.2 GB" in line
     plain = {"evaluation": None}
     assert memory(config(plain), 1) == [], "forward passes are streamed where they have to be"
     [line] = memory(config(plain, calibrations={"c": {"dataset": "micro", "streaming": "never"}}), 19)

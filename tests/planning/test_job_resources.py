@@ -152,6 +152,17 @@ def test_no_torch_and_no_network_are_needed():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_divergence_holds_two_models():
+    """And of both the logits of a batch."""
+    calibrations = {"text": CalibrationConfig(dataset="micro", samples=10, tokens=512)}
+    section = EvaluationConfig(tasks={"quiz": {}}, divergence="text")
+    config = SimpleNamespace(evaluations={"one": section}, calibrations=calibrations)
+    work = work_of("divergence", config, {"evaluation": "one"}, UNKNOWN)
+    assert (work.tokens, work.positions) == (10 * 512, 6 * 523)  # 2^26 numbers of a vocabulary of 128,256
+    there = needs("divergence", UNKNOWN, work, "cuda")
+    assert there.mem_mb - needs("evaluate", UNKNOWN, work, "cuda").mem_mb == pytest.approx(16e3, abs=200)
+
+
 def test_an_evaluation_of_images_alone():
     """It has no tasks; an image counts as so many tokens, once."""
     one = EvaluationConfig(zeroshot={"photos": ZeroShotConfig(images="photos")}, limit=100, batch_size=8)

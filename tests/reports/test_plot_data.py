@@ -16,15 +16,16 @@ from replaceme.reports.plot_data import Sources, check_published, of_baselines, 
 from replaceme.reports.plots import draw, looks
 
 COLUMNS = (
-    "model,calibration,cut,fit,removed,span,metric,position,compression,average,average_stderr,perplexity,residual"
+    "model,calibration,cut,fit,removed,span,metric,position,compression,average,average_stderr,perplexity,residual,kl,"
+    "kl_stderr"
 )
 ROWS = """
-toy,,,baseline,0,,,,0.0,0.8,0.01,2.0,
-toy,a,n1,uidl,1,"[3, 4)",cosine,all,0.1,0.6,0.02,8.0,
-toy,a,n1,ls,1,"[3, 4)",cosine,all,0.1,0.7,0.02,4.0,0.5
-toy,a,n2,uidl,2,"[2, 4)",cosine,all,0.2,0.4,0.02,90.0,
-toy,a,n2,ls,2,"[2, 4)",cosine,all,0.2,0.6,0.02,6.0,0.7
-toy,b,n1,ls,1,"[1, 2)",given,,0.1,0.5,0.02,7.0,0.9
+toy,,,baseline,0,,,,0.0,0.8,0.01,2.0,,,
+toy,a,n1,uidl,1,"[3, 4)",cosine,all,0.1,0.6,0.02,8.0,,0.3,0.01
+toy,a,n1,ls,1,"[3, 4)",cosine,all,0.1,0.7,0.02,4.0,0.5,0.1,0.02
+toy,a,n2,uidl,2,"[2, 4)",cosine,all,0.2,0.4,0.02,90.0,,0.9,0.03
+toy,a,n2,ls,2,"[2, 4)",cosine,all,0.2,0.6,0.02,6.0,0.7,0.2,0.04
+toy,b,n1,ls,1,"[1, 2)",given,,0.1,0.5,0.02,7.0,0.9,,
 """
 COSTS = """model,calibration,cut,fit,seconds,energy_kwh
 toy,a,n1,uidl,2.0,0.1
@@ -105,6 +106,31 @@ def test_a_scatter_has_the_distance_across_each_cut(sources):
     assert "residual" not in set(found[found["line"] == "uidl"]["panel"]) and "baseline" not in set(found["line"])
 
 
+def test_measures_over_another_measure_with_both_errors(sources, monkeypatch, tmp_path):
+    """A row without it has no place, the baseline is a line; the rank correlation is over all rows that have one."""
+    versus = figure("versus", measures=["average * 100"], lines=["fit"])
+    found = points(versus, sources)
+    columns = ("x", "x_stderr", "value", "stderr")
+    ls = found[found["line"] == "ls"].dropna(subset=["x"])
+    assert shown(ls, *columns) == [(0.1, 0.02, 70, 2), (0.2, 0.04, 60, 2)]
+    assert found[found["line"] == "baseline"]["x"].isna().all()
+    other = points(figure("versus", x="perplexity", measures=["kl"], lines=["calibration"]), sources)
+    assert other["x"].dropna().tolist() == [8, 4, 90, 6] and other["value"].tolist() == [0.3, 0.1, 0.9, 0.2]
+    written = []
+    monkeypatch.setattr("matplotlib.axes.Axes.text", lambda self, x, y, words, **more: written.append(words))
+    draw(versus, found, tmp_path / "f.svg")
+    assert written == ["rank correlation -0.95 (n = 4)"], "ties share their rank"
+
+
+def test_healed_rows_have_labels_of_their_own_and_no_cost(sources):
+    table = sources.tables[0]
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]},healing", *lines[1:], f"{lines[3]},few"]))
+    found = points(figure("versus", measures=["perplexity", "seconds"], lines=["fit"]), sources)
+    assert shown(found[found["line"] == "ls, few"], "measure", "value", "row") == [("perplexity", 4, "toy/a/n1/ls/few")]
+    assert len(found[found["line"] == "ls"]) == 6
+
+
 def test_a_heat_map_is_the_matrix(sources):
     found = points(figure("heatmap", distances=["l2"]), sources)
     assert len(found) == 2 * 25 and set(found["panel"]) == {"toy/a", "toy/b"}
@@ -183,6 +209,7 @@ def test_dangling_tables_and_taken_names():
 KINDS = {
     "lines": {"lines": ["calibration", "fit"], "title": "Lines", "caption": "What to see."},
     "scatter": {"distances": ["l2", "cosine"], "lines": ["fit"]},
+    "versus": {"measures": ["average", "perplexity"], "lines": ["fit"]},
     "bars": {"measures": ["seconds", "average"], "lines": ["calibration", "cut", "fit"]},
     "heatmap": {"distances": ["cosine", "l2"]},
 }

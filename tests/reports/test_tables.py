@@ -83,6 +83,20 @@ def test_numbers_by_hand(results):
     assert ls["micro_last"] == 1.0, "outside the average, but shown"
 
 
+def test_divergences_where_they_are_measured(results, tmp_path):
+    rows, baselines = results
+    for folder, value in zip(rows, (0.5, 0.25), strict=True):
+        put(folder / "divergence/micro.json", {"kl": {"value": value, "stderr": value / 10}})
+    assert "kl" not in tables.collect(rows, baselines, "micro").columns
+    frame = tables.collect(rows, baselines, "micro", divergence=True)
+    assert list(frame["kl"].fillna(0)) == [0, 0.5, 0.25] and list(frame["kl_stderr"].dropna()) == [0.05, 0.025]
+    render.write(frame, tmp_path / "table", "Toy")
+    assert "| 0.250 ± 0.025 |" in (tmp_path / "table.md").read_text()
+    (rows[1] / "divergence/micro.json").unlink()
+    with pytest.raises(ReplaceMeError, match=r"ls: divergence/micro\.json is missing"):
+        tables.collect(rows, baselines, "micro", divergence=True)
+
+
 def test_paired_differences(results):
     ls = tables.collect(*results, "micro").iloc[2]
     # items differ by (0, 1, 0, 0) on the first task and nowhere on the second

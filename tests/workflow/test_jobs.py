@@ -30,6 +30,7 @@ CONFIG = {
         "both": {"mix": {"text": 0.25, "more": 0.75}, "samples": 8},
         "own": {"prompts": "text", "samples": 4},
         "enough": {"dataset": "micro", "samples": "auto", "most": 50, "tolerance": 0.1},
+        "healed": {"dataset": "micro", "seed": 2},
     },
     "cuts": {
         "paper": {"blocks": 2, "metric": "cosine"},
@@ -47,8 +48,8 @@ CONFIG = {
         "recycled": {"placement": "down_proj", "recycle": 0.5},
         "sliced": {"method": "slicegpt"},
     },
-    "healings": {"short": {"text": "more", "train": "full", "learning_rate": 0.1, "steps": 3}},
-    "evaluations": {"quiz": {"tasks": {"pick": {"fewshot": 2}}, "limit": 5}},
+    "healings": {"short": {"text": "healed", "train": "full", "learning_rate": 0.1, "steps": 3}},
+    "evaluations": {"quiz": {"tasks": {"pick": {"fewshot": 2}}, "limit": 5, "divergence": "both"}},
     "tables": {
         "t": {
             "models": ["a", "b"],
@@ -178,9 +179,11 @@ def test_a_command_names_the_rows_of_a_table(config, tables):
 def test_what_a_table_shows_and_was_made_from(tables):
     inputs = tables.inputs(names(table="t"))
     assert {len(inputs[name]) for name in ("verified", "fits")} == {13}
-    assert len(inputs["measured"]) == 2 * (2 + 25)  # evaluation and speed of baselines and rows
+    assert len(inputs["measured"]) == 2 * (2 + 25) + 25  # evaluation and speed of baselines and rows, and divergences
+    assert "results/a/text/paper/ls/divergence/quiz.json" in inputs["measured"]
+    assert "--divergence" in shlex.split(tables.options(names(table="t")))
     records = tables.records(["t", "made"])
-    assert "results/b/more/tokens.safetensors" in records["calibrations"]  # what a healing trains on
+    assert "results/b/healed/tokens.safetensors" in records["calibrations"]  # what a healing trains on
     named = shlex.split(tables.records_options(["t"]).partition("--measured ")[2])
     assert sorted(expanded(" ".join(named))) == records["measured"]
     assert tables.files("made") == ["results/a/text/paper/ls/model/replaceme.json"]
@@ -252,7 +255,10 @@ def test_measurements_and_healings(config):
     assert options == ["--task", 'pick={"fewshot":2}', "--limit=5"]
     assert jobs.evaluation_stamps(Names(evaluation="quiz")) == {}
     healing = names(fit="ls", healing="short")
-    assert jobs.healing_tokens(healing) == "results/a/more/tokens.safetensors"
+    assert jobs.healing_tokens(healing) == "results/a/healed/tokens.safetensors"
+    assert jobs.divergence_tokens(names(evaluation="quiz")) == "results/a/both/tokens.safetensors"
+    assert jobs.seen_tokens(healing) == [f"results/a/{text}/tokens.safetensors" for text in ("text", "healed")]
+    assert len(jobs.seen_tokens(names(fit="ls"))) == 1
     assert jobs.training_options(healing) == "--train=full --steps=3 --learning-rate=0.1"
 
 
