@@ -114,7 +114,7 @@ def prune(
         # with its head, to say what its predictions lose, unless that is what makes it too large
         head = cut.needs_loss or fit.needs_loss or (None if family.modality == "text" else False)
         model = load_model(record.folder, dtype, device, head, held)
-    if calibration.samples == "auto":
+    if calibration.automatic:
         with stages("enough"):
             tokens, metadata = _enough(model, family, tokens, metadata, calibration, fit)
     sizes = (calibration.batch_size, stored_dtype(config), calibration.shards)

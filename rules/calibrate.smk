@@ -90,7 +90,7 @@ rule tokens:
         calibration=any_of(
             name
             for name, one in CONFIG.calibrations.items()
-            if one.mix is None and one.samples != "auto"
+            if one.mix is None and not one.automatic
         ),
     resources:
         **takes("tokens"),
@@ -113,7 +113,7 @@ use rule tokens as tokens_most with:
         benchmark_of(paths.MOST)
     wildcard_constraints:
         calibration=any_of(
-            name for name, one in CONFIG.calibrations.items() if one.samples == "auto"
+            name for name, one in CONFIG.calibrations.items() if one.automatic
         ),
 
 
@@ -131,7 +131,7 @@ rule enough:
         benchmark_of(paths.TOKENS)
     wildcard_constraints:
         calibration=any_of(
-            name for name, one in CONFIG.calibrations.items() if one.samples == "auto"
+            name for name, one in CONFIG.calibrations.items() if one.automatic
         ),
     threads: 1
     resources:

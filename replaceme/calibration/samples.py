@@ -70,7 +70,7 @@ class Samples(ABC):
 
 def number_of(config: CalibrationConfig) -> int:
     """Return the number of samples of a section; raises ReplaceMeError for `auto`, which takes a model to find."""
-    if config.samples == "auto":
+    if config.automatic:
         raise ReplaceMeError(
             f"{config.source}: samples auto is found by `prune` or the workflow; give a number, of which `replaceme "
             "enough` keeps as many as are enough"

@@ -173,10 +173,10 @@ class CalibrationConfig(Strict):
     @model_validator(mode="after")
     def _enough_of_one_source(self) -> "CalibrationConfig":
         made = next((key for key in ("mix", "prompts") if getattr(self, key) is not None), None)
-        if self.samples == "auto" and made:
+        if self.automatic and made:
             raise ValueError(f"samples auto is of texts and images as they are read, not of {made}; give a number")
         defaults = {key: type(self).model_fields[key].default for key in ENOUGH}
-        given = [key for key, one in defaults.items() if self.samples != "auto" and getattr(self, key) != one]
+        given = [key for key, one in defaults.items() if not self.automatic and getattr(self, key) != one]
         if given:
             raise ValueError(f"{given[0]} says when samples are enough; set `samples: auto`, or drop it")
         return self
@@ -205,9 +205,14 @@ class CalibrationConfig(Strict):
         return self.dataset or self.images or self.prompts or ", ".join(self.mix or ())
 
     @property
+    def automatic(self) -> bool:
+        """True if samples are as many as are enough, which a model's forward passes find."""
+        return self.samples == "auto"
+
+    @property
     def at_most(self) -> "CalibrationConfig":
         """This section, with its largest number of samples in place of `auto`."""
-        return self if self.samples != "auto" else self.model_copy(update={"samples": self.most})
+        return self.model_copy(update={"samples": self.most}) if self.automatic else self
 
     @property
     def source_column(self) -> str:

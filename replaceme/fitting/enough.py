@@ -11,7 +11,6 @@ each channel, and ten times the tolerance a tenth of them.
 """
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +38,10 @@ class Criterion:
 
     tolerance: float
     regression: Regression = MLP
+
+    def is_met(self, point: "Point") -> bool:
+        """Return whether no cut's residual changed by as much as the tolerance."""
+        return point.change is not None and abs(point.change) < self.tolerance
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,9 @@ def find_enough(
     for size in sizes:
         sums = gather(growing, samples[done:size], "enough")
         residuals = _residuals(sums, apart, str(next(model.parameters()).device))
-        changes = [new / old - 1 for new, old in zip(residuals, curve[-1].residuals, strict=True)] if curve else None
+        changes = _changes(curve[-1].residuals, residuals) if curve else None
         curve.append(Point(size, sums[0].tokens, residuals, changes, round(time.monotonic() - began, 3)))
-        found = changes is not None and abs(curve[-1].change) < criterion.tolerance
+        found = criterion.is_met(curve[-1])
         log.info("%s%s", curve[-1], ": enough" if found else "")
         if found:
             break
@@ -142,9 +145,8 @@ def find_enough(
 
 def _sizes(samples: Samples, width: int) -> list[int]:
     """Return the sizes of the prefixes that are judged, each twice the one before."""
-    doublings = math.floor(math.log2(len(samples) / FIRST)) + 1 if len(samples) >= FIRST else 0
-    sizes = [FIRST << k for k in range(doublings)]
-    return [size for size in sizes if samples.first(size).count >= width]
+    sizes = (FIRST << k for k in range(len(samples).bit_length()))
+    return [size for size in sizes if size <= len(samples) and samples.first(size).count >= width]
 
 
 def _width(model: "nn.Module", family: Family, regression: Regression, cuts: Sequence[Span]) -> int:
@@ -162,12 +164,17 @@ def _residuals(sums: "Sequence[Statistics]", apart: "Sequence[Statistics]", devi
     return [residual(held_out.to(device), fit_least_squares(one.to(device)).matrix) for one, held_out in pairs]
 
 
+def _changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """Return relative changes; none where nothing was left."""
+    return [new / old - 1 if old > 0 else 0.0 for old, new in zip(before, after, strict=True)]
+
+
 def _judged(samples: Samples, criterion: Criterion, cuts: list[Span], held_out: Samples, curve: list[Point]) -> Enough:
     tolerance, last = criterion.tolerance, curve[-1] if curve else None
-    found = last is not None and last.changes is not None and abs(last.change) < tolerance
+    found = last is not None and criterion.is_met(last)
     if found:
         reason = f"from {last.samples // 2} to {last.samples} samples the held-out residual of no cut changed by "
-        reason += f"{100 * tolerance:g}%"
+        reason += f"{100 * tolerance:g}% or more"
     else:
         reason = f"all {len(samples)} samples are taken: "
         if last is None or last.change is None:

@@ -93,7 +93,7 @@ def _healing_problems(config: Config) -> list[str]:
             where = f"healings.{name} on calibrations.{healing.text}"
             if any(one.images is not None for one in unmixed(config.calibrations, healing.text)):
                 found.append(f"{where}: images, but a healing trains on text; name a calibration of text")
-            elif text.samples == "auto":
+            elif text.automatic:
                 found.append(f"{where}: samples auto is of what fits take, not of training; give a number")
             elif text.samples <= healing.held_out:
                 found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")

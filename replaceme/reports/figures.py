@@ -54,22 +54,24 @@ def draw_enough(enough_json: str | Path, out: str | Path, title: str = "") -> No
     """Draw the held-out residual of each cut over the tokens fitted on, and below how much each doubling changed it."""
     report = read_json(enough_json)
     curve, tolerance = report["curve"], 100 * report["tolerance"]
-    tokens, changed = ([point["tokens"] for point in part] for part in (curve, curve[1:]))
+    tokens = [point["tokens"] / 1000 for point in curve]
     with figure_in_style(out, 7, 5.4, title) as figure:
         panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         for k, (start, end) in enumerate(report["cuts"]):
             look = {"color": COLORS[k], "marker": MARKERS[k], "markersize": 4, "linewidth": 1.3}
             label = f"blocks {start} to {end - 1}"
             panels[0].plot(tokens, [point["residuals"][k] for point in curve], label=label, **look)
-            panels[1].plot(changed, [100 * abs(point["changes"][k]) for point in curve[1:]], **look)
+            panels[1].plot(tokens[1:], [100 * abs(point["changes"][k]) for point in curve[1:]], **look)
         panels[0].set_ylabel(f"{NAMES['residual']},\nheld out, placement {report['placement']}")
-        panels[1].axhline(tolerance, color="#555555", linestyle=DASHES[1], linewidth=1.2, label=f"{tolerance:g}%")
+        panels[1].axhline(
+            tolerance, color="#555555", linestyle=DASHES[1], linewidth=1.2, label=f"tolerance, {tolerance:g}%"
+        )
         panels[1].set_ylabel("its change (%)")
-        panels[1].set_xlabel("tokens that least squares is fitted on")
+        panels[1].set_xlabel("thousand tokens that least squares is fitted on")
         if curve:
             for axes in panels:
                 log_scale(axes)
-            log_scale(panels[1], "x", tokens)
+            log_scale(panels[1], "x", [float(f"{place:.3g}") for place in tokens])
         legend_outside(panels[0])
         panels[1].legend(fontsize=8)
 

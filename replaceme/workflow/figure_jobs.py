@@ -51,7 +51,7 @@ class FigureJobs:
         rows = self.tables.rows(self.tables_behind(names))
         found = {at(DISTANCES_FIGURE, row) for row in rows}
         found |= {at(CUT_FIGURE, row) for row in rows if self.config.cuts[row.cut].start is None}
-        found |= {at(ENOUGH_FIGURE, row) for row in rows if self.config.calibrations[row.calibration].samples == "auto"}
+        found |= {at(ENOUGH_FIGURE, row) for row in rows if self.config.calibrations[row.calibration].automatic}
         return sorted(found | {at(HEALING_FIGURE, row) for row in rows if row.healing})
 
     def tables_behind(self, names: Iterable[str]) -> list[str]:

@@ -77,6 +77,6 @@ def _of_text(config: Config, model: str, calibration: str, rows: list[Row]) -> T
         shared[f"sums and rows{kind}" if stored and together else f"sums{kind}"] = sums
         shared[f"rows{kind}"] = stored and not together
     candidates = {candidates_name(cut): True for cut in cuts.values() if cut.needs_candidates}
-    most = section.most if section.samples == "auto" else None
+    most = section.most if section.automatic else None
     names = tuple(name for name, on in shared.items() if on)
     return TextPasses(model, calibration, names, len(own), (*candidates,), most)

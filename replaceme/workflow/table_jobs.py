@@ -175,7 +175,7 @@ class TableJobs:
     def _jobs_behind(self, row: Row) -> list[str]:
         """Return the outputs of the jobs that make a row, without checks and evaluations."""
         names, files = Names(row._asdict()), [at(MODEL, row), at(TOKENS, row)]
-        files += [at(MOST, row)] if self.config.calibrations[row.calibration].samples == "auto" else []
+        files += [at(MOST, row)] if self.config.calibrations[row.calibration].automatic else []
         files += [path for one in self.fits.cut_evidence(names).values() for path in listed(one)]
         files.append(at(CUT, row))
         evidence = self.fits.fit_evidence(names)
