@@ -11,9 +11,12 @@ attention. The softmax is in float32. The same machine makes the same batches, a
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from inspect import signature
-from itertools import accumulate
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from replaceme.activations.head import LOGITS, Head
 from replaceme.core.progress import bar
@@ -25,6 +28,18 @@ if TYPE_CHECKING:
 
 Answered = tuple[float, bool]  # a log-likelihood, and whether greedy decoding gives the answer
 Rows = list[tuple[int, Sequence[int]]]  # the row of logits that predicts the first token of some tokens, and these
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Log-probabilities [tokens], float32, and whether each token is the likeliest one, both still on the device.
+
+    `answers` are the queries of each answer and the number of its tokens, in order.
+    """
+
+    values: "torch.Tensor"
+    greedy: "torch.Tensor"
+    answers: list[tuple[tuple[int, ...], int]]
 
 
 def log_likelihoods(
@@ -41,14 +56,14 @@ def log_likelihoods(
     """
     import torch
 
-    found: dict[int, Answered] = {}
+    passes: list[Pass] = []
     groups, room = grouped(queries, longest, _reuses(model)), room_of(model, most)
     shown = bar(total=len(queries), desc="Log-likelihoods", unit="answer", disable=quiet)
     with torch.inference_mode(), closing(shown):
         while groups:
             batch = first_batch(groups, room)
             try:
-                answered = _answered(model, batch)
+                passes += _answered(model, batch)
             except torch.cuda.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
@@ -56,10 +71,29 @@ def log_likelihoods(
                 room = room.half
                 continue
             groups = groups[len(batch) :]
-            for group, values in zip(batch, answered, strict=True):
-                found |= {number: value for one, value in zip(group.queries, values, strict=True) for number in one}
             shown.update(sum(len(one) for group in batch for one in group.queries))
+        found = _gathered(passes)
     return [found[number] for number in range(len(queries))]
+
+
+def _gathered(passes: "Sequence[Pass]") -> dict[int, Answered]:
+    """Return the values of all queries from the tokens of all passes, in one copy from the device."""
+    import torch
+
+    if not passes:
+        return {}
+    values = torch.cat([one.values for one in passes]).tolist()
+    greedy = torch.cat([one.greedy for one in passes]).tolist()
+    found: dict[tuple[int, ...], Answered] = {}
+    place = 0
+    for queries, count in (answer for one in passes for answer in one.answers):
+        value, likeliest = sum(values[place : place + count]), all(greedy[place : place + count])
+        if queries in found:  # its first token was predicted in the pass before
+            before, begun = found[queries]
+            value, likeliest = before + value, begun and likeliest
+        found[queries] = value, likeliest
+        place += count
+    return {number: answered for queries, answered in found.items() for number in queries}
 
 
 def _reuses(model: "nn.Module") -> bool:
@@ -72,77 +106,75 @@ def _reuses(model: "nn.Module") -> bool:
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def _answered(model: "nn.Module", batch: Sequence[Group]) -> list[list[Answered]]:
-    """Return the values of each group's answers, by a pass over sequences and one over the tails of shared ones."""
+def _answered(model: "nn.Module", batch: Sequence[Group]) -> list[Pass]:
+    """Score the answers of groups by a pass over sequences and, where answers have tails, one over these."""
     import torch
 
     ids, mask = _padded(model, [group.sequence for group in batch], left=True)
     # a group's rows lie at the end of its sequence: one in which all its answers begin, or one for each token
-    places = [(number, ids.shape[1] - group.rows + k) for number, group in enumerate(batch) for k in range(group.rows)]
+    rows = np.array([group.rows for group in batch])
+    places = _runs(ids.shape[1] * np.arange(1, len(batch) + 1) - rows, rows)
     logits, cache = _run(model, ids, mask, places, keep=any(group.tails for group in batch))
-    wanted: Rows = []
-    row = 0
-    for group in batch:
+    wanted, begun = [], []
+    for group, row in zip(batch, (rows.cumsum() - rows).tolist(), strict=True):
         wanted += [(row, answer[:1] if group.shared else answer) for answer in group.answers]
-        row += group.rows
-    values = iter(_scores(logits, wanted))
-    found = [[next(values) for _ in group.answers] for group in batch]
+        begun += group.queries
+    found = [_scores(logits, wanted, begun)]
     tails = [(number, k, answer) for number, group in enumerate(batch) for k, answer in group.tails]
     if tails:
-        chosen = torch.tensor([number for number, _, _ in tails], device=ids.device)
+        chosen = _placed(ids.device, [number for number, _, _ in tails])
         cache.batch_select_indices(chosen)
-        followed = _followed(model, [answer for _, _, answer in tails], mask[chosen], cache)
-        for (number, k, _), (more, greedy) in zip(tails, followed, strict=True):
-            value, begun = found[number][k]
-            found[number][k] = (value + more, begun and greedy)
+        ids, after = _padded(model, [answer[:-1] for _, _, answer in tails], left=False)
+        counts = np.array([len(answer) - 1 for _, _, answer in tails])
+        places = _runs(ids.shape[1] * np.arange(len(tails)), counts)
+        logits, _ = _run(model, ids, torch.cat([mask[chosen], after], 1), places, keep=False, cache=cache)
+        first = (counts.cumsum() - counts).tolist()
+        wanted = [(row, answer[1:]) for row, (_, _, answer) in zip(first, tails, strict=True)]
+        found.append(_scores(logits, wanted, [batch[number].queries[k] for number, k, _ in tails]))
     return found
 
 
-def _followed(
-    model: "nn.Module", answers: Sequence[Sequence[int]], before: "torch.Tensor", cache: Any
-) -> list[Answered]:
-    """Return the values of all tokens but the first of answers to contexts in a cache; `before` is their mask."""
+def _placed(device: "torch.device", numbers: Any) -> "torch.Tensor":
+    """Return integers on a device; the host goes on at once, while a GPU is still busy with what came before."""
     import torch
 
-    ids, mask = _padded(model, [answer[:-1] for answer in answers], left=False)
-    places = [(number, k) for number, answer in enumerate(answers) for k in range(len(answer) - 1)]
-    logits, _ = _run(model, ids, torch.cat([before, mask], 1), places, keep=False, cache=cache)
-    wanted: Rows = []
-    row = 0
-    for answer in answers:
-        wanted.append((row, answer[1:]))
-        row += len(answer) - 1
-    return _scores(logits, wanted)
+    found = torch.as_tensor(numbers)
+    return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
+
+
+def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the numbers start, start + 1, ... of each start, as many as its count, one run after the other."""
+    return np.repeat(starts - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
+
+
+def _flat(sequences: Sequence[Sequence[int]], total: int) -> np.ndarray:
+    """Return all tokens of sequences, one sequence after the other."""
+    return np.fromiter(chain.from_iterable(sequences), np.int64, total)
 
 
 def _padded(model: "nn.Module", sequences: Sequence[Sequence[int]], left: bool) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return token ids and mask [sequences, longest] on the model's device; padding is masked, whatever its token."""
-    import torch
-
-    width = max(map(len, sequences))
-    ids, mask = [], []
-    for one in sequences:
-        pad = [0] * (width - len(one))
-        ids.append([*pad, *one] if left else [*one, *pad])
-        mask.append([*pad, *[1] * len(one)] if left else [*[1] * len(one), *pad])
+    lengths = np.array([len(one) for one in sequences])
+    column, length = np.arange(lengths.max()), lengths[:, None]
+    mask = column >= lengths.max() - length if left else column < length
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = _flat(sequences, lengths.sum())
     device = model.get_input_embeddings().weight.device
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    return _placed(device, ids), _placed(device, mask.astype(np.int64))
 
 
 def _run(
     model: "nn.Module",
     ids: "torch.Tensor",
     mask: "torch.Tensor",
-    places: Sequence[tuple[int, int]],
+    places: np.ndarray,
     keep: bool,
     cache: Any = None,
 ) -> "tuple[torch.Tensor, Any]":
-    """Return the logits [places, vocabulary] at (sequence, token) places of `ids`, and with `keep` the cache.
+    """Return the logits [places, vocabulary] at places of the flattened `ids`, and with `keep` the cache.
 
     `mask` covers what lies in the cache too.
     """
-    import torch
-
     head = Head(model)
     taken = signature(head.base.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": keep or cache is not None}
@@ -151,23 +183,20 @@ def _run(
     if cache is not None:
         inputs["past_key_values"] = cache
     output = head.run(**inputs)
-    states = output.last_hidden_state
-    flat = torch.tensor([number * ids.shape[1] + k for number, k in places], device=states.device)
-    return head.logits(states.flatten(0, 1)[flat]), output.past_key_values if keep else None
+    states = output.last_hidden_state.flatten(0, 1)
+    return head.logits(states[_placed(states.device, places)]), output.past_key_values if keep else None
 
 
-def _scores(logits: "torch.Tensor", wanted: Rows) -> list[Answered]:
-    """Return the sum of the log-probabilities of tokens, each in the row after the one before, for each of `wanted`."""
+def _scores(logits: "torch.Tensor", wanted: Rows, queries: Sequence[tuple[int, ...]]) -> Pass:
+    """Return the log-probabilities of the tokens of each of `wanted`, each in the row after the one before."""
     import torch
 
     # in parts, as float32 logits of a large vocabulary would take more memory than all the rest
     parts = logits.split(max(1, LOGITS // logits.shape[-1]))
     normaliser = torch.cat([part.float().logsumexp(-1) for part in parts])
     likeliest = logits.argmax(-1)
-    rows = torch.tensor([row + k for row, tokens in wanted for k in range(len(tokens))], device=logits.device)
-    tokens = torch.tensor([token for _, one in wanted for token in one], device=logits.device)
-    values = (logits[rows, tokens].float() - normaliser[rows]).tolist()
-    greedy = (likeliest[rows] == tokens).tolist()
-    ends = list(accumulate(len(one) for _, one in wanted))
-    spans = [slice(end - len(one), end) for end, (_, one) in zip(ends, wanted, strict=True)]
-    return [(sum(values[span]), all(greedy[span])) for span in spans]
+    counts = np.array([len(tokens) for _, tokens in wanted])
+    rows = _placed(logits.device, _runs(np.array([row for row, _ in wanted]), counts))
+    tokens = _placed(logits.device, _flat([tokens for _, tokens in wanted], counts.sum()))
+    values = logits[rows, tokens].float() - normaliser[rows]
+    return Pass(values, likeliest[rows] == tokens, list(zip(queries, counts.tolist(), strict=True)))
