@@ -11,7 +11,7 @@ import glob
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +74,20 @@ def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Compile a task's templates once; lm-eval compiles them anew for each item, a millisecond each time."""
+    """Compile a task's templates once; lm-eval compiles them anew for each item, a millisecond each time.
+
+    Their globals are put into one dict, as jinja copies them for each item, which of its own chain of dicts takes long.
+    """
     from lm_eval.utils import env
 
-    env.from_string = functools.cache(env.from_string)
+    compiled = env.from_string
+
+    def compiled_with_globals(source: str) -> Any:
+        template = compiled(source)
+        template.globals = dict(template.globals)
+        return template
+
+    env.from_string = functools.cache(compiled_with_globals)
     try:
         yield
     finally:
@@ -120,6 +130,34 @@ def _load(manager: "TaskManager", name: str) -> list["Task"]:
             f"evaluation task {name!r} cannot be loaded ({_reason(error)}); check its YAML and data, and the "
             "network if its data lie on the Hub"
         ) from error
+
+
+def render_once(task: "Task") -> None:
+    """Make a task written in templates render them once for each document, however often its scoring asks for them.
+
+    Functions of the task's own, which may change a document, are called as often as without this.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    fields = ("doc_to_text", "doc_to_target", "doc_to_choice")
+    if type(task) is ConfigurableTask and not any(callable(task.get_config(field)) for field in fields):
+        for field in fields:
+            setattr(task, field, _remembered(getattr(task, field)))
+
+
+def _remembered(render: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that remembers what it has made of each document, which is kept; lists are given as copies."""
+    made: dict[int, tuple[Any, Any]] = {}
+
+    def rendered(document: Any, *other: Any, **options: Any) -> Any:
+        if other or options:  # another template
+            return render(document, *other, **options)
+        if id(document) not in made:
+            made[id(document)] = document, render(document)
+        found = made[id(document)][1]
+        return [*found] if isinstance(found, list) else found
+
+    return rendered
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from replaceme.config.evaluations import TaskConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.evaluation import examples
 from replaceme.evaluation.items import FAULTS, Asked, ask, filters_of, rehearse, said
-from replaceme.evaluation.lm_eval import compiled_once
+from replaceme.evaluation.lm_eval import compiled_once, render_once
 from replaceme.evaluation.scoring import named
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def prepared(task: "Task", wanted: Sequence[str], limit: int | None, own: bool) 
     answers that are none (a warning unless the task is the user's `own`).
     """
     _check_kind(task)
+    render_once(task)
     drawn = examples.keep_apart(task)
     asked = ask(task, limit)
     examples.tell(task, drawn)

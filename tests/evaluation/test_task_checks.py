@@ -1,4 +1,4 @@
-"""Each fault of a task is one line, before a model is loaded, and is reported once."""
+"""Each fault of a task is one line, before a model answers, and is reported once."""
 
 import json
 
@@ -8,6 +8,7 @@ from given import evaluation_of
 
 from replaceme.config.evaluations import TaskConfig
 from replaceme.evaluation.evaluate import ready
+from replaceme.evaluation.lm_eval import _remembered
 from replaceme.evaluation.task_checks import Declared, chosen_metric, declared_in, perplexity_metric
 from replaceme.evaluation.task_index import index
 
@@ -117,6 +118,26 @@ def test_what_is_right(quiz):
     assert quiz({"fewshot": 5}) == quiz({"fewshot": 6}, training_split="train") == "acc"
     assert quiz(limit=3, items=item(3, answer=7)) == "acc"
     assert quiz(process_results=Function("own.broken")) == "acc"
+
+
+def test_templates_are_rendered_once_for_each_document(quiz, monkeypatch):
+    from lm_eval import utils
+
+    rendered, render = [], utils.apply_template
+    monkeypatch.setattr(
+        utils, "apply_template", lambda template, doc: rendered.append(template) or render(template, doc)
+    )
+    quiz(doc_to_choice="{{choices}}", test_split="test", limit=3)
+    assert rendered.count("{{choices}}") <= 3 + 1  # lm-eval tries one when it loads a task
+
+
+def test_what_is_remembered_cannot_be_changed():
+    made = []
+    render = _remembered(lambda document, *other: made.append(document) or [document["a"], *other])
+    first, second = {"a": 1}, {"a": 1}
+    render(first).append(2)
+    assert render(first) == render(second) == [1] and made == [first, second]
+    assert render(first, "another") == [1, "another"]
 
 
 def test_metrics_of_groups():
