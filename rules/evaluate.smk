@@ -9,7 +9,7 @@ rule evaluate:
         log_of(f"{paths.OF_FIT}/{paths.EVALUATION}"),
     benchmark:
         benchmark_of(f"{paths.OF_FIT}/{paths.EVALUATION}")
-    threads: 1
+    threads: some_cores() if DEVICES.gpu else 1  # those that make text into tokens, beside a GPU
     resources:
         **takes("evaluate"),
         gpu=models.gpus,

@@ -7,6 +7,8 @@ work as far as nothing depends on one.
 """
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ENCODED_AT_ONCE = 256  # texts that a thread encodes in one call
 LONGEST_SHOWN = 60  # characters of an answer, in a message
 
 
@@ -100,7 +103,7 @@ class LanguageModel(HFLM):
         if self.add_bos_token is not None:
             return {}
         plain = [text for text in texts if not (begin and text.startswith(begin))]
-        return dict(zip(plain, self.tokenizer(plain)["input_ids"], strict=True)) if plain else {}
+        return dict(zip(plain, encoded(self.tokenizer, plain), strict=True)) if plain else {}
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Return log-likelihoods of whole texts, each token given those before it, in windows of the model's length."""
@@ -128,15 +131,30 @@ class LanguageModel(HFLM):
         self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Return lm-eval's log-likelihoods, after a check of all requests at once instead of batch by batch."""
+        longest = self.max_length
         for texts, _, answer in requests:
-            if not 0 < len(answer) <= self.max_length:
+            if not 0 < len(answer) <= longest:
                 shown = printable(texts[1] if texts else "")[:LONGEST_SHOWN]
                 raise ReplaceMeError(
-                    f"evaluation: the answer {shown!r} is {len(answer)} tokens long, from 1 to {self.max_length} can "
+                    f"evaluation: the answer {shown!r} is {len(answer)} tokens long, from 1 to {longest} can "
                     "be measured; mend the task's data"
                 )
         queries = [(context, answer) for _, context, answer in requests]
-        return log_likelihoods(self.model, queries, self.max_length, self.most, quiet=disable_tqdm)
+        return log_likelihoods(self.model, queries, longest, self.most, quiet=disable_tqdm)
+
+
+def encoded(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of texts, by as many threads as torch has: fast tokenizers run beside Python."""
+    import torch
+
+    def ids(part: Sequence[str]) -> list[list[int]]:
+        return tokenizer(part, return_attention_mask=False)["input_ids"] if part else []
+
+    first = ids(texts[:1])  # which sets the tokenizer up, so that threads only read it
+    starts = range(1, len(texts), ENCODED_AT_ONCE)
+    parts = [texts[start : start + ENCODED_AT_ONCE] for start in starts]
+    with ThreadPoolExecutor(torch.get_num_threads() if tokenizer.is_fast else 1) as threads:
+        return [*first, *chain.from_iterable(threads.map(ids, parts))]
 
 
 def _encoded_by_lm_eval(context: str, answer: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from replaceme.evaluation import prefixes
 from replaceme.evaluation.lm_eval import language_model
 
 TEXT = "w1 w2 w3 w4 w5 w6 w7"
@@ -68,8 +69,9 @@ def test_a_text_that_holds_its_beginning(model):
 
 @pytest.mark.parametrize("template", ["$A", "<s> $A", "<s> $A </s>"])
 @pytest.mark.parametrize("special", [SPECIAL, {"unk_token": "<unk>"}])
-def test_texts_that_are_encoded_together_are_as_each_alone(model, template, special):
+def test_texts_that_are_encoded_together_are_as_each_alone(model, template, special, monkeypatch):
     """Also one that holds its beginning, and the same context of several answers, with a space at its end."""
+    monkeypatch.setattr(prefixes, "ENCODED_AT_ONCE", 2)
     lm = wrapped(model, template, special, {"bos_token_id": None, "eos_token_id": None})
     pairs = [("w1 w2", " w3"), ("w1 w2", " w4 w5"), ("<s> w1", " w2"), ("w1 w2 ", "w6"), ("w3", "")]
     texts = sorted({text for context, answer in pairs for text in (context, context.rstrip(), context + answer)})
