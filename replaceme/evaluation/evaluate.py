@@ -1,7 +1,7 @@
 """Benchmark a model folder with lm-eval: every number with its standard error, its count and its per-item values.
 
 The per-item values make paired comparisons of two models possible. Avg-acc is the unweighted mean over the tasks with
-`in_average`. All that a task can get wrong by itself is found before the model is loaded (see `task_checks`).
+`in_average`. All that a task can get wrong by itself is found before the model answers (see `task_checks`).
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint folder on the lm-eval tasks of a section and return a JSON-able record.
 
-    `checked` is called once the tasks are ready, before the weights are read.
+    The model is read beside the tasks. `checked` is called once it is read, before it answers anything.
 
     When all tasks are local files, no library tries the network. The section's `dtype` is that of the config: the one
     used is in `runs_on`. Raises ReplaceMeError for unknown tasks or metrics, missing data, broken models, and where a
@@ -56,12 +57,11 @@ def evaluate(
     tasks, seed = section.tasks, section.seed
     with harness.quiet():
         manager = task_index.find_tasks(list(tasks), section.include)
-        with ready(manager, section) as tasks_ready:
+        with _beside(_read, model_folder, runs_on, checked) as model, ready(manager, section) as tasks_ready:
             asked = [one for members in tasks_ready.asked.values() for one in members]
             overlap.warn(model_folder, [one.task for one in asked])
-            if checked is not None:
-                checked()
-            lm = _language_model(model_folder, runs_on, section)
+            most = None if section.batch_size == "auto" else section.batch_size
+            lm = harness.language_model(*model.result(), section.at_once, most)
             lm.check(request for one in asked for request in one.task.instances)
             _seed(seed)
             answers.answer(lm, asked)
@@ -109,10 +109,20 @@ def ready(manager: Any, section: EvaluationConfig) -> Iterator[Ready]:
         yield Ready(asked, metrics, perplexity)
 
 
-def _language_model(folder: str | Path, runs_on: RunsOn, section: EvaluationConfig) -> Any:
-    model = load_causal_model(folder, runs_on.dtype, runs_on.device, runs_on.held)
-    most = None if section.batch_size == "auto" else section.batch_size
-    return harness.language_model(model, load_tokenizer(folder), section.at_once, most)
+@contextmanager
+def _beside(work: Callable[..., Any], *given: Any) -> Iterator[Future]:
+    """Run a function beside the block; its result, or what it raises, is for the block to ask for."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(work, *given)
+
+
+def _read(folder: str | Path, runs_on: RunsOn, checked: Callable[[], None] | None) -> tuple[Any, Any]:
+    """Return the model and the tokenizer of a folder; `checked` says best what is wrong with files that do not load."""
+    try:
+        return load_causal_model(folder, runs_on.dtype, runs_on.device, runs_on.held), load_tokenizer(folder)
+    finally:
+        if checked is not None:
+            checked()
 
 
 def _seed(seed: int) -> None:

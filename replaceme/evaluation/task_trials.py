@@ -16,7 +16,7 @@ from replaceme.evaluation.overlap import Measured, measured_on
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-TRIED = 1000  # first items of a task; the rest is tried before the model is loaded
+TRIED = 1000  # first items of a task; the rest is tried before the model answers
 
 
 def task_faults(manager: "TaskManager", section: EvaluationConfig, known: list[str]) -> Iterator[str]:

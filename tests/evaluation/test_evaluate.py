@@ -269,9 +269,16 @@ def test_broken_model_gives_one_line(model, include, tmp_path, damage):
     else:
         tensors["model.norm.weight"][0] = math.nan
         save_file(tensors, weights, metadata={"format": "pt"})
+    section = evaluation_of({"tiny_choice": TaskConfig()}, include=include)
     with pytest.raises(ReplaceMeError) as caught:
-        evaluate(folder, evaluation_of({"tiny_choice": TaskConfig()}, include=include))
+        evaluate(folder, section)
     assert "\n" not in str(caught.value)
+
+    def checked():
+        raise ReplaceMeError("the check says what is wrong")
+
+    with pytest.raises(ReplaceMeError, match="the check says"):  # first, and before a model answers
+        evaluate(folder, section, checked=checked)
     if damage == "missing tensor":
         assert "model.layers.1.mlp.down_proj.weight" in str(caught.value)
     if damage == "nan":
