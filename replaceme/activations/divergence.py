@@ -24,7 +24,7 @@ LEAST = -1e4  # log-probability, below which a logit stands for "never"
 
 @dataclass(frozen=True)
 class Predictions:
-    """What follows each unmasked token by a model: the states [tokens, hidden] before its head."""
+    """Predictions of a model of what follows each unmasked token, as the states [tokens, hidden] before its head."""
 
     head: Head
     states: torch.Tensor

@@ -16,7 +16,7 @@ from replaceme.config.fits import FitConfig, fit_config
 from replaceme.config.schema import load
 from replaceme.models.checkpoints import resolve
 from replaceme.planning.job_resources import BASE, START, TABLE, UNKNOWN, Work, needs, outline_for
-from replaceme.planning.job_work import IMAGE, WORK, length, rule_of_fit, tokens_of, work_of
+from replaceme.planning.job_work import IMAGE, WORK, entry_of, length, rule_of_fit, tokens_of, work_of
 from replaceme.planning.outline import Outline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def test_more_of_anything_never_asks_for_less(rule, device):
         assert asked[1].mem_mb > before.mem_mb and asked[3].mem_mb > before.mem_mb
 
 
-ENTRIES_OF_FITS = {"transform_by_passes", "transform_end_to_end"}  # beside that of the rule's own name
+ENTRIES = {"transform_by_passes", "transform_end_to_end", "heal_distilled"}  # beside those of the rules' own names
 
 
 def test_the_numbers_of_a_7b_model():
@@ -78,7 +78,7 @@ def test_the_numbers_of_a_7b_model():
 
 def test_work_follows_the_config(micro):
     outline = of_size(7)
-    assert {rule for rule in TABLE if rule not in WORK} == {"model", "merge", *ENTRIES_OF_FITS}
+    assert {rule for rule in TABLE if rule not in WORK} == {"model", "merge", *ENTRIES}
     assert tokens_of(micro, "micro") == 200 * 256 and length(micro, "micro") == 256
     whole, shard = (work_of("gram", micro, {**NAMES, "shards": shards}, outline).tokens for shards in ("1", "4"))
     assert whole == 4 * shard == 200 * 256
@@ -113,7 +113,8 @@ def test_every_fit_and_cut_of_the_configs_has_needs():
                     assert 5 <= asked.runtime < 10**6 and 1500 <= asked.mem_mb < 10**8
         for healing in config.healings:
             work = work_of("heal", config, {**NAMES, "healing": healing}, UNKNOWN)
-            assert needs("heal", UNKNOWN, work, "cuda").runtime > (600 if path.stem == "paper" else 5)
+            entry = entry_of("heal", config, {**NAMES, "healing": healing})
+            assert needs(entry, UNKNOWN, work, "cuda").runtime > (600 if path.stem == "paper" else 5)
 
 
 def test_what_is_known_of_a_model(llama, tmp_path):

@@ -259,7 +259,12 @@ def test_measurements_and_healings(config):
     assert jobs.divergence_tokens(names(evaluation="quiz")) == "results/a/both/tokens.safetensors"
     assert jobs.seen_tokens(healing) == [f"results/a/{text}/tokens.safetensors" for text in ("text", "healed")]
     assert len(jobs.seen_tokens(names(fit="ls"))) == 1
-    assert jobs.training_options(healing) == "--train=full --steps=3 --learning-rate=0.1"
+    assert jobs.training_options(healing) == "--train=full --steps=3 --learning-rate=0.1" and not jobs.original(healing)
+    taught = config.healings["short"].model_copy(update={"objective": "distillation"})
+    jobs = MeasureJobs(config.model_copy(update={"healings": {"short": taught}}))
+    assert jobs.original(healing) == ["results/a/model.json"]
+    options = shlex.split(jobs.training_options(healing))
+    assert "--objective=distillation" in options and options[-2:] == ["--original", "results/a/model.json"]
 
 
 def test_a_model_that_is_not_here_is_said_once(fits):
