@@ -17,14 +17,19 @@ def served(project, step):
 
 
 def test_a_healing_added_to_a_finished_run(completed):
-    """Each fit comes healed too, and nothing but that is run; another learning rate trains again, and that alone."""
+    """Each fit comes healed too, with its divergence, and nothing but that is run; another learning rate trains again,
+    and that alone.
+    """
     table = completed.config()["tables"]["main.1"]
     healing = {"train": "full", "text": "plain", "steps": 3, "learning_rate": 0.01, "held_out": 4}
+    unseen = {"dataset": "tasks/last_word.jsonl", "samples": 10, "tokens": 16}
+    completed.config(calibrations={"unseen": unseen}, evaluations={"items": {"divergence": "unseen"}})
     completed.config(healings={"few": healing}, tables={"main.1": {**table, "fits": ["ls"], "healings": ["few"]}})
     done = completed.snakemake()
     assert done.returncode == 0, done.stderr
     new = {
         "heal": 1,
+        "divergence_healed": 1,
         "evaluate_healed": 1,
         "speed_healed": 1,
         "table": 1,
@@ -32,8 +37,10 @@ def test_a_healing_added_to_a_finished_run(completed):
         "figure_healing": 1,
         "provenance": 1,
     }
-    assert completed.job_stats(done.stdout + done.stderr) == new
-    assert [(row["fit"], row["healing"]) for row in completed.table()] == [("baseline", ""), ("ls", ""), ("ls", "few")]
+    assert completed.job_stats(done.stdout + done.stderr) == {**new, "tokens": 1, "divergence": 1}
+    table = completed.table()
+    assert [(row["fit"], row["healing"]) for row in table] == [("baseline", ""), ("ls", ""), ("ls", "few")]
+    assert [bool(row["kl"]) for row in table] == [False, True, True] and table[1]["kl"] != table[2]["kl"]
     assert (completed.folder / FIT / "ls/healed/few/healing.svg").is_file() and not completed.attempts.exists()
     completed.config(healings={"few": {"learning_rate": 0.02}})
     assert completed.jobs() == new
