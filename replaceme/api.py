@@ -280,15 +280,23 @@ def _say_how_long(passes: "Passes", record: ModelRecord, cut: CutConfig, fit: Me
 def _predictions(
     passes: "Passes", cut: "Cut", found: "list[Transform] | Found", held_out: "Tokens | None"
 ) -> dict[str, Any] | None:
-    """Return the predictions of the whole and the shortened model, and on which text; None without a head or maps."""
+    """Return the predictions of the whole and the shortened model, and on which text; None without a head or maps, or
+    where no token follows another.
+    """
     from dataclasses import asdict
 
+    from replaceme.activations.language_loss import are_counted
     from replaceme.fitting.held_out import compare_predictions
 
     if passes.headed is None or not isinstance(found, list):
         return None
-    tokens, text = (passes.tokens, "of the calibration text") if held_out is None else (held_out, "held out")
-    return {**asdict(compare_predictions(passes.headed, passes.family, cut.groups, found, tokens)), "text": text}
+    for tokens, text in ((held_out, "held out"), (passes.tokens, "of the calibration text")):
+        if tokens is not None and are_counted(tokens).any():
+            return {
+                **asdict(compare_predictions(passes.headed, passes.family, cut.groups, found, tokens)),
+                "text": text,
+            }
+    return None
 
 
 def _choose(model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig) -> "Cut":

@@ -22,7 +22,7 @@ TOKENS = 128  # of each, at most
 
 @dataclass(frozen=True)
 class Predictions:
-    """How well both models predict a text: `perplexity` before and after, and their `kl` in nats per token."""
+    """Quality of both models' predictions: `perplexity` before and after, and `kl`, in nats per token."""
 
     sequences: int
     tokens: int
