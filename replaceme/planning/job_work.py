@@ -81,7 +81,7 @@ def _text(config: Config, names: Names, outline: Outline) -> Work:
 
 def _generated(config: Config, names: Names, outline: Outline) -> Work:
     section = config.calibrations[names["calibration"]]
-    decoded = section.at_most.samples * section.generation.new_tokens * DECODED
+    decoded = section.samples * section.generation.new_tokens * DECODED
     return Work(decoded, section.batch_size * section.tokens, dtype=section.dtype)
 
 
