@@ -38,6 +38,9 @@ HELD_OUT = 16  # sequences for each one that is held out
 LOOKS = 10  # at the held-out text, in a whole training
 PATIENCE = 3  # looks without a new best, after which it ends
 WARM_UP = 0.1  # of the steps
+LONGEST_WARM_UP = 20  # steps
+BETAS = (0.9, 0.98)
+CLIP = 1.0  # largest norm of a gradient
 
 
 def refine(
@@ -104,11 +107,11 @@ class _Fit:
         self.pair, self.text, self.steps = pair, text, config.kl_steps
         self.tokens = int(pair.passes.tokens[torch.tensor(text.held_out)].count)
         parameters = {str(number): one for number, one in enumerate(pair.parameters)}
-        warm_up = max(1, round(WARM_UP * self.steps))
+        warm_up = max(1, min(LONGEST_WARM_UP, round(WARM_UP * self.steps)))
         schedule = Schedule(self.steps, config.kl_learning_rate, warm_up)
-        optimiser = torch.optim.Adam(pair.parameters)
+        optimiser = torch.optim.Adam(pair.parameters, betas=BETAS)
         # states that are kept come from other batches, and so have other bits
-        self.training = Training(parameters, optimiser, schedule, state.of(kept=pair.kept))
+        self.training = Training(parameters, optimiser, schedule, state.of(kept=pair.kept), CLIP)
         self.best = [one.detach().clone() for one in pair.parameters]
         self.curve: list[tuple[int, float]] = []
 

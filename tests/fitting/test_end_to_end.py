@@ -145,12 +145,21 @@ def test_by_steps_as_by_prune(llama, tmp_path, texts):
     assert sorted(one.name for one in (tmp_path / "fit").iterdir()) == ["fit.json", "transform.safetensors"]
 
 
+def _out_of_memory(*_):
+    raise torch.cuda.OutOfMemoryError
+
+
 def test_refusals(llama, make_tokens, refuses, monkeypatch):
     with refuses("needs two calibration sequences"):
         fitted(llama, make_tokens(samples=1))
     monkeypatch.setattr(pair.Pair, "divergence", lambda *_: torch.tensor([float("nan")]))
     with refuses("lower `kl_learning_rate`"):
         fitted(llama, make_tokens())
+    monkeypatch.setattr(pair.Pair, "divergence", _out_of_memory)
+    with refuses("more memory than the GPU has", "set `kl_checkpointing: true` or lower `kl_sequences`"):
+        fitted(llama, make_tokens())
+    with refuses("than the GPU has; lower `kl_sequences`"):
+        fitted(llama, make_tokens(), kl_checkpointing=True)
     for options, said in (
         ({"objective": "kl", "solver": "adam"}, "has a training of its own; drop solver"),
         ({"objective": "kl", "transform": "diagonal"}, "fits a full T; drop transform"),
