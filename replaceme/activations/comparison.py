@@ -77,10 +77,12 @@ def _alike(log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
 def _sums(batch: Tokens, log_q: torch.Tensor, log_p: torch.Tensor | None) -> Compared:
     """Return the sums of each sequence of a batch; without log p the divergence is zero."""
     lengths = batch.mask.sum(1)
-    parts, wholes = (() if one is None else one.split(lengths.tolist()) for one in (log_q, log_p))
-    divergence = [apart(p, q).double().sum() for p, q in zip(wholes, parts, strict=False)]
+    divergence = torch.zeros(len(batch), dtype=torch.float64)
+    if log_p is not None:  # sequence by sequence, as intermediate results are as large as the log-probabilities
+        pairs = zip(*(one.split(lengths.tolist()) for one in (log_p, log_q)), strict=True)
+        divergence = torch.stack([apart(p, q).double().sum() for p, q in pairs]).cpu()
     return Compared(
-        torch.stack(divergence).cpu() if divergence else torch.zeros(len(batch), dtype=torch.float64),
+        divergence,
         lengths.double().cpu(),
         _losses(batch, log_q).cpu(),
         are_counted(batch).sum(1).double().cpu(),
@@ -99,6 +101,7 @@ def _losses(batch: Tokens, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(parts: Sequence[Compared]) -> Compared:
+    """Return the sums of all batches; raises ReplaceMeError where some are not finite."""
     found = Compared(*(torch.cat([getattr(part, name) for part in parts]) for name in Compared.__dataclass_fields__))
     broken = int((~torch.isfinite(found.divergence + found.loss)).sum())
     if broken:

@@ -33,7 +33,8 @@ def divergence(original: str | Path, model: str | Path, tokens: Samples, runs_on
     vocabularies, and for predictions that are not finite.
     """
     started = time.perf_counter()
-    check_text(tokens, model)
+    _check_is_text(tokens)
+    _check_record(tokens, model)
     folders = (original, model)
     for folder in folders:
         check_vocabulary(tokens, read_config(folder), str(folder))
@@ -56,17 +57,25 @@ def divergence(original: str | Path, model: str | Path, tokens: Samples, runs_on
     }
 
 
-def check_text(tokens: Samples, model: str | Path) -> None:
-    """Raise ReplaceMeError for images, and for the text that the record of a checkpoint names."""
+def _check_is_text(tokens: Samples) -> None:
     if not isinstance(tokens, Tokens):
         raise ReplaceMeError("divergence: it is of the next token: it needs text, not images")
+
+
+def _check_record(tokens: Samples, model: str | Path) -> None:
+    """Raise ReplaceMeError for the text that the record of a checkpoint names."""
     record = Path(model) / RECORD
     if record.is_file() and tokens.digest() in _digests(read_json(record)):
         raise ReplaceMeError(f"{model}: was made with this text; measure its divergence on text that it has not seen")
 
 
 def check_unseen(tokens: Samples, seen: Samples, name: str) -> None:
-    """Raise ReplaceMeError where sequences of `tokens` are among those of `seen`, as far as the shorter ones reach."""
+    """Raise ReplaceMeError where sequences of `tokens` are among those of `seen`, as far as the shorter ones reach.
+
+    And for images. `name` is what the error calls `seen`.
+    """
+    for one in (tokens, seen):
+        _check_is_text(one)
     width = min(part.mask.shape[1] for part in (tokens, seen))
     known = set(_sequences(seen, width))
     shared = sum(one in known for one in _sequences(tokens, width))

@@ -51,9 +51,9 @@ def collect(
     `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> inside one (only then there is a column
     `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
     `speed` they have a speed.json too, and the table the columns SPEED; with `divergence` the rows have a file of that
-    name in their `divergence` folder too, and the table the columns DIVERGENCE. Accuracies are
-    fractions, `rp` and only it is in percent. `*_vs_identity` are paired over items with the identity fit of the same
-    cut, not healed. Raises ReplaceMeError naming a missing file or baseline.
+    name in their `divergence` folder too, and the table the columns DIVERGENCE. Accuracies are fractions, `rp` and only
+    it is in percent. `*_vs_identity` are paired over items with the identity fit of the same cut, not healed. Raises
+    ReplaceMeError naming a missing file or baseline.
     """
     import pandas
 
