@@ -71,11 +71,10 @@ def grouped(queries: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int
     contexts: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     alone: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for number, (context, answer) in enumerate(queries):
-        whole = (*context, *answer)
-        if reuse and len(whole) <= longest + 1:
+        if reuse and len(context) + len(answer) <= longest + 1:
             contexts.setdefault(tuple(context), {}).setdefault(tuple(answer), []).append(number)
         else:
-            whole = whole[-(longest + 1) :]
+            whole = (*context, *answer)[-(longest + 1) :]
             place = len(whole) - len(answer)
             alone.setdefault((whole[:place], whole[place:]), []).append(number)
     groups = [Group(one, tuple(answers), tuple(map(tuple, answers.values()))) for one, answers in contexts.items()]

@@ -147,14 +147,15 @@ def render_once(task: "Task") -> None:
 
 def _remembered(render: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that remembers what it has made of each document, which is kept; lists are given as copies."""
-    made: dict[int, tuple[Any, Any]] = {}
+    made: dict[tuple, tuple[Any, Any]] = {}
 
-    def rendered(document: Any, *other: Any, **options: Any) -> Any:
-        if other or options:  # another template
-            return render(document, *other, **options)
-        if id(document) not in made:
-            made[id(document)] = document, render(document)
-        found = made[id(document)][1]
+    def rendered(document: Any, *templates: Any, **options: Any) -> Any:
+        if options or not all(isinstance(one, str) for one in templates):
+            return render(document, *templates, **options)
+        key = id(document), *templates  # of examples templates of their own may be given
+        if key not in made:
+            made[key] = document, render(document, *templates)
+        found = made[key][1]
         return [*found] if isinstance(found, list) else found
 
     return rendered

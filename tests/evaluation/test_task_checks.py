@@ -133,11 +133,12 @@ def test_templates_are_rendered_once_for_each_document(quiz, monkeypatch):
 
 def test_what_is_remembered_cannot_be_changed():
     made = []
-    render = _remembered(lambda document, *other: made.append(document) or [document["a"], *other])
+    render = _remembered(lambda document, *given: made.append(document) or [document["a"], *given])
     first, second = {"a": 1}, {"a": 1}
     render(first).append(2)
     assert render(first) == render(second) == [1] and made == [first, second]
-    assert render(first, "another") == [1, "another"]
+    assert [render(first, "another") for _ in range(2)] == [[1, "another"]] * 2 and len(made) == 3
+    assert [render(first, print) for _ in range(2)] == [[1, print]] * 2 and len(made) == 5
 
 
 def test_metrics_of_groups():
