@@ -8,7 +8,7 @@ SHORT = {
     "CalibrationConfig": {
         "dataset": "Text to fit on: a .txt, .jsonl or .parquet file, a Hub data set, or `micro`.",
         "images": "For encoders of images: a folder or a Hub data set.",
-        "samples": "How many sequences, or images.",
+        "samples": "How many sequences, or images; auto: as many as are enough.",
         "tokens": "Length of a sequence.",
     },
     "GenerationConfig": {"new_tokens": "Most tokens of an answer."},

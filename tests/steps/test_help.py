@@ -77,7 +77,7 @@ def test_prune_shows_what_people_use(shown):
     text = shown("prune", "--help")
     wanted = "SOURCE --out --dataset --images --samples --tokens --blocks --ratio --objective --device --no-verify"
     assert [word for word in wanted.split() if f"\n  {word} " not in text] == []
-    assert "--l1-alpha" not in text and "\n  --samples INT               How many" in text
+    assert "--l1-alpha" not in text and "\n  --samples INT|auto          How many" in text
     assert text.startswith("usage: replaceme prune SOURCE --out PATH [options]\n")
 
 
