@@ -157,15 +157,14 @@ def heal(
 
     Text and `gpus` as for `prune`. `training` says what is trained, for how long and how; an interrupted call goes on
     where it was when it is made again. A distillation is from the `original` model, by default the source in the
-    folder's record. Returns the report: options, losses (nats per token), checks (None without
-    `verify`).
+    folder's record. Returns the report: options, losses (nats per token), checks (None without `verify`).
     Raises ReplaceMeError on bad input, and when the result is not right.
     """
     from replaceme.healing.heal import Output, heal_checkpoint
     from replaceme.models.model_config import longest_sequence, pick_device
 
     given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
-    check_arguments("heal", folder=folder, training=training, **given)
+    check_arguments("heal", folder=folder, training=training, original=original, **given)
     texts = checked_text("heal", calibration, texts, None)
     longest = longest_sequence(read_config(folder), str(folder))
     calibration = _calibration(calibration, texts, None, longest)

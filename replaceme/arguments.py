@@ -50,6 +50,7 @@ class _OfHeal(_Shared):
 
     folder: str = Field(min_length=1)
     training: InstanceOf[TrainingConfig]
+    original: str | None
 
 
 def check_arguments(function: Literal["prune", "heal"], **given: Any) -> None:

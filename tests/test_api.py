@@ -182,6 +182,7 @@ ARGUMENTS = {
         (["w1", "w2\ud800"], "texts[1]: holds half a character"),
         (Failing(), "texts[1]: cannot be had (KeyError: 'gone')"),
     ],
+    "original": [(3, PATH), (b"x", PATH)],
     "images": [(3, PATH), (["a.png"], PATH), (b"x", PATH)],
     "blocks": [
         ("2", "should be a valid integer (found '2')"), (2.0, "valid integer"), (True, "valid integer"),

@@ -57,6 +57,7 @@ def evaluate(
     tasks, seed = section.tasks, section.seed
     with harness.quiet():
         manager = task_index.find_tasks(list(tasks), section.include)
+        harness.import_libraries()
         with _beside(_read, model_folder, runs_on, checked) as model, ready(manager, section) as tasks_ready:
             asked = [one for members in tasks_ready.asked.values() for one in members]
             overlap.warn(model_folder, [one.task for one in asked])

@@ -224,6 +224,11 @@ def _taken(path: Path, task: str, *otherwise: str) -> str:
     return str(path)
 
 
+def import_libraries() -> None:
+    """Import what models and tasks are made with, before two threads do: one would find a library half imported."""
+    import replaceme.evaluation.prefixes  # noqa: F401
+
+
 def language_model(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, most: int | None = None
 ) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from replaceme.fitting.fit_cut import Passes
 
 ROWS, WIDTH = 2048, 256  # of the fit that is timed
+ON_GPU = 2048  # its width there, where one of WIDTH takes no less time
 PRODUCTS = 2**31  # rows times squares of the width, of the sums that are timed
 WORTH_IT = 2e10  # operations of a pass over the text, about a second: what takes less is not estimated
 BACKWARD = 4.0  # forward passes that a step of a training is worth: of two models, and back through one
@@ -66,7 +67,7 @@ def measured(passes: "Passes", hidden: int) -> Pace:
         found.add_batch(given, given)
         return found
 
-    narrow = sums(ROWS, min(WIDTH, hidden))
+    narrow = sums(ROWS, min(ON_GPU if weight.is_cuda else WIDTH, hidden))
     with torch.inference_mode():
         forward = _seconds(lambda: model(**model_inputs(model, batch)))
     solve = _seconds(lambda: fit_least_squares(narrow, ridge_relative=1e-3))

@@ -89,7 +89,7 @@ def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[i
         for carrier, change in zip(carriers, found.values(), strict=True):
             transform = Transform(torch.eye(size, dtype=torch.float64) + change.detach().cpu().double())
             for down in checkpoint.folded(carrier):
-                changed |= Mlp().folded(checkpoint.family, down, transform)
+                changed |= Mlp().edits_of(checkpoint.family, down, transform)
         return changed
 
     return Trainable(found, edits, blocks)

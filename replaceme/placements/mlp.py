@@ -74,14 +74,14 @@ class Mlp(Placement):
             if family.post_norm is not None:
                 edits |= self._normed(checkpoint, down, prefix + family.post_norm, transform)
             else:
-                edits |= self.folded(family, down, transform)
+                edits |= self.edits_of(family, down, transform)
         return edits
 
     def behind_scale(self, scale: "torch.Tensor", transform: "Transform") -> "Transform":
         """Return the map of what comes before a layer scale s: diag(s) T."""
         return replace(transform, matrix=scale.to(transform.matrix)[:, None] * transform.matrix)
 
-    def folded(self, family: "Family", down: str, transform: "Transform") -> "dict[str, Edit]":
+    def edits_of(self, family: "Family", down: str, transform: "Transform") -> "dict[str, Edit]":
         """Return the edits by T of a down projection of this name and of its bias, whatever follows it."""
 
         def weight(given: "torch.Tensor") -> "torch.Tensor":

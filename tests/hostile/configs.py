@@ -134,7 +134,7 @@ TWINS = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
 
 CASES = {
     "types": values(
-        ("calibrations/plain/samples", "many", "should be a valid integer (found 'many')"),
+        ("calibrations/plain/samples", "many", "should be a valid integer, or auto (found 'many')"),
         ("models/tiny/revision", 1234567, "should be a valid string (found 1234567)"),
         ("cuts/n1/blocks", True, "should be a valid integer (found True)"),
         ("models/other", None, "should be a valid dictionary"),

@@ -22,7 +22,7 @@ REACH = [
     ("transforms.cosine", "fit_cosine", {COSINE}),
     ("config.figures", "FigureConfig", {"figure"}),
     ("reports.figure_style", "figure_in_style", {"figure"}),
-    ("activations.recycled_neurons", "Recycled", OF_RECYCLED | FITS),
+    ("activations.recycled_neurons", "Recycled", OF_RECYCLED | {"enough"} | FITS),
     ("activations.recycled_neurons", "choose_neurons", {"recycle"} | FITS),
     ("micro.stories", "document", {"tokens", "generate"}),
     ("cuts.groups", "greedy", {"cut"}),
@@ -37,7 +37,7 @@ REACH = [
     ("placements.placement", "mapped", {"candidates", "verify"} | FITS),
     ("healing.loop", "train", {"heal"}),
     ("methods.slicegpt", "fit", set()),  # but that of its own fits, whose rules name it
-    ("kernels.products_hopper", "add_products", {"candidates", "gram"} | FITS),
+    ("kernels.products_hopper", "add_products", {"candidates", "enough", "gram"} | FITS),
     ("core.files", "replacing", set(MODULES)),
 ]
 
