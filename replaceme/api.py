@@ -136,7 +136,7 @@ def prune(
 
         del model, passes, headed  # both models are loaded again, in turn
         with stages("check"):
-            require_passed(checked(record, chosen, found, out))
+            require_passed(checked(record, chosen, found, out, device=device))
     measured = (predictions, stages.seconds)
     return {**provenance, "summary": summarised(record, out, fit, provenance, *measured).record}
 

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     parser.usage = (
         "replaceme verify PATH [--json] [--any-versions]\n"
-        "       replaceme verify MODEL CUT TRANSFORM FOLDER --out PATH [--threads N]"
+        "       replaceme verify MODEL CUT TRANSFORM FOLDER --out PATH [OPTION ...]"
     )
     parser.add_argument(
         "model",
@@ -38,6 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "folder", metavar="FOLDER", nargs="?", type=Path, help="folder of the `merge` step, made from these"
     )
     parser.add_argument("--out", type=Path, metavar="PATH", help="where the outcome of every check goes (.json)")
+    device = "where the models run in float32; cuda: where there is room. Default: cpu, whatever else GPUs are at."
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
     results = parser.add_argument_group("with PATH alone")
     results.add_argument("--json", action="store_true", help="print what was found as JSON")
@@ -77,7 +79,7 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
         raise ReplaceMeError(f"{args.out}: lies in the folder that is checked; choose another place")
     set_threads(args.threads)
     record, cut, transforms, _ = load_fitted(args)
-    report = verify(record, cut, transforms, args.folder, here=True)
+    report = verify(record, cut, transforms, args.folder, here=True, device=args.device)
     others = external_checks(args.folder)
     write_json(args.out, {**report, "checks": report["checks"] | others})
     for name, check in (report["checks"] | others).items():

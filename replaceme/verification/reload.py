@@ -57,16 +57,20 @@ def fixed_tokens(config: dict[str, Any]) -> Tokens:
     return Tokens(input_ids, mask)
 
 
-def hooked_logits(folder: str | Path, running: Running, tokens: Tokens) -> "torch.Tensor":
-    """Return the logits, float32, of an original model that runs as the new one does; it is freed afterwards."""
+def hooked_logits(folder: str | Path, running: Running, tokens: Tokens, device: str) -> "torch.Tensor":
+    """Return the logits, float32 on the CPU, of an original model that runs as the new one does; it is freed
+    afterwards.
+    """
     import torch
 
-    model = load_causal_model(folder, "float32", "cpu")
+    model = load_causal_model(folder, "float32", device)
     family = family_of(read_config(folder), str(folder))
     with torch.inference_mode(), running(model.base_model, family):
-        logits = model(**model_inputs(model, tokens)).logits.float()
+        logits = model(**model_inputs(model, tokens)).logits.float().cpu()
     del model
     gc.collect()  # its blocks hold references to themselves, and the fresh process needs the memory
+    if device != "cpu":
+        torch.cuda.empty_cache()
     return logits
 
 
@@ -75,7 +79,9 @@ def is_fresh() -> bool:
     return "transformers" not in sys.modules
 
 
-def reload(folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool = False) -> dict[str, str | None]:
+def reload(
+    folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool = False, device: str = "cpu"
+) -> dict[str, str | None]:
     """Return the fault of each part of a folder for plain transformers, None where it is sound; logits go to `work`.
 
     Without tokens no weights are loaded. The folder's own code runs only if it is this package's. `here`: in this
@@ -96,7 +102,8 @@ def reload(folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool 
     if tokens is not None:
         given = placed(tokens, torch.device("cpu"))
         inputs = {name: given[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")}
-    question = {"where": where, "inputs": inputs, "new_tokens": NEW_TOKENS, "threads": torch.get_num_threads()}
+    runs = {"new_tokens": NEW_TOKENS, "threads": torch.get_num_threads(), "device": device}
+    question = {"where": where, "inputs": inputs, **runs}
     (work / "question.json").write_text(json.dumps(question), encoding="utf-8")
     cache = {"HF_MODULES_CACHE": str(work / "modules")}
     if here:

@@ -36,9 +36,10 @@ def reply(work: Path) -> None:
         import torch
 
         torch.set_num_threads(question["threads"])
-        model = _part(answer, "weights", lambda: _model(where))
+        device = question["device"]
+        model = _part(answer, "weights", lambda: _model(where, device))
         if model is not None:
-            given = {name: torch.tensor(values) for name, values in inputs.items()}
+            given = {name: torch.tensor(values, device=device) for name, values in inputs.items()}
             _part(answer, "logits", lambda: _save_logits(model, given, work))
             _part(answer, "generation", lambda: _generate(model, given, question["new_tokens"]))
     (work / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
@@ -61,11 +62,13 @@ def _save_template(where: dict[str, Any], work: Path) -> None:
     (work / "chat_template.json").write_text(json.dumps(template), encoding="utf-8")
 
 
-def _model(where: dict[str, Any]) -> Any:
+def _model(where: dict[str, Any], device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": torch.float32, "output_loading_info": True}
+    if device != "cpu":
+        options["device_map"] = {"": device}
     model, loading = AutoModelForCausalLM.from_pretrained(**where, **options)
     # transformers fills such tensors with random numbers and only warns
     for kind in ("missing_keys", "mismatched_keys"):
@@ -77,7 +80,7 @@ def _model(where: dict[str, Any]) -> Any:
 def _save_logits(model: Any, inputs: dict[str, Any], work: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({"logits": _logits(model, inputs).float().contiguous()}, work / "logits.safetensors")
+    save_file({"logits": _logits(model, inputs).float().cpu().contiguous()}, work / "logits.safetensors")
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> Any:

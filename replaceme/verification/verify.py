@@ -1,8 +1,9 @@
 """Check that a merged checkpoint holds the fitted maps, and that any user of Hugging Face checkpoints can load it.
 
 The original model, run with the transforms applied by hooks, says what the logits must be; a fresh process that loads
-the folder with plain transformers says what they are. Both run in float32 on the CPU, one after the other, so that one
-model at a time is in memory and no GPU has to hold it. The step's own process is fresh: it loads the folder first.
+the folder with plain transformers says what they are. Both run in float32, one after the other, so that one model at a
+time is in memory: on the CPU, or on a GPU that has room for one. The step's own process is fresh: it loads the folder
+first.
 """
 
 import tempfile
@@ -47,21 +48,24 @@ def verify(
     folder: str | Path,
     *,
     here: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Return the outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
 
     Instead of transforms it takes the result of another method. `here`: this process does nothing else, so it loads the
-    folder itself as long as it is fresh (see `reload`).
+    folder itself as long as it is fresh (see `reload`). `device` runs the models, the CPU where a GPU lacks the room.
 
     A check that fails does not raise: see `require_passed`. If the files are wrong, checks that load the model are
     skipped.
     """
     as_made, edited = _running(cut, transforms)
+    if device != "cpu" and not _has_room(record, device):
+        device = "cpu"
 
     def expected(tokens: Tokens) -> "torch.Tensor":
-        return hooked_logits(record.folder, as_made, tokens)
+        return hooked_logits(record.folder, as_made, tokens, device)
 
-    return verify_against(expected, record, edited, folder, here=here and is_fresh())
+    return verify_against(expected, record, edited, folder, here=here and is_fresh(), device=device)
 
 
 def verify_against(
@@ -71,12 +75,13 @@ def verify_against(
     folder: str | Path,
     *,
     here: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Return the outcome of every check of a `folder` made from the model of a record, its logits against `expected`
     ones.
 
     `expected` gives the logits of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so
-    rounded; `here`: load the folder in this process, before `expected` is called.
+    rounded; `here`: load the folder in this process, before `expected` is called; `device`: what to run it on.
     """
     checks = {
         "files": outcome(_check_files, folder),
@@ -84,7 +89,7 @@ def verify_against(
         "config": outcome(_check_config, folder),
     }
     if all(check["outcome"] == PASSED for check in checks.values()):
-        checks |= _check_by_loading(expected, record, edited, folder, here)
+        checks |= _check_by_loading(expected, record, edited, folder, here, device)
     else:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
     return {"model": str(folder), "checks": checks, "versions": versions()}
@@ -142,18 +147,23 @@ def _check_config(folder: str | Path) -> None:
 
 
 def _check_by_loading(
-    expected: Callable[[Tokens], "torch.Tensor"], record: ModelRecord, edited: bool, folder: str | Path, here: bool
+    expected: Callable[[Tokens], "torch.Tensor"],
+    record: ModelRecord,
+    edited: bool,
+    folder: str | Path,
+    here: bool,
+    device: str,
 ) -> dict[str, dict[str, Any]]:
     if is_encoder(read_config(folder)):
         return dict.fromkeys(BY_LOADING, not_checked("encoders are not run"))
-    memory = outcome(_check_memory, record)
+    memory = outcome(_check_memory, record, device)
     enough = memory["outcome"] == PASSED
     tokens = fixed_tokens(read_config(record.folder)) if enough else None
     # in another process the folder is loaded second: who is asked first gives its memory back
     logits = expected(tokens) if enough and not here else None
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
         try:
-            answer = reload(folder, tokens, Path(work), here=here)
+            answer = reload(folder, tokens, Path(work), here=here, device=device)
         except ReplaceMeError as error:
             answer = {"weights": str(error)}
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
@@ -180,9 +190,21 @@ def _raise(reason: str | None) -> None:
         raise ReplaceMeError(reason)
 
 
-def _check_memory(record: ModelRecord) -> None:
+def _needed(record: ModelRecord) -> float:
+    """Return the bytes that a model takes in float32."""
+    return 4.4 * record.parameters
+
+
+def _has_room(record: ModelRecord, gpu: str) -> bool:
+    import torch
+
+    torch.cuda.empty_cache()  # what this process keeps of models that are gone
+    return _needed(record) <= free_memory(gpu)
+
+
+def _check_memory(record: ModelRecord, device: str) -> None:
     """Skip the check of a model that exceeds the free memory, which would end the whole job."""
-    needed, free = 4.4 * record.parameters, free_memory("cpu")
+    needed, free = _needed(record), free_memory(device)
     if needed > free:
         raise NotChecked(f"in float32 the model takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
 

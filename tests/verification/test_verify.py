@@ -64,7 +64,7 @@ def at_once(monkeypatch):
     """The folder is loaded in this process: what is judged is the same, without the imports of another."""
     for name in (*module_reload.QUIET, "HF_MODULES_CACHE"):
         monkeypatch.setenv(name, "")  # so that it is put back
-    monkeypatch.setattr(module, "reload", lambda *given, here: LOOK(*given, here=True))
+    monkeypatch.setattr(module, "reload", lambda *given, here, device: LOOK(*given, here=True, device=device))
 
 
 @pytest.fixture(scope="module")
