@@ -48,9 +48,10 @@ EXAMPLES = {
     ),
     "prune": (
         *PRUNE,
-        "# the fit `recommended` of config.yaml, ahead on real models",
-        "replaceme prune MODEL --dataset notes.txt --ratio 0.25 --placement down_proj \\",
-        "  --recycle 0.125 --objective cosine --ridge-relative 0.001 --out shorter",
+        "# the fit `end-to-end` of config.yaml, ahead on real models; minutes on a GPU",
+        "replaceme prune MODEL --dataset notes.txt --blocks 7 --metric kl \\",
+        "  --objective kl --kl-steps 1000 --placement down_proj \\",
+        "  --weighting inverse_energy --ridge-relative 0.001 --out shorter",
     ),
     "evaluate": (
         "replaceme evaluate shorter --tasks piqa,winogrande --num-fewshot 5 \\",
