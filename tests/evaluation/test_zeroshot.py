@@ -21,7 +21,7 @@ from replaceme.evaluation import image_metrics
 from replaceme.evaluation import labelled_images as labelled
 from replaceme.evaluation.zeroshot import Encoders, evaluate_zeroshot
 
-package = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+pytest.importorskip("clip_benchmark")
 retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
 IMAGES = EACH * len(COLOURS)
 PROMPTS = ["a photo of {c}.", "a picture of {c}."]
@@ -67,8 +67,14 @@ def loader():
     return load
 
 
+@pytest.fixture(scope="module")
+def package():
+    """The package's own measures, which take seconds to import."""
+    return pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+
+
 @pytest.fixture
-def with_numpy_2(monkeypatch):
+def with_numpy_2(monkeypatch, package):
     """clip-benchmark makes numbers of arrays of one element, which numpy allows no more."""
     monkeypatch.setattr(package, "float", lambda value: np.asarray(value).item(), raising=False)
 
@@ -82,7 +88,7 @@ def values(record):
     return {task["metric"]: task["value"] for task in record["tasks"].values()}
 
 
-def test_classes_as_by_the_package(clip, made, loader, with_numpy_2):
+def test_classes_as_by_the_package(package, clip, made, loader, with_numpy_2):
     found = measure(clip, made(), "acc1", "acc5", "mean_per_class_recall", batch_size=7)
     encoders = Encoders(clip)
     expected = package.evaluate(
@@ -99,7 +105,7 @@ def test_classes_as_by_the_package(clip, made, loader, with_numpy_2):
     json.dumps(found, allow_nan=False)
 
 
-def test_several_labels_as_by_the_package(clip, made, loader):
+def test_several_labels_as_by_the_package(package, clip, made, loader):
     found = measure(clip, made("multilabel"), "mean_average_precision")
     encoders = Encoders(clip)
     expected = package.evaluate(
@@ -154,7 +160,7 @@ def test_features_are_those_of_transformers(variant, tmp_path):
 
 @given(st.integers(2, 25), st.integers(2, 4), st.integers(0, 2**32 - 1))
 @settings(max_examples=10, deadline=None)
-def test_items_of_means_over_classes_are_the_jackknifes(images, classes, seed):
+def test_items_of_means_over_classes_are_the_jackknifes(package, images, classes, seed):
     chance = torch.Generator().manual_seed(seed)
     scores = torch.rand(images, classes, generator=chance)
     several = (torch.rand(images, classes, generator=chance) < 0.4).long()

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_blockwise, get_4bit_type, quantize_4bit
 from safetensors.torch import load_file
 
 import replaceme
@@ -43,6 +42,9 @@ def test_in_4_bits_the_linear_layers_are_rounded_and_the_rest_is_not(make_llama,
 
 def by_definition(weight):
     """Return weights as 4 bits make them: levels times the largest magnitude of each block of 64, itself rounded."""
+    # imported here, as it takes seconds, of each worker that collects this file
+    from bitsandbytes.functional import dequantize_blockwise, get_4bit_type, quantize_4bit
+
     data, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     levels = get_4bit_type("nf4", device="cpu")[torch.stack([data.ravel() >> 4, data.ravel() & 15], 1).int()].ravel()
     scales = dequantize_blockwise(state.absmax, state.state2) + state.offset

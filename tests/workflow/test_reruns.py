@@ -8,11 +8,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import yaml
 
+SVD_LLM, SLICEGPT = (f"replaceme/methods/{name}.py" for name in ("svd_llm", "slicegpt"))
 ROW = {"merge": 1, "verify": 1, "evaluate": 1, "speed": 1}
 SHOWN = {"table": 1, "figure_table": 1}
 TABLE = {**SHOWN, "provenance": 1}
@@ -160,19 +160,16 @@ def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
     assert completed.jobs() == {"transform": 1, **ROW, **TABLE}
     done = completed.snakemake(model)
     assert done.returncode == 0, done.stderr
-    for file, old, new, expected in (
-        ("methods/svd_llm", "return max(1, int(", "return max(2, int(", {}),
-        (
-            "methods/slicegpt",
-            "range(config.hidden_size, 0, -1)",
-            "range(config.hidden_size, 1, -1)",
-            {"transform": 1, "merge": 1},
-        ),
-        # a checkpoint is read beside the very file that it brings, comments included, so that one is made again
-        ("models/modeling_replaceme", "import torch\n", "import torch  # alone\n", {"merge": 1}),
-    ):
-        code = edited(completed, tmp_path / Path(file).name, f"replaceme/{file}.py", old, new)
-        assert code.jobs("--until", "merge") == expected
+    # together: that of a method without a fit reruns nothing
+    code = edited(completed, tmp_path / "methods", SVD_LLM, "return max(1, int(", "return max(2, int(")
+    code = edited(
+        code, tmp_path / "both", SLICEGPT, "range(config.hidden_size, 0, -1)", "range(config.hidden_size, 1, -1)"
+    )
+    assert code.jobs("--until", "merge") == {"transform": 1, "merge": 1}
+    # a checkpoint is read beside the very file that it brings, comments included, so that one is made again
+    brought = "replaceme/models/modeling_replaceme.py"
+    code = edited(completed, tmp_path / "brought", brought, "import torch\n", "import torch  # alone\n")
+    assert code.jobs("--until", "merge") == {"merge": 1}
 
 
 def test_a_check_made_again_hides_nothing(completed, tmp_path):
