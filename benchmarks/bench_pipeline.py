@@ -36,7 +36,6 @@ from replaceme.activations.row_collector import write_rows
 from replaceme.activations.rows import Rows
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import wanted_by
-from replaceme.api import choose_and_fit
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
@@ -49,6 +48,7 @@ from replaceme.models.checkpoints import resolve
 from replaceme.models.loading import load_base_model
 from replaceme.models.model_config import family_of
 from replaceme.models.model_record import ModelRecord
+from replaceme.pruning import choose_and_fit
 from replaceme.surgery.fold import finish, merge
 from replaceme.surgery.write_checkpoint import merging
 from replaceme.transforms.closed_form import fit_least_squares

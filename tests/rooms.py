@@ -13,7 +13,7 @@ PACKAGE = ROOT / "replaceme"
 ROOMS = (
     "core", "placements", "config", "provenance", "kernels", "micro", "models", "calibration", "activations",
     "transforms", "surgery", "cuts", "fitting", "evaluation", "reports", "methods", "verification", "healing",
-    "planning", "workflow", "arguments", "api", "steps", "cli",
+    "planning", "workflow", "arguments", "pruning", "api", "steps", "cli",
 )  # fmt: skip
 
 

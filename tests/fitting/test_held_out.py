@@ -36,7 +36,7 @@ def test_predictions_are_those_of_the_saved_model(llama, calibration, tokenizer,
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(estimate, "WORTH_IT", 0)
-    caplog.set_level("INFO", "replaceme.api")
+    caplog.set_level("INFO", "replaceme.pruning")
     given = {"cut": CutConfig(blocks=2, metric="cosine"), "out": tmp_path / "out", "device": "cpu", "verify": False}
     summary = replaceme.prune(llama, calibration, fit=FitConfig(placement="block"), **given)["summary"]
     assert caplog.messages[0].startswith("about ") and "from here" in caplog.messages[0]
