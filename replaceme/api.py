@@ -44,9 +44,9 @@ def prune(
     `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how many of
     them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
     `verification.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
-    provenance record that is also written to `out`/replaceme.json, and in it, under `summary`, what a person wants to
-    know: sizes, perplexity and divergence on text that follows the calibration's in its source, times (see
-    `reports.summary`).
+    provenance record that is also written to `out`/replaceme.json, and with it, under `summary` and not written, what a
+    person wants to know: sizes, perplexity and divergence on text that follows the calibration's in its source, times
+    (see `reports.summary`).
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
     from replaceme.reports.summary import summarised
@@ -59,7 +59,7 @@ def prune(
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     record, stages = resolve(str(source), revision), Stages()
-    asked = checked_request(record, str(source), out, cut, fit or FitConfig(), (calibration, texts, images))
+    asked = checked_request(record, out, cut, fit or FitConfig(), (calibration, texts, images))
     loaded = load(asked, device, gpus, stages)
     device, verify = loaded.device, verify and loaded.passes.family.modality == "text"
     say_how_long(loaded.passes, asked, stages.seconds["load"] * (2.5 if verify else 0.5))

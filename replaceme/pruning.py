@@ -61,7 +61,6 @@ class Loaded:
 
 def checked_request(
     record: ModelRecord,
-    source: str,
     out: str | Path,
     cut: CutConfig,
     fit: MethodConfig,
@@ -73,6 +72,7 @@ def checked_request(
     from replaceme.models.model_config import check_calibration, check_cut, check_length, longest_sequence
     from replaceme.surgery.write_checkpoint import check_out
 
+    source = record.source
     check_out(record.folder, out)
     possible_spans(cut, record)
     config = read_config(record.folder)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Answered = tuple[float, bool]  # a log-likelihood, and whether greedy decoding gives the answer
 Rows = list[tuple[int, Sequence[int]]]  # the row of logits that predicts the first token of some tokens, and these
-Tail = tuple[int, int, Sequence[int], Sequence[int]]  # group, number of its answer, tokens to run, the whole answer
+Tail = tuple[int, int, Sequence[int]]  # group, number of its answer, the answer, all but whose last token runs
 # tails of one pass: as many as lose little to padding, or this many tokens, below which a pass takes no less time
 PADDING, FEW = 0.25, 4096
 
@@ -124,32 +124,34 @@ def _answered(model: "nn.Module", batch: Sequence[Group]) -> list[Pass]:
         wanted += [(row, answer[:1] if group.shared else answer) for answer in group.answers]
         begun += group.queries
     found = [_scores(logits, wanted, begun)]
-    tails = [(number, k, answer[:-1], answer) for number, group in enumerate(batch) for k, answer in group.tails]
+    tails = [(number, k, answer) for number, group in enumerate(batch) for k, answer in group.tails]
     for part in _alike_in_length(tails):
         chosen = _placed(ids.device, [number for number, *_ in part])
-        tail_ids, after = _padded(model, [tokens for _, _, tokens, _ in part], left=False)
-        counts = np.array([len(tokens) for _, _, tokens, _ in part])
+        tail_ids, after = _padded(model, [answer[:-1] for _, _, answer in part], left=False)
+        counts = np.array([len(answer) - 1 for _, _, answer in part])
         places = _runs(tail_ids.shape[1] * np.arange(len(part)), counts)
         covered = torch.cat([mask[chosen], after], 1)
         logits, _ = _run(model, tail_ids, covered, places, keep=False, cache=_selected(cache, chosen))
         first = (counts.cumsum() - counts).tolist()
-        wanted = [(row, answer[1:]) for row, (*_, answer) in zip(first, part, strict=True)]
-        found.append(_scores(logits, wanted, [batch[number].queries[k] for number, k, *_ in part]))
+        wanted = [(row, answer[1:]) for row, (_, _, answer) in zip(first, part, strict=True)]
+        found.append(_scores(logits, wanted, [batch[number].queries[k] for number, k, _ in part]))
     return found
 
 
 def _alike_in_length(tails: "list[Tail]") -> "Iterator[list[Tail]]":
     """Yield tails by length, those together whose padding is at most PADDING of their tokens, or that are FEW."""
-    tails = sorted(tails, key=lambda tail: -len(tail[2]))
-    while tails:
-        longest, count, used = len(tails[0][2]), 0, 0
-        for tail in tails:
-            padded = (count + 1) * longest
-            if padded > FEW and padded > (1 + PADDING) * (used + len(tail[2])):
-                break
-            count, used = count + 1, used + len(tail[2])
-        yield tails[:count]
-        tails = tails[count:]
+    part: list[Tail] = []
+    used = 0  # tokens that a part runs
+    for tail in sorted(tails, key=lambda tail: -len(tail[2])):
+        tokens = len(tail[2]) - 1
+        padded = (len(part) + 1) * (len(part[0][2]) - 1) if part else 0
+        if padded > FEW and padded > (1 + PADDING) * (used + tokens):
+            yield part
+            part, used = [], 0
+        part.append(tail)
+        used += tokens
+    if part:
+        yield part
 
 
 def _selected(cache: Any, chosen: "torch.Tensor") -> Any:

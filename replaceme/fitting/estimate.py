@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.methods import MethodConfig
+from replaceme.fitting.fit_cut import FOLDS
 from replaceme.fitting.one_pass import can_foresee
 from replaceme.models.model_record import ModelRecord
 
@@ -25,7 +26,6 @@ PRODUCTS = 2**31  # rows times squares of the width, of the sums that are timed
 WORTH_IT = 2e10  # operations of a pass over the text, about a second: what takes less is not estimated
 BACKWARD = 4.0  # forward passes that a step of a training is worth: of two models, and back through one
 FOLD = 5.0  # fits that the eigendecomposition of one left-out part is worth, with its products
-FOLDS = 4
 ITERATIONS = 12.0  # passes over stored rows, as they usually are
 
 
@@ -79,13 +79,12 @@ def _seconds(call: Callable[[], object]) -> float:
     """Return the seconds of a second call."""
     import torch
 
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     call()
-    for step in (False, True):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if not step:
-            began = time.monotonic()
-            call()
+    wait()
+    began = time.monotonic()
+    call()
+    wait()
     return time.monotonic() - began
 
 

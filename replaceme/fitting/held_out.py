@@ -21,7 +21,7 @@ TOKENS = 128  # of each, at most
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Quality:
     """Quality of both models' predictions: `perplexity` before and after, and `kl`, in nats per token."""
 
     sequences: int
@@ -37,7 +37,7 @@ def compare_predictions(
     groups: Sequence[Span],
     transforms: "Sequence[Transform]",
     tokens: Tokens,
-) -> Predictions:
+) -> Quality:
     """Return the comparison on the first TOKENS tokens of SEQUENCES sequences; the model must have its head.
 
     Perplexity is `exp` of the mean loss of tokens that follow another, kl the mean of KL(whole || shortened) over all
@@ -47,4 +47,4 @@ def compare_predictions(
     tokens = Tokens(tokens.input_ids[:, :TOKENS], tokens.mask[:, :TOKENS])
     whole, short = compare(model, [predicting(model, family, groups, transforms)], tokens, "held-out text")
     perplexities = (math.exp(min(one.mean_loss, 700.0)) for one in (whole, short))
-    return Predictions(len(tokens), tokens.count, *perplexities, short.mean_divergence)
+    return Quality(len(tokens), tokens.count, *perplexities, short.mean_divergence)

@@ -1,13 +1,14 @@
 """The model that a shortened checkpoint was made from, as the teacher of a healing."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replaceme.activations.divergence import Predictions, divergences
+from replaceme.activations.comparison import compare
+from replaceme.activations.divergence import Predictions, log_probabilities
 from replaceme.activations.head import Head
-from replaceme.activations.language_loss import loss_batches
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import load_record, resolve
@@ -51,20 +52,19 @@ class Teacher:
 
     def predictions(self, batch: Tokens) -> Predictions:
         """Return what it predicts for a batch, without gradients."""
-        if self._head is None:
-            self._head = Head(load_causal_model(self.record.folder, *self._how))
         with torch.no_grad():
-            return Predictions.of(self._head, batch)
+            return Predictions.of(self._loaded(), batch)
 
     def divergence(self, model: "nn.Module", tokens: Tokens) -> float:
         """Return the mean KL divergence of a model's predictions from its own, over all unmasked tokens, in nats."""
-        total = 0.0
-        for batch in loss_batches(model, tokens):
-            with torch.no_grad():
-                other = Predictions.of(model, batch)
-            total += float(divergences(self.predictions(batch), other).double().sum())
-        return total / tokens.count
+        _, found = compare(self._loaded().model, [partial(log_probabilities, model)], tokens, "divergence")
+        return found.mean_divergence
 
     def rest(self) -> None:
         """Leave the memory until the next batch."""
         self._head = None
+
+    def _loaded(self) -> Head:
+        if self._head is None:
+            self._head = Head(load_causal_model(self.record.folder, *self._how))
+        return self._head

@@ -191,9 +191,9 @@ class TableJobs:
         if not section.evaluation:
             return []
         kinds = [EVALUATION.format(evaluation=section.evaluation), *([SPEED] if section.speed else [])]
-        more = [] if self.config.divergence_text(section) is None else [DIVERGENCE]
-        of_rows = [*kinds, *(one.format(evaluation=section.evaluation) for one in more)]
-        return [(self._baselines(table), kinds), (rows, of_rows)]
+        divergent = self.config.divergence_text(section) is not None
+        more = [DIVERGENCE.format(evaluation=section.evaluation)] if divergent else []
+        return [(self._baselines(table), kinds), (rows, [*kinds, *more])]
 
     def _measured(self, tables: Sequence[str]) -> list[str]:
         """Return the measurements of the baselines and rows of tables."""

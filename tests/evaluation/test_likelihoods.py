@@ -80,6 +80,22 @@ def test_batches_change_nothing(model, room, reuse, monkeypatch):
     assert_alike(log_likelihoods(model, given, LONGEST, quiet=True), expected(model, given))
 
 
+def test_ends_of_like_length_share_a_pass(model, monkeypatch):
+    """Whatever the padding that is allowed, and no context's cache is spent by the first of several passes."""
+    given, found = queries(model.config.vocab_size, 9, seed=1), {}
+    run, seen = likelihoods._run, []
+    monkeypatch.setattr(likelihoods, "_run", lambda *a, **o: seen.append(o.get("cache") is not None) or run(*a, **o))
+    for few, padding in ((4096, 0.25), (1, 0.25), (1, 0.0)):
+        monkeypatch.setattr(likelihoods, "FEW", few)
+        monkeypatch.setattr(likelihoods, "PADDING", padding)
+        seen.clear()
+        assert_alike(log_likelihoods(model, given, LONGEST, quiet=True), expected(model, given))
+        found[few, padding] = sum(seen)
+    assert found[4096, 0.25] == 1 < found[1, 0.25] <= found[1, 0.0]
+    tails = [(0, 0, range(length)) for length in (3, 9, 3, 5, 9)]
+    assert [[len(one[2]) for one in part] for part in likelihoods._alike_in_length(tails)] == [[9, 9], [5], [3, 3]]
+
+
 def test_a_full_device_gets_half_as_much(model, monkeypatch):
     given, run, refused = queries(model.config.vocab_size, 6), likelihoods._run, []
 
