@@ -28,7 +28,7 @@ REACH = [
     ("cuts.groups", "greedy", {"cut"}),
     ("cuts.similarity", "cka", {"distances"}),
     ("cuts.after_fit", "predictions", {"candidates"}),
-    ("activations.comparison", "compare", {"candidates", "divergence"}),
+    ("activations.comparison", "compare", {"candidates", "divergence", "heal"}),
     ("cuts.taylor", "taylor_scores", {"candidates"}),
     ("cuts.laco_search", "merge", {"candidates"}),
     ("evaluation.scoring", "estimate", {"evaluate"}),
