@@ -110,7 +110,7 @@ class _Fit:
         warm_up = max(1, min(LONGEST_WARM_UP, round(WARM_UP * self.steps)))
         schedule = Schedule(self.steps, config.kl_learning_rate, warm_up)
         optimiser = torch.optim.Adam(pair.parameters, betas=BETAS)
-        # states that are kept come from other batches, and so have other bits
+        # what is kept comes from other batches, and so has other bits
         self.training = Training(parameters, optimiser, schedule, state.of(kept=pair.kept), CLIP)
         self.best = [one.detach().clone() for one in pair.parameters]
         self.curve: list[tuple[int, float]] = []

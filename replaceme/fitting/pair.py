@@ -1,7 +1,8 @@
 """A model and the same one shortened by maps: the divergence of their predictions, and its gradient.
 
-The blocks before the first carrier are the same in both, so both begin with what they put out (`carrier_inputs`),
-unless the logits of a batch show that something else goes past them.
+The whole model's predictions do not change while maps are trained, nor what the blocks before the first carrier put
+out, with which the shortened one begins, unless the logits of a batch show that something else goes past them
+(`unchanged`).
 """
 
 import logging
@@ -12,14 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from replaceme.activations.capture import trimmed
 from replaceme.activations.divergence import Predictions, descend, divergences
 from replaceme.activations.gradients import recomputing
 from replaceme.activations.head import Head
 from replaceme.activations.hooks import skipped
 from replaceme.activations.streaming import given
-from replaceme.calibration.tokens import Tokens
-from replaceme.fitting.carrier_inputs import CarrierInputs
+from replaceme.fitting.unchanged import Unchanged
 from replaceme.surgery.shortened_model import shortened
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Pair:
         self.head = Head(passes.headed)
         self.blocks = passes.family.block_modules(passes.model)
         self.first = min(start for start, _ in groups) - 1  # carrier
-        self.inputs = CarrierInputs(passes, self.first) if self.first else None
+        self.unchanged = Unchanged(passes, self.head, self.blocks[self.first - 1] if self.first else None)
         self.parameters = [
             one.matrix.to(next(self.blocks[start - 1].parameters()).device, torch.float32).clone().requires_grad_()
             for one, (start, _) in zip(transforms, groups, strict=True)
@@ -55,18 +54,15 @@ class Pair:
 
     @property
     def kept(self) -> bool:
-        """True if the first carrier's inputs are in memory."""
-        return self.inputs is not None and self.inputs.kept
+        """True if what does not change is in memory."""
+        return self.unchanged.kept
 
     def share(self, numbers: Sequence[int], batch_size: int) -> None:
-        """Run the blocks before the first carrier over the sequences of these numbers, once for both models."""
-        if self.inputs is None:
-            return
-        if not self._can_share(numbers[:batch_size]):
-            log.info("kl: more than its input reaches the first carrier, so both models run from the start")
-            self.inputs = None
-            return
-        self.inputs.keep(numbers)
+        """Compute what does not change for the sequences of these numbers, once for all steps."""
+        if self.unchanged.before is not None and not self._can_share(numbers[:batch_size]):
+            log.info("kl: more than its input reaches the first carrier, so the shortened model runs from the start")
+            self.unchanged.before = None
+        self.unchanged.keep(numbers)
 
     def divergence(self, numbers: Sequence[int]) -> torch.Tensor:
         """Return the KL divergence of each unmasked token of some sequences, [tokens] float32."""
@@ -81,27 +77,22 @@ class Pair:
     @contextmanager
     def _both(self, numbers: Sequence[int]) -> Iterator[tuple[Predictions, Predictions]]:
         """Run both models; within the context gradients can be computed."""
-        batch = self._batch(numbers)
-        state = None if self.inputs is None else self.inputs.of(numbers, batch)
+        batch = self.unchanged.batch(numbers)
+        states, inputs = self.unchanged.of(numbers, batch)
         maps = [replace(one, matrix=p) for one, p in zip(self.transforms, self.parameters, strict=True)]
-        with self._beginning_with(state):
-            with torch.no_grad():
-                whole = Predictions.of(self.head, batch)
-            with (
-                recomputing(self.blocks[self.first :] if self.recompute else ()),
-                shortened(self.passes.model, self.passes.family, self.groups, maps),
-            ):
-                yield whole, Predictions.of(self.head, batch)
-
-    def _batch(self, numbers: Sequence[int]) -> Tokens:
-        return trimmed(self.passes.tokens[torch.tensor(numbers)])
+        with (
+            self._beginning_with(inputs),
+            recomputing(self.blocks[self.first :] if self.recompute else ()),
+            shortened(self.passes.model, self.passes.family, self.groups, maps),
+        ):
+            yield Predictions(self.head, states), Predictions.of(self.head, batch)
 
     def _can_share(self, numbers: Sequence[int]) -> bool:
         """Return whether the whole model has the same logits if it begins with the first carrier."""
-        batch, largest, differ = self._batch(numbers), 0.0, 0.0
+        batch, largest, differ = self.unchanged.batch(numbers), 0.0, 0.0
+        plain, inputs = self.unchanged.of(numbers, batch)
         with torch.no_grad():
-            plain = self.head.states(batch)
-            with self._beginning_with(self.inputs.of(numbers, batch)):
+            with self._beginning_with(inputs):
                 short = self.head.states(batch)
             for one, other in zip(plain.split(self.head.rows), short.split(self.head.rows), strict=True):
                 expected = self.head.logits(one).float()
@@ -111,7 +102,7 @@ class Pair:
 
     @contextmanager
     def _beginning_with(self, state: torch.Tensor | None) -> Iterator[None]:
-        """Run the first carrier on a state, without the blocks before it; None: as the model is."""
+        """Run the first carrier on a state, without the blocks before it; None: the model runs as it is."""
         carrier = self.blocks[self.first]
         with ExitStack() as stack:
             if state is not None:

@@ -1,6 +1,7 @@
 """Maps fitted end to end: against the divergence of saved models, from all placements, resumed to the same bits."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import replaceme
 from replaceme.calibration.tokens import tokens_from_texts
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
-from replaceme.fitting import carrier_inputs, end_to_end, pair
+from replaceme.fitting import end_to_end, pair, unchanged
 from replaceme.fitting.fit_cut import Passes, fit_cut
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.loading import load_causal_model, load_tokenizer
@@ -77,26 +78,32 @@ def test_the_start_is_kept_where_training_makes_it_worse(llama, make_tokens):
     assert torch.equal(found.matrix.float(), closed.matrix.float())
 
 
+def count(ran, number, block, *_):
+    ran[number] += getattr(block.forward, "__name__", "") != "hand_on"
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_what_comes_before_the_carrier_runs_once(family, request, make_tokens, monkeypatch):
+def test_what_does_not_change_is_computed_once(family, request, make_tokens, monkeypatch):
     """The divergence and its gradient are those of two whole passes, with states kept or not, activations computed
     again or not, on sequences of unequal length; where the logits are not the same, both models run from the start.
     """
     folder = request.getfixturevalue(family)
     passes = passes_of(folder, make_tokens(side="left"))
     start = fit_cut(FitConfig(), GROUPS, resolve(str(folder)), None, lambda: passes, passes.family)
-    monkeypatch.setattr(carrier_inputs, "DEVICE_SHARE", 0.0)
+    monkeypatch.setattr(unchanged, "DEVICE_SHARE", 0.0)
     found = []
-    for same, room, recompute, runs in ((-1, 1, False, 2), (1e-3, 1, True, 0), (1e-3, 0, False, 1)):
+    ways = ((-1, 0, False, (2, 2)), (-1, 1, False, (1, 1)), (1e-3, 1, True, (0, 1)), (1e-3, 0, False, (1, 2)))
+    for same, room, recompute, runs in ways:
         monkeypatch.setattr(pair, "SAME", same)
-        monkeypatch.setattr(carrier_inputs, "HOST_SHARE", room)
+        monkeypatch.setattr(unchanged, "HOST_SHARE", room)
         both = pair.Pair(passes, GROUPS, start, recompute)
         both.share([0, 2, 4, 5, 7], 2)
-        ran = []
-        hook = both.blocks[0].register_forward_hook(lambda block, *_, ran=ran: ran.append(block.forward.__name__))
+        ran = {0: 0, len(both.blocks) - 1: 0}  # of the first block and the last
+        hooks = [both.blocks[block].register_forward_hook(partial(count, ran, block)) for block in ran]
         values = both.descend([4, 0, 7])
-        hook.remove()
-        assert len([name for name in ran if name != "hand_on"]) == runs and both.kept == (runs == 0)
+        for hook in hooks:
+            hook.remove()
+        assert tuple(ran.values()) == runs and both.kept == room
         assert torch.equal(both.divergence([4, 0, 7]), values)
         found.append((values, both.parameters[0].grad))
     for others in found[1:]:
