@@ -3,7 +3,7 @@
 KL(p || q) = sum_v p(v) (log p(v) - log q(v)),   p of the one model, q of the other, v over the vocabulary
 
 Values and gradients are formed from the states before the heads, a part of the tokens at a time, so that logits of all
-tokens never exist. With respect to the logits of q the gradient is q - p.
+tokens never exist; each part by one launch of `kernels.divergence`.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,10 @@ import torch
 from replaceme.activations.gradients import backward
 from replaceme.activations.head import Head
 from replaceme.calibration.tokens import Tokens
+from replaceme.kernels.divergence import LEAST, divergence
 
 if TYPE_CHECKING:
     from torch import nn
-
-LEAST = -1e4  # log-probability, below which a logit stands for "never"
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def descend(whole: Predictions, other: Predictions, weight: float) -> torch.Tens
     for p, q in _pairs(whole, other):
         part = q.detach().requires_grad_()
         logits = other.head.logits(part)
-        value, slope = _compared(whole, p, logits.detach())
-        backward(logits, slope.mul_(weight).to(logits.dtype))
+        value, slope = _compared(whole, p, logits.detach(), weight)
+        backward(logits, slope)
         values.append(value)
         slopes.append(part.grad)
     backward(other.states, torch.cat(slopes))
@@ -76,11 +75,11 @@ def _pairs(whole: Predictions, other: Predictions) -> Iterator[tuple[torch.Tenso
     yield from zip(whole.states.split(rows), other.states.split(rows), strict=True)
 
 
-def _compared(whole: Predictions, states: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the divergence [tokens] of logits from those of states of the whole model, and its gradient, float32."""
+def _compared(
+    whole: Predictions, states: torch.Tensor, logits: torch.Tensor, weight: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the divergence [tokens] of logits from those of states of the whole model, and with a weight its gradient
+    times that.
+    """
     with torch.no_grad():
-        p = whole.head.logits(states).to(logits.device).float().log_softmax(-1).clamp_(min=LEAST)
-        q = logits.float().log_softmax(-1).clamp_(min=LEAST)
-        likely = p.exp()
-        values = p.sub_(q).mul_(likely).sum(-1)
-        return values, q.exp_().sub_(likely)
+        return divergence(whole.head.logits(states).to(logits.device), logits, weight)

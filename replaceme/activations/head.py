@@ -34,6 +34,8 @@ class Head:
     def states(self, batch: Tokens) -> "torch.Tensor":
         """Return the states before the head of the unmasked tokens of a batch, [tokens, hidden]."""
         found = self.run(**model_inputs(self.base, batch)).last_hidden_state
+        if batch.mask.all():  # nothing to choose, for which a GPU would be waited for
+            return found.flatten(0, 1)
         return found[batch.mask.to(found.device)]
 
     def logits(self, states: "torch.Tensor") -> "torch.Tensor":

@@ -76,6 +76,8 @@ class Unchanged:
         if self.before is None:
             return predictions, None
         rows = self._rows(self._inputs, numbers)
+        if batch.mask.all():
+            return predictions, rows.view(*batch.mask.shape, -1)
         states = rows.new_zeros(*batch.mask.shape, rows.shape[1])
         states[batch.mask.to(states.device)] = rows
         return predictions, states
@@ -106,7 +108,9 @@ class Unchanged:
         for place, share in ((device, DEVICE_SHARE), (torch.device("cpu"), HOST_SHARE)):
             free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else free_memory("cpu")
             if needed <= share * free:
-                log.info("kl: the whole model's predictions, %.2f GB, are kept in the memory of %s", needed / 1e9, place)
+                log.info(
+                    "kl: the whole model's predictions, %.2f GB, are kept in the memory of %s", needed / 1e9, place
+                )
                 return place
         log.info("kl: the whole model's predictions, %.2f GB, are computed again for each batch", needed / 1e9)
         return None

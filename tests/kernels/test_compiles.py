@@ -147,3 +147,12 @@ def test_pairwise_cosine(capability, tmp_path):
     constants |= {"BLOCK_PAIRS": min(64 * 64 // 4, pairwise.PAIRS_PER_WARP * configuration.warps)}
     args = (constants, capability, configuration.warps, configuration.stages)
     check(compiled(pairwise._pairwise_cosine_kernel, types, *args), capability, tmp_path)
+
+
+@pytest.mark.parametrize("capability", ENDS)
+def test_divergence(capability, tmp_path):
+    kernels = module("divergence")
+    types = dict.fromkeys(("p_ptr", "q_ptr", "gradient_ptr"), "*bf16") | {"values_ptr": "*fp32", "weight": "fp32"}
+    constants = {"LOWEST": kernels.LEAST, "HAS_GRADIENT": True, "BLOCK": kernels.BLOCK}
+    args = (constants, capability, kernels.WARPS)
+    check(compiled(kernels._divergence_kernel, types, *args), capability, tmp_path)
