@@ -14,20 +14,23 @@ CPU_TOKENS = 2048  # of a pass on a CPU
 GPU_TOKENS = 2**16  # of a pass on a GPU, at most
 GPU_SHARE = 0.25  # of a GPU's memory, for what a pass computes
 CACHED = 8  # tokens that a cache may hold for each of a pass
+# operations that take as long as starting those of one block: on an H200 2.5 ms, at 5e14 a second
+STARTED = {"cuda": 1.25e12, "cpu": 3e7}
 
 
 @dataclass(frozen=True)
 class Room:
-    """The size of a forward pass: padded tokens, rows of logits, sequences."""
+    """The size of a forward pass: padded tokens, rows of logits, sequences; `few` tokens take no less time than one."""
 
     tokens: int
     rows: int
     sequences: int
+    few: int = 1
 
     @property
     def half(self) -> "Room":
         """Half of the room, for a device that had none for the whole."""
-        return Room(max(1, self.tokens // 2), max(1, self.rows // 2), max(1, self.sequences // 2))
+        return Room(*(max(1, size // 2) for size in (self.tokens, self.rows, self.sequences)), self.few)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def first_batch(groups: Sequence[Group], room: Room) -> list[Group]:
         longest = max([longest, *(len(answer) - 1 for _, answer in group.tails)])
         after += sum(len(answer) - 1 for _, answer in group.tails)
         full = (
-            max((count + 1) * width, tails * longest) > room.tokens
+            max((count + 1) * width, after) > room.tokens
             or tails * (width + longest) > CACHED * room.tokens
             or max(rows, after) > room.rows
             or max(count + 1, tails) > room.sequences
@@ -108,13 +111,16 @@ def room_of(model: "nn.Module", most: int | None = None) -> Room:
 
     sizes, device = model.config.get_text_config(), next(model.parameters()).device
     sequences = 2**31 if most is None else most
-    if device.type == "cpu":
-        return Room(CPU_TOKENS, max(1, LOGITS // sizes.vocab_size), sequences)
-    memory = GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
     inner = getattr(sizes, "intermediate_size", None) or 4 * sizes.hidden_size
+    # of a token in one block: about four projections of the attention, three of the MLP
+    operations = 2 * sizes.hidden_size * (4 * sizes.hidden_size + 3 * inner)
+    few = max(1, int(STARTED[device.type] / operations))
+    if device.type == "cpu":
+        return Room(CPU_TOKENS, max(1, LOGITS // sizes.vocab_size), sequences, few)
+    memory = GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
     # of a token: the states of a block and of its MLP, and the keys and values of all blocks
     token = model.dtype.itemsize * (
         16 * sizes.hidden_size + 4 * inner + 2 * sizes.num_hidden_layers * sizes.hidden_size
     )
     row = (model.dtype.itemsize + 8) * sizes.vocab_size  # logits, and a part of them in float32
-    return Room(min(GPU_TOKENS, int(memory / token)), max(1, int(memory / row)), sequences)
+    return Room(min(GPU_TOKENS, int(memory / token)), max(1, int(memory / row)), sequences, few)

@@ -21,7 +21,7 @@ import numpy as np
 
 from replaceme.activations.head import LOGITS, Head
 from replaceme.core.progress import bar
-from replaceme.evaluation.batches import Group, first_batch, grouped, room_of
+from replaceme.evaluation.batches import Group, Room, first_batch, grouped, room_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 Answered = tuple[float, bool]  # a log-likelihood, and whether greedy decoding gives the answer
 Rows = list[tuple[int, Sequence[int]]]  # the row of logits that predicts the first token of some tokens, and these
 Tail = tuple[int, int, Sequence[int]]  # group, number of its answer, the answer, all but whose last token runs
-# tails of one pass: as many as lose little to padding, or this many tokens, below which a pass takes no less time
-PADDING, FEW = 0.25, 4096
+PADDING = 0.25  # of the tokens of a pass over tails, at most
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def log_likelihoods(
         while groups:
             batch = first_batch(groups, room)
             try:
-                passes += _answered(model, batch)
+                passes += _answered(model, batch, room)
             except torch.cuda.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
@@ -110,7 +109,7 @@ def _reuses(model: "nn.Module") -> bool:
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def _answered(model: "nn.Module", batch: Sequence[Group]) -> list[Pass]:
+def _answered(model: "nn.Module", batch: Sequence[Group], room: Room) -> list[Pass]:
     """Score the answers of groups by a pass over sequences and, where answers have tails, one over these."""
     import torch
 
@@ -125,7 +124,7 @@ def _answered(model: "nn.Module", batch: Sequence[Group]) -> list[Pass]:
         begun += group.queries
     found = [_scores(logits, wanted, begun)]
     tails = [(number, k, answer) for number, group in enumerate(batch) for k, answer in group.tails]
-    for part in _alike_in_length(tails):
+    for part in _alike_in_length(tails, room):
         chosen = _placed(ids.device, [number for number, *_ in part])
         tail_ids, after = _padded(model, [answer[:-1] for _, _, answer in part], left=False)
         counts = np.array([len(answer) - 1 for _, _, answer in part])
@@ -138,14 +137,16 @@ def _answered(model: "nn.Module", batch: Sequence[Group]) -> list[Pass]:
     return found
 
 
-def _alike_in_length(tails: "list[Tail]") -> "Iterator[list[Tail]]":
-    """Yield tails by length, those together whose padding is at most PADDING of their tokens, or that are FEW."""
+def _alike_in_length(tails: "list[Tail]", room: Room) -> "Iterator[list[Tail]]":
+    """Yield tails by length, as many together as a pass has room for, and lose at most PADDING of their tokens to
+    padding, or are few.
+    """
     part: list[Tail] = []
     used = 0  # tokens that a part runs
     for tail in sorted(tails, key=lambda tail: -len(tail[2])):
         tokens = len(tail[2]) - 1
         padded = (len(part) + 1) * (len(part[0][2]) - 1) if part else 0
-        if padded > FEW and padded > (1 + PADDING) * (used + tokens):
+        if padded > room.tokens or padded > max(room.few, (1 + PADDING) * (used + tokens)):
             yield part
             part, used = [], 0
         part.append(tail)

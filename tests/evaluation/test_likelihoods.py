@@ -1,11 +1,13 @@
 """Log-likelihoods of answers: against lm-eval's own class and the model's own logits, for every family."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from family_checks import FAMILIES, VARIANTS, source
 
 from replaceme.evaluation import likelihoods
-from replaceme.evaluation.batches import Room, first_batch, grouped
+from replaceme.evaluation.batches import Room, first_batch, grouped, room_of
 from replaceme.evaluation.likelihoods import log_likelihoods
 from replaceme.evaluation.lm_eval import language_model
 
@@ -86,14 +88,29 @@ def test_ends_of_like_length_share_a_pass(model, monkeypatch):
     run, seen = likelihoods._run, []
     monkeypatch.setattr(likelihoods, "_run", lambda *a, **o: seen.append(o.get("cache") is not None) or run(*a, **o))
     for few, padding in ((4096, 0.25), (1, 0.25), (1, 0.0)):
-        monkeypatch.setattr(likelihoods, "FEW", few)
+        monkeypatch.setattr(likelihoods, "room_of", lambda *_, few=few: Room(2**20, 2**20, 2**20, few))
         monkeypatch.setattr(likelihoods, "PADDING", padding)
         seen.clear()
         assert_alike(log_likelihoods(model, given, LONGEST, quiet=True), expected(model, given))
         found[few, padding] = sum(seen)
     assert found[4096, 0.25] == 1 < found[1, 0.25] <= found[1, 0.0]
     tails = [(0, 0, range(length)) for length in (3, 9, 3, 5, 9)]
-    assert [[len(one[2]) for one in part] for part in likelihoods._alike_in_length(tails)] == [[9, 9], [5], [3, 3]]
+    for room, parts in (
+        (Room(2**20, 1, 1), [[9, 9], [5], [3, 3]]),
+        (Room(2**20, 1, 1, few=40), [[9, 9, 5, 3, 3]]),
+        (Room(8, 1, 1, few=40), [[9], [9], [5, 3], [3]]),
+    ):
+        found = likelihoods._alike_in_length(tails, room)
+        assert [[len(one[2]) for one in part] for part in found] == parts
+
+
+def test_a_pass_over_few_tokens_costs_no_more_than_over_one_where_blocks_are_small(model):
+    def few(hidden):
+        sizes = SimpleNamespace(hidden_size=hidden, intermediate_size=4 * hidden, vocab_size=9)
+        config = SimpleNamespace(get_text_config=lambda: sizes)
+        return room_of(SimpleNamespace(config=config, parameters=model.parameters)).few
+
+    assert few(64) > 100 and few(4096) == 1
 
 
 def test_a_full_device_gets_half_as_much(model, monkeypatch):
