@@ -9,6 +9,7 @@ import pytest
 from replaceme.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
+HARDWARE = {"cores": 2, "memory_bytes": 10**9, "gpus": [], "gpu_driver": None}
 TABLE = "A caption.\n\n**Summary**\n\n| fit |\n| --- |\n| ls  |\n\n**Tasks, %**\n\n| other |\n"
 
 
@@ -64,6 +65,26 @@ def test_one_page_shows_all(results, tmp_path):
     assert "![f](figures/f.svg)\n\nWhat & why." in page
     for link in re.findall(r"\]\((.*?)\)", page):
         assert (out / link).is_file() or link == "figures/f.csv"
+
+
+def test_the_machine_is_the_one_that_measured(results, tmp_path, caplog):
+    def measured(name, step, cpu):
+        path = results / "records" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"step": step, "hardware": {**HARDWARE, "cpu": cpu}, "versions": {"torch": "1"}}))
+
+    def published():
+        assert main(["publish", str(results), "--out", str(tmp_path / "out"), "--command", "make run"]) == 0
+        return json.loads((tmp_path / "out/record.json").read_text())
+
+    assert published()["versions"]["python"], "of here, where nothing says more"
+    measured("a", "table", "here")
+    measured("b", "evaluate", "there")
+    found = published()
+    assert found["hardware"]["cpu"] == "there" and found["versions"] == {"torch": "1"}
+    assert "there" in (tmp_path / "out/README.md").read_text() and not caplog.records
+    measured("c", "evaluate", "elsewhere")
+    assert published()["hardware"]["cpu"] == "there" and "on 2 kinds of machines" in caplog.text
 
 
 def test_names_of_tables_may_hold_dots(results, tmp_path):

@@ -1,17 +1,23 @@
 """publish: keep a copy of record of a run's tables and figures, with the command and machine that made them."""
 
 import argparse
+import json
+import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import replacing, write_json, write_text
+from replaceme.core.files import read_json, replacing, write_json, write_text
 from replaceme.core.redaction import redacted
 from replaceme.provenance.environment import hardware, versions
+from replaceme.provenance.job_record import FOLDER
 from replaceme.reports.published_page import overview, summary
 from replaceme.steps.common import out_argument
 
 ONLINE = False
+log = logging.getLogger(__name__)
+MEASURES = "evaluate"  # the step whose machine counts
 FOLDERS = ("tables", "figures")
 KINDS = (".csv", ".md", ".svg")  # what a reader opens; of these .html and .tex are made again in no time
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -35,12 +41,22 @@ def run(args: argparse.Namespace) -> None:
     for path in [*files, *args.results.glob("provenance.md")]:
         with replacing(args.out / path.relative_to(args.results)) as copy:
             copy.write_bytes(path.read_bytes())
-    record = {"command": redacted(args.command), "hardware": hardware(ask_gpu=True), "versions": versions()}
+    record = {"command": redacted(args.command), **_machine(args.results)}
     write_json(args.out / "record.json", record)
     write_text(args.out / "README.md", overview(args.out, record))
     if args.readme is not None:
         text = args.readme.read_text(encoding="utf-8")
         write_text(args.readme, BLOCK.sub(lambda match: _block(match, args.results), text))
+
+
+def _machine(results: Path) -> dict[str, Any]:
+    """Return hardware and versions of where the benchmarks of a run were measured, or of here if nothing says."""
+    records = map(read_json, sorted((results / FOLDER).rglob("*.json")))
+    found = [{name: one[name] for name in ("hardware", "versions")} for one in records if one["step"] == MEASURES]
+    distinct = {json.dumps(one, sort_keys=True): one for one in found}
+    if len(distinct) > 1:
+        log.warning("%s: measured on %d kinds of machines or versions; the first is named", results, len(distinct))
+    return next(iter(distinct.values()), None) or {"hardware": hardware(ask_gpu=True), "versions": versions()}
 
 
 def _block(match: re.Match, results: Path) -> str:
