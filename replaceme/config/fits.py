@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from replaceme.config.methods import OTHERS, MethodConfig
 from replaceme.config.placement import OFFERED, PlacementOptions
-from replaceme.config.solvers import KL, SOLVERS, AdamOptions, KlOptions, SolverOptions
+from replaceme.config.solvers import GRADIENT, KL, SOLVERS, AdamOptions, KlOptions, SolverOptions
 from replaceme.config.transforms import RIDGES, STRUCTURES, TransformOptions
 
 REPLACEME = "replaceme"
@@ -49,6 +49,13 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, Transfo
     def own_code(self) -> bool:
         """True if the model brings code of its own."""
         return self.place.own_code
+
+    @property
+    def by(self) -> str:
+        """Return what finds T, in a few words for a table: nothing, a closed form or gradients."""
+        if self.end_to_end:
+            return GRADIENT
+        return SOLVERS[self.solver].by if self.needs_rows else self.structure.by
 
     @property
     def unfitted(self) -> bool:

@@ -15,10 +15,11 @@ from replaceme.config.solvers import TrainingOptions
 class MethodConfig(Strict):
     """Questions that every section of `fits` answers; by default as a method does that fits no T.
 
-    `narrows`: all blocks stay, and get narrower.
+    `narrows`: all blocks stay, and get narrower. `by`: what finds its numbers, in a few words for a table.
     """
 
     narrows: ClassVar[bool] = False
+    by: ClassVar[str]
 
     method: str
 
@@ -69,12 +70,16 @@ class _BlockByBlock(MethodConfig):
 class SvdLlmConfig(_BlockByBlock):
     """SVD-LLM: pairs of factors in place of the linear layers, as small as without the blocks of the cut."""
 
+    by = "closed form, truncated SVD"
+
     model_config = ConfigDict(title="method svd_llm")
     method: Literal["svd_llm"] = Field(description="svd_llm: pairs of factors in place of the linear layers.")
 
 
 class LlmStreamlineConfig(TrainingOptions, MethodConfig):
     """LLM-Streamline: the carrier trained to do the work of the blocks of the cut."""
+
+    by = "gradient, a whole block"
 
     model_config = ConfigDict(title="method llm_streamline")
     method: Literal["llm_streamline"] = Field(
@@ -99,6 +104,8 @@ class LlmStreamlineConfig(TrainingOptions, MethodConfig):
 class SliceGptConfig(_BlockByBlock):
     """SliceGPT: a narrower residual stream, as small as without the blocks of the cut."""
 
+    by = "closed form, rotation"
+
     model_config = ConfigDict(title="method slicegpt")
     method: Literal["slicegpt"] = Field(description="slicegpt: a narrower residual stream.")
 
@@ -107,6 +114,7 @@ class LlmPrunerConfig(MethodConfig):
     """LLM-Pruner: fewer attention heads and MLP channels, as small as without the blocks of the cut."""
 
     narrows = True
+    by = "nothing; gradients choose"
 
     model_config = ConfigDict(title="method llm_pruner")
     method: Literal["llm_pruner"] = Field(description="llm_pruner: fewer attention heads and MLP channels.")

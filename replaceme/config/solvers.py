@@ -10,6 +10,9 @@ from typing import Literal
 from pydantic import Field
 
 from replaceme.config.base import Strict
+from replaceme.config.transforms import CLOSED_FORM
+
+GRADIENT = "gradient"
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Solver:
     """A solver over rows; its function is named `module.function` of the room `transforms`, and imported when it runs.
 
     `function(given, objective, **options)` gives the transform (see `transforms.given_rows`), `options` being the keys
-    that it can be told; `penalties` those that its objective can be. `square`: it starts from T = I.
+    that it can be told; `penalties` those that its objective can be. `square`: it starts from T = I. `by`: what finds
+    T, in a few words for a table.
     """
 
     function: str
@@ -25,6 +29,7 @@ class Solver:
     options: tuple[str, ...] = ()
     penalties: tuple[str, ...] = ()
     square: bool = True
+    by: str = GRADIENT
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -38,6 +43,7 @@ SOLVERS = {
         "the closed form for l2 and reweighted least squares for the others",
         ("iterations", "ridge_relative", "towards"),
         square=False,
+        by=f"{CLOSED_FORM}, reweighted",
     ),
     "adam": Solver(
         "adam.fit_adam",

@@ -15,7 +15,7 @@ RATES = ("prefill_tokens_per_s", "decode_tokens_per_s")
 SPEED = (*RATES, "peak_memory_bytes")
 SECTIONS = (*PRODUCT, "healings")  # of the names in a row, in their order
 # the columns of a table left of its tasks
-KEYS = ("model", "calibration", "cut", "fit", "healing", "removed", "span", "metric", "position", "compression")
+KEYS = ("model", "calibration", "cut", "fit", "healing", "by", "removed", "span", "metric", "position", "compression")
 BASELINE = "baseline"  # in place of a fit, and the name of the folder
 HEALED = "healed"  # the folder of the healings of a fit
 
@@ -48,6 +48,7 @@ class TableConfig(Strict):
     )
     evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
     speed: bool = Field(True, description="Measure rates and memory of every row; false: the table has only its size.")
+    by: bool = Field(False, description="Say what each fit is found by: nothing, a closed form, or gradients.")
     caption: str = Field("", description="A sentence above the table.")
     reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
 

@@ -21,6 +21,7 @@ def _ridge(value: Any) -> float | str:
 
 
 WEIGHT = "weight"  # the origin that is read from the checkpoint
+CLOSED_FORM, NOTHING = "closed form", "nothing"
 RIDGES = ("ridge", "ridge_relative", "towards")
 
 
@@ -33,7 +34,7 @@ class Structure:
     and, where somebody has them, statistics. `ratios`: it is also given the ratios of magnitudes of the residual stream
     across the cut, in the `basis` that a function of the hidden size gives. `automatic(statistics, shards, towards)`
     fits it with `ridge: auto`. `over_rows`: the solvers over rows fit it. `any_shape`: T need not be square. `factor`:
-    T is a multiple of the identity.
+    T is a multiple of the identity. `by`: what finds T, in a few words for a table.
     """
 
     function: str
@@ -47,6 +48,7 @@ class Structure:
     over_rows: bool = False
     any_shape: bool = False
     factor: bool = False
+    by: str = CLOSED_FORM
 
 
 STRUCTURES = {
@@ -57,13 +59,19 @@ STRUCTURES = {
         over_rows=True,
         any_shape=True,
     ),
-    "identity": Structure("closed_form.fit_identity", "blocks are dropped, nothing is fitted: UIDL", fitted=False),
+    "identity": Structure(
+        "closed_form.fit_identity", "blocks are dropped, nothing is fitted: UIDL", fitted=False, by=NOTHING
+    ),
     "diagonal": Structure("structured.fit_diagonal", options=RIDGES),
     "orthogonal": Structure("structured.fit_orthogonal", "Procrustes"),
     "low_rank": Structure("structured.fit_low_rank", options=("rank", *RIDGES), needed=("rank",)),
     "lower_triangular": Structure("structured.fit_lower_triangular", options=RIDGES),
     "sparse": Structure(
-        "sparse.fit_elastic_net", "L1 penalty: lasso, elastic net", options=("l1", *RIDGES), needed=("l1",)
+        "sparse.fit_elastic_net",
+        "L1 penalty: lasso, elastic net",
+        options=("l1", *RIDGES),
+        needed=("l1",),
+        by="proximal gradient",
     ),
     "scalar": Structure("scaling.fit_scalar", "one factor", options=RIDGES, factor=True),
     "hadamard": Structure("scaling.fit_hadamard", "a diagonal in a Hadamard basis", options=RIDGES),
@@ -83,6 +91,7 @@ STRUCTURES = {
         "collapse.fit_collapse",
         "the removed blocks' weights are merged into the carrier's, nothing is fitted: LaCo",
         fitted=False,
+        by="nothing; weights added up",
     ),
 }
 

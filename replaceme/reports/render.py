@@ -116,6 +116,8 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
     ]
     if "healing" in frame:
         names.append(Column("healed by", "healing", meaning="training after the shortening; empty: none"))
+    if "by" in frame:
+        names.append(Column("by", "by", meaning="what finds the numbers that are new; a gradient's take the longest"))
     sizes = [Column("removed", "span", meaning="blocks removed, start included, end not")]
     sizes += [Column("ratio %", "compression", "percent", 100, meaning="share of the parameters removed")]
     tasks = task_columns(list(frame.columns))

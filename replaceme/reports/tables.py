@@ -43,7 +43,12 @@ class _Result:
 
 
 def collect(
-    rows: Sequence[Path], baselines: Sequence[Path], evaluation: str, speed: bool = True, divergence: bool = False
+    rows: Sequence[Path],
+    baselines: Sequence[Path],
+    evaluation: str,
+    speed: bool = True,
+    divergence: bool = False,
+    by: bool = False,
 ) -> "pandas.DataFrame":
     """Return one row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures,
     SIZE.
@@ -51,7 +56,8 @@ def collect(
     `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> inside one (only then there is a column
     `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
     `speed` they have a speed.json too, and the table the columns SPEED; with `divergence` the rows have a file of that
-    name in their `divergence` folder too, and the table the columns DIVERGENCE. Accuracies are fractions, `rp` and only
+    name in their `divergence` folder too, and the table the columns DIVERGENCE; with `by` there is a column of that
+    name, which says what finds the numbers of each fit. Accuracies are fractions, `rp` and only
     it is in percent. `*_vs_identity` are paired over items with the identity fit of the same cut, not healed. Raises
     ReplaceMeError naming a missing file or baseline.
     """
@@ -75,7 +81,7 @@ def collect(
                 identity = identities.get(result.names[:3])
                 records.append(_record(result, reference, None if identity is result else identity))
     everything = [*references.values(), *results]
-    columns = _columns(everything)
+    columns = [name for name in _columns(everything) if by or name != "by"]
     frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
     frame.attrs["tasks"] = _task_notes(everything)
     frame.attrs["own_code"] = sorted({result.names[3] for result in results if result.fit.get("own_code")})
@@ -176,6 +182,7 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     cut, size = result.cut, _size(result)
     record = dict(zip(KEYS, result.names, strict=False))
     narrower = result.fit.get("method") in NARROWING
+    record["by"] = result.fit.get("by")
     record["removed"] = 0 if narrower or cut is None else cut.blocks
     record["span"] = "none, narrower" if narrower else cut and cut.span
     record["metric"], record["position"] = cut and cut.metric, cut and cut.position

@@ -136,7 +136,8 @@ def _passes(args: argparse.Namespace, record: ModelRecord, head: bool = False) -
 
 
 def _write_report(args: argparse.Namespace, config: MethodConfig, report: dict[str, Any], origin: Origin) -> None:
-    write_json(args.out / "fit.json", {**config.model_dump(), "own_code": config.own_code, **report, **origin.content})
+    facts = {"own_code": config.own_code, "by": config.by}
+    write_json(args.out / "fit.json", {**config.model_dump(), **facts, **report, **origin.content})
     numbers = {key: value for key, value in report.items() if not isinstance(value, list | dict)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))
 

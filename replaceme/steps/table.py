@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--speed", action=argparse.BooleanOptionalAction, default=True, help="whether to show what `speed` measured"
     )
     parser.add_argument("--divergence", action="store_true", help="whether to show what `divergence` measured")
+    parser.add_argument("--by", action="store_true", help="whether to say what each fit is found by")
     parser.add_argument("--caption", default="", help="sentence above the table")
     out_argument(parser, "path of the table without its ending")
 
@@ -30,5 +31,5 @@ def run(args: argparse.Namespace) -> None:
     from replaceme.reports.render import write
     from replaceme.reports.tables import collect
 
-    frame = collect(args.rows, args.baseline, args.evaluation, args.speed, args.divergence)
+    frame = collect(args.rows, args.baseline, args.evaluation, args.speed, args.divergence, args.by)
     write(frame, args.out, args.caption)

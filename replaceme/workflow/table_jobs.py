@@ -97,6 +97,7 @@ class TableJobs:
         section = self.config.tables[names.table]
         baselines = [f"--baseline {folder}" for folder in self._baselines(names.table)]
         more = [] if section.speed else ["--no-speed"]
+        more += ["--by"] if section.by else []
         more += ["--divergence"] if self.config.divergence_text(section) is not None else []
         words = [*self._braced_rows(names.table), *baselines, f"--evaluation {section.evaluation}", *more]
         return " ".join([*words, self.caption_option(names)])

@@ -8,6 +8,7 @@ import pandas
 import pytest
 from given import cut_of
 
+from replaceme.config.fits import fit_config
 from replaceme.config.tables import SPEED
 from replaceme.core import uncertainty
 from replaceme.core.errors import ReplaceMeError
@@ -124,6 +125,32 @@ def test_a_healed_row_is_compared_with_what_was_not_healed(results, tmp_path):
     render.write(frame, tmp_path / "table", "Toy")
     text = (tmp_path / "table.md").read_text()
     assert "| cut | fit      | healed by |" in text and text.count("| full ") == 6
+
+
+def test_what_each_fit_is_found_by(results, tmp_path):
+    rows, baselines = results
+    given = ({"transform": "identity"}, {"objective": "kl", "placement": "down_proj"})
+    for folder, options in zip(rows, given, strict=True):
+        put(folder / "fit.json", {**options, "by": fit_config(**options).by})
+    assert "by" not in tables.collect(rows, baselines, "micro").columns
+    frame = tables.collect(rows, baselines, "micro", by=True)
+    assert list(frame["by"].fillna("")) == ["", "nothing", "gradient"]
+    render.write(frame, tmp_path / "table", "Toy")
+    assert "| ls       | gradient | [3, 5)  |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "by"),
+    [
+        ({"placement": "block", "ridge": "auto"}, "closed form"),
+        ({"objective": "cosine"}, "closed form, reweighted"),
+        ({"objective": "cosine", "solver": "adam"}, "gradient"),
+        ({"transform": "collapse"}, "nothing; weights added up"),
+        ({"method": "slicegpt"}, "closed form, rotation"),
+    ],
+)
+def test_what_finds_a_fit_follows_from_its_section(options, by):
+    assert fit_config(**options).by == by
 
 
 def test_missing_cells_stay_missing(results):
