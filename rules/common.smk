@@ -51,6 +51,7 @@ fits = FitJobs(CONFIG)
 measures = MeasureJobs(CONFIG)
 tables = TableJobs(CONFIG, fits)
 figures = FigureJobs(CONFIG, tables)
+config["front"] = figures.front()  # for captions/workflow.rst
 takes = Requests(
     fits,
     "cuda" if DEVICES.gpu else "cpu",
@@ -107,7 +108,7 @@ def shown(path, caption, category, subcategory=None, **labels):
     )
 
 
-def formats(path, caption, category="Tables", subcategory=None, **labels):
+def formats(path, caption, category="1. Tables", subcategory=None, **labels):
     """Return the outputs of a table, of which the report shows .csv and .html."""
     return {
         ending: (

@@ -81,7 +81,7 @@ rule provenance:
         html=shown(
             f"{paths.PROVENANCE}.html",
             "provenance",
-            "Provenance",
+            "3. Provenance",
             of="all tables",
             format="html",
         ),
@@ -111,7 +111,7 @@ rule figure_table:
         shown(
             f"{paths.TABLE}.svg",
             "figure",
-            "Figures",
+            "2. Figures",
             "of tables",
             figure="{table}",
             of="table",
@@ -138,7 +138,7 @@ use rule figure_table as figure_distances with:
         shown(
             paths.DISTANCES_FIGURE,
             "distances",
-            "Figures",
+            "2. Figures",
             "distances of blocks",
             figure="{model}, {calibration}",
             of="distances",
@@ -160,7 +160,7 @@ use rule figure_table as figure_enough with:
         shown(
             paths.ENOUGH_FIGURE,
             "enough",
-            "Figures",
+            "2. Figures",
             "calibration texts",
             figure="{model}, {calibration}",
             of="how much text is enough",
@@ -182,7 +182,7 @@ use rule figure_table as figure_cut with:
         shown(
             paths.CUT_FIGURE,
             "cut",
-            "Figures",
+            "2. Figures",
             "choice of cuts",
             figure="{model}, {calibration}, {cut}",
             of="cut",
@@ -204,7 +204,7 @@ use rule figure_table as figure_healing with:
         shown(
             paths.HEALING_FIGURE,
             "healing",
-            "Figures",
+            "2. Figures",
             "healings",
             figure="{model}, {calibration}, {cut}, {fit}, {healing}",
             of="healing",
@@ -227,7 +227,7 @@ rule figure_declared:
         svg=shown(
             f"{paths.FIGURE}.svg",
             "declared",
-            "Figures",
+            "2. Figures",
             "declared",
             figure="{figure}",
             of="the config",

@@ -96,6 +96,10 @@ def test_report(completed):
         assert name in page
     assert "Average accuracy and perplexity" in page and "results of several environments" in page
     assert "provenance.html" in page and "a linear map is fitted on a little text" in page
+    # it opens with the first table and its figure
+    assert "the summary of table main.1 and its figure" in page
+    front = page[page.index('<div id=\\"front\\">') : page.index("var results")]
+    assert "<h2>Summary</h2>" in front and "<h2>Tasks" not in front and "results['results/tables/main.1.svg']" in front
     assert not completed.attempts.exists()
 
 
