@@ -5,6 +5,7 @@ The same functions as the steps: tokens -> distances or candidates -> cut -> gra
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.stages import Stages
 from replaceme.core.validation import validated
 from replaceme.models.checkpoints import read_config, resolve
-from replaceme.pruning import calibration_of, checked_request, load, say_how_long, shorten, tokens_of
+from replaceme.pruning import calibration_of, checked_request, checking, load, say_how_long, shorten, tokens_of
 
 
 def prune(
@@ -60,17 +61,15 @@ def prune(
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     record, stages = resolve(str(source), revision), Stages()
     asked = checked_request(record, out, cut, fit or FitConfig(), (calibration, texts, images))
-    loaded = load(asked, device, gpus, stages)
-    device, verify = loaded.device, verify and loaded.passes.family.modality == "text"
-    say_how_long(loaded.passes, asked, stages.seconds["load"] * (2.5 if verify else 0.5))
-    chosen, found, predictions, provenance = shorten(asked, loaded, out, stages)
-    if verify:
-        from replaceme.verification.verify import require_passed
-        from replaceme.verification.verify import verify as checked
-
-        del loaded  # both models are loaded again, in turn
-        with stages("check"):
-            require_passed(checked(record, chosen, found, out, device=device))
+    with checking(asked) if verify else nullcontext() as check:
+        loaded = load(asked, device, gpus, stages)
+        device = loaded.device
+        say_how_long(loaded.passes, asked, stages.seconds["load"] * (0.5 if check is None else 2.5))
+        chosen, found, predictions, provenance = shorten(asked, loaded, out, stages)
+        del loaded  # both models are loaded again
+        if check is not None:
+            with stages("check"):
+                check(chosen, found, out, device)
     summary = summarised(record, out, asked.fit, provenance, predictions, stages.seconds)
     return {**provenance, "summary": summary.record}
 

@@ -7,7 +7,8 @@ share one forward pass where they can (`one_pass`), and unchanged tensors are co
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,26 @@ def shorten(
             finish = finish_found if asked.fit.is_other else finish_pruned
             provenance = finish(merger, record, replace(chosen, model_sha256=record.sha256), found, loaded.origin)
     return chosen, found, predictions, provenance
+
+
+@contextmanager
+def checking(asked: Asked) -> "Iterator[Callable[[Cut, list[Transform] | Found, str | Path, str], None] | None]":
+    """Yield what checks the checkpoint of a cut with its maps in a folder, on a device, by a fresh process; None for an
+    encoder.
+
+    The process is started at once and imports what it takes meanwhile; it loads nothing until there is a folder.
+    """
+    from replaceme.models.model_config import is_encoder
+    from replaceme.verification.reload import Fresh
+    from replaceme.verification.verify import require_passed, verify
+
+    if is_encoder(asked.config):
+        yield None
+        return
+    with Fresh(asked.config["model_type"]) as fresh:
+        yield lambda cut, found, out, device: require_passed(
+            verify(asked.record, cut, found, out, fresh=fresh, device=device)
+        )
 
 
 def calibration_of(

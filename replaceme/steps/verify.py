@@ -10,10 +10,11 @@ from pathlib import Path
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
-from replaceme.models.checkpoints import check_merged
+from replaceme.models.checkpoints import check_merged, read_config
 from replaceme.steps.common import set_threads
 from replaceme.verification.other_loaders import external_checks
 from replaceme.verification.outcome import FAILED
+from replaceme.verification.reload import Fresh, is_fresh
 from replaceme.verification.verify import require_passed, verify
 
 ONLINE = False
@@ -79,7 +80,9 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
         raise ReplaceMeError(f"{args.out}: lies in the folder that is checked; choose another place")
     set_threads(args.threads)
     record, cut, transforms, _ = load_fitted(args)
-    report = verify(record, cut, transforms, args.folder, here=True, device=args.device)
+    # this process does nothing else: as long as it is fresh, it loads the folder itself
+    with Fresh(read_config(record.folder)["model_type"], here=is_fresh()) as fresh:
+        report = verify(record, cut, transforms, args.folder, fresh=fresh, device=args.device)
     others = external_checks(args.folder)
     write_json(args.out, {**report, "checks": report["checks"] | others})
     for name, check in (report["checks"] | others).items():

@@ -39,7 +39,7 @@ def _check_vllm(folder: str | Path) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise NotChecked("vllm is not installed")
     _refuse_own_code(folder)
-    run_alone([sys.executable, "-P", "-c", GENERATE, str(Path(folder).resolve())], {}, SECONDS)
+    run_alone([sys.executable, "-P", "-c", GENERATE, str(Path(folder).resolve())], SECONDS)
 
 
 def _check_llama_cpp(folder: str | Path) -> None:
@@ -47,7 +47,7 @@ def _check_llama_cpp(folder: str | Path) -> None:
     command = _converter()
     _refuse_own_code(folder)
     with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
-        run_alone([*command, str(Path(folder).resolve()), "--outfile", f"{work}/model.gguf"], {}, SECONDS)
+        run_alone([*command, str(Path(folder).resolve()), "--outfile", f"{work}/model.gguf"], SECONDS)
 
 
 def _converter() -> list[str]:

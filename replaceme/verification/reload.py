@@ -2,7 +2,7 @@
 
 A process is fresh as long as it has not imported transformers: a process without other work may load the folder itself,
 before it uses transformers, while replaceme cannot be imported. To import torch and transformers takes longer than a
-small model does.
+small model does: another process can be started for that before there is a folder.
 """
 
 import gc
@@ -10,8 +10,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,14 +80,59 @@ def is_fresh() -> bool:
     return "transformers" not in sys.modules
 
 
-def reload(
-    folder: str | Path, tokens: Tokens | None, work: Path, *, here: bool = False, device: str = "cpu"
-) -> dict[str, str | None]:
-    """Return the fault of each part of a folder for plain transformers, None where it is sound; logits go to `work`.
+class Fresh:
+    """A process that loads a folder with plain transformers: another one, started within the block, or this one.
 
-    Without tokens no weights are loaded. The folder's own code runs only if it is this package's. `here`: in this
-    process, which must be fresh and keeps the code that it loads in `work` from then on; else in another. Raises
-    ReplaceMeError when that dies.
+    Another one imports what a model of type `model_type` takes while this one goes on, waits to be asked, and ends with
+    this one. `here`: in this process, which must be fresh, and keeps the code that it loads in `work` from then on.
+    """
+
+    def __init__(self, model_type: str, here: bool = False) -> None:
+        self.here, self._model_type = here, model_type
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Fresh":
+        self._folder = tempfile.TemporaryDirectory(prefix="replaceme-")
+        self.work = Path(self._folder.name)
+        self._cache = {"HF_MODULES_CACHE": str(self.work / "modules")}
+        if not self.here:
+            # -P: the folder of the file is not searched for modules, of which one is called `statistics`
+            command = [sys.executable, "-P", plain.__file__, str(self.work), self._model_type]
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            self._process = subprocess.Popen(command, env=_environment(self._cache), **pipes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+        self._folder.cleanup()
+
+    def ask(self, question: dict[str, Any]) -> None:
+        """Let another process begin with the answer; this one answers when it is fetched."""
+        (self.work / "question.json").write_text(json.dumps(question), encoding="utf-8")
+        if self._process is not None:
+            with suppress(BrokenPipeError):  # `answer` says why it ended
+                self._process.stdin.write(b"\n")
+                self._process.stdin.flush()
+
+    def answer(self) -> dict[str, str | None]:
+        """Return the answer, whose logits are in `work`; raises ReplaceMeError when the process died."""
+        if self._process is None:
+            os.environ.update(QUIET | self._cache)
+            with _hidden():
+                plain.reply(self.work)
+            gc.collect()  # the model, before another is loaded
+        else:
+            said = [one.decode(errors="replace") for one in self._process.communicate()]
+            _require_ended_well(self._process.returncode, *said)
+        return json.loads((self.work / "answer.json").read_text(encoding="utf-8"))
+
+
+def question(folder: str | Path, tokens: Tokens | None, device: str) -> dict[str, Any]:
+    """Return the question for the fault of each part of a folder; without tokens no weights are loaded.
+
+    The folder's own code runs only if it is this package's.
     """
     import torch
 
@@ -103,18 +149,7 @@ def reload(
         given = placed(tokens, torch.device("cpu"))
         inputs = {name: given[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")}
     runs = {"new_tokens": NEW_TOKENS, "threads": torch.get_num_threads(), "device": device}
-    question = {"where": where, "inputs": inputs, **runs}
-    (work / "question.json").write_text(json.dumps(question), encoding="utf-8")
-    cache = {"HF_MODULES_CACHE": str(work / "modules")}
-    if here:
-        os.environ.update(QUIET | cache)
-        with _hidden():
-            plain.reply(work)
-        gc.collect()  # the model, before another is loaded
-    else:
-        # -P: the folder of the file is not searched for modules, of which one is called `statistics`
-        run_alone([sys.executable, "-P", plain.__file__, str(work)], cache)
-    return json.loads((work / "answer.json").read_text(encoding="utf-8"))
+    return {"where": where, "inputs": inputs, **runs}
 
 
 @contextmanager
@@ -134,20 +169,28 @@ def _hidden() -> Iterator[None]:
         sys.path[:] = path + [entry for entry in sys.path if entry not in path]
 
 
-def run_alone(command: Sequence[str], environment: dict[str, str], seconds: float | None = None) -> None:
+def run_alone(command: Sequence[str], seconds: float) -> None:
     """Run a command offline to its end; raises ReplaceMeError, in one line, when it fails or takes too long."""
-    given = os.environ | QUIET | {"PYTHONPATH": _path_without_us()} | environment
+    given = {"env": _environment({}), "timeout": seconds}
     try:
-        done = subprocess.run(
-            command, env=given, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, **given)
     except subprocess.TimeoutExpired:
         raise ReplaceMeError(f"{Path(command[0]).name}: no answer within {seconds:.0f} s") from None
     except OSError as error:
         raise ReplaceMeError(f"{command[0]}: cannot be run ({error})") from error
-    if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1]
-        raise ReplaceMeError(f"the process ended with code {done.returncode} ({last})")
+    _require_ended_well(done.returncode, done.stdout, done.stderr)
+
+
+def _require_ended_well(code: int, stdout: str, stderr: str) -> None:
+    """Raise ReplaceMeError with the last line that a process said, if it ended with an error."""
+    if code != 0:
+        last = (stderr.strip() or stdout.strip() or "nothing said").splitlines()[-1]
+        raise ReplaceMeError(f"the process ended with code {code} ({last})")
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a process that is offline, and in which this package is not found."""
+    return os.environ | QUIET | {"PYTHONPATH": _path_without_us()} | more
 
 
 def _path_without_us() -> str:

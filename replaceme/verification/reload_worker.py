@@ -1,7 +1,7 @@
 """Load a model folder with plain transformers, as any user does, and write down the result.
 
 Run as a file, in a process of its own in which replaceme cannot be imported, or by a process that keeps to the same:
-`reload` sends the question, `verify` judges the answer.
+`reload.Fresh` sends the question, `verify` judges the answer.
 """
 
 import atexit
@@ -9,17 +9,29 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 
-def main(work: Path) -> None:
-    """Run `reply` as the only work of a process."""
+def main(work: Path, model_type: str) -> None:
+    """Run `reply` as the only work of a process: when a line comes by the standard input, and not if that ends."""
     sys.modules["replaceme"] = None  # an installed one is not found either
     gc.set_threshold(100_000, 20, 50)  # as `cli`
     atexit.register(gc.freeze)
-    reply(work)
+    prepare(model_type)
+    if sys.stdin.readline():
+        reply(work)
+
+
+def prepare(model_type: str) -> None:
+    """Import what loading a model of this type takes; `reply` says if it cannot be."""
+    with suppress(Exception):
+        import torch  # noqa: F401
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedTokenizerFast  # noqa: F401
+
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(type(AutoConfig.for_model(model_type)))
 
 
 def reply(work: Path) -> None:
@@ -118,4 +130,4 @@ def _generate(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

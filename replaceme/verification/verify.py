@@ -1,13 +1,13 @@
 """Check that a merged checkpoint holds the fitted maps, and that any user of Hugging Face checkpoints can load it.
 
 The original model, run with the transforms applied by hooks, says what the logits must be; a fresh process that loads
-the folder with plain transformers says what they are. Both run in float32, one after the other, so that one model at a
-time is in memory: on the CPU, or on a GPU that has room for one. The step's own process is fresh: it loads the folder
-first.
+the folder with plain transformers says what they are. Both run in float32, on the CPU or on a GPU that has room for
+one: at the same time where there is room for both, else one after the other. The step's own process is fresh: it loads
+the folder first.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from replaceme.models.weights import INDEX
 from replaceme.provenance.environment import versions
 from replaceme.surgery.shortened_model import shortened
 from replaceme.verification.outcome import FAILED, PASSED, NotChecked, not_checked, outcome
-from replaceme.verification.reload import Running, fixed_tokens, hooked_logits, is_fresh, reload
+from replaceme.verification.reload import Fresh, Running, fixed_tokens, hooked_logits, question
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +47,13 @@ def verify(
     transforms: "Sequence[Transform] | Found",
     folder: str | Path,
     *,
-    here: bool = False,
+    fresh: Fresh | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Return the outcome of every check of the merged `folder`, made from a model record, a cut and its transforms.
 
-    Instead of transforms it takes the result of another method. `here`: this process does nothing else, so it loads the
-    folder itself as long as it is fresh (see `reload`). `device` runs the models, the CPU where a GPU lacks the room.
+    Instead of transforms it takes the result of another method. `fresh` loads the folder, None: a process that is
+    started for it. `device` runs the models, the CPU where a GPU lacks the room.
 
     A check that fails does not raise: see `require_passed`. If the files are wrong, checks that load the model are
     skipped.
@@ -65,7 +65,7 @@ def verify(
     def expected(tokens: Tokens) -> "torch.Tensor":
         return hooked_logits(record.folder, as_made, tokens, device)
 
-    return verify_against(expected, record, edited, folder, here=here and is_fresh(), device=device)
+    return verify_against(expected, record, edited, folder, fresh=fresh, device=device)
 
 
 def verify_against(
@@ -74,14 +74,14 @@ def verify_against(
     edited: bool,
     folder: str | Path,
     *,
-    here: bool = False,
+    fresh: Fresh | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Return the outcome of every check of a `folder` made from the model of a record, its logits against `expected`
     ones.
 
     `expected` gives the logits of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so
-    rounded; `here`: load the folder in this process, before `expected` is called; `device`: what to run it on.
+    rounded; `fresh` loads the folder, this process before `expected` is called; `device`: what to run it on.
     """
     checks = {
         "files": outcome(_check_files, folder),
@@ -89,7 +89,7 @@ def verify_against(
         "config": outcome(_check_config, folder),
     }
     if all(check["outcome"] == PASSED for check in checks.values()):
-        checks |= _check_by_loading(expected, record, edited, folder, here, device)
+        checks |= _check_by_loading(expected, record, edited, folder, fresh, device)
     else:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
     return {"model": str(folder), "checks": checks, "versions": versions()}
@@ -151,7 +151,7 @@ def _check_by_loading(
     record: ModelRecord,
     edited: bool,
     folder: str | Path,
-    here: bool,
+    fresh: Fresh | None,
     device: str,
 ) -> dict[str, dict[str, Any]]:
     if is_encoder(read_config(folder)):
@@ -159,20 +159,26 @@ def _check_by_loading(
     memory = outcome(_check_memory, record, device)
     enough = memory["outcome"] == PASSED
     tokens = fixed_tokens(read_config(record.folder)) if enough else None
-    # in another process the folder is loaded second: who is asked first gives its memory back
-    logits = expected(tokens) if enough and not here else None
-    with tempfile.TemporaryDirectory(prefix="replaceme-") as work:
+    with ExitStack() as stack:
+        fresh = fresh or stack.enter_context(Fresh(read_config(record.folder)["model_type"]))
+        asked = question(folder, tokens, device)
+        together = enough and not fresh.here and 2 * _needed(record) <= free_memory(device)
+        if together:
+            fresh.ask(asked)
+        logits = expected(tokens) if enough and not fresh.here else None
+        if not together:  # who is asked first gives its memory back
+            fresh.ask(asked)
         try:
-            answer = reload(folder, tokens, Path(work), here=here, device=device)
+            answer = fresh.answer()
         except ReplaceMeError as error:
             answer = {"weights": str(error)}
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
         if checks.get("tokenizer", {}).get("outcome") == PASSED:
-            checks["tokenizer"] = outcome(_check_template, Path(work) / "chat_template.json", record.folder)
+            checks["tokenizer"] = outcome(_check_template, fresh.work / "chat_template.json", record.folder)
         if checks.get("logits", {}).get("outcome") == PASSED:
+            logits = expected(tokens) if fresh.here else logits
             allowed = tolerance({kind for *_, kind in open_checkpoint(record.folder).tensors.values()}, edited)
-            logits = expected(tokens) if here else logits
-            checks["logits"] = outcome(_check_logits, Path(work) / "logits.safetensors", logits, tokens.mask, allowed)
+            checks["logits"] = outcome(_check_logits, fresh.work / "logits.safetensors", logits, tokens.mask, allowed)
     left_out = not_checked("the weights did not load") if enough else memory
     return {name: checks.get(name, left_out) for name in BY_LOADING}
 

@@ -8,7 +8,7 @@ from hostile.stage import edit_json
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.custom_code import AUTO_MAP, CODE, check_code
 from replaceme.models.trust import check_inside, companions
-from replaceme.verification.reload import reload
+from replaceme.verification.reload import question
 
 OWN = "open('ran', 'w')\nclass Own: pass\n"
 TOKENIZER = {"AutoTokenizer": ["tokenizer_own.Own", None]}
@@ -83,7 +83,7 @@ WAYS = {
 def test_no_other_code_is_run(folder, tmp_path, way):
     way(folder)
     with pytest.raises(ReplaceMeError, match=WAYS[way]):
-        reload(folder, None, tmp_path)
+        question(folder, None, "cpu")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "answer.json").exists()
 
 

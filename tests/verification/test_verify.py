@@ -27,7 +27,6 @@ from replaceme.verification.outcome import NotChecked, not_checked, outcome
 from replaceme.verification.reload import fixed_tokens, run_alone
 from replaceme.verification.verify import require_passed, tolerance, verify
 
-LOOK = module_reload.reload
 ONE, TWO = [(2, 4)], [(1, 2), (3, 5)]
 
 
@@ -64,7 +63,7 @@ def at_once(monkeypatch):
     """The folder is loaded in this process: what is judged is the same, without the imports of another."""
     for name in (*module_reload.QUIET, "HF_MODULES_CACHE"):
         monkeypatch.setenv(name, "")  # so that it is put back
-    monkeypatch.setattr(module, "reload", lambda *given, here, device: LOOK(*given, here=True, device=device))
+    monkeypatch.setattr(module, "Fresh", lambda kind: module_reload.Fresh(kind, here=True))
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +218,9 @@ def test_a_model_that_memory_cannot_hold_is_not_loaded(right, monkeypatch):
 
 def test_a_process_that_dies_is_a_line(refuses):
     with refuses("ended with code 3 (last words)"):
-        run_alone([sys.executable, "-c", "import sys; print('first\\nlast words', file=sys.stderr); sys.exit(3)"], {})
+        run_alone([sys.executable, "-c", "import sys; print('first\\nlast words', file=sys.stderr); sys.exit(3)"], 60)
     with refuses("no answer within 1 s"):
-        run_alone([sys.executable, "-c", "import time; time.sleep(60)"], {}, 1)
+        run_alone([sys.executable, "-c", "import time; time.sleep(60)"], 1)
 
 
 def test_the_process_has_no_replaceme(right, tmp_path):
@@ -231,9 +230,20 @@ def test_the_process_has_no_replaceme(right, tmp_path):
 
     code = plain.__file__
     check = (
-        f"# warm\nimport runpy, sys; sys.argv[1:] = [{str(tmp_path)!r}]; runpy.run_path({code!r}, run_name='__main__')"
+        f"# warm\nimport io, runpy, sys; sys.argv[1:] = [{str(tmp_path)!r}, 'llama']; sys.stdin = io.StringIO('\\n');"
+        f"runpy.run_path({code!r}, run_name='__main__'); assert sys.modules['replaceme'] is None"
     )
-    run_alone([sys.executable, "-P", "-c", check + "; assert sys.modules['replaceme'] is None"], {})
+    run_alone([sys.executable, "-P", "-c", check], 600)
+    assert (tmp_path / "answer.json").is_file()
+
+
+def test_a_process_that_waits_ends_unasked(tmp_path):
+    with module_reload.Fresh("llama") as fresh:
+        process = fresh._process
+        process.stdin.close()  # as when this process is killed
+        process.stdin = None
+        assert process.wait() == 0 and not (fresh.work / "answer.json").exists()
+    assert not fresh.work.exists()
 
 
 def test_the_tokens_are_fixed_and_fit_the_model():
