@@ -43,7 +43,7 @@ from replaceme.config.placement import Regression
 from replaceme.core.cut_record import Cut
 from replaceme.core.stages import Stages
 from replaceme.cuts import distances
-from replaceme.fitting.fit_cut import Passes
+from replaceme.fitting.passes import Passes
 from replaceme.models.checkpoints import resolve
 from replaceme.models.loading import load_base_model
 from replaceme.models.model_config import family_of

@@ -22,7 +22,8 @@ from replaceme.config.fits import METHODS, REPLACEME
 from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.validation import validated
-from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.fitting.fit_cut import fit_cut
+from replaceme.fitting.passes import Passes
 from replaceme.methods.registry import check_section
 from replaceme.models.model_config import stored_dtype
 from replaceme.surgery.shortened_model import shortened

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from replaceme.calibration.samples import Samples
     from replaceme.calibration.tokens import Tokens
     from replaceme.core.cut_record import Cut
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
     from replaceme.methods.found import Found
     from replaceme.models.family import Family
     from replaceme.surgery.write_checkpoint import Merger
@@ -88,7 +88,7 @@ def checked_request(
 def load(asked: Asked, device: str, gpus: int, stages: Stages) -> Loaded:
     """Read text and model, with its head if something needs it or it says what predictions lose."""
     from replaceme.activations.open_model import load_model
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
     from replaceme.models.loading import Held
     from replaceme.models.model_config import family_of, pick_device, pick_dtype, stored_dtype
 

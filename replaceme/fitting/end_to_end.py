@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from replaceme.config.fits import FitConfig
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
     from replaceme.transforms.transform import Transform
 
 log = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.methods import MethodConfig
-from replaceme.fitting.fit_cut import FOLDS
 from replaceme.fitting.one_pass import can_foresee
+from replaceme.fitting.passes import FOLDS
 from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
 
 ROWS, WIDTH = 2048, 256  # of the fit that is timed
 ON_GPU = 2048  # its width there, where one of WIDTH takes no less time

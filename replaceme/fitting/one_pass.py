@@ -18,7 +18,7 @@ from replaceme.config.methods import MethodConfig
 from replaceme.core.cut_record import Cut, Span
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import Distances
-from replaceme.fitting.fit_cut import Evidence, Passes
+from replaceme.fitting.passes import Evidence, Passes
 from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:

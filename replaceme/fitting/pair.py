@@ -22,7 +22,7 @@ from replaceme.fitting.unchanged import Unchanged
 from replaceme.surgery.shortened_model import shortened
 
 if TYPE_CHECKING:
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
     from replaceme.transforms.transform import Transform
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from replaceme.core.progress import progress
 if TYPE_CHECKING:
     from torch import nn
 
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
 
 log = logging.getLogger(__name__)
 DEVICE_SHARE = 0.1

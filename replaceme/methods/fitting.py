@@ -9,7 +9,7 @@ from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
     from replaceme.config.methods import MethodConfig
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
     from replaceme.methods.found import Found
 
 

@@ -20,7 +20,7 @@ from replaceme.core.errors import ReplaceMeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
 
 EXAMPLE = 8  # tokens of the forward pass that is traced
 AXES = ("rows", "columns")

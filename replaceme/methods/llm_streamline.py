@@ -51,7 +51,7 @@ from replaceme.transforms.training import memory, restore
 if TYPE_CHECKING:
     from replaceme.calibration.tokens import Tokens
     from replaceme.config.methods import LlmStreamlineConfig
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
 

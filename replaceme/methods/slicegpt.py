@@ -33,7 +33,7 @@ from replaceme.surgery.edits import Changes, Content, Split, Tensors
 
 if TYPE_CHECKING:
     from replaceme.config.methods import SliceGptConfig
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from replaceme.fitting.fit_cut import Passes
+    from replaceme.fitting.passes import Passes
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from replaceme.core.cut_record import Cut
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import load_metadata, write_json
 from replaceme.core.origin import Origin
-from replaceme.fitting.fit_cut import Evidence, Passes, fit_cut, fit_state, state_identity
+from replaceme.fitting.fit_cut import fit_cut, fit_state, state_identity
+from replaceme.fitting.passes import Evidence, Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.registry import check_section
 from replaceme.models.checkpoints import read_config

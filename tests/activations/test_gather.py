@@ -10,7 +10,8 @@ from replaceme.activations.gather import Gathered, gather_groups, shard_batches
 from replaceme.activations.statistics import NAMES, Statistics
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.fits import FitConfig
-from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.fitting.fit_cut import fit_cut
+from replaceme.fitting.passes import Passes
 from replaceme.models.checkpoints import resolve
 from replaceme.transforms.closed_form import fit_least_squares
 

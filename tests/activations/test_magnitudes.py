@@ -13,7 +13,8 @@ from replaceme.activations.statistics import Statistics
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
-from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.fitting.fit_cut import fit_cut
+from replaceme.fitting.passes import Passes
 from replaceme.models.checkpoints import resolve
 from replaceme.models.loading import load_causal_model
 from replaceme.placements.upstream import factor_of

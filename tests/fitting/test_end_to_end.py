@@ -11,7 +11,8 @@ from replaceme.calibration.tokens import tokens_from_texts
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.fitting import end_to_end, pair, unchanged
-from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.fitting.fit_cut import fit_cut
+from replaceme.fitting.passes import Passes
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.loading import load_causal_model, load_tokenizer
 from replaceme.models.model_config import family_of

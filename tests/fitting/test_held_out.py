@@ -13,7 +13,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.core.stages import rounded
 from replaceme.fitting import estimate
-from replaceme.fitting.fit_cut import Passes
+from replaceme.fitting.passes import Passes
 from replaceme.reports.summary import Summary
 
 

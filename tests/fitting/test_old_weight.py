@@ -13,7 +13,8 @@ from replaceme.activations.targets import wanted_by
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import Regression
-from replaceme.fitting.fit_cut import Passes, fit_cut
+from replaceme.fitting.fit_cut import fit_cut
+from replaceme.fitting.passes import Passes
 from replaceme.models.checkpoints import open_checkpoint, resolve
 from replaceme.placements.registry import PLACEMENTS
 from replaceme.surgery.shortened_model import shortened

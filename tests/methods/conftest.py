@@ -5,7 +5,7 @@ from given import cut_of
 
 from replaceme.config.fits import fit_config
 from replaceme.core.origin import Origin
-from replaceme.fitting.fit_cut import Passes
+from replaceme.fitting.passes import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.saving import finish_found
 from replaceme.models.checkpoints import read_config, resolve

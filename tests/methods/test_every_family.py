@@ -5,7 +5,7 @@ from family_checks import BLOCKS, EXACT, GROUPS, config_of, difference, loaded, 
 from given import cut_of
 
 from replaceme.config.fits import fit_config
-from replaceme.fitting.fit_cut import Passes
+from replaceme.fitting.passes import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.registry import METHODS, running
 from replaceme.models.checkpoints import read_config, resolve

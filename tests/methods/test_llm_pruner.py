@@ -7,7 +7,7 @@ from given import cut_of
 
 from replaceme.activations.language_loss import mean_loss
 from replaceme.config.fits import FitConfig, fit_config
-from replaceme.fitting.fit_cut import Passes
+from replaceme.fitting.passes import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.groups import coupled_groups
 from replaceme.methods.llm_pruner import counts_for, importances, roots_of

@@ -8,7 +8,7 @@ from family_checks import EXACT, difference, loaded, outputs, samples, source
 from given import cut_of
 
 from replaceme.config.fits import fit_config
-from replaceme.fitting.fit_cut import Passes
+from replaceme.fitting.passes import Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.registry import check_section, running
 from replaceme.models.checkpoints import read_config, resolve
