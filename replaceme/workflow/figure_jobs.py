@@ -47,16 +47,18 @@ class FigureJobs:
             yield name, self.target_files(members)
 
     def front(self) -> list[dict[str, str]]:
-        """Return each table with its figure, in the order of the config: the report opens with the first that it has.
+        """Return each measured table with its figure: the report opens with the first that it has.
 
-        The figure is the first declared one that shows the table, else the table's own.
+        The figure is the first declared one of the table's rows, else the table's own.
         """
-        shown = [name for name in self.config.tables if self.config.tables[name].evaluation]
-        return [{"name": name, "table": f"{name}.html", "figure": f"{self._drawn(name)}.svg"} for name in shown]
-
-    def _drawn(self, table: str) -> str:
-        drawn = (name for name, figure in self.config.figures.items() if table in figure.tables)
-        return next(drawn, table)
+        drawn = {
+            table: figure
+            for figure, section in reversed(self.config.figures.items())
+            if section.kind != "heatmap"
+            for table in section.tables
+        }
+        measured = [name for name, section in self.config.tables.items() if section.evaluation]
+        return [{"name": one, "table": f"{one}.html", "figure": f"{drawn.get(one, one)}.svg"} for one in measured]
 
     def files_beside(self, names: Iterable[str]) -> list[str]:
         """Return the figures of enough text, distances, chosen cuts and healings, of the tables behind these names."""

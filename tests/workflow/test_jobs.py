@@ -208,6 +208,7 @@ def test_figures_and_targets(config, tables):
     figures = FigureJobs(config, tables)
     assert dict(figures.targets())["all_of_it"] == [*tables.files("t"), "results/figures/map.svg"]
     assert figures.tables_behind(["line"]) == ["t"]
+    assert figures.front() == [{"name": "t", "table": "t.html", "figure": "line.svg"}]
     beside = figures.files_beside(["t"])
     assert "results/a/text/paper/cut.svg" in beside and "results/a/text/hand/cut.svg" not in beside
     assert "results/a/text/paper/ls/healed/short/healing.svg" in beside
