@@ -18,8 +18,8 @@ from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.stages import Stages
 from replaceme.core.validation import validated
-from replaceme.models.checkpoints import read_config, resolve
-from replaceme.pruning import calibration_of, checked_request, checking, load, say_how_long, shorten, tokens_of
+from replaceme.models.checkpoints import read_config
+from replaceme.pruning import calibration_of, checked_request, checking, load, opened, say_how_long, shorten, tokens_of
 
 
 def prune(
@@ -28,6 +28,7 @@ def prune(
     *,
     out: str | Path,
     revision: str | None = None,
+    dequantise: bool = False,
     texts: Iterable[str] | str | Path | None = None,
     images: str | Path | None = None,
     blocks: int | None = None,
@@ -40,10 +41,11 @@ def prune(
 ) -> dict[str, Any]:
     """Remove a run of blocks from `source`, fold the fitted transform into the carrier, save to folder `out`.
 
-    `source` is a folder, or a Hub id with a `revision`. Calibration text: `texts`, an iterable of strings or the path
-    of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section. Size:
-    `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how many of
-    them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
+    `source` is a folder, or a Hub id with a `revision`; `dequantise`: a quantised one, or a GGUF file, of which plain
+    weights are made first, beside `out` and only for this call. Calibration text: `texts`, an iterable of strings or
+    the path of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section.
+    Size: `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how
+    many of them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
     `verification.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
     provenance record that is also written to `out`/replaceme.json, and with it, under `summary` and not written, what a
     person wants to know: sizes, perplexity and divergence on text that follows the calibration's in its source, times
@@ -54,24 +56,26 @@ def prune(
 
     given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
     of_size = {"blocks": blocks, "ratio": ratio, "cut": cut, "fit": fit}
-    check_arguments("prune", source=source, revision=revision, images=images, **of_size, **given)
+    of_model = {"source": source, "revision": revision, "dequantise": dequantise}
+    check_arguments("prune", images=images, **of_model, **of_size, **given)
     texts = checked_text("prune", calibration, texts, images)
     if cut is not None and (blocks is not None or ratio is not None):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
-    record, stages = resolve(str(source), revision), Stages()
-    asked = checked_request(record, out, cut, fit or FitConfig(), (calibration, texts, images))
-    with checking(asked) if verify else nullcontext() as check:
-        loaded = load(asked, device, gpus, stages)
-        device = loaded.device
-        say_how_long(loaded.passes, asked, stages.seconds["load"] * (0.5 if check is None else 2.5))
-        chosen, found, predictions, provenance = shorten(asked, loaded, out, stages)
-        del loaded  # both models are loaded again
-        if check is not None:
-            with stages("check"):
-                check(chosen, found, out, device)
-    summary = summarised(record, out, asked.fit, provenance, predictions, stages.seconds)
-    return {**provenance, "summary": summary.record}
+    stages = Stages()
+    with opened(str(source), revision, dequantise, out, stages) as record:
+        asked = checked_request(record, out, cut, fit or FitConfig(), (calibration, texts, images))
+        with checking(asked) if verify else nullcontext() as check:
+            loaded = load(asked, device, gpus, stages)
+            device = loaded.device
+            say_how_long(loaded.passes, asked, stages.seconds["load"] * (0.5 if check is None else 2.5))
+            chosen, found, predictions, provenance = shorten(asked, loaded, out, stages)
+            del loaded  # both models are loaded again
+            if check is not None:
+                with stages("check"):
+                    check(chosen, found, out, device)
+        summary = summarised(record, out, asked.fit, provenance, predictions, stages.seconds)
+        return {**provenance, "summary": summary.record}
 
 
 def heal(

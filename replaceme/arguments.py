@@ -38,6 +38,7 @@ class _OfPrune(_Shared):
 
     source: str = Field(min_length=1)
     revision: str | None
+    dequantise: bool
     images: str | None
     blocks: int | None
     ratio: float | None

@@ -8,7 +8,7 @@ share one forward pass where they can (`one_pass`), and unchanged tensors are co
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from replaceme.config.fits import widest
 from replaceme.config.methods import MethodConfig
 from replaceme.core.origin import Origin
 from replaceme.core.stages import Stages, rounded
-from replaceme.models.checkpoints import read_config
+from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
@@ -58,6 +58,22 @@ class Loaded:
     origin: Origin
     held_out: "Tokens | None"
     device: str
+
+
+@contextmanager
+def opened(
+    source: str, revision: str | None, dequantise: bool, out: str | Path, stages: Stages
+) -> Iterator[ModelRecord]:
+    """Yield the record of a model; of a quantised one that of its plain weights, which are gone after the block."""
+    with ExitStack() as stack:
+        if dequantise:
+            from replaceme.surgery.plain_copy import plain_weights
+
+            with stages("dequantise"):
+                record = stack.enter_context(plain_weights(source, revision, out))
+        else:
+            record = resolve(source, revision)
+        yield record
 
 
 def checked_request(

@@ -1,3 +1,29 @@
+rule dequantise:
+    """Write the plain weights of a quantised model."""
+    input:
+        models.given_files,
+    output:
+        **paths.PLAIN,
+    log:
+        log_of(paths.PLAIN["record"], "dequantise"),
+    benchmark:
+        benchmark_of(paths.PLAIN["record"], "dequantise")
+    wildcard_constraints:
+        model=any_of(models.quantised),
+    resources:
+        **takes("dequantise"),
+    params:
+        source=models.given,
+        revision=models.given_revision,
+        stamps=models.given_stamps,
+        folder=made_model,
+        code=code_of("dequantise"),
+    message:
+        "plain weights of {wildcards.model}: {params.source}"
+    shell:
+        "replaceme dequantise {params.revision} --out {params.folder:q} -- {params.source:q} 2> {log:q}"
+
+
 rule model:
     """Find a model, check it, and record its commit, file hashes and sizes."""
     input:

@@ -132,7 +132,7 @@ def nf4(random, name, shape, nested=True):
     stored = {
         "": torch.from_numpy((nibbles[0::2] << 4 | nibbles[1::2]).astype(numpy.uint8)).reshape(-1, 1),
         ".absmax": torch.from_numpy(rounded.astype(numpy.uint8)),
-        ".quant_map": NF4_CODE,
+        ".quant_map": NF4_CODE.clone(),
         ".nested_absmax": torch.from_numpy(outer),
         ".nested_quant_map": torch.from_numpy(code),
         ".quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),

@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "replaceme"
 ROOMS = (
-    "core", "placements", "config", "provenance", "kernels", "micro", "models", "calibration", "activations",
-    "transforms", "surgery", "cuts", "fitting", "evaluation", "reports", "methods", "verification", "healing",
-    "planning", "workflow", "arguments", "pruning", "api", "steps", "cli",
+    "core", "placements", "config", "provenance", "kernels", "micro", "dequantising", "models", "calibration",
+    "activations", "transforms", "surgery", "cuts", "fitting", "evaluation", "reports", "methods", "verification",
+    "healing", "planning", "workflow", "arguments", "pruning", "api", "steps", "cli",
 )  # fmt: skip
 
 

@@ -53,8 +53,15 @@ def suffix_of(dataset: str) -> str:
 class ModelConfig(Strict):
     """A model to shorten."""
 
-    source: str = Field(description="Folder of a safetensors checkpoint, or a Hub id (`owner/name`).")
+    source: str = Field(
+        description="Folder of a safetensors checkpoint, or a Hub id (`owner/name`); with `dequantise` a GGUF file too."
+    )
     revision: str | None = Field(None, description="Hub revision: commit, tag or branch; recorded as a commit.")
+    dequantise: bool = Field(
+        False,
+        description="Make plain weights of a quantised source first, and use those (docs/models.md): FP8, MXFP4, GPTQ, "
+        "AWQ, compressed-tensors, bitsandbytes, GGUF.",
+    )
     gpus: int = Field(
         1,
         ge=1,

@@ -21,6 +21,8 @@ OF_FIT = f"{OF_CUT}/{{fit}}"
 OF_HEALING = f"{OF_FIT}/{HEALED}/{{healing}}"
 
 MODEL = f"{OF_MODEL}/model.json"
+# the plain weights of a quantised model: the files that jobs name
+PLAIN = {"config": f"{OF_MODEL}/dequantised/config.json", "record": f"{OF_MODEL}/dequantised/replaceme.json"}
 ANSWERS = f"{OF_TEXT}/generated.jsonl"
 TOKENS = f"{OF_TEXT}/tokens.safetensors"
 MOST = f"{OF_TEXT}/most.safetensors"  # tokens from which `samples: auto` takes those that are enough
@@ -95,7 +97,7 @@ def checkpoint_files(folder: str) -> dict[str, str]:
 
 def model_at(record: str) -> str:
     """Return the path that a step reads a model from: the folder of a checkpoint's record, or a model.json itself."""
-    return str(PurePath(record).parent) if record.endswith(CHECKPOINT["record"]) else record
+    return str(PurePath(record).parent) if PurePath(record).name == PurePath(CHECKPOINT["record"]).name else record
 
 
 def log_of(output: str, name: str | None = None) -> str:

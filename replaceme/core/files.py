@@ -85,7 +85,7 @@ def state_of(path: Path) -> tuple[int, int] | None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -101,7 +101,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         remove(temporary)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_beside(path: Path) -> Path:
+    """Return a new path of this process's beside another one."""
     return path.with_name(f"{TEMPORARY}{path.name}-{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
 
 
@@ -112,7 +113,7 @@ def _put(new: Path, path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         new.replace(path)
         return
-    old = path.replace(_temporary(path))
+    old = path.replace(temporary_beside(path))
     try:
         new.replace(path)
     except OSError:

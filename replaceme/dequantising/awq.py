@@ -24,7 +24,6 @@ def packing(config: dict[str, Any]) -> Packing:
     chosen({"version": str(config.get("version") or "gemm").lower()}, "version", "gemm", ("gemm",), "awq")
     chosen(config, "zero_point", True, (True,), "awq")
     return Packing(
-        description=f"awq, {BITS} bits",
         endings=dict.fromkeys((".qweight", ".qzeros", ".scales"), ".weight"),
         packed=(".qweight",),
         shape=_shape,

@@ -26,9 +26,7 @@ LARGEST = 127
 def packing(config: dict[str, Any]) -> Packing:
     """Return how a quantization_config of bitsandbytes packs; raises ReplaceMeError where it says no bits."""
     if config.get("load_in_4bit") or config.get("_load_in_4bit"):
-        form = str(config.get("bnb_4bit_quant_type") or "fp4")
         return Packing(
-            description=f"bitsandbytes, 4 bits ({form})",
             endings=dict.fromkeys(FOUR, ""),
             packed=("",),
             shape=lambda parts: tuple(_state(parts)["shape"]),
@@ -36,7 +34,6 @@ def packing(config: dict[str, Any]) -> Packing:
         )
     if config.get("load_in_8bit") or config.get("_load_in_8bit"):
         return Packing(
-            description="bitsandbytes, 8 bits",
             endings={".SCB": ".weight", ".weight_format": ".weight", "": ""},
             packed=("",),
             shape=lambda parts: parts.shape(""),

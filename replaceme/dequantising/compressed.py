@@ -45,9 +45,7 @@ def packing(config: dict[str, Any]) -> Packing:
     if not set(bits) <= {4, 8}:
         raise refused(f"{NAME} of {', '.join(map(str, bits))} bits", "read are 4 and 8")
     tiles = [one.get("block_structure") for one in weights if one.get("block_structure")]
-    kind = ", ".join(sorted(f"{'FP' if one.get('type') == 'float' else 'int'}{one.get('num_bits')}" for one in weights))
     return Packing(
-        description=f"{NAME}, {'/'.join(sorted(map(str, formats)))}, {kind}",
         endings=dict.fromkeys(("_packed", "_scale", "_shape", "_zero_point", "_g_idx", ""), ""),
         packed=("_packed", ""),
         shape=lambda parts: _shape(parts, bits),
@@ -87,7 +85,9 @@ def _plain(parts: Parts, dtype: "torch.dtype", bits: list[int], tile: list[int] 
     if "_g_idx" in parts and (group := parts["_g_idx"].long()).min() >= 0:
         scales, zeros = scales[:, group], None if zeros is None else zeros[:, group]
     scales = _as_grid(scales)
-    if tile is not None and tuple(scales.shape) != tuple(-(-size // one) for size, one in zip(shape, tile, strict=True)):
+    if tile is not None and tuple(scales.shape) != tuple(
+        -(-size // one) for size, one in zip(shape, tile, strict=True)
+    ):
         tile = None  # another group of modules, whose scales are of rows
     if zeros is not None:
         numbers = numbers.float() - spread(parts, zeros, shape, tile)
@@ -96,10 +96,12 @@ def _plain(parts: Parts, dtype: "torch.dtype", bits: list[int], tile: list[int] 
 
 def _zeros(parts: Parts, width: int, shape: tuple[int, ...], scales: "torch.Tensor") -> "torch.Tensor | None":
     """Return the zero points as a grid of tiles, None where they are all 0."""
+    import torch
+
     if "_zero_point" not in parts:
         return None
     stored = parts["_zero_point"]
-    if width and stored.shape[0] != scales.shape[0]:
+    if width and stored.dtype == torch.int32:
         stored = unpacked(stored.T, width).T[: shape[0]] - 2 ** (width - 1)
     return _as_grid(stored.float())
 

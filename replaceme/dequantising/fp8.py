@@ -29,7 +29,6 @@ def packing(config: dict[str, Any]) -> Packing:
     ):
         raise ReplaceMeError(f"quantised as fp8 with weight_block_size {tile!r}, which is no [rows, columns]")
     return Packing(
-        description="fp8" if tile is None else f"fp8 in tiles of {tile[0]} x {tile[1]}",
         endings={SCALE: "", "": ""},
         packed=("",),
         shape=lambda parts: parts.shape(""),

@@ -25,7 +25,6 @@ def packing(config: dict[str, Any]) -> Packing:
         raise ReplaceMeError("quantised as gptq in a format of its own kernels; give full-precision weights")
     offset = 0 if stored == "gptq_v2" else 1
     return Packing(
-        description=f"gptq, {bits} bits",
         endings=dict.fromkeys((".qweight", ".qzeros", ".scales", ".g_idx"), ".weight"),
         packed=(".qweight",),
         shape=lambda parts: _shape(parts, bits),

@@ -23,7 +23,6 @@ BIAS = 127
 def packing(config: dict[str, Any]) -> Packing:
     """Return how a quantization_config of MXFP4 packs."""
     return Packing(
-        description="mxfp4, 4 bits",
         endings={"_blocks": "", "_scales": ""},
         packed=("_blocks",),
         shape=_shape,

@@ -55,13 +55,12 @@ class Parts:
 class Packing:
     """How one checkpoint packs its weights.
 
-    description: format and bits, such as "gptq, 4 bits". endings: for each ending of a stored part that of the plain
+    endings: for each ending of a stored part that of the plain
     weight; "" stands for the plain name itself, whose tensor alone is a weight that is not packed. packed: endings of
     which a packed weight has one. unused: endings of tensors that only kernels for quantised activations or caches
     read. shape: of the plain weight. plain: the weight in a floating type, each number rounded once.
     """
 
-    description: str
     endings: Mapping[str, str]
     packed: tuple[str, ...]
     shape: Callable[[Parts], tuple[int, ...]]
@@ -79,8 +78,11 @@ class Packing:
             raise parts.mismatch(f"unpacked to {list(found.shape)}, not {list(shape)}")
         return found
 
-    def weights(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Return for each plain tensor its stored names by ending; those of packed weights have more than ""."""
+    def weights(self, names: Iterable[str], where: str) -> dict[str, dict[str, str]]:
+        """Return for each plain tensor its stored names by ending; those of packed weights have more than "".
+
+        Raises ReplaceMeError where only scales are stored.
+        """
         found: dict[str, dict[str, str]] = {}
         longest_first = sorted(self.endings, key=len, reverse=True)
         for name in names:
@@ -94,7 +96,8 @@ class Packing:
                 found.setdefault(plain, {})[ending] = name
         for plain, parts in found.items():
             if set(parts) != {""} and not set(parts) & set(self.packed):
-                raise ReplaceMeError(f"{printable(plain)}: only {', '.join(sorted(parts.values()))} is stored; {AGAIN}")
+                rest = printable(", ".join(sorted(parts.values())))
+                raise ReplaceMeError(f"{where}: {printable(plain)}: only {rest} stored; {AGAIN}")
         return found
 
 

@@ -140,6 +140,10 @@ def _source(folder: str | Path, out: str | Path) -> tuple[ModelRecord, dict[str,
             f"{folder}: no replaceme.json; healing takes a folder made by `replaceme merge` or `prune`"
         )
     shortened = check_merged(folder)  # before any other file of it is read
+    if "cut" not in shortened:
+        raise ReplaceMeError(
+            f"{folder}: not shortened yet; healing takes a folder made by `replaceme merge` or `prune`"
+        )
     config = read_config(folder)
     if is_encoder(config):
         raise ReplaceMeError(f"{folder}: an encoder of images, which has no loss to heal by; give a language model")

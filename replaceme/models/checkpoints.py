@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import DamagedError, ReplaceMeError, printable
 from replaceme.core.files import RECORD, Check, check_files, read_json, sha256_of_all
+from replaceme.dequantising.described import REMEDY
 from replaceme.models.config_defaults import with_defaults, with_dtype
 from replaceme.models.config_json import check_types
 from replaceme.models.custom_code import is_separate, original_config
@@ -19,7 +20,7 @@ from replaceme.models.download import download
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_beside, check_head
 from replaceme.models.model_config import PER_BLOCK_LISTS, family_of
-from replaceme.models.model_record import ModelRecord
+from replaceme.models.model_record import DEQUANTISED, ModelRecord
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
 from replaceme.models.unloaded_tensors import named_as_unloaded, not_in_class
 from replaceme.models.weights import AGAIN, INDEX, Stored, headers, item_bits, shard_names
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 STORED = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
+GGUF_START = b"GGUF"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -129,7 +131,18 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
         config = original_config(config)
     family = family_of(config, str(folder))
     check_no_code(folder)
-    tensors = dict(headers(folder))
+    checkpoint = checked(folder, config, dict(headers(folder)), is_own)
+    if family.modality == "text":
+        check_beside((path.name for path in folder.iterdir()), str(folder))
+    return checkpoint
+
+
+def checked(folder: Path, config: dict[str, Any], tensors: dict[str, Stored], is_own: bool = False) -> Checkpoint:
+    """Return the checkpoint of a config and its tensors; raises ReplaceMeError where they are not of one model.
+
+    `is_own`: with linear layers of its own.
+    """
+    family = family_of(config, str(folder))
     checkpoint = Checkpoint(folder, config, family.named_like(tensors), tensors)
     plain = family.modality == "text" and not is_own
     if plain:
@@ -140,7 +153,6 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
     _check_dtypes(checkpoint)
     if family.modality == "text":
         check_head(checkpoint.family, family.ties_head(config), tensors, str(folder))
-        check_beside((path.name for path in folder.iterdir()), str(folder))
     return checkpoint
 
 
@@ -164,9 +176,14 @@ def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read config.json of a local model folder."""
     folder = Path(folder)
+    if is_gguf(folder):
+        raise ReplaceMeError(f"{folder}: a GGUF file, into which nothing can be folded; {REMEDY}")
     if not folder.is_dir():
         raise ReplaceMeError(f"{folder}: no such folder; give a folder with config.json and .safetensors files")
     if not (folder / "config.json").is_file():
+        packed = min(map(str, folder.glob("*.gguf")), default=None)
+        if packed is not None:
+            raise ReplaceMeError(f"{folder}: no config.json, but GGUF files; give one of them, {packed}, and {REMEDY}")
         raise ReplaceMeError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
     check_inside(folder, folder / "config.json")
     config = read_json(folder / "config.json", AGAIN)
@@ -184,6 +201,8 @@ def local_files(source: str) -> list[Path]:
     missing.
     """
     folder = local_folder(source)
+    if is_gguf(folder):
+        return [folder]
     read_config(folder)
     index = [INDEX] if (folder / INDEX).is_file() else []
     return [folder / name for name in ("config.json", *index, *shard_names(folder))] + companions(folder)
@@ -222,7 +241,7 @@ def resolve(source: str, revision: str | None = None) -> ModelRecord:
 
     A Hub id is downloaded (safetensors, config and tokenizer only); without network the cache is used.
     """
-    folder, commit = _locate(source, revision)
+    folder, commit = locate(source, revision)
     checkpoint = open_checkpoint(folder)
     names = ["config.json", *checkpoint.shards, *checkpoint.companions()]
     names += [INDEX] if (folder / INDEX).is_file() else []
@@ -237,7 +256,14 @@ def resolve(source: str, revision: str | None = None) -> ModelRecord:
         parameters=checkpoint.parameters,
         block_parameters=checkpoint.block_parameters(),
         files=sha256_of_all(folder, names),
+        dequantised=_made_from(folder),
     )
+
+
+def _made_from(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder was dequantised from by its record, None where it was not."""
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    return record.get(DEQUANTISED) if isinstance(record, dict) else None
 
 
 def local_folder(source: str) -> Path:
@@ -245,16 +271,31 @@ def local_folder(source: str) -> Path:
     return Path(source).expanduser()
 
 
+def is_gguf(path: Path) -> bool:
+    """Return whether a source is a GGUF file."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ReplaceMeError where a GGUF file is missing, or another kind of file."""
+    if not path.is_file():
+        raise ReplaceMeError(f"{path}: no such file; give a GGUF file")
+    with path.open("rb") as file:
+        if file.read(len(GGUF_START)) != GGUF_START:
+            raise ReplaceMeError(f"{path}: does not begin as a GGUF file; {AGAIN}")
+
+
 def names_folder(source: str) -> bool:
-    """Return whether a source names a folder rather than a Hub id: it or its parent exists, or it is spelt like a
-    path.
+    """Return whether a source names a folder (or a GGUF file) rather than a Hub id: it or its parent exists, or it is
+    spelt like a path.
     """
     if source.startswith(("/", "./", "../", "~")) or not HUB_ID.fullmatch(source):
         return True
     return Path(source).exists() or Path(source).parent.is_dir()
 
 
-def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
+def locate(source: str, revision: str | None) -> tuple[Path, str | None]:
+    """Return the folder (or GGUF file) of a source, of a Hub id that in the cache, and its commit there."""
     if names_folder(source):
         if revision is not None:
             raise ReplaceMeError(f"{source}: a local folder has no revision; drop it")

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.dequantising.described import KEY as QUANTISED
+from replaceme.dequantising.described import needs_dequantising
 from replaceme.models.config_json import LARGEST
 from replaceme.models.custom_code import is_separate
 from replaceme.models.families import FAMILIES
@@ -38,8 +40,8 @@ def family_of(config: dict[str, Any], where: str) -> Family:
             f"{where}: config.json wants to run the checkpoint's own code (auto_map), which is not allowed; remove "
             "`auto_map` where a class of transformers does"
         )
-    if config.get("quantization_config"):
-        raise ReplaceMeError(f"{where}: quantised weights cannot be folded; give the full-precision checkpoint")
+    if config.get(QUANTISED):
+        raise needs_dequantising(config[QUANTISED], where)
     family = FAMILIES[model_type].of(config)
     if family.modality == "text":
         check_purpose(config, where)

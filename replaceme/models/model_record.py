@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, write_json
 
-OLDER_LACK = {"model_type": ""}  # fields that records of earlier versions do not have
+DEQUANTISED = "dequantised"  # key of a record: the format, the source, its commit and its files
+OLDER_LACK = {"model_type": "", DEQUANTISED: None}  # fields that records of earlier versions do not have
 
 
 class Sizes(Protocol):
@@ -22,7 +23,10 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model as the `model` step writes it: `files` has the SHA-256 of each file, `revision` a commit of the Hub."""
+    """A model as the `model` step writes it: `files` has the SHA-256 of each file, `revision` a commit of the Hub.
+
+    `dequantised`, of plain weights made from quantised ones: their format, source, commit and files.
+    """
 
     source: str
     revision: str | None
@@ -34,6 +38,7 @@ class ModelRecord:
     parameters: int
     block_parameters: list[int]
     files: dict[str, str]
+    dequantised: dict[str, Any] | None = None
 
     @property
     def sha256(self) -> str:
@@ -44,7 +49,8 @@ class ModelRecord:
     def provenance(self) -> dict[str, Any]:
         """Part of replaceme.json about the model that a checkpoint was made from."""
         names = ("source", "revision", "architecture", "parameters", "files")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found if self.dequantised is None else {**found, DEQUANTISED: self.dequantised}
 
     def save(self, path: str | Path) -> None:
         """Write model.json."""

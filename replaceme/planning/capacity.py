@@ -152,7 +152,10 @@ def disk_problems(
 
 
 def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
-    """Yield the bytes of each merged or healed model of the tables that does not exist yet."""
+    """Yield the bytes of each merged or healed model of the tables that does not exist yet, and of plain weights."""
+    for name, outline in outlines.items():
+        if config.models[name].dequantise and not (results / name / "dequantised" / RECORD).exists():
+            yield outline.file_bytes
     rows = {row for table in config.tables.values() for row in table.pruned}
     for row in sorted(rows, key=str):
         folder = results / Path(row_folder(row)).relative_to(RESULTS) / "model"

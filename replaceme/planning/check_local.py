@@ -17,9 +17,9 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import possible_spans
 from replaceme.evaluation.labelled_images import labelled
 from replaceme.methods.registry import check_section
-from replaceme.models.checkpoints import local_folder, names_folder, open_checkpoint, read_config
+from replaceme.models.checkpoints import check_gguf, is_gguf, local_folder, names_folder, read_config
 from replaceme.models.model_config import check_calibration, check_cut, check_length, has_text_tower, is_encoder
-from replaceme.planning.outline import Outline, outline_of
+from replaceme.planning.outline import Outline, outline_at
 from replaceme.planning.user_files import dates_ahead
 from replaceme.provenance.job_cost import check_country
 from replaceme.reports.plot_data import check_published
@@ -171,7 +171,10 @@ def _model_problems(config: Config, name: str) -> list[str]:
     try:
         if section.revision is not None:
             raise ReplaceMeError(f"{section.source}: a local folder has no revision; drop it")
-        outline = outline_of(open_checkpoint(local_folder(section.source)), section.source)
+        if section.dequantise and is_gguf(local_folder(section.source)):
+            check_gguf(local_folder(section.source))
+            return []  # a tenth of a minute for all else: `preflight` looks, and the step
+        outline = outline_at(section.source, section.dequantise)
     except ReplaceMeError as error:
         return [f"models.{name}: {error}"]
     return uses_of(config, name, outline)
@@ -242,7 +245,8 @@ def sparse_calibrations(config: Config) -> list[str]:
     for table in config.tables.values():
         for model in table.named("models"):
             source = config.models[model].source
-            sizes = read_config(local_folder(source)) if names_folder(source) else {}
+            known = names_folder(source) and not is_gguf(local_folder(source))
+            sizes = read_config(local_folder(source)) if known else {}
             for name in table.named("calibrations"):
                 sections = unmixed(config.calibrations, name)
                 if any(section.images is not None for section in sections):

@@ -23,13 +23,13 @@ from replaceme.evaluation import task_index, task_trials
 from replaceme.evaluation.labelled_images import check_kind, check_package
 from replaceme.evaluation.labelled_samples import CLASSES, TYPE
 from replaceme.evaluation.overlap import all_seen_texts, seen_texts
-from replaceme.models.checkpoints import local_folder, names_folder, open_checkpoint
+from replaceme.models.checkpoints import names_folder
 from replaceme.models.config_defaults import accepted
 from replaceme.models.model_config import pick_device
 from replaceme.planning import hub
 from replaceme.planning.capacity import disk_problems, memory_problems
 from replaceme.planning.check_local import local_problems, uses_of
-from replaceme.planning.outline import Outline, outline_of
+from replaceme.planning.outline import Outline, outline_at
 
 log = logging.getLogger(__name__)
 REQUIREMENT = re.compile(r"[\w.-]+")
@@ -79,13 +79,14 @@ def problems(config: Config, results: Path = Path("results")) -> list[str]:
     for name in models:
         section = config.models[name]
         if names_folder(section.source):
-            outline = _local_outline(section.source)
+            outline = _local_outline(section.source, section.dequantise)
         else:
             where = f"models.{name}"
             here = hub.cached_folder(section.source, section.revision)
-            outline = asked(where, section.source, hub.model_outline, section.source, section.revision)
+            of_hub = (section.source, section.revision, section.dequantise)
+            outline = asked(where, section.source, hub.model_outline, *of_hub)
             if outline is None and here is not None:
-                outline = _local_outline(here)
+                outline = _local_outline(here, section.dequantise)
                 asked.unchecked = [one for one in asked.unchecked if one != section.source]
             elif outline is not None and here is None:
                 downloads[section.source] = outline.file_bytes
@@ -121,9 +122,9 @@ def missing_packages() -> Iterator[str]:
             yield f"package {name} is not installed; run `pip install -r requirements.txt`"
 
 
-def _local_outline(folder: str) -> Outline | None:
+def _local_outline(folder: str, dequantise: bool) -> Outline | None:
     try:
-        return outline_of(open_checkpoint(local_folder(folder)), folder)
+        return outline_at(folder, dequantise)
     except ReplaceMeError:
         return None  # `local_problems` says why
 

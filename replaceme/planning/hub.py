@@ -8,9 +8,11 @@ from typing import Any
 
 from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.text_files import read_lines
+from replaceme.dequantising.described import KEY, check_read
 from replaceme.models.checkpoints import read_config
 from replaceme.models.language_model import check_beside
 from replaceme.models.model_config import is_encoder
+from replaceme.models.packed_folder import without_packing
 from replaceme.models.weights import INDEX, SINGLE, shard_names
 from replaceme.planning.outline import Outline, estimated_outline
 
@@ -102,8 +104,10 @@ def lines_of(repository: Repository, file: str) -> list[str]:
     return read_lines(path)
 
 
-def model_outline(name: str, revision: str | None) -> Outline:
+def model_outline(name: str, revision: str | None, dequantise: bool = False) -> Outline:
     """Return the outline of a model of the Hub, downloading only config.json and the index of its weights.
+
+    `dequantise`: of a quantised one that of its plain weights, whose number is estimated.
 
     Raises what `repository` does, and ReplaceMeError for a model without safetensors or of no known family.
     """
@@ -115,6 +119,9 @@ def model_outline(name: str, revision: str | None) -> Outline:
     config = read_config(_folder_with("config.json", name, revision))
     if not is_encoder(config):
         check_beside(found.files, name)
+    if dequantise:
+        check_read(config.get(KEY), name)
+        return estimated_outline(name, without_packing(config))
     weights = sum(found.files.get(file, 0) for file in _weights(found))
     return estimated_outline(name, config, weights, found.parameters)
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from replaceme.config.calibrations import ModelConfig
 from replaceme.core.errors import ReplaceMeError
-from replaceme.models.checkpoints import local_folder, names_folder, open_checkpoint, read_config
+from replaceme.models.checkpoints import is_gguf, local_folder, names_folder, read_config
 from replaceme.models.model_config import pick_dtype, stored_dtype
 from replaceme.models.model_record import ModelRecord
 from replaceme.models.sizes import ITEM_BYTES, MARGIN
-from replaceme.planning.outline import Outline, estimated_outline, outline_of, vocabulary
+from replaceme.planning.outline import Outline, estimated_outline, outline_at, vocabulary
 
 BASE = 1.5e9  # bytes: torch, transformers and lm-eval without a model
 START = 300.0  # seconds: imports from a slow disk, a node that wakes up
@@ -52,6 +52,7 @@ class Need:
 
 
 TABLE = {
+    "dequantise": Need(shards=1, disk=8),  # unpacked at a tenth of the speed of a disk
     "model": Need(disk=2),  # downloaded, hashed
     "tokens": Need(),
     "mix": Need(),
@@ -141,8 +142,8 @@ def outline_for(section: ModelConfig, record: str | Path) -> Outline | None:
     the Hub's cache, from which the parameters are estimated.
     """
     try:
-        if names_folder(section.source):
-            return outline_of(open_checkpoint(local_folder(section.source)), section.source)
+        if names_folder(section.source) and not is_gguf(local_folder(section.source)):
+            return outline_at(section.source, section.dequantise)
         if Path(record).is_file():
             return _of_record(ModelRecord.load(record))
         config = _cached_config(section)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from replaceme.models.checkpoints import Checkpoint
+from replaceme.models.checkpoints import Checkpoint, local_folder, open_checkpoint
 from replaceme.models.model_config import family_of, stored_dtype
+from replaceme.models.packed_source import open_packed
 from replaceme.models.sizes import ITEM_BYTES
 
 
@@ -31,8 +32,8 @@ class Outline:
         return round(self.file_bytes * (1 - share))
 
 
-def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
-    """Return the outline of a local checkpoint."""
+def outline_of(checkpoint: Checkpoint, source: str, file_bytes: int | None = None) -> Outline:
+    """Return the outline of a local checkpoint, whose weights take `file_bytes` where they are not there yet."""
     return Outline(
         source,
         checkpoint.config,
@@ -40,8 +41,20 @@ def outline_of(checkpoint: Checkpoint, source: str) -> Outline:
         checkpoint.hidden_size,
         checkpoint.parameters,
         checkpoint.block_parameters(),
-        checkpoint.file_bytes,
+        checkpoint.file_bytes if file_bytes is None else file_bytes,
     )
+
+
+def outline_at(source: str, dequantise: bool) -> Outline:
+    """Return the outline of a local source; of a quantised one that of its plain weights, from headers.
+
+    Errors as in `open_checkpoint` and `open_packed`.
+    """
+    folder = local_folder(source)
+    if not dequantise:
+        return outline_of(open_checkpoint(folder), source)
+    view = open_packed(folder)
+    return outline_of(view.checkpoint, source, sum(view.sizes.values()))
 
 
 def estimated_outline(

@@ -83,13 +83,20 @@ def _models(records: Records) -> dict[str, dict[str, str]]:
         weights = [digest for name, digest in sorted(record.files.items()) if name.endswith(".safetensors")]
         more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
         found[Path(path).parent.name] = {
-            "source": published(record.source),
+            "source": _source_of(record),
             "version": _commit(record.revision) or f"files {record.sha256[:SHOWN]}",
             "blocks": str(record.num_blocks),
             "parameters": f"{record.parameters:,}",
             "weights": f"{weights[0][:SHOWN]}{more}" if weights else "",
         }
     return found
+
+
+def _source_of(record: ModelRecord) -> str:
+    """Return the source of a model, for plain weights what they were dequantised from."""
+    if record.dequantised is None:
+        return published(record.source)
+    return f"{published(record.dequantised['source'])}, dequantised ({record.dequantised['format']})"
 
 
 def _calibrations(records: Records) -> list[dict[str, str]]:

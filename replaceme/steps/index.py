@@ -26,6 +26,7 @@ GROUPS = {
         "provenance": "Show what a run was made from: models, texts, versions.",
     },
     "steps of the workflow, in its order": {
+        "dequantise": "Write the plain weights of a quantised model.",
         "model": "Find a model and record what it is.",
         "tokens": "Turn a calibration text into token ids.",
         "mix": "Mix several calibrations into one.",

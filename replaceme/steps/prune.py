@@ -5,8 +5,8 @@ import json
 
 from replaceme.api import prune
 from replaceme.calibration.tokens import TOKEN_FIELDS
-from replaceme.config.calibrations import ENOUGH, FORWARD, CalibrationConfig
-from replaceme.config.command_line import add_options, from_options
+from replaceme.config.calibrations import ENOUGH, FORWARD, CalibrationConfig, ModelConfig
+from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.cuts import MERGING, CutConfig
 from replaceme.config.fits import METHODS
 from replaceme.reports.summary import Summary
@@ -23,8 +23,13 @@ CUT = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
-    parser.add_argument("source", metavar="SOURCE", help="folder of a safetensors checkpoint, or a Hub id")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder of a safetensors checkpoint, or a Hub id; with --dequantise a GGUF file",
+    )
     parser.add_argument("--revision", help="Hub commit, tag or branch")
+    add_options(parser, ModelConfig, ("dequantise",), parser)
     out_argument(parser, "folder of the new checkpoint")
     add_options(parser, CalibrationConfig, CALIBRATION)
     add_options(parser, CutConfig, CUT)
@@ -41,5 +46,6 @@ def run(args: argparse.Namespace) -> None:
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
     fit = from_options(args, METHODS)
     where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
+    where["dequantise"] = option_of(args, ModelConfig, "dequantise")
     record = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps(record, indent=2) if args.json else Summary(**record["summary"]).text())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.cut_record import Cut
+from replaceme.models.model_record import DEQUANTISED
 from replaceme.placements.collapse import Collapse
 from replaceme.placements.registry import PLACEMENTS
 
@@ -89,8 +90,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     separate = provenance["placement"] is not None and PLACEMENTS[provenance["placement"]].own_code
     return TEMPLATE.format(
         metadata=_metadata(source, licence),
-        source=source["source"],
-        revision=source["revision"] or "local folder",
+        **_named_source(source),
         removed=cut.blocks,
         span=cut.span,
         final=cut.num_blocks - 1,
@@ -109,8 +109,7 @@ def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, s
     known = {**fit, "blocks": cut.blocks, "span": cut.span, "final": cut.num_blocks - 1}
     return METHOD_TEMPLATE.format(
         metadata=_metadata(source, licence),
-        source=source["source"],
-        revision=source["revision"] or "local folder",
+        **_named_source(source),
         title=about.title,
         arxiv=about.arxiv,
         sentence=about.sentence.format(**known),
@@ -127,8 +126,7 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     source, cut, healing = provenance["original"], Cut.of(provenance["cut"]), provenance["healing"]
     return HEALED.format(
         metadata=_metadata(source, licence),
-        source=source["source"],
-        revision=source["revision"] or "local folder",
+        **_named_source(source),
         merged=provenance["source"]["source"],
         removed=cut.blocks,
         span=cut.span,
@@ -142,6 +140,14 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         training=", ".join(f"{key} {_short(value)}" for key, value in healing.items()),
         versions=", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
     )
+
+
+def _named_source(source: dict[str, Any]) -> dict[str, str]:
+    """Return the name and version of a source; of plain weights those of the quantised ones."""
+    found = source.get(DEQUANTISED, source)
+    version = found["revision"] or ("local folder" if found is source else "local")
+    more = "" if found is source else f"; its weights, {found['format']}, were dequantised first"
+    return {"source": found["source"], "revision": version + more}
 
 
 def _named(text: dict[str, Any]) -> str:
@@ -191,8 +197,9 @@ def _metadata(source: dict[str, Any], licence: dict[str, str]) -> str:
     import yaml
 
     entries = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "replaceme"]}
-    if source["revision"]:  # the key means a Hub id, which a record with a commit comes from
-        entries["base_model"] = source["source"]
+    named = source.get(DEQUANTISED, source)
+    if named["revision"]:  # the key means a Hub id, which a record with a commit comes from
+        entries["base_model"] = named["source"]
     return yaml.safe_dump(entries | licence, sort_keys=False, allow_unicode=True)
 
 

@@ -98,7 +98,7 @@ class Merger:
             shutil.copyfile(self.checkpoint.folder / name, folder / name)
         if card is not None:
             (folder / "README.md").write_text(card + on_card(self.left_out), encoding="utf-8")
-        others = sha256_of_all(folder, [name for name in _files(folder) if name not in digests])
+        others = sha256_of_all(folder, [name for name in files_of(folder) if name not in digests])
         record = {**provenance, "files": dict(sorted((digests | others).items()))}
         (folder / RECORD).write_text(json_text(record), encoding="utf-8")
         self.finished = True
@@ -116,7 +116,7 @@ def provenance_of(record: ModelRecord, cut: Cut, fit: dict[str, Any], origin: Or
     return published(provenance)
 
 
-def _files(folder: Path) -> list[str]:
+def files_of(folder: Path) -> list[str]:
     """Return the files of a folder and of its subfolders, relative to it; an empty subfolder counts as one."""
     found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink() or not any(path.iterdir()))
     return [path.relative_to(folder).as_posix() for path in found]
@@ -136,7 +136,7 @@ def check_out(source: str | Path, out: str | Path) -> None:
     ours = {path.relative_to(out).as_posix() for pattern in patterns for path in out.glob(pattern)}
     if (out / RECORD).is_file():
         ours |= {RECORD, "config.json"}
-    foreign = sorted(name for name in set(_files(out)) - ours if not name.startswith(TEMPORARY))
+    foreign = sorted(name for name in set(files_of(out)) - ours if not name.startswith(TEMPORARY))
     if foreign:
         raise ReplaceMeError(
             f"{out}: is not empty (it holds {foreign[0]}) and would be replaced; choose another folder"

@@ -14,7 +14,8 @@ from typing import Any
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, each_sha256, read_json
 from replaceme.core.progress import progress
-from replaceme.models.checkpoints import local_folder, names_folder
+from replaceme.models.checkpoints import is_gguf, local_folder, names_folder
+from replaceme.models.model_record import DEQUANTISED
 from replaceme.provenance.job_record import FOLDER
 
 MODEL = "model.json"
@@ -196,13 +197,27 @@ def _of_list(where: Path, base: Path) -> Iterator[_Claim]:
         raise ReplaceMeError(f"{where}: no list of files; make it again")
     folder = where.parent if where.name == RECORD else base / record["folder"]
     yield from (_Claim((folder / name).absolute(), digest, where, "file") for name, digest in record["files"].items())
-    source = record.get("source")
-    if isinstance(source, dict) and _is_found(source["source"], base):
-        folder = base / local_folder(source["source"])
-        yield from (
-            _Claim((folder / name).absolute(), digest, where, "file of the source")
-            for name, digest in source["files"].items()
-        )
+    for source in _sources(record):
+        if _is_found(source["source"], base):
+            folder = base / local_folder(source["source"])
+            folder = folder.parent if is_gguf(folder) else folder
+            yield from (
+                _Claim((folder / name).absolute(), digest, where, "file of the source")
+                for name, digest in source["files"].items()
+            )
+
+
+def _sources(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what a record says of its source, and of the quantised files whose plain weights that is.
+
+    `prune` names the quantised ones as the source, and keeps no plain weights.
+    """
+    source = record["source"] if isinstance(record.get("source"), dict) else {}
+    packed = source.get(DEQUANTISED) or record.get(DEQUANTISED)
+    if source and (packed is None or packed["source"] != source["source"]):
+        yield source
+    if packed is not None:
+        yield packed
 
 
 def _is_found(source: str, base: Path) -> bool:

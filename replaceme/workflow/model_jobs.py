@@ -10,7 +10,7 @@ from replaceme.calibration.images import image_files
 from replaceme.calibration.tokens import PROMPT_FIELDS, TOKEN_FIELDS
 from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import to_flags
-from replaceme.config.result_paths import ANSWERS, TOKENS, Names, at
+from replaceme.config.result_paths import ANSWERS, PLAIN, TOKENS, Names, at, model_at
 from replaceme.config.schema import Config
 from replaceme.planning import user_files
 from replaceme.planning.user_files import declared, hash_of_stamps, stamps
@@ -25,21 +25,45 @@ class ModelJobs:
     config: Config
     gpu: int
 
-    def source(self, names: Names) -> str:
-        """Return the folder or the Hub id of a model."""
+    @property
+    def quantised(self) -> list[str]:
+        """Return the names of the models whose plain weights are made."""
+        return [name for name, section in self.config.models.items() if section.dequantise]
+
+    def given(self, names: Names) -> str:
+        """Return the folder, GGUF file or Hub id of a model, as configured."""
         return self.config.models[names.model].source
 
-    def revision_option(self, names: Names) -> str:
-        """Return the option of a model's revision."""
+    def given_revision(self, names: Names) -> str:
+        """Return the option of the revision of a model, as configured."""
         return to_flags(self.config.models[names.model], ("revision",))
 
-    def files(self, names: Names) -> list[Path]:
-        """Return the files of a local model, whose change reruns everything."""
-        return declared(user_files.model_files(self.source(names)))
+    def given_files(self, names: Names) -> list[str | Path]:
+        """Return the files of a local model, as configured, whose change reruns everything."""
+        return declared(user_files.model_files(self.given(names)))
+
+    def given_stamps(self, names: Names) -> list[str]:
+        """Return sizes and times of the files of a local model, as configured."""
+        return stamps(user_files.model_files(self.given(names)))
+
+    def source(self, names: Names) -> str:
+        """Return the folder or the Hub id of a model that is used: of a quantised one, that of its plain weights."""
+        return model_at(at(PLAIN["record"], names)) if self._is_quantised(names) else self.given(names)
+
+    def revision_option(self, names: Names) -> str:
+        """Return the option of the revision of the model that is used."""
+        return "" if self._is_quantised(names) else self.given_revision(names)
+
+    def files(self, names: Names) -> list[str | Path]:
+        """Return the files of a local model that is used, whose change reruns everything."""
+        return [at(PLAIN["record"], names)] if self._is_quantised(names) else self.given_files(names)
 
     def file_stamps(self, names: Names) -> list[str]:
-        """Return sizes and times of the files of a local model."""
-        return stamps(user_files.model_files(self.source(names)))
+        """Return sizes and times of the files of a local model that is used; of our own making none."""
+        return [] if self._is_quantised(names) else self.given_stamps(names)
+
+    def _is_quantised(self, names: Names) -> bool:
+        return self.config.models[names.model].dequantise
 
     def gpus(self, names: Names) -> int:
         """Return how many GPUs a job with a model takes."""

@@ -5,6 +5,7 @@ import packers
 import pytest
 import torch
 
+from replaceme.dequantising.described import READ, needs_dequantising
 from replaceme.dequantising.packing import Parts
 from replaceme.dequantising.registry import FORMATS, packing_of
 
@@ -13,7 +14,7 @@ def unpacked(section, stored, dtype=torch.float32):
     """Return the plain tensors that a config and stored tensors stand for, by name."""
     packing = packing_of({"quantization_config": section}, "here")
     found = {}
-    for name, parts in packing.weights(stored).items():
+    for name, parts in packing.weights(stored, "here").items():
         one = Parts.of(name, {ending: stored[own] for ending, own in parts.items()})
         found[name] = stored[name] if set(parts) == {""} else packing.unpacked(one, dtype)
     return found
@@ -100,10 +101,28 @@ def test_groups_in_the_order_of_activations():
     torch.testing.assert_close(found, numbers * scales[:, groups], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (packers.FORMATS["gptq"][1], "gptq, 4 bits"),
+        (packers.FORMATS["fp8"][1], "fp8"),
+        (packers.FORMATS["compressed, 4 bits"][1], "compressed-tensors, 4 bits"),
+        (packers.FORMATS["bitsandbytes, 8 bits"][1], "bitsandbytes, 8 bits"),
+    ],
+)
+def test_formats_are_named_with_the_remedy(section, words):
+    line = str(needs_dequantising(section, "here"))
+    assert line.startswith(f"here: config.json says {words}, into which nothing can be folded; set `dequantise: true`")
+
+
+def test_all_formats_are_said_to_be_read():
+    assert set(READ) == set(FORMATS)
+
+
 UNREAD = {
-    "unknown": ({"quant_method": "hqq"}, "'hqq', which is not read (read are fp8"),
-    "no name": ({"bits": 4}, "'None', which is not read"),
-    "no mapping": ("int4", "'int4', which is not read"),
+    "unknown": ({"quant_method": "hqq"}, "config.json says hqq, which is not read (read are fp8"),
+    "no name": ({"bits": 4}, "says None, 4 bits, which is not read"),
+    "no mapping": ("int4", "says int4, which is not read"),
     "3 bits": ({"quant_method": "gptq", "bits": 3}, "gptq with bits 3, which is not read (read are 2, 4, 8)"),
     "kernel's order": ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "awq with version 'gemv'"),
     "sparse": (packers.compressed("marlin-24", 4), "compressed-tensors marlin-24, which is not read"),
@@ -125,7 +144,7 @@ def test_formats_that_are_not_read_are_refused(what, refuses):
 
 
 def test_parts_that_do_not_belong_together_are_refused(refuses):
-    for name, (pack, section) in packers.FORMATS.items():
+    for pack, section in packers.FORMATS.values():
         stored, _ = pack(numpy.random.default_rng(0), "a", (24, 40))
         other, _ = pack(numpy.random.default_rng(0), "a", (40, 72))
         for part in stored:
@@ -138,4 +157,3 @@ def test_parts_that_do_not_belong_together_are_refused(refuses):
             if stored[part].shape != other[part].shape:
                 with refuses("a", "again"):
                     unpacked(section, stored | {part: other[part]})
-    assert set(FORMATS) >= {section["quant_method"] for _, section in packers.FORMATS.values()}

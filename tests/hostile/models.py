@@ -259,7 +259,7 @@ CASES = {
     "positions in quotes": config("max_position_embeddings", "128", BELONGS),
     "positions without end": config("max_position_embeddings", float("inf"), BELONGS),
     "dtype is a mapping": config("dtype", {"a": "float32"}, BELONGS),
-    "quantised": config("quantization_config", {"bits": 4}, "give the full-precision checkpoint", "quantised weights"),
+    "quantised": config("quantization_config", {"bits": 4}, "give the full-precision checkpoint", "None, 4 bits"),
     # parts that do not belong together
     "another width than the weights": case(
         lambda: edit_json("model/config.json", hidden_size=32),

@@ -113,7 +113,7 @@ BROKEN = {
     "empty file": (lambda f: cut_short(f, 0), "truncated or corrupted"),
     "unsupported": (config(model_type="t5"), "model_type 't5' is not supported; supported: llama"),
     "own code": (config(auto_map={"AutoModel": "x.Y"}), "auto_map"),
-    "quantised": (config(quantization_config={"bits": 4}), "quantised"),
+    "quantised": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "config.json says gptq, 4 bits"),
     "no depth": (config(num_hidden_layers=...), "config.json says 32 blocks, the tensors named model.layers.* hold 6"),
     "depth is text": (config(num_hidden_layers="6"), "no usable `num_hidden_layers`"),
     "no width": (config(hidden_size=None), "no usable `hidden_size`"),

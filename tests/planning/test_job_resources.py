@@ -78,7 +78,7 @@ def test_the_numbers_of_a_7b_model():
 
 def test_work_follows_the_config(micro):
     outline = of_size(7)
-    assert {rule for rule in TABLE if rule not in WORK} == {"model", "merge", *ENTRIES}
+    assert {rule for rule in TABLE if rule not in WORK} == {"dequantise", "model", "merge", *ENTRIES}
     assert tokens_of(micro, "micro") == 200 * 256 and length(micro, "micro") == 256
     whole, shard = (work_of("gram", micro, {**NAMES, "shards": shards}, outline).tokens for shards in ("1", "4"))
     assert whole == 4 * shard == 200 * 256
