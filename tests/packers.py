@@ -5,9 +5,11 @@ float64 products of the numbers that were drawn.
 """
 
 import json
+import shutil
 
 import numpy
 import torch
+from safetensors.torch import load_file, save_file
 
 GROUP = 8  # inputs that share a scale
 TILE = 16
@@ -174,3 +176,22 @@ FORMATS = {
     ),
     "bitsandbytes, 8 bits": (int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
 }
+
+
+def pack_checkpoint(plain, folder, form):
+    """Copy a tiny checkpoint to a folder and pack its blocks' matrices; returns the plain tensors that this means."""
+    pack, section = FORMATS[form]
+    shutil.copytree(plain, folder)
+    random, stored, expected = numpy.random.default_rng(0), {}, {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        expected[name] = stored[name] = tensor
+        if "_proj." in name:
+            del stored[name]
+            parts, weight = pack(random, name.removesuffix(".weight"), tuple(tensor.shape))
+            stored |= parts
+            # as it is made: a product in float32, rounded once
+            expected[name] = torch.from_numpy(weight.astype(numpy.float32)).to(tensor.dtype)
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": section}))
+    return expected

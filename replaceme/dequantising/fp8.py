@@ -33,7 +33,7 @@ def packing(config: dict[str, Any]) -> Packing:
         packed=("",),
         shape=lambda parts: parts.shape(""),
         plain=lambda parts, dtype: _plain(parts, dtype, tile),
-        unused=(".activation_scale", ".input_scale"),
+        unused=(".activation_scale", ".input_scale", ".k_scale", ".v_scale"),
     )
 
 

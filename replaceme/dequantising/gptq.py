@@ -9,7 +9,6 @@ Without `g_idx` (of `desc_act`) a group is a run of `group_size` inputs, -1: all
 
 from typing import TYPE_CHECKING, Any
 
-from replaceme.core.errors import ReplaceMeError
 from replaceme.dequantising.packing import Packing, Parts, chosen
 from replaceme.dequantising.words import WORD, unpacked
 
@@ -21,8 +20,6 @@ def packing(config: dict[str, Any]) -> Packing:
     """Return how a quantization_config of GPTQ packs; raises ReplaceMeError for 3 bits and unknown variants."""
     bits = chosen(config, "bits", None, (2, 4, 8), "gptq")
     stored = chosen(config, "checkpoint_format", "gptq", ("gptq", "gptq_v2"), "gptq")
-    if config.get("meta", {}).get("quantizer_format"):
-        raise ReplaceMeError("quantised as gptq in a format of its own kernels; give full-precision weights")
     offset = 0 if stored == "gptq_v2" else 1
     return Packing(
         endings=dict.fromkeys((".qweight", ".qzeros", ".scales", ".g_idx"), ".weight"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 README = "README.md"
+PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "I16", "I32")  # what no plain tensor is stored as
 
 
 def open_packed_folder(source: Path) -> PlainView:
@@ -100,8 +101,8 @@ def _is_plain(name: str, parts: dict[str, str], stored: dict[str, Stored], sourc
     if set(parts) != {""}:
         return False
     kind = stored[name][2]
-    if kind.startswith("F8") or (kind not in TYPES and name.endswith("weight")):
-        raise ReplaceMeError(f"{source}: {printable(name)} is stored as {kind} without scales; {AGAIN}")
+    if kind in PACKED or (kind not in TYPES and name.endswith("weight")):
+        raise ReplaceMeError(f"{source}: {printable(name)} is stored as {kind} without its scales; {AGAIN}")
     return True
 
 

@@ -5,6 +5,7 @@
 
 # by section and field; the help adds choices and defaults
 SHORT = {
+    "ModelConfig": {"dequantise": "Unpack a quantised source first (FP8, GPTQ, AWQ, GGUF and others)."},
     "CalibrationConfig": {
         "dataset": "Text to fit on: a .txt, .jsonl or .parquet file, a Hub data set, or `micro`.",
         "images": "For encoders of images: a folder or a Hub data set.",

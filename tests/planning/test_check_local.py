@@ -5,11 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import packers
 import pytest
 
 from replaceme.config.schema import load, parse
 from replaceme.core.errors import ReplaceMeError
 from replaceme.planning.check_local import check_inputs, sparse_calibrations
+from replaceme.planning.job_resources import outline_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {"models": ["a"], "calibrations": ["micro"], "cuts": ["n2"], "fits": ["uidl", "ls"], "evaluation": "quick"}
@@ -42,6 +44,34 @@ def config(source, table=None, **sections):
 def test_a_good_config(llama, sharded):
     check_inputs(config(llama), "x")
     check_inputs(config(sharded), "x")
+
+
+def test_a_quantised_model_is_checked_as_the_plain_one_that_it_stands_for(llama, tmp_path, refuses):
+    packers.pack_checkpoint(llama, tmp_path / "packed", "gptq")
+    found = config(tmp_path / "packed")
+    with refuses("x: models.a: ", "config.json says gptq, 4 bits", "set `dequantise: true`"):
+        check_inputs(found, "x")
+    found.models["a"].dequantise = True
+    check_inputs(found, "x")
+    outline = outline_for(found.models["a"], "none")
+    assert (outline.num_blocks, outline.parameters) == (6, outline_for(config(llama).models["a"], "none").parameters)
+    assert outline.file_bytes == 4 * outline.parameters
+    found.tables["main"].cuts[:] = ["n9"]
+    with refuses("cuts.n9 on models.a"):
+        check_inputs(found, "x")
+
+
+def test_a_gguf_file_is_not_read_at_every_start(tmp_path, refuses):
+    found = config(tmp_path / "a.gguf")
+    found.models["a"].dequantise = True
+    with refuses("x: models.a: ", "no such file"):
+        check_inputs(found, "x")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    check_inputs(found, "x")
+    assert sparse_calibrations(found) == [] and outline_for(found.models["a"], "none") is None
+    found.models["a"].dequantise = False
+    with refuses("x: models.a: ", "a GGUF file", "set `dequantise: true`"):
+        check_inputs(found, "x")
 
 
 def test_a_reference_that_does_not_belong_to_its_table(llama):

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy
 import packers
 import pytest
 import torch
@@ -28,19 +27,8 @@ def pack_model(plain, tmp_path_factory):
     """A function that packs the blocks' matrices of a tiny Llama; returns the folder and the plain tensors."""
 
     def make(form):
-        pack, section = packers.FORMATS[form]
-        folder = shutil.copytree(plain, tmp_path_factory.mktemp("packed") / "model")
-        random, stored, expected = numpy.random.default_rng(0), {}, {}
-        for name, tensor in load_file(folder / "model.safetensors").items():
-            expected[name] = stored[name] = tensor
-            if "_proj." in name:
-                del stored[name]
-                parts, weight = pack(random, name.removesuffix(".weight"), tuple(tensor.shape))
-                stored |= parts
-                # as it is made: a product in float32, rounded once
-                expected[name] = torch.from_numpy(weight.astype(numpy.float32)).bfloat16()
-        save_file(stored, folder / "model.safetensors", {"format": "pt"})
-        edit(folder / "config.json", quantization_config=section)
+        folder = tmp_path_factory.mktemp("packed") / "model"
+        expected = packers.pack_checkpoint(plain, folder, form)
         return folder, expected
 
     return make
@@ -189,7 +177,7 @@ BROKEN = {
     "no words": (lambda f: broken(f, **{f"{NAME}.qweight": None}), f"{NAME}.weight: only"),
     "packed without scales": (
         lambda f: broken(f, **{"model.norm.weight": torch.ones(16).to(torch.float8_e4m3fn)}),
-        "model.norm.weight is stored as F8_E4M3 without scales",
+        "model.norm.weight is stored as F8_E4M3 without its scales",
     ),
 }
 
