@@ -7,6 +7,7 @@ called for one tensor at a time. The package `gguf` reads the file and unpacks i
 import functools
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from replaceme.models.config_defaults import accepted, with_defaults
 from replaceme.models.plain_view import STORED_AS, USUAL, PlainView
 
 if TYPE_CHECKING:
+    import torch
     from gguf import GGUFReader, ReaderTensor
+    from transformers.modeling_gguf_pytorch_utils import TensorProcessor
 
 PACKAGE = "a GGUF file needs the package gguf: pip install 'replaceme[gguf]'"
 # values rather than blocks of integers: the type of the weights, where a file has no other
@@ -27,13 +30,12 @@ WHOLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def open_gguf(path: Path) -> PlainView:
     """Return the plain weights of a GGUF file; raises ReplaceMeError for architectures that are not read."""
     check_gguf(path)
-    reader, parameters = _read(path)
+    reader, entries = _read(path)
     kinds = {tensor.tensor_type.name for tensor in reader.tensors}
     dtype = _dtype(kinds)
-    config, model = _model(parameters["config"], dtype, path)
-    names, processor = _names(model, reader, parameters["config"], path)
-    shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}
-    tensors = {name: (path.name, shapes[name], STORED_AS[dtype]) for name in names}
+    config, model = _model(entries, dtype, path)
+    read = _tensors(model, reader, entries, path, dtype)
+    tensors = {name: (path.name, read.shapes[name], STORED_AS[dtype]) for name in read.names}
     return PlainView(
         folder=path.parent,
         checkpoint=checked(path, with_defaults(config, str(path)), tensors),
@@ -41,13 +43,13 @@ def open_gguf(path: Path) -> PlainView:
         dtype=dtype,
         config=config,
         files=[path.name],
-        read=functools.partial(_tensor, path, names, processor, dtype, shapes),
+        read=read,
         write_beside=functools.partial(_write_beside, path, model),
     )
 
 
 def _read(path: Path) -> "tuple[GGUFReader, dict[str, Any]]":
-    """Return a file's reader, and what transformers makes of its metadata."""
+    """Return a file's reader, and the entries of config.json that transformers finds in it."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -56,7 +58,7 @@ def _read(path: Path) -> "tuple[GGUFReader, dict[str, Any]]":
 
     try:
         with quiet_transformers():
-            return GGUFReader(path), load_gguf_checkpoint(str(path))
+            return GGUFReader(path), load_gguf_checkpoint(str(path))["config"]
     except Exception as error:  # of both packages, for whatever stands in the file
         raise ReplaceMeError(f"{path}: transformers does not read it ({in_one_line(error)}); take another") from error
 
@@ -83,8 +85,8 @@ def _model(entries: dict[str, Any], dtype: str, path: Path) -> "tuple[dict[str, 
     return written, model
 
 
-def _names(model: Any, reader: "GGUFReader", entries: dict[str, Any], path: Path) -> "tuple[dict[str, list[str]], Any]":
-    """Return for each plain tensor the names of those that it is made of, and what changes their layout."""
+def _tensors(model: Any, reader: "GGUFReader", entries: dict[str, Any], path: Path, dtype: str) -> "_Tensors":
+    """Return the plain tensors of a file; raises ReplaceMeError for one that the class has no place for."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -105,32 +107,45 @@ def _names(model: Any, reader: "GGUFReader", entries: dict[str, Any], path: Path
             f"{path}: tensor {printable(unknown[0])} has no place in a {model.config.model_type} of transformers; take "
             "another file"
         )
-    return {name: found[name] for name in model.state_dict() if name in found}, (processor, known)
+    shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}
+    names = {name: found[name] for name in shapes if name in found}
+    return _Tensors(path, {tensor.name: tensor for tensor in reader.tensors}, names, known, processor, shapes, dtype)
 
 
-def _tensor(path: Path, names: dict[str, list[str]], processing: Any, dtype: str, shapes: Any, name: str):
-    """Return one plain tensor, made of one or several of the file, as transformers makes it."""
-    import torch
-    from gguf import dequantize
+@dataclass(frozen=True)
+class _Tensors:
+    """The tensors of a file by name, which are unpacked when they are read: `names` of those that make a plain one.
 
-    processor, known = processing
-    made: dict[str, Any] = {"tensors": {}}
-    for tensor in (_by_name(path)[one] for one in names[name]):
-        values = dequantize(tensor.data, tensor.tensor_type)
-        result = processor.process(weights=values, name=tensor.name, tensor_key_mapping=known, parsed_parameters=made)
-        if result.name is not None:
-            made["tensors"][name] = torch.from_numpy(result.weights.copy())
-    found = made["tensors"].get(name)
-    if found is None or tuple(found.shape) != shapes[name]:
-        raise ReplaceMeError(f"{path}: {printable(name)} has another shape than its class; take another file")
-    return found.to(getattr(torch, dtype)).contiguous()
+    `known` are the plain names by those of the file, `shapes` those of the class.
+    """
 
+    path: Path
+    held: "dict[str, ReaderTensor]"
+    names: dict[str, list[str]]
+    known: dict[str, str]
+    processor: "TensorProcessor"
+    shapes: dict[str, tuple[int, ...]]
+    dtype: str
 
-@functools.lru_cache(1)
-def _by_name(path: Path) -> "dict[str, ReaderTensor]":
-    from gguf import GGUFReader
+    def __call__(self, name: str) -> "torch.Tensor":
+        """Return one plain tensor, made of one or several of the file, as transformers makes it."""
+        import torch
+        from gguf import dequantize
 
-    return {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+        made: dict[str, Any] = {"tensors": {}}
+        for tensor in (self.held[one] for one in self.names[name]):
+            result = self.processor.process(
+                weights=dequantize(tensor.data, tensor.tensor_type),
+                name=tensor.name,
+                tensor_key_mapping=self.known,
+                parsed_parameters=made,
+            )
+            if result.name is not None:
+                made["tensors"][name] = torch.from_numpy(result.weights.copy())
+        found = made["tensors"].get(name)
+        if found is None or tuple(found.shape) != self.shapes[name]:
+            raise ReplaceMeError(f"{self.path}: {printable(name)} has another shape than its class; take another file")
+        return found.to(getattr(torch, self.dtype)).contiguous()
 
 
 def _write_beside(path: Path, model: Any, folder: Path) -> None:
@@ -139,7 +154,9 @@ def _write_beside(path: Path, model: Any, folder: Path) -> None:
 
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+            # with the config, as to read it again takes as long as all else
+            given = {"config": model.config, "trust_remote_code": False, "local_files_only": True}
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **given)
             tokenizer.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
     except Exception as error:

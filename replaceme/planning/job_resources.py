@@ -18,6 +18,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import is_gguf, local_folder, names_folder, read_config
 from replaceme.models.model_config import pick_dtype, stored_dtype
 from replaceme.models.model_record import ModelRecord
+from replaceme.models.packed_folder import without_packing
 from replaceme.models.sizes import ITEM_BYTES, MARGIN
 from replaceme.planning.outline import Outline, estimated_outline, outline_at, vocabulary
 
@@ -138,15 +139,19 @@ UNKNOWN = Outline("unknown", {"vocab_size": 128_256, "dtype": "bfloat16"}, 32, 4
 def outline_for(section: ModelConfig, record: str | Path) -> Outline | None:
     """Return the outline of a model from local files; None for a Hub model without any here.
 
-    The sources are the headers of a folder; for a Hub model `record` (model.json) once it exists, else config.json in
-    the Hub's cache, from which the parameters are estimated.
+    The sources are the headers of a folder; for a Hub model or a GGUF file `record` (model.json) once it exists, else
+    config.json in the Hub's cache, from which the parameters are estimated.
     """
     try:
-        if names_folder(section.source) and not is_gguf(local_folder(section.source)):
+        of_gguf = is_gguf(local_folder(section.source))  # which takes seconds to open
+        if names_folder(section.source) and not of_gguf:
             return outline_at(section.source, section.dequantise)
         if Path(record).is_file():
             return _of_record(ModelRecord.load(record))
+        if of_gguf:
+            return None
         config = _cached_config(section)
+        config = config and (without_packing(config) if section.dequantise else config)
         return None if config is None else estimated_outline(section.source, config)
     except (ReplaceMeError, KeyError, OSError):
         return None  # the step that opens it says why

@@ -146,7 +146,7 @@ def _named_source(source: dict[str, Any]) -> dict[str, str]:
     """Return the name and version of a source; of plain weights those of the quantised ones."""
     found = source.get(DEQUANTISED, source)
     version = found["revision"] or ("local folder" if found is source else "local")
-    more = "" if found is source else f"; its weights, {found['format']}, were dequantised first"
+    more = "" if found is source else f"; dequantised first, from {found['format']}"
     return {"source": found["source"], "revision": version + more}
 
 

@@ -46,32 +46,34 @@ def test_a_good_config(llama, sharded):
     check_inputs(config(sharded), "x")
 
 
+def dequantised(source, table=None):
+    return config(source, table, models={"a": {"source": str(source), "dequantise": True}})
+
+
 def test_a_quantised_model_is_checked_as_the_plain_one_that_it_stands_for(llama, tmp_path, refuses):
     packers.pack_checkpoint(llama, tmp_path / "packed", "gptq")
-    found = config(tmp_path / "packed")
     with refuses("x: models.a: ", "config.json says gptq, 4 bits", "set `dequantise: true`"):
-        check_inputs(found, "x")
-    found.models["a"].dequantise = True
+        check_inputs(config(tmp_path / "packed"), "x")
+    found = dequantised(tmp_path / "packed")
     check_inputs(found, "x")
     outline = outline_for(found.models["a"], "none")
     assert (outline.num_blocks, outline.parameters) == (6, outline_for(config(llama).models["a"], "none").parameters)
     assert outline.file_bytes == 4 * outline.parameters
-    found.tables["main"].cuts[:] = ["n9"]
     with refuses("cuts.n9 on models.a"):
-        check_inputs(found, "x")
+        check_inputs(dequantised(tmp_path / "packed", {"cuts": ["n9"]}), "x")
+    with refuses("x: models.a: ", "config.json names no quantisation"):
+        check_inputs(dequantised(llama), "x")
 
 
 def test_a_gguf_file_is_not_read_at_every_start(tmp_path, refuses):
-    found = config(tmp_path / "a.gguf")
-    found.models["a"].dequantise = True
+    found = dequantised(tmp_path / "a.gguf")
     with refuses("x: models.a: ", "no such file"):
         check_inputs(found, "x")
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     check_inputs(found, "x")
     assert sparse_calibrations(found) == [] and outline_for(found.models["a"], "none") is None
-    found.models["a"].dequantise = False
     with refuses("x: models.a: ", "a GGUF file", "set `dequantise: true`"):
-        check_inputs(found, "x")
+        check_inputs(config(tmp_path / "a.gguf"), "x")
 
 
 def test_a_reference_that_does_not_belong_to_its_table(llama):

@@ -104,7 +104,7 @@ def test_a_record_and_a_card_say_what_was_dequantised(packed, tmp_path):
     assert short[0] == short[1]
     assert found["source"]["dequantised"] == of_plain["source"]["dequantised"] == record.dequantised
     assert found["source"]["source"] == source.name and of_plain["source"]["source"] == "plain"
-    assert "its weights, gptq, 4 bits, were dequantised first" in (tmp_path / "short/README.md").read_text()
+    assert "dequantised first, from gptq, 4 bits" in (tmp_path / "short/README.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "of-plain", "plain", "short"]
     for name in ("plain", "of-plain"):
         assert audit(tmp_path / name).lines == []

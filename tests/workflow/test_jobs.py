@@ -233,6 +233,20 @@ def test_models_and_texts(config):
     assert jobs.mix_options(both) == "--weights 0.25 0.75 --samples=8"
 
 
+def test_plain_weights_take_the_place_of_quantised_ones(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    models = {"a": {"source": str(tmp_path / "a.gguf"), "dequantise": True}}
+    models["b"] = {"source": "org/b", "revision": "v1", "dequantise": True}
+    jobs = ModelJobs(parse({**CONFIG, "models": {**models, "c": {"source": "org/c"}}}), gpu=0)
+    assert jobs.quantised == ["a", "b"]
+    plain = "results/a/dequantised"
+    assert jobs.source(names()) == plain and jobs.files(names()) == [f"{plain}/replaceme.json"]
+    assert jobs.file_stamps(names()) == [] and model_at(f"{plain}/replaceme.json") == plain
+    assert jobs.given_files(names()) == [tmp_path / "a.gguf"] and "a.gguf 4 " in jobs.given_stamps(names())[0]
+    assert (jobs.revision_option(names(model="b")), jobs.given_revision(names(model="b"))) == ("", "--revision=v1")
+    assert jobs.given(names(model="b")) == "org/b" and jobs.source(names(model="c")) == "org/c"
+
+
 def test_a_text_that_is_enough(config):
     """Its number is in no option; the widest placement that is fitted on it decides."""
     jobs, enough = ModelJobs(config, 0), names(calibration="enough")
