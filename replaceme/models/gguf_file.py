@@ -154,8 +154,7 @@ def _write_beside(path: Path, model: Any, folder: Path) -> None:
 
     try:
         with quiet_transformers():
-            # with the config, as to read it again takes as long as all else
-            given = {"config": model.config, "trust_remote_code": False, "local_files_only": True}
+            given = {"trust_remote_code": False, "local_files_only": True}
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **given)
             tokenizer.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
