@@ -13,6 +13,7 @@ PACKAGE = ROOT / "replaceme"
 ROOMS = (
     "core", "placements", "config", "provenance", "kernels", "micro", "dequantising", "models", "calibration",
     "activations", "transforms", "surgery", "cuts", "fitting", "evaluation", "reports", "methods", "verification",
+    "exports",
     "healing", "planning", "workflow", "arguments", "pruning", "api", "steps", "cli",
 )  # fmt: skip
 

@@ -1,18 +1,20 @@
-"""verify: check that a merged checkpoint holds the fitted maps and loads elsewhere; or that results equal their
-records.
+"""verify: check that a merged checkpoint holds the fitted maps and loads elsewhere; that other programs compute what
+transformers does; or that results equal their records.
 """
 
 import argparse
 import dataclasses
 import json
 import logging
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from replaceme.config.exports import PROGRAMS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
 from replaceme.models.checkpoints import check_merged, read_config
 from replaceme.steps.common import set_threads
-from replaceme.verification.other_loaders import external_checks
 from replaceme.verification.outcome import FAILED
 from replaceme.verification.reload import Fresh, is_fresh
 from replaceme.verification.verify import require_passed, verify
@@ -25,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     parser.usage = (
         "replaceme verify PATH [--json] [--any-versions]\n"
+        "       replaceme verify FOLDER --with PROGRAM,... [--json] [--out PATH]\n"
         "       replaceme verify MODEL CUT TRANSFORM FOLDER --out PATH [OPTION ...]"
     )
     parser.add_argument(
@@ -42,6 +45,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     device = "where the models run in float32; cuda: where there is room. Default: cpu, whatever else GPUs are at."
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
+    others = parser.add_argument_group("of a FOLDER alone")
+    others.add_argument(
+        "--with",
+        dest="programs",
+        type=_programs,
+        metavar="PROGRAM,...",
+        help=f"other programs, each of which has to compute what transformers computes from the folder: "
+        f"{', '.join(PROGRAMS)}; or `all` that are installed. With --out a program that fails is written there alone",
+    )
     results = parser.add_argument_group("with PATH alone")
     results.add_argument("--json", action="store_true", help="print what was found as JSON")
     results.add_argument("--any-versions", action="store_true", help="packages may be of other versions than recorded")
@@ -49,12 +61,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check results, or a merged checkpoint; raises ReplaceMeError when a check fails."""
-    if args.cut is None and args.out is None:
+    if args.programs is not None:
+        _check_exports(args)
+    elif args.cut is None and args.out is None:
         _check_results(args)
     elif args.folder is None or args.out is None:
         raise ReplaceMeError("options: give PATH alone, or MODEL CUT TRANSFORM FOLDER and --out")
     else:
         _check_checkpoint(args)
+
+
+def _programs(text: str) -> list[str]:
+    """Return the names in a list with commas; `all` is none of them in particular."""
+    return [] if text == "all" else [name.strip() for name in text.split(",")]
+
+
+def _check_exports(args: argparse.Namespace) -> None:
+    """Report what each program made of the folder, and fail where one did, unless the outcomes go to a file."""
+    if args.cut is not None:
+        raise ReplaceMeError("options: --with takes a FOLDER alone; drop CUT, TRANSFORM and the second FOLDER")
+    set_threads(args.threads)
+    # by its name: what the other checks can run is not changed by an edit of it
+    exports = import_module("replaceme.exports.check")
+    answers = exports.check_exports(args.model, args.programs or None)
+    if args.out is not None:
+        write_json(args.out, {"model": str(args.model), "programs": answers})
+    if args.json:
+        print(json.dumps(answers, indent=2))
+    _log(answers)
+    faults = exports.faults(answers, bool(args.programs))
+    if faults and args.out is None:
+        raise ReplaceMeError("\n".join(f"{args.model}: {line}" for line in faults))
+
+
+def _log(checks: dict[str, dict[str, Any]]) -> None:
+    for name, check in checks.items():
+        level = logging.WARNING if check["outcome"] == FAILED else logging.INFO
+        log.log(level, "%s: %s", name, ", ".join(str(value) for value in check.values()))
 
 
 def _check_results(args: argparse.Namespace) -> None:
@@ -73,7 +116,7 @@ def _check_results(args: argparse.Namespace) -> None:
 
 
 def _check_checkpoint(args: argparse.Namespace) -> None:
-    """Write the outcomes, and fail when one of the checks did; those of other programs are only reported."""
+    """Write the outcomes, and fail when one of the checks did."""
     from replaceme.steps.fitted import load_fitted
 
     if args.folder.resolve() in args.out.resolve().parents:
@@ -83,11 +126,8 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
     # this process does nothing else: as long as it is fresh, it loads the folder itself
     with Fresh(read_config(record.folder)["model_type"], here=is_fresh()) as fresh:
         report = verify(record, cut, transforms, args.folder, fresh=fresh, device=args.device)
-    others = external_checks(args.folder)
-    write_json(args.out, {**report, "checks": report["checks"] | others})
-    for name, check in (report["checks"] | others).items():
-        level = logging.WARNING if check["outcome"] == FAILED else logging.INFO
-        log.log(level, "%s: %s", name, ", ".join(str(value) for value in check.values()))
+    write_json(args.out, report)
+    _log(report["checks"])
     if report["checks"]["files"]["outcome"] == FAILED:
         check_merged(args.folder)  # of files that are damaged it tells the folder too
     require_passed(report)

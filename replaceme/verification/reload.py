@@ -169,9 +169,20 @@ def _hidden() -> Iterator[None]:
         sys.path[:] = path + [entry for entry in sys.path if entry not in path]
 
 
-def run_alone(command: Sequence[str], seconds: float) -> None:
-    """Run a command offline to its end; raises ReplaceMeError, in one line, when it fails or takes too long."""
-    given = {"env": _environment({}), "timeout": seconds}
+class Ended(ReplaceMeError):
+    """A process that ended with another code than 0; `said` is all that it wrote."""
+
+    def __init__(self, code: int, said: str) -> None:
+        """Name the code and the last line."""
+        self.said = said
+        super().__init__(f"the process ended with code {code} ({(said or 'nothing said').splitlines()[-1]})")
+
+
+def run_alone(command: Sequence[str], seconds: float, more: dict[str, str] | None = None) -> None:
+    """Run a command offline to its end, with `more` in its environment; raises Ended when it fails, ReplaceMeError when
+    it takes too long.
+    """
+    given = {"env": _environment(more or {}), "timeout": seconds}
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, **given)
     except subprocess.TimeoutExpired:
@@ -182,10 +193,9 @@ def run_alone(command: Sequence[str], seconds: float) -> None:
 
 
 def _require_ended_well(code: int, stdout: str, stderr: str) -> None:
-    """Raise ReplaceMeError with the last line that a process said, if it ended with an error."""
+    """Raise Ended if a process ended with an error."""
     if code != 0:
-        last = (stderr.strip() or stdout.strip() or "nothing said").splitlines()[-1]
-        raise ReplaceMeError(f"the process ended with code {code} ({last})")
+        raise Ended(code, stderr.strip() or stdout.strip())
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:

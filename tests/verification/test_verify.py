@@ -20,7 +20,6 @@ from replaceme.models.checkpoints import resolve
 from replaceme.surgery.fold import merge
 from replaceme.transforms.closed_form import fit_identity
 from replaceme.transforms.transform import Transform
-from replaceme.verification import other_loaders as external
 from replaceme.verification import reload as module_reload
 from replaceme.verification import verify as module
 from replaceme.verification.outcome import NotChecked, not_checked, outcome
@@ -269,67 +268,6 @@ def test_outcomes():
         outcome(raises, KeyError("a defect of ours"))
 
 
-def absent(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.delenv("LLAMA_CPP", raising=False)
-
-
-def test_other_programs_that_are_not_there(right, monkeypatch):
-    absent(monkeypatch)
-    checks = external.external_checks(right[3])
-    assert checks["vllm"] == not_checked("vllm is not installed")
-    assert checks["llama.cpp"]["outcome"] == "not checked" and "LLAMA_CPP" in checks["llama.cpp"]["reason"]
-
-
-STAND_IN = """
-import sys
-from pathlib import Path
-assert Path(sys.argv[1], "config.json").is_file() and sys.argv[2] == "--outfile"
-{}
-"""
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [("Path(sys.argv[3]).touch()", "passed"), ("sys.exit('Model LlamaForCausalLM is not supported')", "failed")],
-    ids=["converts", "refuses"],
-)
-def test_a_conversion_by_llama_cpp(right, tmp_path, monkeypatch, body, expected):
-    absent(monkeypatch)
-    (tmp_path / external.CONVERTER).write_text(STAND_IN.format(body))
-    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
-    check = external.external_checks(right[3])["llama.cpp"]
-    assert check["outcome"] == expected
-    assert expected == "passed" or "(Model LlamaForCausalLM is not supported)" in check["reason"]
-
-
-@pytest.mark.parametrize(("tokens", "expected"), [(8, "passed"), (5, "failed")])
-def test_generation_by_vllm(right, tmp_path, monkeypatch, tokens, expected):
-    (tmp_path / "vllm.py").write_text(
-        "from types import SimpleNamespace as Of\n"
-        "def SamplingParams(**given): return Of(**given)\n"
-        "class LLM:\n"
-        "    def __init__(self, model, **options): open(model + '/config.json')\n"
-        "    def generate(self, prompt, params):\n"
-        f"        assert prompt['prompt_token_ids'] and params.max_tokens == 8\n"
-        f"        return [Of(outputs=[Of(token_ids=[1] * {tokens})])]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert external.external_checks(right[3])["vllm"]["outcome"] == expected
-
-
-def test_other_programs_do_not_run_code_of_the_folder(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
-    (tmp_path / external.CONVERTER).write_text("raise SystemExit('run')")
-    *_, out = merged(llama, tmp_path / "model", transforms=[given(placement="block")])
-    assert {check["reason"] for check in external.external_checks(out).values()} == {
-        "placement block is an architecture of its own"
-    }
-
-
 def words(before, folder, tmp_path):
     """The command line of `verify` on files as the steps before it write them."""
     record, cut, transforms, _ = before
@@ -345,11 +283,10 @@ def step(before, folder, tmp_path):
     return main(words(before, folder, tmp_path))
 
 
-def test_the_step(right, tmp_path, monkeypatch, capsys):
-    absent(monkeypatch)
+def test_the_step(right, tmp_path, capsys):
     assert step(right, right[3], tmp_path) == 0
     report = json.loads((tmp_path / "verify.json").read_text())
-    assert [*report["checks"]][-2:] == ["vllm", "llama.cpp"] and report["model"] == str(right[3])
+    assert [*report["checks"]][-1] == "generation" and report["model"] == str(right[3])
     *_, folder = spoilt(right, tmp_path, edit_tensor(FOLDED, lambda one: one * 2))
     assert step(right, folder, tmp_path) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("replaceme: error: ")]
@@ -374,7 +311,7 @@ def test_a_step_that_is_fresh_looks_itself(llama, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "verify.json").read_text())["checks"]
-    assert found == verify(*before)["checks"] | {name: found[name] for name in ("vllm", "llama.cpp")}
+    assert found == verify(*before)["checks"]
 
 
 def test_where_the_package_is_hidden():
