@@ -24,6 +24,7 @@ from replaceme.models.weights import INDEX
 from replaceme.provenance.environment import versions
 from replaceme.surgery.edits import Content
 from replaceme.surgery.leftovers import left_out, on_card, without_predictors
+from replaceme.surgery.old_spellings import with_old_spellings
 from replaceme.surgery.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Merger:
         digests = shards.write(content.changes)
         if content.code:
             shutil.copyfile(CODE, folder / CODE.name)
-        config = without_predictors(content.config)
+        config = with_old_spellings(without_predictors(content.config))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in self.checkpoint.companions():
             (folder / name).parent.mkdir(exist_ok=True)
