@@ -73,7 +73,7 @@ task: micro_{name}
 dataset_path: json
 dataset_kwargs:
   data_files:
-    test: micro/{name}.jsonl
+    test: !function micro_data.{name}
 test_split: test
 """
 _MULTIPLE_CHOICE = """\
@@ -107,6 +107,19 @@ metric_list:
     aggregation: weighted_perplexity
     higher_is_better: false
 """
+# lm-eval takes a path for one from where it is started, but finds a function, or what else has its place, by the YAML
+_DATA = '''\
+"""The paths of the tasks' data by name, for their YAML files: `!function micro_data.sums`."""
+
+from pathlib import Path
+
+
+def __getattr__(name: str) -> str:
+    path = Path(__file__).resolve().parent / "micro" / f"{name}.jsonl"
+    if not path.is_file():
+        raise AttributeError(name)
+    return str(path)
+'''
 _FOOT = """\
 metadata:
   version: 1
@@ -118,6 +131,7 @@ def files(seed: int = SHIPPED_SEED) -> Iterator[tuple[str, str]]:
     tasks = {name: (_MULTIPLE_CHOICE, [vars(item) for item in items(name, seed)]) for name in MULTIPLE_CHOICE}
     tasks["lastword"] = (_LAST_WORD, [{"text": text} for text in last_words(seed)])
     tasks["text"] = (_TEXT, [{"text": text} for text in texts(seed)])
+    yield "micro_data.py", _DATA
     for name, (yaml, rows) in tasks.items():
         yield f"micro_{name}.yaml", _HEAD.format(name=name) + yaml + _FOOT
         yield f"micro/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from replaceme.micro import tasks
 
@@ -68,7 +68,9 @@ def test_last_words_are_told_before():
 
 @pytest.mark.parametrize("path", sorted(RESOURCES.glob("micro_*.yaml")), ids=lambda path: path.stem)
 def test_yaml_files_name_their_data(path):
-    task = yaml.safe_load(path.read_text())
+    """Wherever lm-eval is started, as that reads them."""
+    task = load_yaml(path, resolve_func=True)
     assert task["task"] == path.stem
-    assert (RESOURCES / task["dataset_kwargs"]["data_files"]["test"]).stat().st_size < 400_000
+    data = Path(task["dataset_kwargs"]["data_files"]["test"])
+    assert data.is_absolute() and data.parent == RESOURCES / "micro" and data.stat().st_size < 400_000
     assert task["metadata"]["version"] == 1
