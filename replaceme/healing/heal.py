@@ -200,6 +200,7 @@ def _history(record: ModelRecord, shortened: dict[str, Any]) -> dict[str, Any]:
         "source": record.provenance,
         "original": shortened.get("original", shortened["source"]),
         **{key: shortened[key] for key in KEPT},
+        **{key: shortened[key] for key in ("lineage",) if key in shortened},
     }
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import DamagedError, ReplaceMeError, printable
 from replaceme.core.files import RECORD, Check, check_files, read_json, sha256_of_all
-from replaceme.dequantising.described import REMEDY
 from replaceme.models.config_defaults import with_defaults, with_dtype
 from replaceme.models.config_json import check_types
 from replaceme.models.custom_code import is_separate, original_config
@@ -21,6 +20,7 @@ from replaceme.models.family import Family
 from replaceme.models.language_model import check_beside, check_head
 from replaceme.models.model_config import PER_BLOCK_LISTS, family_of
 from replaceme.models.model_record import DEQUANTISED, ModelRecord
+from replaceme.models.other_formats import check_is_checkpoint
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
 from replaceme.models.unloaded_tensors import named_as_unloaded, not_in_class
 from replaceme.models.weights import AGAIN, INDEX, Stored, headers, item_bits, shard_names
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 STORED = ("BF16", "F16", "F32", "F64")  # as safetensors calls them
-GGUF_START = b"GGUF"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -176,15 +175,7 @@ def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read config.json of a local model folder."""
     folder = Path(folder)
-    if is_gguf(folder):
-        raise ReplaceMeError(f"{folder}: a GGUF file, into which nothing can be folded; {REMEDY}")
-    if not folder.is_dir():
-        raise ReplaceMeError(f"{folder}: no such folder; give a folder with config.json and .safetensors files")
-    if not (folder / "config.json").is_file():
-        packed = min(map(str, folder.glob("*.gguf")), default=None)
-        if packed is not None:
-            raise ReplaceMeError(f"{folder}: no config.json, but GGUF files; give one of them, {packed}, and {REMEDY}")
-        raise ReplaceMeError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
+    check_is_checkpoint(folder)
     check_inside(folder, folder / "config.json")
     config = read_json(folder / "config.json", AGAIN)
     if not isinstance(config, dict) or "model_type" not in config:
@@ -269,20 +260,6 @@ def _made_from(folder: Path) -> dict[str, Any] | None:
 def local_folder(source: str) -> Path:
     """Return the folder that a local source names."""
     return Path(source).expanduser()
-
-
-def is_gguf(path: Path) -> bool:
-    """Return whether a source is a GGUF file."""
-    return path.suffix.lower() == ".gguf" and not path.is_dir()
-
-
-def check_gguf(path: Path) -> None:
-    """Raise ReplaceMeError where a GGUF file is missing, or another kind of file."""
-    if not path.is_file():
-        raise ReplaceMeError(f"{path}: no such file; give a GGUF file")
-    with path.open("rb") as file:
-        if file.read(len(GGUF_START)) != GGUF_START:
-            raise ReplaceMeError(f"{path}: does not begin as a GGUF file; {AGAIN}")
 
 
 def names_folder(source: str) -> bool:

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PretrainedConfig
 
 PREFIX = "replaceme_"
 
 
-class ReplaceMeConfig(PreTrainedConfig):
+class ReplaceMeConfig(PretrainedConfig):
     """Makes the config of the original architecture, of a class that saves itself under the name with the prefix."""
 
     @classmethod

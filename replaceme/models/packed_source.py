@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from replaceme.models.checkpoints import is_gguf
 from replaceme.models.gguf_file import open_gguf
+from replaceme.models.other_formats import is_gguf
 from replaceme.models.packed_folder import open_packed_folder
 from replaceme.models.plain_view import PlainView
 

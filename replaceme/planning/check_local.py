@@ -17,8 +17,9 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import possible_spans
 from replaceme.evaluation.labelled_images import labelled
 from replaceme.methods.registry import check_section
-from replaceme.models.checkpoints import check_gguf, is_gguf, local_folder, names_folder, read_config
+from replaceme.models.checkpoints import local_folder, names_folder, read_config
 from replaceme.models.model_config import check_calibration, check_cut, check_length, has_text_tower, is_encoder
+from replaceme.models.other_formats import check_gguf, is_gguf
 from replaceme.planning.outline import Outline, outline_at
 from replaceme.planning.user_files import dates_ahead
 from replaceme.provenance.job_cost import check_country

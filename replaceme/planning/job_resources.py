@@ -15,9 +15,10 @@ from typing import Any
 
 from replaceme.config.calibrations import ModelConfig
 from replaceme.core.errors import ReplaceMeError
-from replaceme.models.checkpoints import is_gguf, local_folder, names_folder, read_config
+from replaceme.models.checkpoints import local_folder, names_folder, read_config
 from replaceme.models.model_config import pick_dtype, stored_dtype
 from replaceme.models.model_record import ModelRecord
+from replaceme.models.other_formats import is_gguf
 from replaceme.models.packed_folder import without_packing
 from replaceme.models.sizes import ITEM_BYTES, MARGIN
 from replaceme.planning.outline import Outline, estimated_outline, outline_at, vocabulary

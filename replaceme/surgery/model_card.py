@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 TEMPLATE = """---
 {metadata}---
-# {source}, {removed} blocks shorter
+# {original}, {in_all} blocks shorter
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
 removed without training, {fit}.
 {loading}
-
+{lineage}
 | | |
 |---|---|
 | source | {source} ({revision}) |
@@ -37,7 +37,7 @@ METHOD_TEMPLATE = """---
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version} with another method, {title}
 ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})), for comparison: {sentence}.
 {loading}
-
+{lineage}
 | | |
 |---|---|
 | source | {source} ({revision}) |
@@ -50,13 +50,13 @@ Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version} with another met
 
 HEALED = """---
 {metadata}---
-# {source}, {removed} blocks shorter and healed
+# {original}, {in_all} blocks shorter and healed
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
 removed, {fit}.
 Then {trained}, in {steps} steps on {text}{taught}.
 The architecture is unchanged: load it as you load the original.
-
+{lineage}
 | | |
 |---|---|
 | source | {source} ({revision}) |
@@ -67,6 +67,10 @@ The architecture is unchanged: load it as you load the original.
 `replaceme.json` holds the SHA-256 of every file here and of every file of the shortened model.
 """
 
+# of a source that was shortened itself
+LINEAGE = """
+{source} was made from {original} ({revision}) in the same way: of its blocks 0 .. {final}, {span} are gone in all.
+"""
 TRAINED = {
     "transform": "the linear map at each place was trained",
     "lora": "adapters were trained and merged into the weights",
@@ -89,9 +93,9 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
     separate = provenance["placement"] is not None and PLACEMENTS[provenance["placement"]].own_code
     return TEMPLATE.format(
-        metadata=_metadata(source, licence),
+        metadata=_metadata(_original(provenance, source), licence),
         **_named_source(source),
-        removed=cut.blocks,
+        **_lineage(provenance, source, cut.blocks),
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
@@ -108,8 +112,9 @@ def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, s
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
     known = {**fit, "blocks": cut.blocks, "span": cut.span, "final": cut.num_blocks - 1}
     return METHOD_TEMPLATE.format(
-        metadata=_metadata(source, licence),
+        metadata=_metadata(_original(provenance, source), licence),
         **_named_source(source),
+        lineage=_lineage(provenance, source, cut.blocks)["lineage"],
         title=about.title,
         arxiv=about.arxiv,
         sentence=about.sentence.format(**known),
@@ -125,10 +130,10 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     """Return markdown as `model_card`, of a shortened checkpoint that was trained afterwards."""
     source, cut, healing = provenance["original"], Cut.of(provenance["cut"]), provenance["healing"]
     return HEALED.format(
-        metadata=_metadata(source, licence),
+        metadata=_metadata(_original(provenance, source), licence),
         **_named_source(source),
         merged=provenance["source"]["source"],
-        removed=cut.blocks,
+        **_lineage(provenance, source, cut.blocks),
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
@@ -148,6 +153,31 @@ def _named_source(source: dict[str, Any]) -> dict[str, str]:
     version = found["revision"] or ("local folder" if found is source else "local")
     more = "" if found is source else f"; dequantised first, from {found['format']}"
     return {"source": found["source"], "revision": version + more}
+
+
+def _original(provenance: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """Return the model that nothing was removed from: the source, or the one behind it."""
+    return provenance.get("lineage", {}).get("original", source)
+
+
+def _lineage(provenance: dict[str, Any], source: dict[str, Any], blocks: int) -> dict[str, Any]:
+    """Return the original's name, how many of its blocks are gone, and a paragraph that says which, if not of the
+    source.
+    """
+    original = _original(provenance, source)
+    named = _named_source(original)
+    if original is source:
+        return {"original": named["source"], "in_all": blocks, "lineage": ""}
+    known = provenance["lineage"]
+    of_original = {
+        "original": named["source"],
+        "revision": named["revision"],
+        "final": known["num_blocks"] - 1,
+        "span": ", ".join(f"[{start}, {end})" for start, end in known["groups"]),
+    }
+    in_all = sum(end - start for start, end in known["groups"])
+    told = LINEAGE.format(source=_named_source(source)["source"], **of_original)
+    return {"original": named["source"], "in_all": in_all, "lineage": told}
 
 
 def _named(text: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from replaceme.models.weights import INDEX
 from replaceme.provenance.environment import versions
 from replaceme.surgery.edits import Content
 from replaceme.surgery.leftovers import left_out, on_card, without_predictors
+from replaceme.surgery.lineage import lineage_of
 from replaceme.surgery.old_spellings import with_old_spellings
 from replaceme.surgery.shards import Shards
 
@@ -106,13 +107,18 @@ class Merger:
 
 
 def provenance_of(record: ModelRecord, cut: Cut, fit: dict[str, Any], origin: Origin) -> dict[str, Any]:
-    """Return the part of replaceme.json common to all checkpoints: its model, cut, fit and text."""
+    """Return the part of replaceme.json common to all checkpoints: its model, cut, fit and text.
+
+    Of a source that was shortened itself also the `lineage`.
+    """
+    lineage = lineage_of(record, cut, fit)
     provenance = {
         "source": record.provenance,
         "cut": cut.provenance,
         "fit": fit,
         "origin": origin.content,
         "versions": versions(),
+        **({} if lineage is None else {"lineage": lineage}),
     }
     return published(provenance)
 

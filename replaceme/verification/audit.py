@@ -14,8 +14,9 @@ from typing import Any
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, each_sha256, read_json
 from replaceme.core.progress import progress
-from replaceme.models.checkpoints import is_gguf, local_folder, names_folder
+from replaceme.models.checkpoints import local_folder, names_folder
 from replaceme.models.model_record import DEQUANTISED
+from replaceme.models.other_formats import is_gguf
 from replaceme.provenance.job_record import FOLDER
 
 MODEL = "model.json"

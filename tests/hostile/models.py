@@ -155,7 +155,7 @@ def poisoned(loaded: dict[str, np.ndarray]) -> None:
 CASES = {
     # what is there
     "missing": case(lambda: MODEL.rename("elsewhere"), "no such folder", "give a folder with config.json"),
-    "file": case(as_file, "no such folder", "give a folder with config.json"),
+    "file": case(as_file, "model: a file", "give a folder with config.json"),
     "no config.json": case(remove("config.json"), "no config.json", "give the folder of a Hugging Face checkpoint"),
     "no weights": case(remove("model.safetensors"), "no model.safetensors", "give the folder of a whole checkpoint"),
     "pickle": case(pickle_only, "pytorch_model.bin: pickles are not read", "convert it to safetensors"),
