@@ -1,11 +1,11 @@
 """The validated config, and what the rules ask of it (replaceme/workflow): inputs, options, resources, code."""
 
-import importlib.util
 import re
 import sys
 from functools import partial
 
 from replaceme.config import result_paths as paths
+from replaceme.config.exports import PROGRAMS
 from replaceme.config.result_paths import at, benchmark_of, checkpoint_files, log_of
 from replaceme.core.errors import ReplaceMeError
 from replaceme.workflow import code
@@ -57,8 +57,6 @@ takes = Requests(
     "cuda" if DEVICES.gpu else "cpu",
     warn=logger.warning if CLUSTER else logger.debug,
 ).of
-# a check by vLLM, where that is installed, takes the device that the other checks of a model do without
-VLLM_GPU = DEVICES.gpu * (importlib.util.find_spec("vllm") is not None)
 
 
 def any_of(names):
@@ -136,6 +134,7 @@ wildcard_constraints:
     evaluation=any_of(CONFIG.evaluations),
     table=any_of(CONFIG.tables),
     figure=any_of(CONFIG.figures),
+    program=any_of(PROGRAMS),
     shard=r"\d+",
     shards=r"\d+",
     fit_tokens=r"all|\d+",

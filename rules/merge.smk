@@ -40,12 +40,46 @@ rule verify:
     threads: some_cores()
     resources:
         **takes("verify"),
-        gpu=VLLM_GPU,
     params:
         folder=lambda wildcards, input: paths.model_at(input.merged),
         code=partial(code.code_of_verify, CONFIG),
     message:
         "verify {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme verify {input.model:q} {input.cut:q}"
-        " {input.transform:q} {params.folder:q} --threads {threads} --out {output:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} replaceme verify {input.model:q} {input.cut:q} {input.transform:q} {params.folder:q}"
+        " --threads {threads} --out {output:q} 2> {log:q}"
+
+
+rule export:
+    """Have another program load the shortened checkpoint, and compare its likelihoods with those of transformers."""
+    input:
+        model=checkpoint_files(paths.OF_FIT)["record"],
+    output:
+        f"{paths.OF_FIT}/{paths.EXPORT}",
+    log:
+        log_of(f"{paths.OF_FIT}/{paths.EXPORT}"),
+    benchmark:
+        benchmark_of(f"{paths.OF_FIT}/{paths.EXPORT}")
+    threads: some_cores()
+    resources:
+        **takes("export"),
+        gpu=lambda wildcards: DEVICES.gpu * (wildcards.program == "vllm"),
+    params:
+        model=model_of,
+        code=code.code_of_export,
+    message:
+        "export {output}"
+    shell:
+        "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme verify {params.model:q}"
+        " --with {wildcards.program} --threads {threads} --out {output:q} 2> {log:q}"
+
+
+use rule export as export_healed with:
+    input:
+        model=checkpoint_files(paths.OF_HEALING)["record"],
+    output:
+        f"{paths.OF_HEALING}/{paths.EXPORT}",
+    log:
+        log_of(f"{paths.OF_HEALING}/{paths.EXPORT}"),
+    benchmark:
+        benchmark_of(f"{paths.OF_HEALING}/{paths.EXPORT}")

@@ -1,7 +1,7 @@
 """Every path under results/, in one place: patterns whose names in braces are Snakemake's wildcards.
 
 A row of a table is a folder: `results/model/calibration/cut/fit`, the same with `healed/healing`, or
-`results/model/baseline`; what is measured of it lies below (EVALUATION ... SPEED). Each job has a log and a benchmark
+`results/model/baseline`; what is measured of it lies below (EVALUATION ... EXPORT). Each job has a log and a benchmark
 under `results/logs` and `results/benchmarks`, at the path of its output.
 """
 
@@ -48,6 +48,7 @@ HEALING_FIGURE = f"{OF_HEALING}/healing.svg"
 EVALUATION = "evaluation/{evaluation}.json"
 DIVERGENCE = "divergence/{evaluation}.json"  # not of baselines
 SPEED = "speed.json"
+EXPORT = "exports/{program}.json"  # not of baselines
 # the files of a checkpoint that jobs name, in the folder of a fit or of a healing
 CHECKPOINT = {"config": "model/config.json", "card": "model/README.md", "record": "model/replaceme.json"}
 

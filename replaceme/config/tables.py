@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from replaceme.config.base import Strict
+from replaceme.config.exports import PROGRAMS
 from replaceme.config.reference import ReferenceConfig
 
 PRODUCT = ("models", "calibrations", "cuts", "fits")
@@ -49,6 +50,12 @@ class TableConfig(Strict):
     evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
     speed: bool = Field(True, description="Measure rates and memory of every row; false: the table has only its size.")
     by: bool = Field(False, description="Say what each fit is found by: nothing, a closed form, or gradients.")
+    exports: list[Literal[PROGRAMS]] = Field(
+        [],
+        description="Programs that every shortened model is tried with; they have to be installed. Each loads the "
+        "folder, and its likelihoods and greedy tokens are compared with those of transformers. The table has a column "
+        "for each; one that fails ends nothing.",
+    )
     caption: str = Field("", description="A sentence above the table.")
     reference: ReferenceConfig | None = Field(None, description="Published values to show it beside.")
 
@@ -61,6 +68,13 @@ class TableConfig(Strict):
             raise ValueError(
                 f"the reference shows {unmeasured[0]}, which `speed: false` leaves out; drop one of the two"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _each_program_once(self) -> "TableConfig":
+        twice = next((name for name in self.exports if self.exports.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"exports: {twice!r} is listed twice; drop one")
         return self
 
     @model_validator(mode="after")

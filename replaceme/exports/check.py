@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.memory import free_memory
 from replaceme.exports import worker
-from replaceme.exports.registry import PROGRAMS, Program
+from replaceme.exports.registry import PROGRAMS, Program, lines_of_missing
 from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.custom_code import is_separate
 from replaceme.models.loading import load_causal_model
@@ -62,11 +62,7 @@ def require_installed(programs: Sequence[str]) -> None:
     unknown = [name for name in programs if name not in PROGRAMS]
     if unknown:
         raise ReplaceMeError(f"{unknown[0]!r} is no program that a folder can be tried with: {', '.join(PROGRAMS)}")
-    lines = [
-        f"{name}: not installed ({reason}); {PROGRAMS[name].install}"
-        for name in programs
-        if (reason := PROGRAMS[name].missing()) is not None
-    ]
+    lines = lines_of_missing(programs)
     if lines:
         raise ReplaceMeError("\n".join(lines))
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,3 +71,12 @@ PROGRAMS = {
         python="VLLM_PYTHON",
     ),
 }
+
+
+def lines_of_missing(programs: Iterable[str]) -> list[str]:
+    """Return a line for each of these programs that is not installed, with what to do."""
+    return [
+        f"{name}: not installed ({reason}); {PROGRAMS[name].install}"
+        for name in programs
+        if (reason := PROGRAMS[name].missing()) is not None
+    ]

@@ -20,7 +20,7 @@ from replaceme.models.family import Family
 from replaceme.models.language_model import check_beside, check_head
 from replaceme.models.model_config import PER_BLOCK_LISTS, family_of
 from replaceme.models.model_record import DEQUANTISED, ModelRecord
-from replaceme.models.other_formats import check_is_checkpoint
+from replaceme.models.other_formats import check_is_checkpoint, is_gguf
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
 from replaceme.models.unloaded_tensors import named_as_unloaded, not_in_class
 from replaceme.models.weights import AGAIN, INDEX, Stored, headers, item_bits, shard_names

@@ -16,6 +16,7 @@ from replaceme.config.tables import TableConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import possible_spans
 from replaceme.evaluation.labelled_images import labelled
+from replaceme.exports.registry import lines_of_missing
 from replaceme.methods.registry import check_section
 from replaceme.models.checkpoints import local_folder, names_folder, read_config
 from replaceme.models.model_config import check_calibration, check_cut, check_length, has_text_tower, is_encoder
@@ -57,6 +58,7 @@ def local_problems(config: Config) -> list[str]:
         lines += _image_problems(config, name)
     for name, table in config.tables.items():
         lines += _divergence_problems(config, name, table)
+        lines += [f"tables.{name}.exports: {line}" for line in lines_of_missing(table.exports)]
         try:
             if table.reference is not None:
                 check_reference(table.reference, table.row_names)

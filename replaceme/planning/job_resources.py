@@ -71,6 +71,7 @@ TABLE = {
     "transform_end_to_end": Need(copies=1, passes=6, disk=1, squares=12, solves=20, logits=True),
     "merge": Need(shards=1, squares=4, disk=3),
     "verify": Need(copies=1, disk=4, host=True, logits=True),
+    "export": Need(copies=3, disk=6, host=True, logits=True),  # a conversion and its result, besides transformers
     "evaluate": Need(copies=1, passes=1, disk=1, logits=True),
     "divergence": Need(copies=2, passes=2, disk=2, logits=True),  # of the original and of the shortened model
     "speed": Need(copies=1, passes=1, disk=1, logits=True),

@@ -201,6 +201,7 @@ WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {
     "rows": _passes,
     "transform": _fit,
     "verify": _checked,
+    "export": _checked,
     "evaluate": _evaluation,
     "divergence": _divergence,
     "speed": _speed,

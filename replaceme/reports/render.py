@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.exports import COLUMN
 from replaceme.config.metrics import every_metric
 from replaceme.core.files import write_text
 from replaceme.reports.tables import task_columns
@@ -132,7 +133,16 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
     return [
         part("Summary", [*names, *sizes, *(one for one in SUMMARY if one.source != "kl" or "kl" in frame)], frame),
         part("Tasks, %", [*names, *accuracy], frame),
-        part("Cost", [*names, *SIZE, *(column for column in SPEED if column.source in frame)], frame),
+        part("Cost", [*names, *SIZE, *_exports(frame), *(column for column in SPEED if column.source in frame)], frame),
+    ]
+
+
+def _exports(frame: "pandas.DataFrame") -> list[Column]:
+    """Return the columns of other programs."""
+    return [
+        Column(name.removeprefix(COLUMN), name, meaning="whether it computes the same from the folder as transformers")
+        for name in frame.columns
+        if name.startswith(COLUMN)
     ]
 
 

@@ -6,10 +6,11 @@ It reads the results of the steps (evaluation, divergence, speed, cut, fit) and 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.exports import COLUMN
 from replaceme.config.methods import NARROWING
 from replaceme.config.result_paths import row_of
 from replaceme.config.tables import BASELINE, KEYS, RATES, SPEED
@@ -36,6 +37,7 @@ class _Result:
     divergence: Mapping[str, Any]
     cut: Cut | None
     fit: Mapping[str, Any]
+    exports: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_identity(self) -> bool:
@@ -49,6 +51,7 @@ def collect(
     speed: bool = True,
     divergence: bool = False,
     by: bool = False,
+    exports: Sequence[str] = (),
 ) -> "pandas.DataFrame":
     """Return one row per folder: each baseline, then the rows of its model as given; columns KEYS, tasks, measures,
     SIZE.
@@ -57,7 +60,8 @@ def collect(
     `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
     `speed` they have a speed.json too, and the table the columns SPEED; with `divergence` the rows have a file of that
     name in their `divergence` folder too, and the table the columns DIVERGENCE; with `by` there is a column of that
-    name, which says what finds the numbers of each fit. Accuracies are fractions, `rp` and only
+    name, which says what finds the numbers of each fit; `exports` are programs whose outcomes lie in their `exports`
+    folder, and have a column each. Accuracies are fractions, `rp` and only
     it is in percent. `*_vs_identity` are paired over items with the identity fit of the same cut, not healed. Raises
     ReplaceMeError naming a missing file or baseline.
     """
@@ -66,7 +70,7 @@ def collect(
     files = (f"evaluation/{evaluation}.json", "speed.json" if speed else None)
     of_rows = (*files, f"divergence/{evaluation}.json" if divergence else None)
     references = {Path(folder).parent.name: _baseline(Path(folder), *files) for folder in baselines}
-    results = [_row(Path(folder), *of_rows) for folder in rows]
+    results = [replace(_row(Path(folder), *of_rows), exports=_exports(Path(folder), exports)) for folder in rows]
     for result in results:
         if result.names[0] not in references:
             raise ReplaceMeError(
@@ -123,6 +127,11 @@ def _read(folder: Path, name: str | None) -> Mapping[str, Any]:
     return read_json(folder / name)
 
 
+def _exports(folder: Path, programs: Sequence[str]) -> dict[str, str]:
+    """Return the outcome of each program for a row."""
+    return {program: _read(folder, f"exports/{program}.json")["programs"][program]["outcome"] for program in programs}
+
+
 def _columns(results: Sequence[_Result]) -> list[str]:
     tasks = list(dict.fromkeys(name for result in results for name in _own_columns(result)))
     measures = [
@@ -141,7 +150,9 @@ def _columns(results: Sequence[_Result]) -> list[str]:
     ]
     healed = any(result.names[4] for result in results)
     measured = any(result.speed for result in results)
-    return [*(key for key in KEYS if healed or key != "healing"), *measures, *SIZE, *(SPEED if measured else ())]
+    exports = dict.fromkeys(COLUMN + program for result in results for program in result.exports)
+    keys = (key for key in KEYS if healed or key != "healing")
+    return [*keys, *measures, *SIZE, *exports, *(SPEED if measured else ())]
 
 
 def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
@@ -201,7 +212,7 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     record["residual"] = result.fit.get("residual")
     if identity is not None:
         record |= _differences(result, identity)
-    record |= size
+    record |= size | {COLUMN + program: outcome for program, outcome in result.exports.items()}
     if result.speed:
         record |= {name: result.speed[name]["median"] for name in RATES}
         record["peak_memory_bytes"] = result.speed["peak_memory_bytes"]

@@ -22,6 +22,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--divergence", action="store_true", help="whether to show what `divergence` measured")
     parser.add_argument("--by", action="store_true", help="whether to say what each fit is found by")
+    parser.add_argument(
+        "--exports",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="PROGRAM,...",
+        help="programs whose outcomes to show, as `verify --with` writes them",
+    )
     parser.add_argument("--caption", default="", help="sentence above the table")
     out_argument(parser, "path of the table without its ending")
 
@@ -31,5 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from replaceme.reports.render import write
     from replaceme.reports.tables import collect
 
-    frame = collect(args.rows, args.baseline, args.evaluation, args.speed, args.divergence, args.by)
+    frame = collect(
+        args.rows, args.baseline, args.evaluation, args.speed, args.divergence, by=args.by, exports=args.exports
+    )
     write(frame, args.out, args.caption)

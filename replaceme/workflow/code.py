@@ -3,6 +3,7 @@
 from replaceme.config.result_paths import Names
 from replaceme.config.schema import Config
 from replaceme.core.files import sha256
+from replaceme.exports.registry import PROGRAMS
 from replaceme.fitting.fit_cut import modules_of, modules_of_method
 from replaceme.models.custom_code import CODE
 from replaceme.provenance.code_hash import fingerprint
@@ -24,6 +25,12 @@ def code_of_merge(config: Config, names: Names) -> list[str]:
     """
     fit = config.fits[names.fit]
     return [code_of("merge", *modules_of_method(fit)), *([sha256(CODE)] if fit.own_code else [])]
+
+
+def code_of_export(names: Names) -> str:
+    """Return the hash of the code that tries a model with a program, and of the file that runs in its process."""
+    modules = ("check", "worker", PROGRAMS[names.program].file)
+    return fingerprint(*(f"replaceme.exports.{module}" for module in modules))
 
 
 def code_of_verify(config: Config, names: Names) -> str:

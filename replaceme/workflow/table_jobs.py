@@ -19,6 +19,7 @@ from replaceme.config.result_paths import (
     CUT,
     DIVERGENCE,
     EVALUATION,
+    EXPORT,
     FIT,
     MODEL,
     MOST,
@@ -71,7 +72,7 @@ class TableJobs:
         """
         table = self.config.tables[name]
         if not table.evaluation:
-            return [f"{row_folder(row)}/{CHECKPOINT['record']}" for row in table.pruned]
+            return [f"{row_folder(row)}/{CHECKPOINT['record']}" for row in table.pruned] + self._exports([name])
         endings = [*(f".{one}" for one in FORMATS), ".svg"]
         endings += [".published.csv", ".published.html"] if table.reference else []
         endings += [".cost.csv", ".cost.html"] if self.config.cost is not None else []
@@ -90,6 +91,7 @@ class TableJobs:
             "verified": once(at(VERIFY, row) for row in rows) if measured else [],
             "fits": once(at(FIT, row) for row in rows),
             "cuts": sorted({at(CUT, row) for row in rows}),
+            "exports": self._exports([names.table]),
         }
 
     def options(self, names: Names) -> str:
@@ -98,6 +100,7 @@ class TableJobs:
         baselines = [f"--baseline {folder}" for folder in self._baselines(names.table)]
         more = [] if section.speed else ["--no-speed"]
         more += ["--by"] if section.by else []
+        more += [f"--exports {','.join(section.exports)}"] if section.exports else []
         more += ["--divergence"] if self.config.divergence_text(section) is not None else []
         words = [*self._braced_rows(names.table), *baselines, f"--evaluation {section.evaluation}", *more]
         return " ".join([*words, self.caption_option(names)])
@@ -204,6 +207,16 @@ class TableJobs:
             for folders, kinds in self._folders_and_kinds(table, [*map(row_folder, self.config.tables[table].pruned)])
             for folder in folders
             for kind in kinds
+        )
+
+    def _exports(self, tables: Sequence[str]) -> list[str]:
+        """Return the outcomes of other programs on the rows of tables."""
+        sections = [self.config.tables[name] for name in tables]
+        return once(
+            f"{row_folder(row)}/{EXPORT.format(program=program)}"
+            for section in sections
+            for row in section.pruned
+            for program in section.exports
         )
 
     def _baselines(self, table: str) -> list[str]:

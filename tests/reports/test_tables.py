@@ -71,6 +71,19 @@ def results(tmp_path):
     return [cut / "uidl", cut / "ls"], [baseline]
 
 
+def test_outcomes_of_other_programs(results, tmp_path):
+    rows, baselines = results
+    for folder, outcome in zip(rows, ("passed", "failed"), strict=True):
+        put(folder / "exports/llama.cpp.json", {"programs": {"llama.cpp": {"outcome": outcome}}})
+    frame = tables.collect(rows, baselines, "micro", exports=["llama.cpp"])
+    assert [None if pandas.isna(one) else one for one in frame["export_llama.cpp"]] == [None, "passed", "failed"]
+    assert list(frame.columns)[-4:] == ["export_llama.cpp", *SPEED], "what depends on the machine is last"
+    render.write(frame, tmp_path / "table", "")
+    assert "| llama.cpp |" in (tmp_path / "table.md").read_text()
+    with pytest.raises(ReplaceMeError, match=r"exports/vllm\.json is missing"):
+        tables.collect(rows, baselines, "micro", exports=["vllm"])
+
+
 def test_numbers_by_hand(results):
     frame = tables.collect(*results, "micro")
     assert list(frame["fit"]) == ["baseline", "uidl", "ls"]

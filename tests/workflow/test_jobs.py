@@ -89,6 +89,29 @@ def tables(config, fits):
     return TableJobs(config, fits)
 
 
+@pytest.mark.parametrize("evaluation", ["quiz", None])
+def test_programs_that_a_table_tries_its_models_with(evaluation):
+    """Each on every row but the baselines; of a table that measures nothing they are made beside the models."""
+    table = {
+        **CONFIG["tables"]["made"],
+        "evaluation": evaluation,
+        "healings": ["short"],
+        "exports": ["onnx", "llama.cpp"],
+    }
+    config = parse({**CONFIG, "tables": {"t": CONFIG["tables"]["t"], "made": table}})
+    jobs, row = TableJobs(config, FitJobs(config)), "results/a/text/paper/ls"
+    folders = (row, f"{row}/healed/short")
+    expected = [f"{folder}/exports/{program}.json" for folder in folders for program in ("onnx", "llama.cpp")]
+    assert jobs.inputs(Names(table="made"))["exports"] == expected
+    assert (
+        set(expected) <= set(jobs.files("made"))
+        if evaluation is None
+        else "--exports onnx,llama.cpp" in jobs.options(Names(table="made"))
+    )
+    with pytest.raises(ReplaceMeError, match="exports"):
+        parse({**CONFIG, "tables": {**CONFIG["tables"], "made": {**table, "exports": ["onnx", "onnx"]}}})
+
+
 def names(**given):
     return Names({"model": "a", "calibration": "text", "cut": "paper", **given})
 

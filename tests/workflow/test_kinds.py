@@ -1,6 +1,7 @@
 """Other kinds of workflows: other fits, groups, calibrations made of others, healings, baselines."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,49 @@ def served(project, step):
     return sum(f"{step}: made by the pass of another job" in text for text in logs)
 
 
-def test_a_healing_added_to_a_finished_run(completed):
-    """Each fit comes healed too, with its divergence, and nothing but that is run; another learning rate trains again,
-    and that alone.
+WRONG_VLLM = """
+from types import SimpleNamespace as Of
+__version__ = "0"
+def SamplingParams(**given): return Of(**given)
+class LLM:
+    def __init__(self, model, **options): open(model + "/config.json")
+    def generate(self, prompts, params):
+        given = [one["prompt_token_ids"] for one in prompts]
+        likelihoods = [[None, *({token: Of(logprob=-1.0)} for token in one[1:])] for one in given]
+        return [Of(prompt_logprobs=one, outputs=[Of(token_ids=[1] * 8)]) for one in likelihoods]
+"""
+
+
+def python_with(vllm, folder):
+    """Another interpreter, which has a module of this name."""
+    (folder / "vllm.py").write_text(vllm)
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_healing_added_to_a_finished_run(completed, tmp_path):
+    """Each fit comes healed too, with its divergence and the outcome of another program, one that fails, and nothing
+    but that is run; another learning rate trains again, and that alone.
     """
     table = completed.config()["tables"]["main.1"]
     healing = {"train": "full", "text": "plain", "steps": 3, "learning_rate": 0.01, "held_out": 4}
     unseen = {"dataset": "tasks/last_word.jsonl", "samples": 10, "tokens": 16}
     completed.config(calibrations={"unseen": unseen}, evaluations={"items": {"divergence": "unseen"}})
     completed.config(healings={"few": healing}, tables={"main.1": {**table, "fits": ["ls"], "healings": ["few"]}})
-    done = completed.snakemake()
+    completed.config(tables={"main.1": {"exports": ["vllm"]}})
+    missing = completed.snakemake("--dry-run", VLLM_PYTHON=str(tmp_path / "none"))
+    assert "tables.main.1.exports: vllm: not installed" in missing.stdout + missing.stderr
+    wrong = python_with(WRONG_VLLM, tmp_path)
+    done = completed.snakemake(VLLM_PYTHON=wrong)
     assert done.returncode == 0, done.stderr
     new = {
         "heal": 1,
         "divergence_healed": 1,
         "evaluate_healed": 1,
+        "export": 1,
+        "export_healed": 1,
         "speed_healed": 1,
         "table": 1,
         "figure_table": 1,
@@ -40,10 +69,12 @@ def test_a_healing_added_to_a_finished_run(completed):
     assert completed.job_stats(done.stdout + done.stderr) == {**new, "tokens": 1, "divergence": 1}
     table = completed.table()
     assert [(row["fit"], row["healing"]) for row in table] == [("baseline", ""), ("ls", ""), ("ls", "few")]
+    assert [row["export_vllm"] for row in table] == ["", "failed", "failed"]
     assert [bool(row["kl"]) for row in table] == [False, True, True] and table[1]["kl"] != table[2]["kl"]
     assert (completed.folder / FIT / "ls/healed/few/healing.svg").is_file() and not completed.attempts.exists()
     completed.config(healings={"few": {"learning_rate": 0.02}})
-    assert completed.jobs() == new
+    del new["export"]
+    assert completed.jobs(VLLM_PYTHON=wrong) == new
 
 
 def test_other_fits_of_the_same_cut(completed):
