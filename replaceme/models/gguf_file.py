@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, in_one_line, printable
 from replaceme.core.quiet import quiet_transformers
-from replaceme.models.checkpoints import check_gguf, checked
+from replaceme.models.checkpoints import checked
 from replaceme.models.config_defaults import accepted, with_defaults
+from replaceme.models.other_formats import check_gguf
 from replaceme.models.plain_view import STORED_AS, USUAL, PlainView
 
 if TYPE_CHECKING:
