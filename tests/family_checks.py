@@ -27,7 +27,7 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.families import FAMILIES
-from replaceme.models.model_config import PER_BLOCK_LISTS, check_fit, family_of, is_encoder
+from replaceme.models.model_config import check_fit, family_of, is_encoder
 from replaceme.placements.registry import PLACEMENTS
 from replaceme.surgery.fold import merge
 from replaceme.surgery.shortened_model import shortened
@@ -331,7 +331,7 @@ def config_consistent(variant: str) -> bool:
     before, after = whole(variant), folded_into_mlp(variant)
     family = family_of(read_config(source(variant)), variant)
     old, new = (family.block_modules(model.base_model) for model in (before, after))
-    lists = [getattr(model.config, key, None) for key in PER_BLOCK_LISTS for model in (before, after)]
+    lists = [getattr(model.config, key, None) for key in family.lists for model in (before, after)]
     kept = [
         pair[0] is None or [pair[0][block] for block in KEPT] == list(pair[1])
         for pair in zip(lists[::2], lists[1::2], strict=True)

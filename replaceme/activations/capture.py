@@ -116,7 +116,8 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, 
 
     def keep_mlp_output(block: int):
         def hook(module, inputs, output):
-            kept.mlp_output[block] = shaped(family.added(output[0] if isinstance(output, tuple) else output))
+            added = shaped(family.added(output[0] if isinstance(output, tuple) else output))
+            kept.mlp_output[block] = kept.mlp_output[block] + added if block in kept.mlp_output else added
 
         return hook
 
@@ -131,8 +132,8 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, 
 
     with ExitStack() as hooks, torch.inference_mode(not gradients):
         for block in wanted.mlp_output:
-            hook = family.mlp_module(blocks[block]).register_forward_hook(keep_mlp_output(block))
-            hooks.callback(hook.remove)
+            for module in family.mlp_modules(blocks[block]):
+                hooks.callback(module.register_forward_hook(keep_mlp_output(block)).remove)
         for block in wanted.mlp_input:
             module = family.gate_projection(blocks[block])
             hooks.callback(module.register_forward_pre_hook(keep_input(kept.mlp_input, block)).remove)

@@ -14,7 +14,7 @@ def skipped(block: "nn.Module", family: Family):
     """Make a block pass its input on; returns a function that undoes it."""
 
     def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
-        return (hidden_states, None) if family.tuples else hidden_states
+        return (hidden_states, *[None] * (family.tuples - 1)) if family.tuples else hidden_states
 
     return running_instead(block, hand_on)
 

@@ -79,9 +79,10 @@ def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[i
     for carrier in carriers:
         checkpoint.folded(carrier)  # there is something to fold into
         block = blocks[carrier]
-        module = family.mlp_module(block) if family.post_norm is None else family.down_projection(block)
+        modules = family.mlp_modules(block) if family.post_norm is None else [family.down_projection(block)]
         change = torch.zeros(size, size, device=next(block.parameters()).device, requires_grad=True)
-        module.register_forward_hook(_times(change))
+        for module in modules:
+            module.register_forward_hook(_times(change))
         found[f"transform.{carrier}"] = change
 
     def edits() -> dict[str, Edit]:

@@ -18,7 +18,7 @@ from replaceme.models.custom_code import is_separate, original_config
 from replaceme.models.download import download
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_beside, check_head
-from replaceme.models.model_config import PER_BLOCK_LISTS, family_of
+from replaceme.models.model_config import family_of
 from replaceme.models.model_record import DEQUANTISED, ModelRecord
 from replaceme.models.other_formats import check_is_checkpoint, is_gguf
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
@@ -165,7 +165,7 @@ def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
     from transformers import AutoConfig
 
     loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-    for key in PER_BLOCK_LISTS:
+    for key in checkpoint.family.lists:
         derived = getattr(loaded, key, None)
         if derived is not None and config.get(key) is None:
             config[key] = list(derived)

@@ -13,6 +13,8 @@ from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.quiet import quiet_transformers
 from replaceme.models.config_json import check_types
 from replaceme.models.families import FAMILIES
+from replaceme.models.family import Family
+from replaceme.models.probed import names_of
 from replaceme.models.weights import headers
 
 # names of one size, each of them that of a class of transformers or one that such a class takes for it
@@ -31,18 +33,17 @@ def with_defaults(config: dict[str, Any], where: str) -> dict[str, Any]:
 
     Raises ReplaceMeError where transformers would not read the entries.
     """
-    family = FAMILIES.get(config["model_type"])
+    family = FAMILIES.get(config["model_type"]) or names_of(config["model_type"])
     if family is None:
         return config
     if family.section is None:
-        return _filled(config, config["model_type"], where)
+        return _filled(config, config["model_type"], family, where)
     config = _with_overriding(config, family.section, where)
     tower = f"{config['model_type']}_vision_model"  # a section has a class of its own
-    return {**config, family.section: _filled(config.get(family.section) or {}, tower, where)}
+    return {**config, family.section: _filled(config.get(family.section) or {}, tower, FAMILIES[tower], where)}
 
 
-def _filled(given: dict[str, Any], model_type: str, where: str) -> dict[str, Any]:
-    family = FAMILIES[model_type]
+def _filled(given: dict[str, Any], model_type: str, family: Family, where: str) -> dict[str, Any]:
     double = _other_names(given, family.needed)
     if not double and all(key in given for key in family.needed):
         return given
@@ -103,9 +104,18 @@ def accepted(config: dict[str, Any], where: str) -> Any:
 
     try:
         with quiet_transformers():
-            return AutoConfig.for_model(**config)
+            return AutoConfig.for_model(**_decoded(config))
     except Exception as error:  # of several libraries, for whatever stands in the file
         raise ReplaceMeError(
             f"{where}: transformers does not read it ({in_one_line(error)}); correct the entry, or remove it where "
             "transformers' default is right"
         ) from error
+
+
+def _decoded(value: Any) -> Any:
+    """Return a config.json with numbers for transformers' spelling of infinity."""
+    if isinstance(value, dict):
+        return (
+            float(value["__float__"]) if value.keys() == {"__float__"} else {k: _decoded(v) for k, v in value.items()}
+        )
+    return [_decoded(one) for one in value] if isinstance(value, list) else value

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from replaceme.placements.placement import bias_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -15,21 +17,29 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# config entries with one value per block: shortened with the blocks
+PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
+
+
 @dataclass(frozen=True)
 class Family:
     """The names of one architecture's parts.
 
-    `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream. `fold` are the
-    linear weights [hidden, intermediate] that T multiplies (with `*` for a number; those that a block has: one, or in a
-    mixture that of every expert, separate or stacked), `transposed` where they are [intermediate, hidden]. `gate` and
+    `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream; where M is a sum,
+    or blocks are of several kinds, `further` are more such modules: the outputs of those that a block has add up. Of a
+    block that is a mixer without an MLP, M is what the mixer adds. `fold` are the linear weights [hidden, intermediate] that T multiplies (with `*` for a number; those that a block has: one, or in a
+    mixture that of every expert, separate or stacked), `transposed` where they are [intermediate, hidden], `turned` those
+    of `fold` that alone are. `gate` and
     `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is the weight
     of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the weight that
     writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks read
     the stream through norms alone.
 
     `scaled_by` is the config entry of a factor on M, `multiplier` its value. `in_place`: the block adds to the
-    tensor that holds M. `tuples`: blocks put out a tuple. `derived_lists`: transformers derives per-block lists
-    from a pattern of block numbers when config.json does not spell them out. `depth`, `width`, `positions` name the
+    tensor that holds M. `tuples`: of how many values the tuple is that blocks put out, 0 where it is none.
+    `derived_lists`: transformers derives per-block lists from a pattern of block numbers when config.json does not
+    spell them out; `lists` are their names. `kinds`: config.json may make blocks of several kinds in other ways, so that
+    every cut has to be tried on a small model. `depth`, `width`, `positions` name the
     config entries of L, of the hidden size and of the longest sequence. `refused`: (config entry, value, why not)
     of variants that no T can be folded into. `own_layers`: whether a checkpoint may have linear layers of its own
     (placement block), which makes its code a custom one, whose tensors outside the blocks transformers does not
@@ -49,8 +59,10 @@ class Family:
 
     blocks: str = "model.layers"
     mlp_output: str = "mlp"
+    further: tuple[str, ...] = ()
     fold: tuple[str, ...] = ("mlp.down_proj.weight",)
     transposed: bool = False
+    turned: tuple[str, ...] = ()
     gate: str | None = "mlp.gate_proj.weight"
     up: str | None = "mlp.up_proj.weight"
     post_norm: str | None = None
@@ -59,8 +71,10 @@ class Family:
     scaled_by: str | None = None
     multiplier: float = 1.0
     in_place: bool = False
-    tuples: bool = False
+    tuples: int = 0
     derived_lists: bool = False
+    lists: tuple[str, ...] = PER_BLOCK_LISTS
+    kinds: bool = False
     depth: str = "num_hidden_layers"
     width: str = "hidden_size"
     positions: str | None = "max_position_embeddings"
@@ -123,18 +137,25 @@ class Family:
         """Return the tensors of a block that a transform may change, of a checkpoint's tensors."""
         beside = (self.gate, self.up, self.post_norm, self.scale)
         weights = [*self.folded(tensors, block), *(f"{self.blocks}.{block}.{name}" for name in beside if name)]
-        biases = [name.removesuffix("weight") + "bias" for name in weights]
+        biases = [bias_of(name) for name in weights]
         return [name for name in dict.fromkeys([*weights, *biases]) if name in set(tensors)]
 
     def folded(self, tensors: "Iterable[str]", block: int) -> list[str]:
         """Return the weights of a block that T multiplies, of a checkpoint's tensors."""
-        patterns = [re.escape(f"{self.blocks}.{block}.{name}").replace(r"\*", r"\d+") for name in self.fold]
-        return sorted(name for name in tensors if any(re.fullmatch(pattern, name) for pattern in patterns))
+        prefix = f"{self.blocks}.{block}."
+        inside = (name for name in tensors if name.startswith(prefix))
+        return sorted(name for name in inside if _matches(name.removeprefix(prefix), self.fold))
+
+    def is_transposed(self, tensor_name: str) -> bool:
+        """Return whether a weight that T multiplies is [..., intermediate, hidden]."""
+        if not self.turned:
+            return self.transposed
+        return _matches(tensor_name.removeprefix(f"{self.blocks}.").partition(".")[2], self.turned)
 
     @property
     def mixture(self) -> bool:
         """True if MLPs may be mixtures of experts, where no single weight has M as its output."""
-        return any("*" in name for name in self.fold)
+        return bool(self.further) or any("*" in name or ".experts." in name for name in self.fold)
 
     def block_modules(self, base_model: "nn.Module") -> "nn.ModuleList":
         """Return the list of blocks of a loaded base model (AutoModel, without head)."""
@@ -155,12 +176,20 @@ class Family:
         """Return a linear layer of a block whose input is the MLP's input."""
         return block.get_submodule(self.gate.rpartition(".")[0])
 
-    def mlp_module(self, block: "nn.Module") -> "nn.Module":
-        """Return the module of a block whose output, times `multiplier`, is M."""
-        return block.get_submodule(self.mlp_output)
+    def mlp_modules(self, block: "nn.Module") -> "list[nn.Module]":
+        """Return the modules of a block whose outputs add up to M, when each is taken times `multiplier`."""
+        if not self.further:
+            return [block.get_submodule(self.mlp_output)]
+        modules = dict(block.named_modules())
+        return [modules[name] for name in (self.mlp_output, *self.further) if name in modules]
 
     def added(self, output: "torch.Tensor") -> "torch.Tensor":
         """Return M from the output of `mlp_module`."""
         if self.multiplier != 1.0:
             return output * self.multiplier
         return output.clone() if self.in_place else output
+
+
+def _matches(name: str, patterns: "Iterable[str]") -> bool:
+    """Return whether a name is one of the patterns, `*` for a number."""
+    return any(re.fullmatch(re.escape(pattern).replace(r"\*", r"\d+"), name) for pattern in patterns)

@@ -11,6 +11,7 @@ from replaceme.models.custom_code import is_separate
 from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_purpose
+from replaceme.models.probed import described
 from replaceme.placements.mlp import Mlp
 from replaceme.placements.registry import PLACEMENTS
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from replaceme.config.calibrations import CalibrationConfig
     from replaceme.config.cuts import CutConfig
 
-# config entries with one value per block: shortened with the blocks
-PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
+TEXT = Family()
+# config entries that are lists of numbers of blocks, and those that count the first blocks, which are of another kind
+NUMBERS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "ple_layer_ids", "attn_layer_indices")
+FIRST = ("first_k_dense_replace", "num_dense_layers")
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -30,11 +33,6 @@ def family_of(config: dict[str, Any], where: str) -> Family:
             f"{where}: already made smaller, with layers of its own (placement block, or another method); give the "
             "original model"
         )
-    if model_type not in FAMILIES:
-        raise ReplaceMeError(
-            f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}. "
-            "A new family is an entry of FAMILIES in replaceme/models/families.py (docs/models.md)"
-        )
     if "auto_map" in config:
         raise ReplaceMeError(
             f"{where}: config.json wants to run the checkpoint's own code (auto_map), which is not allowed; remove "
@@ -42,9 +40,9 @@ def family_of(config: dict[str, Any], where: str) -> Family:
         )
     if config.get(QUANTISED):
         raise needs_dequantising(config[QUANTISED], where)
-    family = FAMILIES[model_type].of(config)
-    if family.modality == "text":
+    if FAMILIES.get(model_type, TEXT).modality == "text":
         check_purpose(config, where)
+    family = described(config, where).of(config)
     sizes = family.sizes(config)
     for key in (family.depth, family.width):
         found = sizes.get(key)
@@ -111,25 +109,37 @@ def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> 
     """Return config.json without the blocks start .. end-1 of each group: their number and every per-block entry. end-1
     of each group are gone: their number and all that goes by blocks.
     """
-    section = FAMILIES[config["model_type"]].section
-    if section is not None:
-        return {**config, section: _shortened(config[section], FAMILIES[config["model_type"]].depth, groups)}
-    return _shortened(config, FAMILIES[config["model_type"]].depth, groups)
-
-
-def _shortened(config: dict[str, Any], depth: str, groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    num_blocks = config[depth]
+    family = described(config, "config.json")
+    sizes = family.sizes(config)
     gone = {block for start, end in groups for block in range(start, end)}
-    kept = [block for block in range(num_blocks) if block not in gone]
+    kept = [block for block in range(sizes[family.depth]) if block not in gone]
+    pruned = with_blocks(sizes, family.depth, kept, family.lists)
+    return pruned if family.section is None else {**config, family.section: pruned}
+
+
+def with_blocks(config: dict[str, Any], depth: str, kept: Sequence[int], lists: Sequence[str]) -> dict[str, Any]:
+    """Return a config of the kept blocks, where `depth` is its entry of their number and `lists` have one entry each."""
+    num_blocks = config[depth]
     pruned = {**config, depth: len(kept), **_dense_blocks(config, kept), **_stages(config, kept)}
-    for key in PER_BLOCK_LISTS:
+    for key in lists:
         values = config.get(key)
         if values is None:
             continue
         if len(values) != num_blocks:
             raise ReplaceMeError(f"config.json: {key} has {len(values)} entries for {num_blocks} blocks")
         pruned[key] = [values[block] for block in kept]
+    for key, value in config.items():
+        if key in NUMBERS and key not in lists and isinstance(value, list) and key != "mlp_only_layers":
+            pruned[key] = [new for new, block in enumerate(kept) if block in value]
+        if by_number(key, value):
+            numbered = {int(number): one for number, one in value.items()}
+            pruned[key] = {str(new): numbered[block] for new, block in enumerate(kept) if block in numbered}
     return pruned
+
+
+def by_number(key: str, value: Any) -> bool:
+    """Return whether a config entry maps numbers of blocks to what differs in them."""
+    return key.startswith("per_layer") and isinstance(value, dict) and all(str(one).isdigit() for one in value)
 
 
 def _stages(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
@@ -156,8 +166,9 @@ def _stage(name: str, num_blocks: int) -> int:
 def _dense_blocks(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """Return the config entries that say which kept blocks of a mixture of experts have a single MLP."""
     found: dict[str, Any] = {}
-    if "first_k_dense_replace" in config:
-        found["first_k_dense_replace"] = sum(block < config["first_k_dense_replace"] for block in kept)
+    for key in FIRST:
+        if config.get(key) is not None:
+            found[key] = sum(block < config[key] for block in kept)
     if config.get("moe_layer_freq", 1) != 1:
         raise ReplaceMeError(f"config.json: moe_layer_freq is {config['moe_layer_freq']}; only 1 is supported")
     if "decoder_sparse_step" in config or "mlp_only_layers" in config:

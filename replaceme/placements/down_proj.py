@@ -88,7 +88,7 @@ class DownProj(Mlp):
         if recycled is not None:
             yield family.gate_projection(carrier).register_forward_pre_hook(keep_input).remove
         yield family.down_projection(carrier).register_forward_pre_hook(keep_rows).remove
-        module = family.mlp_module(carrier)
+        [module] = family.mlp_modules(carrier)
         device = device_of(module, carrier)
         yield mapped(module, transform, device, lambda output: seen.pop("rows"), family.multiplier)
 

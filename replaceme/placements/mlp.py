@@ -55,8 +55,8 @@ class Mlp(Placement):
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Yield the MLP puts out M T."""
         carrier = family.block_modules(base_model)[cut[0] - 1]
-        module = family.mlp_module(carrier)
-        yield mapped(module, transform, device_of(module, carrier), family.added, family.multiplier)
+        for module in family.mlp_modules(carrier):
+            yield mapped(module, transform, device_of(module, carrier), family.added, family.multiplier)
 
     def edits(self, checkpoint: "Checkpoint", placed: "Sequence[tuple[Span, Transform]]") -> "dict[str, Edit]":
         """Return new weights, and biases, of the down projections, and of what follows them."""
@@ -85,8 +85,8 @@ class Mlp(Placement):
         """Return the edits by T of a down projection of this name and of its bias, whatever follows it."""
 
         def weight(given: "torch.Tensor") -> "torch.Tensor":
-            if family.transposed:
-                return self.new_weight(given.T, family, transform).T.contiguous()
+            if family.is_transposed(down):
+                return self.new_weight(given.mT, family, transform).mT.contiguous()
             return self.new_weight(given, family, transform).contiguous()
 
         return {down: weight, bias_of(down): lambda given: self.new_bias(given, transform).to(given)}

@@ -119,5 +119,5 @@ def device_of(module: "nn.Module", carrier: "nn.Module") -> "torch.device":
 
 
 def bias_of(weight: str) -> str:
-    """Return the name of the bias beside a weight."""
-    return weight.removesuffix("weight") + "bias"
+    """Return the name of the bias beside a weight, or beside a stack of experts' weights."""
+    return weight.removesuffix("weight") + "bias" if weight.endswith("weight") else f"{weight}_bias"

@@ -68,7 +68,7 @@ class Upstream(Placement):
 
         writers = [base_model.get_input_embeddings()]
         for block in family.block_modules(base_model)[: cut[0]]:
-            writers += [block.get_submodule(family.attention_output.rpartition(".")[0]), family.mlp_module(block)]
+            writers += [block.get_submodule(family.attention_output.rpartition(".")[0]), *family.mlp_modules(block)]
         for module in writers:
             yield module.register_forward_hook(scale).remove
 

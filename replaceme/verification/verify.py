@@ -19,9 +19,9 @@ from replaceme.core.memory import free_memory
 from replaceme.methods.found import Found
 from replaceme.methods.registry import running
 from replaceme.models.checkpoints import check_merged, open_checkpoint, read_config
-from replaceme.models.custom_code import check_code, is_separate
+from replaceme.models.custom_code import check_code, is_separate, original_config
 from replaceme.models.loading import load_tokenizer
-from replaceme.models.model_config import PER_BLOCK_LISTS, is_encoder
+from replaceme.models.model_config import family_of, is_encoder
 from replaceme.models.model_record import ModelRecord
 from replaceme.models.weights import INDEX
 from replaceme.provenance.environment import versions
@@ -139,8 +139,9 @@ def _check_tensors(folder: str | Path) -> None:
 def _check_config(folder: str | Path) -> None:
     """Check that every per-block list of config.json has one entry for each block."""
     config = read_config(folder)
-    blocks = config.get("num_hidden_layers")
-    for key in PER_BLOCK_LISTS:
+    family = family_of(original_config(config), str(folder))
+    blocks = family.sizes(config).get(family.depth)
+    for key in family.lists:
         values = config.get(key)
         if values is not None and len(values) != blocks:
             raise ReplaceMeError(f"{folder}/config.json: {key} has {len(values)} entries for {blocks} blocks")

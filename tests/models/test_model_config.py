@@ -26,7 +26,7 @@ def test_block_numbers_and_names():
 def test_parts_are_found_in_loaded_models(source, request, blocks_of):
     model, family = blocks_of(request.getfixturevalue(source))
     assert len(family.block_modules(model)) == 6
-    name = type(family.mlp_module(family.block_modules(model)[0])).__name__
+    name = type(family.mlp_modules(family.block_modules(model)[0])[0]).__name__
     assert name == {"llama": "LlamaMLP", "gemma": "Gemma3RMSNorm"}[source]
 
 

@@ -1,0 +1,189 @@
+"""Describe the architecture of a config.json by what a tiny model of it does: the family that is to be proved."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from replaceme.core.errors import in_one_line
+from replaceme.core.quiet import quiet_transformers
+from replaceme.models.config_defaults import accepted
+from replaceme.models.family import Family
+from replaceme.models.probed import names_of
+from replaceme.probing.blocks import Blocks, find_blocks
+from replaceme.probing.kinds import kind_of
+from replaceme.probing.model import build
+from replaceme.probing.stored import Stored, stored_names
+from replaceme.probing.tiny import VOCABULARY, lists_by_block, tiny
+from replaceme.probing.unproved import Unproved
+from replaceme.probing.writers import Writer, find_writers
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The family of a tiny config, not proved yet; `config` is what the tiny model was made of."""
+
+    family: Family
+    config: dict[str, Any]
+    blocks: str
+    writers: tuple[Writer, ...]
+
+
+def tiny_of(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the tiny config of a config.json; raises Unproved where its class has no number of blocks or no width."""
+    names = names_of(config["model_type"])
+    if names is None:
+        raise Unproved("no causal language model of transformers")
+    return tiny(_complete(config, names, where), names.depth)
+
+
+def _complete(config: dict[str, Any], names: Family, where: str) -> dict[str, Any]:
+    """Return every entry of a config.json, as its class writes it, and the sizes that the class only computes."""
+    read = accepted(config, where)
+    complete = read.to_dict()
+    for key in (names.depth, names.width):
+        if not isinstance(complete.setdefault(key, getattr(read, key, None)), int):
+            raise Unproved(f"its config has no number `{key}`")
+    return complete
+
+
+def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) -> Finding:
+    """Return what is found in the tiny model, which is saved to `folder`; raises Unproved where something is not."""
+    names = names_of(config["model_type"])
+    try:
+        model = build(tiny_config)
+    except Exception as error:  # of the class, for whatever the small sizes break
+        raise Unproved(f"transformers cannot make it small ({in_one_line(error)})") from error
+    try:
+        blocks = find_blocks(model, VOCABULARY)
+    except Unproved:
+        raise
+    except Exception as error:
+        raise Unproved(f"the small model does not run ({in_one_line(error)})") from error
+    if len(blocks.calls) != tiny_config[names.depth]:
+        raise Unproved(f"{blocks.path} has {len(blocks.calls)} blocks, `{names.depth}` is {tiny_config[names.depth]}")
+    writers = common([find_writers(call) for call in blocks.calls], blocks)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    stored = stored_names(model, blocks.path, folder)
+    complete = _complete(config, names, "config.json")
+    family = replace(
+        names,
+        **_places(model, blocks, stored, writers),
+        **_scale(writers, tiny_config),
+        head=_head(model, stored),
+        tied=bool(getattr(type(model.config)(), "tie_word_embeddings", False)),
+        lists=tuple(lists_by_block(complete, complete[names.depth])),
+        derived_lists=True,
+        kinds=len({repr(kind_of(call.block)) for call in blocks.calls}) > 1,
+        own_layers=False,
+    )
+    return Finding(family, tiny_config, blocks.path, tuple(writers))
+
+
+def common(found: Sequence[Sequence[Writer]], blocks: Blocks) -> list[Writer]:
+    """Return the writers of all blocks, one for each module; raises Unproved where blocks differ in how they write."""
+    joined: dict[str, Writer] = {}
+    for number, writers in enumerate(found):
+        for one in writers:
+            known = joined.setdefault(one.module, one)
+            weights = tuple(dict.fromkeys([*known.weights, *one.weights]))
+            if (known.factor, known.norm, known.offset) != (one.factor, one.norm, one.offset):
+                raise Unproved(
+                    f"blocks found at {blocks.path}, but {one.module} is added times {known.factor} in one block and "
+                    f"times {one.factor} in block {number}"
+                )
+            joined[one.module] = replace(known, weights=weights)
+    everywhere = [
+        one
+        for one in joined.values()
+        if all(_lacks(call.block, one.module) or one.module in {other.module for other in writers}
+               for call, writers in zip(blocks.calls, found, strict=True))
+    ]  # fmt: skip
+    for number, call in enumerate(blocks.calls):
+        if all(_lacks(call.block, one.module) for one in everywhere):
+            raise Unproved(f"blocks found at {blocks.path}, but block {number} adds nothing in the same way")
+    if len({(one.norm is not None, one.offset) for one in everywhere}) > 1 or (
+        len(everywhere) > 1 and everywhere[0].norm is not None
+    ):
+        raise Unproved(f"blocks found at {blocks.path}, but only some have a norm behind {everywhere[0].module}")
+    return everywhere
+
+
+def _lacks(block: nn.Module, module: str) -> bool:
+    return module not in dict(block.named_modules())
+
+
+def _places(model: nn.Module, blocks: Blocks, stored: Stored, writers: Sequence[Writer]) -> dict[str, Any]:
+    """Return where the blocks and their parts lie, in the checkpoint and in the model."""
+    base = blocks.path.removeprefix(f"{model.base_model_prefix}.")
+    weights = list(dict.fromkeys(one for writer in writers for one in writer.weights))
+    fold: dict[str, bool] = {}
+    for weight in weights:
+        fold |= stored.places(weight)
+    turned = tuple(name for name, transposed in fold.items() if transposed)
+    norm = writers[0].norm
+    return {
+        "blocks": stored.blocks,
+        "modules": None if stored.blocks == blocks.path else base,
+        "mlp_output": writers[0].module,
+        "further": tuple(one.module for one in writers[1:]),
+        "fold": tuple(fold),
+        "transposed": bool(turned) and len(turned) == len(fold),
+        "turned": turned if len(turned) < len(fold) else (),
+        "gate": None,
+        "up": None,
+        "post_norm": None if norm is None else stored.name_of(norm),
+        "gain_offset": writers[0].offset,
+        "in_place": _in_place(blocks, writers),
+        "tuples": blocks.tuples,
+    }
+
+
+def _scale(writers: Sequence[Writer], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config entry of the factor on M; raises Unproved where none has its value."""
+    factor = writers[0].factor
+    if factor == 1.0:
+        return {}
+    entries = [key for key, value in config.items() if isinstance(value, float) and abs(value - factor) < 1e-3]
+    if not entries:
+        raise Unproved(f"{writers[0].module} is added times {factor}, which no entry of its config is")
+    return {"scaled_by": sorted(entries, key=lambda key: ("residual" not in key, key))[0]}
+
+
+def _in_place(blocks: Blocks, writers: Sequence[Writer]) -> bool:
+    """Return whether a block changes the tensor that a module has put out."""
+    call = blocks.calls[0]
+    for one in writers:
+        if _lacks(call.block, one.module):
+            continue
+        kept: list[torch.Tensor] = []
+
+        def keep(_: Any, inputs: Any, output: Any, kept: list = kept) -> None:
+            found = output[0] if isinstance(output, tuple) else output
+            kept.extend([found, found.clone()])
+
+        handle = call.block.get_submodule(one.module).register_forward_hook(keep)
+        call.again()
+        handle.remove()
+        if not torch.equal(*kept):
+            return True
+    return False
+
+
+def _head(model: nn.Module, stored: Stored) -> tuple[str, ...]:
+    """Return the names of the head in checkpoints."""
+    head = model.get_output_embeddings()
+    paths = [name for name, one in model.named_modules() if one is head]
+    if not paths:
+        raise Unproved("it has no head that puts out logits of tokens")
+    return tuple(dict.fromkeys([stored.outside(f"{paths[0]}.weight").removesuffix(".weight"), paths[0]]))
+
+
+def patterns(names: Iterable[str]) -> list[str]:
+    """Return names with `*` for the numbers in them, each once."""
+    return list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))

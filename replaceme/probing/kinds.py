@@ -1,0 +1,76 @@
+"""Compare blocks before and after a cut: what a block is made of may depend on its number, beyond the config's lists."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from replaceme.core.errors import ReplaceMeError
+from replaceme.models.config_defaults import accepted
+from replaceme.models.family import Family
+from replaceme.models.model_config import pruned_config
+from replaceme.probing.blocks import token_ids
+from replaceme.probing.model import build
+from replaceme.probing.tiny import VOCABULARY, small
+
+NUMBERED = {"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_id", "layer_num", "idx"}
+Kind = list[tuple[str, str, tuple[tuple[str, Any], ...], tuple[tuple[str, Any], ...]]]
+
+
+def kind_of(block: nn.Module) -> Kind:
+    """Return what a block is made of: its modules with their plain attributes, and buffers that no checkpoint holds."""
+    found: Kind = []
+    for name, module in block.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, str | int | float | bool | type(None)) and key not in NUMBERED
+        }
+        buffers = [
+            (key, tuple(one.flatten().tolist()))
+            for key, one in module.named_buffers(recurse=False)
+            if key in module._non_persistent_buffers_set
+        ]
+        found.append((name, type(module).__name__, tuple(sorted(plain.items())), tuple(buffers)))
+    return found
+
+
+def kinds_of(config: dict[str, Any], family: Family, where: str) -> list[Kind]:
+    """Return the kind of each block of a config.json; errors as those of transformers."""
+    model = build(small(accepted(config, where).to_dict()))
+    return [kind_of(block) for block in family.block_modules(model.base_model)]
+
+
+def changed_block(
+    config: dict[str, Any], family: Family, groups: Sequence[tuple[int, int]], kinds: Sequence[Kind], where: str
+) -> int | None:
+    """Return the first block that the config without a cut's blocks makes of another kind, None where there is none."""
+    gone = {block for start, end in groups for block in range(start, end)}
+    kept = [block for block in range(len(kinds)) if block not in gone]
+    model = build(small(accepted(pruned_config(config, groups), where).to_dict()))
+    pairs = zip(kept, family.block_modules(model.base_model), strict=True)
+    found = next((block for block, after in pairs if kinds[block] != kind_of(after)), None)
+    if found is None:
+        with torch.no_grad():  # some classes need a block of each kind, to make masks or count tokens in a cache
+            model(input_ids=token_ids(VOCABULARY), use_cache=True)
+    return found
+
+
+def check_kinds(config: dict[str, Any], family: Family, groups: Sequence[tuple[int, int]], where: str) -> None:
+    """Raise ReplaceMeError where a cut makes config.json say another kind for a block that stays."""
+    if not family.kinds:
+        return
+    span = ", ".join(f"{start}-{end - 1}" for start, end in groups)
+    try:
+        block = changed_block(config, family, groups, kinds_of(config, family, where), where)
+    except (ReplaceMeError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ReplaceMeError(
+            f"{where}: without blocks {span} transformers cannot make the model ({str(error).splitlines()[0]}); take "
+            "another cut"
+        ) from error
+    if block is not None:
+        raise ReplaceMeError(
+            f"{where}: without blocks {span}, block {block} would be of another kind, as config.json cannot say "
+            "otherwise; take another cut"
+        )
