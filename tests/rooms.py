@@ -12,9 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "replaceme"
 ROOMS = (
     "core", "placements", "config", "provenance", "kernels", "micro", "dequantising", "models", "calibration",
-    "activations", "transforms", "surgery", "cuts", "fitting", "evaluation", "reports", "methods", "verification",
-    "exports",
-    "healing", "planning", "workflow", "arguments", "pruning", "api", "steps", "cli",
+    "activations", "transforms", "probing", "surgery", "proving", "cuts", "fitting", "evaluation", "reports", "methods",
+    "verification", "exports", "healing", "planning", "workflow", "arguments", "pruning", "api", "steps", "cli",
 )  # fmt: skip
 
 

@@ -115,8 +115,10 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, 
         return hook
 
     def keep_mlp_output(block: int):
+        factor = family.factor(blocks[block])
+
         def hook(module, inputs, output):
-            added = shaped(family.added(output[0] if isinstance(output, tuple) else output))
+            added = shaped(family.added(output[0] if isinstance(output, tuple) else output, factor))
             kept.mlp_output[block] = kept.mlp_output[block] + added if block in kept.mlp_output else added
 
         return hook

@@ -18,9 +18,10 @@ from replaceme.models.custom_code import is_separate, original_config
 from replaceme.models.download import download
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_beside, check_head
-from replaceme.models.model_config import family_of
+from replaceme.models.model_config import family_of, spelled_out
 from replaceme.models.model_record import DEQUANTISED, ModelRecord
 from replaceme.models.other_formats import check_is_checkpoint, is_gguf
+from replaceme.models.probed import proof_of
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
 from replaceme.models.unloaded_tensors import named_as_unloaded, not_in_class
 from replaceme.models.weights import AGAIN, INDEX, Stored, headers, item_bits, shard_names
@@ -165,11 +166,7 @@ def with_derived_lists(checkpoint: Checkpoint) -> dict[str, Any]:
     from transformers import AutoConfig
 
     loaded = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-    for key in checkpoint.family.lists:
-        derived = getattr(loaded, key, None)
-        if derived is not None and config.get(key) is None:
-            config[key] = list(derived)
-    return config
+    return spelled_out(config, checkpoint.family, loaded)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -248,6 +245,7 @@ def resolve(source: str, revision: str | None = None) -> ModelRecord:
         block_parameters=checkpoint.block_parameters(),
         files=sha256_of_all(folder, names),
         dequantised=_made_from(folder),
+        probe=proof_of(checkpoint.config, source),
     )
 
 

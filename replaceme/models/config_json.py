@@ -81,8 +81,8 @@ KINDS: dict[str, Kind] = {
 
 # where null says the same as leaving the entry out, to transformers too
 NULLABLE = {
-    "architectures", "dtype", "layer_types", "license", "mlp_layer_types", "mlp_only_layers", "moe_layer_freq",
-    "no_rope_layers", "out_features", "out_indices", "torch_dtype",
+    "architectures", "dtype", "intermediate_size", "layer_types", "license", "mlp_layer_types", "mlp_only_layers",
+    "moe_layer_freq", "no_rope_layers", "out_features", "out_indices", "torch_dtype",
 }  # fmt: skip
 SECTIONS = ("vision_config",)
 

@@ -27,24 +27,24 @@ class Family:
 
     `mlp_output` is the module of a block whose output is M, what the MLP adds to the residual stream; where M is a sum,
     or blocks are of several kinds, `further` are more such modules: the outputs of those that a block has add up. Of a
-    block that is a mixer without an MLP, M is what the mixer adds. `fold` are the linear weights [hidden, intermediate] that T multiplies (with `*` for a number; those that a block has: one, or in a
-    mixture that of every expert, separate or stacked), `transposed` where they are [intermediate, hidden], `turned` those
-    of `fold` that alone are. `gate` and
-    `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is the weight
-    of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the weight that
-    writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks read
-    the stream through norms alone.
+    block that is a mixer without an MLP, M is what the mixer adds. `fold` are the linear weights [hidden, intermediate]
+    that T multiplies (with `*` for a number; those that a block has: one, or in a mixture that of every expert,
+    separate or stacked), `transposed` where they are [intermediate, hidden], `turned` those of `fold` that alone are.
+    `gate` and `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is
+    the weight of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the weight
+    that writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks
+    read the stream through norms alone.
 
-    `scaled_by` is the config entry of a factor on M, `multiplier` its value. `in_place`: the block adds to the
-    tensor that holds M. `tuples`: of how many values the tuple is that blocks put out, 0 where it is none.
-    `derived_lists`: transformers derives per-block lists from a pattern of block numbers when config.json does not
-    spell them out; `lists` are their names. `kinds`: config.json may make blocks of several kinds in other ways, so that
-    every cut has to be tried on a small model. `depth`, `width`, `positions` name the
-    config entries of L, of the hidden size and of the longest sequence. `refused`: (config entry, value, why not)
-    of variants that no T can be folded into. `own_layers`: whether a checkpoint may have linear layers of its own
-    (placement block), which makes its code a custom one, whose tensors outside the blocks transformers does not
-    rename. `numbered` is the config entry of a switch that divides the attention scores of block k by k + 1,
-    `query` the weight that makes queries, the first `width` of its outputs.
+    `scaled_by` is the config entry of a factor on M, `multiplier` its value; `scalar` the tensor of a block [1] by
+    which it multiplies all that it puts out. `in_place`: the block adds to the tensor that holds M. `tuples`: of how
+    many values the tuple is that blocks put out, 0 where it is none. `derived_lists`: transformers derives per-block
+    lists from a pattern of block numbers when config.json does not spell them out; `lists` are their names. `kinds`:
+    blocks are of several kinds, and every cut is tried on a small model. `depth`, `width`, `positions` name the config
+    entries of L, of the hidden size and of the longest sequence. `refused`: (config entry, value, why not) of variants
+    that no T can be folded into. `own_layers`: whether a checkpoint may have linear layers of its own (placement
+    block), which makes its code a custom one, whose tensors outside the blocks transformers does not rename. `numbered`
+    is the config entry of a switch that divides the attention scores of block k by k + 1, `query` the weight that makes
+    queries, the first `width` of its outputs.
 
     `head` are the names that the language model's head has in checkpoints; `tied`: it has the embedding's weights where
     config.json does not say. `dense_first` is the config entry of how many blocks come before the first with experts.
@@ -70,6 +70,7 @@ class Family:
     attention_output: str | None = None
     scaled_by: str | None = None
     multiplier: float = 1.0
+    scalar: str | None = None
     in_place: bool = False
     tuples: int = 0
     derived_lists: bool = False
@@ -177,16 +178,22 @@ class Family:
         return block.get_submodule(self.gate.rpartition(".")[0])
 
     def mlp_modules(self, block: "nn.Module") -> "list[nn.Module]":
-        """Return the modules of a block whose outputs add up to M, when each is taken times `multiplier`."""
+        """Return the modules of a block whose outputs add up to M, when each is taken times `factor`."""
         if not self.further:
             return [block.get_submodule(self.mlp_output)]
         modules = dict(block.named_modules())
         return [modules[name] for name in (self.mlp_output, *self.further) if name in modules]
 
-    def added(self, output: "torch.Tensor") -> "torch.Tensor":
-        """Return M from the output of `mlp_module`."""
-        if self.multiplier != 1.0:
-            return output * self.multiplier
+    def factor(self, block: "nn.Module") -> float:
+        """Return the factor between what `mlp_modules` put out and M."""
+        if self.scalar is None:
+            return self.multiplier
+        return self.multiplier * float({**dict(block.named_buffers()), **dict(block.named_parameters())}[self.scalar])
+
+    def added(self, output: "torch.Tensor", factor: float) -> "torch.Tensor":
+        """Return the part of M that an output of `mlp_modules` is."""
+        if factor != 1.0:
+            return output * factor
         return output.clone() if self.in_place else output
 
 

@@ -26,6 +26,7 @@ ENTRIES = (
     ("is_encoder_decoder", True, "it has an encoder beside its decoder"),
     ("add_cross_attention", True, "its blocks attend to an encoder"),
 )
+OF_PICTURES = "vision"  # Gemma 4: only the tokens of a picture see those after them
 BESIDE = "modules.json"  # of sentence-transformers, as are such folders
 POOLED = re.compile(r"\d+_Pooling(/.*)?")
 REMEDY = "give the language model that it was made from"
@@ -40,7 +41,7 @@ def check_purpose(config: dict[str, Any], where: str) -> None:
                 f"embedding model, a classifier or a reward model); {REMEDY}"
             )
     for key, value, reason in ENTRIES:
-        if config.get(key) is not None and bool(config[key]) is value:
+        if config.get(key) not in (None, OF_PICTURES) and bool(config[key]) is value:
             raise ReplaceMeError(
                 f"{where}: config.json says `{key}`: {str(value).lower()}: no language model, as {reason}; {REMEDY}"
             )

@@ -117,8 +117,18 @@ def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> 
     return pruned if family.section is None else {**config, family.section: pruned}
 
 
+def spelled_out(config: dict[str, Any], family: Family, loaded: Any) -> dict[str, Any]:
+    """Return config.json with every entry that goes by block numbers, as the config class of transformers has it."""
+    found = dict(config)
+    for key in (*family.lists, *((*NUMBERS, *FIRST) if family.kinds else ())):
+        derived = getattr(loaded, key, None)
+        if derived is not None and config.get(key) is None:
+            found[key] = list(derived) if isinstance(derived, list | tuple) else derived
+    return found
+
+
 def with_blocks(config: dict[str, Any], depth: str, kept: Sequence[int], lists: Sequence[str]) -> dict[str, Any]:
-    """Return a config of the kept blocks, where `depth` is its entry of their number and `lists` have one entry each."""
+    """Return a config of the kept blocks; `depth` is the entry of their number, `lists` have one entry a block."""
     num_blocks = config[depth]
     pruned = {**config, depth: len(kept), **_dense_blocks(config, kept), **_stages(config, kept)}
     for key in lists:

@@ -10,7 +10,8 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, write_json
 
 DEQUANTISED = "dequantised"  # key of a record: the format, the source, its commit and its files
-OLDER_LACK = {"model_type": "", DEQUANTISED: None}  # fields that records of earlier versions do not have
+# fields that records of earlier versions do not have
+OLDER_LACK: dict[str, Any] = {"model_type": "", DEQUANTISED: None, "probe": None}
 
 
 class Sizes(Protocol):
@@ -25,7 +26,8 @@ class Sizes(Protocol):
 class ModelRecord:
     """A model as the `model` step writes it: `files` has the SHA-256 of each file, `revision` a commit of the Hub.
 
-    `dequantised`, of plain weights made from quantised ones: their format, source, commit and files.
+    `dequantised`, of plain weights made from quantised ones: their format, source, commit and files. `probe` is what was
+    found and proved about its architecture, None where that is a listed one.
     """
 
     source: str
@@ -39,6 +41,7 @@ class ModelRecord:
     block_parameters: list[int]
     files: dict[str, str]
     dequantised: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
 
     @property
     def sha256(self) -> str:
@@ -49,12 +52,17 @@ class ModelRecord:
     def provenance(self) -> dict[str, Any]:
         """Part of replaceme.json about the model that a checkpoint was made from."""
         names = ("source", "revision", "architecture", "parameters", "files")
-        found = {name: getattr(self, name) for name in names}
-        return found if self.dequantised is None else {**found, DEQUANTISED: self.dequantised}
+        made = {} if self.dequantised is None else {DEQUANTISED: self.dequantised}
+        return {name: getattr(self, name) for name in names} | made | self._probed
 
     def save(self, path: str | Path) -> None:
         """Write model.json."""
-        write_json(path, asdict(self))
+        content = {name: value for name, value in asdict(self).items() if name != "probe"}
+        write_json(path, content | self._probed)
+
+    @property
+    def _probed(self) -> dict[str, Any]:
+        return {} if self.probe is None else {"probe": self.probe}
 
     @staticmethod
     def load(path: str | Path) -> "ModelRecord":

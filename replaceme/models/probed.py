@@ -23,6 +23,14 @@ def described(config: dict[str, Any], where: str) -> Family:
     return import_module(PROBE).proved(config, where) if known is None else known
 
 
+def proof_of(config: dict[str, Any], where: str) -> dict[str, Any] | None:
+    """Return what a probe found and proved about a config.json, in plain JSON; None where its family is listed."""
+    model_type = config["model_type"]
+    if model_type in FAMILIES or model_type in PROPOSED:
+        return None
+    return import_module(PROBE).probe(config, where).record
+
+
 def names_of(model_type: str) -> Family | None:
     """Return how the class of a model type that is not listed names its sizes; None for no language model.
 

@@ -51,9 +51,10 @@ class DownProj(Mlp):
 
     def check(self, family: "Family", config: dict[str, Any], where: str) -> None:
         """There must be one down projection."""
-        if family.mixture:
+        if family.mixture or family.scalar is not None:
             raise ReplaceMeError(
-                f"{where}: its MLPs are mixtures of experts, with no single down projection to fit; use placement mlp"
+                f"{where}: its MLPs are mixtures of experts, or scaled, with no single down projection to fit; use "
+                "placement mlp"
             )
 
     def old_weight(self, checkpoint: "Checkpoint", cut: Span, recycled: "Recycled | None" = None) -> "torch.Tensor":

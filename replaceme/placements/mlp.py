@@ -11,6 +11,7 @@ Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from replaceme.placements.placement import Placement, Rows, Span, bias_of, device_of, mapped
@@ -55,8 +56,10 @@ class Mlp(Placement):
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Yield the MLP puts out M T."""
         carrier = family.block_modules(base_model)[cut[0] - 1]
+        factor = family.factor(carrier)
         for module in family.mlp_modules(carrier):
-            yield mapped(module, transform, device_of(module, carrier), family.added, family.multiplier)
+            rows = partial(family.added, factor=factor)
+            yield mapped(module, transform, device_of(module, carrier), rows, factor)
 
     def edits(self, checkpoint: "Checkpoint", placed: "Sequence[tuple[Span, Transform]]") -> "dict[str, Edit]":
         """Return new weights, and biases, of the down projections, and of what follows them."""
@@ -70,11 +73,11 @@ class Mlp(Placement):
         if family.scale is not None:
             edits[prefix + family.scale] = lambda scale: scale.new_ones(scale.shape)
             transform = self.behind_scale(checkpoint.tensor(prefix + family.scale), transform)
-        for down in checkpoint.folded(carrier):
-            if family.post_norm is not None:
-                edits |= self._normed(checkpoint, down, prefix + family.post_norm, transform)
-            else:
-                edits |= self.edits_of(family, down, transform)
+        downs = checkpoint.folded(carrier)
+        if family.post_norm is not None:
+            return edits | self._normed(checkpoint, downs, prefix, transform)
+        for down in downs:
+            edits |= self.edits_of(family, down, transform)
         return edits
 
     def behind_scale(self, scale: "torch.Tensor", transform: "Transform") -> "Transform":
@@ -99,16 +102,36 @@ class Mlp(Placement):
         """Its new bias [hidden]."""
         return given.to(transform.matrix) @ transform.matrix
 
-    def _normed(self, checkpoint: "Checkpoint", down: str, norm: str, transform: "Transform") -> "dict[str, Edit]":
-        offset = checkpoint.family.gain_offset
-        gains = offset + checkpoint.tensor(norm).double()
+    def _normed(
+        self, checkpoint: "Checkpoint", downs: Sequence[str], prefix: str, transform: "Transform"
+    ) -> "dict[str, Edit]":
+        family, norm = checkpoint.family, prefix + checkpoint.family.post_norm
+        gains = family.gain_offset + checkpoint.tensor(norm).double()
 
-        def weight(given: "torch.Tensor") -> "torch.Tensor":
+        def directed(given: "torch.Tensor", down: str) -> "tuple[torch.Tensor, torch.Tensor]":
             before = given.to(transform.matrix.device).double()
-            found = self.direction(before, gains, transform)
-            return (found * (before.norm() / found.norm())).to(given)
+            before = before.mT if family.is_transposed(down) else before
+            return before, self.direction(before, gains, transform)
 
-        return {down: weight, norm: lambda given: given.new_full(given.shape, transform.gain - offset)}
+        def sizes() -> "list[float]":
+            """Return the sizes of all terms of M together, before and after: their proportions stay."""
+            pairs = [directed(checkpoint.tensor(down), down) for down in downs]
+            return [sum(float(pair[after].square().sum()) for pair in pairs) ** 0.5 for after in range(2)]
+
+        def edit(down: str) -> "Edit":
+            def weight(given: "torch.Tensor") -> "torch.Tensor":
+                before, found = directed(given, down)
+                old, new = (before.norm(), found.norm()) if len(downs) == 1 else sizes()
+                found = found * (old / new)
+                return (found.mT if family.is_transposed(down) else found).contiguous().to(given)
+
+            return weight
+
+        factor = family.multiplier
+        if family.scalar is not None:
+            factor *= float(checkpoint.tensor(prefix + family.scalar))
+        gain = transform.gain / factor - family.gain_offset
+        return {down: edit(down) for down in downs} | {norm: lambda given: given.new_full(given.shape, gain)}
 
     def direction(self, given: "torch.Tensor", gains: "torch.Tensor", transform: "Transform") -> "torch.Tensor":
         """Return the new down projection before a norm, up to its size: T^T diag(g) W in float64."""

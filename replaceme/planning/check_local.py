@@ -9,20 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from replaceme.calibration.documents import check_source
+from replaceme.config.cuts import CutConfig
 from replaceme.config.figures import COST_MEASURES, MEASURES, FigureConfig
 from replaceme.config.schema import Config
 from replaceme.config.sources import made_of, unmixed
 from replaceme.config.tables import TableConfig
 from replaceme.core.errors import ReplaceMeError
-from replaceme.cuts.choose import possible_spans
+from replaceme.cuts.choose import possible_spans, resolve_blocks
 from replaceme.evaluation.labelled_images import labelled
 from replaceme.exports.registry import lines_of_missing
 from replaceme.methods.registry import check_section
 from replaceme.models.checkpoints import local_folder, names_folder, read_config
-from replaceme.models.model_config import check_calibration, check_cut, check_length, has_text_tower, is_encoder
+from replaceme.models.model_config import (
+    check_calibration,
+    check_cut,
+    check_length,
+    family_of,
+    has_text_tower,
+    is_encoder,
+)
 from replaceme.models.other_formats import check_gguf, is_gguf
 from replaceme.planning.outline import Outline, outline_at
 from replaceme.planning.user_files import dates_ahead
+from replaceme.probing.kinds import check_kinds
 from replaceme.provenance.job_cost import check_country
 from replaceme.reports.plot_data import check_published
 from replaceme.reports.published_values import check_reference, scaled
@@ -183,6 +192,13 @@ def _model_problems(config: Config, name: str) -> list[str]:
     return uses_of(config, name, outline)
 
 
+def _check_kinds(cut: CutConfig, outline: Outline) -> None:
+    """Raise ReplaceMeError where a cut placed by hand makes another kind of a block that stays."""
+    if cut.start is not None:
+        groups = [(cut.start, cut.start + resolve_blocks(cut, outline))]
+        check_kinds(outline.config, family_of(outline.config, outline.source), groups, outline.source)
+
+
 def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     """Return a line for each calibration, cut, fit or table that a model, judged by its outline, cannot take."""
     section = config.models[name]
@@ -192,6 +208,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
         try:
             check_cut(outline.config, config.cuts[cut_name], section.source)
             possible_spans(config.cuts[cut_name], outline)
+            _check_kinds(config.cuts[cut_name], outline)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
     used = config.observed(tables)

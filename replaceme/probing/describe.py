@@ -22,6 +22,8 @@ from replaceme.probing.tiny import VOCABULARY, lists_by_block, tiny
 from replaceme.probing.unproved import Unproved
 from replaceme.probing.writers import Writer, find_writers
 
+DEEPEST = 1000
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -37,7 +39,9 @@ def tiny_of(config: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the tiny config of a config.json; raises Unproved where its class has no number of blocks or no width."""
     names = names_of(config["model_type"])
     if names is None:
-        raise Unproved("no causal language model of transformers")
+        raise Unproved("transformers has no causal language model of this type")
+    if config.get(names.depth, 0) > DEEPEST:
+        raise Unproved(f"it has more than {DEEPEST} blocks")
     return tiny(_complete(config, names, where), names.depth)
 
 
@@ -66,7 +70,8 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
         raise Unproved(f"the small model does not run ({in_one_line(error)})") from error
     if len(blocks.calls) != tiny_config[names.depth]:
         raise Unproved(f"{blocks.path} has {len(blocks.calls)} blocks, `{names.depth}` is {tiny_config[names.depth]}")
-    writers = common([find_writers(call) for call in blocks.calls], blocks)
+    scalar = scalar_of(found := [find_writers(call) for call in blocks.calls], blocks)
+    writers = common(found, blocks)
     with quiet_transformers():
         model.save_pretrained(folder)
     stored = stored_names(model, blocks.path, folder)
@@ -74,7 +79,7 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
     family = replace(
         names,
         **_places(model, blocks, stored, writers),
-        **_scale(writers, tiny_config),
+        **({"scalar": scalar} if scalar else _scale(writers, tiny_config)),
         head=_head(model, stored),
         tied=bool(getattr(type(model.config)(), "tie_word_embeddings", False)),
         lists=tuple(lists_by_block(complete, complete[names.depth])),
@@ -112,6 +117,19 @@ def common(found: Sequence[Sequence[Writer]], blocks: Blocks) -> list[Writer]:
     ):
         raise Unproved(f"blocks found at {blocks.path}, but only some have a norm behind {everywhere[0].module}")
     return everywhere
+
+
+def scalar_of(found: list[list[Writer]], blocks: Blocks) -> str | None:
+    """Return the tensor [1] of a block that is the factor on M in every block, of which `found` then is without."""
+    for name, one in blocks.calls[0].block.state_dict().items():
+        if one.numel() != 1 or not one.is_floating_point():
+            continue
+        values = [float(call.block.state_dict().get(name, torch.zeros(1))) for call in blocks.calls]
+        pairs = [(value, writer.factor) for value, writers in zip(values, found, strict=True) for writer in writers]
+        if all(abs(value - factor) < 1e-3 for value, factor in pairs):
+            found[:] = [[replace(writer, factor=1.0) for writer in writers] for writers in found]
+            return name
+    return None
 
 
 def _lacks(block: nn.Module, module: str) -> bool:

@@ -1,4 +1,4 @@
-"""Compare blocks before and after a cut: what a block is made of may depend on its number, beyond the config's lists."""
+"""Compare blocks before and after a cut: what a block is made of may depend on its number in many ways."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.config_defaults import accepted
 from replaceme.models.family import Family
-from replaceme.models.model_config import pruned_config
+from replaceme.models.model_config import pruned_config, spelled_out
 from replaceme.probing.blocks import token_ids
 from replaceme.probing.model import build
 from replaceme.probing.tiny import VOCABULARY, small
@@ -61,6 +61,7 @@ def check_kinds(config: dict[str, Any], family: Family, groups: Sequence[tuple[i
     """Raise ReplaceMeError where a cut makes config.json say another kind for a block that stays."""
     if not family.kinds:
         return
+    config = spelled_out(config, family, accepted(config, where))
     span = ", ".join(f"{start}-{end - 1}" for start, end in groups)
     try:
         block = changed_block(config, family, groups, kinds_of(config, family, where), where)

@@ -30,7 +30,5 @@ def _randomise(model: "nn.Module") -> None:
             if one.dim() < 2 and "A_log" not in name and not name.endswith(".D"):
                 low, high = (-0.5, 0.5) if name.endswith("bias") else (0.5, 1.5)
                 one.uniform_(low, high)
-            elif one.numel() > 1 and float(one.std()) < PLAIN:
-                one.normal_(std=0.2)
-            elif one.dim() == 2 and one.std() < 0.1 and "A_log" not in name:
+            elif one.numel() > 1 and float(one.std()) < (0.1 if one.dim() == 2 and "A_log" not in name else PLAIN):
                 one.normal_(std=0.2)

@@ -26,7 +26,7 @@ class Stored:
 
     def places(self, weight: Weight) -> dict[str, bool]:
         """Return the patterns of a weight in checkpoints, those of the model itself too, and whether transposed."""
-        names = [name for name in self.inside if _star(name) == _star(weight.name)]
+        names = [name for name in self.inside if weight.name in (name, _star(name))]
         found = {place: turned != weight.transposed for name in names for place, turned in self.inside[name]}
         if not found:
             raise Unproved(f"no tensor of its checkpoint holds {weight.name}")
@@ -65,7 +65,7 @@ def stored_names(model: nn.Module, blocks: str, folder: Path) -> Stored:
         places = places or [known[key] for key in map(_key, parts) if key in known]
         match = re.fullmatch(rf"{re.escape(blocks)}\.(\d+)\.(.+)", name)
         if match is None:
-            others |= {name: place for place, _ in places[:1]}
+            others.update([(name, places[0][0])] if places else [])
             continue
         for place, turned in places:
             split = re.fullmatch(rf"(.+?)\.{match[1]}\.(.+)", place)

@@ -32,7 +32,8 @@ LIMITS: tuple[tuple[str, int], ...] = (
     (r"kv_lora_rank|q_lora_rank|o_lora_rank|adapter_rank|gated_norm_rank|hc_lowrank|laurel_rank", 16),
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|model_max_length", POSITIONS),
     (r"original_max_position_embeddings|max_target_positions|max_source_positions", POSITIONS),
-    (r"sliding_window(_size)?|window_size|local_attention|attention_window_size|index_topk|attention_chunk_size", 8),
+    (r"sliding_window(_size)?|window_size|local_attention|attention_window_size|attention_chunk_size", 8),
+    (r"index_topk", 64),
     (r"mamba_d_state|state_size|ssm_state_size", 8),
     (r"chunk_size|mamba_chunk_size|block_size", 8),
     (r"mamba_dt_rank|time_step_rank", 4),
@@ -159,8 +160,8 @@ def _mamba(config: dict[str, Any]) -> dict[str, Any]:
 def _latent(config: dict[str, Any]) -> dict[str, Any]:
     """Return the width of heads of latent attention, where it is that of queries and keys."""
     parts = [config.get(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim")]
-    whole = all(type(one) is int for one in parts) and config.get("head_dim") == sum(parts)
-    return {key: 2 * HEAD for key in ("head_dim", "swa_head_dim") if whole and key in config}
+    whole = sum(parts) if all(type(one) is int for one in parts) else None
+    return {key: 2 * HEAD for key in ("head_dim", "swa_head_dim") if config.get(key) == whole and whole}
 
 
 def _linear(config: dict[str, Any]) -> dict[str, Any]:

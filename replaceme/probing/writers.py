@@ -5,7 +5,7 @@ W put its output o out if o becomes o T when each W becomes T^T W, and nothing i
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -213,7 +213,12 @@ def _candidates(call: Call, module: str, transposed: bool) -> dict[str, list[str
         if one.dim() in (2, 3) and one.shape[axis] == width and not name.endswith("bias"):
             inside = re.sub(r"\.\d+(?=\.)", ".*", name.removeprefix(module))
             found.setdefault(module + inside, []).append(name)
-    return found
+    shapes = dict(call.block.named_parameters())
+    many = {
+        pattern for pattern, names in found.items() if len({shapes[name].shape for name in names}) == 1 < len(names)
+    }
+    return {pattern if pattern in many else name: found[pattern] if pattern in many else [name]
+            for pattern, names in found.items() for name in names}  # fmt: skip
 
 
 def _matrix(call: Call) -> torch.Tensor:

@@ -56,7 +56,8 @@ def prove(folder: Path, work: Path, family: Family) -> Proof:
         folded = max(folded, _folded(folder, work / str(number), model, family, groups))
         if folded > EXACT:
             raise Unproved(
-                f"the shortened model differs from the original with skipped blocks by {folded:.1e} of the largest logit"
+                f"the shortened model differs from the original with skipped blocks by {folded:.1e} of its largest "
+                "logit"
             )
     return Proof(lost, folded, tuple(cuts))
 

@@ -17,6 +17,7 @@ from replaceme.models.model_config import check_fit, pruned_config
 from replaceme.models.model_record import ModelRecord
 from replaceme.placements.placement import Placement
 from replaceme.placements.registry import PLACEMENTS
+from replaceme.probing.kinds import check_kinds
 from replaceme.surgery.edits import Changes, Content, Edit
 from replaceme.surgery.model_card import licence_of, model_card
 from replaceme.surgery.renumbering import both, with_new_numbers
@@ -114,6 +115,7 @@ def _check(checkpoint: Checkpoint, cut: Cut, transforms: "Sequence[Transform]") 
         normed = checkpoint.family.post_norm is not None and transform.place.of_mlp
         if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
+    check_kinds(checkpoint.config, checkpoint.family, groups, str(checkpoint.folder))
 
 
 def check_values(transform: "Transform", size: int, where: str | Path) -> None:

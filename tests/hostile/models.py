@@ -243,7 +243,7 @@ CASES = {
         AGAIN,
     ),
     "no model_type": config("model_type", ..., "take that of the checkpoint"),
-    "unknown model_type": config("model_type", "t5", "A new family is an entry of FAMILIES", "model_type 't5'"),
+    "unknown model_type": config("model_type", "t5", "docs/models.md says what can be done", "model_type 't5'"),
     "model_type is a list": config("model_type", ["llama"], BELONGS),
     "no layers": config("num_hidden_layers", 0, BELONGS),
     "negative layers": config("num_hidden_layers", -6, BELONGS),
