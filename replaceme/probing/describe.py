@@ -70,8 +70,11 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
         raise Unproved(f"the small model does not run ({in_one_line(error)})") from error
     if len(blocks.calls) != tiny_config[names.depth]:
         raise Unproved(f"{blocks.path} has {len(blocks.calls)} blocks, `{names.depth}` is {tiny_config[names.depth]}")
-    scalar = scalar_of(found := [find_writers(call) for call in blocks.calls], blocks)
-    writers = common(found, blocks)
+    kinds = [repr(kind_of(call.block)) for call in blocks.calls]
+    tried = [call for number, call in enumerate(blocks.calls) if kinds.index(kinds[number]) == number]
+    tried = replace(blocks, calls=(*tried, blocks.calls[-1]))
+    scalar = scalar_of(found := [find_writers(call) for call in tried.calls], tried)
+    writers = common(found, tried)
     with quiet_transformers():
         model.save_pretrained(folder)
     stored = stored_names(model, blocks.path, folder)
@@ -84,7 +87,7 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
         tied=bool(getattr(type(model.config)(), "tie_word_embeddings", False)),
         lists=tuple(lists_by_block(complete, complete[names.depth])),
         derived_lists=True,
-        kinds=len({repr(kind_of(call.block)) for call in blocks.calls}) > 1,
+        kinds=len(set(kinds)) > 1,
         own_layers=False,
     )
     return Finding(family, tiny_config, blocks.path, tuple(writers))
@@ -93,14 +96,14 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
 def common(found: Sequence[Sequence[Writer]], blocks: Blocks) -> list[Writer]:
     """Return the writers of all blocks, one for each module; raises Unproved where blocks differ in how they write."""
     joined: dict[str, Writer] = {}
-    for number, writers in enumerate(found):
+    for writers in found:
         for one in writers:
             known = joined.setdefault(one.module, one)
             weights = tuple(dict.fromkeys([*known.weights, *one.weights]))
             if (known.factor, known.norm, known.offset) != (one.factor, one.norm, one.offset):
                 raise Unproved(
                     f"blocks found at {blocks.path}, but {one.module} is added times {known.factor} in one block and "
-                    f"times {one.factor} in block {number}"
+                    f"times {one.factor} in another"
                 )
             joined[one.module] = replace(known, weights=weights)
     everywhere = [
@@ -109,9 +112,9 @@ def common(found: Sequence[Sequence[Writer]], blocks: Blocks) -> list[Writer]:
         if all(_lacks(call.block, one.module) or one.module in {other.module for other in writers}
                for call, writers in zip(blocks.calls, found, strict=True))
     ]  # fmt: skip
-    for number, call in enumerate(blocks.calls):
+    for call in blocks.calls:
         if all(_lacks(call.block, one.module) for one in everywhere):
-            raise Unproved(f"blocks found at {blocks.path}, but block {number} adds nothing in the same way")
+            raise Unproved(f"blocks found at {blocks.path}, but not every block adds something in the same way")
     if len({(one.norm is not None, one.offset) for one in everywhere}) > 1 or (
         len(everywhere) > 1 and everywhere[0].norm is not None
     ):

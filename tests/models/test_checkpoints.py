@@ -111,7 +111,7 @@ BROKEN = {
     "truncated": (cut_short, "truncated or corrupted"),
     "truncated header": (lambda f: cut_short(f, 0.01), "truncated or corrupted"),
     "empty file": (lambda f: cut_short(f, 0), "truncated or corrupted"),
-    "unsupported": (config(model_type="t5"), "model_type 't5' is not supported; supported: llama"),
+    "unsupported": (config(model_type="t5"), "model_type 't5' is not supported"),
     "own code": (config(auto_map={"AutoModel": "x.Y"}), "auto_map"),
     "quantised": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "config.json says gptq, 4 bits"),
     "no depth": (config(num_hidden_layers=...), "config.json says 32 blocks, the tensors named model.layers.* hold 6"),

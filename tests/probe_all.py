@@ -1,0 +1,92 @@
+"""What the probe finds for every causal language model of transformers: `python tests/probe_all.py` writes the table.
+
+It takes ten minutes on one core; what is known is kept until the code changes, so `python tests/probe_all.py TYPE ...`
+may go before it, for some. Each type is probed with the default config of its class, made tiny, or with that of OWN,
+where the default is no model that runs or lacks a part that models of the type have.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from replaceme.core.errors import ReplaceMeError, in_one_line
+from replaceme.models.families import FAMILIES
+from replaceme.models.language_model import check_purpose
+from replaceme.proving.probe import Probe, probe
+
+DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+HEADER = ("model type", "blocks at", "M", "T goes into", "proved")
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 100.0, "factor": 1.0}
+OF_PICTURES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+HYBRID = ["mamba", "mamba", "attention", "mamba", "mamba", "attention", "mamba", "mamba"]
+CONVOLUTIONS = ["conv", "conv", "full_attention", "conv", "conv", "conv", "full_attention", "conv"]
+EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [2, 5, 9]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": OF_PICTURES}},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, **EXPERTS},
+    "gemma4_text": {"hidden_size_per_layer_input": 0},  # as the 26B and the 31B
+    "granitemoe": {"residual_multiplier": 0.22},
+    "granitemoehybrid": {"residual_multiplier": 0.22, "layer_types": HYBRID, "num_hidden_layers": len(HYBRID)},
+    "hunyuan_v1_dense": {"rope_parameters": DYNAMIC, "head_dim": 128},
+    "hunyuan_v1_moe": {"rope_parameters": DYNAMIC, "head_dim": 128, "moe_topk": 2, "num_experts": 8},
+    "lfm2_moe": {"layer_types": CONVOLUTIONS, "num_hidden_layers": len(CONVOLUTIONS)},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
+    "nemotron_h": {"layers_block_type": [*["mamba", "moe", "attention", "mlp"] * 2, "mamba", "mlp"]},
+}
+
+
+def found(model_type: str) -> Probe:
+    """Return what the probe finds of a type."""
+    try:
+        config = AutoConfig.for_model(model_type, **OWN.get(model_type, {})).to_dict()
+        check_purpose(config, model_type)
+        return probe(config, model_type)
+    except ReplaceMeError as error:
+        return Probe(model_type, None, in_one_line(error).removeprefix(f"{model_type}: "))
+    except Exception as error:  # of a class whose default config is none
+        return Probe(model_type, None, f"its default config is not accepted ({in_one_line(error)})")
+
+
+def row(model_type: str) -> list[str]:
+    """Return the line of a type."""
+    if model_type in FAMILIES:
+        return [model_type, "", "", "", "listed above"]
+    one = found(model_type)
+    if one.family is None:
+        return [model_type, "", "", "", f"no: {one.finding.replace('|', '/')}"]
+    family = one.family
+    added = " + ".join(f"`{name}`" for name in (family.mlp_output, *family.further))
+    factor = f" times `{family.scaled_by or family.scalar}`" if family.scaled_by or family.scalar else ""
+    folds = ", ".join(f"`{name}`" for name in family.fold)
+    kinds = ", several kinds of blocks" if family.kinds else ""
+    direction = " (direction)" if family.post_norm else ""
+    return [model_type, f"`{family.blocks}`", added + factor, folds, f"yes{direction}{kinds}"]
+
+
+def table(types: list[str]) -> str:
+    """Return all lines, in markdown."""
+    lines = [list(HEADER), ["---"] * len(HEADER), *map(row, types)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(path: Path) -> None:
+    """Put the table in the place of the one in a page."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"| {HEADER[0]} |"))
+    last = next(number for number, line in enumerate(lines) if number > first and not line.startswith("|"))
+    types = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    path.write_text("\n".join([*lines[:first], table(types), *lines[last:]]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    if sys.argv[1:]:
+        print(table(sys.argv[1:]))
+    else:
+        write(DOCS)
