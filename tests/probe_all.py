@@ -18,7 +18,7 @@ from replaceme.models.families import FAMILIES
 from replaceme.models.language_model import check_purpose
 from replaceme.proving.probe import Probe, probe
 
-DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+DOCS = Path(__file__).parents[1] / "docs" / "model-types.md"
 HEADER = ("model type", "blocks at", "M", "T goes into", "proved")
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 100.0, "factor": 1.0}
 OF_PICTURES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}

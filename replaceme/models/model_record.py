@@ -26,8 +26,8 @@ class Sizes(Protocol):
 class ModelRecord:
     """A model as the `model` step writes it: `files` has the SHA-256 of each file, `revision` a commit of the Hub.
 
-    `dequantised`, of plain weights made from quantised ones: their format, source, commit and files. `probe` is what was
-    found and proved about its architecture, None where that is a listed one.
+    `dequantised`, of plain weights made from quantised ones: their format, source, commit and files. `probe` is what
+    was found and proved about its architecture, None where that is a listed one.
     """
 
     source: str
