@@ -25,7 +25,16 @@ OF_PICTURES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [
 HYBRID = ["mamba", "mamba", "attention", "mamba", "mamba", "attention", "mamba", "mamba"]
 CONVOLUTIONS = ["conv", "conv", "full_attention", "conv", "conv", "conv", "full_attention", "conv"]
 EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+ALONE = {"is_encoder_decoder": False, "is_decoder": True}
 OWN: dict[str, dict[str, Any]] = {
+    # decoders alone, of types that also have an encoder
+    **dict.fromkeys(("blenderbot", "mbart", "pegasus", "whisper", "bart", "blenderbot-small", "marian", "mvp", "plbart",
+                     "trocr"), ALONE),
+    "bigbird_pegasus": {**ALONE, "attention_type": "original_full"},
+    "megatron-bert": {"is_decoder": True},
+    "roberta-prelayernorm": {"is_decoder": True},
+    "xlm-roberta-xl": {"is_decoder": True},
+    # models of text
     "bamba": {"attn_layer_indices": [2, 5, 9]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": OF_PICTURES}},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, **EXPERTS},
@@ -38,7 +47,7 @@ OWN: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
     "nemotron_h": {"layers_block_type": [*["mamba", "moe", "attention", "mlp"] * 2, "mamba", "mlp"]},
-}
+}  # fmt: skip
 
 
 def found(model_type: str) -> Probe:

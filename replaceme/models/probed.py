@@ -12,6 +12,8 @@ from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
 
 PROBE = "replaceme.proving.probe"
+# entries of the number of blocks of a decoder, beside which `num_hidden_layers` is another number, or the same
+DEPTHS = ("decoder_layers", "num_blocks")
 # while a probe is at work: the family that it is about to prove, by model type
 PROPOSED: dict[str, Family] = {}
 
@@ -50,4 +52,5 @@ def names_of(model_type: str) -> Family | None:
     depth, width, positions = (
         mapped.get(name, name) for name in ("num_hidden_layers", "hidden_size", "max_position_embeddings")
     )
+    depth = next((name for name in DEPTHS if name in known), depth)
     return Family(depth=depth, width=width, positions=positions if positions in known else None)
