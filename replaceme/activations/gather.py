@@ -50,7 +50,7 @@ class Gathered:
 
     def bytes(self, model: "nn.Module", family: Family) -> int:
         """Return the bytes that the sums will take on the model's device."""
-        hidden = model.config.hidden_size
+        hidden = model.config.get_text_config().hidden_size
         widths = [width_of(self.regression, model, family, start) for start, _ in self.groups]
         return sum(FLOAT64 * width * (width + hidden) for width in widths)
 

@@ -68,7 +68,7 @@ def counted_tokens(tokens: Tokens) -> int:
 
 def loss_batches(model: "nn.Module", tokens: Tokens, most: int | None = None) -> list[Tokens]:
     """Return batches whose logits are LOGITS numbers at most (or one sequence), of at most `most` sequences."""
-    room = max(1, LOGITS // (model.config.vocab_size * tokens.input_ids.shape[1]))
+    room = max(1, LOGITS // (model.config.get_text_config().vocab_size * tokens.input_ids.shape[1]))
     return tokens.batches(min(room, most or room))
 
 

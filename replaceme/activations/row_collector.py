@@ -51,7 +51,7 @@ class RowCollector:
         """Return the bytes that the rows will take, and log them."""
         width = width_of(self.regression, model, family, self.cut[0])
         count = int(self.chosen.sum())
-        needed = count * row_bytes((width, model.config.hidden_size), self.with_state)
+        needed = count * row_bytes((width, model.config.get_text_config().hidden_size), self.with_state)
         LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, needed / 1e9)
         return needed
 

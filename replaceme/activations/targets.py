@@ -39,7 +39,7 @@ def unmasked_rows_of(
 
 def width_of(regression: Regression, model: "nn.Module", family: "Family", start: int) -> int:
     """Return the width of m for a cut that begins at block `start`; the MLP's own is looked up where it counts."""
-    hidden = model.config.hidden_size
+    hidden = model.config.get_text_config().hidden_size
     if regression.place.square:
         return hidden
     return regression.place.width(hidden, family.intermediate_size(family.block_modules(model)[start - 1]))

@@ -109,9 +109,9 @@ def measure_candidates(
     """
     base = model.base_model
     candidates = [span for size in sizes for span in spans(len(family.block_modules(base)), size)]
-    _check_enough(tokens.count, base.config.hidden_size)
+    _check_enough(tokens.count, base.config.get_text_config().hidden_size)
     starts = {start for start, _ in candidates}
-    needed = 8 * (len(starts) + 2 * len(candidates)) * base.config.hidden_size**2
+    needed = 8 * (len(starts) + 2 * len(candidates)) * base.config.get_text_config().hidden_size ** 2
     log.info("statistics and fits of %d candidates: %.1f GB", len(candidates), needed / 1e9)
 
     def passes(description: str) -> Iterator[Activations]:

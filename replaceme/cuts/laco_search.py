@@ -129,7 +129,7 @@ class Output:
 
         original = self._original
         changed = [one for one in state if len(one.coefficients) > 1]
-        size = self.model.config.hidden_size
+        size = self.model.config.get_text_config().hidden_size
         transforms = [fit_collapse(size, one.coefficients) for one in changed]
         with shortened(self.model, self.family, [one.span for one in changed], transforms):
             states = self._states()

@@ -154,7 +154,7 @@ class Passes:
         from replaceme.transforms.registry import function_of
 
         named = config.structure.basis
-        basis = None if named is None else function_of(named)(self.model.config.hidden_size)
+        basis = None if named is None else function_of(named)(self.model.config.get_text_config().hidden_size)
         found = [Magnitudes(group, basis) for group in groups]
         self._collect("magnitudes", found)
         return [one.ratios() for one in found]

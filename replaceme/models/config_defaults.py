@@ -14,7 +14,7 @@ from replaceme.core.quiet import quiet_transformers
 from replaceme.models.config_json import check_types
 from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
-from replaceme.models.probed import names_of
+from replaceme.models.probed import SECTION, names_of, section_class
 from replaceme.models.weights import headers
 
 # names of one size, each of them that of a class of transformers or one that such a class takes for it
@@ -33,11 +33,14 @@ def with_defaults(config: dict[str, Any], where: str) -> dict[str, Any]:
 
     Raises ReplaceMeError where transformers would not read the entries.
     """
-    family = FAMILIES.get(config["model_type"]) or names_of(config["model_type"])
+    family = FAMILIES.get(config["model_type"]) or names_of(config)
     if family is None:
         return config
     if family.section is None:
         return _filled(config, config["model_type"], family, where)
+    if family.section == SECTION:
+        inside = config.get(SECTION) or {}
+        return {**config, SECTION: _filled(inside, section_class(config).model_type, family, where)}
     config = _with_overriding(config, family.section, where)
     tower = f"{config['model_type']}_vision_model"  # a section has a class of its own
     return {**config, family.section: _filled(config.get(family.section) or {}, tower, FAMILIES[tower], where)}

@@ -85,12 +85,15 @@ NULLABLE = {
     "moe_layer_freq", "no_rope_layers", "out_features", "out_indices", "torch_dtype",
 }  # fmt: skip
 SECTIONS = ("vision_config",)
+OF_IMAGES = ("clip", "siglip")  # which are nothing without that section
 
 
 def check_types(config: dict[str, Any], where: str) -> None:
     """Raise ReplaceMeError for the first entry of a config.json that has a wrong type."""
     for key, value in config.items():
         if key in SECTIONS:
+            if value is None and config.get("model_type") not in OF_IMAGES:
+                continue
             if not isinstance(value, dict):
                 raise _wrong(where, key, "a mapping", value)
             check_types(value, where)

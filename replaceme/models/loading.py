@@ -17,6 +17,7 @@ from replaceme.models.config_defaults import accepted
 from replaceme.models.custom_code import check_code, is_separate, original_config
 from replaceme.models.generation_config import special_tokens
 from replaceme.models.model_config import has_text_tower, is_encoder
+from replaceme.models.probed import class_with_head
 from replaceme.models.quantised import alike_on_every_cpu, in_4bit
 from replaceme.models.unloaded_tensors import named_as_unloaded
 
@@ -64,11 +65,9 @@ ON_CPU = RunsOn()
 
 def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
     """Load the model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
-    from transformers import AutoModelForCausalLM
-
-    if is_encoder(read_config(folder)):
+    if is_encoder(config := read_config(folder)):
         raise ReplaceMeError(f"{folder}: an encoder of images has no head of a language model; nothing to measure")
-    return _load(AutoModelForCausalLM, folder, dtype, device, held)
+    return _load(class_with_head(config["model_type"]), folder, dtype, device, held)
 
 
 def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
@@ -77,13 +76,13 @@ def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WH
     Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
     model (transformers would initialise them at random and only warn).
     """
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel
 
     if not is_encoder(config := read_config(folder)):
         model, missing = _loaded(AutoModel, folder, dtype, device, held)
         if missing:  # the embedding may be stored as the head alone, which the class with a head knows
             del model
-            model = _load(AutoModelForCausalLM, folder, dtype, device, held).base_model
+            model = _load(class_with_head(config["model_type"]), folder, dtype, device, held).base_model
         return model
     # with the class that saved it, as the bare one may have parts of its own (poolers) that were not
     model = _load(_saved_class(config) or AutoModel, folder, dtype, device, held).base_model

@@ -1,6 +1,7 @@
 """Answers from a config.json: the family of a model, the transforms that fit it, its config when it is shorter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
@@ -11,7 +12,7 @@ from replaceme.models.custom_code import is_separate
 from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_purpose
-from replaceme.models.probed import described
+from replaceme.models.probed import described, names_of
 from replaceme.placements.mlp import Mlp
 from replaceme.placements.registry import PLACEMENTS
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from replaceme.config.calibrations import CalibrationConfig
     from replaceme.config.cuts import CutConfig
 
-TEXT = Family()
 # config entries that are lists of numbers of blocks, and those that count the first blocks, which are of another kind
 NUMBERS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "ple_layer_ids", "attn_layer_indices")
 FIRST = ("first_k_dense_replace", "num_dense_layers")
@@ -40,9 +40,12 @@ def family_of(config: dict[str, Any], where: str) -> Family:
         )
     if config.get(QUANTISED):
         raise needs_dequantising(config[QUANTISED], where)
-    if FAMILIES.get(model_type, TEXT).modality == "text":
-        check_purpose(config, where)
+    if model_type not in FAMILIES:
+        named = names_of(config)
+        check_purpose(named.sizes(config) if named else config, where)
     family = described(config, where).of(config)
+    if model_type in FAMILIES and family.modality == "text":
+        check_purpose(config, where)
     sizes = family.sizes(config)
     for key in (family.depth, family.width):
         found = sizes.get(key)
@@ -94,8 +97,8 @@ def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, rec
 
 def longest_sequence(config: dict[str, Any], where: str) -> int | None:
     """Return how many tokens the model's positions reach, None where config.json does not say."""
-    positions = family_of(config, where).positions
-    return None if positions is None else config.get(positions)
+    family = family_of(config, where)
+    return None if family.positions is None else family.sizes(config).get(family.positions)
 
 
 def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
@@ -119,6 +122,9 @@ def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> 
 
 def spelled_out(config: dict[str, Any], family: Family, loaded: Any) -> dict[str, Any]:
     """Return config.json with every entry that goes by block numbers, as the config class of transformers has it."""
+    if family.section is not None:
+        inside = spelled_out(config[family.section], replace(family, section=None), getattr(loaded, family.section))
+        return {**config, family.section: inside}
     found = dict(config)
     for key in (*family.lists, *((*NUMBERS, *FIRST) if family.kinds else ())):
         derived = getattr(loaded, key, None)

@@ -7,13 +7,13 @@ called by its name.
 from importlib import import_module
 from typing import Any
 
-from replaceme.core.errors import ReplaceMeError, in_one_line, printable
 from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
 
 PROBE = "replaceme.proving.probe"
 # entries of the number of blocks of a decoder, beside which `num_hidden_layers` is another number, or the same
 DEPTHS = ("decoder_layers", "num_blocks")
+SECTION = "text_config"  # the entry of the language model in the config of a larger one
 # while a probe is at work: the family that it is about to prove, by model type
 PROPOSED: dict[str, Family] = {}
 
@@ -33,24 +33,51 @@ def proof_of(config: dict[str, Any], where: str) -> dict[str, Any] | None:
     return import_module(PROBE).probe(config, where).record
 
 
-def names_of(model_type: str) -> Family | None:
-    """Return how the class of a model type that is not listed names its sizes; None for no language model.
-
-    Raises ReplaceMeError where transformers cannot make its config.
+def names_of(config: dict[str, Any]) -> Family | None:
+    """Return how the class of a config.json that is not listed names its sizes, those of its language model where it
+    holds a larger model; None for no language model.
     """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    model_type = config["model_type"]
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type not in CONFIG_MAPPING:
         return None
-    try:
-        config_class = CONFIG_MAPPING[model_type]
-    except Exception as error:
-        raise ReplaceMeError(f"model_type {printable(model_type)}: {in_one_line(error)}") from error
+    config_class, section = CONFIG_MAPPING[model_type], None
+    if SECTION in getattr(config_class, "sub_configs", {}):
+        config_class, section = section_class(config), SECTION
     mapped = getattr(config_class, "attribute_map", {})
     known = {name for one in config_class.__mro__ for name in (*vars(one), *getattr(one, "__annotations__", {}))}
     depth, width, positions = (
         mapped.get(name, name) for name in ("num_hidden_layers", "hidden_size", "max_position_embeddings")
     )
     depth = next((name for name in DEPTHS if name in known), depth)
-    return Family(depth=depth, width=width, positions=positions if positions in known else None)
+    return Family(depth=depth, width=width, positions=positions if positions in known else None, section=section)
+
+
+def section_class(config: dict[str, Any]) -> Any:
+    """Return the config class of the language model in a larger model, as config.json names it, else the usual one."""
+    from transformers import CONFIG_MAPPING
+
+    named = (config.get(SECTION) or {}).get("model_type")
+    usual = CONFIG_MAPPING[config["model_type"]].sub_configs[SECTION]
+    usual = usual if hasattr(usual, "attribute_map") and usual.model_type else CONFIG_MAPPING["llama"]
+    return CONFIG_MAPPING.get(named, usual)
+
+
+def class_with_head(model_type: str) -> Any:
+    """Return the auto class that loads all of a model with its head: that for pictures too, where the one for text
+    takes only a part of the config.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    of_text, of_both = (
+        names.get(model_type)
+        for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    )
+    whole = model_type not in FAMILIES and of_both is not None and of_both != of_text
+    return AutoModelForImageTextToText if whole else AutoModelForCausalLM

@@ -13,6 +13,7 @@ from typing import Any
 
 from replaceme.core.quiet import quiet_transformers
 from replaceme.models.family import Family
+from replaceme.models.probed import class_with_head
 
 # of names that no supported class loads, whatever the checkpoint
 UNLOADED = re.compile(
@@ -48,7 +49,7 @@ def named_as_unloaded(family: Family, config: dict[str, Any], names: Iterable[st
     behind: dict[int, set[str]] = {}
     for name in names:
         block = family.block_of(name)
-        if block is not None and block >= config[family.depth]:
+        if block is not None and block >= family.sizes(config)[family.depth]:
             behind.setdefault(block, set()).add(name)
     declared = max((config[key] for key in predictors(config)), default=0)
     predicting = {
@@ -76,14 +77,14 @@ def not_in_class(config: dict[str, Any], names: Iterable[str]) -> frozenset[str]
 @cache
 def _not_in_class(config_text: str, names: tuple[str, ...]) -> frozenset[str]:
     import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     empty = {name: torch.empty(0, device="meta") for name in names}
     options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet_transformers():
             config = AutoConfig.for_model(**json.loads(config_text))
-            model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            model_class = class_with_head(config.model_type)._model_mapping[type(config)]
             model, loading = model_class.from_pretrained(None, config=config, state_dict=empty, **options)
     except Exception:  # an entry or a tensor that it cannot take: whoever loads the weights says so
         return frozenset()

@@ -37,27 +37,28 @@ class Finding:
 
 def tiny_of(config: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the tiny config of a config.json; raises Unproved where its class has no number of blocks or no width."""
-    names = names_of(config["model_type"])
+    names = names_of(config)
     if names is None:
         raise Unproved("transformers has no causal language model of this type")
-    if config.get(names.depth, 0) > DEEPEST:
+    if ((config.get(names.section) or {}) if names.section else config).get(names.depth, 0) > DEEPEST:
         raise Unproved(f"it has more than {DEEPEST} blocks")
-    return tiny(_complete(config, names, where), names.depth)
+    return tiny(_complete(config, names, where), names)
 
 
 def _complete(config: dict[str, Any], names: Family, where: str) -> dict[str, Any]:
     """Return every entry of a config.json, as its class writes it, and the sizes that the class only computes."""
     read = accepted(config, where)
     complete = read.to_dict()
+    sizes, read = names.sizes(complete), getattr(read, names.section) if names.section else read
     for key in (names.depth, names.width):
-        if not isinstance(complete.setdefault(key, getattr(read, key, None)), int):
+        if not isinstance(sizes.setdefault(key, getattr(read, key, None)), int):
             raise Unproved(f"its config has no number `{key}`")
     return complete
 
 
 def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) -> Finding:
     """Return what is found in the tiny model, which is saved to `folder`; raises Unproved where something is not."""
-    names = names_of(config["model_type"])
+    names = names_of(config)
     try:
         model = build(tiny_config)
     except Exception as error:  # of the class, for whatever the small sizes break
@@ -68,8 +69,11 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
         raise
     except Exception as error:
         raise Unproved(f"the small model does not run ({in_one_line(error)})") from error
-    if len(blocks.calls) != tiny_config[names.depth]:
-        raise Unproved(f"{blocks.path} has {len(blocks.calls)} blocks, `{names.depth}` is {tiny_config[names.depth]}")
+    if model.config.model_type != config["model_type"]:
+        raise Unproved(f"transformers takes only its language model, {model.config.model_type}: give that alone")
+    depth = names.sizes(tiny_config)[names.depth]
+    if len(blocks.calls) != depth:
+        raise Unproved(f"{blocks.path} has {len(blocks.calls)} blocks, `{names.depth}` is {depth}")
     kinds = [repr(kind_of(call.block)) for call in blocks.calls]
     tried = [call for number, call in enumerate(blocks.calls) if kinds.index(kinds[number]) == number]
     tried = replace(blocks, calls=(*tried, blocks.calls[-1]))
@@ -78,11 +82,11 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
     with quiet_transformers():
         model.save_pretrained(folder)
     stored = stored_names(model, blocks.path, folder)
-    complete = _complete(config, names, "config.json")
+    complete = names.sizes(_complete(config, names, "config.json"))
     family = replace(
         names,
         **_places(model, blocks, stored, writers),
-        **({"scalar": scalar} if scalar else _scale(writers, tiny_config)),
+        **({"scalar": scalar} if scalar else _scale(writers, names.sizes(tiny_config))),
         head=_head(model, stored),
         tied=bool(getattr(type(model.config)(), "tie_word_embeddings", False)),
         lists=tuple(lists_by_block(complete, complete[names.depth])),

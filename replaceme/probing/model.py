@@ -6,17 +6,18 @@ import torch
 from torch import nn
 
 from replaceme.core.quiet import quiet_transformers
+from replaceme.models.probed import class_with_head
 
 PLAIN = 1e-6  # spread of values below which a matrix counts as constant
 
 
 def build(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> "nn.Module":
     """Return the class with the language model's head of a config, with the same random weights every time."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+        model = class_with_head(config["model_type"]).from_config(AutoConfig.for_model(**config), dtype=torch.float32)
         _randomise(model)
     return model.to(dtype).eval().requires_grad_(False)
 

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from replaceme.models.family import Family
 from replaceme.models.model_config import NUMBERS, with_blocks
 
 HIDDEN, HEADS, HEAD, VOCABULARY, POSITIONS, FEWEST = 32, 4, 8, 99, 128, 6
@@ -46,13 +47,15 @@ PERIOD = re.compile(r"\w*_(period|interval|step|every_n_layers)")
 LABELS = ("id2label", "label2id", "num_labels")
 
 
-def tiny(config: dict[str, Any], depth: str) -> dict[str, Any]:
+def tiny(config: dict[str, Any], names: Family) -> dict[str, Any]:
     """Return a complete config (as a config class writes it) with small sizes and a few blocks of each kind.
 
-    `depth` is the entry of the number of blocks.
+    `names` says what the number of blocks is called, and where it lies.
     """
-    lists = lists_by_block(config, config[depth])
-    return small(with_blocks(config, depth, representatives(config, config[depth]), lists))
+    sizes = names.sizes(config)
+    num_blocks = sizes[names.depth]
+    few = with_blocks(sizes, names.depth, representatives(sizes, num_blocks), lists_by_block(sizes, num_blocks))
+    return small(few if names.section is None else {**config, names.section: few})
 
 
 def lists_by_block(config: dict[str, Any], num_blocks: int) -> list[str]:
@@ -161,6 +164,8 @@ def _latent(config: dict[str, Any]) -> dict[str, Any]:
     """Return the width of heads of latent attention, where it is that of queries and keys."""
     parts = [config.get(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim")]
     whole = sum(parts) if all(type(one) is int for one in parts) else None
+    if type(parts[0]) is int and parts[1] is None and "head_dim" in config:
+        return {"head_dim": 2 * HEAD}  # of some blocks, whose other part is what is left
     return {key: 2 * HEAD for key in ("head_dim", "swa_head_dim") if config.get(key) == whole and whole}
 
 
