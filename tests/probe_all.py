@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.models.families import FAMILIES
 from replaceme.models.language_model import check_purpose
+from replaceme.models.probed import names_of
 from replaceme.proving.probe import Probe, probe
 
 DOCS = Path(__file__).parents[1] / "docs" / "model-types.md"
@@ -26,7 +27,13 @@ HYBRID = ["mamba", "mamba", "attention", "mamba", "mamba", "attention", "mamba",
 CONVOLUTIONS = ["conv", "conv", "full_attention", "conv", "conv", "conv", "full_attention", "conv"]
 EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 ALONE = {"is_encoder_decoder": False, "is_decoder": True}
+ROTARY = {"text_config": {"rope_parameters": {**OF_PICTURES, "mrope_section": [16, 24, 24]}}}
+# of classes for text and pictures, whose language model is shortened; those in the list of language models come by it
+OF_BOTH = ("idefics3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
 OWN: dict[str, dict[str, Any]] = {
+    "gemma4": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}},
+    "qwen2_5_vl": ROTARY,
+    "qwen2_vl": ROTARY,
     # decoders alone, of types that also have an encoder
     **dict.fromkeys(("blenderbot", "mbart", "pegasus", "whisper", "bart", "blenderbot-small", "marian", "mvp", "plbart",
                      "trocr"), ALONE),
@@ -54,7 +61,8 @@ def found(model_type: str) -> Probe:
     """Return what the probe finds of a type."""
     try:
         config = AutoConfig.for_model(model_type, **OWN.get(model_type, {})).to_dict()
-        check_purpose(config, model_type)
+        named = names_of(config)
+        check_purpose(named.sizes(config) if named else config, model_type)
         return probe(config, model_type)
     except ReplaceMeError as error:
         return Probe(model_type, None, in_one_line(error).removeprefix(f"{model_type}: "))
@@ -89,7 +97,7 @@ def write(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
     first = next(number for number, line in enumerate(lines) if line.startswith(f"| {HEADER[0]} |"))
     last = next(number for number, line in enumerate(lines) if number > first and not line.startswith("|"))
-    types = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    types = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OF_BOTH})
     path.write_text("\n".join([*lines[:first], table(types), *lines[last:]]), encoding="utf-8")
 
 

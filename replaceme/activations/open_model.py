@@ -26,6 +26,8 @@ def load_model(
         if needed(checkpoint, dtype, held, device):
             if checkpoint.family.modality != "text":
                 raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
+            if checkpoint.family.section is not None or checkpoint.family.modules is not None:
+                raise ReplaceMeError(f"{folder}: models of this type are not streamed; use `streaming: never`")
             if head:
                 raise ReplaceMeError(
                     f"{folder}: the loss of a model needs all of it, which cannot be streamed; use "

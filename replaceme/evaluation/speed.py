@@ -62,7 +62,9 @@ def speed(
         prompt, new_tokens, repeat = prompt.to(device, model.dtype), 0, _encoding
     else:
         _check_length(model, model_folder, prompt_tokens + new_tokens)
-        prompt = torch.randint(model.config.vocab_size, (batch_size, prompt_tokens), generator=generator).to(device)
+        prompt = torch.randint(
+            model.config.get_text_config().vocab_size, (batch_size, prompt_tokens), generator=generator
+        ).to(device)
         repeat = _repeat
     can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
     load = _Workload(
@@ -96,7 +98,7 @@ def speed(
 
 
 def _check_length(model: "PreTrainedModel", folder: str | Path, length: int) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise ReplaceMeError(f"{folder}: prompt and new tokens are {length} together, the model takes {longest}")
 

@@ -65,6 +65,8 @@ def _no_single_layers(family: "Family", config: dict[str, Any]) -> str | None:
 def _no_block_to_train(family: "Family", config: dict[str, Any]) -> str | None:
     if family.modality == "image":
         return "an encoder of images"
+    if family.kinds and not family.own_layers:
+        return "its blocks are of several kinds"
     return "its blocks are mixtures of experts" if family.mixture else None
 
 

@@ -38,10 +38,14 @@ def names_of(config: dict[str, Any]) -> Family | None:
     holds a larger model; None for no language model.
     """
     from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
     model_type = config["model_type"]
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type not in CONFIG_MAPPING:
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    if model_type not in known or model_type not in CONFIG_MAPPING:
         return None
     config_class, section = CONFIG_MAPPING[model_type], None
     if SECTION in getattr(config_class, "sub_configs", {}):

@@ -7,6 +7,7 @@ from typing import Any
 from replaceme.models.checkpoints import Checkpoint, local_folder, open_checkpoint
 from replaceme.models.model_config import family_of, stored_dtype
 from replaceme.models.packed_source import open_packed
+from replaceme.models.probed import SECTION
 from replaceme.models.sizes import ITEM_BYTES
 
 
@@ -86,4 +87,4 @@ def _usual_block(sizes: Mapping[str, Any], width: int) -> int:
 
 def vocabulary(config: Mapping[str, Any]) -> int:
     """Return the number of tokens that a model knows; 0 for a model without."""
-    return int(config.get("vocab_size", 0))
+    return int(config.get("vocab_size") or (config.get(SECTION) or {}).get("vocab_size", 0))

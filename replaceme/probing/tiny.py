@@ -44,6 +44,7 @@ LIMITS: tuple[tuple[str, int], ...] = (
 KV_HEADS = re.compile(r"(swa_)?num_key_value_heads|num_kv_heads|num_global_key_value_heads")
 IDS = re.compile(r"\w*(_token_ids?|_token_index)|\w+_index")
 PERIOD = re.compile(r"\w*_(period|interval|step|every_n_layers)")
+TOWERS, TOWER_DEPTHS = ("vision_config", "audio_config"), ("num_hidden_layers", "depth")
 LABELS = ("id2label", "label2id", "num_labels")
 
 
@@ -82,6 +83,14 @@ def representatives(config: dict[str, Any], num_blocks: int) -> list[int]:
     return sorted(kept)
 
 
+def _tower(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a small config of an encoder of pictures or sounds with few blocks, where nothing else goes by them."""
+    for key in TOWER_DEPTHS:
+        if type(config.get(key)) is int and not lists_by_block(config, config[key]):
+            config[key] = min(config[key], 2)
+    return config
+
+
 def _period(config: dict[str, Any]) -> int:
     """Return after how many blocks their kinds repeat, where entries of the config say so."""
     return max((value for key, value in config.items() if PERIOD.fullmatch(key) and type(value) is int), default=1)
@@ -98,7 +107,7 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
 
 def _entry(key: Any, value: Any, config: dict[str, Any]) -> Any:
     if isinstance(value, dict):
-        return small(value)
+        return _tower(small(value)) if key in TOWERS else small(value)
     if not isinstance(key, str):
         return value
     if IDS.fullmatch(key):

@@ -23,6 +23,7 @@ from replaceme.models.checkpoints import read_config
 from replaceme.models.custom_code import check_code, is_separate
 from replaceme.models.loading import load_causal_model
 from replaceme.models.model_config import family_of
+from replaceme.models.probed import SECTION
 from replaceme.verification import reload_worker as plain
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ def fixed_tokens(config: dict[str, Any]) -> Tokens:
     """
     import torch
 
-    longest = config.get("max_position_embeddings") or config.get("n_positions") or LENGTH + NEW_TOKENS
+    sizes = config.get(SECTION) or config
+    longest = sizes.get("max_position_embeddings") or sizes.get("n_positions") or LENGTH + NEW_TOKENS
     length = min(LENGTH, longest - NEW_TOKENS)
-    input_ids = torch.randint(config["vocab_size"], (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
+    input_ids = torch.randint(sizes["vocab_size"], (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(SEQUENCES, length, dtype=torch.bool)
     mask[-1, : length // 3] = False
     return Tokens(input_ids, mask)
