@@ -12,12 +12,12 @@ from typing import Any
 from replaceme.arguments import check_arguments, checked_text
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.fits import FitConfig
 from replaceme.config.healings import TrainingConfig
 from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.stages import Stages
 from replaceme.core.validation import validated
+from replaceme.fitting.recommended import default_fit
 from replaceme.models.checkpoints import read_config
 from replaceme.pruning import calibration_of, checked_request, checking, load, opened, say_how_long, shorten, tokens_of
 
@@ -44,12 +44,13 @@ def prune(
     `source` is a folder, or a Hub id with a `revision`; `dequantise`: a quantised one, or a GGUF file, of which plain
     weights are made first, beside `out` and only for this call. Calibration text: `texts`, an iterable of strings or
     the path of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section.
-    Size: `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to least squares. `gpus`: over how
-    many of them the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
-    `verification.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
-    provenance record that is also written to `out`/replaceme.json, and with it, under `summary` and not written, what a
-    person wants to know: sizes, perplexity and divergence on text that follows the calibration's in its source, times
-    (see `reports.summary`).
+    Size: `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to the recommended one on a GPU that
+    has room for it, else to least squares (see `fitting.recommended`). `gpus`: over how many of them the model is
+    spread. `verify`: load the result in a fresh process and compare it with the original (see `verification.verify`;
+    some seconds, and either model in float32 in memory; not done for encoders). Returns the provenance record that is
+    also written to `out`/replaceme.json, and with it, under `summary` and not written, what a person wants to know:
+    sizes, perplexity and divergence on text that follows the calibration's in its source, times (see
+    `reports.summary`).
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
     from replaceme.reports.summary import summarised
@@ -64,7 +65,8 @@ def prune(
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     stages = Stages()
     with opened(str(source), revision, dequantise, out, stages) as record:
-        asked = checked_request(record, out, cut, fit or FitConfig(), (calibration, texts, images))
+        fit = fit or default_fit(record, read_config(record.folder), device, gpus)
+        asked = checked_request(record, out, cut, fit, (calibration, texts, images))
         with checking(asked) if verify else nullcontext() as check:
             loaded = load(asked, device, gpus, stages)
             device = loaded.device

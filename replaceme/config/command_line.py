@@ -59,6 +59,11 @@ def from_options(args: argparse.Namespace, schema: Schema, only: tuple[str, ...]
     return validated(schema, given, "options")
 
 
+def any_given(args: argparse.Namespace, schema: Schema) -> bool:
+    """Return whether an option of a section was given."""
+    return any(name in vars(args) for model in _models(schema) for name in model.model_fields)
+
+
 def option_of(args: argparse.Namespace, schema: type[Strict], name: str) -> Any:
     """Return one option as it was given, else the default of its field."""
     return getattr(args, name, schema.model_fields[name].default)

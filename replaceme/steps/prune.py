@@ -6,7 +6,7 @@ import json
 from replaceme.api import prune
 from replaceme.calibration.tokens import TOKEN_FIELDS
 from replaceme.config.calibrations import ENOUGH, FORWARD, CalibrationConfig, ModelConfig
-from replaceme.config.command_line import add_options, from_options, option_of
+from replaceme.config.command_line import add_options, any_given, from_options, option_of
 from replaceme.config.cuts import MERGING, CutConfig
 from replaceme.config.fits import METHODS
 from replaceme.reports.summary import Summary
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     calibration = from_options(args, CalibrationConfig, CALIBRATION)
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
-    fit = from_options(args, METHODS)
+    fit = from_options(args, METHODS) if any_given(args, METHODS) else None
     where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
     where["dequantise"] = option_of(args, ModelConfig, "dequantise")
     record = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)

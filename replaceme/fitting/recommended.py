@@ -1,0 +1,48 @@
+"""The fit of a model for which none is asked: on a GPU the one that keeps most of a real model, else least squares.
+
+The recommended fit trains one matrix through the blocks that stay, which takes a minute on a GPU and hours on a CPU. It
+needs a dense model in the GPU's memory, with room for the gradients (docs/real-models.md).
+"""
+
+import logging
+from typing import Any
+
+from replaceme.config.fits import FitConfig
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.memory import free_memory
+from replaceme.models.model_config import check_fit, is_encoder, pick_device, pick_dtype
+from replaceme.models.model_record import ModelRecord
+from replaceme.models.sizes import ITEM_BYTES
+
+log = logging.getLogger(__name__)
+RECOMMENDED = FitConfig(objective="kl", placement="down_proj", weighting="inverse_energy", ridge_relative=0.001)
+ROOM = 3.0  # times a model's weights, free on a GPU
+
+
+def default_fit(record: ModelRecord, config: dict[str, Any], device: str, gpus: int = 1) -> FitConfig:
+    """Return the fit to take for a model on a device, `auto` included, and log which it is."""
+    why_not = _why_not(record, config, pick_device(device), gpus)
+    if why_not is None:
+        log.info(
+            "fit: the recommended one, the down projection trained end to end; `--objective l2` for least squares, "
+            "which takes seconds"
+        )
+        return RECOMMENDED
+    log.info("fit: least squares, as %s (see docs/real-models.md for what keeps more)", why_not)
+    return FitConfig()
+
+
+def _why_not(record: ModelRecord, config: dict[str, Any], device: str, gpus: int) -> str | None:
+    """Return why the recommended fit is not for a model on a device, None where it is."""
+    if is_encoder(config):
+        return "the model has no next token"
+    if device == "cpu":
+        return "training takes a GPU"
+    try:
+        check_fit(config, record.source, RECOMMENDED.placement)
+    except ReplaceMeError:
+        return "its blocks have no one down projection"
+    size = ROOM * record.parameters * ITEM_BYTES[pick_dtype("auto", device, config)]
+    if size > free_memory(device, gpus):
+        return f"training takes {size / 1e9:.1f} GB of the GPU's memory, and less is free"
+    return None

@@ -1,0 +1,50 @@
+"""The fit of `prune` where none is asked for: by device, architecture and memory."""
+
+import json
+
+import pytest
+
+from replaceme.config.fits import FitConfig
+from replaceme.fitting import recommended
+from replaceme.models.checkpoints import read_config, resolve
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The fit for a model on a pretended GPU of some bytes, or on none."""
+
+    def choose(folder, memory=None):
+        monkeypatch.setattr(recommended, "free_memory", lambda device, gpus: memory)
+        monkeypatch.setattr(recommended, "pick_device", lambda device: "cpu" if memory is None else "cuda")
+        return recommended.default_fit(resolve(str(folder)), read_config(folder), "auto")
+
+    return choose
+
+
+def test_it_is_trained_where_a_gpu_has_room(llama, chosen, caplog):
+    caplog.set_level("INFO")
+    assert chosen(llama, 10**9) == recommended.RECOMMENDED and "`--objective l2`" in caplog.text
+    for memory, reason in ((None, "takes a GPU"), (1000, "less is free")):
+        caplog.clear()
+        assert chosen(llama, memory) == FitConfig() and reason in caplog.text
+
+
+def test_other_architectures_take_least_squares(chosen, caplog):
+    from family_checks import source
+
+    caplog.set_level("INFO")
+    for variant, reason in (("qwen3_moe", "no one down projection"), ("vit", "no next token")):
+        assert chosen(source(variant), 10**9) == FitConfig() and reason in caplog.text
+
+
+def test_prune_takes_it_unless_a_fit_is_asked_for(llama, texts, tmp_path, monkeypatch):
+    from replaceme.cli import main
+
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    quick = recommended.RECOMMENDED.model_copy(update={"kl_steps": 2})
+    monkeypatch.setattr("replaceme.api.default_fit", lambda *_: quick)
+    call = ["prune", str(llama), "--dataset", str(tmp_path / "text.jsonl"), "--blocks", "2", "--no-verify"]
+    for more, solver in (([], "kl"), (["--objective", "l2"], "closed form")):
+        assert main([*call, *more, "--device", "cpu", "--out", str(tmp_path / solver)]) == 0
+        fit = json.loads((tmp_path / solver / "replaceme.json").read_text())["fit"]
+        assert fit["solver"] == solver
