@@ -13,6 +13,7 @@ compressed-tensors, compressors/ and quantization/lifecycle/forward.py.
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.dequantising.described import mappings
 from replaceme.dequantising.packing import Packing, Parts, refused
 from replaceme.dequantising.tiles import spread
 from replaceme.dequantising.words import WORD, unpacked
@@ -30,8 +31,8 @@ def packing(config: dict[str, Any]) -> Packing:
     """Return how a quantization_config of compressed-tensors packs; raises ReplaceMeError for formats not named
     above.
     """
-    groups = [one for one in (config.get("config_groups") or {}).values() if isinstance(one, dict)]
-    weights = [one["weights"] for one in groups if isinstance(one.get("weights"), dict)]
+    groups = mappings((config.get("config_groups") or {}).values())
+    weights = mappings(one.get("weights") for one in groups)
     formats = {one.get("format") or config.get("format") for one in groups} or {config.get("format")}
     unknown = sorted(map(str, formats - {PACKED, *WHOLE}))
     if unknown or not weights:

@@ -5,7 +5,8 @@ and differ in their endings: `.qweight`, `.qzeros`, `.scales`. A `Packing` says 
 are and how its parts become the plain weight.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,17 @@ class Packing:
     plain: "Callable[[Parts, torch.dtype], torch.Tensor]"
     unused: tuple[str, ...] = ()
 
+    def plain_shape(self, parts: Parts) -> tuple[int, ...]:
+        """Return the shape of the plain weight; raises ReplaceMeError where the parts do not belong together."""
+        with _one_line(parts):
+            return tuple(self.shape(parts))
+
     def unpacked(self, parts: Parts, dtype: "torch.dtype") -> "torch.Tensor":
         """Return the plain weight; raises ReplaceMeError where the parts do not belong together."""
-        try:
-            shape = self.shape(parts)
+        shape = self.plain_shape(parts)
+        with _one_line(parts):
             found = self.plain(parts, dtype)
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise parts.mismatch(f"cannot be unpacked: {in_one_line(error)}") from error
-        if tuple(found.shape) != tuple(shape):
+        if tuple(found.shape) != shape:
             raise parts.mismatch(f"unpacked to {list(found.shape)}, not {list(shape)}")
         return found
 
@@ -99,6 +103,15 @@ class Packing:
                 rest = printable(", ".join(sorted(parts.values())))
                 raise ReplaceMeError(f"{where}: {printable(plain)}: only {rest} stored; {AGAIN}")
         return found
+
+
+@contextmanager
+def _one_line(parts: Parts) -> Iterator[None]:
+    """Raise ReplaceMeError for what broken parts make torch or Python raise."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise parts.mismatch(f"cannot be unpacked: {in_one_line(error)}") from error
 
 
 def refused(what: str, known: str) -> ReplaceMeError:

@@ -155,8 +155,7 @@ def _write_beside(path: Path, model: Any, folder: Path) -> None:
 
     try:
         with quiet_transformers():
-            given = {"trust_remote_code": False, "local_files_only": True}
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **given)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
             tokenizer.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
     except Exception as error:

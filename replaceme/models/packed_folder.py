@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.core.files import read_json
-from replaceme.dequantising.described import KEY, described
+from replaceme.dequantising.described import KEY, check_read, described
 from replaceme.dequantising.packing import Packing, Parts
 from replaceme.dequantising.registry import packing_of
 from replaceme.models.checkpoints import checked, read_config
@@ -35,8 +35,7 @@ def open_packed_folder(source: Path) -> PlainView:
     Raises ReplaceMeError for one that is not quantised, for formats that are not read, and as `open_checkpoint`.
     """
     config = read_config(source)
-    if not config.get(KEY):
-        raise ReplaceMeError(f"{source}: config.json names no quantisation, so there is nothing to dequantise; drop it")
+    check_read(config.get(KEY), str(source))
     plain_config = without_packing(config)
     family_of(plain_config, str(source))  # what is wrong with the model itself is said first
     packing = packing_of(config, str(source))
@@ -51,7 +50,7 @@ def open_packed_folder(source: Path) -> PlainView:
         else:
             held = reader.parts(name, parts)
             main = stored[next(parts[end] for end in packing.packed if end in parts)]
-            tensors[name] = (main[0], tuple(packing.shape(held)), STORED_AS[plain_config["dtype"]])
+            tensors[name] = (main[0], packing.plain_shape(held), STORED_AS[plain_config["dtype"]])
     checkpoint = checked(source, plain_config, tensors)
     if checkpoint.family.modality == "text":
         check_beside((path.name for path in source.iterdir()), str(source))

@@ -185,7 +185,7 @@ def _model_problems(config: Config, name: str) -> list[str]:
             raise ReplaceMeError(f"{section.source}: a local folder has no revision; drop it")
         if section.dequantise and is_gguf(local_folder(section.source)):
             check_gguf(local_folder(section.source))
-            return []  # a tenth of a minute for all else: `preflight` looks, and the step
+            return []  # opening it takes half a minute: `preflight` does, and the step
         outline = outline_at(section.source, section.dequantise)
     except ReplaceMeError as error:
         return [f"models.{name}: {error}"]

@@ -130,6 +130,8 @@ UNREAD = {
         packers.compressed("pack-quantized", 4) | {"transform_config": {"config_groups": {"u": {}}}},
         "rotated weights",
     ),
+    "nothing": ({}, "names no quantisation; drop `dequantise`"),
+    "bits are a list": ({"quant_method": "gptq", "bits": [4]}, "gptq with bits [4]"),
     "broken": ({"quant_method": "compressed-tensors", "config_groups": [1]}, "is not one of compressed-tensors"),
     "neither 4 nor 8": ({"quant_method": "bitsandbytes"}, "neither 4 nor 8 bits"),
     "tile": ({"quant_method": "fp8", "weight_block_size": [0, 1]}, "no [rows, columns]"),
