@@ -197,6 +197,7 @@ ARGUMENTS = {
     "training": [({"train": "full"}, "instance of TrainingConfig"), (None, "instance of TrainingConfig")],
     "device": [("gpu", "should be 'auto', 'cpu' or 'cuda'"), (0, "should be 'auto'"), (None, "should be 'auto'")],
     "gpus": [(0, "greater than or equal to 1"), ("2", "valid integer"), (True, "valid integer")],
+    "dequantise": [("yes", "valid boolean"), (None, "valid boolean"), (1, "valid boolean")],
     "verify": [("yes", "valid boolean"), (None, "valid boolean"), (1, "valid boolean")],
 }  # fmt: skip
 TRAINING = TrainingConfig(train="full", steps=1, learning_rate=1.0)
@@ -210,7 +211,7 @@ USUAL = {
 def test_every_argument_of_a_wrong_kind_is_one_line_before_any_work(refuses, monkeypatch, tmp_path, function):
     """All that the public functions take, none left out."""
     monkeypatch.setattr("replaceme.api.read_config", lambda *_: pytest.fail("the model was looked at"))
-    monkeypatch.setattr("replaceme.api.resolve", lambda *_: pytest.fail("the model was looked at"))
+    monkeypatch.setattr("replaceme.api.opened", lambda *_: pytest.fail("the model was looked at"))
     monkeypatch.chdir(tmp_path)
     call = getattr(replaceme, function)
     for name in inspect.signature(call).parameters:

@@ -1,4 +1,4 @@
-"""What a format of quantised weights is: which stored tensors hold one weight, and which numbers they stand for.
+"""A format of quantised weights: which stored tensors hold one weight, and which numbers they stand for.
 
 A weight such as `layers.0.mlp.down_proj.weight` is stored as several tensors, its parts, whose names share a beginning
 and differ in their endings: `.qweight`, `.qzeros`, `.scales`. A `Packing` says for one checkpoint which endings those
@@ -54,7 +54,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Packing:
-    """How one checkpoint packs its weights.
+    """The way in which one checkpoint packs its weights.
 
     endings: for each ending of a stored part that of the plain
     weight; "" stands for the plain name itself, whose tensor alone is a weight that is not packed. packed: endings of
