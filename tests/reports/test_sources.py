@@ -47,6 +47,15 @@ def test_footnotes_name_revisions_versions_and_machines(records):
     assert footnotes(Records([], [], [])) == []
 
 
+def test_plain_weights_are_named_by_what_they_were_made_from(tmp_path):
+    packed = {"format": "awq, 4 bits", "source": "owner/name-AWQ", "revision": COMMIT, "files": {}}
+    ModelRecord("results/m/dequantised", None, "", "", "", 4, 16, 100, [], {"a": "ab"}, packed).save(
+        tmp_path / "m/model.json"
+    )
+    [line] = footnotes(Records([tmp_path / "m/model.json"], [], []))
+    assert line.startswith("Models: m: owner/name-AWQ, dequantised (awq, 4 bits), files ")
+
+
 def test_texts_with_configurations_and_mixes_of_them(tmp_path):
     sums = {"dataset": "micro", "name": "sums", "taken": 30}
     record = {"mix": [sums, {"dataset": "own.txt", "taken": 70}], "seed": 1, "samples": 100, "unmasked_tokens": 5}
