@@ -43,8 +43,9 @@ def test_prune_takes_it_unless_a_fit_is_asked_for(llama, texts, tmp_path, monkey
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     quick = recommended.RECOMMENDED.model_copy(update={"kl_steps": 2})
     monkeypatch.setattr("replaceme.api.default_fit", lambda *_: quick)
-    call = ["prune", str(llama), "--dataset", str(tmp_path / "text.jsonl"), "--blocks", "2", "--no-verify"]
-    for more, solver in (([], "kl"), (["--objective", "l2"], "closed form")):
-        assert main([*call, *more, "--device", "cpu", "--out", str(tmp_path / solver)]) == 0
-        fit = json.loads((tmp_path / solver / "replaceme.json").read_text())["fit"]
-        assert fit["solver"] == solver
+    text = ["--dataset", str(tmp_path / "text.jsonl"), "--tokens", "64"]
+    call = ["prune", str(llama), *text, "--blocks", "2", "--no-verify", "--device", "cpu"]
+    for more, is_trained in (([], True), (["--objective", "l2"], False)):
+        out = tmp_path / str(is_trained)
+        assert main([*call, *more, "--out", str(out)]) == 0
+        assert (json.loads((out / "replaceme.json").read_text())["fit"]["solver"] == "kl") == is_trained
