@@ -49,10 +49,11 @@ EXAMPLES = {
     ),
     "prune": (
         *PRUNE,
-        "# the fit `end-to-end` of config.yaml, ahead on real models; minutes on a GPU",
+        "# the fit `recommended` of config.yaml, ahead on real models, which",
+        "# a GPU takes unasked",
         "replaceme prune MODEL --dataset notes.txt --blocks 7 --metric kl \\",
-        "  --objective kl --kl-steps 1000 --placement down_proj \\",
-        "  --weighting inverse_energy --ridge-relative 0.001 --out shorter",
+        "  --objective kl --placement down_proj --weighting inverse_energy \\",
+        "  --ridge-relative 0.001 --out shorter",
     ),
     "evaluate": (
         "replaceme evaluate shorter --tasks piqa,winogrande --num-fewshot 5 \\",

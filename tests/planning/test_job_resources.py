@@ -85,8 +85,8 @@ def test_work_follows_the_config(micro):
     widths = {kind: work_of("sum", micro, {**NAMES, "kind": kind}, outline).width for kind in ("mlp", "inputs")}
     assert widths == {"mlp": 4096, "inputs": 11_008 + 4096}
     of_fit = {name: NAMES[name] for name in ("model", "calibration", "cut", "fit")}
-    recommended = work_of("transform", micro, {**of_fit, "fit": "recommended"}, outline)
-    assert recommended.width == 11_008 and recommended.tokens == 200 * 256  # a cosine is fitted over rows
+    recycled = work_of("transform", micro, {**of_fit, "fit": "recycled-cosine"}, outline)
+    assert recycled.width == 11_008 and recycled.tokens == 200 * 256  # a cosine is fitted over rows
     assert work_of("transform", micro, of_fit, outline).tokens == 0  # least squares on sums
     assert work_of("candidates", micro, NAMES, outline).squares == 26 + 2 * 26  # starts 1 to 26
     assert rule_of_fit(micro, NAMES) == "transform"
@@ -94,7 +94,7 @@ def test_work_follows_the_config(micro):
     trained, of_kl = micro.model_copy(update={"fits": fits}), {**of_fit, "fit": "kl"}
     assert rule_of_fit(trained, of_kl) == "transform_end_to_end"
     assert work_of("transform", trained, of_kl, outline).tokens == 200 * 256 + 10 * 2 * 256
-    kind = micro.fits["recommended"].regression.kind
+    kind = micro.fits["recycled-cosine"].regression.kind
     widths = {rule: work_of(rule, micro, {**NAMES, "kind": kind}, outline).width for rule in ("sum", "recycle")}
     assert widths == {"sum": 11_008, "recycle": 11_008 + 4096}, "chosen from wider sums than are taken afterwards"
 
