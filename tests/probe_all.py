@@ -44,6 +44,7 @@ OWN: dict[str, dict[str, Any]] = {
     # models of text
     "bamba": {"attn_layer_indices": [2, 5, 9]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": OF_PICTURES}},
+    "dbrx": {"attn_config": {"rope_theta": 500000.0, "kv_n_heads": 8, "clip_qkv": 8.0}},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, **EXPERTS},
     "gemma4_text": {"hidden_size_per_layer_input": 0},  # as the 26B and the 31B
     "granitemoe": {"residual_multiplier": 0.22},

@@ -11,7 +11,7 @@ Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from replaceme.placements.placement import Placement, Rows, Span, bias_of, device_of, mapped
@@ -113,6 +113,7 @@ class Mlp(Placement):
             before = before.mT if family.is_transposed(down) else before
             return before, self.direction(before, gains, transform)
 
+        @cache
         def sizes() -> "list[float]":
             """Return the sizes of all terms of M together, before and after: their proportions stay."""
             pairs = [directed(checkpoint.tensor(down), down) for down in downs]

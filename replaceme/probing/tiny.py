@@ -28,7 +28,7 @@ SIZES: tuple[tuple[str, int], ...] = (
 )  # fmt: skip
 # at most so much
 LIMITS: tuple[tuple[str, int], ...] = (
-    (r"num_experts_per_tok(en)?|moe_topk|moe_k|top_k_experts", 2),
+    (r"num_experts_per_tok(en)?|moe_topk|moe_top_k|moe_k|top_k_experts", 2),
     (r"n_groups|mamba_n_?groups|o_groups|index_n_heads|index_n_groups|zero_expert_num", 2),
     (r"kv_lora_rank|q_lora_rank|o_lora_rank|adapter_rank|gated_norm_rank|hc_lowrank|laurel_rank", 16),
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|model_max_length", POSITIONS),
@@ -41,7 +41,7 @@ LIMITS: tuple[tuple[str, int], ...] = (
     (r"router_hidden_size|hidden_size_per_layer_input", 12),
     (r"first_k_dense_replace|num_dense_layers", 2),
 )  # fmt: skip
-KV_HEADS = re.compile(r"(swa_)?num_key_value_heads|num_kv_heads|num_global_key_value_heads")
+KV_HEADS = re.compile(r"(swa_)?num_key_value_heads|num_kv_heads|kv_n_heads|num_global_key_value_heads")
 IDS = re.compile(r"\w*(_token_ids?|_token_index)|\w+_index")
 PERIOD = re.compile(r"\w*_(period|interval|step|every_n_layers)")
 TOWERS, TOWER_DEPTHS = ("vision_config", "audio_config"), ("num_hidden_layers", "depth")

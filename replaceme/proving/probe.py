@@ -109,6 +109,8 @@ def _probe(config: dict[str, Any], tiny_config: dict[str, Any]) -> Probe:
             return Probe(model_type, None, str(error))
         except ReplaceMeError as error:
             return Probe(model_type, None, in_one_line(error).replace(f"{work}/tiny", "the small model"))
+        except Exception as error:  # of a class that is run in ways that its authors may not have had in mind
+            return Probe(model_type, None, f"the small model does not run ({in_one_line(error)})")
         finally:
             PROPOSED.pop(model_type, None)
     said = f"blocks at {finding.blocks}, M of {' + '.join(one.module for one in finding.writers)}"
