@@ -104,7 +104,7 @@ class Family:
 
     def sizes(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the part of a config.json that describes the blocks."""
-        return config[self.section] if self.section else config
+        return config.get(self.section) or {} if self.section else config
 
     def of(self, config: dict[str, Any]) -> "Family":
         """Return the family adjusted to a config.json."""

@@ -22,12 +22,12 @@ class Call:
 
     @property
     def state(self) -> torch.Tensor:
-        """The residual stream that went in [samples, tokens, hidden]."""
+        """Residual stream that went in [samples, tokens, hidden]."""
         return self.args[0] if self.args else self.kwargs["hidden_states"]
 
     @property
     def put_out(self) -> torch.Tensor:
-        """The residual stream that came out."""
+        """Residual stream that came out."""
         return first_of(self.output)
 
     def again(self) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Blocks:
 
     @property
     def tuples(self) -> int:
-        """How many values a block puts out, 0 for the state alone."""
+        """Number of values that a block puts out, 0 for the state alone."""
         output = self.calls[0].output
         return len(output) if isinstance(output, tuple) else 0
 

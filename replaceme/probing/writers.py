@@ -45,7 +45,7 @@ class Writer:
 
 @dataclass
 class Seen:
-    """What a module was called with and put out."""
+    """Arguments of a module's call, and its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

@@ -27,7 +27,7 @@ KEPT = Path(__file__).parent / "__pycache__"
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe of a tiny config has found: the family and its proof, or the reason why nothing is proved."""
+    """Result of a probe of a tiny config: the family and its proof, or the reason why nothing is proved."""
 
     model_type: str
     family: Family | None
@@ -36,7 +36,7 @@ class Probe:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The probe in plain JSON; of the family what differs from Llama."""
+        """Plain JSON of the probe; of the family what differs from Llama."""
         given = {} if self.family is None else asdict(self.family)
         usual = asdict(Family())
         family = {key: value for key, value in given.items() if value != usual[key]}

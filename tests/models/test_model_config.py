@@ -30,7 +30,7 @@ def test_parts_are_found_in_loaded_models(source, request, blocks_of):
     assert name == {"llama": "LlamaMLP", "gemma": "Gemma3RMSNorm"}[source]
 
 
-@pytest.mark.parametrize("model_type", ["t5", "gemma3", "", None])
+@pytest.mark.parametrize("model_type", ["t5", "clap", "", None])
 def test_unsupported(refuses, model_type):
     with refuses(f"model_type {model_type!r} is not supported", "docs/models.md"):
         family_of({"model_type": model_type}, "m")
