@@ -65,6 +65,10 @@ OWN = {
     "gemma3_text": {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2},
     "smollm3": {"no_rope_layer_interval": 2},
     "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "minicpm3": {
+        "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+        "num_key_value_heads": 2,
+    },
     "gpt2": GPT,
     "gpt2, attention divided by the block's number": {**GPT, "scale_attn_by_inverse_layer_idx": True},
     "opt": {"ffn_dim": INTERMEDIATE, "word_embed_proj_dim": HIDDEN},

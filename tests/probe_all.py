@@ -74,7 +74,7 @@ def found(model_type: str) -> Probe:
 def row(model_type: str) -> list[str]:
     """Return the line of a type."""
     if model_type in FAMILIES:
-        return [model_type, "", "", "", "listed above"]
+        return [model_type, "", "", "", "[listed](models.md)"]
     one = found(model_type)
     if one.family is None:
         return [model_type, "", "", "", f"no: {one.finding.replace('|', '/')}"]

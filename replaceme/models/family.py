@@ -35,7 +35,8 @@ class Family:
     that writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks
     read the stream through norms alone.
 
-    `scaled_by` is the config entry of a factor on M, `multiplier` its value; `scalar` the tensor of a block [1] by
+    `scaled_by` is the config entry of a factor on M, `multiplier` its value, divided by the root of L where `rooted`,
+    so that the entry changes with L; `scalar` the tensor of a block [1] by
     which it multiplies all that it puts out. `in_place`: the block adds to the tensor that holds M. `tuples`: of how
     many values the tuple is that blocks put out, 0 where it is none. `derived_lists`: transformers derives per-block
     lists from a pattern of block numbers when config.json does not spell them out; `lists` are their names. `kinds`:
@@ -69,6 +70,7 @@ class Family:
     gain_offset: float = 0.0
     attention_output: str | None = None
     scaled_by: str | None = None
+    rooted: bool = False
     multiplier: float = 1.0
     scalar: str | None = None
     in_place: bool = False
@@ -100,7 +102,19 @@ class Family:
         """Config entries whose values must be known, explicit or as transformers' defaults."""
         if self.modality == "image":
             return (self.depth, self.width, "image_size", "patch_size")
-        return tuple(filter(None, (self.depth, self.width, "vocab_size", self.positions, self.dense_first)))
+        return tuple(
+            filter(
+                None,
+                (
+                    self.depth,
+                    self.width,
+                    "vocab_size",
+                    self.positions,
+                    self.dense_first,
+                    self.rooted and self.scaled_by,
+                ),
+            )
+        )
 
     def sizes(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the part of a config.json that describes the blocks."""
@@ -108,7 +122,9 @@ class Family:
 
     def of(self, config: dict[str, Any]) -> "Family":
         """Return the family adjusted to a config.json."""
-        return replace(self, multiplier=float(config.get(self.scaled_by, 1.0)))
+        depth = config.get(self.depth)
+        root = depth**0.5 if self.rooted and isinstance(depth, int) and depth > 0 else 1.0
+        return replace(self, multiplier=float(config.get(self.scaled_by, 1.0)) / root)
 
     def ties_head(self, config: dict[str, Any]) -> bool:
         """Return whether the head shares the embedding's weights, by config.json or else by the default of its

@@ -117,6 +117,8 @@ def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> 
     gone = {block for start, end in groups for block in range(start, end)}
     kept = [block for block in range(sizes[family.depth]) if block not in gone]
     pruned = with_blocks(sizes, family.depth, kept, family.lists)
+    if family.rooted:
+        pruned[family.scaled_by] = sizes[family.scaled_by] * (len(kept) / sizes[family.depth]) ** 0.5
     return pruned if family.section is None else {**config, family.section: pruned}
 
 
