@@ -24,7 +24,8 @@ def test_an_empty_config_is_that_of_its_class(model_type):
     assert {key: family.sizes(filled)[key] for key in family.needed} == expected
     assert with_defaults(filled, "m") is filled or family.section
     found = family_of(filled, "m")
-    assert found.multiplier == getattr(usual, str(found.scaled_by), 1.0)
+    root = usual.num_hidden_layers**0.5 if found.rooted else 1.0
+    assert found.multiplier == getattr(usual, str(found.scaled_by), 1.0) / root
     assert not any(getattr(usual, key) == value for key, value, _ in found.refused)
     if found.modality == "text":
         assert found.ties_head(filled) == usual.tie_word_embeddings
