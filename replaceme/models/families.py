@@ -56,7 +56,7 @@ FAMILIES = {
     "smollm3": replace(LISTED, tied=True),
     "stablelm": SEQUENTIAL,
     "granite": replace(SEQUENTIAL, scaled_by="residual_multiplier"),
-    "minicpm3": replace(SEQUENTIAL, attention_output=None, scaled_by="scale_depth", rooted=True),
+    "minicpm3": replace(SEQUENTIAL, attention_output=None, scaled_by="scale_depth", rooted=True, tied=True),
     "olmo": SEQUENTIAL,
     "gpt2": replace(
         GPT,
