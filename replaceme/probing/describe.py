@@ -1,7 +1,6 @@
 """Describe the architecture of a config.json by what a tiny model of it does: the family that is to be proved."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,8 +206,3 @@ def _head(model: nn.Module, stored: Stored) -> tuple[str, ...]:
     if not paths:
         raise Unproved("it has no head that puts out logits of tokens")
     return tuple(dict.fromkeys([stored.outside(f"{paths[0]}.weight").removesuffix(".weight"), paths[0]]))
-
-
-def patterns(names: Iterable[str]) -> list[str]:
-    """Return names with `*` for the numbers in them, each once."""
-    return list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))

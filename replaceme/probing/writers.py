@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from replaceme.placements.placement import bias_of
 from replaceme.probing.blocks import Call, first_of
 from replaceme.probing.unproved import Unproved
 
@@ -260,7 +261,7 @@ def _mapped(block: nn.Module, weights: dict[Weight, list[str]], matrix: torch.Te
         with torch.no_grad():
             for kind, names in weights.items():
                 for name in names:
-                    weight, bias = parameters[name], parameters.get(bias_beside(name))
+                    weight, bias = parameters[name], parameters.get(bias_of(name))
                     kept[weight] = weight.detach().clone()
                     weight.copy_(weight @ matrix if kind.transposed else matrix.T @ weight)
                     if bias is not None and bias.shape[-1] == len(matrix):
@@ -271,8 +272,3 @@ def _mapped(block: nn.Module, weights: dict[Weight, list[str]], matrix: torch.Te
         with torch.no_grad():
             for one, value in kept.items():
                 one.copy_(value)
-
-
-def bias_beside(weight: str) -> str:
-    """Return the name of the bias beside a weight or beside a stack of weights."""
-    return weight.removesuffix("weight") + "bias" if weight.endswith("weight") else f"{weight}_bias"

@@ -20,6 +20,7 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.core.cut_record import Cut
 from replaceme.models.checkpoints import open_checkpoint, read_config, with_derived_lists
 from replaceme.models.family import Family
+from replaceme.placements.placement import bias_of
 from replaceme.probing.kinds import Kind, changed_block, kind_of
 from replaceme.probing.tiny import VOCABULARY
 from replaceme.probing.unproved import Unproved
@@ -127,7 +128,7 @@ def _without(family: Family, block: torch.nn.Module) -> Iterator[None]:
     parameters = dict(block.named_parameters())
     names = family.folded([f"{family.blocks}.0.{name}" for name in parameters], 0)
     chosen = {name.removeprefix(f"{family.blocks}.0.") for name in names}
-    beside = {name.removesuffix("weight") + "bias" if name.endswith("weight") else f"{name}_bias" for name in chosen}
+    beside = {bias_of(name) for name in chosen}
     kept = {one: one.detach().clone() for name, one in parameters.items() if name in chosen | beside}
     with torch.no_grad():
         for one in kept:
