@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # where it is set, each of hundreds of processes would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run publish test lint install gpu-test slurm slurm-packages chaos docs clean
+.PHONY: run publish test lint install gpu-test slurm slurm-packages exports chaos docs clean
 
 run: $(READY)
 	snakemake --cores all
@@ -36,6 +36,11 @@ slurm-packages:
 	@which slurmctld slurmd munged sbatch > /dev/null \
 	|| timeout -k 10 180 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge' > /dev/null 2>&1 \
 	|| echo "no Slurm: slurm-wlm and munge cannot be installed here (apt-get, as root), so its test is skipped"
+
+# other programs than transformers on a shortened model; within `make test` only those that are installed are tried
+exports: $(READY)
+	python -m pip install --quiet --disable-pip-version-check -c requirements.txt -r requirements-exports.txt
+	timeout -k 30 900 pytest tests/exports
 
 # hundreds of kills and faults, 20 minutes at most
 chaos: $(READY)

@@ -3,6 +3,7 @@
 That they give the logits of the model with hooks is also shown, with this package's loader, in surgery/test_fold.py.
 """
 
+import ast
 import json
 import os
 import shutil
@@ -303,3 +304,13 @@ def test_it_is_evaluated_and_timed_like_any_other(case, folders, tmp_path):
 def test_the_tokenizer_is_that_of_the_original(folders, llama):
     ours, theirs = (load_tokenizer(folder) for folder in (folders["one"], llama))
     assert type(ours) is type(theirs) and ours("w1 w2")["input_ids"] == theirs("w1 w2")["input_ids"]
+
+
+def test_its_code_imports_what_transformers_4_has_too():
+    """`PreTrainedConfig` for example is a name of 5 alone."""
+    [names] = [
+        [alias.name for alias in node.names]
+        for node in ast.walk(ast.parse(CODE.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("transformers")
+    ]
+    assert set(names) <= {"CONFIG_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_MAPPING", "PretrainedConfig"}
