@@ -22,6 +22,7 @@ CONVERTER, SERVER = "convert_hf_to_gguf.py", "llama-server"
 INSIDE = ("", "bin", "build/bin")  # of the folder, where its programs lie
 KINDS = ("BPE", "Unigram", "WordPiece")  # of tokenizers that a GGUF file can hold
 FORCED = 1e6  # added to a token's logit so that it is drawn; its probability is reported as it was before
+ALL = 10_000_000  # more tokens than any vocabulary has
 SECONDS = 600
 
 
@@ -49,15 +50,17 @@ def measure(folder: str, sequences: list[list[int]], new_tokens: int, work: Path
     _run([sys.executable, find(CONVERTER), folder, "--outfile", str(file), "--outtype", "f32"])
     longest = max(map(len, sequences)) + new_tokens
     with _server(file, longest) as address:
+        # a token whose text is whole, to be drawn where it does not matter which
+        anchor = _post(f"{address}/tokenize", {"content": "a", "add_special": False})["tokens"][-1]
         likelihoods = [
-            [_next(address, tokens[:place], tokens[place])[1] for place in range(1, len(tokens))]
+            [_likelihood(address, tokens[:place], tokens[place], anchor) for place in range(1, len(tokens))]
             for tokens in sequences
         ]
         generated = []
         for tokens in sequences:
             longer = list(tokens)
             while len(longer) < len(tokens) + new_tokens:
-                longer.append(_next(address, longer)[0])
+                longer.append(_likeliest(address, longer, anchor))
             generated.append(longer[len(tokens) :])
     version = subprocess.run([find(SERVER), "--version"], capture_output=True, text=True, check=False)
     said = (version.stderr + version.stdout).split("version:")[-1].split()
@@ -115,15 +118,34 @@ def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
     raise RuntimeError(f"{SERVER} did not load the file: {failed[0] if failed else 'no answer'}")
 
 
-def _next(address: str, tokens: list[int], given: int | None = None) -> tuple[int, float]:
-    """Return a token that follows, the likeliest or a given one, and its log-likelihood, nats."""
-    question = {"prompt": tokens, "n_predict": 1, "temperature": 0.0, "n_probs": 1, "samplers": [], "seed": 0}
-    if given is not None:
-        question["logit_bias"] = [[given, FORCED]]
-    request = urllib.request.Request(f"{address}/completion", json.dumps(question).encode())
-    request.add_header("Content-Type", "application/json")
+def _likelihood(address: str, before: list[int], token: int, anchor: int) -> float:
+    """Return the log-likelihood of a token after others, nats.
+
+    The server reports a token's when it is drawn, unless its text is no whole character: then it is in a list of all.
+    """
+    drawn = _asked(address, before, token, 1)
+    if drawn is not None:
+        return drawn["logprob"]
+    every = _asked(address, before, anchor, ALL)["top_logprobs"]
+    return next(one["logprob"] for one in every if one["id"] == token)
+
+
+def _likeliest(address: str, before: list[int], anchor: int) -> int:
+    """Return the likeliest token, whichever is drawn."""
+    return _asked(address, before, anchor, 1)["top_logprobs"][0]["id"]
+
+
+def _asked(address: str, before: list[int], token: int, reported: int) -> dict[str, Any] | None:
+    """Return what the server reports when it draws a token, before its bias; None where it reports nothing."""
+    question = {"prompt": before, "n_predict": 1, "n_probs": reported, "logit_bias": [[token, FORCED]]}
+    found = _post(f"{address}/completion", {**question, "temperature": 0.0, "samplers": ["temperature"], "seed": 0})
+    [drawn] = found.get("completion_probabilities") or [None]
+    if drawn is not None and drawn["id"] != token:
+        raise RuntimeError(f"{SERVER} drew token {drawn['id']}, forced was {token}")
+    return drawn
+
+
+def _post(address: str, content: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-        [found] = json.load(answer)["completion_probabilities"]
-    if given is not None and found["id"] != given:
-        raise RuntimeError(f"{SERVER} gave the likelihood of token {found['id']}, asked for that of {given}")
-    return found["id"], found["logprob"]
+        return json.load(answer)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,52 @@ def test_a_folder_with_code_of_its_own_is_not_for_others(llama, right, fake, tmp
 def test_a_tokenizer_that_llama_cpp_lacks_is_named():
     with pytest.raises(ValueError, match=r"of kind WordLevel .*BPE, Unigram, WordPiece"):
         by_llama_cpp._check_tokenizer(MICRO)
+
+
+SERVER = """#!{python}
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+if "--version" in sys.argv:
+    sys.exit("version: 12 (abc)")
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert open(given["--model"]).read() == "f32" and given["--cache-type-k"] == "f32"
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        found = {{"tokens": [6]}}
+        if self.path == "/completion":
+            length, [[drawn, _]] = len(asked["prompt"]), asked["logit_bias"]
+            every = [{{"id": (length + k) % 10, "logprob": -float(k)}} for k in range(10)]
+            [own] = [one for one in every if one["id"] == drawn]
+            found = {{"completion_probabilities": [{{**own, "top_logprobs": every[: asked["n_probs"]]}}]}}
+            if drawn % 2:
+                del found["completion_probabilities"]
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(found).encode())
+    def log_message(self, *words): pass
+HTTPServer(("127.0.0.1", int(given["--port"])), Answer).serve_forever()
+"""
+
+
+def test_the_questions_to_the_server_of_llama_cpp(llama, tmp_path, monkeypatch):
+    """It reports no token, here odd ones, whose text is a part of a character."""
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    monkeypatch.setattr(by_llama_cpp, "_check_tokenizer", lambda folder: None)
+    converter, server = tmp_path / by_llama_cpp.CONVERTER, tmp_path / "build/bin" / by_llama_cpp.SERVER
+    assert "and no" in by_llama_cpp.missing()
+    converter.write_text("import sys; open(sys.argv[3], 'w').write(sys.argv[5])")
+    server.parent.mkdir(parents=True)
+    server.write_text(SERVER.format(python=sys.executable))
+    server.chmod(0o755)
+    assert by_llama_cpp.missing() is None
+    work = tmp_path / "work"
+    work.mkdir()
+    found = by_llama_cpp.measure(str(llama), [[3, 1, 4, 5]], 2, work)
+    assert found == {"likelihoods": [[0.0, -2.0, -2.0]], "generated": [[4, 5]], "version": "12 (abc)"}
+    converter.write_text("raise SystemExit('Model X is not supported')")
+    with pytest.raises(RuntimeError, match="code 1: Model X is not supported"):
+        by_llama_cpp.measure(str(llama), [[3, 1]], 2, work)
 
 
 @pytest.fixture(scope="module")
