@@ -78,7 +78,10 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # the script imports what lies beside it
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    options = {"capture_output": True, "text": True, "errors": "replace", "check": False}
+    done = subprocess.run(command, env=environment, **options)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()
         print(*said, sep="\n", file=sys.stderr)
@@ -113,9 +116,10 @@ def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):  # not there yet, or still loading
             time.sleep(0.1)
-    print(log.read_text(errors="replace"), file=sys.stderr)
-    failed = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()]
-    raise RuntimeError(f"{SERVER} did not load the file: {failed[0] if failed else 'no answer'}")
+    said = log.read_text(errors="replace")
+    print(said, file=sys.stderr)
+    failed = [line.strip() for line in said.splitlines() if "error" in line.lower()]
+    raise RuntimeError(f"{SERVER} did not load the file: {'; '.join(failed) or 'no answer'}")
 
 
 def _likelihood(address: str, before: list[int], token: int, anchor: int) -> float:

@@ -174,7 +174,9 @@ def test_the_questions_to_the_server_of_llama_cpp(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(by_llama_cpp, "_check_tokenizer", lambda folder: None)
     converter, server = tmp_path / by_llama_cpp.CONVERTER, tmp_path / "build/bin" / by_llama_cpp.SERVER
     assert "and no" in by_llama_cpp.missing()
-    converter.write_text("import sys; open(sys.argv[3], 'w').write(sys.argv[5])")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as where the worker runs
+    (tmp_path / "conversion.py").touch()
+    converter.write_text("import conversion, sys; open(sys.argv[3], 'w').write(sys.argv[5])")
     server.parent.mkdir(parents=True)
     server.write_text(SERVER.format(python=sys.executable))
     server.chmod(0o755)
