@@ -131,7 +131,7 @@ def test_what_is_not_installed_is_not_checked(llama, monkeypatch):
 
 def test_a_folder_with_code_of_its_own_is_not_for_others(llama, right, fake, tmp_path):
     fake(right)
-    layer = Transform(torch.eye(16, dtype=torch.float64), {}, placement="block")
+    layer = Transform(torch.eye(16, dtype=torch.float64), {"solver": "by hand"}, placement="block")
     merge(llama, cut_of([(2, 4)], 6), [layer], tmp_path / "model", {})
     found = check_exports(tmp_path / "model", ["fake"])
     assert found["fake"]["outcome"] == "not checked" and "only transformers" in faults(found, asked=True)[0]
@@ -195,7 +195,9 @@ def short_micro(tmp_path_factory):
     """The embedded model with four blocks less, a map in their place."""
     out = tmp_path_factory.mktemp("exports") / "model"
     matrix = torch.eye(192, dtype=torch.float64) + 0.01
-    merge(MICRO, cut_of([(10, 14)], resolve(str(MICRO)).num_blocks), [Transform(matrix, {})], out, {})
+    merge(
+        MICRO, cut_of([(10, 14)], resolve(str(MICRO)).num_blocks), [Transform(matrix, {"solver": "by hand"})], out, {}
+    )
     return out
 
 
