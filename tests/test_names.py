@@ -51,6 +51,7 @@ GIVEN = {
     "shard": "0",
     "shards": "1",
     "kind": "mlp",
+    "program": "llama.cpp",
     "candidates": "1-blocks-all-samples",
     "fit_tokens": "all",
     "exact": "",

@@ -41,7 +41,7 @@ class Program:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether that is another Python, with packages of its own."""
+        """True if that is another Python, with packages of its own."""
         return self.interpreter != sys.executable
 
     def missing(self) -> str | None:
