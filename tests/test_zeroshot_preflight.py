@@ -115,7 +115,7 @@ def test_the_package(config, pictures, monkeypatch):
 
 def test_memory(config, pictures):
     given = config({"images": pictures})
-    outline = requisites._local_outline(given.models["m"].source)
+    outline = requisites._local_outline(given.models["m"].source, False)
     [line] = capacity.memory_problems(given, {"m": outline}, 4 * outline.parameters, "cpu")[:1]
     assert "the whole model in float32 takes about" in line
 

@@ -1,8 +1,8 @@
 """States of a text that stay the same while the maps of a cut are trained: computed once, and kept.
 
 They are the whole model's prediction of every token, as the states before its head, and what the blocks before the
-first carrier put out, which the shortened model has in common with it. Both are kept in the carrier's device if they take at
-most DEVICE_SHARE of its free memory, else in main memory if they take at most HOST_SHARE of that, else they are
+first carrier put out, which the shortened model has in common with it. Both are kept in the carrier's device if they
+take at most DEVICE_SHARE of its free memory, else in main memory if they take at most HOST_SHARE of that, else they are
 computed again for each batch.
 """
 

@@ -31,7 +31,6 @@ from replaceme.models.model_config import (
 from replaceme.models.other_formats import check_gguf, is_gguf
 from replaceme.planning.outline import Outline, outline_at
 from replaceme.planning.user_files import dates_ahead
-from replaceme.probing.kinds import check_kinds
 from replaceme.provenance.job_cost import check_country
 from replaceme.reports.plot_data import check_published
 from replaceme.reports.published_values import check_reference, scaled
@@ -194,9 +193,11 @@ def _model_problems(config: Config, name: str) -> list[str]:
 
 def _check_kinds(cut: CutConfig, outline: Outline) -> None:
     """Raise ReplaceMeError where a cut placed by hand makes another kind of a block that stays."""
-    if cut.start is not None:
-        groups = [(cut.start, cut.start + resolve_blocks(cut, outline))]
-        check_kinds(outline.config, family_of(outline.config, outline.source), groups, outline.source)
+    family = family_of(outline.config, outline.source)
+    if cut.start is not None and family.kinds:
+        from replaceme.probing.kinds import check_kinds  # and torch
+
+        check_kinds(outline.config, family, [(cut.start, cut.start + resolve_blocks(cut, outline))], outline.source)
 
 
 def uses_of(config: Config, name: str, outline: Outline) -> list[str]:

@@ -10,6 +10,8 @@ NEW = "rope_parameters"
 FULL, SLIDING = "full_attention", "sliding_attention"
 # entries of `rope_parameters` that stood beside `rope_scaling` and not in it
 BESIDE = ("rope_theta", "partial_rotary_factor")
+# kinds that the old entries can say, of all blocks
+KINDS = {"default", "linear", "dynamic", "yarn", "longrope", "llama3"}
 # the same under the names of single architectures
 NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 
@@ -29,7 +31,8 @@ def _old(rope: dict[str, Any], model_type: Any) -> dict[str, Any]:
         names = NAMES.get(model_type, {})
         found = {names.get(key, key): rope[key] for key in BESIDE if rope.get(key) is not None}
         return found | _scaling(rope)
-    if nested.keys() != {FULL, SLIDING} or "rope_theta" not in rope[FULL]:
+    kinds = {one.get("rope_type", "default") for one in nested.values()}
+    if nested.keys() != {FULL, SLIDING} or "rope_theta" not in rope[FULL] or not kinds <= KINDS:
         return {}
     found = {"rope_theta": rope[FULL]["rope_theta"]} | _scaling(rope[FULL])
     local = rope[SLIDING].get("rope_theta")

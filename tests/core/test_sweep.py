@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 
-from replaceme.core.files import TEMPORARY, _temporary
+from replaceme.core.files import TEMPORARY, temporary_beside
 from replaceme.core.sweep import sweep_temporaries
 
 
@@ -15,11 +15,11 @@ def test_sweep_removes_what_killed_jobs_left(tmp_path, monkeypatch):
     (old / "folder").mkdir()
     (old / "folder/inner").write_text("old")
     dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
-    own = _temporary(old / "file")
+    own = temporary_beside(old / "file")
     own.write_text("being written by an orphan of a killed Snakemake")
     own.with_name(own.name.replace(f".{os.getpid()}.", f".{dead}.")).write_text("half")
     monkeypatch.setattr(platform, "node", lambda: "another")
-    theirs, stale = _temporary(old / "model"), _temporary(old / "model")
+    theirs, stale = temporary_beside(old / "model"), temporary_beside(old / "model")
     for folder in (theirs, stale):
         folder.mkdir()
         (folder / "inner").write_text("of another machine")

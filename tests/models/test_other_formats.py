@@ -35,8 +35,8 @@ def weights(folder):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (gguf_file, ("a GGUF file (model.Q4_K_M.gguf)", "checkpoint that it was made from", "gguf_file=")),
-        (gguf_folder, ("a GGUF file (model.Q4_K_M.gguf)",)),
+        (gguf_file, ("model.Q4_K_M.gguf: a GGUF file, into which nothing can be folded", "dequantise: true")),
+        (gguf_folder, ("no config.json, but GGUF files; give one of them", "model.Q4_K_M.gguf")),
         (adapter, ("an adapter for org/base", "merge_and_unload")),
         (broken_adapter, ("an adapter, not a model",)),
         (weights, ("a file; give a folder",)),
