@@ -65,7 +65,8 @@ def prune(
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     stages = Stages()
     with opened(str(source), revision, dequantise, out, stages) as record:
-        fit = fit or default_fit(record, read_config(record.folder), device, gpus)
+        forward = calibration_of(calibration, texts, images, None)
+        fit = fit or default_fit(record, read_config(record.folder), forward, device, gpus)
         asked = checked_request(record, out, cut, fit, (calibration, texts, images))
         with checking(asked) if verify else nullcontext() as check:
             loaded = load(asked, device, gpus, stages)

@@ -7,6 +7,7 @@ needs a dense model in the GPU's memory, with room for the gradients (docs/real-
 import logging
 from typing import Any
 
+from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.fits import FitConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.memory import free_memory
@@ -19,9 +20,13 @@ RECOMMENDED = FitConfig(objective="kl", placement="down_proj", weighting="invers
 ROOM = 3.0  # times a model's weights, free on a GPU
 
 
-def default_fit(record: ModelRecord, config: dict[str, Any], device: str, gpus: int = 1) -> FitConfig:
-    """Return the fit to take for a model on a device, `auto` included, and log which it is."""
-    why_not = _why_not(record, config, pick_device(device), gpus)
+def default_fit(
+    record: ModelRecord, config: dict[str, Any], forward: CalibrationConfig, device: str, gpus: int = 1
+) -> FitConfig:
+    """Return the fit to take for a model on a device, `auto` included, and log which it is; `forward` says how the
+    model runs.
+    """
+    why_not = _why_not(record, config, forward, pick_device(device), gpus)
     if why_not is None:
         log.info(
             "fit: the recommended one, the down projection trained end to end; `--objective l2` for least squares, "
@@ -32,17 +37,21 @@ def default_fit(record: ModelRecord, config: dict[str, Any], device: str, gpus: 
     return FitConfig()
 
 
-def _why_not(record: ModelRecord, config: dict[str, Any], device: str, gpus: int) -> str | None:
+def _why_not(
+    record: ModelRecord, config: dict[str, Any], forward: CalibrationConfig, device: str, gpus: int
+) -> str | None:
     """Return why the recommended fit is not for a model on a device, None where it is."""
     if is_encoder(config):
         return "the model has no next token"
     if device == "cpu":
         return "training takes a GPU"
+    if forward.load_in_4bit or forward.streaming == "always":
+        return "training takes all of the model, in its own type"
     try:
         check_fit(config, record.source, RECOMMENDED.placement)
     except ReplaceMeError:
         return "its blocks have no one down projection"
-    size = ROOM * record.parameters * ITEM_BYTES[pick_dtype("auto", device, config)]
+    size = ROOM * record.parameters * ITEM_BYTES[pick_dtype(forward.dtype, device, config)]
     if size > free_memory(device, gpus):
         return f"training takes {size / 1e9:.1f} GB of the GPU's memory, and less is free"
     return None

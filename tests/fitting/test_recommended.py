@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.fits import FitConfig
 from replaceme.fitting import recommended
 from replaceme.models.checkpoints import read_config, resolve
@@ -13,10 +14,12 @@ from replaceme.models.checkpoints import read_config, resolve
 def chosen(monkeypatch):
     """The fit for a model on a pretended GPU of some bytes, or on none."""
 
-    def choose(folder, memory=None):
+    def choose(folder, memory=None, **forward):
         monkeypatch.setattr(recommended, "free_memory", lambda device, gpus: memory)
         monkeypatch.setattr(recommended, "pick_device", lambda device: "cpu" if memory is None else "cuda")
-        return recommended.default_fit(resolve(str(folder)), read_config(folder), "auto")
+        return recommended.default_fit(
+            resolve(str(folder)), read_config(folder), CalibrationConfig(dataset="micro", **forward), "auto"
+        )
 
     return choose
 
@@ -27,6 +30,8 @@ def test_it_is_trained_where_a_gpu_has_room(llama, chosen, caplog):
     for memory, reason in ((None, "takes a GPU"), (1000, "less is free")):
         caplog.clear()
         assert chosen(llama, memory) == FitConfig() and reason in caplog.text
+    for forward in ({"load_in_4bit": True}, {"streaming": "always"}):
+        assert chosen(llama, 10**9, **forward) == FitConfig()
 
 
 def test_other_architectures_take_least_squares(chosen, caplog):
