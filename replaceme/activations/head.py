@@ -21,7 +21,7 @@ class Head:
     """The head of a loaded model; the model runs through `run`, so that the head knows in which form it puts out."""
 
     def __init__(self, model: "nn.Module") -> None:
-        self.model, self.base = model, model.get_decoder()  # which not all models call through their base model
+        self.model, self.base = model, _without_head(model)
         self.rows = max(1, LOGITS // model.config.get_text_config().vocab_size)  # positions at once
         self._form: Any = None
 
@@ -49,3 +49,13 @@ class Head:
             return self.model(input_ids=ids, use_cache=False).logits[0]
         finally:
             undo()
+
+
+def _without_head(model: "nn.Module") -> "nn.Module":
+    """Return the decoder of a model, which not all models call through their base model; Llama 4's is one with a head,
+    around the decoder.
+    """
+    base = model.get_decoder()
+    while base.get_output_embeddings() is not None:
+        base = next(one for one in base.children() if hasattr(one, "get_output_embeddings"))
+    return base

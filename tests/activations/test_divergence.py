@@ -43,3 +43,19 @@ def test_values_and_gradients(config, make_tokens):
     for name, one in other.named_parameters():
         if name in gradients:
             torch.testing.assert_close(gradients[name], one.grad, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_a_decoder_that_has_a_head_of_its_own(make_tokens):
+    """As that of Llama 4 for text and pictures."""
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+
+    text = {**SIZES, "num_hidden_layers": 2, "head_dim": 8, "intermediate_size_mlp": 24, "num_local_experts": 2}
+    seeing = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    seeing |= {"image_size": 28, "patch_size": 14, "projector_input_dim": 16, "projector_output_dim": 16}
+    config = Llama4Config(text_config=text, vision_config={**seeing, "vision_output_dim": 16})
+    model, tokens = Llama4ForConditionalGeneration(config).eval(), make_tokens(samples=3)
+    head = Head(model)
+    with torch.no_grad():
+        found = head.logits(head.states(tokens))
+        plain = model(input_ids=tokens.input_ids, attention_mask=tokens.mask.long()).logits[tokens.mask]
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
