@@ -231,9 +231,11 @@ def choose_and_fit(
     from replaceme.fitting.fit_cut import fit_cut
     from replaceme.fitting.one_pass import can_foresee, choose_and_gather
     from replaceme.methods.fitting import fit_method
+    from replaceme.probing.kinds import check_kinds
     from replaceme.transforms.collapse import as_chosen
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:
+        check_kinds(read_config(record.folder), passes.family, groups, record.source)
         if fit.place.of_mlp:  # others change many shards
             merger.begin(groups)
 

@@ -34,6 +34,19 @@ def reload(folder):
 SIZES = [{"blocks": 2}, {"ratio": 0.25}, {"cut": CutConfig(blocks=2, metric="cosine")}]
 
 
+@pytest.mark.parametrize("metric", ["cosine", "cosine_after_fit"])
+def test_a_cut_that_the_class_cannot_do_without_is_refused_before_the_fit(
+    llama, texts, tmp_path, monkeypatch, refuses, metric
+):
+    def refuse(config, family, groups, where):
+        raise replaceme.ReplaceMeError(f"{where}: take another cut")
+
+    monkeypatch.setattr("replaceme.probing.kinds.check_kinds", refuse)
+    monkeypatch.setattr("replaceme.fitting.fit_cut.fit_cut", lambda *_: pytest.fail("it was fitted"))
+    with refuses("take another cut"):
+        prune(llama, texts=texts, cut=CutConfig(blocks=2, metric=metric), out=tmp_path / "out", device="cpu")
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_prune(llama, texts, tmp_path, size):
     is_first = size == SIZES[0]
