@@ -17,7 +17,6 @@ from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.stages import Stages
 from replaceme.core.validation import validated
-from replaceme.fitting.recommended import default_fit
 from replaceme.models.checkpoints import read_config
 from replaceme.pruning import calibration_of, checked_request, checking, load, opened, say_how_long, shorten, tokens_of
 
@@ -65,9 +64,7 @@ def prune(
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
     stages = Stages()
     with opened(str(source), revision, dequantise, out, stages) as record:
-        forward = calibration_of(calibration, texts, images, None)
-        fit = fit or default_fit(record, read_config(record.folder), forward, device, gpus)
-        asked = checked_request(record, out, cut, fit, (calibration, texts, images))
+        asked = checked_request(record, out, cut, fit, (calibration, texts, images), (device, gpus))
         with checking(asked) if verify else nullcontext() as check:
             loaded = load(asked, device, gpus, stages)
             device = loaded.device

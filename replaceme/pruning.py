@@ -19,6 +19,7 @@ from replaceme.config.fits import widest
 from replaceme.config.methods import MethodConfig
 from replaceme.core.origin import Origin
 from replaceme.core.stages import Stages, rounded
+from replaceme.fitting.recommended import default_fit
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.model_record import ModelRecord
 
@@ -80,10 +81,13 @@ def checked_request(
     record: ModelRecord,
     out: str | Path,
     cut: CutConfig,
-    fit: MethodConfig,
+    fit: MethodConfig | None,
     text: "tuple[CalibrationConfig | None, list[str] | str | None, str | Path | None]",
+    where: tuple[str, int],
 ) -> Asked:
-    """Return what was asked for, after all checks that need no forward pass; `text`: calibration, texts, images."""
+    """Return what was asked for, after all checks that need no forward pass; `text`: calibration, texts, images;
+    `where`: device and number of GPUs, by which a fit is chosen if none is given.
+    """
     from replaceme.cuts.choose import possible_spans
     from replaceme.methods.registry import check_section
     from replaceme.models.model_config import check_calibration, check_cut, check_length, longest_sequence
@@ -97,6 +101,7 @@ def checked_request(
     check_calibration(config, calibration, source)
     check_cut(config, cut, source)
     check_length(config, calibration.tokens, source)
+    fit = fit or default_fit(record, config, calibration, *where)
     check_section(config, fit, source)
     return Asked(record, config, cut, fit, calibration, text[1])
 

@@ -11,15 +11,15 @@ from replaceme.models.probed import class_with_head
 PLAIN = 1e-6  # spread of values below which a matrix counts as constant
 
 
-def build(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> "nn.Module":
-    """Return the class with the language model's head of a config, with the same random weights every time."""
+def build(config: dict[str, Any]) -> "nn.Module":
+    """Return the class with the head of a config, in float32, with the same random weights every time."""
     from transformers import AutoConfig
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = class_with_head(config["model_type"]).from_config(AutoConfig.for_model(**config), dtype=torch.float32)
         _randomise(model)
-    return model.to(dtype).eval().requires_grad_(False)
+    return model.float().eval().requires_grad_(False)
 
 
 def _randomise(model: "nn.Module") -> None:

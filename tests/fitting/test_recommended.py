@@ -47,7 +47,7 @@ def test_prune_takes_it_unless_a_fit_is_asked_for(llama, texts, tmp_path, monkey
 
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     quick = recommended.RECOMMENDED.model_copy(update={"kl_steps": 2})
-    monkeypatch.setattr("replaceme.api.default_fit", lambda *_: quick)
+    monkeypatch.setattr("replaceme.pruning.default_fit", lambda *_: quick)
     text = ["--dataset", str(tmp_path / "text.jsonl"), "--tokens", "64"]
     call = ["prune", str(llama), *text, "--blocks", "2", "--no-verify", "--device", "cpu"]
     for more, is_trained in (([], True), (["--objective", "l2"], False)):
