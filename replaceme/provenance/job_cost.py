@@ -68,7 +68,7 @@ def measured(step: str | None, out: str | Path | None) -> Iterator[None]:
             "step": step,
             "seconds": time.perf_counter() - begin,
             "cpu_seconds": _cpu_seconds() - cpu,
-            **_memory(),
+            **peak_memory(),
         }
     finally:
         found = _stopped(tracker)
@@ -186,7 +186,7 @@ def _cpu_seconds() -> float:
     return now.user + now.system + now.children_user + now.children_system
 
 
-def _memory() -> dict[str, int | None]:
+def peak_memory() -> dict[str, int | None]:
     """Return peaks in bytes: resident memory, of this process or of one child, and torch's memory on the GPUs."""
     import resource
 

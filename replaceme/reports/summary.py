@@ -11,6 +11,7 @@ from replaceme.core.cut_record import Cut
 from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.custom_code import is_separate
 from replaceme.models.model_record import ModelRecord
+from replaceme.provenance.job_cost import peak_memory
 from replaceme.surgery.model_card import fitted
 
 SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -24,7 +25,7 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a shortening: sizes (before, after), and seconds by stage.
+    """The figures of a shortening: sizes (before, after), seconds by stage, and peaks of memory.
 
     `removed` are the runs of blocks, `fit` names the fit, `placed` says what was put in place of the blocks.
     `predictions` are those of `fitting.held_out` with the `text` that they are of, or None. `loader` is the class of
@@ -42,6 +43,7 @@ class Summary:
     residual: float | None
     predictions: dict[str, Any] | None
     seconds: dict[str, float]
+    memory: dict[str, int | None]
     loader: str
     code: bool
 
@@ -63,6 +65,7 @@ class Summary:
             *([("", self.placed)] if self.placed else []),
             *self._quality(),
             ("time", ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())),
+            ("memory", self._memory()),
         ]
         width = max(len(name) for name, _ in rows) + 2
         lines = [f"{self.source}, shortened: {self.out}", *(f"  {name:{width}}{said}" for name, said in rows)]
@@ -77,6 +80,11 @@ class Summary:
             ("perplexity", f"{found['perplexity']:.4g} -> {found['perplexity_after']:.4g} on {text}"),
             ("divergence", f"{found['kl']:.4g} nats per token, of its predictions from the whole model's"),
         ]
+
+    def _memory(self) -> str:
+        gpu = self.memory["gpu_memory_bytes"]
+        said = f"{_short(self.memory['memory_bytes'] or 0)}B at most"
+        return said if gpu is None else f"{said}, {_short(gpu)}B on the GPU"
 
     def _next(self) -> list[str]:
         trusted, told = (", trust_remote_code=True", ",trust_remote_code=True") if self.code else ("", "")
@@ -112,6 +120,7 @@ def summarised(
         residual=provenance["fit"].get("residual"),
         predictions=predictions,
         seconds=seconds,
+        memory=peak_memory(),
         loader="AutoModelForCausalLM" if text else "AutoModel",
         code=is_separate(read_config(out)),
     )

@@ -60,8 +60,8 @@ def test_predictions_are_those_of_the_saved_model(llama, calibration, tokenizer,
     text = Summary(**summary).text()
     for line in (
         f"{llama}, shortened: {tmp_path / 'out'}", "blocks      6 -> 4, without blocks [", "on 152 tokens held out",
-        "least squares, placement block, residual 0.", "nats per token", "time        load ", "lm_eval --model hf",
-        "trust_remote_code=True)",
+        "least squares, placement block, residual 0.", "nats per token", "time        load ", "B at most\n",
+        "lm_eval --model hf", "trust_remote_code=True)",
     ):  # fmt: skip
         assert line.replace("152", str(more.count)) in text
 
