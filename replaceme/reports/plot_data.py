@@ -80,7 +80,7 @@ def _rows(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
     pruned = rows["fit"] != BASELINE
     varying = [name for name in figure.lines if rows.loc[pruned, name].nunique(dropna=False) > 1] or figure.lines[-1:]
     labels = rows[varying].fillna("").astype(str).agg(", ".join, axis=1)
-    labels[healed] += ", " + rows["healing"][healed]
+    labels[healed] += ", " + rows.loc[healed, "healing"].astype(str)
     rows["line"] = labels.where(pruned, BASELINE)
     rows["panel"] = rows[figure.panels].astype(str) if figure.panels else ""
     return rows
