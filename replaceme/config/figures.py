@@ -8,11 +8,12 @@ from replaceme.config.base import Strict, strings
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import METHODS
-from replaceme.config.metrics import REPRESENTATIONS, of_pairs
+from replaceme.config.metrics import AFTER_FIT, REPRESENTATIONS, of_pairs
 from replaceme.config.tables import SPEED, speeds_of
 
 Name = Literal["model", "calibration", "cut", "fit", "metric", "position"]
-Distance = Literal[*of_pairs(), "residual"]
+Distance = Literal[*of_pairs(), *AFTER_FIT]
+FORETOLD = tuple(name for name in AFTER_FIT if name != "residual")  # that is also a row's own
 SIZES = ("removed", "compression")
 SECTIONS = {"calibration": (CalibrationConfig,), "cut": (CutConfig,), "fit": tuple(METHODS.values())}
 # what a table has beside its tasks, and what `replaceme cost` adds to it
@@ -26,6 +27,7 @@ ONLY = {
     "x": ("lines", "versus"), "panels": ("lines", "scatter", "versus"), "distances": ("scatter", "heatmap"),
     "position": ("scatter", "heatmap"), "relative_to": ("lines", "bars"), "published": ("lines", "bars"),
     "lines": ("lines", "scatter", "versus", "bars"), "measures": ("lines", "scatter", "versus", "bars"),
+    "candidates": ("scatter",),
 }  # fmt: skip
 
 
@@ -68,7 +70,15 @@ class FigureConfig(Strict):
     lines: list[Name] = Field(["model", "fit"], min_length=1, description="Columns that distinguish lines, or bars.")
     panels: Name | None = Field(None, description="Column with a panel for each of its values.")
     distances: list[Distance] = Field(
-        ["cosine"], min_length=1, description="Distances across a cut, a column of panels for each; or its residual."
+        ["cosine"],
+        min_length=1,
+        description="Distances across a cut, a column of panels for each; the residual of the row's fit; or what was "
+        "measured of `candidates`.",
+    )
+    candidates: list[str] = Field(
+        [],
+        description="Cuts chosen among candidates of the rows' sizes, by kl or another metric after a fit: what they "
+        "foretold of each row's blocks can then stand under distances.",
     )
     position: Literal["all", "last"] = Field("all", description="Tokens over which the distances were averaged.")
     relative_to: Literal["baseline", "least"] | None = Field(
@@ -85,8 +95,12 @@ class FigureConfig(Strict):
         for key, kinds in ONLY.items():
             if key in self.model_fields_set and self.kind not in kinds:
                 raise ValueError(f"{key} says nothing about {self.kind}; drop it")
-        if self.kind == "heatmap" and "residual" in self.distances:
-            raise ValueError("the residual is of a row, not of pairs of blocks; drop it from distances")
+        of_rows = [name for name in self.distances if name in AFTER_FIT]
+        if self.kind == "heatmap" and of_rows:
+            raise ValueError(f"the {of_rows[0]} is of a row, not of pairs of blocks; drop it from distances")
+        foretold = [name for name in self.distances if name in FORETOLD]
+        if foretold and not self.candidates:
+            raise ValueError(f"{foretold[0]} was measured of candidates; name the cuts chosen among them, `candidates`")
         of_representations = [name for name in self.distances if name in REPRESENTATIONS]
         if of_representations and self.position != "all":
             raise ValueError(f"{of_representations[0]} averages over all tokens; drop `position: {self.position}`")
@@ -147,7 +161,7 @@ class FigureConfig(Strict):
     @property
     def matrices(self) -> list[str]:
         """Distances that it reads from distances.safetensors."""
-        return [name for name in self.distances if name != "residual"] if self.kind in ("scatter", "heatmap") else []
+        return [name for name in self.distances if name not in AFTER_FIT] if self.kind in ("scatter", "heatmap") else []
 
 
 def _is_number(section: str, key: str) -> bool:
@@ -157,9 +171,7 @@ def _is_number(section: str, key: str) -> bool:
 
 
 def dangling_figures(raw: dict) -> list[str]:
-    """Return lines for undefined tables, names that a table has, and measures that a table leaves out; on plain
-    data.
-    """
+    """Return lines for what is undefined, names that a table has, and measures that it leaves out; on plain data."""
     figures, tables = (raw[name] if isinstance(raw.get(name), dict) else {} for name in ("figures", "tables"))
     known = ", ".join(map(str, tables)) or "none"
     lines = []
@@ -173,6 +185,13 @@ def dangling_figures(raw: dict) -> list[str]:
                     f"figures.{name}.measures: {one} is not measured for table {table!r}; set its `speed: true`"
                     for one in speeds_of([*strings(section.get("measures")), str(section.get("x"))])
                 ]
+        cuts = raw["cuts"] if isinstance(raw.get("cuts"), dict) else {}
+        for cut in strings(section.get("candidates")):
+            if cut not in cuts:
+                lines.append(f"figures.{name}.candidates: {cut!r} is not defined under cuts")
+            elif isinstance(cuts[cut], dict) and cuts[cut].get("metric") not in AFTER_FIT:
+                chosen = f"one of {', '.join(AFTER_FIT)}"
+                lines.append(f"figures.{name}.candidates: {cut!r} is not chosen by a metric after a fit, {chosen}")
         if name in tables:
             lines.append(f"figures.{name}: a table has this name; choose another")
     return lines

@@ -3,13 +3,14 @@
 Long form, one column each for measure, panel, line, x, value, stderr and published; exactly this is drawn.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.config.figures import FigureConfig
+from replaceme.config.figures import FORETOLD, FigureConfig
 from replaceme.config.tables import BASELINE, KEYS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.reports.csv_files import read_csv
@@ -27,13 +28,14 @@ SPAN = re.compile(r"\[(\d+), (\d+)\)")
 @dataclass(frozen=True)
 class Sources:
     """The sources of the numbers: .csv of tables and of costs, distances by `model/calibration`, x by name in the
-    config.
+    config, and cuts, each with its `model/calibration`.
     """
 
     tables: Sequence[Path] = ()
     costs: Sequence[Path] = ()
     distances: Mapping[str, Path] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    cuts: Sequence[tuple[str, Path]] = ()
 
 
 def points(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
@@ -145,10 +147,14 @@ def _scattered(figure: FigureConfig, rows: "pandas.DataFrame", sources: Sources)
         if span is None:
             raise ReplaceMeError(f"figure: {name} removes {shown}; a scatter shows cuts of one run")
     cuts["start"] = [int(span[1]) for span in spans]
-    found = []
+    found, foretold = [], _foretold(sources.cuts)
     for distance in figure.distances:
         if distance == "residual":
             places = cuts["residual"]
+        elif distance in FORETOLD:
+            keys = zip(cuts["model"], cuts["calibration"], cuts["start"], cuts["removed"], strict=True)
+            values = [foretold.get((f"{m}/{c}", start, start + n), {}).get(distance) for m, c, start, n in keys]
+            places = pandas.Series(values, index=cuts.index, dtype="float64")
         else:
             values = [
                 _across(figure, sources, row, distance, span)
@@ -158,6 +164,15 @@ def _scattered(figure: FigureConfig, rows: "pandas.DataFrame", sources: Sources)
         panel = cuts["panel"].map(lambda name, distance=distance: f"{name}, {distance}" if name else distance)
         found += _measured(figure, cuts.assign(panel=panel), places)
     return [point for point in found if point["x"] == point["x"]]
+
+
+def _foretold(cuts: Sequence[tuple[str, Path]]) -> dict[tuple[str, int, int], dict[str, float]]:
+    """Return what was measured of each candidate of some cuts, by `model/calibration` and its run of blocks."""
+    return {
+        (pair, one["start"], one["end"]): one
+        for pair, path in cuts
+        for one in json.loads(path.read_text(encoding="utf-8"))["candidates"]
+    }
 
 
 def _across(figure: FigureConfig, sources: Sources, row: "pandas.Series", distance: str, span: re.Match) -> float:

@@ -33,6 +33,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="distances.safetensors of a model on a calibration",
     )
     group.add_argument(
+        "--cut",
+        action="append",
+        default=[],
+        metavar="MODEL/CALIBRATION=FILE",
+        help="cut.json whose candidates say what was foretold of a row's blocks",
+    )
+    group.add_argument(
         "--numbers", default="{}", metavar="JSON", help="x of each name in the config, as in calibration.samples"
     )
 
@@ -63,12 +70,17 @@ def _draw_declared(args: argparse.Namespace) -> None:
     from replaceme.reports.plots import draw
 
     figure = validated(FigureConfig, _parsed(args.source, "FILE"), "figure")
-    named = dict(one.partition("=")[::2] for one in args.distances)
-    distances = {name: Path(path) for name, path in named.items()}
-    found = points(figure, Sources(args.table, args.cost, distances, _parsed(args.numbers, "--numbers")))
+    distances = dict(_named(args.distances))
+    numbers = _parsed(args.numbers, "--numbers")
+    found = points(figure, Sources(args.table, args.cost, distances, numbers, _named(args.cut)))
     draw(figure, found, args.out)
     numbers = args.out.with_name(f"{args.out.name.removesuffix('.svg')}.csv")
     write_text(numbers, found.to_csv(index=False, lineterminator="\n"))
+
+
+def _named(given: list[str]) -> list[tuple[str, Path]]:
+    """Return the name and the path of each NAME=PATH."""
+    return [(name, Path(path)) for name, _, path in (one.partition("=") for one in given)]
 
 
 def _parsed(text: str, option: str) -> dict:

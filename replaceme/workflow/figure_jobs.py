@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from replaceme.config.metrics import REPRESENTATIONS
 from replaceme.config.result_paths import (
+    CUT,
     CUT_FIGURE,
     DISTANCES,
     DISTANCES_FIGURE,
@@ -84,6 +85,7 @@ class FigureJobs:
             "tables": [f"{table}.csv" for table in tables],
             "costs": [f"{table}.cost.csv" for table in tables if figure.needs_cost],
             "distances": list(pairs.values()),
+            "cuts": [path for _, path in self._candidates(names.figure)],
             "published": declared(published_file(figure.published)),
         }
 
@@ -99,6 +101,7 @@ class FigureJobs:
         if figure.matrices:
             pairs = self._pairs(names.figure).items()
             options += [f"--distances {shlex.quote(f'{pair}={path}')}" for pair, path in pairs]
+        options += [f"--cut {shlex.quote(f'{pair}={path}')}" for pair, path in self._candidates(names.figure)]
         if figure.from_config is not None:
             options.append(f"--numbers {shlex.quote(json.dumps(self._numbers(names.figure)))}")
         return " ".join([shlex.quote(figure.model_dump_json(exclude_unset=True)), *options])
@@ -119,6 +122,12 @@ class FigureJobs:
         """Return the distances of every `model/calibration` in the rows of a figure's tables."""
         rows = self.tables.rows(self.config.figures[figure].tables)
         return dict(sorted((f"{row.model}/{row.calibration}", at(DISTANCES, row)) for row in rows))
+
+    def _candidates(self, figure: str) -> list[tuple[str, str]]:
+        """Return `model/calibration` and file of the cuts among whose candidates the rows of a figure are looked up."""
+        rows = self.tables.rows(self.config.figures[figure].tables)
+        cuts = self.config.figures[figure].candidates
+        return sorted({(f"{row.model}/{row.calibration}", at(CUT, row, cut=cut)) for row in rows for cut in cuts})
 
     def _numbers(self, figure: str) -> dict[str, float]:
         """Return the number in the config that places each name of a section on the x axis."""

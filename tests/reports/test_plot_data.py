@@ -1,6 +1,7 @@
 """Declared figures: which numbers they show, how they look, and what is told when they cannot be made."""
 
 import json
+from dataclasses import replace
 
 import pandas
 import pytest
@@ -106,6 +107,17 @@ def test_a_scatter_has_the_distance_across_each_cut(sources):
     assert "residual" not in set(found[found["line"] == "uidl"]["panel"]) and "baseline" not in set(found["line"])
 
 
+def test_a_scatter_has_what_the_choice_of_a_cut_foretold(sources, tmp_path):
+    """By the run of blocks, whichever cut's candidates it is among; a row that is among none has no point."""
+    for size in (1, 2):
+        candidates = [{"start": start, "end": start + size, "kl": start / size} for start in (1, 2)]
+        (tmp_path / f"{size}.json").write_text(json.dumps({"candidates": candidates}))
+    cuts = [("toy/a", tmp_path / "1.json"), ("toy/a", tmp_path / "2.json")]
+    keys = {"measures": ["average"], "distances": ["kl"], "candidates": ["one", "two"], "lines": ["fit"]}
+    found = points(figure("scatter", **keys), replace(sources, cuts=cuts))
+    assert shown(found, "line", "start", "x") == [("uidl", 2, 1.0), ("ls", 2, 1.0)]
+
+
 def test_measures_over_another_measure_with_both_errors(sources, monkeypatch, tmp_path):
     """A row without it has no place, the baseline is a line; the rank correlation is over all rows that have one."""
     versus = figure("versus", measures=["average * 100"], lines=["fit"])
@@ -178,6 +190,7 @@ def test_published_files_that_lack_something(sources, change, message):
         ({"kind": "bars", "x": "removed"}, "x says nothing about bars"),
         ({"kind": "heatmap", "measures": ["average"]}, "measures says nothing about heatmap"),
         ({"kind": "heatmap", "distances": ["residual"]}, "the residual is of a row"),
+        ({"kind": "scatter", "distances": ["kl"]}, "kl was measured of candidates; name the cuts"),
         ({"kind": "scatter", "distances": ["cka"], "position": "last"}, "cka averages over all tokens"),
         (
             {"kind": "bars", "published": {"file": "f", "label": "l", "columns": {"x": "y"}}},
