@@ -92,7 +92,7 @@ def benchmarked(paths: list[str], fit: str) -> pd.DataFrame:
     whole = rows[rows["fit"] == BASELINE].drop_duplicates("model").set_index("model")["average"]
     unhealed = rows["healing"].isna() if "healing" in rows else True
     rows = rows[(rows["fit"] == fit) & rows["span"].astype(str).str.fullmatch(SPAN) & unhealed]
-    places = rows["span"].str.extract(SPAN).astype(int).set_axis(["start", "end"], axis=1)
+    places = rows["span"].str.extract(SPAN).astype(float).set_axis(["start", "end"], axis=1)
     costs = {f"{UNSEEN}average": 100 * (rows["model"].map(whole) - rows["average"])}
     costs |= {f"{UNSEEN}kl": rows["kl"]} if "kl" in rows else {}
     return pd.concat([rows["model"], places], axis=1).assign(**costs).drop_duplicates(["model", "start", "end"])

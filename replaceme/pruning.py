@@ -89,7 +89,7 @@ def checked_request(
     `where`: device and number of GPUs, by which a fit is chosen if none is given.
     """
     from replaceme.cuts.choose import possible_spans
-    from replaceme.methods.registry import check_section
+    from replaceme.methods.registry import check_section, check_together
     from replaceme.models.model_config import check_calibration, check_cut, check_length, longest_sequence
     from replaceme.surgery.write_checkpoint import check_out
 
@@ -103,6 +103,7 @@ def checked_request(
     check_length(config, calibration.tokens, source)
     fit = fit or default_fit(record, config, calibration, *where)
     check_section(config, fit, source)
+    check_together(cut, fit)
     return Asked(record, config, cut, fit, calibration, text[1])
 
 
@@ -307,5 +308,5 @@ def _choose(model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutC
     if cut.needs_candidates:
         candidates = candidates_of(cut, record, model, *given)["candidates"]
     elif cut.start is None:
-        distances = measure(passes.model, *given, cut.of_representations)
+        distances = measure(passes.model, *given, cut.of_representations, cut.halves)
     return choose(cut, record, distances, candidates)

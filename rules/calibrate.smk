@@ -194,10 +194,10 @@ rule distances:
         gpu=models.gpus,
     params:
         options=models.forward_options,
-        representations=figures.representations_option,
+        more=figures.distances_options,
         code=code_of("distances"),
     message:
         "distances of {wildcards.model} on {wildcards.calibration}"
     shell:
         "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme distances {input.model:q} {input.tokens:q}"
-        " {params.options} {params.representations} --threads {threads} --out {output.matrices:q} 2> {log:q}"
+        " {params.options} {params.more} --threads {threads} --out {output.matrices:q} 2> {log:q}"

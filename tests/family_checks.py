@@ -25,6 +25,7 @@ from replaceme.calibration.images import Images, positions_of
 from replaceme.calibration.samples import Samples
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import Place, Span, carrier_of
 from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.families import FAMILIES
 from replaceme.models.model_config import check_fit, family_of, is_encoder
@@ -36,6 +37,7 @@ from replaceme.transforms.transform import Transform
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 HIDDEN, INTERMEDIATE, BLOCKS = 16, 24, 6
 GROUPS = [(1, 3), (4, 6)]
+HALVES = [(0.5, 2.5), (4, 5)]  # one that begins in the middle of a block, and whole ones right after it
 KEPT = [0, 3]
 EXACT = 1e-5  # of the largest logit, in float32
 SIZES = {
@@ -149,7 +151,7 @@ def samples(variant: str) -> Samples:
     return Tokens(ids, mask)
 
 
-def transforms(variant: str, placement: str, recycle: bool = False) -> list[Transform]:
+def transforms(variant: str, placement: str, recycle: bool = False, groups: Sequence[Span] = GROUPS) -> list[Transform]:
     """Random maps, not far from one, for both groups."""
     config = read_config(source(variant))
     family, activation = family_of(config, variant), activation_of(config)
@@ -159,8 +161,8 @@ def transforms(variant: str, placement: str, recycle: bool = False) -> list[Tran
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     found = []
-    for start, _ in GROUPS:
-        width = intermediate(variant, start - 1) if placement == "down_proj" else HIDDEN
+    for start, _ in groups:
+        width = intermediate(variant, start) if placement == "down_proj" else HIDDEN
         matrix = random(width, HIDDEN) * 0.3 + (0.0 if placement == "down_proj" else torch.eye(HIDDEN))
         if placement == "upstream":  # a factor, another one for each group
             matrix = (0.5 + 0.4 * start) * torch.eye(HIDDEN, dtype=torch.float64)
@@ -177,10 +179,10 @@ def transforms(variant: str, placement: str, recycle: bool = False) -> list[Tran
     return found
 
 
-def intermediate(variant: str, block: int) -> int:
-    """Columns of the down projection of a block."""
-    checkpoint = open_checkpoint(source(variant))
-    _, shape, _ = checkpoint.tensors[checkpoint.folded(block)[0]]
+def intermediate(variant: str, start: Place) -> int:
+    """Columns of the projection that is the last before a place."""
+    checkpoint = open_checkpoint(source(variant)).carrying(start)
+    _, shape, _ = checkpoint.tensors[checkpoint.folded(carrier_of(start))[0]]
     return shape[0 if checkpoint.family.transposed else 1]
 
 
@@ -241,10 +243,10 @@ def _weight_or_bias(pattern: str) -> str:
     return re.escape(pattern).replace(r"\*", r"\d+").replace("weight", "(weight|bias)")
 
 
-def shorter(variant: str, found: list[Transform]) -> Path:
+def shorter(variant: str, found: list[Transform], groups: Sequence[Span] = GROUPS) -> Path:
     """A saved model without both runs of blocks."""
     out = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "out"
-    merge(source(variant), cut_of(GROUPS, BLOCKS), found, out, {})
+    merge(source(variant), cut_of(groups, BLOCKS), found, out, {})
     return out
 
 
@@ -315,6 +317,23 @@ def fold_difference(variant: str, **fit: object) -> float:
     plain = fit == {"placement": "mlp"}
     found = folded_into_mlp(variant) if plain else reloaded(variant, shorter(variant, found))
     return difference(outputs(found, variant), expected)
+
+
+def halves_difference(variant: str, placement: str) -> float:
+    """Outputs of the model without HALVES, reloaded, against those of the original run with the transforms by hooks."""
+    found, model = transforms(variant, placement, groups=HALVES), whole(variant)
+    with shortened(model.base_model, family_of(read_config(source(variant)), variant), HALVES, found):
+        expected = outputs(model, variant)
+    return difference(outputs(loaded(shorter(variant, found, HALVES)), variant), expected)
+
+
+def middle_difference(variant: str) -> float:
+    """The captured state in the middle of a block against the block's input and what its attention is said to add."""
+    family, given = family_of(read_config(source(variant)), variant), samples(variant)
+    wanted = Wanted(frozenset({1, 1.5}), frozenset({1.5}))
+    found = next(capture(whole(variant).base_model, family, [given], wanted))
+    expected = found.hidden_states[1] + found.mlp_output[1.5]
+    return difference(found.hidden_states[1.5][given.mask], expected[given.mask])
 
 
 def generates(variant: str) -> bool:

@@ -15,7 +15,7 @@ from replaceme.calibration.tokens import stack
 from replaceme.config.cuts import CutConfig
 from replaceme.config.healings import TrainingConfig
 from replaceme.healing.endings import lengths_of, with_endings
-from replaceme.healing.heal import carriers_of, curve_of
+from replaceme.healing.heal import curve_of, places_of
 from replaceme.healing.parameters import trainable
 from replaceme.models.checkpoints import open_checkpoint
 from replaceme.models.loading import load_causal_model
@@ -32,7 +32,7 @@ def options(train="transform", **more):
 def test_merged_adapters_have_the_logits_of_the_adapters(llama, make_tokens, targets, part):
     tokens, given = make_tokens(samples=4), options("lora", lora_rank=3, lora_alpha=6, lora_targets=targets)
     checkpoint, model = open_checkpoint(llama), load_causal_model(llama, "float32", "cpu")
-    adapters = trainable(model, checkpoint, given, [2])
+    adapters = trainable(model, checkpoint, given, [3])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapters.parameters.values():
@@ -51,7 +51,7 @@ def test_trained_in_bfloat16_small_steps_are_kept(make_llama):
     """A step of 1e-4 of a weight vanishes in bfloat16, a hundred of them do not: the parameters are float32."""
     folder = make_llama(dtype="bfloat16")
     checkpoint, model = open_checkpoint(folder), load_causal_model(folder, "bfloat16", "cpu")
-    trained = trainable(model, checkpoint, options("full", dtype="bfloat16"), [2])
+    trained = trainable(model, checkpoint, options("full", dtype="bfloat16"), [3])
     before = {name: follower.detach().clone() for name, follower in trained.followers.items()}
     with torch.no_grad():
         for _ in range(100):
@@ -130,8 +130,8 @@ def test_a_healing_on_texts_takes_them_with_their_ends(llama, texts, tmp_path, m
 
 
 def test_carriers_are_numbered_after_the_cut():
-    assert carriers_of(cut_of([[3, 5]], 6)) == [2]
-    assert carriers_of(cut_of([[2, 4], [6, 9], [10, 11]], 12)) == [1, 3, 4]
+    assert places_of(cut_of([[3, 5]], 6)) == [3]
+    assert places_of(cut_of([[2, 4], [6, 9], [10.5, 11.5]], 12)) == [2, 4, 5.5]
 
 
 def test_every_sequence_once_an_epoch(make_tokens):

@@ -1,11 +1,12 @@
 """Run forward passes that keep only the tensors in demand and stop after the last block in use.
 
 Hooks on the blocks of a base model (no head, no logits) collect `hidden_states[k]`, the output of block k before any
-final norm, and `mlp_output[k]`, what its MLP adds to the residual stream. Values on masked positions are meaningless
-and are never read.
+final norm, and `mlp_output[k]`, what its MLP adds to the residual stream. In the middle of block k (see `places`) the
+state is `hidden_states[k - 0.5]`, and what its attention adds before that takes the MLP's part: `mlp_output[k - 0.5]`.
+Values on masked positions are meaningless and are never read.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import reduce
@@ -17,6 +18,7 @@ from replaceme.calibration.images import Images
 from replaceme.calibration.samples import Samples
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import Place, block_of, in_middle
 from replaceme.models.family import Family
 
 if TYPE_CHECKING:
@@ -29,25 +31,32 @@ class Activations:
     """Tensors of one batch, [samples, tokens, hidden] each, and its mask [samples, tokens]."""
 
     mask: "torch.Tensor"
-    hidden_states: dict[int, "torch.Tensor"] = field(default_factory=dict)
-    mlp_output: dict[int, "torch.Tensor"] = field(default_factory=dict)
-    mlp_input: dict[int, "torch.Tensor"] = field(default_factory=dict)  # normalised, as the MLP's first layers get it
-    down_input: dict[int, "torch.Tensor"] = field(default_factory=dict)  # of the down projection, [..., intermediate]
+    hidden_states: dict[Place, "torch.Tensor"] = field(default_factory=dict)
+    mlp_output: dict[Place, "torch.Tensor"] = field(default_factory=dict)
+    mlp_input: dict[Place, "torch.Tensor"] = field(default_factory=dict)  # normalised, as the MLP's first layers get it
+    # of the down projection [..., intermediate], or the output projection [..., heads]
+    down_input: dict[Place, "torch.Tensor"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The block numbers whose hidden states, MLP outputs and inputs, and inputs of the down projection are kept."""
+    """The numbers of states that are kept, and of those before which MLP outputs and inputs, and inputs of the down
+    projection are.
+    """
 
-    hidden_states: frozenset[int]
-    mlp_output: frozenset[int] = frozenset()
-    mlp_input: frozenset[int] = frozenset()
-    down_input: frozenset[int] = frozenset()
+    hidden_states: frozenset[Place]
+    mlp_output: frozenset[Place] = frozenset()
+    mlp_input: frozenset[Place] = frozenset()
+    down_input: frozenset[Place] = frozenset()
 
     @property
     def last(self) -> int:
         """Last block that has to run."""
-        return max(self.hidden_states | self.mlp_output | self.mlp_input | self.down_input)
+        return block_of(max(self.hidden_states | self.mlp_output | self.mlp_input | self.down_input))
+
+    def within(self, block: int) -> "Wanted":
+        """Return the part of the demand that a block meets."""
+        return Wanted(*(frozenset(one for one in getattr(self, name) if block_of(one) == block) for name in STORES))
 
     def __or__(self, other: "Wanted") -> "Wanted":
         """Return the union of two demands."""
@@ -103,51 +112,63 @@ def forward(model: "nn.Module", family: Family, batch: Samples, wanted: Wanted, 
     batch = trimmed(batch)
     device = next(model.parameters()).device
     kept = Activations(batch.mask.to(device))  # and so is the rest, where a model is spread over several
-    blocks = family.block_modules(model)
+    with ExitStack() as hooks, torch.inference_mode(not gradients):
+        for undo in _keeping(kept, family.block_modules(model), family, wanted):
+            hooks.callback(undo)
+        with suppress(_LastBlockReached):
+            model(**model_inputs(model, batch))
+    return kept
+
+
+def _keeping(
+    kept: Activations, blocks: "nn.ModuleList", family: Family, wanted: Wanted
+) -> Iterator[Callable[[], None]]:
+    """Let blocks put their `wanted` tensors into `kept`, and the last one end the pass; yields what undoes it."""
 
     def shaped(rows: "torch.Tensor") -> "torch.Tensor":
-        return rows.to(device).reshape(*batch.mask.shape, rows.shape[-1])  # some MLPs are given all tokens in one row
+        # some MLPs are given all tokens in one row
+        return rows.to(kept.mask.device).reshape(*kept.mask.shape, rows.shape[-1])
 
-    def keep_state(block: int):
+    def keep_state(state: Place):
         def hook(module, inputs, output):
-            kept.hidden_states[block] = (output[0] if isinstance(output, tuple) else output).to(device)
+            kept.hidden_states[state] = (output[0] if isinstance(output, tuple) else output).to(kept.mask.device)
 
         return hook
 
-    def keep_mlp_output(block: int):
-        factor = family.factor(blocks[block])
-
+    def keep_mlp_output(state: Place, factor: float):
         def hook(module, inputs, output):
             added = shaped(family.added(output[0] if isinstance(output, tuple) else output, factor))
-            kept.mlp_output[block] = kept.mlp_output[block] + added if block in kept.mlp_output else added
+            kept.mlp_output[state] = kept.mlp_output[state] + added if state in kept.mlp_output else added
 
         return hook
 
-    def keep_input(store: dict, block: int):
+    def keep_input(store: dict, state: Place):
         def hook(module, inputs):
-            store[block] = shaped(inputs[0])
+            store[state] = shaped(inputs[0])
 
         return hook
 
     def leave(module, inputs, output):
         raise _LastBlockReached
 
-    with ExitStack() as hooks, torch.inference_mode(not gradients):
-        for block in wanted.mlp_output:
-            for module in family.mlp_modules(blocks[block]):
-                hooks.callback(module.register_forward_hook(keep_mlp_output(block)).remove)
-        for block in wanted.mlp_input:
-            module = family.gate_projection(blocks[block])
-            hooks.callback(module.register_forward_pre_hook(keep_input(kept.mlp_input, block)).remove)
-        for block in wanted.down_input:
-            module = family.down_projection(blocks[block])
-            hooks.callback(module.register_forward_pre_hook(keep_input(kept.down_input, block)).remove)
-        for block in wanted.hidden_states:
-            hooks.callback(blocks[block].register_forward_hook(keep_state(block)).remove)
-        hooks.callback(blocks[wanted.last].register_forward_hook(leave).remove)
-        with suppress(_LastBlockReached):
-            model(**model_inputs(model, batch))
-    return kept
+    for state in wanted.mlp_output:
+        of_state, block = family.carrying(state + 1), blocks[block_of(state)]
+        for module in of_state.mlp_modules(block):
+            yield module.register_forward_hook(keep_mlp_output(state, of_state.factor(block))).remove
+    for state in wanted.mlp_input:
+        module = family.gate_projection(blocks[block_of(state)])
+        yield module.register_forward_pre_hook(keep_input(kept.mlp_input, state)).remove
+    for state in wanted.down_input:
+        module = family.carrying(state + 1).down_projection(blocks[block_of(state)])
+        yield module.register_forward_pre_hook(keep_input(kept.down_input, state)).remove
+    for state in wanted.hidden_states:
+        block = blocks[block_of(state)]
+        if in_middle(state):
+            module = block.get_submodule(family.attention.middle)
+            yield module.register_forward_pre_hook(keep_input(kept.hidden_states, state)).remove
+        else:
+            yield block.register_forward_hook(keep_state(state)).remove
+    yield blocks[wanted.last].register_forward_hook(leave).remove
 
 
 def model_inputs(model: "nn.Module", batch: Samples) -> dict[str, Any]:

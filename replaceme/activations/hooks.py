@@ -19,6 +19,17 @@ def skipped(block: "nn.Module", family: Family):
     return running_instead(block, hand_on)
 
 
+def silenced(module: "nn.Module") -> "Callable[[], None]":
+    """Make a module put out zeros; returns a function that undoes it."""
+
+    def hook(_: "nn.Module", inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0].new_zeros(output[0].shape), *output[1:])
+        return output.new_zeros(output.shape)
+
+    return module.register_forward_hook(hook).remove
+
+
 def running_instead(block: "nn.Module", forward: "Callable[..., Any]") -> "Callable[[], None]":
     """Make a block run another forward; returns a function that undoes it."""
     own = vars(block).get("forward")  # of the class where None, which stays so: a block may be copied

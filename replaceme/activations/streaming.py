@@ -175,20 +175,13 @@ def stream(model: "nn.Module", family: Family, batches: "Sequence[Tokens]", want
                     hooks.callback(skipped(earlier, family))
                 for k, batch in enumerate(batches):
                     with given(block, states[k], weights.device):
-                        found = forward(model, family, batch, here(wanted, number))
+                        found = forward(model, family, batch, wanted.within(number) | Wanted(frozenset({number})))
                     if not finite(found):
                         raise ReplaceMeError(nan_error(model, f"the output of block {number}", weights.dtype))
                     states[k] = host.keep(found.hidden_states[number], states[k])
                     kept[k] = host.gather(found, kept[k], wanted, number)
         for activations in kept:
             yield moved(activations, weights.device)
-
-
-def here(wanted: Wanted, block: int) -> Wanted:
-    """Return the demand on one block: its output, and the other `wanted` tensors of this block."""
-    only = frozenset({block})
-    others = (wanted.mlp_output & only, wanted.mlp_input & only, wanted.down_input & only)
-    return Wanted(only, *others)
 
 
 @contextmanager
@@ -267,7 +260,8 @@ class Host:
     def gather(self, found: Activations, kept: Activations | None, wanted: Wanted, block: int) -> Activations:
         """Merge the `wanted` activations of a block with those kept before."""
         kept = kept or Activations(found.mask.cpu())
+        here = wanted.within(block)
         for name in STORES:
-            if block in getattr(wanted, name):
-                getattr(kept, name)[block] = self.keep(getattr(found, name)[block])
+            for state in getattr(here, name):
+                getattr(kept, name)[state] = self.keep(getattr(found, name)[state])
         return kept

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from replaceme.activations.capture import Activations, Wanted
 from replaceme.config.placement import Regression
+from replaceme.core.places import Place, Span, carrier_of
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from replaceme.models.family import Family
 
 
-def wanted_by(regression: Regression, groups: Sequence[tuple[int, int]]) -> Wanted:
+def wanted_by(regression: Regression, groups: Sequence[Span]) -> Wanted:
     """Return the activations to capture for every [start, end)."""
     wanted = regression.place.wanted(groups)
     if regression.recycle is not None:
@@ -23,26 +24,27 @@ def wanted_by(regression: Regression, groups: Sequence[tuple[int, int]]) -> Want
 
 
 def rows_of(
-    regression: Regression, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
+    regression: Regression, activations: Activations, start: Place, end: Place, recycled: "Recycled | None" = None
 ) -> tuple["torch.Tensor", tuple["torch.Tensor", ...]]:
     """Return (m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each."""
     return regression.place.rows(activations, (start, end), recycled)
 
 
 def unmasked_rows_of(
-    regression: Regression, activations: Activations, start: int, end: int, recycled: "Recycled | None" = None
+    regression: Regression, activations: Activations, start: Place, end: Place, recycled: "Recycled | None" = None
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Return (m [tokens, width], r [tokens, hidden]) of the unmasked tokens of a batch."""
     m, terms = rows_of(regression, activations, start, end, recycled)
     return m[activations.mask], formed(tuple(term[activations.mask] for term in terms))
 
 
-def width_of(regression: Regression, model: "nn.Module", family: "Family", start: int) -> int:
-    """Return the width of m for a cut that begins at block `start`; the MLP's own is looked up where it counts."""
+def width_of(regression: Regression, model: "nn.Module", family: "Family", start: Place) -> int:
+    """Return the width of m for a cut that begins at `start`; that of the carrier is looked up where it counts."""
     hidden = model.config.get_text_config().hidden_size
     if regression.place.square:
         return hidden
-    return regression.place.width(hidden, family.intermediate_size(family.block_modules(model)[start - 1]))
+    carrier = family.block_modules(model)[carrier_of(start)]
+    return regression.place.width(hidden, family.carrying(start).intermediate_size(carrier))
 
 
 def weights_of(regression: Regression, terms: tuple["torch.Tensor", ...]) -> "torch.Tensor | None":

@@ -96,7 +96,7 @@ def _kind(fields: Sequence[FieldInfo]) -> dict[str, Any]:
     field = fields[0]
     options = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
     optional = type(None) in _alternatives(field.annotation) and field.default is not None
-    kind = options[0]
+    kind = float if {int, float} <= set(options) else options[0]
     if get_origin(kind) is Literal:
         several = [other for one in fields for other in _alternatives(one.annotation) if get_origin(other) is Literal]
         return {"choices": tuple(dict.fromkeys(word for one in several for word in get_args(one)))}

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from replaceme.config.base import Strict
 from replaceme.config.metrics import (
@@ -15,6 +15,7 @@ from replaceme.config.metrics import (
     every_metric,
     of_candidates,
 )
+from replaceme.core.places import HALF, in_middle, plain
 
 # searches that take blocks one by one, wherever they lie
 SINGLE = ("independent", "iterative")
@@ -60,8 +61,15 @@ class CutConfig(Strict):
         description="Cosine similarity of the model's last states to the original's above which merging keeps a "
         "merge; null: the greatest of 0.99, 0.98 ... at which enough blocks go.",
     )
-    start: int | None = Field(
-        None, description="First block to remove, to place the cut by hand; null: chosen by the metric."
+    halves: bool = Field(
+        False,
+        description="Compare cuts that begin between the attention and the MLP of a block, and end so in another, "
+        "beside those of whole blocks.",
+    )
+    start: int | float | None = Field(
+        None,
+        description="First block to remove, to place the cut by hand, or 4.5 for a cut that begins between the "
+        "attention and the MLP of block 4; null: chosen by the metric.",
     )
     metric: Literal[*every_metric()] = Field("cosine_after_fit", description=described())
     position: Literal["all", "last"] = Field(
@@ -74,15 +82,24 @@ class CutConfig(Strict):
         "out), or perplexity, taylor and output measure on; null: all of them.",
     )
 
+    @field_validator("start")
+    @classmethod
+    def _a_place(cls, value: float | None) -> float | None:
+        if value is not None and value % HALF:
+            raise ValueError(f"{value} is no place to begin a cut: {value // 1:.0f} or {value // 1 + HALF} is")
+        return None if value is None else plain(value)
+
     @model_validator(mode="after")
     def _one_size(self) -> "CutConfig":
         if (self.blocks is None) == (self.ratio is None):
             raise ValueError("give either blocks or ratio")
-        if self.start is not None and self.start < 1:
-            raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later")
+        if self.start is not None and self.start < HALF:
+            raise ValueError(
+                f"start {self.start} leaves no carrier: start at 1 or later, or at 0.5, after the first attention"
+            )
         if self.metric not in by_position() and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
-        by_hand = [name for name in ("metric", "position", "samples") if self._given(name)]
+        by_hand = [name for name in ("metric", "position", "samples", "halves") if self._given(name)]
         if self.start is not None and by_hand:
             raise ValueError(f"start places the cut by hand, nothing is measured; drop {by_hand[0]}")
         if self.metric not in of_candidates() and self.samples not in (64, None):
@@ -100,6 +117,8 @@ class CutConfig(Strict):
                 raise ValueError(f"{name} is about merging; drop it, or set `search: merging`")
         if self.search == "dynamic" and not every_metric()[self.metric].adds_up:
             raise ValueError("search dynamic adds the metric up, which perplexities do not; take loss, kl or taylor")
+        if self.halves and self.metric == "taylor":
+            raise ValueError("metric taylor is of whole blocks; drop halves, or take another metric")
         if self.single or self.search == "merging":
             self._check_single()
             return self
@@ -119,6 +138,8 @@ class CutConfig(Strict):
         for name, value in (("groups", 1), ("adjacency", "merge")):
             if getattr(self, name) != value:
                 raise ValueError(f"search {self.search} finds how many groups there are; drop {name}")
+        if self.halves:
+            raise ValueError(f"search {self.search} takes whole blocks; drop halves")
         if self.search == "iterative" and self.metric not in WITHOUT_FIT:
             raise ValueError(f"search iterative measures {' or '.join(WITHOUT_FIT)}; change metric")
 
@@ -129,6 +150,11 @@ class CutConfig(Strict):
     def single(self) -> bool:
         """True if blocks are taken one by one, wherever they lie."""
         return self.search in SINGLE
+
+    @property
+    def in_middle(self) -> bool:
+        """True if the cut may begin in the middle of a block."""
+        return self.halves or (self.start is not None and in_middle(self.start))
 
     @property
     def several(self) -> bool:

@@ -51,6 +51,15 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, Transfo
         return self.place.own_code
 
     @property
+    def of_whole_blocks(self) -> str | None:
+        """What of it keeps cuts to whole blocks; None: they may begin in the middle of one."""
+        if not self.place.anywhere:
+            return f"placement {self.placement}"
+        if self.recycle is not None:
+            return "recycle"
+        return None if self.structure.any_place else f"transform {self.transform}"
+
+    @property
     def by(self) -> str:
         """Return what finds T, in a few words for a table: nothing, a closed form or gradients."""
         if self.end_to_end:

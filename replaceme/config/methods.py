@@ -34,6 +34,11 @@ class MethodConfig(Strict):
         return True
 
     @property
+    def of_whole_blocks(self) -> str | None:
+        """What of it keeps cuts to whole blocks; None: they may begin in the middle of one."""
+        return f"method {self.method}"
+
+    @property
     def needs_loss(self) -> bool:
         """True if it needs the language-model loss, and so the model's head."""
         return False

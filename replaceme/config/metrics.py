@@ -93,6 +93,11 @@ OF_MERGING = {
 }
 
 
+def middle(name: str) -> str:
+    """Return the name of the matrix `metric_position` over the states in the middle of blocks."""
+    return f"middle_{name}"
+
+
 def by_position() -> dict[str, Metric]:
     """Return the distances that are averaged over all tokens or over the last ones."""
     return {**DISTANCES, **INFLUENCES}

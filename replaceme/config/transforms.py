@@ -34,7 +34,8 @@ class Structure:
     and, where somebody has them, statistics. `ratios`: it is also given the ratios of magnitudes of the residual stream
     across the cut, in the `basis` that a function of the hidden size gives. `automatic(statistics, shards, towards)`
     fits it with `ridge: auto`. `over_rows`: the solvers over rows fit it. `any_shape`: T need not be square. `factor`:
-    T is a multiple of the identity. `by`: what finds T, in a few words for a table.
+    T is a multiple of the identity. `any_place`: a cut may begin in the middle of a block. `by`: what finds T, in
+    a few words for a table.
     """
 
     function: str
@@ -48,6 +49,7 @@ class Structure:
     over_rows: bool = False
     any_shape: bool = False
     factor: bool = False
+    any_place: bool = True
     by: str = CLOSED_FORM
 
 
@@ -91,6 +93,7 @@ STRUCTURES = {
         "collapse.fit_collapse",
         "the removed blocks' weights are merged into the carrier's, nothing is fitted: LaCo",
         fitted=False,
+        any_place=False,
         by="nothing; weights added up",
     ),
 }

@@ -6,16 +6,17 @@ from typing import Any
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, write_json
+from replaceme.core.places import HALF, Span, in_middle, shown
 
-Span = tuple[int, int]
 NEEDED = ("groups", "blocks", "num_blocks", "metric")
 ONLY_WHERE_KNOWN = ("parts", "search", "adjacency", "coefficients", "model_sha256", "measured_on")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The cut of a model: the blocks start .. end-1 of each of `groups` go, `blocks` in all of `num_blocks`. end-1 of
-    each of `groups` go, `blocks` in all of the `num_blocks` of a model.
+    """The cut of a model: what lies between the places start and end (see `places`) of each of `groups` goes.
+
+    These are `blocks` in all of its `num_blocks`; from the middle of one to that of another where places are halves.
 
     `metric` is what they were chosen by (`given`: by hand) over the tokens of `position`, `candidates` all that were
     compared, with their values. Of several groups `parts` are those compared, before any were merged; of a choice by
@@ -36,9 +37,14 @@ class Cut:
     measured_on: dict[str, Any] | None = None
 
     @property
+    def in_middle(self) -> bool:
+        """True if a group begins in the middle of a block."""
+        return any(in_middle(start) for start, _ in self.groups)
+
+    @property
     def span(self) -> str:
         """Runs of removed blocks as text, `[2, 5), [7, 10)`."""
-        return ", ".join(f"[{start}, {end})" for start, end in self.groups)
+        return shown(self.groups)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -73,9 +79,24 @@ class Cut:
         return Cut(**known | {key: [tuple(span) for span in known[key]] for key in ("groups", "parts") if key in known})
 
 
+def check_whole(cut: Cut, what: str | None) -> None:
+    """Raise ReplaceMeError where a cut begins in the middle of a block and `what` replaces whole blocks alone, if any
+    is given.
+    """
+    if cut.in_middle and what is not None:
+        raise ReplaceMeError(
+            f"cut {cut.span} begins in the middle of a block, {what} takes whole blocks; change either"
+        )
+
+
 def _are_groups(groups: Any, num_blocks: Any) -> bool:
-    """Return whether these are pairs [start, end) of numbers of blocks."""
+    """Return whether these are pairs [start, end) of places, a whole number of blocks apart."""
     if not isinstance(groups, list) or not isinstance(num_blocks, int):
         return False
-    pairs = all(isinstance(group, list) and len(group) == 2 for group in groups)
-    return pairs and all(isinstance(one, int) and 1 <= one <= num_blocks for group in groups for one in group)
+    return all(isinstance(group, list) and len(group) == 2 and _is_group(*group, num_blocks) for group in groups)
+
+
+def _is_group(start: Any, end: Any, num_blocks: int) -> bool:
+    if not all(isinstance(one, int | float) and HALF <= one <= num_blocks for one in (start, end)):
+        return False
+    return start % HALF == 0 and (end - start) % 1 == 0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from replaceme.core.cut_record import Span
+from replaceme.core.places import Span
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import AFTER_FIT, OF_MERGING, WITHOUT_FIT
 from replaceme.config.placement import MLP
-from replaceme.core.cut_record import Span
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.named import import_named
+from replaceme.core.places import Place, Span
 from replaceme.core.progress import progress
 from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
 from replaceme.models.family import Family
@@ -63,7 +63,7 @@ def candidates_of(
     else:
         if cut.needs_loss:
             fitted, held_out[""] = split(tokens, cut.samples)
-        measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out)
+        measured = measure_candidates(model, family, fitted, sizes, batch_size, held_out, cut.halves)
     return {"sizes": sizes, "tokens": fitted.count, "candidates": measured}
 
 
@@ -102,13 +102,15 @@ def measure_candidates(
     sizes: Sequence[int],
     batch_size: int,
     held_out: Mapping[str, Tokens] | None = None,
+    halves: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure residual, residual_identity, cosine and cosine_after_fit of every candidate of some sizes.
 
     Loss and divergence are those on each of the held-out texts (see `Fitted`); for these the model must have its head.
     """
     base = model.base_model
-    candidates = [span for size in sizes for span in spans(len(family.block_modules(base)), size)]
+    num_blocks = len(family.block_modules(base))
+    candidates = [span for size in sizes for span in spans(num_blocks, size, halves)]
     _check_enough(tokens.count, base.config.get_text_config().hidden_size)
     starts = {start for start, _ in candidates}
     needed = 8 * (len(starts) + 2 * len(candidates)) * base.config.get_text_config().hidden_size ** 2
@@ -157,11 +159,11 @@ def gather_candidates(passes: Iterable[Activations], candidates: Sequence[Span])
     """Gather the statistics of every candidate, those of one start with one Gram."""
     import torch
 
-    ends: dict[int, list[int]] = {}
+    ends: dict[Place, list[Place]] = {}
     for start, end in candidates:
         ends.setdefault(start, []).append(end)
-    wide: dict[int, Statistics] = {}
-    energies: dict[int, torch.Tensor] = {}
+    wide: dict[Place, Statistics] = {}
+    energies: dict[Place, torch.Tensor] = {}
     for activations in passes:
         for start, several in ends.items():
             rows = [rows_of(MLP, activations, start, end) for end in several]

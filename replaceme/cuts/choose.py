@@ -1,6 +1,7 @@
 """Choose the cut: which runs of blocks go, by distance (the paper) or by the error after the fit.
 
-Every candidate [start, end) with 1 <= start and end = start + n <= L competes; ties go to the lower start.
+Every candidate [start, end) with 1 <= start and end = start + n <= L competes; with `halves` also those from the middle
+of a block to that of another, [start - 0.5, end - 0.5). Ties go to the lower start.
 
 - cosine, angular, l2, bi, cka, cca: distance of hidden_states[start-1] and hidden_states[end-1] (eq. 4; `distances`).
 - residual, cosine_after_fit, loss, kl: what is left after the least-squares fit of each (`candidates`).
@@ -11,8 +12,10 @@ Every candidate [start, end) with 1 <= start and end = start + n <= L competes; 
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.cuts import CutConfig
-from replaceme.core.cut_record import Cut, Span
+from replaceme.config.metrics import middle
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import HALF, Span, block_of, in_middle, shown
 from replaceme.cuts.groups import Costs, check_room, dynamic, greedy, independent, least, merged, sizes_needed
 from replaceme.models.model_record import Sizes
 
@@ -20,14 +23,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def spans(num_blocks: int, blocks: int) -> list[tuple[int, int]]:
-    """Return all candidate cuts [start, end) of `blocks` blocks; raises ReplaceMeError when none leaves a carrier."""
+def spans(num_blocks: int, blocks: int, halves: bool = False) -> list[Span]:
+    """Return all candidate cuts [start, end) of `blocks` blocks, by their start; raises ReplaceMeError when none leaves
+    a carrier.
+
+    `halves`: also those that begin in the middle of a block.
+    """
     if not 1 <= blocks < num_blocks:
         raise ReplaceMeError(
             f"cut: cannot remove {blocks} of {num_blocks} blocks: block 0 must stay as the carrier; "
             f"remove at most {num_blocks - 1}"
         )
-    return [(start, start + blocks) for start in range(1, num_blocks - blocks + 1)]
+    whole = [(start, start + blocks) for start in range(1, num_blocks - blocks + 1)]
+    return sorted([*whole, *((start - HALF, end - HALF) for start, end in whole)]) if halves else whole
 
 
 def resolve_blocks(cut: CutConfig, record: Sizes) -> int:
@@ -49,22 +57,23 @@ def sizes_of(cut: CutConfig, record: Sizes) -> list[int]:
     return sizes_needed(resolve_blocks(cut, record), cut.groups, cut.search)
 
 
-def possible_spans(cut: CutConfig, record: Sizes) -> list[tuple[int, int]]:
+def possible_spans(cut: CutConfig, record: Sizes) -> list[Span]:
     """Return all candidates of a cut section on a model; raises ReplaceMeError when its size, start or groups do not
     fit.
     """
     blocks = resolve_blocks(cut, record)
-    possible = spans(record.num_blocks, blocks)
+    possible = spans(record.num_blocks, blocks, cut.in_middle)
     if cut.start is not None and (cut.start, cut.start + blocks) not in possible:
-        last = possible[-1][0]
+        first, last = (possible[end][0] for end in (0, -1))
         raise ReplaceMeError(
-            f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between 1 and {last}"
+            f"cut: start {cut.start} with {blocks} blocks does not fit; start {cut.start} must lie between {first} and "
+            f"{last}"
         )
     if cut.search == "merging":
         return _without_kept(cut, record.num_blocks, blocks, spans(record.num_blocks, 1))
     sizes = sizes_of(cut, record)
     check_room(record.num_blocks, blocks, cut.groups, cut.search, cut.adjacency)
-    found = [span for size in sizes for span in spans(record.num_blocks, size)]
+    found = [span for size in sizes for span in spans(record.num_blocks, size, cut.in_middle)]
     return _without_kept(cut, record.num_blocks, blocks, found) if cut.single else found
 
 
@@ -107,7 +116,10 @@ def choose(
         elif cut.needs_candidates:
             listed = _measured(candidates, possible, metric)
         else:
-            listed = _by_distance(_matrix(distances, metric, position), possible, metric)
+            listed = [
+                {"start": start, "end": end, metric: distance_of(distances, f"{metric}_{position}", (start, end))}
+                for start, end in possible
+            ]
         parts = _search(cut, listed, possible, record.num_blocks, blocks)
     several = {"parts": parts, "search": cut.search, "adjacency": cut.adjacency} if cut.several else {}
     return Cut(
@@ -188,15 +200,16 @@ def _measured(candidates: list[dict[str, Any]], possible: list[Span], metric: st
     return [known[span] for span in possible]
 
 
-def _matrix(distances: dict[str, "torch.Tensor"], metric: str, position: str) -> "torch.Tensor":
-    name = f"{metric}_{position}"
+def distance_of(distances: dict[str, "torch.Tensor"], name: str, span: Span) -> float:
+    """Return the distance `metric_position` of the states before and after a cut; raises ReplaceMeError where it was
+    not measured.
+    """
+    metric, start, end = name.partition("_")[0], *(block_of(place - 1) for place in span)
+    name = middle(name) if in_middle(span[0]) else name
     if name not in distances:
         raise ReplaceMeError(
-            f"cut: the distances hold no {metric}; measure them with `--representations`, cca with two calibration "
-            "tokens or more for each channel"
+            f"cut: the distances hold no {metric} of cut {shown([span])}; measure them with `--representations` for "
+            "cka and cca (cca with two calibration tokens or more for each channel), with `--halves` for the middle of "
+            "blocks"
         )
-    return distances[name]
-
-
-def _by_distance(matrix: "torch.Tensor", possible: list[Span], metric: str) -> list[dict[str, Any]]:
-    return [{"start": start, "end": end, metric: float(matrix[start - 1, end - 1])} for start, end in possible]
+    return float(distances[name][start, end])

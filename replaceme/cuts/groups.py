@@ -2,9 +2,10 @@
 
 All minimise the sum of the metric over runs [start, end) with start >= 1, so that each has a carrier before it. Under
 `adjacency: separate` (Multi_LT_NC of the paper) a block is kept between any two; under `merge` (Multi_LT) runs may
-touch, and those that do become one, with one transform. `independent` (ShortGPT, arXiv 2403.03853) takes single blocks,
-as many as the metric says are the least, however many groups they make. `iterative` (SLEB, arXiv 2402.09025) takes
-them one after another, each measured without those that went before it (`without_fit`).
+touch, and those that do become one, with one transform. Runs may begin in the middle of blocks. `independent`
+(ShortGPT, arXiv 2403.03853) takes single blocks, as many as the metric says are the least, however many groups they
+make. `iterative` (SLEB, arXiv 2402.09025) takes them one after another, each measured without those that went before it
+(`without_fit`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,8 @@ from functools import cache
 from itertools import pairwise
 
 from replaceme.config.cuts import SINGLE
-from replaceme.core.cut_record import Span
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import HALF, Place, Span, in_middle, plain
 
 Costs = Mapping[Span, float]
 
@@ -67,24 +68,26 @@ def dynamic(costs: Costs, num_blocks: int, blocks: int, groups: int, adjacency: 
     """Return the at most `groups` runs of any sizes, `blocks` in all, whose costs have the least sum.
 
     `best(p, g, b) = min(best(p + 1, g, b), min_s cost[p, p + s) + best(p + s (+ 1 if separate), g - 1, b - s))`, in
-    num_blocks * groups * blocks states. Ties go to the lower starts.
+    num_blocks * groups * blocks states; p goes by halves where runs do. Ties go to the lower starts.
     """
     gap = int(adjacency == "separate")
+    first_start = min(start for start, _ in costs)
+    step = HALF if in_middle(first_start) else 1
 
     @cache
-    def best(first: int, runs: int, left: int) -> tuple[float, tuple[Span, ...]]:
+    def best(first: Place, runs: int, left: int) -> tuple[float, tuple[Span, ...]]:
         if left == 0:
             return 0.0, ()
         if runs == 0 or first + left > num_blocks:
             return float("inf"), ()
-        found = [best(first + 1, runs, left)]
+        found = [best(first + step, runs, left)]
         for size in range(1, left + 1):
-            span = (first, first + size)
+            span = (plain(first), plain(first + size))
             rest, after = best(first + size + gap, runs - 1, left - size)
             found.append((costs[span] + rest, (span, *after)))
         return min(found)
 
-    return list(best(1, groups, blocks)[1])
+    return list(best(first_start, groups, blocks)[1])
 
 
 def independent(costs: Costs, blocks: int) -> list[Span]:
@@ -117,4 +120,4 @@ def _room(chosen: Sequence[Span], num_blocks: int, size: int, adjacency: str) ->
     gap = int(adjacency == "separate")
     edges = [(1 - gap, 1 - gap), *sorted(chosen), (num_blocks + gap, num_blocks + gap)]
     free = [(end + gap, start - gap) for (_, end), (start, _) in pairwise(edges)]
-    return sum((max(0, last - first) + gap) // (size + gap) for first, last in free)
+    return sum(int((max(0, last - first) + gap) // (size + gap)) for first, last in free)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from replaceme.activations.capture import model_inputs, trimmed
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
-from replaceme.core.cut_record import Span
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import Span
 from replaceme.cuts.choose import removed_by
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes

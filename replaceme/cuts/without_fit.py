@@ -15,8 +15,8 @@ from replaceme.activations.language_loss import mean_loss
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import WITHOUT_FIT
-from replaceme.core.cut_record import Span
 from replaceme.core.named import import_named
+from replaceme.core.places import Span
 from replaceme.core.progress import progress
 from replaceme.cuts.choose import possible_spans, resolve_blocks, sizes_of, spans
 from replaceme.cuts.groups import least
@@ -43,7 +43,7 @@ def unrepaired_candidates(
     measure = import_named(WITHOUT_FIT[cut.metric].function)(model, family, tokens, batch_size)
     if cut.search == "iterative":
         return one_by_one(measure, possible_spans(cut, record), resolve_blocks(cut, record), cut.metric)
-    measured = [span for size in sizes_of(cut, record) for span in spans(record.num_blocks, size)]
+    measured = [span for size in sizes_of(cut, record) for span in spans(record.num_blocks, size, cut.halves)]
     return _entries(measured, measure([], measured), cut.metric)
 
 

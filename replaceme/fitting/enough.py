@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.calibration.samples import Samples
 from replaceme.config.placement import MLP, Regression
-from replaceme.core.cut_record import Span
+from replaceme.core.places import Span
 from replaceme.core.progress import progress
 from replaceme.models.family import Family
 

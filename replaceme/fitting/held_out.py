@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from replaceme.activations.comparison import compare
 from replaceme.calibration.tokens import Tokens
-from replaceme.core.cut_record import Span
+from replaceme.core.places import Span
 from replaceme.surgery.shortened_model import predicting
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from replaceme.activations.gradients import recomputing
 from replaceme.activations.head import Head
 from replaceme.activations.hooks import skipped
 from replaceme.activations.streaming import given
+from replaceme.core.places import Span, carrier_of
 from replaceme.fitting.unchanged import Unchanged
 from replaceme.surgery.shortened_model import shortened
 
@@ -38,17 +39,19 @@ class Pair:
     def __init__(
         self,
         passes: "Passes",
-        groups: Sequence[tuple[int, int]],
+        groups: Sequence[Span],
         transforms: "Sequence[Transform]",
         recompute: bool = False,
     ) -> None:
         self.passes, self.groups, self.transforms, self.recompute = passes, groups, transforms, recompute
         self.head = Head(passes.headed)
         self.blocks = passes.family.block_modules(passes.model)
-        self.first = min(start for start, _ in groups) - 1  # carrier
+        self.first = carrier_of(min(start for start, _ in groups))
         self.unchanged = Unchanged(passes, self.head, self.blocks[self.first - 1] if self.first else None)
         self.parameters = [
-            one.matrix.to(next(self.blocks[start - 1].parameters()).device, torch.float32).clone().requires_grad_()
+            one.matrix.to(next(self.blocks[carrier_of(start)].parameters()).device, torch.float32)
+            .clone()
+            .requires_grad_()
             for one, (start, _) in zip(transforms, groups, strict=True)
         ]
 

@@ -15,6 +15,7 @@ from replaceme.config.healings import DISTILLATION, LORA, TrainingConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, write_json
+from replaceme.core.places import Place
 from replaceme.core.redaction import published
 from replaceme.core.uncertainty import paired_log_perplexity
 from replaceme.healing.endings import with_endings
@@ -84,7 +85,7 @@ def heal_checkpoint(
     checkpoint = open_checkpoint(folder)
 
     before = _measured(model, held_out, teacher)
-    trained = trainable(model, checkpoint, options, carriers_of(Cut.of(shortened["cut"])))
+    trained = trainable(model, checkpoint, options, places_of(Cut.of(shortened["cut"])))
     numbers = options.model_dump(exclude={*UNSEEN, *(() if options.train == "lora" else LORA)})
     packages = versions("peft") if options.train == "lora" else versions()
     origin = {"model_sha256": record.sha256, "tokens_sha256": tokens.digest(), "text": text}
@@ -111,9 +112,9 @@ def heal_checkpoint(
     return report
 
 
-def carriers_of(cut: Cut) -> list[int]:
-    """Return the carriers of a cut, as numbered after it."""
-    return [start - 1 - sum(b - a for a, b in cut.groups[:number]) for number, (start, _) in enumerate(cut.groups)]
+def places_of(cut: Cut) -> list[Place]:
+    """Return the places where something was removed, as numbered after it."""
+    return [start - sum(b - a for a, b in cut.groups[:number]) for number, (start, _) in enumerate(cut.groups)]
 
 
 def curve_of(losses: list[float], options: TrainingConfig) -> list[dict[str, float]]:

@@ -1,8 +1,9 @@
 """Choose the parameters that a healing trains, and write them back into the tensors of a checkpoint.
 
-`transform`: T = I + D of each carrier, D [hidden, hidden] from zero, applied to what the down projection puts out; at
-the end W becomes T^T W in float64 (and a bias b becomes b T), as in `fold`. Where a norm follows the MLP inside the
-block, T acts before it, and the norm's gains stay. In a mixture of experts T acts on the sum, and goes into each.
+`transform`: T = I + D at each place of a cut, D [hidden, hidden] from zero, applied to what the down projection (in the
+middle of a block: the output projection of its attention) puts out; at the end W becomes T^T W in float64 (and a bias b
+becomes b T), as in `fold`. Where a norm follows the MLP inside the block, T acts before it, and the norm's gains stay.
+In a mixture of experts T acts on the sum, and goes into each.
 `lora`: W + (alpha / rank) B A for linear layers of the blocks (arXiv 2106.09685), adapters by peft, merged in float64.
 `full`: every weight.
 
@@ -18,6 +19,7 @@ import torch
 
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import Place, carrier_of
 from replaceme.models.checkpoints import Checkpoint
 from replaceme.placements.mlp import Mlp
 from replaceme.surgery.edits import Edit
@@ -59,38 +61,39 @@ class Trainable:
 
 
 def trainable(
-    model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfig, carriers: Sequence[int]
+    model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfig, places: Sequence[Place]
 ) -> Trainable:
     """Prepare a loaded model, without trained parameters yet, for a healing.
 
     Raises ReplaceMeError, before anything is trained, where the result could not be written into the checkpoint.
     """
     if options.train == "transform":
-        return _transforms(model, checkpoint, carriers)
+        return _transforms(model, checkpoint, places)
     if options.train == "lora":
         return _adapters(model, checkpoint, options)
     return _all_weights(model, checkpoint)
 
 
-def _transforms(model: "nn.Module", checkpoint: Checkpoint, carriers: Sequence[int]) -> Trainable:
-    family, size = checkpoint.family, checkpoint.hidden_size
-    blocks = family.block_modules(model.base_model)
+def _transforms(model: "nn.Module", checkpoint: Checkpoint, places: Sequence[Place]) -> Trainable:
+    size, blocks = checkpoint.hidden_size, checkpoint.family.block_modules(model.base_model)
     found = {}
-    for carrier in carriers:
-        checkpoint.folded(carrier)  # there is something to fold into
-        block = blocks[carrier]
+    for start in places:
+        carrying, block = checkpoint.carrying(start), blocks[carrier_of(start)]
+        family = carrying.family
+        carrying.folded(carrier_of(start))  # there is something to fold into
         modules = family.mlp_modules(block) if family.post_norm is None else [family.down_projection(block)]
         change = torch.zeros(size, size, device=next(block.parameters()).device, requires_grad=True)
         for module in modules:
             module.register_forward_hook(_times(change))
-        found[f"transform.{carrier}"] = change
+        found[f"transform.{start - 1}"] = change
 
     def edits() -> dict[str, Edit]:
         changed: dict[str, Edit] = {}
-        for carrier, change in zip(carriers, found.values(), strict=True):
+        for start, change in zip(places, found.values(), strict=True):
             transform = Transform(torch.eye(size, dtype=torch.float64) + change.detach().cpu().double())
-            for down in checkpoint.folded(carrier):
-                changed |= Mlp().edits_of(checkpoint.family, down, transform)
+            carrying = checkpoint.carrying(start)
+            for down in carrying.folded(carrier_of(start)):
+                changed |= Mlp().edits_of(carrying.family, down, transform)
         return changed
 
     return Trainable(found, edits, blocks)

@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.cuts import CutConfig
 from replaceme.config.methods import LlmStreamlineConfig, MethodConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
@@ -128,6 +129,13 @@ def check_section(config: dict[str, Any], fit: MethodConfig, where: str) -> None
         check_fit(config, where, fit.placement, fit.recycle is not None)
         if fit.end_to_end and family_of(config, where).modality == "image":
             raise ReplaceMeError(f"{where}: objective kl is of the next token, this is an encoder; use objective l2")
+
+
+def check_together(cut: CutConfig, fit: MethodConfig) -> None:
+    """Raise ReplaceMeError for a cut that may begin in the middle of a block, and a fit that takes whole blocks."""
+    if cut.in_middle and fit.of_whole_blocks is not None:
+        word = "halves" if cut.halves else f"start {cut.start}"
+        raise ReplaceMeError(f"{word}: {fit.of_whole_blocks} takes whole blocks; change either")
 
 
 def check_method(config: dict[str, Any], method: str, where: str) -> None:

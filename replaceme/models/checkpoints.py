@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import DamagedError, ReplaceMeError, printable
 from replaceme.core.files import RECORD, Check, check_files, read_json, sha256_of_all
+from replaceme.core.places import Place, carrier_of
 from replaceme.models.config_defaults import with_defaults, with_dtype
 from replaceme.models.config_json import check_types
 from replaceme.models.custom_code import is_separate, original_config
@@ -89,9 +90,13 @@ class Checkpoint:
             raise ReplaceMeError(f"{self.folder}: no tensor {looked}, into which the transform should be folded")
         return names
 
-    def changeable(self, block: int) -> list[str]:
-        """Return the tensors of a block that a transform may change, whatever its placement."""
-        return self.family.changeable(self.tensors, block)
+    def carrying(self, start: Place) -> "Checkpoint":
+        """Return the checkpoint for a map at a place, whose carrier's attention may have the part of an MLP."""
+        return replace(self, family=self.family.carrying(start))
+
+    def changeable(self, start: Place) -> list[str]:
+        """Return the tensors of the carrier that a transform at a place may change, whatever its placement."""
+        return self.family.carrying(start).changeable(self.tensors, carrier_of(start))
 
     def embedding(self, name: str) -> str:
         """Return the tensor that holds the embedding of this name: its own, or that of the tied head."""

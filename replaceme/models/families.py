@@ -5,6 +5,7 @@ To add one, add an entry to FAMILIES: what differs from Llama is all that it has
 
 from dataclasses import replace
 
+from replaceme.models.attention import Attention
 from replaceme.models.family import Family
 
 EXPERTS = (
@@ -14,7 +15,7 @@ EXPERTS = (
     "mlp.shared_expert.down_proj.weight",
     "mlp.shared_experts.down_proj.weight",
 )
-SEQUENTIAL = Family(attention_output="self_attn.o_proj.weight")
+SEQUENTIAL = Family(attention_output="self_attn.o_proj.weight", attention=Attention())
 LISTED = replace(SEQUENTIAL, derived_lists=True)
 FUSED = replace(SEQUENTIAL, gate="mlp.gate_up_proj.weight", up="mlp.gate_up_proj.weight")
 PLAIN = Family(gate=None, up=None)  # an MLP without a gate
@@ -25,11 +26,26 @@ SANDWICH = Family(
     post_norm="post_feedforward_layernorm.weight",
     gain_offset=1.0,
     attention_output="post_attention_layernorm.weight",
+    attention=Attention(
+        ("input_layernorm", "self_attn", "post_attention_layernorm"),
+        post_norm="post_attention_layernorm.weight",
+        middle="pre_feedforward_layernorm",
+    ),
     derived_lists=True,
     tied=True,
 )
 # the input of its MLPs is not normalised
-POST_NORM = replace(SANDWICH, gain_offset=0.0, attention_output=None, gate=None, up=None, tied=False)
+POST_NORM = replace(
+    SANDWICH,
+    gain_offset=0.0,
+    attention_output=None,
+    attention=Attention(
+        ("self_attn", "post_attention_layernorm"), post_norm="post_attention_layernorm.weight", middle="mlp"
+    ),
+    gate=None,
+    up=None,
+    tied=False,
+)
 GPT = replace(PLAIN, blocks="transformer.h", depth="n_layer", width="n_embd", positions="n_positions")
 NEOX = replace(PLAIN, blocks="gpt_neox.layers", fold=("mlp.dense_4h_to_h.weight",))
 VIT = replace(
@@ -54,13 +70,14 @@ FAMILIES = {
     "gemma": replace(SEQUENTIAL, gain_offset=1.0, tied=True),
     "phi3": FUSED,
     "smollm3": replace(LISTED, tied=True),
-    "stablelm": SEQUENTIAL,
+    "stablelm": replace(SEQUENTIAL, attention=Attention(beside="use_parallel_residual")),
     "granite": replace(SEQUENTIAL, scaled_by="residual_multiplier"),
     "minicpm3": replace(SEQUENTIAL, attention_output=None, scaled_by="scale_depth", rooted=True, tied=True),
     "olmo": SEQUENTIAL,
     "gpt2": replace(
         GPT,
         fold=("mlp.c_proj.weight",),
+        attention=Attention(("ln_1", "attn"), fold="attn.c_proj.weight", middle="ln_2"),
         transposed=True,
         numbered="scale_attn_by_inverse_layer_idx",
         query="attn.c_attn.weight",
@@ -71,6 +88,9 @@ FAMILIES = {
         blocks="model.decoder.layers",
         mlp_output="fc2",
         fold=("fc2.weight",),
+        attention=Attention(
+            ("self_attn_layer_norm", "self_attn"), fold="self_attn.out_proj.weight", middle="final_layer_norm"
+        ),
         tied=True,
         refused=(("do_layer_norm_before", False, "its blocks normalise the residual stream itself"),),
     ),
@@ -97,8 +117,8 @@ FAMILIES = {
     "gpt_neox": replace(NEOX, own_layers=False, head=("embed_out", "lm_head")),
     "gptj": replace(GPT, fold=("mlp.fc_out.weight",), tuples=2),
     "phi": replace(PLAIN, fold=("mlp.fc2.weight",)),
-    "cohere": replace(SEQUENTIAL, tied=True),
-    "cohere2": replace(LISTED, tied=True),
+    "cohere": replace(SEQUENTIAL, attention=None, tied=True),
+    "cohere2": replace(LISTED, attention=None, tied=True),
     # a norm after the MLP
     "gemma2": SANDWICH,
     "gemma3_text": SANDWICH,
@@ -109,6 +129,9 @@ FAMILIES = {
         mlp_output="post_mlp_layernorm",
         post_norm="post_mlp_layernorm.weight",
         attention_output="post_self_attn_layernorm.weight",
+        attention=Attention(
+            ("input_layernorm", "self_attn", "post_self_attn_layernorm"), post_norm="post_self_attn_layernorm.weight"
+        ),
     ),
     # mixtures of experts
     "mixtral": replace(MIXTURE, fold=("block_sparse_moe.experts.*.w2.weight", "mlp.experts.down_proj")),

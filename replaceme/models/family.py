@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from replaceme.core.places import HALF, Place, in_middle
+from replaceme.models.attention import Attention
 from replaceme.placements.placement import bias_of
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class Family:
     `gate` and `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is
     the weight of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the weight
     that writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks
-    read the stream through norms alone.
+    read the stream through norms alone. `attention` are the parts of an attention that comes before the MLP, by which
+    a cut can begin in the middle of a block.
 
     `scaled_by` is the config entry of a factor on M, `multiplier` its value, divided by the root of L where `rooted`,
     so that the entry changes with L; `scalar` the tensor of a block [1] by
@@ -69,6 +72,7 @@ class Family:
     post_norm: str | None = None
     gain_offset: float = 0.0
     attention_output: str | None = None
+    attention: Attention | None = None
     scaled_by: str | None = None
     rooted: bool = False
     multiplier: float = 1.0
@@ -124,7 +128,18 @@ class Family:
         """Return the family adjusted to a config.json."""
         depth = config.get(self.depth)
         root = depth**0.5 if self.rooted and isinstance(depth, int) and depth > 0 else 1.0
-        return replace(self, multiplier=float(config.get(self.scaled_by, 1.0)) / root)
+        attention = self.attention
+        if attention is not None and attention.beside is not None and config.get(attention.beside):
+            attention = None
+        return replace(self, multiplier=float(config.get(self.scaled_by, 1.0)) / root, attention=attention)
+
+    def carrying(self, start: Place) -> "Family":
+        """Return the family for a map at a place: in the middle of a block its attention has the part of the MLP."""
+        if not in_middle(start):
+            return self
+        one = self.attention
+        own = {"mlp_output": one.output, "fold": (one.fold,), "post_norm": one.post_norm}
+        return replace(self, **own, further=(), turned=(), gate=None, up=None, scale=None, scalar=None)
 
     def ties_head(self, config: dict[str, Any]) -> bool:
         """Return whether the head shares the embedding's weights, by config.json or else by the default of its
@@ -144,6 +159,16 @@ class Family:
         """Return the number of the block to which a tensor belongs, or None."""
         match = re.match(rf"{re.escape(self.blocks)}\.(\d+)\.", tensor_name)
         return int(match.group(1)) if match else None
+
+    def place_of(self, tensor_name: str) -> Place | None:
+        """Return the place before the half of a block to which a tensor belongs, that of the block if it has no halves;
+        None outside the blocks.
+        """
+        block = self.block_of(tensor_name)
+        if block is None or self.attention is None:
+            return block
+        inside = tensor_name.removeprefix(f"{self.blocks}.{block}.")
+        return block if self.attention.holds(inside) else block + HALF
 
     def renamed(self, tensor_name: str, block: int) -> str:
         """Return the name of a block's tensor after the block has been given the number `block`."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.core.places import Span, kept_halves, shown
 from replaceme.dequantising.described import KEY as QUANTISED
 from replaceme.dequantising.described import needs_dequantising
 from replaceme.models.config_json import LARGEST
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from replaceme.config.calibrations import CalibrationConfig
     from replaceme.config.cuts import CutConfig
 
+# entries by block that are of its attention, and of its MLP
+OF_ATTENTION = ("layer_types", "no_rope_layers")
+OF_MLP = ("mlp_layer_types", "decoder_sparse_step", "mlp_only_layers")
 # config entries that are lists of numbers of blocks, and those that count the first blocks, which are of another kind
 NUMBERS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "ple_layer_ids", "attn_layer_indices")
 FIRST = ("first_k_dense_replace", "num_dense_layers")
@@ -81,10 +85,12 @@ def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", 
 
 
 def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
-    """Raise ReplaceMeError where the metric of a cut needs a part that an encoder lacks."""
+    """Raise ReplaceMeError where a cut, or its metric, needs a part that the model lacks."""
     if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
         what = f"metric {cut.metric}" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
+    if cut.in_middle:
+        check_halves(family_of(config, where), where)
 
 
 def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, recycle: bool = False) -> None:
@@ -108,15 +114,34 @@ def check_length(config: dict[str, Any], tokens: int, where: str) -> None:
         raise ReplaceMeError(f"{where}: sequences of {tokens} tokens, but the model takes {longest}; use shorter ones")
 
 
-def pruned_config(config: dict[str, Any], groups: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Return config.json without the blocks start .. end-1 of each group: their number and every per-block entry. end-1
-    of each group are gone: their number and all that goes by blocks.
+def check_halves(family: Family, where: str) -> None:
+    """Raise ReplaceMeError for a family whose blocks have no middle to begin a cut in."""
+    if family.attention is None:
+        raise ReplaceMeError(
+            f"{where}: a cut cannot begin in the middle of its blocks, which are not known to be an attention and then "
+            "an MLP; cut whole blocks"
+        )
+
+
+def pruned_config(config: dict[str, Any], groups: Sequence[Span]) -> dict[str, Any]:
+    """Return config.json without what each group [start, end) removes: the number of blocks and every entry by block.
+
+    Raises ReplaceMeError where the halves of a new block come from blocks of which an entry says different things.
     """
     family = described(config, "config.json")
     sizes = family.sizes(config)
-    gone = {block for start, end in groups for block in range(start, end)}
-    kept = [block for block in range(sizes[family.depth]) if block not in gone]
-    pruned = with_blocks(sizes, family.depth, kept, family.lists)
+    kept = kept_halves(sizes[family.depth], groups)
+    pruned, of_mlp = (
+        with_blocks(sizes, family.depth, [halves[half] for halves in kept], family.lists) for half in range(2)
+    )
+    for key, value in of_mlp.items():
+        if key in (*OF_MLP, *FIRST):
+            pruned[key] = value
+        elif pruned[key] != value and key not in OF_ATTENTION:
+            raise ReplaceMeError(
+                f"config.json: {printable(key)} differs between the blocks that cut {shown(groups)} makes one of; take "
+                "another cut"
+            )
     if family.rooted:
         pruned[family.scaled_by] = sizes[family.scaled_by] * (len(kept) / sizes[family.depth]) ** 0.5
     return pruned if family.section is None else {**config, family.section: pruned}

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError
-from replaceme.placements.placement import Placement, Rows, Span, check_language_model, device_of, mapped
+from replaceme.core.places import Span
+from replaceme.placements.placement import Placement, Rows, check_language_model, device_of, mapped
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from replaceme.core.errors import ReplaceMeError
-from replaceme.placements.placement import Placement, Span
+from replaceme.core.places import Span
+from replaceme.placements.placement import Placement
 
 if TYPE_CHECKING:
     import torch

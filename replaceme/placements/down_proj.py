@@ -2,15 +2,17 @@
 
 m = the input of the down projection, r as of `mlp`. T [intermediate, hidden] is its new weight: the maps W T of the
 mlp placement are among these, and the parameters are as many as before. Some of the MLP's neurons may be recycled
-before the fit (see `recycled_neurons`), and their rows of gate and up projection change too.
+before the fit (see `recycled_neurons`), and their rows of gate and up projection change too. Of a cut that begins in
+the middle of a block it is the attention's output projection, from [heads' outputs, hidden].
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import Span, carrier_of
 from replaceme.placements.mlp import Mlp
-from replaceme.placements.placement import Rows, Span, bias_of, device_of, mapped
+from replaceme.placements.placement import Rows, bias_of, device_of, mapped
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ class DownProj(Mlp):
     """In place of the carrier's down projection."""
 
     name = "down_proj"
-    description = "in place of the down projection (full T only)"
+    description = "in place of the down projection, of an attention the output projection (full T only)"
     square = False
     recycles = True
     origins = ("weight", "zero")
@@ -39,10 +41,10 @@ class DownProj(Mlp):
 
     def rows(self, activations: "Activations", cut: Span, recycled: "Recycled | None" = None) -> Rows:
         """Return (inputs of the down projection, as the recycled neurons make them; the terms of r)."""
-        carrier = cut[0] - 1
-        m = activations.down_input[carrier]
+        before = cut[0] - 1
+        m = activations.down_input[before]
         if recycled is not None:
-            m = recycled.apply(m, activations.mlp_input[carrier])
+            m = recycled.apply(m, activations.mlp_input[before])
         return m, super().rows(activations, cut)[1]
 
     def width(self, hidden: int, intermediate: int) -> int:
@@ -63,8 +65,9 @@ class DownProj(Mlp):
 
         Recycled neurons, whose input is new, have rows of zeros.
         """
-        family, prefix = checkpoint.family, f"{checkpoint.family.blocks}.{cut[0] - 1}."
-        [down] = checkpoint.folded(cut[0] - 1)
+        checkpoint, carrier = checkpoint.carrying(cut[0]), carrier_of(cut[0])
+        family, prefix = checkpoint.family, f"{checkpoint.family.blocks}.{carrier}."
+        [down] = checkpoint.folded(carrier)
         stored = checkpoint.tensor(down).double()
         found = family.multiplier * (stored if family.transposed else stored.T)
         if family.scale is not None:
@@ -77,7 +80,8 @@ class DownProj(Mlp):
 
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Yield the MLP puts out T of what its down projection is given."""
-        carrier, recycled = family.block_modules(base_model)[cut[0] - 1], transform.recycled
+        family, carrier = family.carrying(cut[0]), family.block_modules(base_model)[carrier_of(cut[0])]
+        recycled = transform.recycled
         seen: dict[str, torch.Tensor] = {}
 
         def keep_rows(_: "nn.Module", inputs: Any) -> None:

@@ -6,8 +6,9 @@ m = the inputs of the down projection and of the MLP, side by side, and the r of
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from replaceme.core.places import Span
 from replaceme.placements.mlp import Mlp
-from replaceme.placements.placement import Placement, Rows, Span
+from replaceme.placements.placement import Placement, Rows
 
 if TYPE_CHECKING:
     from replaceme.activations.capture import Activations

@@ -2,7 +2,8 @@
 
 m = M, what the MLP adds; r = hidden_states[end-1] - hidden_states[start-1] + M. With row vectors M = a W^T, W the down
 projection [hidden, intermediate], M T = a (T^T W)^T, so W becomes T^T W, computed in float64 and rounded once to the
-stored type. In a mixture of experts M is a sum of such terms, and T goes into each.
+stored type. Of a cut that begins in the middle of a block, attention and output projection take the place of these. In
+a mixture of experts M is a sum of such terms, and T goes into each.
 Where a norm with gains g follows the down projection, M = g * u / rms(u) with u = a W^T, and only the direction of M T
 can be had: W becomes c T^T diag(g) W, and the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
@@ -14,7 +15,8 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from replaceme.placements.placement import Placement, Rows, Span, bias_of, device_of, mapped
+from replaceme.core.places import Span, carrier_of
+from replaceme.placements.placement import Placement, Rows, bias_of, device_of, mapped
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,7 @@ class Mlp(Placement):
     name = "mlp"
     description = "onto the output of the carrier's MLP, folded into its down projection"
     of_mlp = True
+    anywhere = True
 
     def wanted(self, groups: Sequence[Span]) -> dict[str, frozenset[int]]:
         """Return m of the carriers, beside the states."""
@@ -49,13 +52,13 @@ class Mlp(Placement):
 
     def rows(self, activations: "Activations", cut: Span, recycled: "Recycled | None" = None) -> Rows:
         """Return (M, the terms of r)."""
-        carrier, last = cut[0] - 1, cut[1] - 1
-        added = activations.mlp_output[carrier]
-        return added, (activations.hidden_states[last], activations.hidden_states[carrier], added)
+        before, last = cut[0] - 1, cut[1] - 1
+        added = activations.mlp_output[before]
+        return added, (activations.hidden_states[last], activations.hidden_states[before], added)
 
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Yield the MLP puts out M T."""
-        carrier = family.block_modules(base_model)[cut[0] - 1]
+        family, carrier = family.carrying(cut[0]), family.block_modules(base_model)[carrier_of(cut[0])]
         factor = family.factor(carrier)
         for module in family.mlp_modules(carrier):
             rows = partial(family.added, factor=factor)
@@ -65,7 +68,7 @@ class Mlp(Placement):
         """Return new weights, and biases, of the down projections, and of what follows them."""
         found: dict[str, Edit] = {}
         for (start, _), transform in placed:
-            found |= self._of_carrier(checkpoint, start - 1, transform)
+            found |= self._of_carrier(checkpoint.carrying(start), carrier_of(start), transform)
         return found
 
     def _of_carrier(self, checkpoint: "Checkpoint", carrier: int, transform: "Transform") -> "dict[str, Edit]":

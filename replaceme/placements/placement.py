@@ -1,15 +1,17 @@
 """Interface of placements: regression of a map, its hook in a loaded model, the weights that it is folded into.
 
-T replaces a cut [start, end); block start - 1 is the carrier. A placement is a file of this room, named as in the
-config, and a line in `registry`: see docs/adding.md.
+T replaces a cut [start, end); the block that writes to the stream last before it is the carrier, block start - 1 of
+whole blocks. Where the cut begins in the middle of a block, the attention of that block has the part of an MLP
+(`Family.carrying`). A placement is a file of this room, named as in the config, and a line in `registry`: see
+docs/adding.md.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from replaceme.core.cut_record import Span
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import Span
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +32,9 @@ class Placement:
 
     `description` is what docs/config.md says; without one a config cannot name the placement. `of_mlp`: T maps what the
     MLP adds, and goes into the carrier's MLP; `on_stream`: T maps the whole residual stream. `square`: T is [hidden,
-    hidden]; `factor`: a multiple of the identity; `recycles`: neurons can be recycled before the fit; `own_code`: the
-    checkpoint brings code. `origins` are what a penalty can pull T to, the usual one first. `put` is what the model
-    card says was done with the map.
+    hidden]; `anywhere`: it may go into an attention; `factor`: a multiple of the identity; `recycles`: neurons can be
+    recycled before the fit; `own_code`: the checkpoint brings code. `origins` are what a penalty can pull T to, the
+    usual one first. `put` is what the model card says was done with the map.
     """
 
     name: ClassVar[str]
@@ -40,6 +42,7 @@ class Placement:
     of_mlp: ClassVar[bool] = False
     on_stream: ClassVar[bool] = False
     square: ClassVar[bool] = True
+    anywhere: ClassVar[bool] = False
     factor: ClassVar[bool] = False
     recycles: ClassVar[bool] = False
     origins: ClassVar[tuple[str, ...]] = ("zero", "identity")
@@ -53,7 +56,7 @@ class Placement:
 
     def wanted(self, groups: Sequence[Span]) -> dict[str, frozenset[int]]:
         """Return the blocks of which each tensor of `Activations` is captured for the cuts, by the tensor's name."""
-        states = frozenset(block for start, end in groups for block in (start - 1, end - 1))
+        states = frozenset(place - 1 for group in groups for place in group)
         return {"hidden_states": states}
 
     def rows(self, activations: "Activations", cut: Span, recycled: "Recycled | None" = None) -> Rows:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import Span
 from replaceme.placements.block import Block
-from replaceme.placements.placement import Placement, Span, bias_of, check_language_model
+from replaceme.placements.placement import Placement, bias_of, check_language_model
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import possible_spans, resolve_blocks
 from replaceme.evaluation.labelled_images import labelled
 from replaceme.exports.registry import lines_of_missing
-from replaceme.methods.registry import check_section
+from replaceme.methods.registry import check_section, check_together
 from replaceme.models.checkpoints import local_folder, names_folder, read_config
 from replaceme.models.model_config import (
     check_calibration,
@@ -66,6 +66,7 @@ def local_problems(config: Config) -> list[str]:
         lines += _image_problems(config, name)
     for name, table in config.tables.items():
         lines += _divergence_problems(config, name, table)
+        lines += _halves_problems(config, name, table)
         lines += [f"tables.{name}.exports: {line}" for line in lines_of_missing(table.exports)]
         try:
             if table.reference is not None:
@@ -128,6 +129,17 @@ def _divergence_problems(config: Config, name: str, table: TableConfig) -> list[
     shared = [one for one in made_of(config.calibrations, [text]) if one in config.seen(table)]
     remedy = "name a calibration that no fit or healing uses"
     return [f"{where}: the models of tables.{name} are made with {one!r}; {remedy}" for one in shared[:1]]
+
+
+def _halves_problems(config: Config, name: str, table: TableConfig) -> list[str]:
+    """Return a line for each pair of a table whose cut may begin in the middle of a block, where its fit cannot."""
+    found = []
+    for cut, fit in dict.fromkeys((row.cut, row.fit) for row in table.pruned):
+        try:
+            check_together(config.cuts[cut], config.fits[fit])
+        except ReplaceMeError as error:
+            found.append(f"tables.{name}: cuts.{cut} with fits.{fit}: {error}")
+    return found
 
 
 def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:

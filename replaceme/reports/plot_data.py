@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config.figures import FORETOLD, FigureConfig
 from replaceme.config.tables import BASELINE, KEYS
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.places import plain
+from replaceme.cuts.choose import distance_of
 from replaceme.reports.csv_files import read_csv
 from replaceme.reports.published_values import scaled
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 NAMES = list(KEYS[:4])
 POINT = ["measure", "panel", "line", "x", "value", "stderr", "published", "row"]
 MORE = {"scatter": ["start"], "versus": ["x_stderr"]}  # columns of some kinds
-SPAN = re.compile(r"\[(\d+), (\d+)\)")
+SPAN = re.compile(r"\[([\d.]+), ([\d.]+)\)")
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _scattered(figure: FigureConfig, rows: "pandas.DataFrame", sources: Sources)
     for span, name, shown in zip(spans, cuts["cut"], cuts["span"], strict=True):
         if span is None:
             raise ReplaceMeError(f"figure: {name} removes {shown}; a scatter shows cuts of one run")
-    cuts["start"] = [int(span[1]) for span in spans]
+    cuts["start"] = [plain(float(span[1])) for span in spans]
     found, foretold = [], _foretold(sources.cuts)
     for distance in figure.distances:
         if distance == "residual":
@@ -177,8 +179,10 @@ def _foretold(cuts: Sequence[tuple[str, Path]]) -> dict[tuple[str, int, int], di
 
 def _across(figure: FigureConfig, sources: Sources, row: "pandas.Series", distance: str, span: re.Match) -> float:
     """Return the distance between the states before and after the cut of a row."""
-    matrix = _matrix(figure, sources.distances[f"{row['model']}/{row['calibration']}"], distance)
-    return float(matrix[int(span[1]) - 1, int(span[2]) - 1])
+    from replaceme.cuts.distances import load
+
+    matrices, _ = load(sources.distances[f"{row['model']}/{row['calibration']}"])
+    return distance_of(matrices, f"{distance}_{figure.position}", tuple(map(float, span.groups())))
 
 
 def _matrix(figure: FigureConfig, path: Path, distance: str) -> Any:

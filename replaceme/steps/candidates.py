@@ -13,7 +13,7 @@ from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
 # what the measured candidates depend on
-CANDIDATES = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", *MERGING, "metric", "samples")
+CANDIDATES = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "metric", "samples")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

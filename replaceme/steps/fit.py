@@ -12,7 +12,7 @@ from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.fits import METHODS, FitConfig
 from replaceme.config.methods import MethodConfig
-from replaceme.core.cut_record import Cut
+from replaceme.core.cut_record import Cut, check_whole
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import load_metadata, write_json
 from replaceme.core.origin import Origin
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     cut = Cut.load(args.cut)
     same_model(record, cut.model_sha256, args.cut)
     groups = cut.groups
+    check_whole(cut, config.of_whole_blocks)
     if config.is_other:
         _fit_method(args, record, config, cut)
         return

@@ -16,8 +16,8 @@ ONLINE = True
 # the one `--revision` is the model's
 CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *ENOUGH, *FORWARD)
 CUT = (
-    "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", *MERGING, "start", "metric",
-    "position",
+    "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", *MERGING, "halves", "start",
+    "metric", "position",
 )  # fmt: skip
 
 

@@ -8,12 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.core.cut_record import Cut
+from replaceme.core.cut_record import Cut, check_whole
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
+from replaceme.core.places import HALF, Span
 from replaceme.models.checkpoints import Checkpoint, with_derived_lists
 from replaceme.models.custom_code import check_architecture, separate_config
-from replaceme.models.model_config import check_fit, pruned_config
+from replaceme.models.model_config import check_fit, check_halves, pruned_config
 from replaceme.models.model_record import ModelRecord
 from replaceme.placements.placement import Placement
 from replaceme.placements.registry import PLACEMENTS
@@ -80,9 +81,7 @@ def finish(
     merger.write(_content(merger.checkpoint, cut.groups, transforms, merger.device), provenance, card)
 
 
-def _content(
-    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]", device: str
-) -> Content:
+def _content(checkpoint: Checkpoint, groups: Sequence[Span], transforms: "Sequence[Transform]", device: str) -> Content:
     edits = with_new_numbers(checkpoint, groups, _edits(checkpoint, groups, [one.to(device) for one in transforms]))
     layers = _layers(checkpoint, groups, transforms)
     config = pruned_config(with_derived_lists(checkpoint), groups)
@@ -98,11 +97,13 @@ def _check(checkpoint: Checkpoint, cut: Cut, transforms: "Sequence[Transform]") 
     if cut.num_blocks != last:
         raise ReplaceMeError(f"{checkpoint.folder}: the cut is of a model with {cut.num_blocks} blocks, not this one")
     for (start, end), (following, _) in pairwise([*groups, (last + 1, last + 1)]):
-        if not 1 <= start <= end <= last or end >= following:
+        if not HALF <= start <= end <= last or end >= following:
             raise ReplaceMeError(
                 f"{checkpoint.folder}: cut {cut.span} does not lie in blocks 1 .. {last - 1}, in order and with "
                 "a block between its groups"
             )
+    if cut.in_middle:
+        check_halves(checkpoint.family, str(checkpoint.folder))
     if len(transforms) != len(groups):
         raise ReplaceMeError(
             f"{checkpoint.folder}: {len(transforms)} transforms for {len(groups)} groups; fit them again"
@@ -112,6 +113,7 @@ def _check(checkpoint: Checkpoint, cut: Cut, transforms: "Sequence[Transform]") 
             continue
         check_fit(checkpoint.config, str(checkpoint.folder), transform.placement, transform.recycled is not None)
         check_values(transform, size, checkpoint.folder)
+        check_whole(cut, None if transform.place.anywhere else f"placement {transform.placement}")
         normed = checkpoint.family.post_norm is not None and transform.place.of_mlp
         if normed != (transform.gain is not None):
             raise ReplaceMeError(f"{checkpoint.folder}: transform fitted without regard to this model's norms; again")
@@ -131,9 +133,7 @@ def check_values(transform: "Transform", size: int, where: str | Path) -> None:
         raise ReplaceMeError(f"{where}: the transform holds NaN or infinity; fit it again")
 
 
-def _edits(
-    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
-) -> dict[str, Edit]:
+def _edits(checkpoint: Checkpoint, groups: Sequence[Span], transforms: "Sequence[Transform]") -> dict[str, Edit]:
     """Return the edits of tensors by their name in the source; each makes the new tensor from the given one."""
     edits: dict[str, Edit] = {}
     for place, placed in _by_place(groups, transforms):
@@ -143,7 +143,7 @@ def _edits(
 
 
 def _layers(
-    checkpoint: Checkpoint, groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
+    checkpoint: Checkpoint, groups: Sequence[Span], transforms: "Sequence[Transform]"
 ) -> "dict[str, dict[str, torch.Tensor]]":
     """Return tensors of linear layers of their own, by the tensor beside (and in the type of) which they go."""
     layers: dict[str, dict[str, torch.Tensor]] = {}
@@ -154,8 +154,8 @@ def _layers(
 
 
 def _by_place(
-    groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
-) -> "Iterator[tuple[Placement, list[tuple[tuple[int, int], Transform]]]]":
+    groups: Sequence[Span], transforms: "Sequence[Transform]"
+) -> "Iterator[tuple[Placement, list[tuple[Span, Transform]]]]":
     """Return the placements in their order, each with the groups whose maps are placed so; identities change
     nothing.
     """

@@ -1,13 +1,17 @@
-"""Trace a checkpoint that is made from a shortened one back to the original: which of its blocks are gone in all."""
+"""Trace a checkpoint that is made from a shortened one back to the original: which of its blocks are gone in all.
+
+Blocks count by halves, each by the place before it (see `places`).
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from replaceme.config.methods import NARROWING
-from replaceme.core.cut_record import Cut, Span
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, read_json
+from replaceme.core.places import HALF, Place, Span, is_gone, plain
 from replaceme.models.model_record import DEQUANTISED, ModelRecord
 
 
@@ -20,11 +24,12 @@ def lineage_of(record: ModelRecord, cut: Cut, fit: dict[str, Any]) -> dict[str, 
     earlier = _earlier(Path(record.folder))
     if earlier is None:
         return None
-    kept = _kept(range(earlier["num_blocks"]), earlier["groups"])
-    if len(kept) != record.num_blocks:
+    halves = [plain(HALF * number) for number in range(2 * earlier["num_blocks"])]
+    kept = _kept(halves, earlier["groups"])
+    if len(kept) != 2 * record.num_blocks:
         return None
     left = set(_kept(kept, _removed(cut, fit)))
-    gone = (block for block in range(earlier["num_blocks"]) if block not in left)
+    gone = (half for half in halves if half not in left)
     return {**earlier, "groups": [list(run) for run in _runs(gone)]}
 
 
@@ -50,18 +55,15 @@ def _removed(cut: Cut, fit: dict[str, Any]) -> list[Span]:
     return [] if fit.get("method") in NARROWING else cut.groups
 
 
-def _kept(numbers: Sequence[int], groups: Iterable[Sequence[int]]) -> list[int]:
-    """Return the numbers at the places outside of the runs [start, end)."""
-    gone = {place for start, end in groups for place in range(start, end)}
-    return [number for place, number in enumerate(numbers) if place not in gone]
+def _kept(halves: Sequence[Place], groups: Sequence[Span]) -> list[Place]:
+    """Return the halves of blocks at the places outside of the groups [start, end)."""
+    return [half for number, half in enumerate(halves) if not is_gone(HALF * number, groups)]
 
 
-def _runs(numbers: Iterable[int]) -> list[Span]:
-    """Return ascending numbers as runs [start, end)."""
+def _runs(halves: Iterable[Place]) -> list[Span]:
+    """Return ascending halves as runs [start, end)."""
     runs: list[Span] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
+    for half in halves:
+        start = runs.pop()[0] if runs and runs[-1][1] == half else half
+        runs.append((start, plain(half + HALF)))
     return runs

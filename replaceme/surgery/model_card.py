@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.cut_record import Cut
+from replaceme.core.places import carrier_of, in_middle, plain, shown
 from replaceme.models.model_record import DEQUANTISED
 from replaceme.placements.collapse import Collapse
 from replaceme.placements.registry import PLACEMENTS
@@ -16,8 +17,8 @@ TEMPLATE = """---
 {metadata}---
 # {original}, {in_all} blocks shorter
 
-Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
-removed without training, {fit}.
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not
+included{half}) were removed without training, {fit}.
 {loading}
 {lineage}
 | | |
@@ -52,8 +53,8 @@ HEALED = """---
 {metadata}---
 # {original}, {in_all} blocks shorter and healed
 
-Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not included) were
-removed, {fit}.
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not
+included{half}) were removed, {fit}.
 Then {trained}, in {steps} steps on {text}{taught}.
 The architecture is unchanged: load it as you load the original.
 {lineage}
@@ -77,6 +78,7 @@ TRAINED = {
     "full": "all weights were trained",
 }
 TAUGHT = {"text": "", "distillation": ", to predict what the source predicts"}
+HALVES = ", .5: after the attention of a block and before its MLP"
 LICENCE = ("license", "license_name", "license_link")
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
@@ -99,6 +101,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
+        half=HALVES if cut.in_middle else "",
         fit=fitted(provenance),
         loading=LOADING_SEPARATE if separate else LOADING,
         metric=cut.metric,
@@ -137,6 +140,7 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
+        half=HALVES if cut.in_middle else "",
         fit=fitted(provenance),
         trained=TRAINED[healing["train"]],
         steps=healing["steps"],
@@ -173,9 +177,9 @@ def _lineage(provenance: dict[str, Any], source: dict[str, Any], blocks: int) ->
         "original": named["source"],
         "revision": named["revision"],
         "final": known["num_blocks"] - 1,
-        "span": ", ".join(f"[{start}, {end})" for start, end in known["groups"]),
+        "span": shown(known["groups"]),
     }
-    in_all = sum(end - start for start, end in known["groups"])
+    in_all = plain(sum(end - start for start, end in known["groups"]))
     told = LINEAGE.format(source=_named_source(source)["source"], **of_original)
     return {"original": named["source"], "in_all": in_all, "lineage": told}
 
@@ -190,9 +194,11 @@ def fitted(provenance: dict[str, Any]) -> str:
     cut, fit, placement = Cut.of(provenance["cut"]), provenance["fit"], provenance["placement"]
     if placement is None:
         return "and nothing was put in their place (UIDL)"
-    carriers = [str(start - 1) for start, _ in cut.groups]
-    many = len(carriers) > 1
-    blocks = f"block{'s' * many} {', '.join(carriers)}"
+    many = len(cut.groups) > 1
+    numbers = [str(carrier_of(start)) for start, _ in cut.groups if not in_middle(start)]
+    halves = [f"the attention of block {carrier_of(start)}" for start, _ in cut.groups if in_middle(start)]
+    whole = [f"block{'s' * (len(numbers) > 1)} {', '.join(numbers)}"] if numbers else []
+    blocks = " and ".join([*whole, *halves])
     if placement == Collapse.name:
         return f"and their weights were merged into those of {blocks}"
     return (

@@ -9,6 +9,8 @@ more.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from replaceme.core.places import Span, kept_halves
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,15 +19,13 @@ if TYPE_CHECKING:
 
 
 def with_new_numbers(
-    checkpoint: "Checkpoint", groups: Sequence[tuple[int, int]], edits: "Mapping[str, Edit]"
+    checkpoint: "Checkpoint", groups: Sequence[Span], edits: "Mapping[str, Edit]"
 ) -> "dict[str, Edit]":
     """Return the edits of a cut's tensors, followed by those of the renumbered blocks."""
     found, family = dict(edits), checkpoint.family
     if family.numbered is None or not checkpoint.config.get(family.numbered):
         return found
-    gone = {block for start, end in groups for block in range(start, end)}
-    kept = [block for block in range(checkpoint.num_blocks) if block not in gone]
-    for new, old in enumerate(kept):
+    for new, (old, _) in enumerate(kept_halves(checkpoint.num_blocks, groups)):
         if new == old:
             continue
         weight = f"{family.blocks}.{old}.{family.query}"

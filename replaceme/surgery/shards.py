@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.core.files import sha256, sync, write_safetensors
+from replaceme.core.places import Span, is_gone
 from replaceme.core.progress import progress
 from replaceme.models.checkpoints import Checkpoint
 from replaceme.models.weights import INDEX, SINGLE
@@ -89,15 +90,15 @@ def _copy_range(source: int, target: int, begin: int, position: int, count: int)
         begin, position, count = begin + done, position + done, count - done
 
 
-def renamed(family: "Family", groups: Sequence[tuple[int, int]], name: str) -> str | None:
-    """Return a tensor's name in a checkpoint without the blocks of some groups, or None when its block goes."""
-    block = family.block_of(name)
-    if block is None:
+def renamed(family: "Family", groups: Sequence[Span], name: str) -> str | None:
+    """Return a tensor's name in a checkpoint without the groups of a cut, or None when its half of a block goes."""
+    place = family.place_of(name)
+    if place is None:
         return name
-    if any(start <= block < end for start, end in groups):
+    if is_gone(place, groups):
         return None
-    gone = sum(end - start for start, end in groups if end <= block)
-    return family.renamed(name, block - gone) if gone else name
+    gone = int(sum(end - start for start, end in groups if end <= place))
+    return family.renamed(name, family.block_of(name) - gone) if gone else name
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Shards:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        groups: Sequence[tuple[int, int]],
+        groups: Sequence[Span],
         folder: Path,
         known: Mapping[str, str] | None = None,
     ) -> None:
@@ -127,7 +128,7 @@ class Shards:
         self._names: dict[str, list[str]] = {}
         placed = {name: checkpoint.tensors[name][0] for name in checkpoint.tensors if self.renamed(name) is not None}
         if len(set(placed.values())) > 1:
-            placed |= {name: OWN for start, _ in groups for name in checkpoint.changeable(start - 1)}
+            placed |= {name: OWN for start, _ in groups for name in checkpoint.changeable(start)}
         for name, shard in sorted(placed.items(), key=lambda one: (one[1] == OWN, one[1])):
             self._names.setdefault(shard, []).append(name)
         self._copying, self._hashing = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(AT_ONCE)
@@ -140,7 +141,7 @@ class Shards:
 
     def copy(self) -> None:
         """Start to copy the shards in which nothing may change, in the background."""
-        changeable = {name for start, _ in self.groups for name in self.checkpoint.changeable(start - 1)}
+        changeable = {name for start, _ in self.groups for name in self.checkpoint.changeable(start)}
         for shard, names in self._names.items():
             if shard not in self._pending and not changeable & set(names):
                 self._pending[shard] = self._copying.submit(self._copy, shard)

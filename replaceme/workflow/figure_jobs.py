@@ -106,8 +106,8 @@ class FigureJobs:
             options.append(f"--numbers {shlex.quote(json.dumps(self._numbers(names.figure)))}")
         return " ".join([shlex.quote(figure.model_dump_json(exclude_unset=True)), *options])
 
-    def representations_option(self, names: Names) -> str:
-        """Return the option for distances that are measured only if a cut or a figure needs them."""
+    def distances_options(self, names: Names) -> str:
+        """Return the options for distances that are measured only if a cut or a figure needs them."""
         pair = f"{names.model}/{names.calibration}"
         shown = {
             name
@@ -116,7 +116,9 @@ class FigureJobs:
             for name in section.matrices
         }
         wanted = any(cut.of_representations for cut in self.config.cuts.values())
-        return "--representations" if wanted or shown & set(REPRESENTATIONS) else ""
+        options = ["--representations"] if wanted or shown & set(REPRESENTATIONS) else []
+        by_distance = any(cut.halves and not cut.needs_candidates for cut in self.config.cuts.values())
+        return " ".join([*options, *(["--halves"] if by_distance else [])])
 
     def _pairs(self, figure: str) -> dict[str, str]:
         """Return the distances of every `model/calibration` in the rows of a figure's tables."""

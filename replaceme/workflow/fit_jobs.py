@@ -30,7 +30,7 @@ from replaceme.config.schema import Config
 
 Files = Mapping[str, str | list[str]]
 EVIDENCE = ("distances", "candidates", "statistics", "shards", "rows", "tokens", "recycled")
-CANDIDATE_OPTIONS = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", *MERGING, "samples")
+CANDIDATE_OPTIONS = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "samples")
 
 
 def candidates_name(cut: CutConfig) -> str:
@@ -40,6 +40,7 @@ def candidates_name(cut: CutConfig) -> str:
         split += f"-keep-{cut.keep_first}-{cut.keep_last}"
     if cut.search == "merging":
         split += "".join(f"-{getattr(cut, name)}" for name in MERGING)
+    split += "-halves" if cut.halves else ""
     metric = f"-{cut.measured_as}" if cut.needs_loss else ""
     return f"{cut.size}{split}-{cut.samples or 'all'}-samples{metric}"
 

@@ -235,8 +235,8 @@ def test_figures_and_targets(config, tables):
     beside = figures.files_beside(["t"])
     assert "results/a/text/paper/cut.svg" in beside and "results/a/text/hand/cut.svg" not in beside
     assert "results/a/text/paper/ls/healed/short/healing.svg" in beside
-    assert figures.representations_option(names()) == "--representations"
-    assert figures.representations_option(names(calibration="more")) == ""
+    assert figures.distances_options(names()) == "--representations"
+    assert figures.distances_options(names(calibration="more")) == ""
     options = shlex.split(figures.options(Names(figure="line")))
     assert options[-1] == '{"text": 128}' and options[-4:-2] == ["--table", "results/tables/t.csv"][:2]
     assert "--distances" in shlex.split(figures.options(Names(figure="map")))

@@ -1,0 +1,48 @@
+"""Places in the residual stream: k lies before block k, k + 0.5 between the attention and the MLP of block k.
+
+A cut [start, end) removes what lies between two places. The state at a place p goes by the number p - 1: after block k
+it is `hidden_states[k]`, in the middle of block k `hidden_states[k - 0.5]`.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+
+Place = int | float
+Span = tuple[Place, Place]
+HALF = 0.5
+
+
+def in_middle(place: Place) -> bool:
+    """Return whether a place lies in the middle of a block."""
+    return place % 1 != 0
+
+
+def plain(place: Place) -> Place:
+    """Return a place as it is written: 4 for 4.0, 4.5 for 4.5."""
+    return int(place) if not in_middle(place) else place
+
+
+def carrier_of(start: Place) -> int:
+    """Return the block that writes to the stream last before a place, by its MLP or, in its middle, its attention."""
+    return block_of(start - 1)
+
+
+def block_of(state: Place) -> int:
+    """Return the block that has a state at its end or in its middle."""
+    return ceil(state)
+
+
+def is_gone(place: Place, groups: Sequence[Span]) -> bool:
+    """Return whether what comes after a place goes with the groups [start, end) of a cut."""
+    return any(start <= place < end for start, end in groups)
+
+
+def kept_halves(num_blocks: int, groups: Sequence[Span]) -> list[tuple[int, int]]:
+    """Return, for each block of the shortened model, the blocks that its attention and its MLP come from."""
+    attention, mlp = ([block for block in range(num_blocks) if not is_gone(block + half, groups)] for half in (0, HALF))
+    return list(zip(attention, mlp, strict=True))
+
+
+def shown(groups: Sequence[Span]) -> str:
+    """Return the groups of a cut as text, `[2, 5), [7.5, 10.5)`."""
+    return ", ".join(f"[{start}, {end})" for start, end in groups)
