@@ -123,6 +123,7 @@ def _of_choice(pace: Pace, positions: int, samples: int, blocks: int, cut: CutCo
     """Return the estimate for the choice of the cut, without solves."""
     if not cut.needs_candidates:
         return positions * pace.forward
+    blocks *= 1 + cut.halves  # of which each may begin a candidate, or its middle
     positions *= min(1.0, (cut.samples or samples) / samples)
     found = 2 * positions * (pace.forward + 1.5 * blocks * pace.sums)
     if cut.needs_loss or cut.search in ("iterative", "merging"):

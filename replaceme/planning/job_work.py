@@ -109,7 +109,7 @@ def _candidates(config: Config, names: Names, outline: Outline) -> Work:
     cut = config.cuts[names["cut"]]
     most = section.at_most.samples
     samples = min(cut.samples or most, most)
-    again = outline.num_blocks if cut.needs_loss else 1
+    again = outline.num_blocks * (1 + cut.halves) if cut.needs_loss else 1
     at_once = section.batch_size * length(config, name)
     tokens, pixels = samples * length(config, name) * again, pixels_of(config, name, outline)
     return Work(tokens, at_once, squares=candidate_matrices(cut, outline), pixels=pixels, dtype=section.dtype)

@@ -22,6 +22,7 @@ from replaceme.config.evaluations import (
     evaluation_flags,
 )
 from replaceme.config.fits import METHODS, fit_config
+from replaceme.core.places import HALF
 from replaceme.steps import evaluate
 from replaceme.steps.index import STEPS
 
@@ -43,7 +44,11 @@ def cuts(size):
         "samples": st.none(),
     }
     after_fit = {"metric": st.sampled_from(["residual", "cosine_after_fit"]), "samples": MAYBE_COUNT}
-    return st.one_of(st.builds(schema.CutConfig, **size, **how) for how in ({"start": COUNT}, by_distance, after_fit))
+    after_fit["halves"] = st.booleans()
+    return st.one_of(
+        st.builds(schema.CutConfig, **size, **how)
+        for how in ({"start": COUNT | COUNT.map(HALF.__add__)}, by_distance, after_fit)
+    )
 
 
 DATASET = TEXT.filter(lambda text: text not in MICRO)  # of which less can be told

@@ -16,8 +16,9 @@ from replaceme.cuts.groups import check_room, dynamic, greedy, merged, sizes_nee
 ADJACENCY = st.sampled_from(["merge", "separate"])
 
 
-def all_spans(num_blocks):
-    return [(start, end) for start in range(1, num_blocks) for end in range(start + 1, num_blocks + 1)]
+def all_spans(num_blocks, halves=False):
+    whole = [(start, end) for start in range(1, num_blocks) for end in range(start + 1, num_blocks + 1)]
+    return sorted([*whole, *((start - 0.5, end - 0.5) for start, end in whole)]) if halves else whole
 
 
 def allowed(runs, adjacency):
@@ -25,31 +26,31 @@ def allowed(runs, adjacency):
     return all(one[1] + gap <= two[0] for one, two in pairwise(runs))
 
 
-def every_split(num_blocks, blocks, groups, adjacency):
+def every_split(costs, blocks, groups, adjacency):
     for count in range(1, groups + 1):
-        for runs in combinations(all_spans(num_blocks), count):
+        for runs in combinations(sorted(costs), count):
             if sum(end - start for start, end in runs) == blocks and allowed(runs, adjacency):
                 yield runs
 
 
 @st.composite
-def problems(draw):
-    num_blocks = draw(st.integers(3, 8))
-    spans = all_spans(num_blocks)
+def problems(draw, halves=False):
+    num_blocks = draw(st.integers(3, 5 if halves else 8))
+    spans = all_spans(num_blocks, halves)
     values = draw(st.lists(st.integers(0, 9), min_size=len(spans), max_size=len(spans)))
     costs = {span: value / 8 for span, value in zip(spans, values, strict=True)}
     return num_blocks, costs, draw(st.integers(1, num_blocks - 1)), draw(st.integers(1, 3)), draw(ADJACENCY)
 
 
 @settings(max_examples=200, deadline=None)
-@given(problems())
+@given(problems() | problems(halves=True))
 def test_dynamic_is_the_best_of_every_split(problem):
     num_blocks, costs, blocks, groups, adjacency = problem
     found = dynamic(costs, num_blocks, blocks, groups, adjacency)
     assert 1 <= len(found) <= groups and found == sorted(found) and allowed(found, adjacency)
-    assert found[0][0] >= 1 and found[-1][1] <= num_blocks
+    assert set(found) <= set(costs)
     assert sum(end - start for start, end in found) == blocks
-    best = min(sum(costs[run] for run in runs) for runs in every_split(num_blocks, blocks, groups, adjacency))
+    best = min(sum(costs[run] for run in runs) for runs in every_split(costs, blocks, groups, adjacency))
     assert sum(costs[run] for run in found) == best
 
 
