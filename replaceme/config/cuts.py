@@ -95,7 +95,7 @@ class CutConfig(Strict):
             raise ValueError("give either blocks or ratio")
         if self.start is not None and self.start < HALF:
             raise ValueError(
-                f"start {self.start} leaves no carrier: start at 1 or later, or at 0.5, after the first attention"
+                f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later, or at 0.5"
             )
         if self.metric not in by_position() and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")

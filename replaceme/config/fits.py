@@ -52,7 +52,7 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, Transfo
 
     @property
     def of_whole_blocks(self) -> str | None:
-        """What of it keeps cuts to whole blocks; None: they may begin in the middle of one."""
+        """Return what keeps its cuts to whole blocks; None: they may begin in the middle of one."""
         if not self.place.anywhere:
             return f"placement {self.placement}"
         if self.recycle is not None:

@@ -35,7 +35,7 @@ class MethodConfig(Strict):
 
     @property
     def of_whole_blocks(self) -> str | None:
-        """What of it keeps cuts to whole blocks; None: they may begin in the middle of one."""
+        """Return what keeps its cuts to whole blocks; None: they may begin in the middle of one."""
         return f"method {self.method}"
 
     @property
