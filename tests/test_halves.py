@@ -11,19 +11,20 @@ from transformers import AutoModelForCausalLM
 
 import replaceme
 from replaceme.activations.capture import Wanted, capture
+from replaceme.activations.divergence import log_probabilities
 from replaceme.activations.gather import gather_groups
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import Regression
 from replaceme.core.cut_record import Cut
 from replaceme.core.places import kept_halves
-from replaceme.cuts.after_fit import measure_candidates
+from replaceme.cuts.after_fit import candidates_of, measure_candidates
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import measure
 from replaceme.methods.registry import check_together
 from replaceme.models.checkpoints import open_checkpoint, read_config, resolve
 from replaceme.models.loading import load_causal_model
-from replaceme.models.model_config import check_halves, family_of, pruned_config
+from replaceme.models.model_config import check_cut, check_halves, family_of, pruned_config
 from replaceme.surgery.fold import merge
 from replaceme.surgery.lineage import lineage_of
 from replaceme.surgery.shortened_model import shortened
@@ -186,3 +187,58 @@ def test_entries_by_block_go_with_their_half(refuses):
     assert found["layer_types"] == list("abef") and found["mlp_only_layers"] == [1]
     with refuses("per_layer_of_some_kind differs between the blocks that cut [1.5, 3.5) makes one of"):
         pruned_config({**config, "per_layer_of_some_kind": {"1": 7}}, [CUT])
+
+
+SUBLAYERS = [(1, 1.5), (2.5, 3.5), (4.5, 5)]  # attention 1; MLP 2 and attention 3, which make a block; MLP 4
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "opt"])
+def test_a_saved_model_without_single_sublayers(request, name, tmp_path):
+    """Its blocks lack an attention or an MLP, by the code it brings, and it generates the same with a cache."""
+    folder = request.getfixturevalue(name) if name in ("llama", "gemma") else family_checks.source(name)
+    config, cut = read_config(folder), cut_of(SUBLAYERS, 6)
+    family = family_of(config, name)
+    assert kept_halves(6, SUBLAYERS) == [(0, 0), (None, 1), (2, 3), (4, None), (5, 5)] and not cut.pairs_up
+    gain = None if family.post_norm is None else 0.7
+    matrix = torch.eye(16).double() + 0.3 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()
+    found = [Transform(matrix, {"solver": "least_squares"}, gain=gain) for _ in SUBLAYERS]
+    merge(folder, cut, found, tmp_path / "out", {})
+    model, short = (load_causal_model(one, "float32", "cpu") for one in (folder, tmp_path / "out"))
+    ids = torch.randint(4, 60, (1, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), shortened(model.base_model, family, SUBLAYERS, found):
+        expected = model(ids).logits
+    with torch.no_grad():
+        assert family_checks.difference(short(ids).logits, expected) < EXACT
+    plain, cached = (short.generate(ids, max_new_tokens=8, do_sample=False, use_cache=use) for use in (False, True))
+    assert torch.equal(plain, cached)
+    whole = sum(one.numel() for one in model.parameters())
+    assert sum(one.numel() for one in short.parameters()) < whole
+
+
+def test_sublayers_go_one_by_one_where_a_parameter_costs_least(llama, make_tokens, refuses):
+    record, tokens = resolve(str(llama)), make_tokens(6)
+    model = load_causal_model(llama, "float32", "cpu")
+    family = family_of(read_config(llama), "m")
+    cut = CutConfig(blocks=2, search="sublayers", metric="kl_without", keep_last=1)
+    found = candidates_of(cut, record, model, family, tokens, 4)["candidates"]
+    chosen = choose(cut, record, candidates=found)
+    sizes = {(one["start"], one["end"]): one["parameters"] for one in found}
+    assert sum(sizes.values()) == 4 * record.block_parameters[0], "of blocks 1 to 4"
+    removed = sum(sizes[part] for part in chosen.parts)
+    budget = 2 * record.block_parameters[0]
+    left = [size for part, size in sizes.items() if part not in chosen.parts]
+    assert all(abs(removed + size - budget) >= abs(removed - budget) for size in left), "no other comes nearer"
+    assert chosen.blocks == len(chosen.parts) / 2
+    gone, before = [], 0.0
+    for number, one in enumerate(one for one in found if one["kept"]):
+        tried = [other for other in found if other["round"] == number]
+        assert one == min(tried, key=lambda other: (other["kl_without"] - before) / other["parameters"])
+        gone, before = [*gone, (one["start"], one["end"])], one["kl_without"]
+        with shortened(model.base_model, family, gone, [None] * len(gone)):
+            short = log_probabilities(model, tokens)
+        whole = log_probabilities(model, tokens)
+        assert before == pytest.approx(float((whole.exp() * (whole - short)).sum(-1).mean()), rel=1e-3)
+    with refuses("not those of single sublayers"):
+        choose(cut, record, candidates=[{"start": 1, "end": 2, "kl": 1.0}])
+    with refuses("m: single sublayers of mixtures of experts"):
+        check_cut(read_config(family_checks.source("mixtral")), cut, "m")

@@ -7,7 +7,6 @@ from pydantic import Field, field_validator, model_validator
 from replaceme.config.base import Strict
 from replaceme.config.metrics import (
     AFTER_FIT,
-    OF_MERGING,
     REPRESENTATIONS,
     WITHOUT_FIT,
     by_position,
@@ -17,6 +16,8 @@ from replaceme.config.metrics import (
 )
 from replaceme.core.places import HALF, in_middle, plain
 
+# searches with a metric of their own
+OWN_METRIC = ("merging", "sublayers")
 # searches that take blocks one by one, wherever they lie
 SINGLE = ("independent", "iterative")
 # what `search: merging` can be told
@@ -38,13 +39,15 @@ class CutConfig(Strict):
         description="Groups that touch: merge, one group of them (Multi_LT of the paper); separate, "
         "at least one block is kept between any two (Multi_LT_NC).",
     )
-    search: Literal["greedy", "dynamic", "independent", "iterative", "merging"] = Field(
+    search: Literal["greedy", "dynamic", "independent", "iterative", "merging", "sublayers"] = Field(
         "greedy",
         description="Search for several groups: greedy, groups of one size, the least metric first (the paper); "
         "dynamic, at most so many groups of any sizes whose metric has the least sum; independent, the single blocks "
         "of least metric, wherever they lie, those that touch as one group (ShortGPT); iterative, single blocks one "
         "after another, each measured without those before it (SLEB; metric perplexity or taylor); merging, from the "
-        "last blocks down, several become one wherever the model's output stays similar (LaCo; metric output).",
+        "last blocks down, several become one wherever the model's output stays similar (LaCo; metric output); "
+        "sublayers, single attentions and MLPs one after another, the least rise of metric kl_without for each "
+        "parameter first, until as many parameters are gone.",
     )
     keep_first: int = Field(
         1,
@@ -94,9 +97,7 @@ class CutConfig(Strict):
         if (self.blocks is None) == (self.ratio is None):
             raise ValueError("give either blocks or ratio")
         if self.start is not None and self.start < HALF:
-            raise ValueError(
-                f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later, or at 0.5"
-            )
+            raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later, or at 0.5")
         if self.metric not in by_position() and self.position != "all":
             raise ValueError(f"metric {self.metric} averages over all tokens; drop `position: {self.position}`")
         by_hand = [name for name in ("metric", "position", "samples", "halves") if self._given(name)]
@@ -110,8 +111,11 @@ class CutConfig(Strict):
     def _options_of_several_groups(self) -> "CutConfig":
         if self.start is not None and self.several:
             raise ValueError(f"start places one group by hand; drop {'groups' if self.groups > 1 else 'search'}")
-        if (self.search == "merging") != (self.metric in OF_MERGING):
-            raise ValueError("search merging and metric output go together; set both, or drop both")
+        wanted = every_metric()[self.metric].search
+        if wanted != (self.search if self.search in OWN_METRIC else None):
+            search = wanted or self.search
+            metric = next(name for name, one in every_metric().items() if one.search == search)
+            raise ValueError(f"search {search} and metric {metric} go together; set both, or drop both")
         for name in MERGING:
             if self.search != "merging" and self._given(name):
                 raise ValueError(f"{name} is about merging; drop it, or set `search: merging`")
@@ -119,7 +123,7 @@ class CutConfig(Strict):
             raise ValueError("search dynamic adds the metric up, which perplexities do not; take loss, kl or taylor")
         if self.halves and self.metric == "taylor":
             raise ValueError("metric taylor is of whole blocks; drop halves, or take another metric")
-        if self.single or self.search == "merging":
+        if self.single or self.search in OWN_METRIC:
             self._check_single()
             return self
         for name in ("keep_first", "keep_last"):
@@ -154,12 +158,17 @@ class CutConfig(Strict):
     @property
     def in_middle(self) -> bool:
         """True if the cut may begin in the middle of a block."""
-        return self.halves or (self.start is not None and in_middle(self.start))
+        return self.halves or self.search == "sublayers" or (self.start is not None and in_middle(self.start))
+
+    @property
+    def own_code(self) -> bool:
+        """True if blocks may lack their attention or MLP, for which the model brings code of its own."""
+        return self.search == "sublayers"
 
     @property
     def several(self) -> bool:
         """True if there may be several groups."""
-        return self.groups > 1 or self.single or self.search == "merging"
+        return self.groups > 1 or self.single or self.search in OWN_METRIC
 
     @property
     def needs_candidates(self) -> bool:

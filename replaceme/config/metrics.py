@@ -14,7 +14,8 @@ class Metric:
     `label`: on the axes of figures, with its unit. `function`: the full name of the function that measures it; metrics
     of one function come together. `about`: the text beside its name in the docs. `beside`: labels of further measures
     of the function. `adds_up`: whether values of several runs of blocks may be added. `with_head`: whether the model
-    runs with its head. `tells_position`: whether tables say over which tokens it was averaged.
+    runs with its head. `tells_position`: whether tables say over which tokens it was averaged. `search`: the only one
+    that it is for.
     """
 
     label: str
@@ -24,6 +25,7 @@ class Metric:
     adds_up: bool = True
     with_head: bool = False
     tells_position: bool = False
+    search: str | None = None
 
 
 # (states [tokens, hidden] of each block, flags [tokens]) -> {metric: mean over the flagged tokens, [blocks, blocks]}
@@ -82,13 +84,21 @@ WITHOUT_FIT = {
         with_head=True,
     ),
 }
-# of a search of its own, `search: merging`
-OF_MERGING = {
+# (cut, record, blocks, model, family, tokens, batch size) -> the candidates of a search of its own
+OF_SEARCHES = {
     "output": Metric(
         "cosine distance of the output (1 − cos)",
         "replaceme.cuts.laco_search.merging_candidates",
         "the cosine distance of the last states of the merged model to the original's: LaCo",
         with_head=True,
+        search="merging",
+    ),
+    "kl_without": Metric(
+        "KL divergence without the sublayers (nats per token)",
+        "replaceme.cuts.sublayers.sublayer_candidates",
+        "of next-token distributions, whole model against that without single attentions and MLPs",
+        with_head=True,
+        search="sublayers",
     ),
 }
 
@@ -110,7 +120,7 @@ def of_pairs() -> dict[str, Metric]:
 
 def of_candidates() -> dict[str, Metric]:
     """Return the metrics that are measured for each candidate by itself."""
-    return {**AFTER_FIT, **WITHOUT_FIT, **OF_MERGING}
+    return {**AFTER_FIT, **WITHOUT_FIT, **OF_SEARCHES}
 
 
 def every_metric() -> dict[str, Metric]:
@@ -128,7 +138,7 @@ def described() -> str:
     kinds = {
         "A distance of hidden states before and after": of_pairs(),
         "The error left after the least-squares fit of every candidate": AFTER_FIT,
-        "Without any fit": {**WITHOUT_FIT, **OF_MERGING},
+        "Without any fit": {**WITHOUT_FIT, **OF_SEARCHES},
     }
     listed = [
         f"{kind}: {', '.join(_worded(name, one) for name, one in found.items())}" for kind, found in kinds.items()

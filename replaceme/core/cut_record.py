@@ -6,7 +6,7 @@ from typing import Any
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, write_json
-from replaceme.core.places import HALF, Span, in_middle, shown
+from replaceme.core.places import HALF, Span, in_middle, kept_halves, shown
 
 NEEDED = ("groups", "blocks", "num_blocks", "metric")
 ONLY_WHERE_KNOWN = ("parts", "search", "adjacency", "coefficients", "model_sha256", "measured_on")
@@ -38,8 +38,13 @@ class Cut:
 
     @property
     def in_middle(self) -> bool:
-        """True if a group begins in the middle of a block."""
-        return any(in_middle(start) for start, _ in self.groups)
+        """True if a group begins or ends in the middle of a block."""
+        return any(in_middle(place) for group in self.groups for place in group)
+
+    @property
+    def pairs_up(self) -> bool:
+        """True if each attention that stays has an MLP, and the other way round."""
+        return not any(None in halves for halves in kept_halves(self.num_blocks, self.groups))
 
     @property
     def span(self) -> str:
@@ -80,23 +85,19 @@ class Cut:
 
 
 def check_whole(cut: Cut, what: str | None) -> None:
-    """Raise ReplaceMeError where a cut begins in the middle of a block and `what` replaces whole blocks alone, if any
+    """Raise ReplaceMeError where a cut divides a block and `what` replaces whole blocks alone, if any
     is given.
     """
     if cut.in_middle and what is not None:
-        raise ReplaceMeError(
-            f"cut {cut.span} begins in the middle of a block, {what} takes whole blocks; change either"
-        )
+        raise ReplaceMeError(f"cut {cut.span} divides a block, {what} takes whole blocks; change either")
 
 
 def _are_groups(groups: Any, num_blocks: Any) -> bool:
-    """Return whether these are pairs [start, end) of places, a whole number of blocks apart."""
+    """Return whether these are pairs [start, end) of places."""
     if not isinstance(groups, list) or not isinstance(num_blocks, int):
         return False
     return all(isinstance(group, list) and len(group) == 2 and _is_group(*group, num_blocks) for group in groups)
 
 
 def _is_group(start: Any, end: Any, num_blocks: int) -> bool:
-    if not all(isinstance(one, int | float) and HALF <= one <= num_blocks for one in (start, end)):
-        return False
-    return start % HALF == 0 and (end - start) % 1 == 0
+    return all(isinstance(one, int | float) and HALF <= one <= num_blocks and one % HALF == 0 for one in (start, end))

@@ -37,10 +37,24 @@ def is_gone(place: Place, groups: Sequence[Span]) -> bool:
     return any(start <= place < end for start, end in groups)
 
 
-def kept_halves(num_blocks: int, groups: Sequence[Span]) -> list[tuple[int, int]]:
-    """Return, for each block of the shortened model, the blocks that its attention and its MLP come from."""
-    attention, mlp = ([block for block in range(num_blocks) if not is_gone(block + half, groups)] for half in (0, HALF))
-    return list(zip(attention, mlp, strict=True))
+def kept_halves(end: Place, groups: Sequence[Span]) -> list[tuple[int | None, int | None]]:
+    """Return the blocks that the attention and the MLP of each block of a shortened model come from, up to a place of
+    the original.
+
+    An attention and an MLP make a block where no other half is left between them; None: the block lacks one.
+    """
+    found: list[tuple[int | None, int | None]] = []
+    for number in range(int(end / HALF)):
+        block, of_mlp = divmod(number, 2)
+        if is_gone(number * HALF, groups):
+            continue
+        if not of_mlp:
+            found.append((block, None))
+        elif found and found[-1][1] is None:
+            found[-1] = (found[-1][0], block)
+        else:
+            found.append((None, block))
+    return found
 
 
 def shown(groups: Sequence[Span]) -> str:

@@ -24,7 +24,7 @@ from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
-from replaceme.config.metrics import AFTER_FIT, OF_MERGING, WITHOUT_FIT
+from replaceme.config.metrics import AFTER_FIT, OF_SEARCHES, WITHOUT_FIT
 from replaceme.config.placement import MLP
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.named import import_named
@@ -53,8 +53,8 @@ def candidates_of(
     """Return the contents of candidates.json for a cut section; where `needs_loss` the model must have its head."""
     sizes = sizes_of(cut, record)
     fitted, held_out = tokens.first(cut.samples), {}
-    if cut.metric in OF_MERGING:
-        search = import_named(OF_MERGING[cut.metric].function)
+    if cut.metric in OF_SEARCHES:
+        search = import_named(OF_SEARCHES[cut.metric].function)
         measured = search(cut, record, resolve_blocks(cut, record), model, family, fitted, batch_size)
     elif cut.metric in WITHOUT_FIT:
         from replaceme.cuts.without_fit import unrepaired_candidates

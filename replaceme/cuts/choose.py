@@ -7,6 +7,7 @@ of a block to that of another, [start - 0.5, end - 0.5). Ties go to the lower st
 - residual, cosine_after_fit, loss, kl: what is left after the least-squares fit of each (`candidates`).
 - perplexity, taylor: what is left of the model without each (`without_fit`).
 - output: what is left of the model's last states when blocks are merged, one run after another (`laco_search`).
+- kl_without: how far the model is without single attentions and MLPs, one after another (`sublayers`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import middle
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.places import HALF, Span, block_of, in_middle, shown
+from replaceme.core.places import HALF, Span, block_of, in_middle, plain, shown
 from replaceme.cuts.groups import Costs, check_room, dynamic, greedy, independent, least, merged, sizes_needed
 from replaceme.models.model_record import Sizes
 
@@ -71,10 +72,20 @@ def possible_spans(cut: CutConfig, record: Sizes) -> list[Span]:
         )
     if cut.search == "merging":
         return _without_kept(cut, record.num_blocks, blocks, spans(record.num_blocks, 1))
+    if cut.search == "sublayers":
+        return sublayers(cut, record)
     sizes = sizes_of(cut, record)
     check_room(record.num_blocks, blocks, cut.groups, cut.search, cut.adjacency)
     found = [span for size in sizes for span in spans(record.num_blocks, size, cut.in_middle)]
     return _without_kept(cut, record.num_blocks, blocks, found) if cut.single else found
+
+
+def sublayers(cut: CutConfig, record: Sizes) -> list[Span]:
+    """Return all single attentions and MLPs of the blocks that may lose theirs, as runs [start, end) of half a block;
+    raises ReplaceMeError where these are fewer than the blocks to remove.
+    """
+    blocks = _without_kept(cut, record.num_blocks, resolve_blocks(cut, record), spans(record.num_blocks, 1))
+    return [run for start, end in blocks for run in ((start, start + HALF), (start + HALF, end))]
 
 
 def _without_kept(cut: CutConfig, num_blocks: int, blocks: int, found: list[Span]) -> list[Span]:
@@ -109,6 +120,10 @@ def choose(
         merges = _merges(candidates, blocks)
         parts = [(one["start"], one["end"]) for one in merges]
         coefficients = [one["coefficients"] for one in merges]
+    elif cut.search == "sublayers":
+        metric, position, listed = cut.metric, cut.position, _of_sublayers(candidates, possible)
+        parts = sorted((one["start"], one["end"]) for one in kept_entries(listed))
+        blocks = plain(len(parts) * HALF)
     else:
         metric, position = cut.metric, cut.position
         if cut.search == "iterative":
@@ -132,6 +147,19 @@ def choose(
         candidates=listed,
         **several,
     )
+
+
+def kept_entries(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a search has kept of all that it tried."""
+    return [one for one in tried if one["kept"]]
+
+
+def _of_sublayers(candidates: list[dict[str, Any]], possible: list[Span]) -> list[dict[str, Any]]:
+    """Return the candidates; raises ReplaceMeError unless they are of the search of sublayers."""
+    tried = {(one["start"], one["end"]) for one in candidates if "kept" in one and "kl_without" in one}
+    if not tried or not tried <= set(possible):
+        raise ReplaceMeError("cut: the candidates measured are not those of single sublayers; measure them again")
+    return candidates
 
 
 def kept_merges(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:

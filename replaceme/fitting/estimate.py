@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from replaceme.config.cuts import CutConfig
+from replaceme.config.cuts import OWN_METRIC, CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.methods import MethodConfig
 from replaceme.fitting.one_pass import can_foresee
@@ -123,11 +123,11 @@ def _of_choice(pace: Pace, positions: int, samples: int, blocks: int, cut: CutCo
     """Return the estimate for the choice of the cut, without solves."""
     if not cut.needs_candidates:
         return positions * pace.forward
-    blocks *= 1 + cut.halves  # of which each may begin a candidate, or its middle
+    blocks *= 1 + (cut.halves or cut.own_code)  # of which each may begin a candidate, or its middle
     positions *= min(1.0, (cut.samples or samples) / samples)
     found = 2 * positions * (pace.forward + 1.5 * blocks * pace.sums)
-    if cut.needs_loss or cut.search in ("iterative", "merging"):
+    if cut.needs_loss or cut.search in ("iterative", *OWN_METRIC):
         removed = cut.blocks or max(1, round((cut.ratio or 0) * blocks))
-        rounds = removed if cut.search in ("iterative", "merging") else 0.25
+        rounds = removed if cut.search in ("iterative", *OWN_METRIC) else 0.25
         found += positions * pace.forward * blocks * rounds
     return found

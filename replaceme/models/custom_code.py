@@ -7,12 +7,13 @@ left out with a mere warning.
 This package runs its own copy of the file, and only for folders whose file is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, sha256
+from replaceme.core.places import Span, kept_halves
 from replaceme.models.trust import check_no_code, check_runs_nothing_but
 from replaceme.placements.block import LAYER
 
@@ -28,10 +29,34 @@ AUTO_MAP = {
 }
 
 
-def separate_config(config: dict[str, Any], tensors: Sequence[str]) -> dict[str, Any]:
-    """Return config.json of a checkpoint that holds these tensors of linear layers (by their names in it)."""
+def separate_config(
+    config: dict[str, Any], tensors: Sequence[str], absent: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return config.json of a checkpoint that holds these tensors of linear layers (by their names in it), and lacks
+    modules (see `absent_modules`).
+    """
     replacements = {name.removesuffix(f".{LAYER}.weight"): {"bias": False} for name in tensors}
-    return coded_config(config, {"replacements": replacements})
+    entries = {"replacements": replacements, "absent": absent}
+    return coded_config(config, {key: one for key, one in entries.items() if one})
+
+
+def absent_modules(checkpoint: "Checkpoint", groups: Sequence[Span]) -> dict[str, str]:
+    """Return the modules that blocks of a shortened model lack, by their names in it, and what comes in their place.
+
+    These are the attention or the MLP of each block of which only the other half is left, with its norms.
+    """
+    family, found = checkpoint.family, {}
+    for new, halves in enumerate(kept_halves(checkpoint.num_blocks, groups)):
+        if None not in halves:
+            continue
+        lacks_attention = halves[0] is None
+        prefix = f"{family.blocks}.{next(one for one in halves if one is not None)}."
+        inside = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
+        parts = {name.partition(".")[0] for name in inside if family.attention.holds(name) == lacks_attention}
+        main = (family.attention.fold if lacks_attention else family.fold[0]).partition(".")[0]
+        kind = "attention" if lacks_attention else "zero"
+        found |= {f"{family.blocks}.{new}.{part}": kind if part == main else "identity" for part in sorted(parts)}
+    return found
 
 
 def coded_config(config: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
         what = f"metric {cut.metric}" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
     if cut.in_middle:
-        check_halves(family_of(config, where), where)
+        (check_sublayers if cut.search == "sublayers" else check_halves)(family_of(config, where), where)
 
 
 def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, recycle: bool = False) -> None:
@@ -123,6 +123,13 @@ def check_halves(family: Family, where: str) -> None:
         )
 
 
+def check_sublayers(family: Family, where: str) -> None:
+    """Raise ReplaceMeError for a family in whose checkpoints no block can lack its attention or its MLP."""
+    check_halves(family, where)
+    if family.mixture or not family.own_layers:
+        raise ReplaceMeError(f"{where}: single sublayers of mixtures of experts are not left out; cut whole blocks")
+
+
 def pruned_config(config: dict[str, Any], groups: Sequence[Span]) -> dict[str, Any]:
     """Return config.json without what each group [start, end) removes: the number of blocks and every entry by block.
 
@@ -131,9 +138,7 @@ def pruned_config(config: dict[str, Any], groups: Sequence[Span]) -> dict[str, A
     family = described(config, "config.json")
     sizes = family.sizes(config)
     kept = kept_halves(sizes[family.depth], groups)
-    pruned, of_mlp = (
-        with_blocks(sizes, family.depth, [halves[half] for halves in kept], family.lists) for half in range(2)
-    )
+    pruned, of_mlp = (with_blocks(sizes, family.depth, blocks, family.lists) for blocks in _by_half(kept))
     for key, value in of_mlp.items():
         if key in (*OF_MLP, *FIRST):
             pruned[key] = value
@@ -145,6 +150,18 @@ def pruned_config(config: dict[str, Any], groups: Sequence[Span]) -> dict[str, A
     if family.rooted:
         pruned[family.scaled_by] = sizes[family.scaled_by] * (len(kept) / sizes[family.depth]) ** 0.5
     return pruned if family.section is None else {**config, family.section: pruned}
+
+
+def _by_half(kept: Sequence[tuple[int | None, int | None]]) -> tuple[list[int], list[int]]:
+    """Return the blocks that entries by block are taken from, for attentions and MLPs.
+
+    Where a block lacks an attention, the last one before it counts: caches go by the first block of each kind. Where it
+    lacks an MLP, its own attention.
+    """
+    attentions: list[int] = []
+    for attention, _ in kept:
+        attentions.append(attentions[-1] if attention is None else attention)
+    return attentions, [other if mlp is None else mlp for (_, mlp), other in zip(kept, attentions, strict=True)]
 
 
 def spelled_out(config: dict[str, Any], family: Family, loaded: Any) -> dict[str, Any]:

@@ -8,7 +8,9 @@
   `sum of squares / hidden_size`; what a block adds its parts to goes through a linear layer each, `attention_shortcut`
   and `mlp_shortcut`;
 - `resized`: a linear layer -> its outputs and inputs, of attentions with fewer heads and MLPs with fewer channels;
-- `without_attention`: blocks that are a norm and an MLP beside the residual stream, nothing else.
+- `without_attention`: blocks that are a norm and an MLP beside the residual stream, nothing else;
+- `absent`: a module that a block lacks -> what is in its place: `identity`, or `zero`, which adds nothing, or
+  `attention`, the same for a module that puts out a pair.
 Everything else is the original architecture of transformers, untouched.
 
 This file is all code that such a checkpoint needs, hence no import but torch and transformers. ReplaceMe writes an
@@ -146,12 +148,31 @@ def _bare_block(block: type) -> type:
     return type(block.__name__, (block,), {"forward": forward, "__module__": __name__})
 
 
+class Nothing(nn.Module):
+    """Puts out zeros like its input; an `attention` a pair of them and None."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if self.attention else zeros
+
+
+def _leave_out(model: Any, absent: dict[str, str]) -> None:
+    for name, kind in absent.items():
+        parent, _, last = name.rpartition(".")
+        setattr(_module(model, parent), last, nn.Identity() if kind == "identity" else Nothing(kind == "attention"))
+
+
 CHANGES = {
     "replacements": _add_replacements,
     "factors": _factorise,
     "sliced": _slice,
     "resized": _resize_all,
     "without_attention": _without_attention,
+    "absent": _leave_out,
 }
 
 

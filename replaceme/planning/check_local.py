@@ -110,7 +110,8 @@ def _healing_problems(config: Config) -> list[str]:
             elif text.samples <= healing.held_out:
                 found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
         healed = dict.fromkeys(row.fit for row in table.pruned if row.healing is not None)
-        layers = [fit for fit in healed if config.fits[fit].own_code]
+        coded = {row.fit for row in table.pruned if row.healing is not None and config.cuts[row.cut].own_code}
+        layers = [fit for fit in healed if config.fits[fit].own_code or fit in coded]
         found += [
             f"tables.{table_name}: fit {fit!r} makes layers of its own, which cannot be healed; drop one"
             for fit in layers

@@ -138,11 +138,11 @@ def _draw_choice(axes: "Axes", cut: Cut) -> None:
 
 
 def _draw_rounds(axes: "Axes", cut: Cut) -> None:
-    """Draw a line for each round of an iterative search, with a star on the removed block."""
+    """Draw a line for each round of an iterative search, with a star on the removed block or half of one."""
     metric = cut.metric
-    for number in range(cut.blocks):
+    for number in range(1 + max(one["round"] for one in cut.candidates)):
         listed = [one for one in cut.candidates if one["round"] == number]
-        gone = min(listed, key=lambda one: (one[metric], one["start"]))
+        gone = min(listed, key=lambda one: (not one.get("kept", False), one[metric], one["start"]))
         color, starts = COLORS[number % len(COLORS)], [one["start"] for one in listed]
         axes.plot(starts, [one[metric] for one in listed], color=color, marker=MARKERS[number % len(MARKERS)], ms=3)
         label = f"{number + 1}. block {gone['start']}, {gone[metric]:.4g}"

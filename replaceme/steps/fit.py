@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     found = as_chosen(cut, found)
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin.content)
-    _write_report(args, config, report, origin)
+    _write_report(args, config, report, origin, not cut.pairs_up)
     for state in states:
         state.remove()
 
@@ -137,8 +137,11 @@ def _passes(args: argparse.Namespace, record: ModelRecord, head: bool = False) -
     return (replace(passes, model=forward.model.base_model, headed=forward.model) if head else passes), forward.origin
 
 
-def _write_report(args: argparse.Namespace, config: MethodConfig, report: dict[str, Any], origin: Origin) -> None:
-    facts = {"own_code": config.own_code, "by": config.by}
+def _write_report(
+    args: argparse.Namespace, config: MethodConfig, report: dict[str, Any], origin: Origin, divided: bool = False
+) -> None:
+    """Write the report; `divided`: the cut leaves blocks without an attention or an MLP, which takes code."""
+    facts = {"own_code": config.own_code or divided, "by": config.by}
     write_json(args.out / "fit.json", {**config.model_dump(), **facts, **report, **origin.content})
     numbers = {key: value for key, value in report.items() if not isinstance(value, list | dict)}
     log.info("fit: %s", ", ".join(f"{key} {value}" for key, value in numbers.items()))

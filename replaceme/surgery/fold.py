@@ -13,8 +13,8 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
 from replaceme.core.places import HALF, Span
 from replaceme.models.checkpoints import Checkpoint, with_derived_lists
-from replaceme.models.custom_code import check_architecture, separate_config
-from replaceme.models.model_config import check_fit, check_halves, pruned_config
+from replaceme.models.custom_code import absent_modules, check_architecture, separate_config
+from replaceme.models.model_config import check_fit, check_halves, check_sublayers, pruned_config
 from replaceme.models.model_record import ModelRecord
 from replaceme.placements.placement import Placement
 from replaceme.placements.registry import PLACEMENTS
@@ -84,12 +84,12 @@ def finish(
 def _content(checkpoint: Checkpoint, groups: Sequence[Span], transforms: "Sequence[Transform]", device: str) -> Content:
     edits = with_new_numbers(checkpoint, groups, _edits(checkpoint, groups, [one.to(device) for one in transforms]))
     layers = _layers(checkpoint, groups, transforms)
-    config = pruned_config(with_derived_lists(checkpoint), groups)
-    if layers:
+    config, absent = pruned_config(with_derived_lists(checkpoint), groups), absent_modules(checkpoint, groups)
+    if layers or absent:
         check_architecture(checkpoint)
         names = [renamed(checkpoint.family, groups, name) for tensors in layers.values() for name in tensors]
-        config = separate_config(config, names)
-    return Content(groups, Changes(edits, layers), config, bool(layers))
+        config = separate_config(config, names, absent)
+    return Content(groups, Changes(edits, layers), config, bool(layers or absent))
 
 
 def _check(checkpoint: Checkpoint, cut: Cut, transforms: "Sequence[Transform]") -> None:
@@ -104,6 +104,8 @@ def _check(checkpoint: Checkpoint, cut: Cut, transforms: "Sequence[Transform]") 
             )
     if cut.in_middle:
         check_halves(checkpoint.family, str(checkpoint.folder))
+    if not cut.pairs_up:
+        check_sublayers(checkpoint.family, str(checkpoint.folder))
     if len(transforms) != len(groups):
         raise ReplaceMeError(
             f"{checkpoint.folder}: {len(transforms)} transforms for {len(groups)} groups; fit them again"

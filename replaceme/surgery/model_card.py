@@ -82,7 +82,7 @@ HALVES = ", .5: after the attention of a block and before its MLP"
 LICENCE = ("license", "license_name", "license_link")
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
-LOADING_SEPARATE = """What was added is not part of the original architecture, hence the few lines of code in
+LOADING_SEPARATE = """Not all its layers are those of the original architecture, hence the few lines of code in
 `modeling_replaceme.py`: load the model with `trust_remote_code=True`, after a look at that file."""
 
 
@@ -93,7 +93,8 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     `licence` is the result of `licence_of` for the source.
     """
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
-    separate = provenance["placement"] is not None and PLACEMENTS[provenance["placement"]].own_code
+    placed = provenance["placement"]
+    separate = (placed is not None and PLACEMENTS[placed].own_code) or not cut.pairs_up
     return TEMPLATE.format(
         metadata=_metadata(_original(provenance, source), licence),
         **_named_source(source),

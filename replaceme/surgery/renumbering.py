@@ -26,7 +26,7 @@ def with_new_numbers(
     if family.numbered is None or not checkpoint.config.get(family.numbered):
         return found
     for new, (old, _) in enumerate(kept_halves(checkpoint.num_blocks, groups)):
-        if new == old:
+        if old is None or new == old:
             continue
         weight = f"{family.blocks}.{old}.{family.query}"
         for name in (weight, weight.removesuffix("weight") + "bias"):

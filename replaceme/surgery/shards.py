@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.core.files import sha256, sync, write_safetensors
-from replaceme.core.places import Span, is_gone
+from replaceme.core.places import HALF, Span, is_gone, kept_halves
 from replaceme.core.progress import progress
 from replaceme.models.checkpoints import Checkpoint
 from replaceme.models.weights import INDEX, SINGLE
@@ -97,8 +97,7 @@ def renamed(family: "Family", groups: Sequence[Span], name: str) -> str | None:
         return name
     if is_gone(place, groups):
         return None
-    gone = int(sum(end - start for start, end in groups if end <= place))
-    return family.renamed(name, family.block_of(name) - gone) if gone else name
+    return family.renamed(name, len(kept_halves(place + HALF, groups)) - 1)
 
 
 @dataclass(frozen=True)

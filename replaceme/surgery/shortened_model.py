@@ -46,10 +46,10 @@ def shortened(
 
 def _halves(blocks: "nn.ModuleList", family: Family, group: Span) -> "list[nn.Module]":
     """Return the modules by which the MLP at a group's start and the attention at its end would add to the stream."""
-    if not in_middle(group[0]):
-        return []
-    first, last = (blocks[floor(place)] for place in group)
-    return [*family.mlp_modules(first), *family.carrying(group[1]).mlp_modules(last)]
+    start, end = group
+    first = family.mlp_modules(blocks[floor(start)]) if in_middle(start) else []
+    last = family.carrying(end).mlp_modules(blocks[floor(end)]) if in_middle(end) else []
+    return [*first, *last]
 
 
 def predicting(

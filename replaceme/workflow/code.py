@@ -23,8 +23,9 @@ def code_of_merge(config: Config, names: Names) -> list[str]:
     """Return the hash of the code of a merge, and for a model that brings code that of the code file, as no other copy
     is run.
     """
-    fit = config.fits[names.fit]
-    return [code_of("merge", *modules_of_method(fit)), *([sha256(CODE)] if fit.own_code else [])]
+    fit, cut = config.fits[names.fit], config.cuts[names.cut]
+    own_code = fit.own_code or cut.own_code
+    return [code_of("merge", *modules_of_method(fit)), *([sha256(CODE)] if own_code else [])]
 
 
 def code_of_export(names: Names) -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from replaceme.config.command_line import to_flags
-from replaceme.config.cuts import MERGING, CutConfig
+from replaceme.config.cuts import MERGING, OWN_METRIC, CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import REGRESSION
 from replaceme.config.result_paths import (
@@ -36,7 +36,7 @@ CANDIDATE_OPTIONS = ("blocks", "ratio", "groups", "search", "keep_first", "keep_
 def candidates_name(cut: CutConfig) -> str:
     """Return the name under which all cuts of one size, split and token subset share their candidates."""
     split = f"-{cut.groups}-{cut.search}" if cut.several else ""
-    if cut.search in ("iterative", "merging"):
+    if cut.search in ("iterative", *OWN_METRIC):
         split += f"-keep-{cut.keep_first}-{cut.keep_last}"
     if cut.search == "merging":
         split += "".join(f"-{getattr(cut, name)}" for name in MERGING)

@@ -1,0 +1,73 @@
+"""Search single attentions and MLPs to remove, wherever they lie, one after another.
+
+In each round every one that is left is measured by the KL divergence of next-token distributions, whole model against
+the one without it and those that went before; nothing is fitted, so no text is needed for that. That of the least rise
+for each of its parameters goes, until as many parameters are gone as so many blocks have on the mean: what would take
+more than that by over a half of itself stays. So do SLEB (arXiv 2402.09025) with blocks, by perplexity, and SubFit
+(arXiv 2606.02559) with attentions and MLPs.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from replaceme.activations.comparison import compare
+from replaceme.calibration.tokens import Tokens
+from replaceme.config.cuts import CutConfig
+from replaceme.core.places import Span, in_middle
+from replaceme.cuts.choose import kept_entries, sublayers
+from replaceme.cuts.groups import merged
+from replaceme.models.family import Family
+from replaceme.models.model_record import Sizes
+from replaceme.surgery.shortened_model import predicting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+METRIC = "kl_without"
+
+
+def sublayer_candidates(
+    cut: CutConfig, record: Sizes, blocks: int, model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
+) -> list[dict[str, Any]]:
+    """Return every attention and MLP that a cut section tries on a model with its head, round by round, with its
+    `kl_without` and its parameters; `kept` marks those that go. Batches are as large as the logits allow.
+    """
+    modules = family.block_modules(model.base_model)
+    sizes = {span: _parameters(modules, family, span) for span in sublayers(cut, record)}
+    budget = blocks * sum(record.block_parameters) / record.num_blocks
+    found: list[dict[str, Any]] = []
+    before, number = 0.0, 0
+    while left := _affordable(sizes, found, budget):
+        gone = [(one["start"], one["end"]) for one in kept_entries(found)]
+        values = _measured(model, family, gone, left, tokens, f"without sublayers, round {number + 1}")
+        entries = [
+            {"start": start, "end": end, METRIC: value, "parameters": sizes[start, end], "round": number, "kept": False}
+            for (start, end), value in zip(left, values, strict=True)
+        ]
+        least = min(entries, key=lambda one: (one[METRIC] - before) / one["parameters"])
+        least["kept"], before, number = True, least[METRIC], number + 1
+        found += entries
+    return found
+
+
+def _affordable(sizes: dict[Span, int], found: Sequence[dict[str, Any]], budget: float) -> list[Span]:
+    """Return the sublayers that are left, and too small to take more than the budget by over a half of themselves."""
+    gone = {(one["start"], one["end"]) for one in kept_entries(found)}
+    room = budget - sum(sizes[span] for span in gone)
+    return [span for span in sizes if span not in gone and sizes[span] <= 2 * room]
+
+
+def _measured(
+    model: "nn.Module", family: Family, gone: Sequence[Span], left: Sequence[Span], tokens: Tokens, what: str
+) -> list[float]:
+    """Return the divergence without each of the sublayers that are left, and without those that are gone."""
+    without = [merged([*gone, span]) for span in left]
+    others = [predicting(model, family, groups, [None] * len(groups)) for groups in without]
+    return [one.mean_divergence for one in compare(model, others, tokens, what)[1:]]
+
+
+def _parameters(modules: "nn.ModuleList", family: Family, span: Span) -> int:
+    """Return how many parameters an attention or MLP has, with its norms."""
+    block = modules[int(span[0])]
+    own = (one for name, one in block.named_parameters() if family.attention.holds(name) != in_middle(span[0]))
+    return sum(one.numel() for one in own)
