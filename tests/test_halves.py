@@ -109,15 +109,17 @@ def test_halves_that_are_linear_in_the_heads_outputs_are_replaced_exactly(llama,
     assert difference[tokens.mask].abs().max() < 1e-5, "the map is applied in float32"
 
 
-def test_candidates_by_halves_lie_between_those_of_whole_blocks(llama, blocks_of, make_tokens):
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_candidates_by_halves_lie_between_those_of_whole_blocks(request, name, make_tokens):
+    folder = request.getfixturevalue(name)
     tokens, held_out = make_tokens(samples=30), make_tokens(samples=5, seed=1)
-    model = load_causal_model(llama, "float32", "cpu")
-    family = family_of(read_config(llama), "m")
+    model = load_causal_model(folder, "float32", "cpu")
+    family = family_of(read_config(folder), "m")
     found = measure_candidates(model, family, tokens, [2], 7, {"": held_out}, halves=True)
     assert [one["start"] for one in found] == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
     whole = measure_candidates(model, family, tokens, [2], 7, {"": held_out})
     assert found[1::2] == [pytest.approx(one) for one in whole]
-    record = resolve(str(llama))
+    record = resolve(str(folder))
     chosen = choose(CutConfig(blocks=2, halves=True, metric="kl"), record, candidates=found)
     assert chosen.groups[0][0] == min(found, key=lambda one: one["kl"])["start"]
     distances = measure(model.base_model, family, tokens, 7, halves=True)

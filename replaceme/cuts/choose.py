@@ -16,7 +16,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import middle
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.places import HALF, Span, block_of, in_middle, plain, shown
+from replaceme.core.places import HALF, Place, Span, block_of, in_middle, plain, shown
 from replaceme.cuts.groups import Costs, check_room, dynamic, greedy, independent, least, merged, sizes_needed
 from replaceme.models.model_record import Sizes
 
@@ -112,41 +112,39 @@ def choose(
     hand.
     """
     possible = possible_spans(cut, record)
-    blocks, coefficients = resolve_blocks(cut, record), None
-    if cut.start is not None:
-        metric, position, listed, parts = "given", None, [], [(cut.start, cut.start + blocks)]
-    elif cut.search == "merging":
-        metric, position, listed = cut.metric, cut.position, candidates
-        merges = _merges(candidates, blocks)
-        parts = [(one["start"], one["end"]) for one in merges]
-        coefficients = [one["coefficients"] for one in merges]
-    elif cut.search == "sublayers":
-        metric, position, listed = cut.metric, cut.position, _of_sublayers(candidates, possible)
-        parts = sorted((one["start"], one["end"]) for one in kept_entries(listed))
-        blocks = plain(len(parts) * HALF)
-    else:
-        metric, position = cut.metric, cut.position
-        if cut.search == "iterative":
-            listed = candidates
-        elif cut.needs_candidates:
-            listed = _measured(candidates, possible, metric)
-        else:
-            listed = [
-                {"start": start, "end": end, metric: distance_of(distances, f"{metric}_{position}", (start, end))}
-                for start, end in possible
-            ]
-        parts = _search(cut, listed, possible, record.num_blocks, blocks)
+    listed = _listed(cut, possible, distances, candidates)
+    parts, blocks = _search(cut, listed, possible, record)
+    merges = _merges(listed, blocks) if cut.search == "merging" else []
     several = {"parts": parts, "search": cut.search, "adjacency": cut.adjacency} if cut.several else {}
     return Cut(
         groups=merged(parts),
         blocks=blocks,
         num_blocks=record.num_blocks,
-        metric=metric,
-        position=position,
-        coefficients=coefficients,
+        metric="given" if cut.start is not None else cut.metric,
+        position=None if cut.start is not None else cut.position,
+        coefficients=[one["coefficients"] for one in merges] or None,
         candidates=listed,
         **several,
     )
+
+
+def _listed(
+    cut: CutConfig,
+    possible: list[Span],
+    distances: dict[str, "torch.Tensor"] | None,
+    candidates: list[dict[str, Any]] | None,
+) -> list[dict[str, Any]]:
+    """Return the candidates with their values, none of a cut placed by hand."""
+    if cut.start is not None:
+        return []
+    if cut.search in ("iterative", "merging"):
+        return candidates
+    if cut.search == "sublayers":
+        return _of_sublayers(candidates, possible)
+    if cut.needs_candidates:
+        return _measured(candidates, possible, cut.metric)
+    name = f"{cut.metric}_{cut.position}"
+    return [{"start": span[0], "end": span[1], cut.metric: distance_of(distances, name, span)} for span in possible]
 
 
 def kept_entries(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -185,16 +183,25 @@ def _merges(candidates: list[dict[str, Any]], blocks: int) -> list[dict[str, Any
 
 
 def _search(
-    cut: CutConfig, listed: list[dict[str, Any]], possible: list[Span], num_blocks: int, blocks: int
-) -> list[Span]:
+    cut: CutConfig, listed: list[dict[str, Any]], possible: list[Span], record: Sizes
+) -> tuple[list[Span], Place]:
+    """Return the runs to remove, and how many blocks they are together."""
+    blocks, num_blocks = resolve_blocks(cut, record), record.num_blocks
+    if cut.start is not None:
+        return [(cut.start, cut.start + blocks)], blocks
+    if cut.search == "merging":
+        return [(one["start"], one["end"]) for one in _merges(listed, blocks)], blocks
+    if cut.search == "sublayers":
+        parts = sorted((one["start"], one["end"]) for one in kept_entries(listed))
+        return parts, plain(len(parts) * HALF)
     if cut.search == "iterative":
-        return _least_of_rounds(listed, possible, cut.metric, blocks)
+        return _least_of_rounds(listed, possible, cut.metric, blocks), blocks
     costs = _costs(listed, cut.metric)
     if cut.search == "dynamic":
-        return dynamic(costs, num_blocks, blocks, cut.groups, cut.adjacency)
+        return dynamic(costs, num_blocks, blocks, cut.groups, cut.adjacency), blocks
     if cut.single:
-        return independent(costs, blocks)
-    return greedy(costs, num_blocks, cut.groups, cut.adjacency)
+        return independent(costs, blocks), blocks
+    return greedy(costs, num_blocks, cut.groups, cut.adjacency), blocks
 
 
 def _costs(listed: list[dict[str, Any]], metric: str) -> Costs:

@@ -109,12 +109,11 @@ def _healing_problems(config: Config) -> list[str]:
                 found.append(f"{where}: samples auto is of what fits take, not of training; give a number")
             elif text.samples <= healing.held_out:
                 found.append(f"{where}: {text.samples} samples, {healing.held_out} of them held out; raise `samples`")
-        healed = dict.fromkeys(row.fit for row in table.pruned if row.healing is not None)
-        coded = {row.fit for row in table.pruned if row.healing is not None and config.cuts[row.cut].own_code}
-        layers = [fit for fit in healed if config.fits[fit].own_code or fit in coded]
+        healed = [row for row in table.pruned if row.healing is not None]
+        layers = [f"fit {row.fit!r}" for row in healed if config.fits[row.fit].own_code]
+        layers += [f"cut {row.cut!r}" for row in healed if config.cuts[row.cut].own_code]
         found += [
-            f"tables.{table_name}: fit {fit!r} makes layers of its own, which cannot be healed; drop one"
-            for fit in layers
+            f"tables.{table_name}: {one} makes layers of its own, which cannot be healed; drop one" for one in layers
         ]
     return list(dict.fromkeys(found))
 

@@ -46,7 +46,8 @@ def test_every_family_gives_the_same_bits(variant, refuses):
         return
     inputs = frozenset() if family.gate is None else EVERYTHING.mlp_input
     down = frozenset() if family.mixture else EVERYTHING.down_input
-    wanted = Wanted(EVERYTHING.hidden_states, EVERYTHING.mlp_output, inputs, down)
+    halves = frozenset() if family.attention is None else frozenset({2.5})
+    wanted = Wanted(EVERYTHING.hidden_states | halves, EVERYTHING.mlp_output | halves, inputs, down | halves)
     whole, streamed = both(folder)
     expected = list(capture(whole, family, [family_checks.samples(variant)], wanted))
     if family.mixture:
