@@ -15,8 +15,11 @@ run: $(READY)
 	@cat results/tables/*.md
 	@echo "Report: $(CURDIR)/results/report.html"
 
-test: lint
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+# the linters run while the workers of pytest start, and say what they found after it
+test: $(READY)
+	@found=$$(mktemp) && { $(MAKE) --no-print-directory lint > $$found 2>&1 & } && linters=$$! && tests=0; \
+	pytest -n 2 --dist loadfile --no-loadscope-reorder || tests=$$?; \
+	lint=0; wait $$linters || lint=$$?; cat $$found; rm $$found; exit $$((lint ? lint : tests))
 
 lint: $(READY)
 	ruff format --check .

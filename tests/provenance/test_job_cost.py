@@ -143,45 +143,56 @@ def nvmlDeviceGetTotalEnergyConsumption(index):  # mJ
     return int(1000 * watts(index) * (time.monotonic() - BEGIN))
 """
 ON_A_GPU = """
-import sys, time
+import json, os, sys, time
 from types import SimpleNamespace
 from replaceme.provenance.job_cost import measured
+import codecarbon
 
 answers = {"is_available": True, "is_initialized": True, "device_count": 1}
 cuda = SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in answers.items()})
 cuda.max_memory_allocated = lambda index: 123
 cuda.get_device_name = lambda index: "a GPU"
 sys.modules["torch"] = SimpleNamespace(cuda=cuda)
-with measured("gram", "out"):
-    time.sleep(0.3)
+for name, more in json.loads(sys.argv[1]).items():  # each in a process that has CodeCarbon, which takes long to import
+    child = os.fork()
+    if child == 0:
+        os.environ.update(more)
+        os.dup2(os.open(f"{name}.txt", os.O_WRONLY | os.O_CREAT), 2)
+        with measured("gram", name):
+            time.sleep(0.3)
+        sys.stderr.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
 """
 
 
-@pytest.fixture
-def on_a_gpu(tmp_path):
-    """A function that measures a step which uses GPU 1 of three, of 20 kW, with a stand-in for the driver."""
+@pytest.fixture(scope="module")
+def on_a_gpu(tmp_path_factory):
+    """The costs of steps, and what each said, that use GPU 1 of three, of 20 kW, with a stand-in for the driver.
+
+    By the counter of the driver, without one, and without `nvidia-smi`, by which CodeCarbon looks for GPUs.
+    """
     pytest.importorskip("codecarbon")
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib/pynvml.py").write_text(NVML)
-    (tmp_path / "bin").mkdir()
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "lib").mkdir()
+    (folder / "lib/pynvml.py").write_text(NVML)
+    (folder / "bin").mkdir()
+    (folder / "bin/nvidia-smi").write_text("#!/bin/sh\n")
+    (folder / "bin/nvidia-smi").chmod(0o755)
+    cases = {"counter": {}, "power": {"WITHOUT_COUNTER": "1"}, "unseen": {"PATH": str(folder / "none")}}
+    given = {**os.environ, "CUDA_VISIBLE_DEVICES": "1", VARIABLE: setting(country="FRA", interval=1)}
+    given |= {"PATH": str(folder / "bin"), "PYTHONPATH": str(folder / "lib")}
+    command = [sys.executable, "-c", ON_A_GPU, json.dumps(cases)]
+    done = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    costs = {name: json.loads((folder / f"{name}.cost.json").read_text()) for name in cases}
+    return {name: (cost, (folder / f"{name}.txt").read_text()) for name, cost in costs.items()}
 
-    def run(smi=True, **environment):
-        if smi:
-            (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
-            (tmp_path / "bin/nvidia-smi").chmod(0o755)
-        given = {**os.environ, "CUDA_VISIBLE_DEVICES": "1", VARIABLE: setting(country="FRA", interval=1), **environment}
-        given |= {"PATH": str(tmp_path / "bin"), "PYTHONPATH": str(tmp_path / "lib")}
-        done = subprocess.run([sys.executable, "-c", ON_A_GPU], cwd=tmp_path, env=given, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads((tmp_path / "out.cost.json").read_text()), done.stderr
 
-    return run
-
-
-@pytest.mark.parametrize("counter", [True, False])
-def test_the_energy_of_the_gpu_that_was_used(on_a_gpu, counter):
+@pytest.mark.parametrize("case", ["counter", "power"])
+def test_the_energy_of_the_gpu_that_was_used(on_a_gpu, case):
     """Through CodeCarbon itself: by the counter of the driver, or where it has none by the power it reports."""
-    cost, _ = on_a_gpu(**({} if counter else {"WITHOUT_COUNTER": "1"}))
+    cost, _ = on_a_gpu[case]
     joules = 3.6e6 * cost["energy_kwh_by_part"]["gpu"]
     assert 5_000 < joules < 1e7  # 0.3 s at least of this one, and nothing of the others
     assert cost["energy_kwh"] == pytest.approx(sum(cost["energy_kwh_by_part"].values()))
@@ -189,7 +200,7 @@ def test_the_energy_of_the_gpu_that_was_used(on_a_gpu, counter):
 
 
 def test_a_gpu_that_cannot_be_read_leaves_no_energy(on_a_gpu):
-    cost, said = on_a_gpu(smi=False)
+    cost, said = on_a_gpu["unseen"]
     assert cost["energy_kwh"] is None and cost["emissions_kg"] is None and cost["gpu_memory_bytes"] == 123
     assert "does not see the GPU that was used" in said
 

@@ -5,7 +5,8 @@ Snakemake for each step that then works for some tenths of a second. `sitecustom
 whether a program that begins is one of WARMED. If so its arguments, environment, limits and open files go through a
 socket to `serve`, which forks a child that runs the program as Python would, and the program that began waits for the
 child and ends as it does. If it is killed, so is the child. Steps of replaceme find its modules imported too; all other
-programs import them anew. A program that is asked for does little before it is handed over: hundreds are.
+programs import them anew. A program that is asked for does little before it is handed over: hundreds are. The workers
+of pytest-xdist are such programs.
 
 Not for tests of what a process imports or of how fresh it is: without REPLACEME_TEST_WARM everything starts cold.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 VARIABLE = "REPLACEME_TEST_WARM"  # the path of the socket
 WARMED = ("replaceme", "snakemake", "reload_worker.py", "forking.py", "check_repeats.py")
 MARK = "# warm\n"  # of a program given by `-c` that is to be warmed
+WORKER = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]  # of pytest-xdist, as execnet starts it
 PRELOADED = (
     "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.generation", "safetensors.torch", "datasets", "lm_eval.evaluator", "lm_eval.tasks",
@@ -67,6 +69,8 @@ def hand_over() -> None:
 
 def _program(arguments: list[str]) -> dict | None:
     """Return how Python was called to run one of WARMED: its path, its module or its text, and the arguments."""
+    if arguments == WORKER:
+        return {"text": arguments[-1], "arguments": [], "safe": False}
     safe = arguments[:1] == ["-P"]
     arguments = arguments[safe:]
     if arguments[:2] == ["-m", "replaceme.cli"]:

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from workflow.conftest import Project, copy_tree
+from workflow.conftest import STARTUP, Project, copy_tree
 
 DEVICES = Path(__file__).parent / "devices"
 SHARDS, CORES = 5, 5
@@ -33,7 +33,7 @@ def test_shards_share_the_devices_out(ready, tmp_path, devices):
     done = project.snakemake(
         *shards, "--rerun-triggers", "mtime", cores=str(CORES),
         CUDA_VISIBLE_DEVICES=",".join(map(str, range(devices))), REPLACEME_GPU_LOCKS=str(tmp_path / "locks"),
-        PYTHONPATH=os.pathsep.join([str(DEVICES), str(project.code)]), REPLACEME_TEST_DEVICES=str(notes),
+        PYTHONPATH=os.pathsep.join(map(str, (DEVICES, STARTUP, project.code))), REPLACEME_TEST_DEVICES=str(notes),
         TOGETHER=str(together), TOTAL=str(SHARDS),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

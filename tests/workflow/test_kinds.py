@@ -31,8 +31,9 @@ class LLM:
 
 
 def python_with(vllm, folder):
-    """Another interpreter, which has a module of this name."""
+    """Another interpreter, which has a module of this name, and a torch that is imported at once."""
     (folder / "vllm.py").write_text(vllm)
+    (folder / "torch.py").write_text("class cuda: is_available = bool")
     path = folder / "python"
     path.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
     path.chmod(0o755)

@@ -32,3 +32,7 @@ def _stand_in(out):
 
 if [Path(one).name for one in sys.orig_argv[1:3]] == ["replaceme", "gram"]:
     _stand_in(Path(sys.orig_argv[sys.orig_argv.index("--out") + 1]))
+
+import warm  # noqa: E402
+
+warm.hand_over()
