@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, default=1, help="of every step, as the workflow gives it (default: 1)")
     parser.add_argument("--evaluate", action="store_true", help="also accuracies, which takes lm-eval")
+    parser.add_argument("--model", type=Path, default=MODEL, metavar="FOLDER", help="default: resources/micro")
     parser.add_argument("--samples", type=int, default=TEXT["samples"], help="texts to calibrate on (default: 48)")
     parser.add_argument("--tokens", type=int, default=TEXT["tokens"], help="of each text (default: 128)")
     parser.add_argument("--against", type=Path, metavar="FILE", help="report of another device to compare with")
@@ -99,7 +100,7 @@ def main() -> int:
 def all_repeats(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the repeats of all processes; every process gets its share and another hash seed."""
     shares = [len(range(k, arguments.repeats, arguments.processes)) for k in range(arguments.processes)]
-    options = [f"--device={arguments.device}", f"--threads={arguments.threads}"]
+    options = [f"--model={arguments.model}", f"--device={arguments.device}", f"--threads={arguments.threads}"]
     options += [f"--samples={arguments.samples}", f"--tokens={arguments.tokens}"]
     options += ["--evaluate"] * arguments.evaluate
     found: list[dict[str, Any]] = []
@@ -136,7 +137,7 @@ def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     where = ["--device", arguments.device, "--threads", str(arguments.threads)]
     forward = ["model.json", "tokens.safetensors", "--dtype", "float32", "--batch-size", "4", *where]
     texts = ["--dataset", "micro", "--tokens", str(arguments.tokens)]
-    do("model", str(MODEL), "--out", "model.json")
+    do("model", str(arguments.model), "--out", "model.json")
     do(
         "tokens",
         "model.json",
@@ -152,7 +153,7 @@ def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     do("tokens", "model.json", *texts, "--samples", unseen, "--seed", "2", "--out", "unseen.safetensors")
     do("distances", *forward, "--out", "distances.safetensors")
     do("candidates", *forward, "--blocks", "6", "--out", "candidates.json")
-    rows = [measured("baseline", str(MODEL), arguments)]
+    rows = [measured("baseline", str(arguments.model), arguments)]
     for cut, options in CUTS.items():
         evidence = "distances" if options else "candidates"
         file = f"{evidence}.{'safetensors' if options else 'json'}"

@@ -6,7 +6,6 @@ import os
 # before the hub libraries are imported, whatever was set before: no test may use the network
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # threads take longer than reading a tiny model does
-os.fsync = lambda descriptor: None  # thousands of syncs, of which only a machine that loses its power would tell
 
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 
 # the libraries' objects all stay, so that looking for garbage among them costs a tenth of the time
 gc.set_threshold(100_000, 50, 100)
+os.fsync = lambda descriptor: None  # thousands of syncs, of which only a machine that loses its power would tell
 STARTUP = Path(__file__).parent / "startup"
 # files in the order in which the workers get them, all others after them: what others wait for, then what takes long
 EARLY = (

@@ -1,6 +1,7 @@
 """The same inputs give the same bytes in other processes, with other hash seeds."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,8 +20,14 @@ def check_repeats():
     return check_repeats
 
 
-def test_the_chain_gives_the_same_bytes_in_another_process(check_repeats, tmp_path, monkeypatch):
-    """One repeat in this process, which other tests have used, one in a fresh process with a hash seed of its own."""
+def test_the_chain_gives_the_same_bytes_in_another_process(check_repeats, make_llama, tmp_path, monkeypatch):
+    """One repeat in this process, which other tests have used, one in a fresh process with a hash seed of its own.
+
+    Of a tiny model with the tokenizer of the embedded world.
+    """
+    model = make_llama(num_hidden_layers=9, vocab_size=960)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(check_repeats.MODEL / file, model)
     there = check_repeats.all_repeats
 
     def repeats(arguments):
@@ -30,6 +37,7 @@ def test_the_chain_gives_the_same_bytes_in_another_process(check_repeats, tmp_pa
 
     out = tmp_path / "repeats.json"
     options = ["--repeats", "2", "--processes", "2", "--samples", "8", "--tokens", "32", "--out", str(out)]
+    options += ["--model", str(model)]
     monkeypatch.setattr(check_repeats, "all_repeats", repeats)
     monkeypatch.setattr(sys, "argv", ["check_repeats.py", *options])
     assert check_repeats.main() == 0
