@@ -27,8 +27,9 @@ WORKER = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]  # of pytes
 PRELOADED = (
     "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.generation", "safetensors.torch", "datasets", "lm_eval.evaluator", "lm_eval.tasks",
-    "lm_eval.models.huggingface", "pandas", "scipy.optimize", "matplotlib.pyplot", "pydantic", "jinja2", "peft",
-    "accelerate", "snakemake.cli", "snakemake.api", "snakemake.workflow", "snakemake.report",
+    "lm_eval.models.huggingface", "pandas", "pandas.io.formats.csvs", "scipy.optimize", "scipy.io", "threadpoolctl",
+    "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pydantic", "jinja2", "peft", "accelerate", "snakemake.cli",
+    "snakemake.api", "snakemake.workflow", "snakemake.storage", "snakemake.report",
 )  # fmt: skip
 PACKAGE = Path(__file__).parents[2] / "replaceme"
 LIMITS = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS")

@@ -3,7 +3,6 @@
 import importlib
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -268,19 +267,14 @@ def test_outcomes():
         outcome(raises, KeyError("a defect of ours"))
 
 
-def words(before, folder, tmp_path):
-    """The command line of `verify` on files as the steps before it write them."""
+def step(before, folder, tmp_path):
+    """`replaceme verify` on files as the steps before it write them."""
     record, cut, transforms, _ = before
     record.save(tmp_path / "model.json")
     cut.save(tmp_path / "cut.json")
     Transform.save_all(tmp_path / "transform.safetensors", transforms)
     files = [str(tmp_path / name) for name in ("model.json", "cut.json", "transform.safetensors")]
-    return ["verify", *files, str(folder), "--threads", "1", "--out", str(tmp_path / "verify.json")]
-
-
-def step(before, folder, tmp_path):
-    """`replaceme verify`."""
-    return main(words(before, folder, tmp_path))
+    return main(["verify", *files, str(folder), "--threads", "1", "--out", str(tmp_path / "verify.json")])
 
 
 def test_the_step(right, tmp_path, capsys):
@@ -293,25 +287,6 @@ def test_the_step(right, tmp_path, capsys):
     assert len(errors) == 1 and "logits differ" in errors[0]
     assert json.loads((tmp_path / "verify.json").read_text())["checks"]["logits"]["outcome"] == "failed"
     assert list(tmp_path.glob(".tmp-*")) == []
-
-
-ALONE = """
-import sys
-from replaceme.verification import reload
-from replaceme.cli import main
-reload.run_alone = None
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_a_step_that_is_fresh_looks_itself(llama, tmp_path):
-    """It says what another process says, also of a folder with code of its own."""
-    before = merged(llama, tmp_path / "model", transforms=[given(placement="block")])
-    command = [sys.executable, "-c", ALONE, *words(before, before[3], tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "verify.json").read_text())["checks"]
-    assert found == verify(*before)["checks"]
 
 
 def test_where_the_package_is_hidden():

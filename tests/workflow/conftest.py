@@ -30,9 +30,15 @@ BIN = Path(sys.executable).parent
 STARTUP = ROOT / "tests/startup"
 STATIC = Path(__file__).parent / "project"
 ODD = "pro{ject} [1] *?'ü"  # what a shell, Snakemake, glob and URLs read otherwise
+# `verify` of what its words name first, while the process is fresh, with no other process to look from
 IN_ONE_PROCESS = """
 import shlex, sys
 from replaceme.cli import main
+from replaceme.verification import reload
+processes, reload.subprocess = reload.subprocess, None
+if main(sys.argv[1:]) != 0:
+    sys.exit("failed: verify")
+reload.subprocess = processes
 for line in open("steps.sh").readlines()[1:]:
     if main(shlex.split(line)[1:]) != 0:
         sys.exit(f"failed: {line}")
@@ -179,6 +185,23 @@ def write_model(folder: Path, **sizes: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unk>").save_pretrained(folder)
 
 
+def write_own(source: Path, folder: Path) -> None:
+    """Write a model without block 1, with layers and code of its own, and what it was made by."""
+    import torch
+    from given import cut_of
+
+    from replaceme.models.checkpoints import resolve
+    from replaceme.surgery.fold import merge
+    from replaceme.transforms.transform import Transform
+
+    matrix = torch.randn(16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / 3
+    cut, transforms = cut_of([(1, 2)], 4), [Transform(matrix, {"solver": "by hand"}, placement="block")]
+    merge(source, cut, transforms, folder / "model", {"note": "test"})
+    resolve(str(source)).save(folder / "model.json")
+    cut.save(folder / "cut.json")
+    Transform.save_all(folder / "transform.safetensors", transforms)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
     """A folder that all workers of pytest-xdist share."""
@@ -267,7 +290,10 @@ def by_hand(shared, pristine) -> Project:
     def make(folder: Path) -> None:
         copy_tree(pristine.folder, folder)
         project = Project(folder, pristine.code)
-        done = project.execute([sys.executable, "-c", IN_ONE_PROCESS])
+        write_own(folder / "models/tiny/first", folder / "own")
+        own = [f"own/{name}" for name in ("model.json", "cut.json", "transform.safetensors", "model")]
+        words = ["verify", *own, "--threads", "1", "--out", "own/verify.json"]
+        done = project.execute([sys.executable, "-c", IN_ONE_PROCESS, *words])
         assert done.returncode == 0, done.stderr
 
     return Project(once(shared / "by-hand", make), pristine.code)

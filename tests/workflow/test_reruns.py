@@ -144,14 +144,19 @@ CODE = {
         "return model.train(False)",
         {"verify": 2, **SHOWN},
     ),
-    "comment": ("replaceme/surgery/fold.py", "import pairwise\n", "import pairwise  # of neighbours\n", {}),
 }
 
 
 @pytest.mark.parametrize("name", CODE)
 def test_an_edit_of_the_code(completed, tmp_path, name):
+    """Beside a check that is made again, what is missing is planned too."""
     file, old, new, expected = CODE[name]
-    assert edited(completed, tmp_path, file, old, new).jobs() == expected
+    code = edited(completed, tmp_path, file, old, new)
+    assert code.jobs() == expected
+    if name == "verify":
+        for fit in ("uidl", "ls"):
+            (completed.folder / f"results/tiny.v1/plain/n1/{fit}/evaluation/items.json").unlink()
+        assert code.jobs() == {**expected, **TABLE, "evaluate": 2}
 
 
 def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
@@ -166,18 +171,13 @@ def test_an_edit_of_a_method_concerns_its_fits_alone(completed, tmp_path):
         code, tmp_path / "both", SLICEGPT, "range(config.hidden_size, 0, -1)", "range(config.hidden_size, 1, -1)"
     )
     assert code.jobs("--until", "merge") == {"transform": 1, "merge": 1}
-    # a checkpoint is read beside the very file that it brings, comments included, so that one is made again
+    # a checkpoint is read beside the very file that it brings, comments included, so that one is made again; those
+    # elsewhere count for none
     brought = "replaceme/models/modeling_replaceme.py"
     code = edited(completed, tmp_path / "brought", brought, "import torch\n", "import torch  # alone\n")
+    elsewhere = "import pairwise\n", "import pairwise  # of neighbours\n"
+    code = edited(code, tmp_path / "comments", "replaceme/surgery/fold.py", *elsewhere)
     assert code.jobs("--until", "merge") == {"merge": 1}
-
-
-def test_a_check_made_again_hides_nothing(completed, tmp_path):
-    """What is missing is planned beside checks that the code of `verify` asks for."""
-    for fit in ("uidl", "ls"):
-        (completed.folder / f"results/tiny.v1/plain/n1/{fit}/evaluation/items.json").unlink()
-    file, old, new, expected = CODE["verify"]
-    assert edited(completed, tmp_path, file, old, new).jobs() == {**expected, **TABLE, "evaluate": 2}
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])

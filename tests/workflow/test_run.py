@@ -8,6 +8,12 @@ from pathlib import Path
 
 import yaml
 
+from replaceme.core.cut_record import Cut
+from replaceme.core.files import read_json
+from replaceme.models.checkpoints import load_record
+from replaceme.transforms.transform import Transform
+from replaceme.verification.verify import verify
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ALL_JOBS = {
@@ -107,6 +113,15 @@ def test_the_steps_without_snakemake(by_hand, reference):
     assert by_hand.table() == reference.table()
     assert all((by_hand.folder / name).is_file() for name in ("table.svg", "distances.svg", "cut.svg"))
     assert not by_hand.attempts.exists(), by_hand.attempts.read_text()
+
+
+def test_a_fresh_process_checks_a_model_itself(by_hand):
+    """It says what another process says, also of a folder with code of its own."""
+    own = by_hand.folder / "own"
+    transforms, _ = Transform.load_all(own / "transform.safetensors")
+    found = verify(load_record(own / "model.json"), Cut.load(own / "cut.json"), transforms, own / "model")
+    assert read_json(own / "verify.json")["checks"] == found["checks"]
+    assert found["checks"]["logits"]["outcome"] == "passed"
 
 
 def test_a_model_added_by_hand(completed):
