@@ -122,7 +122,7 @@ def load(asked: Asked, device: str, gpus: int, stages: Stages) -> Loaded:
         dtype = pick_dtype(calibration.dtype, device, asked.config)
         held = Held(gpus, calibration.load_in_4bit, calibration.streaming)
         # None: with its head, unless that is what makes it too large
-        head = asked.cut.needs_loss or asked.fit.needs_loss or (None if family.modality == "text" else False)
+        head = asked.cut.needs_loss or asked.fit.needs_loss or (None if family.predicts else False)
         model = load_model(record.folder, dtype, device, head, held)
     if calibration.automatic:
         with stages("enough"):
@@ -156,15 +156,15 @@ def shorten(
 @contextmanager
 def checking(asked: Asked) -> "Iterator[Callable[[Cut, list[Transform] | Found, str | Path, str], None] | None]":
     """Yield what checks the checkpoint of a cut with its maps in a folder, on a device, by a fresh process; None for an
-    encoder.
+    encoder of images.
 
     The process is started at once and imports what it takes meanwhile; it loads nothing until there is a folder.
     """
-    from replaceme.models.model_config import is_encoder
+    from replaceme.models.model_config import is_of_images
     from replaceme.verification.reload import Fresh
     from replaceme.verification.verify import require_passed, verify
 
-    if is_encoder(asked.config):
+    if is_of_images(asked.config):
         yield None
         return
     with Fresh(asked.config["model_type"]) as fresh:
@@ -280,15 +280,21 @@ def say_how_long(passes: "Passes", asked: Asked, rest: float) -> None:
 def _predictions(
     passes: "Passes", cut: "Cut", found: "list[Transform] | Found", held_out: "Tokens | None"
 ) -> dict[str, Any] | None:
-    """Return the predictions of the whole and the shortened model, and on which text; None without a head or maps, or
-    where no token follows another.
+    """Return the predictions of the whole and the shortened model, or their states if they encode text, and on which
+    text; None without a head or maps, or where no token follows another.
     """
     from dataclasses import asdict
 
     from replaceme.activations.language_loss import are_counted
-    from replaceme.fitting.held_out import compare_predictions
+    from replaceme.calibration.tokens import Tokens
+    from replaceme.fitting.held_out import compare_predictions, compare_states
 
-    if passes.headed is None or not isinstance(found, list):
+    if not isinstance(found, list):
+        return None
+    if not passes.family.predicts and isinstance(passes.tokens, Tokens):
+        tokens, text = (passes.tokens, "of the calibration text") if held_out is None else (held_out, "held out")
+        return {**asdict(compare_states(passes.model, passes.family, cut.groups, found, tokens)), "text": text}
+    if passes.headed is None:
         return None
     for tokens, text in ((held_out, "held out"), (passes.tokens, "of the calibration text")):
         if tokens is not None and are_counted(tokens).any():

@@ -1,4 +1,5 @@
-"""What the probe finds for every causal language model of transformers: `python tests/probe_all.py` writes the table.
+"""What the probe finds for every causal language model of transformers, and for every masked one: `python
+tests/probe_all.py` writes the tables.
 
 It takes ten minutes on one core; what is known is kept until the code changes, so `python tests/probe_all.py TYPE ...`
 may go before it, for some. Each type is probed with the default config of its class, made tiny, or with that of OWN,
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.models.families import FAMILIES
@@ -19,8 +23,10 @@ from replaceme.models.language_model import check_purpose
 from replaceme.models.probed import names_of
 from replaceme.proving.probe import Probe, probe
 
-DOCS = Path(__file__).parents[1] / "docs" / "model-types.md"
-HEADER = ("model type", "blocks at", "M", "T goes into", "proved")
+DOCS = Path(__file__).parents[1] / "docs"
+HEADER, OF_ENCODERS = (
+    (first, "blocks at", "M", "T goes into", "proved") for first in ("model type", "encoder of text")
+)
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 100.0, "factor": 1.0}
 OF_PICTURES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 HYBRID = ["mamba", "mamba", "attention", "mamba", "mamba", "attention", "mamba", "mamba"]
@@ -30,6 +36,8 @@ ALONE = {"is_encoder_decoder": False, "is_decoder": True}
 ROTARY = {"text_config": {"rope_parameters": {**OF_PICTURES, "mrope_section": [16, 24, 24]}}}
 # of classes for text and pictures, whose language model is shortened; those in the list of language models come by it
 OF_BOTH = ("idefics3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+# models that predict masked tokens by an encoder beside their decoder, or without one
+NO_ENCODERS = {"bart", "flaubert", "mbart", "modernvbert", "mvp", "perceiver", "reformer", "ultravbert", "xlm"}
 OWN: dict[str, dict[str, Any]] = {
     "gemma4": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}},
     "qwen2_5_vl": ROTARY,
@@ -41,6 +49,11 @@ OWN: dict[str, dict[str, Any]] = {
     "megatron-bert": {"is_decoder": True},
     "roberta-prelayernorm": {"is_decoder": True},
     "xlm-roberta-xl": {"is_decoder": True},
+    # encoders, and decoders of the same types
+    "big_bird": {"attention_type": "original_full"},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary"},
+    "longformer": {"attention_window": [512] * 12},
+    "xmod": {"default_language": "en_XX"},
     # models of text
     "bamba": {"attn_layer_indices": [2, 5, 9]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": OF_PICTURES}},
@@ -58,10 +71,15 @@ OWN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def found(model_type: str) -> Probe:
-    """Return what the probe finds of a type."""
+def found(model_type: str, encoder: bool) -> Probe:
+    """Return what the probe finds of a type, as an encoder or as a language model."""
     try:
-        config = AutoConfig.for_model(model_type, **OWN.get(model_type, {})).to_dict()
+        own = OWN.get(model_type, {}) | ({"is_decoder": False} if encoder else {})
+        config = AutoConfig.for_model(model_type, **own).to_dict()
+        if encoder:
+            config["architectures"] = [MODEL_FOR_MASKED_LM_MAPPING_NAMES[model_type]]
+            return probe(config, model_type)
+        config |= {"is_decoder": True} if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
         named = names_of(config)
         check_purpose(named.sizes(config) if named else config, model_type)
         return probe(config, model_type)
@@ -71,11 +89,11 @@ def found(model_type: str) -> Probe:
         return Probe(model_type, None, f"its default config is not accepted ({in_one_line(error)})")
 
 
-def row(model_type: str) -> list[str]:
+def row(model_type: str, encoder: bool = False) -> list[str]:
     """Return the line of a type."""
     if model_type in FAMILIES:
         return [model_type, "", "", "", "[listed](models.md)"]
-    one = found(model_type)
+    one = found(model_type, encoder)
     if one.family is None:
         return [model_type, "", "", "", f"no: {one.finding.replace('|', '/')}"]
     family = one.family
@@ -83,28 +101,29 @@ def row(model_type: str) -> list[str]:
     factor = f" times `{family.scaled_by or family.scalar}`" if family.scaled_by or family.scalar else ""
     folds = ", ".join(f"`{name}`" for name in family.fold)
     kinds = ", several kinds of blocks" if family.kinds else ""
+    kinds += f", before the norm `{family.closing_norm}`" if family.closing_norm else ""
     direction = " (direction)" if family.post_norm else ""
     return [model_type, f"`{family.blocks}`", added + factor, folds, f"yes{direction}{kinds}"]
 
 
-def table(types: list[str]) -> str:
+def table(types: list[str], header: tuple[str, ...]) -> str:
     """Return all lines, in markdown."""
-    lines = [list(HEADER), ["---"] * len(HEADER), *map(row, types)]
+    lines = [list(header), ["---"] * len(header), *(row(one, header is OF_ENCODERS) for one in types)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write(path: Path) -> None:
-    """Put the table in the place of the one in a page."""
+def write(path: Path, types: list[str], header: tuple[str, ...]) -> None:
+    """Put a table in the place of the one in a page."""
     lines = path.read_text(encoding="utf-8").split("\n")
-    first = next(number for number, line in enumerate(lines) if line.startswith(f"| {HEADER[0]} |"))
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"| {header[0]} |"))
     last = next(number for number, line in enumerate(lines) if number > first and not line.startswith("|"))
-    types = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OF_BOTH})
-    path.write_text("\n".join([*lines[:first], table(types), *lines[last:]]), encoding="utf-8")
+    path.write_text("\n".join([*lines[:first], table(types, header), *lines[last:]]), encoding="utf-8")
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     if sys.argv[1:]:
-        print(table(sys.argv[1:]))
+        print(table(sys.argv[1:], HEADER))
     else:
-        write(DOCS)
+        write(DOCS / "encoders.md", sorted(set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - NO_ENCODERS), OF_ENCODERS)
+        write(DOCS / "model-types.md", sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OF_BOTH}), HEADER)

@@ -36,6 +36,11 @@ class Activations:
     mlp_input: dict[Place, "torch.Tensor"] = field(default_factory=dict)  # normalised, as the MLP's first layers get it
     # of the down projection [..., intermediate], or the output projection [..., heads]
     down_input: dict[Place, "torch.Tensor"] = field(default_factory=dict)
+    unnormed: dict[Place, "torch.Tensor"] = field(default_factory=dict)  # states before the norm that ends a block
+
+    def stream(self, state: Place) -> "torch.Tensor":
+        """Return the residual stream at a state, of which M is a part: before a norm that ends a block, if one does."""
+        return self.unnormed.get(state, self.hidden_states[state])
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,20 @@ def _keeping(
         if in_middle(state):
             module = block.get_submodule(family.attention.middle)
             yield module.register_forward_pre_hook(keep_input(kept.hidden_states, state)).remove
-        else:
-            yield block.register_forward_hook(keep_state(state)).remove
+            continue
+        yield block.register_forward_hook(keep_state(state)).remove
+        if family.closing_norm is not None:
+            norm = block.get_submodule(family.closing_norm)
+            yield norm.register_forward_pre_hook(keep_input(kept.unnormed, state)).remove
     yield blocks[wanted.last].register_forward_hook(leave).remove
+
+
+def put_out(model: "nn.Module", batch: Tokens) -> "torch.Tensor":
+    """Return what a model puts out first for the unmasked tokens of a batch, [tokens, width]: logits or, without a
+    head, its last states; of a classifier its scores [samples, classes].
+    """
+    found = model(**model_inputs(model, batch))[0]
+    return found[batch.mask.to(found.device)] if found.shape[:2] == batch.mask.shape else found
 
 
 def model_inputs(model: "nn.Module", batch: Samples) -> dict[str, Any]:
@@ -182,11 +198,16 @@ def model_inputs(model: "nn.Module", batch: Samples) -> dict[str, Any]:
 
 
 def placed(batch: Tokens, device: "torch.device") -> dict[str, Any]:
-    """Return the ids, mask and positions of a batch on a device."""
+    """Return the ids and mask of a batch on a device, and positions where a sequence is padded on the left.
+
+    The positions count real tokens only, so that this padding moves nothing. Where there is none, classes number the
+    tokens in the same way, or in one of their own: RoBERTa's begin with 2.
+    """
     mask = batch.mask.to(device).long()
-    # positions count real tokens only, so that padding on the left moves nothing
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return {"input_ids": batch.input_ids.to(device), "attention_mask": mask, "position_ids": positions}
+    given = {"input_ids": batch.input_ids.to(device), "attention_mask": mask}
+    if batch.mask[:, 0].all():
+        return given
+    return {**given, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
 def trimmed(batch: Samples) -> Samples:

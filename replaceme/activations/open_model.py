@@ -24,9 +24,9 @@ def load_model(
     if held.streaming != "never":
         checkpoint = open_checkpoint(folder)
         if needed(checkpoint, dtype, held, device):
-            if checkpoint.family.modality != "text":
+            if not checkpoint.family.predicts:
                 raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
-            if checkpoint.family.section is not None or checkpoint.family.modules is not None:
+            if any((checkpoint.family.section, checkpoint.family.modules, checkpoint.family.closing_norm)):
                 raise ReplaceMeError(f"{folder}: models of this type are not streamed; use `streaming: never`")
             if head:
                 raise ReplaceMeError(

@@ -1,8 +1,8 @@
 """Size and speed of a model folder on the machine at hand: parameters, bytes, prefill and decode rates, peak memory.
 
 One repeat is a forward pass over random tokens that fills the cache (prefill) and greedy steps of one token each that
-use it (decode). Of an encoder of images it is a forward pass over random pixels, whose positions are the tokens, and
-nothing is decoded. Rates are medians over the repeats, with the interquartile range.
+use it (decode). Of an encoder it is a forward pass over random tokens, or over random pixels, whose positions are the
+tokens, and nothing is decoded. Rates are medians over the repeats, with the interquartile range.
 """
 
 import inspect
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import read_config
-from replaceme.models.loading import ON_CPU, RunsOn, load_base_model, load_causal_model, size
-from replaceme.models.model_config import family_of, is_encoder
+from replaceme.models.loading import ON_CPU, RunsOn, load_base_model, load_text_model, size
+from replaceme.models.model_config import family_of, is_encoder, is_of_images
 from replaceme.provenance.environment import hardware, versions
 
 if TYPE_CHECKING:
@@ -54,18 +54,18 @@ def speed(
     devices = range(torch.cuda.device_count()) if on_gpu else ()
     for one in devices:
         torch.cuda.reset_peak_memory_stats(one)
-    loaded = load_base_model if is_encoder(config) else load_causal_model
+    loaded = load_base_model if is_of_images(config) else load_text_model
     model = loaded(model_folder, runs_on.dtype, device, runs_on.held)
     generator = torch.Generator().manual_seed(seed)
-    if is_encoder(config):
+    new_tokens, repeat = (0, _encoding) if is_encoder(config) else (new_tokens, _repeat)
+    if is_of_images(config):
         prompt, prompt_tokens = _images(config, model_folder, batch_size, generator)
-        prompt, new_tokens, repeat = prompt.to(device, model.dtype), 0, _encoding
+        prompt = prompt.to(device, model.dtype)
     else:
         _check_length(model, model_folder, prompt_tokens + new_tokens)
         prompt = torch.randint(
             model.config.get_text_config().vocab_size, (batch_size, prompt_tokens), generator=generator
         ).to(device)
-        repeat = _repeat
     can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
     load = _Workload(
         prompt,

@@ -88,7 +88,7 @@ def _ask(program: Program, folder: Path, sequences: list[list[int]], weights: in
     if is_separate(config):
         raise NotChecked("its layers are not of the original architecture, and only transformers runs its code")
     if is_encoder(config):
-        raise NotChecked("an encoder of images has no tokens to compare")
+        raise NotChecked("an encoder predicts no tokens to compare")
     if COPIES * weights > free_memory("cpu"):
         raise NotChecked(f"it may take {COPIES * weights / 1e9:.1f} GB of memory in float32, less is free")
     with tempfile.TemporaryDirectory(prefix="replaceme-") as folder_of_work:

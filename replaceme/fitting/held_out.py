@@ -1,14 +1,17 @@
-"""Compare the predictions of a model with those of the same one shortened, on text that no fit has seen."""
+"""Compare the predictions of a model, or the states of an encoder, with those of the same one shortened, on text that
+no fit has seen.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from replaceme.activations.capture import model_inputs, trimmed
 from replaceme.activations.comparison import compare
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.places import Span
-from replaceme.surgery.shortened_model import predicting
+from replaceme.surgery.shortened_model import predicting, shortened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +34,43 @@ class Quality:
     kl: float
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """Likeness of an encoder's last states before and after: the mean `cosine` over tokens."""
+
+    sequences: int
+    tokens: int
+    cosine: float
+
+
+def _few(tokens: Tokens) -> Tokens:
+    """Return the first TOKENS tokens of SEQUENCES sequences."""
+    tokens = tokens.first(SEQUENCES)
+    return Tokens(tokens.input_ids[:, :TOKENS], tokens.mask[:, :TOKENS])
+
+
+def compare_states(
+    model: "nn.Module",
+    family: "Family",
+    groups: Sequence[Span],
+    transforms: "Sequence[Transform]",
+    tokens: Tokens,
+) -> Likeness:
+    """Return the comparison of a base model's last states on the same few tokens as in `compare_predictions`."""
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    tokens, total = _few(tokens), 0.0
+    for batch in map(trimmed, tokens.batches(1)):
+        with torch.inference_mode():
+            whole = model(**model_inputs(model, batch))[0]
+            with shortened(model, family, groups, transforms):
+                short = model(**model_inputs(model, batch))[0]
+        kept = batch.mask.to(whole.device)
+        total += float(cosine_similarity(whole[kept].double(), short[kept].double(), dim=-1).sum())
+    return Likeness(len(tokens), tokens.count, total / tokens.count)
+
+
 def compare_predictions(
     model: "nn.Module",
     family: "Family",
@@ -43,8 +83,7 @@ def compare_predictions(
     Perplexity is `exp` of the mean loss of tokens that follow another, kl the mean of KL(whole || shortened) over all
     tokens. Raises ReplaceMeError where no token follows another.
     """
-    tokens = tokens.first(SEQUENCES)
-    tokens = Tokens(tokens.input_ids[:, :TOKENS], tokens.mask[:, :TOKENS])
+    tokens = _few(tokens)
     whole, short = compare(model, [predicting(model, family, groups, transforms)], tokens, "held-out text")
     perplexities = (math.exp(min(one.mean_loss, 700.0)) for one in (whole, short))
     return Quality(len(tokens), tokens.count, *perplexities, short.mean_divergence)

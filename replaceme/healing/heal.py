@@ -147,7 +147,7 @@ def _source(folder: str | Path, out: str | Path) -> tuple[ModelRecord, dict[str,
         )
     config = read_config(folder)
     if is_encoder(config):
-        raise ReplaceMeError(f"{folder}: an encoder of images, which has no loss to heal by; give a language model")
+        raise ReplaceMeError(f"{folder}: an encoder, which has no loss to heal by; give a language model")
     family_of(config, str(folder))
     check_out(folder, out)
     return resolve(str(folder)), shortened

@@ -54,8 +54,8 @@ class About:
 
 
 def _no_single_layers(family: "Family", config: dict[str, Any]) -> str | None:
-    if family.modality == "image":
-        return "an encoder of images"
+    if not family.predicts:
+        return "an encoder"
     if family.mixture:
         return "its MLPs are mixtures of experts"
     if family.transposed or not family.own_layers:
@@ -64,8 +64,8 @@ def _no_single_layers(family: "Family", config: dict[str, Any]) -> str | None:
 
 
 def _no_block_to_train(family: "Family", config: dict[str, Any]) -> str | None:
-    if family.modality == "image":
-        return "an encoder of images"
+    if not family.predicts:
+        return "an encoder"
     if family.kinds and not family.own_layers:
         return "its blocks are of several kinds"
     return "its blocks are mixtures of experts" if family.mixture else None
@@ -127,7 +127,7 @@ def check_section(config: dict[str, Any], fit: MethodConfig, where: str) -> None
             )
     else:
         check_fit(config, where, fit.placement, fit.recycle is not None)
-        if fit.end_to_end and family_of(config, where).modality == "image":
+        if fit.end_to_end and not family_of(config, where).predicts:
             raise ReplaceMeError(f"{where}: objective kl is of the next token, this is an encoder; use objective l2")
 
 

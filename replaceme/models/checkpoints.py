@@ -23,6 +23,7 @@ from replaceme.models.model_config import family_of, spelled_out
 from replaceme.models.model_record import DEQUANTISED, ModelRecord
 from replaceme.models.other_formats import check_is_checkpoint, is_gguf
 from replaceme.models.probed import proof_of
+from replaceme.models.text_encoder import check_modules, with_beside
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
 from replaceme.models.unloaded_tensors import named_as_unloaded, not_in_class
 from replaceme.models.weights import AGAIN, INDEX, Stored, headers, item_bits, shard_names
@@ -136,8 +137,9 @@ def open_checkpoint(folder: str | Path, separate: bool = False) -> Checkpoint:
         config = original_config(config)
     family = family_of(config, str(folder))
     check_no_code(folder)
+    check_modules(folder)
     checkpoint = checked(folder, config, dict(headers(folder)), is_own)
-    if family.modality == "text":
+    if family.predicts:
         check_beside((path.name for path in folder.iterdir()), str(folder))
     return checkpoint
 
@@ -149,14 +151,14 @@ def checked(folder: Path, config: dict[str, Any], tensors: dict[str, Stored], is
     """
     family = family_of(config, str(folder))
     checkpoint = Checkpoint(folder, config, family.named_like(tensors), tensors)
-    plain = family.modality == "text" and not is_own
+    plain = family.predicts and not is_own
     if plain:
         checkpoint = _without(checkpoint, named_as_unloaded(checkpoint.family, config, tensors))
     _check_names(checkpoint)
     if plain:  # the class is asked last, as it makes as many blocks as config.json says
         checkpoint = _without(checkpoint, not_in_class(config, checkpoint.tensors))
     _check_dtypes(checkpoint)
-    if family.modality == "text":
+    if family.predicts:
         check_head(checkpoint.family, family.ties_head(config), tensors, str(folder))
     return checkpoint
 
@@ -186,6 +188,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     check_types(config, f"{folder}/config.json")
     check_settings(config, f"{folder}/config.json")
+    config = with_beside(config, (path.name for path in folder.iterdir()))
     return with_dtype(with_defaults(config, f"{folder}/config.json"), folder)
 
 

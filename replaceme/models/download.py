@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from replaceme.core.errors import ReplaceMeError, in_one_line
-from replaceme.models.language_model import BESIDE
 from replaceme.models.trust import COMPANIONS
 from replaceme.models.weights import INDEX, SINGLE, shard_names
 
@@ -14,7 +13,7 @@ def download(source: str, revision: str | None) -> Path:
     Raises ReplaceMeError when it cannot be had.
     """
     # the model card is neither copied nor part of the record, but names the licence
-    folder = _fetched(source, revision, ["config.json", INDEX, "README.md", BESIDE, *COMPANIONS])
+    folder = _fetched(source, revision, ["config.json", INDEX, "README.md", *COMPANIONS])
     _fetched(source, folder.name, [SINGLE])
     if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
         _fetched(source, folder.name, shard_names(folder))

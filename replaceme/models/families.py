@@ -55,6 +55,7 @@ VIT = replace(
     modules="layers",
     fold=("mlp.fc2.weight", "output.dense.weight"),
     own_layers=False,
+    predicts=False,
     modality="image",
     prefix=1,
 )

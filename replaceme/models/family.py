@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+SECTION = "text_config"  # the entry of the language model in the config of a larger one
 # config entries with one value per block: shortened with the blocks
 PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
@@ -55,10 +56,14 @@ class Family:
     `rotatable`: RMS norms before attention and MLP, one after the other, and heads and channels as Llama has them, so
     that other methods may rotate the residual stream or take heads and channels out.
 
-    Of encoders: `modality` is image; `section` the config entry under which the sizes lie, where a checkpoint holds a
-    text model too; `spellings` other names of `blocks` in checkpoints, `modules` that of a loaded model, and `fold` has
-    the module's name first. `scale` is the layer scale between MLP and M, `prefix` how many positions come before those
-    of the patches.
+    `predicts`: it predicts the next token; encoders put out states. `closing_norm` is the module of a norm of the whole
+    residual stream that a block ends with (BERT): there M is part of what goes into it; `closing_stored` is its name in
+    checkpoints, where that is another.
+
+    Of encoders of images: `modality` is image; `section` the config entry under which the sizes lie, where a checkpoint
+    holds a text model too; `spellings` other names of `blocks` in checkpoints, `modules` that of a loaded model, and
+    `fold` has the module's name first. `scale` is the layer scale between MLP and M, `prefix` how many positions come
+    before those of the patches.
     """
 
     blocks: str = "model.layers"
@@ -93,6 +98,9 @@ class Family:
     tied: bool = False
     dense_first: str | None = None
     rotatable: bool = False
+    predicts: bool = True
+    closing_norm: str | None = None
+    closing_stored: str | None = None
     modality: str = "text"
     section: str | None = None
     spellings: tuple[str, ...] = ()
@@ -178,9 +186,17 @@ class Family:
     def changeable(self, tensors: "Iterable[str]", block: int) -> list[str]:
         """Return the tensors of a block that a transform may change, of a checkpoint's tensors."""
         beside = (self.gate, self.up, self.post_norm, self.scale)
+        tensors = list(tensors)
         weights = [*self.folded(tensors, block), *(f"{self.blocks}.{block}.{name}" for name in beside if name)]
-        biases = [bias_of(name) for name in weights]
-        return [name for name in dict.fromkeys([*weights, *biases]) if name in set(tensors)]
+        names = [*weights, *map(bias_of, weights), *self.closing(tensors, block)]
+        return [name for name in dict.fromkeys(names) if name in set(tensors)]
+
+    def closing(self, tensors: "Iterable[str]", block: int) -> list[str]:
+        """Return the tensors of the norm that ends a block, of a checkpoint's tensors; none where there is none."""
+        if self.closing_norm is None:
+            return []
+        prefix = f"{self.blocks}.{block}.{self.closing_stored or self.closing_norm}."
+        return sorted(name for name in tensors if name.startswith(prefix))
 
     def folded(self, tensors: "Iterable[str]", block: int) -> list[str]:
         """Return the weights of a block that T multiplies, of a checkpoint's tensors."""

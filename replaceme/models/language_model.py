@@ -1,7 +1,7 @@
-"""Check that a checkpoint of a supported architecture is a language model, by its config, tensors and files.
+"""Check that a checkpoint of a supported architecture is the language model that its config.json says, by its entries,
+tensors and files.
 
-Embedding models, classifiers and reward models have the same blocks. They have no loss on text, and generate nothing,
-so that nothing tells how well they are shortened.
+What other classes have the same blocks is either an encoder (`text_encoder`) or no model that can be shortened.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.models.text_encoder import BESIDE, POOLED
 
 if TYPE_CHECKING:
     from replaceme.models.family import Family
@@ -21,14 +22,9 @@ OTHER_HEADS = re.compile(
 )
 # config entries that make another model of one, and what they make of it
 ENTRIES = (
-    ("use_bidirectional_attention", True, "its tokens see those after them"),
-    ("is_causal", False, "its tokens see those after them"),
     ("is_encoder_decoder", True, "it has an encoder beside its decoder"),
     ("add_cross_attention", True, "its blocks attend to an encoder"),
 )
-OF_PICTURES = "vision"  # Gemma 4: only the tokens of a picture see those after them
-BESIDE = "modules.json"  # of sentence-transformers, as are such folders
-POOLED = re.compile(r"\d+_Pooling(/.*)?")
 REMEDY = "give the language model that it was made from"
 
 
@@ -37,11 +33,11 @@ def check_purpose(config: dict[str, Any], where: str) -> None:
     for name in config.get("architectures") or []:
         if not NAMES.fullmatch(name):
             raise ReplaceMeError(
-                f"{where}: config.json says `architectures`: {printable(name)}, which is no language model (an "
-                f"embedding model, a classifier or a reward model); {REMEDY}"
+                f"{where}: config.json says `architectures`: {printable(name)}, which is neither a language model nor "
+                f"an encoder of text; {REMEDY}"
             )
     for key, value, reason in ENTRIES:
-        if config.get(key) not in (None, OF_PICTURES) and bool(config[key]) is value:
+        if config.get(key) is not None and bool(config[key]) is value:
             raise ReplaceMeError(
                 f"{where}: config.json says `{key}`: {str(value).lower()}: no language model, as {reason}; {REMEDY}"
             )

@@ -16,15 +16,17 @@ from replaceme.models.checkpoints import Checkpoint, open_checkpoint, read_confi
 from replaceme.models.config_defaults import accepted
 from replaceme.models.custom_code import check_code, is_separate, original_config
 from replaceme.models.generation_config import special_tokens
-from replaceme.models.model_config import has_text_tower, is_encoder
+from replaceme.models.model_config import has_text_tower, is_encoder, is_of_images
 from replaceme.models.probed import class_with_head
 from replaceme.models.quantised import alike_on_every_cpu, in_4bit
+from replaceme.models.text_encoder import is_text_encoder
 from replaceme.models.unloaded_tensors import named_as_unloaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+POOLER = "pooler."  # on top of an encoder, which many are saved without
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,32 @@ ON_CPU = RunsOn()
 def load_causal_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
     """Load the model of a checkpoint folder with its head, in inference mode; errors as in `load_base_model`."""
     if is_encoder(config := read_config(folder)):
-        raise ReplaceMeError(f"{folder}: an encoder of images has no head of a language model; nothing to measure")
-    return _load(class_with_head(config["model_type"]), folder, dtype, device, held)
+        raise ReplaceMeError(f"{folder}: an encoder has no head of a language model; nothing to measure")
+    return _load(class_with_head(config), folder, dtype, device, held)
+
+
+def load_text_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
+    """Load the model of a checkpoint folder with the head that it has, also an encoder of text; errors as in
+    `load_base_model`.
+    """
+    return _load(class_with_head(read_config(folder)), folder, dtype, device, held)
 
 
 def load_base_model(folder: str | Path, dtype: str, device: str, held: Held = WHOLE) -> "PreTrainedModel":
-    """Load the blocks of a checkpoint folder without its head (of text and images: those of images), in inference mode.
+    """Load the blocks of a checkpoint folder without its head (of CLIP and SigLIP: those of images), in inference mode.
 
     Raises ReplaceMeError in one line for a missing, truncated or foreign folder, and for weights that do not fill the
     model (transformers would initialise them at random and only warn).
     """
     from transformers import AutoModel
 
-    if not is_encoder(config := read_config(folder)):
+    if is_text_encoder(config := read_config(folder)):
+        return load_text_model(folder, dtype, device, held).base_model
+    if not is_of_images(config):
         model, missing = _loaded(AutoModel, folder, dtype, device, held)
         if missing:  # the embedding may be stored as the head alone, which the class with a head knows
             del model
-            model = _load(class_with_head(config["model_type"]), folder, dtype, device, held).base_model
+            model = _load(class_with_head(config), folder, dtype, device, held).base_model
         return model
     # with the class that saved it, as the bare one may have parts of its own (poolers) that were not
     model = _load(_saved_class(config) or AutoModel, folder, dtype, device, held).base_model
@@ -143,7 +154,7 @@ def _loaded(
     if not isinstance(stored, torch.dtype) or not stored.is_floating_point:
         raise ReplaceMeError(f"dtype {dtype!r} is not a torch type; use float32, bfloat16 or float16")
     options = _placed(device, held.gpus) | (in_4bit(getattr(torch, dtype)) if held.load_in_4bit else {})
-    if checkpoint.family.modality == "text":
+    if checkpoint.family.predicts:
         options["generation_config"] = special_tokens(folder)
     try:
         with quiet_transformers():
@@ -168,7 +179,8 @@ def _loaded(
         raise ReplaceMeError(f"{folder}: does not fit {held.gpus} GPUs; raise `gpus`, or use `streaming: always`")
     if held.load_in_4bit:
         alike_on_every_cpu(model)
-    return model.eval().requires_grad_(False), sorted(loading["missing_keys"])
+    missing = (name for name in loading["missing_keys"] if checkpoint.family.predicts or not name.startswith(POOLER))
+    return model.eval().requires_grad_(False), sorted(missing)
 
 
 def _placed(device: str, gpus: int) -> dict[str, Any]:
@@ -212,7 +224,7 @@ def _model_class(auto_class: Any, folder: str | Path) -> Any:
 
 def _report_unused(checkpoint: Checkpoint, unexpected: Collection[str]) -> None:
     """Warn of stored tensors that a language model does not use although they seemed to be its own."""
-    if checkpoint.family.modality != "text":
+    if not checkpoint.family.predicts:
         return
     known = named_as_unloaded(checkpoint.family, checkpoint.config, unexpected).union(checkpoint.unloaded)
     heads = tuple(f"{head}." for head in checkpoint.family.head)  # of a model that is loaded without its own

@@ -14,6 +14,7 @@ from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_purpose
 from replaceme.models.probed import described, names_of
+from replaceme.models.text_encoder import is_text_encoder
 from replaceme.placements.mlp import Mlp
 from replaceme.placements.registry import PLACEMENTS
 
@@ -44,11 +45,12 @@ def family_of(config: dict[str, Any], where: str) -> Family:
         )
     if config.get(QUANTISED):
         raise needs_dequantising(config[QUANTISED], where)
-    if model_type not in FAMILIES:
+    encoder = is_encoder(config)
+    if model_type not in FAMILIES and not encoder:
         named = names_of(config)
         check_purpose(named.sizes(config) if named else config, where)
-    family = described(config, where).of(config)
-    if model_type in FAMILIES and family.modality == "text":
+    family = replace(described(config, where).of(config), predicts=not encoder)
+    if model_type in FAMILIES and not encoder:
         check_purpose(config, where)
     sizes = family.sizes(config)
     for key in (family.depth, family.width):
@@ -66,27 +68,32 @@ def family_of(config: dict[str, Any], where: str) -> Family:
 
 
 def is_encoder(config: dict[str, Any]) -> bool:
-    """Return whether a model encodes images, without tokens or a loss."""
+    """Return whether a model encodes images or text, without a next token or its loss."""
+    return is_of_images(config) or is_text_encoder(config)
+
+
+def is_of_images(config: dict[str, Any]) -> bool:
+    """Return whether a model encodes images."""
     return config["model_type"] in FAMILIES and FAMILIES[config["model_type"]].modality == "image"
 
 
 def has_text_tower(config: dict[str, Any]) -> bool:
     """Return whether an image encoder comes with a text encoder, so that images and texts can be compared."""
     alone = any(name.endswith("ForImageClassification") for name in config.get("architectures") or [])
-    return is_encoder(config) and FAMILIES[config["model_type"]].section is not None and not alone
+    return is_of_images(config) and FAMILIES[config["model_type"]].section is not None and not alone
 
 
 def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", where: str) -> None:
     """Raise ReplaceMeError where a model of text is calibrated on images, or the other way round."""
-    if is_encoder(config) and calibration.images is None:
+    if is_of_images(config) and calibration.images is None:
         raise ReplaceMeError(f"{where}: an encoder of images, which cannot be calibrated on text; give `images`")
-    if not is_encoder(config) and calibration.images is not None:
-        raise ReplaceMeError(f"{where}: a language model, which cannot be calibrated on images; give `dataset`")
+    if not is_of_images(config) and calibration.images is not None:
+        raise ReplaceMeError(f"{where}: a model of text, which cannot be calibrated on images; give `dataset`")
 
 
 def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
     """Raise ReplaceMeError where a cut, or its metric, needs a part that the model lacks."""
-    if is_encoder(config) and (cut.needs_loss or cut.position == "last"):
+    if (is_encoder(config) and cut.needs_loss) or (is_of_images(config) and cut.position == "last"):
         what = f"metric {cut.metric}" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
     if cut.in_middle:

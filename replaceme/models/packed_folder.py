@@ -52,7 +52,7 @@ def open_packed_folder(source: Path) -> PlainView:
             main = stored[next(parts[end] for end in packing.packed if end in parts)]
             tensors[name] = (main[0], packing.plain_shape(held), STORED_AS[plain_config["dtype"]])
     checkpoint = checked(source, plain_config, tensors)
-    if checkpoint.family.modality == "text":
+    if checkpoint.family.predicts:
         check_beside((path.name for path in source.iterdir()), str(source))
     return PlainView(
         source,

@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import Any
 
 from replaceme.models.families import FAMILIES
-from replaceme.models.family import Family
+from replaceme.models.family import SECTION, Family
+from replaceme.models.text_encoder import auto_class, is_text_encoder, masked_types
 
 PROBE = "replaceme.proving.probe"
 # entries of the number of blocks of a decoder, beside which `num_hidden_layers` is another number, or the same
 DEPTHS = ("decoder_layers", "num_blocks")
-SECTION = "text_config"  # the entry of the language model in the config of a larger one
 # while a probe is at work: the family that it is about to prove, by model type
 PROPOSED: dict[str, Family] = {}
 
@@ -35,7 +35,7 @@ def proof_of(config: dict[str, Any], where: str) -> dict[str, Any] | None:
 
 def names_of(config: dict[str, Any]) -> Family | None:
     """Return how the class of a config.json that is not listed names its sizes, those of its language model where it
-    holds a larger model; None for no language model.
+    holds a larger model; None for neither a language model nor an encoder of text.
     """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
@@ -44,7 +44,7 @@ def names_of(config: dict[str, Any]) -> Family | None:
     )
 
     model_type = config["model_type"]
-    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *masked_types()}
     if model_type not in known or model_type not in CONFIG_MAPPING:
         return None
     config_class, section = CONFIG_MAPPING[model_type], None
@@ -69,19 +69,24 @@ def section_class(config: dict[str, Any]) -> Any:
     return CONFIG_MAPPING.get(named, usual)
 
 
-def class_with_head(model_type: str) -> Any:
-    """Return the auto class that loads all of a model with its head: that for pictures too, where the one for text
-    takes only a part of the config.
+def class_with_head(config: dict[str, Any]) -> Any:
+    """Return the auto class that loads all of the model of a config.json with its head.
+
+    It is the class for pictures too, where the one for text takes only a part of the config, and of an encoder of text
+    that with the head that it has.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    import transformers
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
+    if is_text_encoder(config):
+        return getattr(transformers, auto_class(config))
+    model_type = config["model_type"]
     of_text, of_both = (
         names.get(model_type)
         for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     )
     whole = model_type not in FAMILIES and of_both is not None and of_both != of_text
-    return AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM

@@ -17,6 +17,8 @@ COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken",
     "tekken.json", "generation_config.json", "chat_template*", "additional_chat_templates/*.jinja",
     "*preprocessor_config.json", "processor_config.json",
+    "modules.json", "sentence_*_config.json", "config_sentence_transformers.json",  # of sentence-transformers
+    "[0-9]_*/config.json", "[0-9]_*/model.safetensors",
     "LICENSE*", "LICENCE*", "License*", "license*", "COPYING*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 # with these names, or beginning like a tokenizer's file, lies what could run when it is loaded

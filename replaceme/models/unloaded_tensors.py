@@ -83,8 +83,9 @@ def _not_in_class(config_text: str, names: tuple[str, ...]) -> frozenset[str]:
     options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet_transformers():
-            config = AutoConfig.for_model(**json.loads(config_text))
-            model_class = class_with_head(config.model_type)._model_mapping[type(config)]
+            given = json.loads(config_text)
+            config = AutoConfig.for_model(**given)
+            model_class = class_with_head(given)._model_mapping[type(config)]
             model, loading = model_class.from_pretrained(None, config=config, state_dict=empty, **options)
     except Exception:  # an entry or a tensor that it cannot take: whoever loads the weights says so
         return frozenset()

@@ -96,6 +96,7 @@ class DownProj(Mlp):
         [module] = family.mlp_modules(carrier)
         device = device_of(module, carrier)
         yield mapped(module, transform, device, lambda output: seen.pop("rows"), family.multiplier)
+        yield from self.closed(base_model, family, cut)
 
     def _of_carrier(self, checkpoint: "Checkpoint", carrier: int, transform: "Transform") -> "dict[str, Edit]":
         prefix, recycled = f"{checkpoint.family.blocks}.{carrier}.", transform.recycled

@@ -8,6 +8,8 @@ Where a norm with gains g follows the down projection, M = g * u / rms(u) with u
 can be had: W becomes c T^T diag(g) W, and the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
 Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
+Where a block ends with a norm of the whole residual stream (BERT), r is of the states that go into these norms, and the
+norm of block end - 1 takes the place of the carrier's: it makes of Y + M T what it made of its own input.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +56,7 @@ class Mlp(Placement):
         """Return (M, the terms of r)."""
         before, last = cut[0] - 1, cut[1] - 1
         added = activations.mlp_output[before]
-        return added, (activations.hidden_states[last], activations.hidden_states[before], added)
+        return added, (activations.stream(last), activations.stream(before), added)
 
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Yield the MLP puts out M T."""
@@ -63,12 +65,24 @@ class Mlp(Placement):
         for module in family.mlp_modules(carrier):
             rows = partial(family.added, factor=factor)
             yield mapped(module, transform, device_of(module, carrier), rows, factor)
+        yield from self.closed(base_model, family, cut)
+
+    def closed(self, base_model: "nn.Module", family: "Family", cut: Span) -> Iterator[Callable]:
+        """Yield the norm that ends the carrier, if one does, is that of the last removed block."""
+        if family.closing_norm is not None:
+            blocks = family.block_modules(base_model)
+            own, other = (blocks[block - 1].get_submodule(family.closing_norm) for block in cut)
+            yield own.register_forward_hook(lambda _, inputs, output: other(*inputs)).remove
 
     def edits(self, checkpoint: "Checkpoint", placed: "Sequence[tuple[Span, Transform]]") -> "dict[str, Edit]":
         """Return new weights, and biases, of the down projections, and of what follows them."""
         found: dict[str, Edit] = {}
-        for (start, _), transform in placed:
+        for (start, end), transform in placed:
             found |= self._of_carrier(checkpoint.carrying(start), carrier_of(start), transform)
+            if checkpoint.family.closing_norm is not None:  # no place in the middle of a block
+                norms = (checkpoint.family.closing(checkpoint.tensors, block - 1) for block in (start, end))
+                for own, other in zip(*norms, strict=True):
+                    found[own] = lambda _, other=other: checkpoint.tensor(other)
         return found
 
     def _of_carrier(self, checkpoint: "Checkpoint", carrier: int, transform: "Transform") -> "dict[str, Edit]":

@@ -91,7 +91,7 @@ class Placement:
 
 def check_language_model(name: str, family: "Family", where: str) -> None:
     """Raise ReplaceMeError for an encoder, whose residual stream no map is put on."""
-    if family.modality == "image":
+    if not family.predicts:
         raise ReplaceMeError(f"{where}: placement {name} is of language models, this is an encoder; use placement mlp")
 
 

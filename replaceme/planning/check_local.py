@@ -27,6 +27,7 @@ from replaceme.models.model_config import (
     family_of,
     has_text_tower,
     is_encoder,
+    is_of_images,
 )
 from replaceme.models.other_formats import check_gguf, is_gguf
 from replaceme.planning.outline import Outline, outline_at
@@ -259,7 +260,7 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
         if problem is not None:
             found.append(f"tables.{key}: {source}: {problem}")
         if is_encoder(model) and table.named("healings"):
-            found.append(f"tables.{key}: {source}: an encoder of images, which has no loss to heal by; drop healings")
+            found.append(f"tables.{key}: {source}: an encoder, which has no loss to heal by; drop healings")
     return found
 
 
@@ -268,7 +269,8 @@ def _unmeasured(model: dict[str, Any], zeroshot: bool) -> str | None:
     if not is_encoder(model):
         return "a language model, which zeroshot does not measure; name an evaluation with tasks" if zeroshot else None
     if not has_text_tower(model):
-        return "an encoder of images alone, which no evaluation measures; use `evaluation: null`"
+        what = "images alone" if is_of_images(model) else "text"
+        return f"an encoder of {what}, which no evaluation measures; use `evaluation: null`"
     return None if zeroshot else "an encoder, which tasks do not measure; name an evaluation with zeroshot"
 
 

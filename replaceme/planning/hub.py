@@ -13,6 +13,7 @@ from replaceme.models.checkpoints import read_config
 from replaceme.models.language_model import check_beside
 from replaceme.models.model_config import is_encoder
 from replaceme.models.packed_folder import without_packing
+from replaceme.models.text_encoder import with_beside
 from replaceme.models.weights import INDEX, SINGLE, shard_names
 from replaceme.planning.outline import Outline, estimated_outline
 
@@ -116,7 +117,7 @@ def model_outline(name: str, revision: str | None, dequantise: bool = False) -> 
         raise ReplaceMeError(f"{name}: no model*.safetensors in it; pickles are not read, take a converted revision")
     if "config.json" not in found.files:
         raise ReplaceMeError(f"{name}: no config.json in it; this is not a checkpoint of transformers")
-    config = read_config(_folder_with("config.json", name, revision))
+    config = with_beside(read_config(_folder_with("config.json", name, revision)), found.files)
     if not is_encoder(config):
         check_beside(found.files, name)
     if dequantise:

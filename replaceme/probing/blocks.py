@@ -1,6 +1,6 @@
 """Find the blocks of a loaded tiny model: the list of modules that the residual stream goes through, one by one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ SAMPLES, TOKENS = 2, 12
 
 @dataclass(frozen=True)
 class Call:
-    """A block with the arguments of one call and what it put out."""
+    """A block with the arguments of one call and what it put out; `closing_norm` is the norm that it ends with."""
 
     block: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    closing_norm: str | None = None
 
     @property
     def state(self) -> torch.Tensor:
@@ -31,7 +32,37 @@ class Call:
         return first_of(self.output)
 
     def again(self) -> torch.Tensor:
-        """Run the block once more; returns the residual stream that comes out."""
+        """Run the block once more; returns the residual stream that comes out, or goes into the norm at its end."""
+        if self.closing_norm is None:
+            return self._run()
+        kept: list[torch.Tensor] = []
+        norm = self.block.get_submodule(self.closing_norm)
+        handle = norm.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].clone()))
+        try:
+            self._run()
+        finally:
+            handle.remove()
+        return kept[0]
+
+    def closed(self) -> "Call | None":
+        """Return the call with the norm that its block ends with, None where it ends with none."""
+        given: dict[str, torch.Tensor] = {}
+        norms = [
+            (name, one)
+            for name, one in self.block.named_modules()
+            if {parameter.shape for parameter in one.parameters()} == {self.state.shape[-1:]} and not [*one.children()]
+        ]
+        kept = [
+            one.register_forward_hook(lambda _, inputs, output, name=name: given.update({name: first_of(output)}))
+            for name, one in norms
+        ]
+        put_out = self._run()
+        for handle in kept:
+            handle.remove()
+        ending = next((name for name, one in given.items() if one.data_ptr() == put_out.data_ptr()), None)
+        return None if ending is None else replace(self, closing_norm=ending)
+
+    def _run(self) -> torch.Tensor:
         args = tuple(one.clone() if index == 0 else one for index, one in enumerate(self.args))
         kwargs = {key: one.clone() if key == "hidden_states" else one for key, one in self.kwargs.items()}
         with torch.no_grad():

@@ -13,6 +13,7 @@ from replaceme.core.quiet import quiet_transformers
 from replaceme.models.config_defaults import accepted
 from replaceme.models.family import Family
 from replaceme.models.probed import names_of
+from replaceme.models.text_encoder import is_text_encoder
 from replaceme.probing.blocks import Blocks, find_blocks
 from replaceme.probing.kinds import kind_of
 from replaceme.probing.model import build
@@ -38,7 +39,7 @@ def tiny_of(config: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the tiny config of a config.json; raises Unproved where its class has no number of blocks or no width."""
     names = names_of(config)
     if names is None:
-        raise Unproved("transformers has no causal language model of this type")
+        raise Unproved("transformers has neither a causal language model nor a masked one of this type")
     if ((config.get(names.section) or {}) if names.section else config).get(names.depth, 0) > DEEPEST:
         raise Unproved(f"it has more than {DEEPEST} blocks")
     return tiny(_complete(config, names, where), names)
@@ -76,7 +77,8 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
     kinds = [repr(kind_of(call.block)) for call in blocks.calls]
     tried = [call for number, call in enumerate(blocks.calls) if kinds.index(kinds[number]) == number]
     tried = replace(blocks, calls=(*tried, blocks.calls[-1]))
-    scalar = scalar_of(found := [find_writers(call) for call in tried.calls], tried)
+    found, closing = _writing(tried)
+    scalar = scalar_of(found, tried)
     writers = common(found, tried)
     with quiet_transformers():
         model.save_pretrained(folder)
@@ -86,7 +88,10 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
         names,
         **_places(model, blocks, stored, writers),
         **({"scalar": scalar} if scalar else _scale(writers, names.sizes(tiny_config))),
-        head=_head(model, stored),
+        head=() if is_text_encoder(config) else _head(model, stored),
+        predicts=not is_text_encoder(config),
+        closing_norm=closing,
+        closing_stored=stored.module_of(closing),
         tied=bool(getattr(type(model.config)(), "tie_word_embeddings", False)),
         lists=tuple(lists_by_block(complete, complete[names.depth])),
         derived_lists=True,
@@ -94,6 +99,18 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
         own_layers=False,
     )
     return Finding(family, tiny_config, blocks.path, tuple(writers))
+
+
+def _writing(blocks: Blocks) -> tuple[list[list[Writer]], str | None]:
+    """Return the writers of each block, and the norm of the whole stream that blocks end with, None without."""
+    try:
+        return [find_writers(call) for call in blocks.calls], None
+    except Unproved as error:
+        closed = [call.closed() for call in blocks.calls]
+        norms = {None if call is None else call.closing_norm for call in closed}
+        if norms == {None} or len(norms) > 1:
+            raise error
+        return [find_writers(call) for call in closed], norms.pop()
 
 
 def common(found: Sequence[Sequence[Writer]], blocks: Blocks) -> list[Writer]:
@@ -153,6 +170,7 @@ def _places(model: nn.Module, blocks: Blocks, stored: Stored, writers: Sequence[
     norm = writers[0].norm
     return {
         "blocks": stored.blocks,
+        "spellings": _spellings(stored.blocks, model.base_model_prefix),
         "modules": None if stored.blocks == blocks.path else base,
         "mlp_output": writers[0].module,
         "further": tuple(one.module for one in writers[1:]),
@@ -166,6 +184,12 @@ def _places(model: nn.Module, blocks: Blocks, stored: Stored, writers: Sequence[
         "in_place": _in_place(blocks, writers),
         "tuples": blocks.tuples,
     }
+
+
+def _spellings(blocks: str, prefix: str) -> tuple[str, ...]:
+    """Return how a checkpoint of another class names the same blocks: with the base model's prefix or without."""
+    bare = blocks.removeprefix(f"{prefix}.")
+    return (f"{prefix}.{bare}",) if blocks == bare else (bare,)
 
 
 def _scale(writers: Sequence[Writer], config: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def changed_block(
     found = next((block for block, after in pairs if kinds[block] != kind_of(after)), None)
     if found is None:
         with torch.no_grad():  # some classes need a block of each kind, to make masks or count tokens in a cache
-            model(input_ids=token_ids(VOCABULARY), use_cache=True)
+            model(input_ids=token_ids(VOCABULARY), **({"use_cache": True} if family.predicts else {}))
     return found
 
 

@@ -17,7 +17,7 @@ def build(config: dict[str, Any]) -> "nn.Module":
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = class_with_head(config["model_type"]).from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+        model = class_with_head(config).from_config(AutoConfig.for_model(**config), dtype=torch.float32)
         _randomise(model)
     return model.float().eval().requires_grad_(False)
 

@@ -36,6 +36,13 @@ class Stored:
         """Return the name in a block of a parameter that is stored as it is."""
         return next((place for place, turned in self.inside.get(name, ()) if not turned), name)
 
+    def module_of(self, module: str | None) -> str | None:
+        """Return the name in a block of a norm, None where it is the module's own, or there is none."""
+        if module is None:
+            return None
+        found = self.name_of(f"{module}.weight").removesuffix(".weight")
+        return None if found == module else found
+
     def outside(self, name: str) -> str:
         """Return the name of a parameter outside of blocks."""
         return self.others.get(name, name)

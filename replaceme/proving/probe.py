@@ -7,6 +7,7 @@ until the code that can run in a probe, transformers or torch is another.
 import contextlib
 import hashlib
 import json
+import re
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -108,7 +109,8 @@ def _probe(config: dict[str, Any], tiny_config: dict[str, Any]) -> Probe:
         except Unproved as error:
             return Probe(model_type, None, str(error))
         except ReplaceMeError as error:
-            return Probe(model_type, None, in_one_line(error).replace(f"{work}/tiny", "the small model"))
+            said = re.sub(rf"{re.escape(work)}/\w+", "the small model", in_one_line(error))
+            return Probe(model_type, None, said)
         except Exception as error:  # of a class that is run in ways that its authors may not have had in mind
             return Probe(model_type, None, f"the small model does not run ({in_one_line(error)})")
         finally:

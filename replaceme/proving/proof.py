@@ -1,8 +1,8 @@
 """Prove by numbers that a model of a described architecture can be shortened, on a tiny one in float32.
 
 What is proved: a block whose weights of `fold` are zero loses exactly M; the checkpoint with T folded in, saved, loaded
-by transformers, puts out what the original puts out whose blocks are skipped and whose M is mapped by hooks; it
-generates the same with a cache as without; and every block that stays is of the kind that it was.
+by transformers, puts out what the original puts out whose blocks are skipped and whose M is mapped by hooks; unless it
+is an encoder, it generates the same with a cache as without; and every block that stays is of the kind that it was.
 """
 
 import itertools
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from replaceme.activations.capture import Wanted, capture, model_inputs
-from replaceme.activations.open_model import load_model
+from replaceme.activations.capture import Wanted, capture, put_out
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.cut_record import Cut
 from replaceme.models.checkpoints import open_checkpoint, read_config, with_derived_lists
 from replaceme.models.family import Family
+from replaceme.models.loading import load_text_model
 from replaceme.placements.placement import bias_of
 from replaceme.probing.kinds import Kind, changed_block, kind_of
 from replaceme.probing.tiny import VOCABULARY
@@ -46,7 +46,7 @@ class Proof:
 def prove(folder: Path, work: Path, family: Family) -> Proof:
     """Return the proof for a saved tiny model; raises Unproved where a number differs."""
     family = family.of(read_config(folder))
-    model = load_model(folder, "float32", "cpu", head=True)
+    model = load_text_model(folder, "float32", "cpu")
     kinds = [kind_of(block) for block in family.block_modules(model.base_model)]
     cuts = list(_cuts(folder, family, kinds))
     lost = max(_lost(model, family, start - 1) for groups in cuts for start, _ in groups)
@@ -119,7 +119,7 @@ def _lost(model: torch.nn.Module, family: Family, block: int) -> float:
     with_it = next(capture(model.base_model, family, [given], wanted))
     with _without(family, family.block_modules(model.base_model)[block]):
         without = next(capture(model.base_model, family, [given], wanted))
-    lost = (with_it.hidden_states[block] - without.hidden_states[block])[given.mask]
+    lost = (with_it.stream(block) - without.stream(block))[given.mask]
     return _difference(with_it.mlp_output[block][given.mask], lost)
 
 
@@ -153,18 +153,19 @@ def _folded(folder: Path, out: Path, model: torch.nn.Module, family: Family, gro
     found = _transforms(family, groups, checkpoint.hidden_size)
     removed = sum(end - start for start, end in groups)
     merge(folder, Cut(groups, removed, checkpoint.num_blocks, metric="given"), found, out, {})
-    short = load_model(out, "float32", "cpu", head=True)
+    short = load_text_model(out, "float32", "cpu")
     given = samples()
     with torch.no_grad():
-        plain = model(**model_inputs(model, given)).logits[given.mask]
+        plain = put_out(model, given)
         with shortened(model.base_model, family, groups, found):
-            expected = model(**model_inputs(model, given)).logits[given.mask]
-        folded = short(**model_inputs(short, given)).logits[given.mask]
+            expected = put_out(model, given)
+        folded = put_out(short, given)
     if not torch.isfinite(expected).all():
         raise Unproved("the original with skipped blocks puts out NaN or infinity")
     if _difference(expected, plain) < EXACT:
         raise Unproved("skipped blocks change nothing")
-    _check_generation(short, given)
+    if family.predicts:
+        _check_generation(short, given)
     return _difference(folded, expected)
 
 

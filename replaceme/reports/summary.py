@@ -10,8 +10,10 @@ from replaceme.config.methods import MethodConfig
 from replaceme.core.cut_record import Cut
 from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.custom_code import is_separate
+from replaceme.models.model_config import is_of_images
 from replaceme.models.model_record import ModelRecord
 from replaceme.provenance.job_cost import peak_memory
+from replaceme.models.probed import class_with_head
 from replaceme.surgery.model_card import fitted
 
 SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -76,6 +78,8 @@ class Summary:
         if found is None:
             return []
         text = f"{found['tokens']} tokens {found['text']}"
+        if "cosine" in found:
+            return [("cosine", f"{found['cosine']:.4f} of its last states before and after, on {text}")]
         return [
             ("perplexity", f"{found['perplexity']:.4g} -> {found['perplexity_after']:.4g} on {text}"),
             ("divergence", f"{found['kl']:.4g} nats per token, of its predictions from the whole model's"),
@@ -107,7 +111,6 @@ def summarised(
 ) -> Summary:
     """Return the summary of a shortening into folder `out`, from its provenance record and what was measured."""
     cut, before, after = Cut.of(provenance["cut"]), open_checkpoint(record.folder), open_checkpoint(out, separate=True)
-    text = before.family.modality == "text"
     return Summary(
         source=record.source,
         out=str(out),
@@ -121,9 +124,14 @@ def summarised(
         predictions=predictions,
         seconds=seconds,
         memory=peak_memory(),
-        loader="AutoModelForCausalLM" if text else "AutoModel",
+        loader=loader_of(before.config),
         code=is_separate(read_config(out)),
     )
+
+
+def loader_of(config: dict[str, Any]) -> str:
+    """Return the name of the class of transformers that loads a model and its head."""
+    return "AutoModel" if is_of_images(config) else class_with_head(config).__name__
 
 
 def named(fit: MethodConfig) -> str:

@@ -20,7 +20,7 @@ from replaceme.placements.placement import Placement
 from replaceme.placements.registry import PLACEMENTS
 from replaceme.probing.kinds import check_kinds
 from replaceme.surgery.edits import Changes, Content, Edit
-from replaceme.surgery.model_card import licence_of, model_card
+from replaceme.surgery.model_card import licence_of, model_card, use_of
 from replaceme.surgery.renumbering import both, with_new_numbers
 from replaceme.surgery.shards import renamed
 from replaceme.surgery.write_checkpoint import Merger, merging, provenance_of
@@ -47,7 +47,9 @@ def finish_pruned(
 
     provenance = provenance_of(record, cut, joint_report(transforms), origin)
     provenance["placement"] = next((one.placement for one in transforms if not one.is_identity), None)
-    finish(merger, cut, transforms, provenance, model_card(provenance, licence_of(record.folder)))
+    finish(
+        merger, cut, transforms, provenance, model_card(provenance, licence_of(record.folder) | use_of(record.folder))
+    )
     return provenance
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.core.cut_record import Cut
 from replaceme.core.places import carrier_of, in_middle, plain, shown
+from replaceme.models.checkpoints import read_config
+from replaceme.models.model_config import is_encoder
 from replaceme.models.model_record import DEQUANTISED
 from replaceme.placements.collapse import Collapse
 from replaceme.placements.registry import PLACEMENTS
@@ -79,6 +81,7 @@ TRAINED = {
 }
 TAUGHT = {"text": "", "distillation": ", to predict what the source predicts"}
 HALVES = ", .5: after the attention of a block and before its MLP"
+USE = {"library_name": "transformers", "pipeline_tag": "feature-extraction"}
 LICENCE = ("license", "license_name", "license_link")
 LOADING = "The architecture is unchanged: load it as you load the original."
 # a map of the residual stream has no weight to go into, and a class of transformers would leave the layers out
@@ -90,7 +93,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     """Return markdown that says what was removed, how the gap was closed, and from what it was made, with the Hub's
     metadata.
 
-    `licence` is the result of `licence_of` for the source.
+    `licence` is the result of `licence_of` for the source, with that of `use_of`.
     """
     source, cut, fit = provenance["source"], Cut.of(provenance["cut"]), provenance["fit"]
     placed = provenance["placement"]
@@ -216,6 +219,14 @@ def licence_of(folder: str | Path) -> dict[str, str]:
         if isinstance(found.get("license"), str):
             return {key: found[key] for key in LICENCE if isinstance(found.get(key), str)}
     return {}
+
+
+def use_of(folder: str | Path) -> dict[str, str]:
+    """Return what an encoder is for, and by which library, as its source's model card says; empty for other models."""
+    if not is_encoder(read_config(folder)):
+        return {}
+    card = _card_metadata(Path(folder) / "README.md")
+    return USE | {key: card[key] for key in USE if isinstance(card.get(key), str)}
 
 
 def _card_metadata(path: Path) -> dict[str, Any]:

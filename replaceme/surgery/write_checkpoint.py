@@ -19,6 +19,7 @@ from replaceme.core.redaction import published
 from replaceme.models.checkpoints import Checkpoint, open_checkpoint
 from replaceme.models.custom_code import CODE
 from replaceme.models.model_record import ModelRecord
+from replaceme.models.text_encoder import as_stored
 from replaceme.models.trust import COMPANIONS
 from replaceme.models.weights import INDEX
 from replaceme.provenance.environment import versions
@@ -93,7 +94,7 @@ class Merger:
         digests = shards.write(content.changes)
         if content.code:
             shutil.copyfile(CODE, folder / CODE.name)
-        config = with_old_spellings(without_predictors(content.config))
+        config = as_stored(with_old_spellings(without_predictors(content.config)))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in self.checkpoint.companions():
             (folder / name).parent.mkdir(exist_ok=True)

@@ -21,9 +21,9 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.checkpoints import read_config
 from replaceme.models.custom_code import check_code, is_separate
-from replaceme.models.loading import load_causal_model
-from replaceme.models.model_config import family_of
-from replaceme.models.probed import SECTION
+from replaceme.models.loading import load_text_model
+from replaceme.models.model_config import family_of, is_encoder
+from replaceme.models.probed import SECTION, class_with_head
 from replaceme.verification import reload_worker as plain
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ QUIET = {
 
 def fixed_tokens(config: dict[str, Any]) -> Tokens:
     """Return two sequences of random token ids, always the same; the second is padded on the left, as for
-    generation.
+    generation, and of an encoder on the right.
     """
     import torch
 
@@ -57,19 +57,19 @@ def fixed_tokens(config: dict[str, Any]) -> Tokens:
     input_ids = torch.randint(sizes["vocab_size"], (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(SEQUENCES, length, dtype=torch.bool)
     mask[-1, : length // 3] = False
-    return Tokens(input_ids, mask)
+    return Tokens(input_ids, mask.flip(1) if is_encoder(config) else mask)
 
 
 def hooked_logits(folder: str | Path, running: Running, tokens: Tokens, device: str) -> "torch.Tensor":
     """Return the logits, float32 on the CPU, of an original model that runs as the new one does; it is freed
-    afterwards.
+    afterwards. Of an encoder it is what its class puts out first, by samples, such as its last states.
     """
     import torch
 
-    model = load_causal_model(folder, "float32", device)
+    model = load_text_model(folder, "float32", device)
     family = family_of(read_config(folder), str(folder))
     with torch.inference_mode(), running(model.base_model, family):
-        logits = model(**model_inputs(model, tokens)).logits.float().cpu()
+        logits = model(**model_inputs(model, tokens))[0].float().cpu()
     del model
     gc.collect()  # its blocks hold references to themselves, and the fresh process needs the memory
     if device != "cpu":
@@ -138,7 +138,8 @@ def question(folder: str | Path, tokens: Tokens | None, device: str) -> dict[str
     """
     import torch
 
-    separate = is_separate(read_config(folder))
+    config = read_config(folder)
+    separate = is_separate(config)
     if separate:
         check_code(folder)
     where = {
@@ -149,8 +150,10 @@ def question(folder: str | Path, tokens: Tokens | None, device: str) -> dict[str
     inputs = None
     if tokens is not None:
         given = placed(tokens, torch.device("cpu"))
-        inputs = {name: given[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")}
-    runs = {"new_tokens": NEW_TOKENS, "threads": torch.get_num_threads(), "device": device}
+        inputs = {name: one.tolist() for name, one in given.items()}
+    auto_class = "AutoModelForCausalLM" if separate else class_with_head(config).__name__
+    new_tokens = 0 if is_encoder(config) else NEW_TOKENS
+    runs = {"auto_class": auto_class, "new_tokens": new_tokens, "threads": torch.get_num_threads(), "device": device}
     return {"where": where, "inputs": inputs, **runs}
 
 

@@ -14,6 +14,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+POOLER = "pooler."  # on top of an encoder, which many are saved without
+
 
 def main(work: Path, model_type: str) -> None:
     """Run `reply` as the only work of a process: when a line comes by the standard input, and not if that ends."""
@@ -37,8 +39,8 @@ def prepare(model_type: str) -> None:
 def reply(work: Path) -> None:
     """Answer `question.json` in folder `work`: `answer.json` has the fault of each part, null where it is sound.
 
-    The logits [sequences, tokens, vocabulary], float32, go to `logits.safetensors`, the tokenizer's chat template, or
-    templates by name, to `chat_template.json`.
+    The logits [sequences, tokens, vocabulary], or what another class puts out first, float32, go to
+    `logits.safetensors`, the tokenizer's chat template, or templates by name, to `chat_template.json`.
     """
     question = json.loads((work / "question.json").read_text(encoding="utf-8"))
     where, inputs = question["where"], question["inputs"]
@@ -49,11 +51,12 @@ def reply(work: Path) -> None:
 
         torch.set_num_threads(question["threads"])
         device = question["device"]
-        model = _part(answer, "weights", lambda: _model(where, device))
+        model = _part(answer, "weights", lambda: _model(question["auto_class"], where, device))
         if model is not None:
             given = {name: torch.tensor(values, device=device) for name, values in inputs.items()}
             _part(answer, "logits", lambda: _save_logits(model, given, work))
-            _part(answer, "generation", lambda: _generate(model, given, question["new_tokens"]))
+            if question["new_tokens"]:
+                _part(answer, "generation", lambda: _generate(model, given, question["new_tokens"]))
     (work / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
 
@@ -74,18 +77,19 @@ def _save_template(where: dict[str, Any], work: Path) -> None:
     (work / "chat_template.json").write_text(json.dumps(template), encoding="utf-8")
 
 
-def _model(where: dict[str, Any], device: str) -> Any:
+def _model(auto_class: str, where: dict[str, Any], device: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     options = {"dtype": torch.float32, "output_loading_info": True}
     if device != "cpu":
         options["device_map"] = {"": device}
-    model, loading = AutoModelForCausalLM.from_pretrained(**where, **options)
+    model, loading = getattr(transformers, auto_class).from_pretrained(**where, **options)
     # transformers fills such tensors with random numbers and only warns
     for kind in ("missing_keys", "mismatched_keys"):
-        if loading[kind]:
-            raise ValueError(f"{len(loading[kind])} {kind.replace('_', ' ')}, the first is {sorted(loading[kind])[0]}")
+        lacking = sorted(name for name in loading[kind] if not name.startswith(POOLER))
+        if lacking:
+            raise ValueError(f"{len(lacking)} {kind.replace('_', ' ')}, the first is {lacking[0]}")
     return model.eval()
 
 
@@ -101,7 +105,7 @@ def _logits(model: Any, inputs: dict[str, Any]) -> Any:
     taken = signature(model.forward).parameters  # not every architecture is told positions
     given = {name: value for name, value in inputs.items() if name in taken or name != "position_ids"}
     with torch.inference_mode():
-        return model(**given, use_cache=False).logits
+        return model(**given, use_cache=False)[0]
 
 
 def _generate(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Embedding models, classifiers and reward models are refused before any work, by their config, tensors or files."""
+"""A checkpoint is a language model, an encoder of text or refused, by its config, tensors and files."""
 
 import json
 import shutil
@@ -9,42 +9,32 @@ from safetensors.torch import load_file, save_file
 
 from replaceme.models.checkpoints import open_checkpoint
 from replaceme.models.families import FAMILIES
-from replaceme.models.language_model import check_beside, check_head, check_purpose
-from replaceme.models.model_config import family_of
+from replaceme.models.language_model import check_head, check_purpose
+from replaceme.models.model_config import family_of, is_encoder
 from replaceme.planning import hub
 from replaceme.planning.outline import estimated_outline
 
 SIZES = {"num_hidden_layers": 6, "hidden_size": 16, "vocab_size": 66, "max_position_embeddings": 32}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "LlamaForSequenceClassification", "Qwen2ForRewardModel", "MistralModel", "LlamaForTokenClassification",
-        "GPT2DoubleHeadsModel", "Qwen3ForSequenceClassification", "Gemma3ForConditionalGeneration",
-    ],
-)  # fmt: skip
-def test_classes_that_are_no_language_models(name, refuses):
+@pytest.mark.parametrize("name", ["Qwen2ForRewardModel", "GPT2DoubleHeadsModel", "Gemma3ForConditionalGeneration"])
+def test_classes_that_are_neither_language_models_nor_encoders(name, refuses):
     with refuses("m: config.json says `architectures`", name, "give the language model"):
         estimated_outline("m", {"model_type": "llama", **SIZES, "architectures": [name]})
 
 
 @pytest.mark.parametrize("names", [None, [], ["LlamaForCausalLM"], ["GPT2LMHeadModel"], ["ReplaceMeForCausalLM"]])
 def test_language_models(names):
-    check_purpose({"architectures": names, "use_bidirectional_attention": None, "is_causal": True}, "m")
+    config = {"model_type": "llama", "architectures": names, "use_bidirectional_attention": None, "is_causal": True}
+    check_purpose(config, "m")
+    assert not is_encoder(config)
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"use_bidirectional_attention": True}, {"use_bidirectional_attention": "all"}, {"is_causal": False},
-        {"is_encoder_decoder": True}, {"add_cross_attention": True},
-    ],
-)  # fmt: skip
-def test_entries_that_make_another_model_of_one(entry, refuses):
-    with refuses("m: config.json says", *entry, "no language model", "give the language model"):
-        family_of({"model_type": "gemma3_text", **SIZES, **entry}, "m")
-    family_of({"model_type": "vit", "num_hidden_layers": 6, "hidden_size": 16, **entry}, "m")
+@pytest.mark.parametrize("key", ["is_encoder_decoder", "add_cross_attention"])
+def test_entries_that_make_another_model_of_one(key, refuses):
+    with refuses(f"m: config.json says `{key}`", "no language model", "give the language model"):
+        family_of({"model_type": "gemma3_text", **SIZES, key: True}, "m")
+    family_of({"model_type": "vit", "num_hidden_layers": 6, "hidden_size": 16, key: True}, "m")
 
 
 def test_heads(refuses):
@@ -58,13 +48,6 @@ def test_heads(refuses):
             check_head(llama, True, [*body, other], "m")
     with refuses("m: no tensor lm_head.weight", "incomplete, or no language model", "download it again, or give"):
         check_head(llama, False, body, "m")
-
-
-def test_files_of_sentence_transformers(refuses):
-    check_beside(["config.json", "README.md", "modules.py"], "m")
-    for name in ("modules.json", "1_Pooling", "1_Pooling/config.json"):
-        with refuses(f"m: {name} beside it", "embedding model"):
-            check_beside(["config.json", name], "m")
 
 
 def test_checkpoints_are_judged_when_they_are_opened(llama, gemma, tmp_path, refuses):
@@ -87,17 +70,16 @@ def test_checkpoints_are_judged_when_they_are_opened(llama, gemma, tmp_path, ref
     (pooled / "config.json").write_text(
         json.dumps({key: value for key, value in config.items() if key not in ("architectures", "tie_word_embeddings")})
     )
-    open_checkpoint(pooled)
+    assert open_checkpoint(pooled).family.predicts
     (pooled / "1_Pooling").mkdir()
-    with refuses("1_Pooling beside it"):
-        open_checkpoint(pooled)
+    assert not open_checkpoint(pooled).family.predicts
 
 
-def test_files_of_the_hub_are_looked_at(llama, monkeypatch, refuses):
+def test_files_of_the_hub_are_looked_at(llama, monkeypatch):
     files = {"model.safetensors": 4, "config.json": 1}
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(llama / "config.json"))
     monkeypatch.setattr(hub, "repository", lambda kind, name, _: hub.Repository(kind, name, None, files, None))
-    assert hub.model_outline("owner/name", "main").num_blocks == 6
+    outline = hub.model_outline("owner/name", "main")
+    assert outline.num_blocks == 6 and not is_encoder(outline.config)
     files["1_Pooling/config.json"] = 1
-    with refuses("owner/name: 1_Pooling/config.json beside it"):
-        hub.model_outline("owner/name", "main")
+    assert is_encoder(hub.model_outline("owner/name", "main").config)

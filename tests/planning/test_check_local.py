@@ -242,13 +242,16 @@ def test_models_that_are_no_language_models_or_of_which_transformers_reads_no_co
     source = shutil.copytree(llama, tmp_path / "other")
     given = json.loads((source / "config.json").read_text())
     for change, said in [
-        ({"architectures": ["LlamaForSequenceClassification"]}, "no language model"),
-        ({"is_causal": False}, "no language model"),
+        ({"architectures": ["LlamaForRewardModel"]}, "neither a language model nor an encoder"),
+        ({"is_encoder_decoder": True}, "no language model"),
         ({"max_position_embeddings": None}, "`max_position_embeddings` should be an integer"),
     ]:
         (source / "config.json").write_text(json.dumps(given | change))
         with refuses("x: models.a: ", said):
             check_inputs(config(source), "x")
+    (source / "config.json").write_text(json.dumps(given | {"architectures": ["LlamaModel"]}))
+    with refuses("x: tables.main: ", "an encoder of text, which no evaluation measures; use `evaluation: null`"):
+        check_inputs(config(source), "x")
 
 
 def test_missing_calibration_files(llama, refuses, tmp_path):

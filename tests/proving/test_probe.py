@@ -24,9 +24,11 @@ from replaceme.proving.proof import prove
 from replaceme.surgery.fold import merge
 from replaceme.transforms.transform import Transform
 
-# experts in transposed stacks with biases, a shared expert in another layout, mixers alone, a sum of two
-# modules times a factor, experts before a norm, a scalar for each block, blocks in a tuple, linear attention
+# blocks that end with a norm (of an encoder of text), experts in transposed stacks with biases, a shared expert in
+# another layout, mixers alone, a sum of two modules times a factor, experts before a norm, a scalar for each block,
+# blocks in a tuple, linear attention
 PROVED = {
+    "mpnet": ("output.dense.weight",),
     "gpt_oss": ("mlp.experts.down_proj",),
     "llama4_text": ("feed_forward.shared_expert.down_proj.weight", "feed_forward.experts.down_proj"),
     "nemotron_h": ("mixer.out_proj.weight", "mixer.down_proj.weight", "mixer.o_proj.weight"),

@@ -245,11 +245,11 @@ def test_a_process_that_waits_ends_unasked(tmp_path):
 
 
 def test_the_tokens_are_fixed_and_fit_the_model():
-    config = {"vocab_size": 50, "max_position_embeddings": 20}
+    config = {"model_type": "llama", "vocab_size": 50, "max_position_embeddings": 20}
     one, two = fixed_tokens(config), fixed_tokens(config)
     assert one.input_ids.equal(two.input_ids) and one.input_ids.shape == (2, 12)
     assert one.mask[0].all() and not one.mask[1].all() and one.mask[1, -1], "one of them padded on the left"
-    assert fixed_tokens({"vocab_size": 50}).input_ids.shape == (2, 32)
+    assert fixed_tokens({"model_type": "llama", "vocab_size": 50}).input_ids.shape == (2, 32)
 
 
 def test_the_tolerance_follows_what_is_stored():
