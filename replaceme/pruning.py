@@ -237,11 +237,9 @@ def choose_and_fit(
     from replaceme.fitting.fit_cut import fit_cut
     from replaceme.fitting.one_pass import can_foresee, choose_and_gather
     from replaceme.methods.fitting import fit_method
-    from replaceme.probing.kinds import check_kinds
     from replaceme.transforms.collapse import as_chosen
 
     def begin(groups: Sequence[tuple[int, int]]) -> None:
-        check_kinds(read_config(record.folder), passes.family, groups, record.source)
         if fit.place.of_mlp:  # others change many shards
             merger.begin(groups)
 
@@ -307,12 +305,12 @@ def _predictions(
 
 def _choose(model: "nn.Module", passes: "Passes", record: ModelRecord, cut: CutConfig) -> "Cut":
     from replaceme.cuts.after_fit import candidates_of
-    from replaceme.cuts.choose import choose
     from replaceme.cuts.distances import measure
+    from replaceme.cuts.possible import choose_possible
 
     given, distances, candidates = (passes.family, passes.tokens, passes.batch_size), None, None
     if cut.needs_candidates:
         candidates = candidates_of(cut, record, model, *given)["candidates"]
     elif cut.start is None:
         distances = measure(passes.model, *given, cut.of_representations, cut.halves)
-    return choose(cut, record, distances, candidates)
+    return choose_possible(cut, record, distances, candidates)

@@ -38,12 +38,9 @@ SIZES = [{"blocks": 2}, {"ratio": 0.25}, {"cut": CutConfig(blocks=2, metric="cos
 def test_a_cut_that_the_class_cannot_do_without_is_refused_before_the_fit(
     llama, texts, tmp_path, monkeypatch, refuses, metric
 ):
-    def refuse(config, family, groups, where):
-        raise replaceme.ReplaceMeError(f"{where}: take another cut")
-
-    monkeypatch.setattr("replaceme.probing.kinds.check_kinds", refuse)
+    monkeypatch.setattr("replaceme.cuts.possible.fault_of", lambda *_: "without them it fails")
     monkeypatch.setattr("replaceme.fitting.fit_cut.fit_cut", lambda *_: pytest.fail("it was fitted"))
-    with refuses("take another cut"):
+    with refuses("cannot do without any run of so many blocks; without them it fails; remove fewer"):
         prune(llama, texts=texts, cut=CutConfig(blocks=2, metric=metric), out=tmp_path / "out", device="cpu")
 
 

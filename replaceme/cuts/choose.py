@@ -10,6 +10,7 @@ of a block to that of another, [start - 0.5, end - 0.5). Ties go to the lower st
 - kl_without: how far the model is without single attentions and MLPs, one after another (`sublayers`).
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.cuts import CutConfig
@@ -104,14 +105,16 @@ def choose(
     record: Sizes,
     distances: dict[str, "torch.Tensor"] | None = None,
     candidates: list[dict[str, Any]] | None = None,
+    needed: Collection[Span] = (),
 ) -> Cut:
     """Return the contents of cut.json: the groups [start, end) to remove, the metric, and every candidate with its
     value.
 
     `distances` are needed for the metrics of pairs of states, `candidates` for the others, neither for a cut placed by
-    hand.
+    hand. `needed` are runs that must stay, and so are no candidates; raises ReplaceMeError where too few others are
+    left.
     """
-    possible = possible_spans(cut, record)
+    possible = [span for span in possible_spans(cut, record) if span not in needed]
     listed = _listed(cut, possible, distances, candidates)
     parts, blocks = _search(cut, listed, possible, record)
     merges = _merges(listed, blocks) if cut.search == "merging" else []
@@ -199,6 +202,8 @@ def _search(
     costs = _costs(listed, cut.metric)
     if cut.search == "dynamic":
         return dynamic(costs, num_blocks, blocks, cut.groups, cut.adjacency), blocks
+    if cut.single and len(costs) < blocks:
+        raise ReplaceMeError(f"cut: {blocks} blocks to remove, {len(costs)} candidates; remove fewer")
     if cut.single:
         return independent(costs, blocks), blocks
     return greedy(costs, num_blocks, cut.groups, cut.adjacency), blocks

@@ -68,10 +68,11 @@ def dynamic(costs: Costs, num_blocks: int, blocks: int, groups: int, adjacency: 
     """Return the at most `groups` runs of any sizes, `blocks` in all, whose costs have the least sum.
 
     `best(p, g, b) = min(best(p + 1, g, b), min_s cost[p, p + s) + best(p + s (+ 1 if separate), g - 1, b - s))`, in
-    num_blocks * groups * blocks states; p goes by halves where runs do. Ties go to the lower starts.
+    num_blocks * groups * blocks states; p goes by halves where runs do. Ties go to the lower starts. Raises
+    ReplaceMeError where no runs with a cost make up so many blocks.
     """
     gap = int(adjacency == "separate")
-    first_start = min(start for start, _ in costs)
+    first_start = min((start for start, _ in costs), default=1)
     step = HALF if in_middle(first_start) else 1
 
     @cache
@@ -84,10 +85,13 @@ def dynamic(costs: Costs, num_blocks: int, blocks: int, groups: int, adjacency: 
         for size in range(1, left + 1):
             span = (plain(first), plain(first + size))
             rest, after = best(first + size + gap, runs - 1, left - size)
-            found.append((costs[span] + rest, (span, *after)))
+            found.append((costs.get(span, float("inf")) + rest, (span, *after)))
         return min(found)
 
-    return list(best(first_start, groups, blocks)[1])
+    least_sum, chosen = best(first_start, groups, blocks)
+    if least_sum == float("inf"):
+        raise ReplaceMeError(f"cut: no {groups} groups of {blocks} blocks among the candidates; remove fewer")
+    return list(chosen)
 
 
 def independent(costs: Costs, blocks: int) -> list[Span]:

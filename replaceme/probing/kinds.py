@@ -1,6 +1,8 @@
 """Compare blocks before and after a cut: what a block is made of may depend on its number in many ways."""
 
+import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,19 +61,36 @@ def changed_block(
 
 def check_kinds(config: dict[str, Any], family: Family, groups: Sequence[tuple[int, int]], where: str) -> None:
     """Raise ReplaceMeError where a cut makes config.json say another kind for a block that stays."""
+    fault = fault_of(config, family, groups, where)
+    if fault is not None:
+        raise ReplaceMeError(f"{where}: {fault}; take another cut")
+
+
+def fault_of(config: dict[str, Any], family: Family, groups: Sequence[tuple[int, int]], where: str) -> str | None:
+    """Return why a model cannot do without the blocks of a cut, None where it can: its class may need a block of each
+    kind, or its config.json say another kind for a block that stays. What was found is kept.
+    """
     if not family.kinds:
-        return
-    config = spelled_out(config, family, accepted(config, where))
+        return None
+    return _fault(json.dumps(config, sort_keys=True), family, tuple(map(tuple, groups)), where)
+
+
+@cache
+def _fault(config_text: str, family: Family, groups: tuple[tuple[int, int], ...], where: str) -> str | None:
     span = ", ".join(f"{start}-{end - 1}" for start, end in groups)
     try:
-        block = changed_block(config, family, groups, kinds_of(config, family, where), where)
+        config, kinds = _whole(config_text, family, where)
+        block = changed_block(config, family, groups, kinds, where)
     except (ReplaceMeError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ReplaceMeError(
-            f"{where}: without blocks {span} transformers cannot make the model ({str(error).splitlines()[0]}); take "
-            "another cut"
-        ) from error
-    if block is not None:
-        raise ReplaceMeError(
-            f"{where}: without blocks {span}, block {block} would be of another kind, as config.json cannot say "
-            "otherwise; take another cut"
-        )
+        return f"without blocks {span} transformers cannot make the model ({str(error).splitlines()[0]})"
+    if block is None:
+        return None
+    return f"without blocks {span}, block {block} would be of another kind, as config.json cannot say otherwise"
+
+
+@cache
+def _whole(config_text: str, family: Family, where: str) -> tuple[dict[str, Any], list[Kind]]:
+    """Return a config.json with all its entries, and the kinds of its blocks."""
+    config = json.loads(config_text)
+    config = spelled_out(config, family, accepted(config, where))
+    return config, kinds_of(config, family, where)

@@ -12,8 +12,8 @@ from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.custom_code import is_separate
 from replaceme.models.model_config import is_of_images
 from replaceme.models.model_record import ModelRecord
-from replaceme.provenance.job_cost import peak_memory
 from replaceme.models.probed import class_with_head
+from replaceme.provenance.job_cost import peak_memory
 from replaceme.surgery.model_card import fitted
 
 SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -7,11 +7,10 @@ from dataclasses import replace
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.cuts import CutConfig
 from replaceme.core.errors import ReplaceMeError
-from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import load
+from replaceme.cuts.possible import choose_possible
 from replaceme.models.checkpoints import read_config
-from replaceme.models.model_config import check_cut, family_of
-from replaceme.probing.kinds import check_kinds
+from replaceme.models.model_config import check_cut
 from replaceme.steps.common import model_argument, model_record, out_argument, read_record, same_model
 
 ONLINE = False
@@ -32,8 +31,7 @@ def run(args: argparse.Namespace) -> None:
     """Write cut.json."""
     record = model_record(args)
     cut = from_options(args, CutConfig)
-    config = read_config(record.folder)
-    check_cut(config, cut, record.source)
+    check_cut(read_config(record.folder), cut, record.source)
     distances = candidates = None
     origin: dict = {}
     if cut.needs_candidates:
@@ -47,8 +45,7 @@ def run(args: argparse.Namespace) -> None:
             raise ReplaceMeError(f"options: metric {cut.metric} needs --distances, made by `replaceme distances`")
         distances, origin = load(args.distances)
         same_model(record, origin.get("model_sha256"), args.distances)
-    chosen = choose(cut, record, distances, candidates)
-    check_kinds(config, family_of(config, record.source), chosen.groups, record.source)
+    chosen = choose_possible(cut, record, distances, candidates)
     measured_on = {key: origin[key] for key in MEASURED_ON if key in origin}
     replace(chosen, model_sha256=record.sha256, measured_on=measured_on).save(args.out)
     log.info("cut %s of %d blocks by %s", chosen.span, record.num_blocks, chosen.metric)

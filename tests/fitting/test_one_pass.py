@@ -74,14 +74,14 @@ def test_one_pass_gives_what_two_give(request, calibration, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("fit", ["least squares", "exact"])
 def test_another_cut_was_foreseen(sharded, calibration, tmp_path, monkeypatch, batches, caplog, fit):
-    real, chosen = one_pass.choose, []
+    real, chosen = one_pass.choose_possible, []
 
     def wrong_at_first(cut, record, distances, candidates):
         right = real(cut, record, distances, candidates)
         chosen.append(right)
         return right if len(chosen) > 1 else replace(right, groups=[(1, 3) if right.groups != [(1, 3)] else (2, 4)])
 
-    monkeypatch.setattr(one_pass, "choose", wrong_at_first)
+    monkeypatch.setattr(one_pass, "choose_possible", wrong_at_first)
     caplog.set_level("INFO")
     late = shortened(sharded, calibration, tmp_path / "late", CUTS["cosine"], FITS[fit])
     assert len(chosen) == 2 and "one more pass" in caplog.text
