@@ -54,8 +54,8 @@ def choose_possible(
             raise ReplaceMeError(f"{record.source}: {reason}; take another cut")
         faults |= found
     if faults:
-        spans = shown(sorted(faults))
-        log.info("cut: no candidates are %s: %s", spans, next(iter(faults.values())))
+        runs = shown(sorted(faults))
+        log.info("cut: no candidates are %s: %s", runs, next(iter(faults.values())))
     return chosen
 
 
