@@ -85,9 +85,7 @@ class Cut:
 
 
 def check_whole(cut: Cut, what: str | None) -> None:
-    """Raise ReplaceMeError where a cut divides a block and `what` replaces whole blocks alone, if any
-    is given.
-    """
+    """Raise ReplaceMeError where a cut divides a block and `what`, if any is named, replaces whole blocks alone."""
     if cut.in_middle and what is not None:
         raise ReplaceMeError(f"cut {cut.span} divides a block, {what} takes whole blocks; change either")
 

@@ -5,6 +5,7 @@ it is `hidden_states[k]`, in the middle of block k `hidden_states[k - 0.5]`.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from math import ceil
 
 Place = int | float
@@ -55,6 +56,12 @@ def kept_halves(end: Place, groups: Sequence[Span]) -> list[tuple[int | None, in
         else:
             found.append((None, block))
     return found
+
+
+@cache
+def number_of(place: Place, groups: tuple[Span, ...]) -> int:
+    """Return the number, in a shortened model, of the block that what comes after a place is in."""
+    return len(kept_halves(place + HALF, groups)) - 1
 
 
 def shown(groups: Sequence[Span]) -> str:

@@ -88,7 +88,7 @@ def collect(
     columns = [name for name in _columns(everything) if by or name != "by"]
     frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
     frame.attrs["tasks"] = _task_notes(everything)
-    frame.attrs["own_code"] = sorted({result.names[3] for result in results if result.fit.get("own_code")})
+    frame.attrs["own_code"] = _with_code(results)
     own = [_own_columns(result) for result in everything]
     frame.attrs["perplexities"] = sorted({name for tasks in own for name in tasks if _is_perplexity(tasks[name])})
     return frame
@@ -164,6 +164,16 @@ def task_columns(columns: Sequence[str]) -> list[str]:
     """Return the names of the tasks in a table's columns, which lie between `compression` and `average`."""
     names = list(columns)
     return names[names.index("compression") + 1 : names.index("average") : 2]
+
+
+def _with_code(results: Sequence[_Result]) -> list[str]:
+    """Return the fits whose models bring code; where only some cuts of one do, each with its cut."""
+    coded, plain = (
+        {result.names[2:4] for result in results if bool(result.fit.get("own_code")) == wanted}
+        for wanted in (True, False)
+    )
+    mixed = {fit for _, fit in plain}
+    return sorted({f"{cut} with {fit}" if fit in mixed else fit for cut, fit in coded})
 
 
 def _own_columns(result: _Result) -> dict[str, Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.core.files import sha256, sync, write_safetensors
-from replaceme.core.places import HALF, Span, is_gone, kept_halves
+from replaceme.core.places import Span, is_gone, number_of
 from replaceme.core.progress import progress
 from replaceme.models.checkpoints import Checkpoint
 from replaceme.models.weights import INDEX, SINGLE
@@ -97,7 +97,7 @@ def renamed(family: "Family", groups: Sequence[Span], name: str) -> str | None:
         return name
     if is_gone(place, groups):
         return None
-    return family.renamed(name, len(kept_halves(place + HALF, groups)) - 1)
+    return family.renamed(name, number_of(place, tuple(groups)))
 
 
 @dataclass(frozen=True)
