@@ -1,12 +1,15 @@
 """The parts of a healing: adapters merged, parameters in float32, the order of the sequences, schedules, options."""
 
 import json
+import re
 import shutil
 from itertools import pairwise
 
 import pytest
 import torch
 from given import cut_of
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 import replaceme
 from replaceme.activations.language_loss import are_counted
@@ -19,6 +22,8 @@ from replaceme.healing.heal import curve_of, places_of
 from replaceme.healing.parameters import trainable
 from replaceme.models.checkpoints import open_checkpoint
 from replaceme.models.loading import load_causal_model
+from replaceme.models.probed import PROPOSED
+from replaceme.probing.describe import describe, tiny_of
 from replaceme.transforms.training import Schedule
 
 EOS = 3
@@ -45,6 +50,24 @@ def test_merged_adapters_have_the_logits_of_the_adapters(llama, make_tokens, tar
     plain.load_state_dict({name: edit(checkpoint.tensor(name)) for name, edit in edits.items()}, strict=False)
     torch.testing.assert_close(plain(tokens.input_ids).logits, expected, atol=1e-4, rtol=1e-4)
     assert (expected - untouched).abs().max() > 0.1
+
+
+def test_a_probed_model_for_pictures_whose_tensors_transformers_renames_takes_adapters(tmp_path, monkeypatch):
+    folder, config = tmp_path / "model", AutoConfig.for_model("llava").to_dict()
+    monkeypatch.setitem(PROPOSED, "llava", describe(config, tiny_of(config, "m"), folder).family)
+    checkpoint, model = open_checkpoint(folder), load_causal_model(folder, "float32", "cpu")
+    adapters = trainable(model, checkpoint, options("lora", lora_rank=3), [2])
+    ids = torch.arange(4, 28).reshape(2, 12)
+    with torch.no_grad():
+        for parameter in adapters.parameters.values():
+            parameter.copy_(torch.randn(parameter.shape) / 5)
+        expected = model(ids).logits
+    edits = adapters.edits()
+    assert all(re.fullmatch(r"language_model\.model\.layers\.\d\.mlp\.\w+\.weight", name) for name in edits)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {name: edit(tensors[name]) for name, edit in edits.items()}, folder / "model.safetensors")
+    healed = load_causal_model(folder, "float32", "cpu")
+    torch.testing.assert_close(healed(ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_trained_in_bfloat16_small_steps_are_kept(make_llama):

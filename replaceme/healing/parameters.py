@@ -28,6 +28,8 @@ from replaceme.transforms.transform import Transform
 if TYPE_CHECKING:
     from torch import nn
 
+    from replaceme.models.family import Family
+
 ADAPTER = "default"  # peft's name of the only one
 
 
@@ -79,12 +81,13 @@ def _transforms(model: "nn.Module", checkpoint: Checkpoint, places: Sequence[Pla
     found = {}
     for start in places:
         carrying, block = checkpoint.carrying(start), blocks[carrier_of(start)]
-        family = carrying.family
         carrying.folded(carrier_of(start))  # there is something to fold into
-        modules = family.mlp_modules(block) if family.post_norm is None else [family.down_projection(block)]
         change = torch.zeros(size, size, device=next(block.parameters()).device, requires_grad=True)
-        for module in modules:
-            module.register_forward_hook(_times(change))
+        for module in carrying.family.mlp_modules(block):
+            if carrying.family.post_norm is None:
+                module.register_forward_hook(lambda _, inputs, output, change=change: _times(change, output))
+            else:  # the module is the norm
+                module.register_forward_pre_hook(lambda _, inputs, change=change: _times(change, inputs))
         found[f"transform.{start - 1}"] = change
 
     def edits() -> dict[str, Edit]:
@@ -99,25 +102,21 @@ def _transforms(model: "nn.Module", checkpoint: Checkpoint, places: Sequence[Pla
     return Trainable(found, edits, blocks)
 
 
-def _times(change: torch.Tensor) -> Callable:
-    """Return a hook that multiplies a module's output by I + D."""
-
-    def hook(module: "nn.Module", inputs: tuple, output: "torch.Tensor | tuple") -> "torch.Tensor | tuple":
-        given = output[0] if isinstance(output, tuple) else output
-        own = change.to(given.device)  # of a model that was moved after the training
-        found = given + (given.float() @ own).to(given.dtype)
-        return (found, *output[1:]) if isinstance(output, tuple) else found
-
-    return hook
+def _times(change: torch.Tensor, states: "torch.Tensor | tuple") -> "torch.Tensor | tuple":
+    """Return what a module puts out, or is given, times I + D."""
+    given = states[0] if isinstance(states, tuple) else states
+    own = change.to(given.device)  # of a model that was moved after the training
+    found = given + (given.float() @ own).to(given.dtype)
+    return (found, *states[1:]) if isinstance(states, tuple) else found
 
 
 def _adapters(model: "nn.Module", checkpoint: Checkpoint, options: TrainingConfig) -> Trainable:
     from peft import LoraConfig, inject_adapter_in_model
 
-    if checkpoint.family.mixture:
+    if checkpoint.family.mixture and options.lora_targets != "attention":
         raise ReplaceMeError(
             f"{checkpoint.folder}: its MLPs are mixtures of experts, whose weights are stacked and get no adapters; "
-            "use train transform or full"
+            "use train transform, or lora_targets attention"
         )
     names = _linear_layers(model, checkpoint, options.lora_targets)
     stored = _stored(model, checkpoint, [f"{name}.weight" for name in names])
@@ -151,17 +150,34 @@ def _linear_layers(model: "nn.Module", checkpoint: Checkpoint, targets: str) -> 
 
     family = checkpoint.family
     blocks = family.block_modules(model.base_model)
-    within = next(name for name, module in model.named_modules() if module is blocks)
-    # beside the down projection lie the others of the MLP; where they lie in the block itself, all are called alike
-    down = next(name for name, one in blocks[0].named_modules() if one is family.down_projection(blocks[0]))
-    beside = f"{down.rpartition('.')[0]}." if "." in down else down.rstrip("0123456789")
+    within = _path(model, blocks)
     found = []
     for number, block in enumerate(blocks):
+        beside = _beside(family, block)
         for name, module in block.named_modules():
             wanted = targets == "all" or (targets == "mlp") == name.startswith(beside)
             if wanted and isinstance(module, torch.nn.Linear | Conv1D):
                 found.append(f"{within}.{number}.{name}")
+    if not found:
+        raise ReplaceMeError(
+            f"{checkpoint.folder}: its blocks have no linear layers for lora_targets {targets}; use train transform"
+        )
     return found
+
+
+def _path(model: "nn.Module", module: "nn.Module") -> str:
+    """Return the name of a module of a model."""
+    return next(name for name, one in model.named_modules() if one is module)
+
+
+def _beside(family: "Family", block: "nn.Module") -> tuple[str, ...]:
+    """Return how the names begin of the layers in the MLP of a block, or in the mixer that stands for it.
+
+    They lie beside the weights of `fold`; where these lie in the block itself, all are called alike.
+    """
+    names = family.folded([f"{family.blocks}.0.{name}" for name, _ in block.named_parameters()], 0)
+    downs = [name.removeprefix(f"{family.blocks}.0.").removesuffix(".weight") for name in names]
+    return tuple(f"{down.partition('.')[0]}." if "." in down else down.rstrip("0123456789") for down in downs)
 
 
 def _all_weights(model: "nn.Module", checkpoint: Checkpoint) -> Trainable:
@@ -188,9 +204,10 @@ def _stored(model: "nn.Module", checkpoint: Checkpoint, names: "Sequence[str] | 
     Raises ReplaceMeError for a weight that is stored otherwise than transformers names or shapes it.
     """
     all_names = dict(model.named_parameters(remove_duplicate=False))
-    places: dict[int, list[str]] = {}
+    family, places = checkpoint.family, {}
+    within = _path(model, family.block_modules(model.base_model))  # where blocks may lie elsewhere than in checkpoints
     for tensor, (_, shape, _) in checkpoint.tensors.items():
-        for name in (tensor, f"{model.base_model_prefix}.{tensor}"):
+        for name in (tensor, f"{model.base_model_prefix}.{tensor}", within + tensor.removeprefix(family.blocks)):
             if name in all_names and all_names[name].shape == shape:
                 places.setdefault(id(all_names[name]), []).append(tensor)
                 break

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, in_one_line, printable
+from replaceme.core.files import read_json
 from replaceme.core.quiet import quiet_transformers
 from replaceme.models.checkpoints import Checkpoint, open_checkpoint, read_config
 from replaceme.models.config_defaults import accepted
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json as it is
+SAMPLE = "The quick brown fox, 3 times; it's over."
 POOLER = "pooler."  # on top of an encoder, which many are saved without
 
 
@@ -117,13 +120,36 @@ def load_tokenizer(folder: str | Path) -> Any:
     # the class of a tokenizer may depend on the architecture, which AutoTokenizer would not find behind our name
     given = {"config": AutoConfig.for_model(**original_config(config))} if is_separate(config) else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **given)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **given)
     except Exception as error:  # of several libraries, and what a broken file makes them raise can be anything
         accepted(original_config(config), f"{folder}/config.json")  # which is read first, and may be what is wrong
         raise ReplaceMeError(
             f"{folder}: no usable tokenizer ({in_one_line(error)}); put tokenizer.json and tokenizer_config.json of "
             "this model there"
         ) from error
+    _warn_if_read_otherwise(Path(folder), tokenizer)
+    return tokenizer
+
+
+def _warn_if_read_otherwise(folder: Path, tokenizer: Any) -> None:
+    """Warn of a tokenizer.json that transformers reads by a class of the model's type, and so otherwise than it says.
+
+    That class replaces parts of the file where tokenizer_config.json names no class of its own.
+    """
+    path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not (path.is_file() and settings.is_file()) or type(tokenizer).__name__ in PLAIN:
+        return
+    named = read_json(settings, "download it again")
+    if not isinstance(named, dict) or named.get("tokenizer_class") not in PLAIN:
+        return
+    from tokenizers import Tokenizer
+
+    said = Tokenizer.from_file(str(path)).encode(SAMPLE, add_special_tokens=False).ids
+    if said != tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]:
+        log.warning(
+            "%s: transformers reads it as %s, by the model's type, and encodes text otherwise than the file says; use "
+            "a tokenizer that was made for this type", path, type(tokenizer).__name__,
+        )  # fmt: skip
 
 
 def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:

@@ -201,6 +201,15 @@ def test_unknown_dtype(llama, refuses):
         load_base_model(llama, "float17", "cpu")
 
 
+def test_a_tokenizer_that_the_class_of_the_type_reads_otherwise(copy, caplog):
+    load_tokenizer(copy)
+    assert not caplog.messages
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    load_tokenizer(copy)
+    assert "transformers reads it as Qwen2Tokenizer" in caplog.text and "made for this type" in caplog.text
+
+
 def test_no_tokenizer(copy, refuses):
     for path in copy.glob("tokenizer*"):
         path.unlink()
