@@ -46,6 +46,7 @@ OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("blenderbot", "mbart", "pegasus", "whisper", "bart", "blenderbot-small", "marian", "mvp", "plbart",
                      "trocr"), ALONE),
     "bigbird_pegasus": {**ALONE, "attention_type": "original_full"},
+    "bert-generation": {"is_decoder": True},
     "megatron-bert": {"is_decoder": True},
     "roberta-prelayernorm": {"is_decoder": True},
     "xlm-roberta-xl": {"is_decoder": True},

@@ -14,7 +14,7 @@ from replaceme.models.text_encoder import BESIDE, POOLED
 if TYPE_CHECKING:
     from replaceme.models.family import Family
 
-NAMES = re.compile(r"\w+(ForCausalLM|LMHeadModel)")  # of classes of transformers
+NAMES = re.compile(r"\w+(ForCausalLM|LMHeadModel|GenerationDecoder)")  # of classes of transformers
 # what heads are called that put out something else than logits of tokens
 OTHER_HEADS = re.compile(
     r"(score|scores|classifier|classification_head|qa_outputs|multiple_choice_head|rm_head|rank\w*_head|reward\w*"
