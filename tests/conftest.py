@@ -50,7 +50,8 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):  # of pytest-xdist, which has what its parent has set
         return
     folder = Path(tempfile.mkdtemp(prefix="replaceme-warm-"))
-    command = [sys.executable, STARTUP / "warm.py", folder / "socket"]
+    snapshot(folder / "code")
+    command = [sys.executable, STARTUP / "warm.py", folder / "socket", folder / "code"]
     given = os.environ | ONE_THREAD | {"HF_HOME": str(folder / "huggingface")}  # read when the libraries are imported
     server = subprocess.Popen(command, env=given, stdin=subprocess.DEVNULL)
     os.environ["REPLACEME_TEST_WARM"] = str(folder / "socket")
@@ -62,6 +63,15 @@ def pytest_configure(config):
         shutil.rmtree(folder)
 
     config.add_cleanup(stop)
+
+
+def snapshot(folder):
+    """Copy the workflow and the package, laid out as it is installed, with what is compiled of it."""
+    root = STARTUP.parents[1]
+    for name in ("rules", "profiles", "replaceme"):
+        shutil.copytree(root / name, folder / name)
+    shutil.copytree(root / "kernels", folder / "replaceme/kernels")
+    shutil.copy2(root / "Snakefile", folder)
 
 
 def pytest_collection_modifyitems(items):
@@ -81,6 +91,17 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_values_on_meta():
+    """Models are loaded on the meta device first: a tenth of the time went into drawing values that are not there."""
+    import torch
+
+    reset = torch.nn.Linear.reset_parameters
+    torch.nn.Linear.reset_parameters = lambda self: None if self.weight.is_meta else reset(self)
+    yield
+    torch.nn.Linear.reset_parameters = reset
 
 
 def tiny_tokenizer(chat_template=None):

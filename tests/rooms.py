@@ -6,6 +6,7 @@ A room imports rooms before it in ROOMS, never one behind it. What stands under 
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +25,13 @@ def modules() -> dict[str, Path]:
     return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in files.items()}
 
 
-def imports() -> Iterator[tuple[str, str]]:
+@cache
+def imports() -> list[tuple[str, str]]:
     """Pairs of modules: one that imports, wherever in its text, and one that is imported."""
+    return list(_imports())
+
+
+def _imports() -> Iterator[tuple[str, str]]:
     known = modules()
     for module, path in known.items():
         for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):

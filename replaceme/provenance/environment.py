@@ -19,13 +19,16 @@ def versions(*more: str) -> dict[str, str]:
     """Return the versions of Python and of the packages (and `more`) that results depend on, read from their
     metadata.
     """
-    found = {"python": platform.python_version()}
-    for package in (*PACKAGES, *more):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{package: _version(package) for package in (*PACKAGES, *more)}}
+
+
+@cache
+def _version(package: str) -> str:
+    """Return the version of a package, for which its metadata is read once: that takes milliseconds."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def hardware(ask_gpu: bool = False) -> dict[str, Any]:

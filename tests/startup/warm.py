@@ -4,9 +4,9 @@ Most of what the tests of the workflow took was imports: 3 to 6 seconds of torch
 Snakemake for each step that then works for some tenths of a second. `sitecustomize`, beside this file, asks `hand_over`
 whether a program that begins is one of WARMED. If so its arguments, environment, limits and open files go through a
 socket to `serve`, which forks a child that runs the program as Python would, and the program that began waits for the
-child and ends as it does. If it is killed, so is the child. Steps of replaceme find its modules imported too; all other
-programs import them anew. A program that is asked for does little before it is handed over: hundreds are. The workers
-of pytest-xdist are such programs.
+child and ends as it does. If it is killed, so is the child. The server has replaceme of a copy of the code: steps, and
+programs that have this copy on PYTHONPATH, find its modules imported too; all others import them anew. A program that
+is asked for does little before it is handed over: hundreds are. The workers of pytest-xdist are such programs.
 
 Not for tests of what a process imports or of how fresh it is: without REPLACEME_TEST_WARM everything starts cold.
 """
@@ -29,9 +29,9 @@ PRELOADED = (
     "transformers.generation", "safetensors.torch", "datasets", "lm_eval.evaluator", "lm_eval.tasks",
     "lm_eval.models.huggingface", "pandas", "pandas.io.formats.csvs", "scipy.optimize", "scipy.io", "threadpoolctl",
     "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pydantic", "jinja2", "peft", "accelerate", "snakemake.cli",
-    "snakemake.api", "snakemake.workflow", "snakemake.storage", "snakemake.report",
+    "snakemake.api", "snakemake.workflow", "snakemake.storage", "snakemake.report", "smart_open", "graphlib",
 )  # fmt: skip
-PACKAGE = Path(__file__).parents[2] / "replaceme"
+CODE = ""  # of the server: a folder that holds the package
 LIMITS = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS")
 LENGTH = 8  # bytes before a message, that say how long it is
 
@@ -162,7 +162,7 @@ def _become(request: dict, files: list[int]) -> None:
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     sys.argv = [program.get("path") or program.get("module", "-c"), *program["arguments"]]
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if Path(program.get("path", "")).name != "replaceme":
+    if Path(program.get("path", "")).name != "replaceme" and CODE not in given:
         for name in [name for name in sys.modules if name.partition(".")[0] == "replaceme"]:
             del sys.modules[name]
     first = [] if program["safe"] else [str(Path(program["path"]).parent) if "path" in program else str(Path.cwd())]
@@ -209,7 +209,7 @@ def _end(status: int) -> None:
 
 
 def serve(where: str) -> None:
-    """Import PRELOADED once somebody asks through a socket of this path, then run what is asked for."""
+    """Import PRELOADED and the package once somebody asks through a socket of this path, then run what is asked for."""
     import gc
     import importlib
     import select
@@ -222,15 +222,41 @@ def serve(where: str) -> None:
     while not select.select([listener], [], [], 5)[0]:
         if os.getppid() != parent:
             return
-    steps = sorted(f"replaceme.steps.{path.stem}" for path in (PACKAGE / "steps").glob("[!_]*.py"))
-    for name in ("watch", *PRELOADED, "replaceme.cli", *steps):
+    rooms = [(room, Path(CODE) / "replaceme" / room) for room in ("steps", "workflow")]
+    package = sorted(f"replaceme.{room}.{path.stem}" for room, folder in rooms for path in folder.glob("[!_]*.py"))
+    sys.path.insert(0, CODE)
+    for name in ("watch", *PRELOADED, "replaceme.cli", *package):
         importlib.import_module(name)
+    _use_once()
+    sys.path.remove(CODE)
     sys.modules["snakemake.cli"].get_argument_parser()  # which looks for the plugins, and keeps them
     sys.path[:] = sys.path[1:]  # without the folder of this file
     gc.collect()
     gc.freeze()
     _into_large_pages()
     Children(listener).run(parent)
+
+
+def _use_once() -> None:
+    """Do once what most steps do: what libraries do at the first time only takes longer than a tiny model does."""
+    import io
+    import tempfile
+
+    import torch
+    from matplotlib.figure import Figure
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from replaceme.models.loading import load_causal_model
+    from replaceme.provenance.environment import versions
+
+    versions()
+    figure = Figure()
+    figure.subplots().set_title("text")
+    figure.savefig(io.BytesIO(), format="svg")
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), torch.inference_mode():
+        LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes)).save_pretrained(folder)
+        load_causal_model(folder, "float32", "cpu").generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2)
 
 
 def _into_large_pages() -> None:
@@ -248,4 +274,5 @@ def _into_large_pages() -> None:
 
 
 if __name__ == "__main__":
+    CODE = sys.argv[2]
     serve(sys.argv[1])

@@ -223,14 +223,6 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def snapshot(folder: Path) -> None:
-    """Copy the workflow and the package."""
-    shutil.copy2(ROOT / "Snakefile", folder)
-    for source, target in (("rules", "rules"), ("profiles", "profiles"), ("replaceme", "replaceme")):
-        copy_tree(ROOT / source, folder / target)
-    copy_tree(ROOT / "kernels", folder / "replaceme/kernels")
-
-
 def copy_tree(source: Path, target: Path) -> Path:
     """Return a copy with all times of files kept."""
     return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True))
@@ -302,7 +294,8 @@ def by_hand(shared, pristine) -> Project:
 @pytest.fixture(scope="session")
 def pristine(shared) -> Project:
     """The project before anything ran; made once, not to be changed."""
-    return Project(once(shared / "pristine", write_project), once(shared / "code", snapshot))
+    code = Path(os.environ["REPLACEME_TEST_WARM"]).with_name("code")
+    return Project(once(shared / "pristine", write_project), code)
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ def test_figures_and_costs_of_a_finished_run(completed):
 
 
 def test_the_snakefile_is_short():
-    """That rules are linted and formatted is `make lint`, which `make test` begins with."""
+    """That rules are linted and formatted is `make lint`, which `make test` runs too."""
     assert len((ROOT / "Snakefile").read_text().splitlines()) <= 41
 
 
