@@ -129,7 +129,7 @@ def load(asked: Asked, device: str, gpus: int, stages: Stages) -> Loaded:
             tokens, metadata = _enough(model, family, tokens, metadata, calibration, asked.fit)
     sizes = (calibration.batch_size, stored_dtype(asked.config), calibration.shards)
     headed = None if head is False or hasattr(model, "streamed") else model
-    passes = Passes(model.base_model, family, tokens, *sizes, headed=headed)
+    passes = Passes(model.base_model, family, tokens, *sizes, headed=headed, folder=record.folder)
     origin = Origin(record.sha256, tokens.digest(), metadata, held.of_type(dtype), calibration.batch_size)
     return Loaded(model, passes, origin, held_out, device)
 

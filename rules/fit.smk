@@ -29,8 +29,9 @@ rule gram:
 
 
 rule recycle:
-    """Choose the recycled neurons of the carriers and their new features."""
+    """Choose the recycled neurons of the carriers and their new work."""
     input:
+        unpack(fits.recycled_text),
         model=paths.MODEL,
         statistics=fits.sum_before,
     output:
@@ -45,13 +46,14 @@ rule recycle:
         gpu=models.gpus,
     params:
         options=fits.regression_options,
-        device=models.device_options,
+        text=fits.recycled_text_options,
+        forward=models.forward_options,
         code=code_of("recycle"),
     message:
         "neurons to recycle of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}, {wildcards.kind}"
     shell:
         "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme recycle"
-        " {input.model:q} {input.statistics:q} {params.options} {params.device} --threads {threads} --out {output:q} 2> {log:q}"
+        " {input.model:q} {input.statistics:q} {params.options} {params.text} {params.forward} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule sum:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from replaceme.activations.capture import Wanted, capture
 from replaceme.activations.open_model import load_model
 from replaceme.activations.recycled_neurons import Recycled, activation_of
+from replaceme.activations.removed_neurons import neurons_of
 from replaceme.calibration.images import Images, positions_of
 from replaceme.calibration.samples import Samples
 from replaceme.calibration.tokens import Tokens
@@ -29,6 +30,7 @@ from replaceme.core.places import Place, Span, carrier_of
 from replaceme.models.checkpoints import open_checkpoint, read_config
 from replaceme.models.families import FAMILIES
 from replaceme.models.model_config import check_fit, family_of, is_encoder
+from replaceme.placements.placement import INPUT, REMOVED
 from replaceme.placements.registry import PLACEMENTS
 from replaceme.surgery.fold import merge
 from replaceme.surgery.shortened_model import shortened
@@ -151,7 +153,9 @@ def samples(variant: str) -> Samples:
     return Tokens(ids, mask)
 
 
-def transforms(variant: str, placement: str, recycle: bool = False, groups: Sequence[Span] = GROUPS) -> list[Transform]:
+def transforms(
+    variant: str, placement: str, recycle: str | None = None, groups: Sequence[Span] = GROUPS
+) -> list[Transform]:
     """Random maps, not far from one, for both groups."""
     config = read_config(source(variant))
     family, activation = family_of(config, variant), activation_of(config)
@@ -166,14 +170,18 @@ def transforms(variant: str, placement: str, recycle: bool = False, groups: Sequ
         matrix = random(width, HIDDEN) * 0.3 + (0.0 if placement == "down_proj" else torch.eye(HIDDEN))
         if placement == "upstream":  # a factor, another one for each group
             matrix = (0.5 + 0.4 * start) * torch.eye(HIDDEN, dtype=torch.float64)
-        recycled = Recycled(torch.tensor([1, 5]), random(HIDDEN).float(), random(2, HIDDEN).float(), activation)
+        changed, recycled = torch.tensor([1, 5]), None
+        if recycle == INPUT:
+            recycled = Recycled(changed, random(1, HIDDEN).float(), random(2, HIDDEN).float(), activation)
+        if recycle == REMOVED:
+            recycled = neurons_of(open_checkpoint(source(variant)), start, start - 1).at(changed, torch.tensor([2, 3]))
         found.append(
             Transform(
                 matrix,
                 {"solver": "least_squares", "residual": 0.5},
                 placement,
                 gain=None if family.post_norm is None or PLACEMENTS[placement].on_stream else 0.7,
-                recycled=recycled if recycle else None,
+                recycled=recycled,
             )
         )
     return found
@@ -385,7 +393,8 @@ def row(variant: str) -> dict[str, str]:
         "M right": said(mlp_output_difference(variant) <= EXACT),
         "fold exact": folded(placement="mlp") + (" (direction)" if family.post_norm else ""),
         "`down_proj`": folded(placement="down_proj"),
-        "`recycle`": folded(placement="down_proj", recycle=True),
+        "`recycle`": folded(placement="down_proj", recycle=INPUT),
+        "`removed`": folded(placement="down_proj", recycle=REMOVED),
         "`block`": folded(placement="block"),
         "`upstream`": folded(placement="upstream"),
         "generates": "-" if family.modality == "image" else said(generates(variant)),

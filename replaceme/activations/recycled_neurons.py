@@ -24,32 +24,70 @@ from replaceme.models.config_defaults import value_of
 STRENGTH = 8.0  # of the gate, where silu and gelu differ from the identity by less than 0.3%
 CHOICE_RIDGE = 0.01  # of the map from which neurons and features are chosen, in units of the mean diagonal
 GATE_RIDGE = 1e-6
-TENSORS = ("neurons", "gate", "up")
+ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")  # entries of config.json
+TENSORS = ("neurons", "gate", "up", "gate_bias", "up_bias")
+NEEDED = {"neurons", "up"}
 
 
 @dataclass(frozen=True)
 class Recycled:
-    """`neurons` int64 [k] whose activations become `act(x . gate) (x . up_j)`; gate [hidden], up [k, hidden]."""
+    """`neurons` int64 [k] whose activations become `act(x . gate_j + gate_bias_j) (x . up_j + up_bias_j)`.
+
+    up [k, hidden]; gate [k, hidden], or [1, hidden] where all have the same, or None in an MLP without gates, whose
+    activations are `act(x . up_j + up_bias_j)`; the biases [k], or None for zero.
+    """
 
     neurons: torch.Tensor
-    gate: torch.Tensor
+    gate: torch.Tensor | None
     up: torch.Tensor
     activation: str
+    gate_bias: torch.Tensor | None = None
+    up_bias: torch.Tensor | None = None
+
+    def outputs(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activations of the changed neurons [..., k], from x [..., hidden], in its type."""
+        from torch.nn.functional import linear
+        from transformers.activations import ACT2FN
+
+        moved = {name: None if one is None else one.to(x) for name, one in self._rows().items()}
+        up, act = linear(x, moved["up"], moved["up_bias"]), ACT2FN[self.activation]
+        return act(up) if self.gate is None else act(linear(x, moved["gate"], moved["gate_bias"])) * up
 
     def apply(self, a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return the inputs of the down projection [..., intermediate] with the changed neurons, from x [...,
         hidden].
         """
-        from transformers.activations import ACT2FN
-
-        gate, up = self.gate.to(x), self.up.to(x)
         changed = a.clone()
-        changed[..., self.neurons.to(a.device)] = ACT2FN[self.activation](x @ gate)[..., None] * (x @ up.T)
+        changed[..., self.neurons.to(a.device)] = self.outputs(x)
         return changed
+
+    def at(self, neurons: torch.Tensor, rows: torch.Tensor) -> "Recycled":
+        """Return some of the rows, as the activations of other neurons; each neuron has a gate of its own."""
+        kept = {name: None if one is None else one[rows] for name, one in self._rows().items()}
+        return Recycled(neurons, activation=self.activation, **kept)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors to save."""
-        return {name: getattr(self, name) for name in TENSORS}
+        return {name: one for name, one in {"neurons": self.neurons, **self._rows()}.items() if one is not None}
+
+    def _rows(self) -> dict[str, torch.Tensor | None]:
+        return {name: getattr(self, name) for name in TENSORS[1:]}
+
+    @staticmethod
+    def of(tensors: dict[str, torch.Tensor], activation: str, path: str | Path) -> "Recycled":
+        """Return what `tensors` gave; raises ReplaceMeError on anything else, with a path in front."""
+        if not NEEDED <= set(tensors) <= set(TENSORS):
+            raise ReplaceMeError(f"{path}: holds {sorted(tensors)}, no recycled neurons; delete it and run again")
+        return Recycled(**{"gate": None, **tensors}, activation=activation)
+
+    @staticmethod
+    def join(parts: "Sequence[Recycled]") -> "Recycled":
+        """Return the neurons of several, one after the other; all with the same kinds of rows, and gates of their
+        own.
+        """
+        first = parts[0].tensors()
+        joined = {name: torch.cat([getattr(one, name) for one in parts]) for name in first}
+        return Recycled(**{"gate": None, **joined}, activation=parts[0].activation)
 
 
 def choose_neurons(statistics: Statistics, share: float, activation: str, dtype: torch.dtype) -> Recycled:
@@ -80,7 +118,7 @@ def choose_neurons(statistics: Statistics, share: float, activation: str, dtype:
     size = ((up * (inputs @ up)).sum(0) / statistics.total_weight).clamp(min=1e-30).sqrt()
     up = up / size * (energy / statistics.total_weight).sqrt() / STRENGTH
     gate = STRENGTH * _ridge(inputs, statistics.sum_mlp_output[intermediate:, None], GATE_RIDGE)[:, 0]
-    chosen = (neurons, gate.to(dtype), up.T.contiguous().to(dtype))
+    chosen = (neurons, gate[None].to(dtype), up.T.contiguous().to(dtype))
     return Recycled(*(one.cpu() for one in chosen), activation)
 
 
@@ -94,17 +132,14 @@ def load_recycled(path: str | Path) -> tuple[list[Recycled], dict[str, Any]]:
     metadata = load_metadata(path)
     found = []
     for group in range(len(metadata.get("groups", []))):
-        tensors, _ = load_tensors(path, group)
-        if set(tensors) != set(TENSORS):
-            raise ReplaceMeError(f"{path}: holds {sorted(tensors)}, no recycled neurons; delete it and run again")
-        found.append(Recycled(**tensors, activation=metadata["activation"]))
+        found.append(Recycled.of(load_tensors(path, group)[0], metadata["activation"], path))
     return found, {key: value for key, value in metadata.items() if key != "activation"}
 
 
 def activation_of(config: dict[str, Any]) -> str:
     """Return the name of an MLP's activation function, by a config.json or else its class."""
-    named = config.get("hidden_activation") or config.get("hidden_act")
-    left_out = (value_of(config, key, "config.json") for key in ("hidden_activation", "hidden_act"))
+    named = next(filter(None, map(config.get, ACTIVATIONS)), None)
+    left_out = (value_of(config, key, "config.json") for key in ACTIVATIONS)
     return named or next(filter(None, left_out), "")
 
 

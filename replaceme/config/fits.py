@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from replaceme.config.methods import OTHERS, MethodConfig
-from replaceme.config.placement import OFFERED, PlacementOptions
+from replaceme.config.placement import OFFERED, REGRESSION, PlacementOptions
 from replaceme.config.solvers import GRADIENT, KL, SOLVERS, AdamOptions, KlOptions, SolverOptions
 from replaceme.config.transforms import RIDGES, STRUCTURES, TransformOptions
+from replaceme.placements.placement import INPUT
 
 REPLACEME = "replaceme"
 
@@ -94,7 +95,14 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, Transfo
     @property
     def sums(self) -> "FitConfig":
         """Section with only the options that determine its sums."""
-        return FitConfig(placement=self.place.fitted_as, weighting=self.weighting, recycle=self.recycle)
+        return FitConfig(**{name: getattr(self.regression, name) for name in REGRESSION})
+
+    @property
+    def sums_before(self) -> "FitConfig | None":
+        """Section whose sums the neurons of removed blocks are chosen from, that of a fit without them."""
+        if self.recycle is None or self.recycle_from == INPUT:
+            return None
+        return FitConfig(placement=self.regression.before.placement, weighting=self.weighting)
 
     def sequential(self, several: bool) -> bool:
         """Return whether each group is fitted on the model shortened so far, rather than from common sums."""
@@ -155,6 +163,8 @@ def _of_structure(fit: FitConfig) -> Iterator[str]:
     if fit.recycle is not None and not fit.place.recycles:
         able = " or ".join(name for name, place in OFFERED.items() if place.recycles)
         yield f"placement {fit.placement} recycles no neurons; drop recycle, or take {able}"
+    if fit.recycle is None and fit.given(("recycle_from",)):
+        yield "recycle_from needs recycle, the share of the neurons"
     lacking = [name for name in structure.needed if getattr(fit, name) is None]
     for name in lacking:
         yield f"transform {fit.transform} needs {name}"

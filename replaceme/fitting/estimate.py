@@ -16,6 +16,7 @@ from replaceme.config.methods import MethodConfig
 from replaceme.fitting.one_pass import can_foresee
 from replaceme.fitting.passes import FOLDS
 from replaceme.models.model_record import ModelRecord
+from replaceme.placements.placement import REMOVED
 
 if TYPE_CHECKING:
     from replaceme.fitting.passes import Passes
@@ -108,8 +109,12 @@ def seconds(pace: Pace, passes: "Passes", hidden: int, cut: CutConfig, fit: FitC
     total += positions * (sums + pace.forward * (0 if shared else groups if fit.sequential(cut.several) else 1))
     total += groups * solve(width) * (1 + FOLDS * FOLD * fit.automatic + ITERATIONS * fit.needs_rows)
     if fit.recycle is not None:
-        wide = width + hidden
+        of_removed = fit.recycle_from == REMOVED
+        wide = width * (1 + fit.recycle) if of_removed else width + hidden
         total += positions * (pace.forward + pace.sums * (wide / hidden) ** 2) + 2 * groups * solve(wide)
+        if of_removed:  # scored before that: each by two products for what it computes, and one with the target
+            scores = 1.5 * _removed(cut, len(blocks)) * width / hidden
+            total += positions * (2 * pace.forward + pace.sums * ((width / hidden) ** 2 + scores))
     if passes.family.post_norm is not None and fit.place.of_mlp:
         total += positions * pace.forward
     if fit.needs_rows:
@@ -127,7 +132,11 @@ def _of_choice(pace: Pace, positions: int, samples: int, blocks: int, cut: CutCo
     positions *= min(1.0, (cut.samples or samples) / samples)
     found = 2 * positions * (pace.forward + 1.5 * blocks * pace.sums)
     if cut.needs_loss or cut.search in ("iterative", *OWN_METRIC):
-        removed = cut.blocks or max(1, round((cut.ratio or 0) * blocks))
-        rounds = removed if cut.search in ("iterative", *OWN_METRIC) else 0.25
+        rounds = _removed(cut, blocks) if cut.search in ("iterative", *OWN_METRIC) else 0.25
         found += positions * pace.forward * blocks * rounds
     return found
+
+
+def _removed(cut: CutConfig, blocks: int) -> int:
+    """Return the number of blocks that a cut takes out of so many."""
+    return cut.blocks or max(1, round((cut.ratio or 0) * blocks))

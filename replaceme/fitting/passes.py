@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaceme.config.fits import FitConfig
+from replaceme.placements.placement import REMOVED
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,8 @@ class Passes:
 
     `stored` is the type of the checkpoint's weights, which that of the forward pass may differ from; `shards` the least
     number of parts by which `ridge: auto` is chosen; `state` that of an unfinished fit of a method that trains;
-    `headed` the same model with its head, for a method that needs the loss.
+    `headed` the same model with its head, for a method that needs the loss. `folder` is the checkpoint's, for neurons
+    of removed blocks.
     """
 
     model: "nn.Module"
@@ -60,6 +62,7 @@ class Passes:
     shards: int = 1
     state: "State | None" = None
     headed: "nn.Module | None" = None
+    folder: str | Path | None = None
 
     @property
     def device(self) -> str:
@@ -76,14 +79,14 @@ class Passes:
         """Gather the evidence for the fits of the groups, from the model as it runs now, by one pass shared with
         `more`.
 
-        Recycled neurons take a pass before it. Rows, if any, stay in memory or go to a folder.
+        Recycled neurons take a pass before it, or three. Rows, if any, stay in memory or go to a folder.
         """
         from replaceme.activations.gather import Gathered
         from replaceme.activations.row_collector import RowCollector
         from replaceme.activations.rows import keeping
 
         if config.unfitted:
-            self._collect("distances", more)
+            self.collect("distances", more)
             return [Evidence()] * len(groups)
         recycled = self._recycled(config, groups)
         if config.automatic:
@@ -97,12 +100,13 @@ class Passes:
             for number, one in enumerate(rows):
                 needed = one.bytes(self.model, self.family)
                 one.parts = stack.enter_context(keeping(folder / str(number), needed))
-            self._collect("gram", [*more, gathered, *rows])
+            self.collect("gram", [*more, gathered, *rows])
         stored = [one.parts.rows for one in rows] or [None] * len(groups)
         found = zip(gathered.statistics(), stored, recycled, strict=True)
         return [Evidence(sums, None, kept, self.device, changed) for sums, kept, changed in found]
 
-    def _collect(self, name: str, collectors: "Sequence[Collector]") -> None:
+    def collect(self, name: str, collectors: "Sequence[Collector]") -> None:
+        """Run the text through the model once, for some collectors, `name` being what a bar of progress says."""
         from replaceme.activations.capture import collect
         from replaceme.core.progress import progress
 
@@ -128,11 +132,14 @@ class Passes:
 
         from replaceme.activations.gather import Gathered
         from replaceme.activations.recycled_neurons import activation_of, choose_neurons
+        from replaceme.fitting.removed_blocks import choose_removed
 
         if config.recycle is None:
             return [None] * len(groups)
         gathered = Gathered(groups, config.regression.before)
-        self._collect("neurons", [gathered])
+        self.collect("neurons", [gathered])
+        if config.recycle_from == REMOVED:
+            return choose_removed(config.regression, groups, gathered.statistics(), self)
         activation = activation_of(self.model.config.to_dict())
         stored = getattr(torch, self.stored)
         sums = (one.to(self.device) for one in gathered.statistics())
@@ -145,7 +152,7 @@ class Passes:
         from replaceme.transforms.gains import Gains
 
         gains = Gains(groups, transforms, config.regression)
-        self._collect("gain", [gains])
+        self.collect("gain", [gains])
         return gains.transforms()
 
     def ratios(self, config: FitConfig, groups: Sequence[tuple[int, int]]) -> "list[torch.Tensor]":
@@ -156,5 +163,5 @@ class Passes:
         named = config.structure.basis
         basis = None if named is None else function_of(named)(self.model.config.get_text_config().hidden_size)
         found = [Magnitudes(group, basis) for group in groups]
-        self._collect("magnitudes", found)
+        self.collect("magnitudes", found)
         return [one.ratios() for one in found]

@@ -126,7 +126,7 @@ def check_section(config: dict[str, Any], fit: MethodConfig, where: str) -> None
                 f"{where}: network mlp is for {', '.join(ROTATABLE)} only, not for this model; use `network: layer`"
             )
     else:
-        check_fit(config, where, fit.placement, fit.recycle is not None)
+        check_fit(config, where, fit.placement, None if fit.recycle is None else fit.recycle_from)
         if fit.end_to_end and not family_of(config, where).predicts:
             raise ReplaceMeError(f"{where}: objective kl is of the next token, this is an encoder; use objective l2")
 

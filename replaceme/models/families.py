@@ -15,16 +15,19 @@ EXPERTS = (
     "mlp.shared_expert.down_proj.weight",
     "mlp.shared_experts.down_proj.weight",
 )
-SEQUENTIAL = Family(attention_output="self_attn.o_proj.weight", attention=Attention())
+SEQUENTIAL = Family(
+    attention_output="self_attn.o_proj.weight", mlp_norm="post_attention_layernorm.weight", attention=Attention()
+)
 LISTED = replace(SEQUENTIAL, derived_lists=True)
 FUSED = replace(SEQUENTIAL, gate="mlp.gate_up_proj.weight", up="mlp.gate_up_proj.weight")
 PLAIN = Family(gate=None, up=None)  # an MLP without a gate
-MIXTURE = replace(LISTED, fold=EXPERTS, gate=None, up=None)
+MIXTURE = replace(LISTED, fold=EXPERTS, gate=None, up=None, mlp_norm=None)
 DEEPSEEK = replace(MIXTURE, dense_first="first_k_dense_replace")
 SANDWICH = Family(
     mlp_output="post_feedforward_layernorm",
     post_norm="post_feedforward_layernorm.weight",
     gain_offset=1.0,
+    mlp_norm="pre_feedforward_layernorm.weight",
     attention_output="post_attention_layernorm.weight",
     attention=Attention(
         ("input_layernorm", "self_attn", "post_attention_layernorm"),
@@ -44,10 +47,17 @@ POST_NORM = replace(
     ),
     gate=None,
     up=None,
+    mlp_norm=None,
     tied=False,
 )
 GPT = replace(PLAIN, blocks="transformer.h", depth="n_layer", width="n_embd", positions="n_positions")
-NEOX = replace(PLAIN, blocks="gpt_neox.layers", fold=("mlp.dense_4h_to_h.weight",))
+NEOX = replace(
+    PLAIN,
+    blocks="gpt_neox.layers",
+    fold=("mlp.dense_4h_to_h.weight",),
+    up="mlp.dense_h_to_4h.weight",
+    mlp_norm="post_attention_layernorm.weight",
+)
 VIT = replace(
     PLAIN,
     blocks="vit.encoder.layer",
@@ -71,14 +81,17 @@ FAMILIES = {
     "gemma": replace(SEQUENTIAL, gain_offset=1.0, tied=True),
     "phi3": FUSED,
     "smollm3": replace(LISTED, tied=True),
-    "stablelm": replace(SEQUENTIAL, attention=Attention(beside="use_parallel_residual")),
+    # its norms have shifts, which its MLPs have no biases to take
+    "stablelm": replace(SEQUENTIAL, mlp_norm=None, attention=Attention(beside="use_parallel_residual")),
     "granite": replace(SEQUENTIAL, scaled_by="residual_multiplier"),
     "minicpm3": replace(SEQUENTIAL, attention_output=None, scaled_by="scale_depth", rooted=True, tied=True),
-    "olmo": SEQUENTIAL,
+    "olmo": replace(SEQUENTIAL, mlp_norm=None),  # which has no weights
     "gpt2": replace(
         GPT,
         fold=("mlp.c_proj.weight",),
         attention=Attention(("ln_1", "attn"), fold="attn.c_proj.weight", middle="ln_2"),
+        up="mlp.c_fc.weight",
+        mlp_norm="ln_2.weight",
         transposed=True,
         numbered="scale_attn_by_inverse_layer_idx",
         query="attn.c_attn.weight",
@@ -92,6 +105,8 @@ FAMILIES = {
         attention=Attention(
             ("self_attn_layer_norm", "self_attn"), fold="self_attn.out_proj.weight", middle="final_layer_norm"
         ),
+        up="fc1.weight",
+        mlp_norm="final_layer_norm.weight",
         tied=True,
         refused=(("do_layer_norm_before", False, "its blocks normalise the residual stream itself"),),
     ),
@@ -116,10 +131,10 @@ FAMILIES = {
         tied=True,
     ),
     "gpt_neox": replace(NEOX, own_layers=False, head=("embed_out", "lm_head")),
-    "gptj": replace(GPT, fold=("mlp.fc_out.weight",), tuples=2),
-    "phi": replace(PLAIN, fold=("mlp.fc2.weight",)),
-    "cohere": replace(SEQUENTIAL, attention=None, tied=True),
-    "cohere2": replace(LISTED, attention=None, tied=True),
+    "gptj": replace(GPT, fold=("mlp.fc_out.weight",), up="mlp.fc_in.weight", mlp_norm="ln_1.weight", tuples=2),
+    "phi": replace(PLAIN, fold=("mlp.fc2.weight",), up="mlp.fc1.weight", mlp_norm="input_layernorm.weight"),
+    "cohere": replace(SEQUENTIAL, mlp_norm="input_layernorm.weight", attention=None, tied=True),
+    "cohere2": replace(LISTED, mlp_norm="input_layernorm.weight", attention=None, tied=True),
     # a norm after the MLP
     "gemma2": SANDWICH,
     "gemma3_text": SANDWICH,

@@ -33,11 +33,12 @@ class Family:
     block that is a mixer without an MLP, M is what the mixer adds. `fold` are the linear weights [hidden, intermediate]
     that T multiplies (with `*` for a number; those that a block has: one, or in a mixture that of every expert,
     separate or stacked), `transposed` where they are [intermediate, hidden], `turned` those of `fold` that alone are.
-    `gate` and `up` are those of a gated MLP, the same name where they are one weight, above one another. `post_norm` is
-    the weight of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the weight
-    that writes the attention's output to the residual stream (a projection, or the norm after it), named where blocks
-    read the stream through norms alone. `attention` are the parts of an attention that comes before the MLP, by which
-    a cut can begin in the middle of a block.
+    `gate` and `up` are those of a gated MLP, the same name where they are one weight, above one another; `up` alone is
+    that of an MLP without gates. `mlp_norm` is the weight of the norm that the MLP reads the residual stream through,
+    `post_norm` that of an RMS norm between MLP and M; norms scale by `gain_offset + weight`. `attention_output` is the
+    weight that writes the attention's output to the residual stream (a projection, or the norm after it), named where
+    blocks read the stream through norms alone. `attention` are the parts of an attention that comes before the MLP, by
+    which a cut can begin in the middle of a block.
 
     `scaled_by` is the config entry of a factor on M, `multiplier` its value, divided by the root of L where `rooted`,
     so that the entry changes with L; `scalar` the tensor of a block [1] by
@@ -74,6 +75,7 @@ class Family:
     turned: tuple[str, ...] = ()
     gate: str | None = "mlp.gate_proj.weight"
     up: str | None = "mlp.up_proj.weight"
+    mlp_norm: str | None = None
     post_norm: str | None = None
     gain_offset: float = 0.0
     attention_output: str | None = None
@@ -232,7 +234,7 @@ class Family:
 
     def gate_projection(self, block: "nn.Module") -> "nn.Module":
         """Return a linear layer of a block whose input is the MLP's input."""
-        return block.get_submodule(self.gate.rpartition(".")[0])
+        return block.get_submodule((self.gate or self.up).rpartition(".")[0])
 
     def mlp_modules(self, block: "nn.Module") -> "list[nn.Module]":
         """Return the modules of a block whose outputs add up to M, when each is taken times `factor`."""

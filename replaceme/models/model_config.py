@@ -16,6 +16,7 @@ from replaceme.models.language_model import check_purpose
 from replaceme.models.probed import described, names_of
 from replaceme.models.text_encoder import is_text_encoder
 from replaceme.placements.mlp import Mlp
+from replaceme.placements.placement import INPUT, REMOVED
 from replaceme.placements.registry import PLACEMENTS
 
 if TYPE_CHECKING:
@@ -100,12 +101,19 @@ def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
         (check_sublayers if cut.search == "sublayers" else check_halves)(family_of(config, where), where)
 
 
-def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, recycle: bool = False) -> None:
-    """Raise ReplaceMeError where a fit could not be written into a model's weights."""
+def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, recycle: str | None = None) -> None:
+    """Raise ReplaceMeError where a fit could not be written into a model's weights; `recycle`: what its recycled
+    neurons are made from, if it has any.
+    """
     family = family_of(config, where)
     PLACEMENTS[placement].check(family, config, where)
-    if recycle and family.gate is None:
+    if recycle == INPUT and family.gate is None:
         raise ReplaceMeError(f"{where}: its MLPs have no gate behind a norm, so no neuron can be recycled; drop it")
+    if recycle == REMOVED and family.mlp_norm is None:
+        raise ReplaceMeError(
+            f"{where}: the norm before its MLPs is not known by name, or they are mixtures of experts, so no neuron of "
+            "another block can be put there; drop it"
+        )
 
 
 def longest_sequence(config: dict[str, Any], where: str) -> int | None:

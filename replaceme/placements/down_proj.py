@@ -121,8 +121,8 @@ class DownProj(Mlp):
 
 
 def _recycling(family: "Family", carrier: str, recycled: "Recycled") -> "dict[str, Edit]":
-    """Return the rows of the gate and up projections that belong to the recycled neurons, and their biases, which
-    go.
+    """Return the rows of the gate and up projections that belong to the recycled neurons, and their biases, zero
+    unless the neurons have some.
     """
     fused = family.gate == family.up  # one weight, the gate above
 
@@ -135,12 +135,17 @@ def _recycling(family: "Family", carrier: str, recycled: "Recycled") -> "dict[st
 
         return edit
 
-    zero = recycled.gate.new_zeros(())
+    def turned(edit: "Edit") -> "Edit":
+        return lambda given: edit(given.mT).mT.contiguous()
+
+    projections: dict[str, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}
+    if family.gate is not None:
+        projections[family.gate] = [(recycled.gate, recycled.gate_bias)]
+    projections.setdefault(family.up, []).append((recycled.up, recycled.up_bias))
+    zero = recycled.up.new_zeros(())
     edits: dict[str, Edit] = {}
-    if fused:
-        edits[family.gate] = rows((0, recycled.gate), (1, recycled.up))
-        edits[bias_of(family.gate)] = rows((0, zero), (1, zero))
-    else:
-        for name, values in ((family.gate, recycled.gate), (family.up, recycled.up)):
-            edits[name], edits[bias_of(name)] = rows((0, values)), rows((0, zero))
+    for name, found in projections.items():
+        weights = rows(*((part, weight) for part, (weight, _) in enumerate(found)))
+        edits[name] = turned(weights) if family.is_transposed(name) else weights
+        edits[bias_of(name)] = rows(*((part, zero if bias is None else bias) for part, (_, bias) in enumerate(found)))
     return {carrier + name: edit for name, edit in edits.items()}

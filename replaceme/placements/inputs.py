@@ -1,6 +1,7 @@
 """`inputs`: what the neurons to recycle are chosen from (see `recycled_neurons`), and no place for a map.
 
-m = the inputs of the down projection and of the MLP, side by side, and the r of `mlp`.
+m = the inputs of the down projection and of the MLP, side by side, or in place of the latter the activations of neurons
+that are candidates; r as of `mlp`.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,12 @@ class Inputs(Placement):
         return Mlp().wanted(groups) | {"down_input": carriers, "mlp_input": carriers}
 
     def rows(self, activations: "Activations", cut: Span, recycled: "Recycled | None" = None) -> Rows:
-        """Return (both inputs, the terms of r)."""
+        """Return (both inputs, or the first and what `recycled` computes from the second; the terms of r)."""
         import torch
 
         carrier = cut[0] - 1
-        m = torch.cat([activations.down_input[carrier], activations.mlp_input[carrier]], -1)
+        x = activations.mlp_input[carrier]
+        m = torch.cat([activations.down_input[carrier], x if recycled is None else recycled.outputs(x)], -1)
         return m, Mlp().rows(activations, cut)[1]
 
     def width(self, hidden: int, intermediate: int) -> int:

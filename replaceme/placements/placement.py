@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from replaceme.surgery.edits import Edit
     from replaceme.transforms.transform import Transform
 
+INPUT, REMOVED = "input", "removed"  # what recycled neurons are made from
+
 Rows = tuple["torch.Tensor", tuple["torch.Tensor", ...]]  # m, and the terms (a, b, c) of r = a - b + c, or (r,)
 
 

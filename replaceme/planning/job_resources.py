@@ -64,6 +64,7 @@ TABLE = {
     "candidates": Need(copies=1, passes=2, disk=1, logits=True),
     "gram": Need(copies=1, passes=2, disk=1, squares=4),
     "recycle": Need(squares=6, solves=4),
+    "recycle_removed": Need(copies=1, passes=4, disk=1, squares=6, solves=12),  # two passes
     "sum": Need(squares=6),
     "rows": Need(copies=1, passes=2, disk=1),
     "transform": Need(squares=12, solves=20),

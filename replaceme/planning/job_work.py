@@ -11,6 +11,7 @@ from replaceme.config.placement import Regression
 from replaceme.config.schema import Config
 from replaceme.config.sources import unmixed
 from replaceme.fitting.enough import spread_cuts
+from replaceme.placements.placement import INPUT, REMOVED
 from replaceme.planning.capacity import candidate_matrices
 from replaceme.planning.job_resources import Work
 from replaceme.planning.outline import Outline, vocabulary
@@ -44,6 +45,8 @@ def entry_of(rule: str, config: Config, names: Names) -> str:
     """Return the entry of `needs.TABLE` for a job: its rule, unless that has several."""
     if rule == "transform":
         return rule_of_fit(config, names)
+    if rule == "recycle" and _regression(config, names).recycle_from == REMOVED:
+        return "recycle_removed"
     if rule == "heal" and config.healings[names["healing"]].objective == DISTILLATION:
         return "heal_distilled"
     return rule
@@ -116,14 +119,23 @@ def _candidates(config: Config, names: Names, outline: Outline) -> Work:
 
 
 def _sums(config: Config, names: Names, outline: Outline) -> Work:
-    regression = next(one for one in _regressions(config) if one.kind == names["kind"])
-    return Work(width=_width(regression, outline), groups=config.cuts[names["cut"]].groups)
+    return Work(width=_width(_regression(config, names), outline), groups=config.cuts[names["cut"]].groups)
 
 
 def _recycled(config: Config, names: Names, outline: Outline) -> Work:
-    """Return the work of the sums that neurons are chosen from, which are wider than those of the fit."""
-    regression = next(one for one in _regressions(config) if one.kind == names["kind"])
-    return replace(_sums(config, names, outline), width=_width(regression.before, outline))
+    """Return the work of the sums that neurons are chosen from, which are wider than those of the fit, and of passes
+    over the text for neurons of removed blocks.
+    """
+    regression = _regression(config, names)
+    if regression.recycle_from == INPUT:
+        return replace(_sums(config, names, outline), width=_width(regression.before, outline))
+    width = round((1 + regression.recycle) * _width(regression, outline))
+    return replace(_passes(config, names, outline), width=width)
+
+
+def _regression(config: Config, names: Names) -> Regression:
+    """Return the regression of a kind of sums."""
+    return next(one for one in _regressions(config) if one.kind == names["kind"])
 
 
 def _regressions(config: Config) -> Iterator[Regression]:

@@ -143,7 +143,7 @@ def named(fit: MethodConfig) -> str:
     what = [OBJECTIVES[fit.objective], f"placement {fit.placement}"]
     what += [] if fit.solver == "auto" else [f"solver {fit.solver}"]
     what += [] if fit.transform == "full" else [f"transform {fit.transform}"]
-    what += [] if fit.recycle is None else [f"recycle {fit.recycle:g}"]
+    what += [] if fit.recycle is None else [f"recycle {fit.recycle:g} from {fit.recycle_from}"]
     return ", ".join(what)
 
 

@@ -21,7 +21,7 @@ from replaceme.fitting.passes import Evidence, Passes
 from replaceme.methods.fitting import fit_method
 from replaceme.methods.registry import check_section
 from replaceme.models.checkpoints import read_config
-from replaceme.models.model_config import family_of, pick_device, stored_dtype
+from replaceme.models.model_config import family_of, pick_device
 from replaceme.models.model_record import ModelRecord
 from replaceme.steps.common import (
     check_shards,
@@ -33,7 +33,7 @@ from replaceme.steps.common import (
     same_model,
     set_threads,
 )
-from replaceme.steps.forward import load_forward
+from replaceme.steps.forward import load_passes
 from replaceme.transforms.collapse import as_chosen
 from replaceme.transforms.resume import STATE, State
 from replaceme.transforms.ridge import Shards
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         return Evidence(statistics, shards, rows, device, changed and changed[group], states[-1] if rows else None)
 
     def passes() -> Passes:
-        found = _passes(args, record, config.needs_loss)[0]
+        found = load_passes(args, record, config.needs_loss)[0]
         if not config.end_to_end:
             return found
         identity = state_identity(config, origin.content, found.device)
@@ -118,23 +118,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _fit_method(args: argparse.Namespace, record: ModelRecord, config: MethodConfig, cut: Cut) -> None:
     """Write the result of another method, from forward passes of its own."""
-    passes, read = _passes(args, record, config.needs_loss)
+    passes, read = load_passes(args, record, config.needs_loss)
     origin = replace(read, groups=cut.groups)
     state = State(args.out / STATE.format(group=config.method), state_identity(config, origin.content, passes.device))
     found = fit_method(replace(passes, state=state), config, cut, record)
     found.save(args.out / "transform.safetensors", origin.content)
     _write_report(args, config, found.report, origin)
     state.remove()
-
-
-def _passes(args: argparse.Namespace, record: ModelRecord, head: bool = False) -> tuple[Passes, Origin]:
-    """Return forward passes over the text, and their origin."""
-    if args.tokens_file is None:
-        raise ReplaceMeError("options: this fit needs forward passes: give --tokens, made by `replaceme tokens`")
-    forward = load_forward(args, record, head)
-    stored = stored_dtype(read_config(record.folder))
-    passes = Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored)
-    return (replace(passes, model=forward.model.base_model, headed=forward.model) if head else passes), forward.origin
 
 
 def _write_report(

@@ -1,18 +1,20 @@
 """Common arguments of the steps with forward passes over calibration tokens, and loading of their inputs."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from replaceme.activations.open_model import load_model
 from replaceme.calibration.tokens import Tokens, check_vocabulary, load_tokens
 from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import add_options, option_of
+from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
+from replaceme.fitting.passes import Passes
 from replaceme.models.checkpoints import read_config
 from replaceme.models.family import Family
 from replaceme.models.loading import Held
-from replaceme.models.model_config import family_of, pick_device, pick_dtype
+from replaceme.models.model_config import family_of, pick_device, pick_dtype, stored_dtype
 from replaceme.models.model_record import ModelRecord
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, set_threads
 
@@ -59,3 +61,13 @@ def load_forward(args: argparse.Namespace, record: ModelRecord, head: bool = Fal
     batch_size = option_of(args, CalibrationConfig, "batch_size")
     origin = Origin(record.sha256, metadata["sha256"], metadata, held.of_type(dtype), batch_size)
     return Forward(record, tokens, origin, model, family_of(config, record.folder), batch_size)
+
+
+def load_passes(args: argparse.Namespace, record: ModelRecord, head: bool = False) -> tuple[Passes, Origin]:
+    """Return forward passes over the text of --tokens, and their origin."""
+    if args.tokens_file is None:
+        raise ReplaceMeError("options: forward passes are needed: give --tokens, made by `replaceme tokens`")
+    forward = load_forward(args, record, head)
+    stored = stored_dtype(read_config(record.folder))
+    passes = Passes(forward.model, forward.family, forward.tokens, forward.batch_size, stored, folder=record.folder)
+    return (replace(passes, model=forward.model.base_model, headed=forward.model) if head else passes), forward.origin

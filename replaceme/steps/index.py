@@ -36,7 +36,7 @@ GROUPS = {
         "cut": "Choose which blocks are removed.",
         "gram": "Add up the Gram and cross matrices of a cut, over one shard.",
         "sum": "Add the statistics of all shards of a cut.",
-        "recycle": "Choose MLP neurons that pass on linear features instead.",
+        "recycle": "Choose MLP neurons that get other work.",
         "rows": "Write MLP outputs and targets, for the fits over rows.",
         "fit": "Find the transform of a cut.",
         "merge": "Fold a transform into a checkpoint and drop the blocks.",

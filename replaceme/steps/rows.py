@@ -15,7 +15,7 @@ from replaceme.steps.forward import Forward, forward_arguments
 from replaceme.steps.shared_pass import Share, run_pass
 
 ONLINE = False
-OPTIONS = ("placement", "recycle")
+OPTIONS = ("placement", "recycle", "recycle_from")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from replaceme.models.checkpoints import Checkpoint, with_derived_lists
 from replaceme.models.custom_code import absent_modules, check_architecture, separate_config
 from replaceme.models.model_config import check_fit, check_halves, check_sublayers, pruned_config
 from replaceme.models.model_record import ModelRecord
-from replaceme.placements.placement import Placement
+from replaceme.placements.placement import INPUT, Placement
 from replaceme.placements.registry import PLACEMENTS
 from replaceme.probing.kinds import check_kinds
 from replaceme.surgery.edits import Changes, Content, Edit
@@ -115,7 +115,8 @@ def _check(checkpoint: Checkpoint, cut: Cut, transforms: "Sequence[Transform]") 
     for transform in transforms:
         if transform.is_identity:
             continue
-        check_fit(checkpoint.config, str(checkpoint.folder), transform.placement, transform.recycled is not None)
+        gated = transform.recycled is not None and transform.recycled.gate is not None
+        check_fit(checkpoint.config, str(checkpoint.folder), transform.placement, INPUT if gated else None)
         check_values(transform, size, checkpoint.folder)
         check_whole(cut, None if transform.place.anywhere else f"placement {transform.placement}")
         normed = checkpoint.family.post_norm is not None and transform.place.of_mlp

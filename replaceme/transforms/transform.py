@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from replaceme.activations.recycled_neurons import TENSORS, Recycled
+from replaceme.activations.recycled_neurons import Recycled
 from replaceme.activations.statistics import Statistics
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_metadata, load_tensors, save_groups
@@ -96,8 +96,9 @@ STAMPED = ("report", "placement", "gain")
 
 
 def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: str | Path) -> Transform:
-    of_neurons = () if given["activation"] is None else TENSORS
-    if set(tensors) != {"transform", *of_neurons}:
+    recycles = given["activation"] is not None
+    of_neurons = {name: one for name, one in tensors.items() if name != "transform"}
+    if "transform" not in tensors or bool(of_neurons) != recycles:
         raise ReplaceMeError(f"{path}: holds {sorted(tensors)}, not a transform; delete it and run again")
     if given["placement"] not in PLACEMENTS:
         known = ", ".join(PLACEMENTS)
@@ -108,7 +109,7 @@ def _of_tensors(tensors: dict[str, torch.Tensor], given: dict[str, Any], path: s
             f"{path}: transform is {matrix.dtype} {list(matrix.shape)}, expected torch.float64 of 2 dimensions; fit it "
             "again"
         )
-    recycled = Recycled(*(tensors[name] for name in TENSORS), given["activation"]) if of_neurons else None
+    recycled = Recycled.of(of_neurons, given["activation"], path) if recycles else None
     return Transform(matrix, recycled=recycled, **{name: given[name] for name in STAMPED})
 
 

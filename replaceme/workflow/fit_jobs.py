@@ -83,12 +83,14 @@ class FitJobs:
     @cached_property
     def regressions(self) -> dict[str, FitConfig]:
         """Fits with only the options of their sums, by the kind of the sums."""
-        return {fit.regression.kind: fit.sums for fit in self.own}
+        plain = [fit.sums_before for fit in self.own if fit.sums_before is not None]
+        return {fit.regression.kind: fit.sums for fit in [*self.own, *plain]}
 
     @cached_property
     def before(self) -> dict[str, FitConfig]:
         """Fits by the kind of the sums that their recycled neurons are chosen from."""
-        return {fit.regression.before.kind: fit for fit in self.own if fit.regression.before}
+        found = {fit.regression.before.kind: fit for fit in self.own if fit.regression.before}
+        return {kind: fit for kind, fit in found.items() if kind not in self.regressions}
 
     @property
     def kinds(self) -> list[str]:
@@ -156,13 +158,21 @@ class FitJobs:
 
     def rows_options(self, names: Names) -> str:
         """Return the options of stored rows: placement, how many tokens, and whether with the state."""
-        options = [to_flags(self.regressions[names.kind], ("placement", "recycle"))]
+        options = [to_flags(self.regressions[names.kind], ("placement", "recycle", "recycle_from"))]
         options += [] if names.fit_tokens == "all" else [f"--fit-tokens {names.fit_tokens}"]
         return " ".join(options + (["--state"] if names.exact else []))
 
     def sum_before(self, names: Names) -> str:
         """Return the sum that the recycled neurons of a kind are chosen from."""
         return at(SUM, names, kind=self.regressions[names.kind].regression.before.kind)
+
+    def recycled_text(self, names: Names) -> Files:
+        """Return the text that the recycled neurons of a kind are chosen by, where sums do not suffice."""
+        return {} if self.regressions[names.kind].sums_before is None else {"tokens": at(TOKENS, names)}
+
+    def recycled_text_options(self, names: Names) -> str:
+        """Return the option that names this text."""
+        return evidence_options(self.recycled_text(names))
 
     def recycled_neurons(self, names: Names) -> Files:
         """Return the file of the neurons that are changed before sums or rows of a kind are collected, if any.

@@ -20,8 +20,9 @@ from replaceme.workflow.table_jobs import TableJobs
 class TextPasses:
     """Passes for the rows of tables that have a model and a calibration in common: names of what each one is for.
 
-    `own`: fits with passes of their own, each over the whole text; `candidates`: names of candidates of cuts, each
-    measured by passes over its samples; `most`: the number of samples from which those are taken first that are enough.
+    `own`: fits with passes of their own, each over the whole text; `scored`: choices of neurons of removed blocks, of
+    two passes each; `candidates`: names of candidates of cuts, each measured by passes over its samples; `most`: the
+    number of samples from which those are taken first that are enough.
     """
 
     model: str
@@ -30,12 +31,14 @@ class TextPasses:
     own: int
     candidates: tuple[str, ...]
     most: int | None = None
+    scored: int = 0
 
     def __str__(self) -> str:
         """Return the passes as a line for people."""
         line = f"{self.model} on {self.calibration}: {len(self.shared)} forward passes over the text"
         line += f" ({'; '.join(self.shared)})"
         line += f", and those of {self.own} fits with passes of their own" if self.own else ""
+        line += f", and two for each of {self.scored} choices of neurons of removed blocks" if self.scored else ""
         line += f"; before them one over at most {self.most} samples, as far as is enough" if self.most else ""
         return line + (f"; candidates of cuts: {', '.join(self.candidates)}" if self.candidates else "")
 
@@ -76,7 +79,8 @@ def _of_text(config: Config, model: str, calibration: str, rows: list[Row]) -> T
         together = section.shards == 1
         shared[f"sums and rows{kind}" if stored and together else f"sums{kind}"] = sums
         shared[f"rows{kind}"] = stored and not together
+    scored = {(cut, fit.regression) for (cut, _), fit in pairs.items() if fit in summed and fit.sums_before is not None}
     candidates = {candidates_name(cut): True for cut in cuts.values() if cut.needs_candidates}
     most = section.most if section.automatic else None
     names = tuple(name for name, on in shared.items() if on)
-    return TextPasses(model, calibration, names, len(own), (*candidates,), most)
+    return TextPasses(model, calibration, names, len(own), (*candidates,), most, len(scored))

@@ -45,7 +45,7 @@ def test_the_least_used_neurons_pass_on_what_is_missing():
     a, x, r = toy()
     found = choose_neurons(sums(a, x, r), 4 / WIDE, "silu", torch.float64)
     assert found.neurons.tolist() == [0, 1, 2, 3]
-    assert torch.allclose(x @ found.gate, torch.full((TOKENS,), STRENGTH, dtype=torch.float64), rtol=0.1)
+    assert torch.allclose(x @ found.gate[0], torch.full((TOKENS,), STRENGTH, dtype=torch.float64), rtol=0.1)
     changed = found.apply(a, x)
     assert torch.equal(changed[:, 4:], a[:, 4:])
     assert changed[:, :4].square().mean() == pytest.approx(float(a.square().mean()), rel=0.2), "the size of the others"
@@ -103,5 +103,5 @@ def test_recycling_needs_the_down_projection():
 
 def test_apply_leaves_its_argument_alone():
     a = torch.ones(2, 3)
-    Recycled(torch.tensor([1]), torch.ones(4), torch.ones(1, 4), "silu").apply(a, torch.ones(2, 4))
+    Recycled(torch.tensor([1]), torch.ones(1, 4), torch.ones(1, 4), "silu").apply(a, torch.ones(2, 4))
     assert torch.equal(a, torch.ones(2, 3))

@@ -168,7 +168,8 @@ def test_what_no_map_can_be_folded_into(refuses):
         family_of({**opt, "do_layer_norm_before": False}, "m")
     for variant, fit, message in (
         ("mixtral", {"placement": "down_proj"}, "mixtures of experts"),
-        ("gpt2", {"placement": "down_proj", "recycle": True}, "no gate"),
+        ("gpt2", {"placement": "down_proj", "recycle": "input"}, "no gate"),
+        ("mixtral", {"recycle": "removed"}, "mixtures of experts"),
     ):
         with refuses(message, "drop it" if "recycle" in fit else "placement mlp"):
             family_checks.check_fit(family_checks.read_config(family_checks.source(variant)), variant, **fit)

@@ -58,7 +58,8 @@ def test_more_of_anything_never_asks_for_less(rule, device):
         assert asked[1].mem_mb > before.mem_mb and asked[3].mem_mb > before.mem_mb
 
 
-ENTRIES = {"transform_by_passes", "transform_end_to_end", "heal_distilled"}  # beside those of the rules' own names
+# beside those of the rules' own names
+ENTRIES = {"transform_by_passes", "transform_end_to_end", "heal_distilled", "recycle_removed"}
 
 
 def test_the_numbers_of_a_7b_model():
@@ -97,6 +98,12 @@ def test_work_follows_the_config(micro):
     kind = micro.fits["recycled-cosine"].regression.kind
     widths = {rule: work_of(rule, micro, {**NAMES, "kind": kind}, outline).width for rule in ("sum", "recycle")}
     assert widths == {"sum": 11_008, "recycle": 11_008 + 4096}, "chosen from wider sums than are taken afterwards"
+    removed = FitConfig(placement="down_proj", recycle=0.25, recycle_from="removed")
+    exchanging, of_kind = micro.model_copy(update={"fits": {"x": removed}}), {**NAMES, "kind": removed.regression.kind}
+    del of_kind["shard"]
+    assert entry_of("recycle", exchanging, of_kind) == "recycle_removed"
+    chosen = work_of("recycle", exchanging, of_kind, outline)
+    assert (chosen.width, chosen.tokens) == (11_008 * 5 // 4, 200 * 256)
 
 
 def test_every_fit_and_cut_of_the_configs_has_needs():

@@ -24,6 +24,7 @@ REACH = [
     ("reports.figure_style", "figure_in_style", {"figure"}),
     ("activations.recycled_neurons", "Recycled", OF_RECYCLED | {"enough"} | FITS),
     ("activations.recycled_neurons", "choose_neurons", {"recycle"} | FITS),
+    ("transforms.neuron_choice", "keep_best", {"recycle"} | FITS),
     ("micro.stories", "document", {"tokens", "generate"}),
     ("cuts.groups", "greedy", {"cut"}),
     ("cuts.similarity", "cka", {"distances"}),
@@ -37,7 +38,7 @@ REACH = [
     ("placements.placement", "mapped", {"candidates", "verify"} | FITS),
     ("healing.loop", "train", {"heal"}),
     ("methods.slicegpt", "fit", set()),  # but that of its own fits, whose rules name it
-    ("kernels.products_hopper", "add_products", {"candidates", "enough", "gram"} | FITS),
+    ("kernels.products_hopper", "add_products", {"candidates", "enough", "gram", "recycle"} | FITS),
     ("core.files", "replacing", set(MODULES)),
 ]
 

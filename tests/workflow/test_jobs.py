@@ -46,6 +46,7 @@ CONFIG = {
         "auto": {"ridge": "auto"},
         "cosine": {"objective": "cosine", "fit_tokens": 64},
         "recycled": {"placement": "down_proj", "recycle": 0.5},
+        "removed": {"placement": "down_proj", "recycle": 0.5, "recycle_from": "removed"},
         "sliced": {"method": "slicegpt"},
     },
     "healings": {"short": {"text": "healed", "train": "full", "learning_rate": 0.1, "steps": 3}},
@@ -189,6 +190,16 @@ def test_recycled_neurons_are_chosen_from_sums_of_their_own(fits):
     behind = fits.sums_behind(of_kind)
     assert len(behind) == len(set(behind)) == 7  # two sums of two shards each, and the neurons
     assert fits.rows_options(names(kind="mlp", fit_tokens="64", exact="-exact")) == " --fit-tokens 64 --state"
+    assert fits.recycled_text(of_kind) == {}
+
+
+def test_neurons_of_removed_blocks_are_chosen_from_plain_sums_and_the_text(fits):
+    of_kind = names(kind="down_proj-recycle-0.5-removed", shards="2")
+    assert fits.sum_before(of_kind) == "results/a/text/paper/gram/down_proj/sum-of-2.safetensors"
+    assert fits.recycled_text_options(of_kind) == "--tokens results/a/text/tokens.safetensors"
+    assert fits.regression_options(of_kind).endswith("--recycle-from=removed")
+    assert fits.regression_options(names(kind="down_proj")) == "--placement=down_proj"
+    assert len(set(fits.kinds)) == len(fits.kinds) and fits.kinds.count("down_proj") == 1
 
 
 def test_a_command_names_the_rows_of_a_table(config, tables):

@@ -11,6 +11,7 @@ FITS = {
     "cosine": {"objective": "cosine"},
     "recycled": {"placement": "down_proj", "recycle": 0.1},
     "recycled-cosine": {"placement": "down_proj", "recycle": 0.1, "objective": "cosine"},
+    "removed": {"placement": "down_proj", "recycle": 0.1, "recycle_from": "removed"},
     "sequential": {"estimation": "sequential"},
     "svd": {"method": "svd_llm"},
 }
@@ -50,6 +51,12 @@ def test_passes_of_a_text(fits, shards, shared, own):
 def test_a_fit_on_the_model_shortened_so_far_has_passes_of_its_own():
     [found] = passes(config(["sequential"], cuts=["two"]), ["t"])
     assert found.own == 1 and found.shared == ("distances",)
+
+
+def test_neurons_of_removed_blocks_take_two_passes_for_each_cut():
+    [found] = passes(config(["removed"], cuts=["n2", "by-hand"]), ["t"])
+    assert found.shared == ("distances", "sums", "sums with recycled neurons") and found.scored == 2
+    assert "and two for each of 2 choices of neurons of removed blocks" in str(found)
 
 
 def test_a_cut_by_hand_has_no_candidates():

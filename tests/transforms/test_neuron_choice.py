@@ -1,0 +1,44 @@
+"""The choice of inputs against a greedy search that solves every smaller problem anew."""
+
+import pytest
+import torch
+
+from replaceme.activations.statistics import Statistics
+from replaceme.transforms import neuron_choice
+from replaceme.transforms.neuron_choice import keep_best
+
+RELATIVE = 0.05
+
+
+def problem(seed, inputs=14, outputs=3, tokens=60):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    rows = normal(tokens, inputs) @ normal(inputs, inputs)
+    rows[:, 5] = 0
+    statistics = Statistics.zeros(outputs, width=inputs)
+    statistics.add_batch(rows, rows @ normal(inputs, outputs) + 3 * normal(tokens, outputs))
+    return statistics, normal(inputs, outputs)
+
+
+def smallest(statistics, origin, alpha, kept):
+    """The least of the penalised sum over some inputs, but for the energy of the target."""
+    kept = torch.tensor(kept)
+    gram = statistics.gram[kept][:, kept] + alpha * torch.eye(len(kept), dtype=torch.float64)
+    right = statistics.cross[kept] + alpha * origin[kept]
+    return float(alpha * origin[kept].square().sum() - (right * torch.linalg.solve(gram, right)).sum())
+
+
+@pytest.mark.parametrize(("block", "candidates"), [(128, 2), (1, 1), (3, 5)], ids=["at once", "singly", "in blocks"])
+def test_each_step_takes_out_what_is_missed_least(monkeypatch, block, candidates):
+    monkeypatch.setattr(neuron_choice, "BLOCK", block)
+    monkeypatch.setattr(neuron_choice, "CANDIDATES", candidates)
+    for seed in range(4):
+        statistics, origin = problem(seed)
+        alpha, left = RELATIVE * float(statistics.gram.diagonal().mean()), list(range(14))
+        while len(left) > 7:
+            losses = [smallest(statistics, origin, alpha, [k for k in left if k != one]) for one in left]
+            left.pop(losses.index(min(losses)))
+        assert keep_best(statistics, origin, RELATIVE, 7).tolist() == left and 5 not in left
