@@ -10,7 +10,7 @@ it explains. Which neurons: those whose row of that map explains least. Both fro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class Recycled:
         """Return some of the rows, as the activations of other neurons; each neuron has a gate of its own."""
         kept = {name: None if one is None else one[rows] for name, one in self._rows().items()}
         return Recycled(neurons, activation=self.activation, **kept)
+
+    def to(self, device: torch.device | str) -> "Recycled":
+        """Return the same on another device."""
+        return replace(self, **{name: one.to(device) for name, one in self.tensors().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors to save."""

@@ -105,6 +105,7 @@ class Screen:
     ) -> None:
         self.group, self.regression, self.pool, self.own, self.fitted = group, regression, pool, own, fitted
         self.wanted = wanted_by(regression, [group])
+        self._placed: list[Recycled] = []  # moved to the device once, not at every batch
         self._cross: list[torch.Tensor] = []
         self._energy: list[torch.Tensor] = []
 
@@ -115,12 +116,13 @@ class Screen:
         x, m = activations.mlp_input[self.group[0] - 1][mask], m[mask]
         missed = formed(tuple(term[mask] for term in terms)) - m.float() @ self.fitted.to(m.device, torch.float32)
         weight = torch.ones_like(missed[:, 0]) if weights is None else weights[mask].float()
-        if not self._cross:
+        if not self._placed:
             self._check(m, x)
-            self._cross = [torch.zeros(len(one.up), missed.shape[1], device=x.device) for one in self.pool]
-            self._cross = [one.double() for one in self._cross]
-            self._energy = [one[:, 0].clone() for one in self._cross]
-        for one, cross, energy in zip(self.pool, self._cross, self._energy, strict=True):
+            sizes, kind = [(len(one.up), missed.shape[1]) for one in self.pool], {"dtype": torch.float64}
+            self._placed = [one.to(x.device) for one in self.pool]
+            self._cross = [torch.zeros(size, device=x.device, **kind) for size in sizes]
+            self._energy = [torch.zeros(size[0], device=x.device, **kind) for size in sizes]
+        for one, cross, energy in zip(self._placed, self._cross, self._energy, strict=True):
             c = one.outputs(x).float()
             cross += c.T @ (missed * weight[:, None])  # float32 within a batch: it ranks, and nothing is solved from it
             energy += (c.square() * weight[:, None]).sum(0)
