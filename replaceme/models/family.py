@@ -59,7 +59,8 @@ class Family:
 
     `predicts`: it predicts the next token; encoders put out states. `closing_norm` is the module of a norm of the whole
     residual stream that a block ends with (BERT): there M is part of what goes into it; `closing_stored` is its name in
-    checkpoints, where that is another.
+    checkpoints, where that is another. `padded_positions`: positions are numbered from behind the padding token's id
+    (RoBERTa), so that sequences are so much shorter.
 
     Of encoders of images: `modality` is image; `section` the config entry under which the sizes lie, where a checkpoint
     holds a text model too; `spellings` other names of `blocks` in checkpoints, `modules` that of a loaded model, and
@@ -103,6 +104,7 @@ class Family:
     predicts: bool = True
     closing_norm: str | None = None
     closing_stored: str | None = None
+    padded_positions: bool = False
     modality: str = "text"
     section: str | None = None
     spellings: tuple[str, ...] = ()

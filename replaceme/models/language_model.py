@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.errors import ReplaceMeError, printable
-from replaceme.models.text_encoder import BESIDE, POOLED
+from replaceme.models.text_encoder import BESIDE, BOTH_WAYS, POOLED, says
 
 if TYPE_CHECKING:
     from replaceme.models.family import Family
@@ -36,8 +36,8 @@ def check_purpose(config: dict[str, Any], where: str) -> None:
                 f"{where}: config.json says `architectures`: {printable(name)}, which is neither a language model nor "
                 f"an encoder of text; {REMEDY}"
             )
-    for key, value, reason in ENTRIES:
-        if config.get(key) is not None and bool(config[key]) is value:
+    for key, value, reason in (*ENTRIES, *((*one, "its tokens see those after them") for one in BOTH_WAYS)):
+        if says(config, key, value):
             raise ReplaceMeError(
                 f"{where}: config.json says `{key}`: {str(value).lower()}: no language model, as {reason}; {REMEDY}"
             )

@@ -29,6 +29,7 @@ OF_MLP = ("mlp_layer_types", "decoder_sparse_step", "mlp_only_layers")
 # config entries that are lists of numbers of blocks, and those that count the first blocks, which are of another kind
 NUMBERS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "ple_layer_ids", "attn_layer_indices")
 FIRST = ("first_k_dense_replace", "num_dense_layers")
+PADDING = 1  # the padding token of RoBERTa and its kin, where config.json does not say
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -89,7 +90,8 @@ def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", 
     if is_of_images(config) and calibration.images is None:
         raise ReplaceMeError(f"{where}: an encoder of images, which cannot be calibrated on text; give `images`")
     if not is_of_images(config) and calibration.images is not None:
-        raise ReplaceMeError(f"{where}: a model of text, which cannot be calibrated on images; give `dataset`")
+        what = "an encoder of text" if is_encoder(config) else "a language model"
+        raise ReplaceMeError(f"{where}: {what}, which cannot be calibrated on images; give `dataset`")
 
 
 def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
@@ -119,7 +121,12 @@ def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, rec
 def longest_sequence(config: dict[str, Any], where: str) -> int | None:
     """Return how many tokens the model's positions reach, None where config.json does not say."""
     family = family_of(config, where)
-    return None if family.positions is None else family.sizes(config).get(family.positions)
+    sizes = family.sizes(config)
+    longest = None if family.positions is None else sizes.get(family.positions)
+    if longest is None or not family.padded_positions:
+        return longest
+    padding = sizes.get("pad_token_id")
+    return longest - (PADDING if padding is None else padding) - 1
 
 
 def check_length(config: dict[str, Any], tokens: int, where: str) -> None:

@@ -38,15 +38,15 @@ def is_text_encoder(config: dict[str, Any]) -> bool:
     if config.get("is_encoder_decoder") or config.get("add_cross_attention"):
         return False
     names = config.get("architectures") or []
-    if config.get(EMBEDS) or any(sees_both_ways(config, key, value) for key, value in BOTH_WAYS):
+    if config.get(EMBEDS) or any(says(config, key, value) for key, value in BOTH_WAYS):
         return all(CLASS.fullmatch(name) or name.endswith("ForCausalLM") for name in names)
     if names:
         return all(CLASS.fullmatch(name) for name in names)
     return known is None and not config.get("is_decoder") and model_type in masked_types()
 
 
-def sees_both_ways(config: dict[str, Any], key: str, value: bool) -> bool:
-    """Return whether an entry of BOTH_WAYS says that all tokens see those after them."""
+def says(config: dict[str, Any], key: str, value: bool) -> bool:
+    """Return whether an entry of a config.json has a value, of all its tokens."""
     return config.get(key) not in (None, OF_PICTURES) and bool(config[key]) is value
 
 

@@ -90,6 +90,7 @@ def describe(config: dict[str, Any], tiny_config: dict[str, Any], folder: Path) 
         **({"scalar": scalar} if scalar else _scale(writers, names.sizes(tiny_config))),
         head=() if is_text_encoder(config) else _head(model, stored),
         predicts=not is_text_encoder(config),
+        padded_positions=_padded_positions(model, names.sizes(tiny_config).get(names.positions)),
         closing_norm=closing,
         closing_stored=stored.module_of(closing),
         tied=bool(getattr(type(model.config)(), "tie_word_embeddings", False)),
@@ -190,6 +191,12 @@ def _spellings(blocks: str, prefix: str) -> tuple[str, ...]:
     """Return how a checkpoint of another class names the same blocks: with the base model's prefix or without."""
     bare = blocks.removeprefix(f"{prefix}.")
     return (f"{prefix}.{bare}",) if blocks == bare else (bare,)
+
+
+def _padded_positions(model: nn.Module, positions: int | None) -> bool:
+    """Return whether an embedding of positions leaves room for a padding token, behind which they begin."""
+    tables = [one for one in model.modules() if isinstance(one, nn.Embedding)]
+    return any(one.num_embeddings == positions and one.padding_idx is not None for one in tables)
 
 
 def _scale(writers: Sequence[Writer], config: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from replaceme import prune
 from replaceme.models.checkpoints import open_checkpoint
+from replaceme.models.family import Family
+from replaceme.models.model_config import longest_sequence
+from replaceme.models.probed import PROPOSED
 from replaceme.models.text_encoder import auto_class, check_modules, is_text_encoder
 from replaceme.surgery.fold import merge
 from replaceme.transforms.transform import Transform
@@ -67,6 +70,12 @@ def bert(llama, tmp_path_factory):
 def test_what_is_an_encoder_of_text_and_by_which_class_it_is_loaded(config, named):
     assert is_text_encoder(config) is (named is not None)
     assert named is None or auto_class(config) == named
+
+
+def test_positions_that_begin_behind_the_padding_token_leave_shorter_sequences(monkeypatch):
+    monkeypatch.setitem(PROPOSED, "roberta", Family(padded_positions=True, predicts=False))
+    sizes = {"model_type": "roberta", "num_hidden_layers": 6, "hidden_size": 16, "max_position_embeddings": 514}
+    assert longest_sequence(sizes, "m") == 512 and longest_sequence(sizes | {"pad_token_id": 0}, "m") == 513
 
 
 def test_an_encoder_is_shortened_and_what_lies_beside_it_kept(bert, tmp_path):

@@ -62,6 +62,7 @@ def config_of(model_type):
 def test_an_architecture_that_is_not_listed_is_found_and_proved(model_type):
     family = family_of(config_of(model_type), "m")
     assert set(PROVED[model_type]) <= set(family.fold)
+    assert family.padded_positions is (model_type == "mpnet")
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
