@@ -35,7 +35,7 @@ def choose_possible(
     family = family_of(config, record.source)
 
     def fault(groups: list[Span]) -> str | None:
-        return fault_of(config, family, groups, record.source)
+        return fault_of(config, family, groups)
 
     faults: dict[Span, str] = {}
     while True:

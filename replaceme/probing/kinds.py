@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from replaceme.core.errors import ReplaceMeError
+from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.models.config_defaults import accepted
 from replaceme.models.family import Family
 from replaceme.models.model_config import pruned_config, spelled_out
@@ -61,36 +61,36 @@ def changed_block(
 
 def check_kinds(config: dict[str, Any], family: Family, groups: Sequence[tuple[int, int]], where: str) -> None:
     """Raise ReplaceMeError where a cut makes config.json say another kind for a block that stays."""
-    fault = fault_of(config, family, groups, where)
+    fault = fault_of(config, family, groups)
     if fault is not None:
         raise ReplaceMeError(f"{where}: {fault}; take another cut")
 
 
-def fault_of(config: dict[str, Any], family: Family, groups: Sequence[tuple[int, int]], where: str) -> str | None:
+def fault_of(config: dict[str, Any], family: Family, groups: Sequence[tuple[int, int]]) -> str | None:
     """Return why a model cannot do without the blocks of a cut, None where it can: its class may need a block of each
     kind, or its config.json say another kind for a block that stays. What was found is kept.
     """
     if not family.kinds:
         return None
-    return _fault(json.dumps(config, sort_keys=True), family, tuple(map(tuple, groups)), where)
+    return _fault(json.dumps(config, sort_keys=True), family, tuple(map(tuple, groups)))
 
 
 @cache
-def _fault(config_text: str, family: Family, groups: tuple[tuple[int, int], ...], where: str) -> str | None:
+def _fault(config_text: str, family: Family, groups: tuple[tuple[int, int], ...]) -> str | None:
     span = ", ".join(f"{start}-{end - 1}" for start, end in groups)
     try:
-        config, kinds = _whole(config_text, family, where)
-        block = changed_block(config, family, groups, kinds, where)
+        config, kinds = _whole(config_text, family)
+        block = changed_block(config, family, groups, kinds, "config.json")
     except (ReplaceMeError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        return f"without blocks {span} transformers cannot make the model ({str(error).splitlines()[0]})"
+        return f"without blocks {span} transformers cannot make the model ({in_one_line(error)})"
     if block is None:
         return None
     return f"without blocks {span}, block {block} would be of another kind, as config.json cannot say otherwise"
 
 
 @cache
-def _whole(config_text: str, family: Family, where: str) -> tuple[dict[str, Any], list[Kind]]:
+def _whole(config_text: str, family: Family) -> tuple[dict[str, Any], list[Kind]]:
     """Return a config.json with all its entries, and the kinds of its blocks."""
     config = json.loads(config_text)
-    config = spelled_out(config, family, accepted(config, where))
-    return config, kinds_of(config, family, where)
+    config = spelled_out(config, family, accepted(config, "config.json"))
+    return config, kinds_of(config, family, "config.json")

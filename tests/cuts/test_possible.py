@@ -19,7 +19,7 @@ def choose(llama, monkeypatch):
     """Return a choice from LISTED of a model that cannot do without some sets of blocks."""
 
     def chosen(*needed, **cut):
-        def fault(config, family, groups, where):
+        def fault(config, family, groups):
             gone = {block for start, end in groups for block in range(start, end)}
             return "they are needed" if any(one <= gone for one in needed) else None
 
