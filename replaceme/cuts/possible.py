@@ -25,11 +25,12 @@ def choose_possible(
     record: ModelRecord,
     distances: "dict[str, torch.Tensor] | None" = None,
     candidates: list[dict[str, Any]] | None = None,
+    tell: bool = True,
 ) -> Cut:
     """Return the cut that `choose` takes when runs of blocks that the model cannot do without are no candidates.
 
-    Runs are tried on a small model as they are chosen, the best first. Raises ReplaceMeError where no run is left, and
-    where a cut placed by hand, or runs that do alone, cannot go together.
+    Runs are tried on a small model as they are chosen, the best first; `tell`: log which were passed over. Raises
+    ReplaceMeError where no run is left, and where a cut placed by hand, or runs that do alone, cannot go together.
     """
     config = read_config(record.folder)
     family = family_of(config, record.source)
@@ -53,9 +54,8 @@ def choose_possible(
         if not found:
             raise ReplaceMeError(f"{record.source}: {reason}; take another cut")
         faults |= found
-    if faults:
-        runs = shown(sorted(faults))
-        log.info("cut: no candidates are %s: %s", runs, next(iter(faults.values())))
+    if faults and tell:
+        log.info("cut: no candidates are %s: %s", shown(sorted(faults)), next(iter(faults.values())))
     return chosen
 
 

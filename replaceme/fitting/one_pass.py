@@ -51,10 +51,10 @@ def choose_and_gather(
     blocks = len(passes.family.block_modules(passes.model))
     first, distances = (several(blocks, cut.of_representations, cut.halves) for _ in range(2))
     collect(passes.model, passes.family, passes.tokens.batches(passes.batch_size)[:1], first)
-    expected = choose_possible(cut, record, means_of(first), None)
+    expected = choose_possible(cut, record, means_of(first), tell=False)
     foreseen(expected.groups)
     evidence = passes.evidence(fit, expected.groups, folder, distances)
-    chosen = choose_possible(cut, record, means_of(distances), None)
+    chosen = choose_possible(cut, record, means_of(distances))
     if chosen.groups == expected.groups:
         return chosen, evidence
     log.info("the first batch chose %s, all of them %s: one more pass", expected.span, chosen.span)

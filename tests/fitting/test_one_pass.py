@@ -76,8 +76,8 @@ def test_one_pass_gives_what_two_give(request, calibration, tmp_path, monkeypatc
 def test_another_cut_was_foreseen(sharded, calibration, tmp_path, monkeypatch, batches, caplog, fit):
     real, chosen = one_pass.choose_possible, []
 
-    def wrong_at_first(cut, record, distances, candidates):
-        right = real(cut, record, distances, candidates)
+    def wrong_at_first(cut, record, distances, **more):
+        right = real(cut, record, distances, **more)
         chosen.append(right)
         return right if len(chosen) > 1 else replace(right, groups=[(1, 3) if right.groups != [(1, 3)] else (2, 4)])
 
