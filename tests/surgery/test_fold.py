@@ -335,7 +335,7 @@ def wide(seed=3):
 def changed(activation="silu"):
     generator = torch.Generator().manual_seed(8)
     up = torch.randn(3, 16, generator=generator)
-    return Recycled(torch.tensor([1, 7, 20]), torch.randn(16, generator=generator), up, activation)
+    return Recycled(torch.tensor([1, 7, 20]), torch.randn(1, 16, generator=generator), up, activation)
 
 
 def factor(alpha):

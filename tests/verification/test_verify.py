@@ -37,7 +37,7 @@ def given(rows=16, seed=3, **more):
 def recycled():
     generator = torch.Generator().manual_seed(8)
     up = torch.randn(3, 16, generator=generator)
-    return Recycled(torch.tensor([1, 7, 20]), torch.randn(16, generator=generator), up, "silu")
+    return Recycled(torch.tensor([1, 7, 20]), torch.randn(1, 16, generator=generator), up, "silu")
 
 
 def drop():
