@@ -53,6 +53,7 @@ def pytest_configure(config):
     snapshot(folder / "code")
     command = [sys.executable, STARTUP / "warm.py", folder / "socket", folder / "code"]
     given = os.environ | ONE_THREAD | {"HF_HOME": str(folder / "huggingface")}  # read when the libraries are imported
+    given["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # no CUDA before the forks, which could not use it
     server = subprocess.Popen(command, env=given, stdin=subprocess.DEVNULL)
     os.environ["REPLACEME_TEST_WARM"] = str(folder / "socket")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
@@ -70,7 +71,7 @@ def snapshot(folder):
     root = STARTUP.parents[1]
     for name in ("rules", "profiles", "replaceme"):
         shutil.copytree(root / name, folder / name)
-    shutil.copytree(root / "kernels", folder / "replaceme/kernels")
+    shutil.copytree(root / "kernels", folder / "replaceme/kernels", dirs_exist_ok=True)
     shutil.copy2(root / "Snakefile", folder)
 
 
