@@ -10,7 +10,7 @@ from replaceme.steps.short_help import EXAMPLES, SHORT
 
 Paint = Callable[[str, Style], str]
 
-MANY = 15  # options; of commands with more `--help` shows some
+MANY = 16  # options; of commands with more `--help` shows some
 WIDEST = 100  # characters of a line
 COLUMN = 26  # characters of an option and its value before its description, longer ones have a line of their own
 IN_BRACES = 30  # characters of choices that stand in place of a value, more are listed in the description

@@ -22,8 +22,7 @@ SHORT = {
         "transform": "Structure of the map; identity: none, the blocks are dropped.",
         "objective": "What the fit minimises.",
         "placement": "Where the map goes.",
-        "recycle": "With placement down_proj: the share of the MLP's neurons that get other work.",
-        "recycle_from": "Their work: linear features of the MLP's input, or what removed neurons did.",
+        "recycle": "With placement down_proj: the share of the MLP's neurons that pass on linear features.",
         "ridge_relative": "Ridge, in units of the Gram's mean diagonal.",
     },
     "TrainingConfig": {

@@ -19,8 +19,8 @@ TEMPLATE = """---
 {metadata}---
 # {original}, {in_all} blocks shorter
 
-Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not
-included{half}) were removed without training, {fit}.
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}:
+blocks {span} (of 0 .. {final}, ends not included{half}) were removed without training, {fit}.
 {loading}
 {lineage}
 | | |
@@ -55,8 +55,8 @@ HEALED = """---
 {metadata}---
 # {original}, {in_all} blocks shorter and healed
 
-Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}: blocks {span} (of 0 .. {final}, ends not
-included{half}) were removed, {fit}.
+Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}:
+blocks {span} (of 0 .. {final}, ends not included{half}) were removed, {fit}.
 Then {trained}, in {steps} steps on {text}{taught}.
 The architecture is unchanged: load it as you load the original.
 {lineage}

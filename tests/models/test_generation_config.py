@@ -71,7 +71,7 @@ def test_answers_and_checks_are_by_the_model_alone(preferring, prompts):
         for temperature, found in expected.items():
             generation = GenerationConfig(new_tokens=8, temperature=temperature)
             assert answers(*loaded, prompts, generation) == found, entries
-        as_any_user = plain._model({"pretrained_model_name_or_path": str(folder)}, "cpu")
+        as_any_user = plain._model("AutoModelForCausalLM", {"pretrained_model_name_or_path": str(folder)}, "cpu")
         plain._generate(as_any_user, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 8)
         lm = language_model(*loaded, 1)
         found = lm._model_generate(ids[:1], max_length=16, stop=[])
