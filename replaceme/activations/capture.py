@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from replaceme.calibration.images import Images
 from replaceme.calibration.samples import Samples
+from replaceme.calibration.sequences import Pictured
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.places import Place, block_of, in_middle
@@ -68,6 +69,7 @@ class Wanted:
         return Wanted(*(getattr(self, store) | getattr(other, store) for store in STORES))
 
 
+PIXELS = "pixel_values"  # the argument of a transformers model that holds pictures
 STORES = tuple(Wanted.__dataclass_fields__)  # what Activations have by block
 
 
@@ -191,9 +193,16 @@ def model_inputs(model: "nn.Module", batch: Samples) -> dict[str, Any]:
     """Return the arguments of a transformers model's call for a batch."""
     parameter = next(model.parameters())
     if isinstance(batch, Images):
-        return {"pixel_values": batch.pixels.to(parameter.device, parameter.dtype)}
-    given = {**placed(batch, parameter.device), "use_cache": False}
+        return {PIXELS: batch.pixels.to(parameter.device, parameter.dtype)}
     taken = signature(model.forward).parameters
+    # others may be in a class's **kwargs
+    if isinstance(batch, Pictured) and PIXELS not in taken:
+        raise ReplaceMeError(f"calibration: {type(model).__name__} takes no pictures; calibrate without `pictures`")
+    pictures = {
+        name: one.to(parameter.device, model.dtype if one.is_floating_point() else one.dtype)
+        for name, one in batch.beside.items()
+    }
+    given = {**placed(batch, parameter.device), **pictures, "use_cache": False}
     return {name: value for name, value in given.items() if name in taken or name != "position_ids"}
 
 
@@ -218,7 +227,7 @@ def trimmed(batch: Samples) -> Samples:
     if len(used) == 0:
         raise ReplaceMeError("calibration: a batch holds padding only; remove empty texts")
     columns = slice(int(used[0]), int(used[-1]) + 1)
-    return Tokens(batch.input_ids[:, columns], batch.mask[:, columns])
+    return batch.columns(columns)
 
 
 def finite(activations: Activations) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.capture import model_inputs
 from replaceme.activations.hooks import running_instead
+from replaceme.calibration.sequences import Pictured
 from replaceme.calibration.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -27,13 +28,18 @@ class Head:
 
     def run(self, **inputs: Any) -> Any:
         """Run the model up to its head, whose input is the `last_hidden_state` of what is returned."""
-        output = self.base(**inputs)
+        return self._run(self.base, inputs)
+
+    def _run(self, module: "nn.Module", inputs: dict[str, Any]) -> Any:
+        output = module(**inputs)
         self._form = type(output)
         return output
 
     def states(self, batch: Tokens) -> "torch.Tensor":
         """Return the states before the head of the unmasked tokens of a batch, [tokens, hidden]."""
-        found = self.run(**model_inputs(self.base, batch)).last_hidden_state
+        # pictures go into the model around the decoder
+        module = self.model.base_model if isinstance(batch, Pictured) else self.base
+        found = self._run(module, model_inputs(module, batch)).last_hidden_state
         if batch.mask.all():  # nothing to choose, for which a GPU would be waited for
             return found.flatten(0, 1)
         return found[batch.mask.to(found.device)]

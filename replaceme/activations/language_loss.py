@@ -73,5 +73,5 @@ def loss_batches(model: "nn.Module", tokens: Tokens, most: int | None = None) ->
 
 
 def are_counted(tokens: Tokens) -> "torch.Tensor":
-    """Return which tokens but the first of each sequence are unmasked and follow an unmasked one, bool."""
-    return tokens.mask[:, 1:] & tokens.mask[:, :-1]
+    """Return which tokens but the first of each sequence are unmasked text and follow an unmasked one, bool."""
+    return tokens.predicted[:, 1:] & tokens.mask[:, :-1]

@@ -73,6 +73,8 @@ def answers(
     Prompts leave room for the answer in `config.tokens` tokens. Raises ReplaceMeError when there is no such prompt.
     """
     check_source(config)
+    if config.pictures is not None:
+        raise ReplaceMeError(f"{config.dataset}: answers are to prompts of text alone; drop `pictures`")
     samples = number_of(config)
     longest, passed = config.tokens - generation.new_tokens, PassedOver(config.dataset)
     asked = list(itertools.islice(prompts(config, tokenizer, longest, passed), samples))

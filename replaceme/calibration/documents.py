@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from replaceme.calibration import images
 from replaceme.calibration.conversations import chat, messages_of
-from replaceme.calibration.images import check_images
 from replaceme.calibration.record_files import check_columns, read_records
 from replaceme.calibration.samples import PassedOver, column_of, shuffled, stream
 from replaceme.config.calibrations import MICRO, CalibrationConfig, suffix_of
@@ -30,7 +30,7 @@ def names_file(dataset: str) -> bool:
 def check_source(config: CalibrationConfig) -> None:
     """Raise ReplaceMeError when local calibration files are missing or of an unknown kind."""
     if config.images is not None:
-        return check_images(config)
+        return images.check_images(config)
     if config.dataset is None:  # made of other calibrations
         return
     if config.dataset == "micro" and config.name is not None:
@@ -85,10 +85,11 @@ def read_documents(config: CalibrationConfig, tokenizer: Any, passed: PassedOver
 
 def records(config: CalibrationConfig) -> Iterator[dict]:
     """Yield the records of a file or of a Hub data set, in an order fixed by the seed, with only the columns in use."""
+    buffer = SHUFFLE_BUFFER if config.pictures is None else images.SHUFFLE_BUFFER
     if names_file(config.dataset):
         given = {"path": config.dataset, "columns": config.columns}
-        return shuffled(read_records, given, config.seed, SHUFFLE_BUFFER)
-    return stream(config, SHUFFLE_BUFFER)
+        return shuffled(read_records, given, config.seed, buffer)
+    return stream(config, buffer)
 
 
 def text_of(record: dict, config: CalibrationConfig) -> str:
@@ -99,7 +100,7 @@ def text_of(record: dict, config: CalibrationConfig) -> str:
         column = config.source_column
         text = as_text(column_of(record, column, config.dataset), column, config.dataset)
     if not text.strip():
-        named = ", ".join(map(repr, config.columns))
+        named = ", ".join(map(repr, (one for one in config.columns if one != config.pictures)))
         raise UnusableError(f"{config.dataset}: no text in column {named}; name another one by `column`")
     return text
 

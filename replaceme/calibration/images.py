@@ -141,7 +141,7 @@ def opened(file: Path | BinaryIO, where: str) -> "Image":
 
     try:
         with Image.open(file) as image:
-            return _upright(image)
+            return upright(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnusableError(f"{where}: not a readable image ({error}); remove or replace it") from error
 
@@ -155,14 +155,15 @@ def image_of(record: dict, config: CalibrationConfig) -> "Image":
     column = config.source_column
     image = column_of(record, column, config.images)
     if isinstance(image, Image):
-        return _upright(image)
+        return upright(image)
     stored = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(stored, bytes):
         raise UnusableError(f"{config.images}: no image in column {column!r}; name another one by `column`")
     return opened(io.BytesIO(stored), f"{config.images}: column {column!r}")
 
 
-def _upright(image: "Image") -> "Image":
+def upright(image: "Image") -> "Image":
+    """Return an image in RGB, the right way up."""
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(image).convert("RGB")

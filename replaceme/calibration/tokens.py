@@ -1,63 +1,36 @@
 """Calibration text to token ids and mask, deterministic in (source, seed), saved with hashes of their content.
 
-Documents come from `documents`, images from `images`. Two ways to make sequences: `pack` joins documents and cuts full
-sequences; otherwise each document is one sequence, truncated or right-padded, and the padding is masked in every later
-step.
+Documents come from `documents`, images from `images`, prompts with pictures from `pictures`. Two ways to make sequences
+of text: `pack` joins documents and cuts full sequences; otherwise each document is one sequence, truncated or
+right-padded, and the padding is masked in every later step.
 """
 
 import itertools
 import logging
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from replaceme.calibration.documents import describe, read_documents
 from replaceme.calibration.images import Images, calibrate_images
+from replaceme.calibration.pictures import calibrate_pictured
 from replaceme.calibration.samples import PassedOver, Samples, number_of
+from replaceme.calibration.sequences import IDS, MASK, Tokens, stored_sequences
 from replaceme.config.calibrations import CalibrationConfig, packed_alone, suffix_of
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_tensors
 from replaceme.core.progress import progress
 from replaceme.models.checkpoints import read_config
 
-if TYPE_CHECKING:
-    import torch
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Tokens(Samples):
-    """Calibration sequences: `input_ids` int64 and `mask` bool (true on real tokens), both [samples, tokens]."""
-
-    input_ids: "torch.Tensor"
-    mask: "torch.Tensor"
-
-    def __getitem__(self, part: "slice | torch.Tensor") -> "Tokens":
-        """Select some of the sequences."""
-        return Tokens(self.input_ids[part], self.mask[part])
-
-    def join(self, *others: "Tokens") -> "Tokens":
-        """Join other sequences after these; shorter ones are padded to the longest, and the padding masked."""
-        import torch
-        from torch.nn.functional import pad
-
-        width = max(part.mask.shape[1] for part in (self, *others))
-        wider = [[pad(x, (0, width - x.shape[1])) for x in (part.input_ids, part.mask)] for part in (self, *others)]
-        return Tokens(*(torch.cat(parts) for parts in zip(*wider, strict=True)))
-
-    def tensors(self) -> "dict[str, torch.Tensor]":
-        """Return ids and mask."""
-        return {"input_ids": self.input_ids, "attention_mask": self.mask}
 
 
 def load_tokens(path: str | Path) -> tuple[Samples, dict[str, Any]]:
     """Read a file of `Samples.save`, tokens or images, and check its hash."""
     tensors, metadata = load_tensors(path)
-    if {"input_ids", "attention_mask"} <= tensors.keys():
-        tokens = Tokens(tensors["input_ids"], tensors["attention_mask"])
+    if {IDS, MASK} <= tensors.keys():
+        tokens = stored_sequences(tensors)
     elif "pixel_values" in tensors:
         tokens = Images(tensors["pixel_values"], metadata["positions"])
     else:
@@ -82,7 +55,10 @@ def calibration_and_more(
     if config.images is not None:
         images, record = calibrate_images(config, folder)
         return images, None, record
-    tokens, further, record = calibrate_and_more(config, load_tokenizer(folder), more)
+    if config.pictures is not None:
+        tokens, further, record = calibrate_pictured(config, folder, more)
+    else:
+        tokens, further, record = calibrate_and_more(config, load_tokenizer(folder), more)
     for found in filter(None, (tokens, further)):
         check_vocabulary(found, read_config(folder), str(folder))
     return tokens, further, record
@@ -128,17 +104,17 @@ def calibrate_and_more(
     tokens = stack(chosen, tokenizer, config.dataset)
     if len(tokens.input_ids) < samples:
         log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), samples)
-    record = config.model_dump(include=set(TOKEN_FIELDS) - {"images"})
+    record = config.model_dump(include=set(TOKEN_FIELDS) - {"images", "pictures"})
     beyond = stack(further, tokenizer, config.dataset) if further else None
     return tokens, beyond, {**record, "column": config.source_column, "pack": pack, **source}
 
 
 TOKEN_FIELDS = (
-    "dataset", "images", "name", "revision", "split", "column", "conversations", "template", "samples", "tokens",
-    "pack", "seed",
+    "dataset", "images", "name", "revision", "split", "column", "conversations", "template", "pictures", "samples",
+    "tokens", "pack", "seed",
 )  # fmt: skip
 # of a calibration whose texts are prompts for the model
-PROMPT_FIELDS = (*(name for name in TOKEN_FIELDS if name not in ("images", "pack")), "batch_size", "dtype")
+PROMPT_FIELDS = (*(name for name in TOKEN_FIELDS if name not in ("images", "pictures", "pack")), "batch_size", "dtype")
 
 
 def tokens_from_texts(texts: Iterable[str], tokenizer: Any, samples: int | None, length: int) -> Tokens:

@@ -19,7 +19,7 @@ OF_ANY = {"samples", "seed", "shards", *FORWARD}
 ALLOWED = {"images": OF_ANY | {"name", "revision", "split", "column", *ENOUGH}, "mix": OF_ANY}
 ALLOWED["prompts"] = OF_ANY | {"tokens", "generation"}
 OF_HUB = {"name", "revision", "split"}  # what a file has none of
-OF_RECORDS = {"column", "conversations", "template"}  # what running text has none of
+OF_RECORDS = {"column", "conversations", "template", "pictures"}  # what running text has none of
 
 
 def _samples(value: Any) -> int | str:
@@ -116,6 +116,11 @@ class CalibrationConfig(Strict):
     template: str | None = Field(
         None, description="Text made of several columns, their names in braces: `{question} {answer}`."
     )
+    pictures: str | None = Field(
+        None,
+        description="For models of text and pictures, beside the text: column that holds the pictures of each record, "
+        "which the model's own processor puts into its prompt (docs/method/calibration.md).",
+    )
     samples: Annotated[int | Literal["auto"], PlainValidator(_samples)] = Field(
         128,
         description="Number of token sequences, or of images; `auto`: as many as are enough for a fit, by the model's "
@@ -193,6 +198,8 @@ class CalibrationConfig(Strict):
         given = [key for key in ("column", "conversations", "template") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[-1]} takes the place of {' and '.join(given[:-1])}; keep one of them")
+        if self.pictures is not None and self.pack:
+            raise ValueError("sequences with pictures are not packed, one record is one sequence; drop pack")
         if self.prompts is not None and self.generation.new_tokens >= self.tokens:
             raise ValueError(
                 f"answers of {self.generation.new_tokens} tokens leave no prompt in sequences of {self.tokens}; "
@@ -230,8 +237,10 @@ class CalibrationConfig(Strict):
     def columns(self) -> tuple[str, ...]:
         """Columns that are read."""
         if self.template is not None:
-            return tuple(dict.fromkeys(template_columns(self.template)))
-        return (self.conversations or self.source_column,)
+            text = template_columns(self.template)
+        else:
+            text = [self.conversations or self.source_column]
+        return tuple(dict.fromkeys([*text, *([self.pictures] if self.pictures else [])]))
 
     def prompts_from(self, source: "CalibrationConfig") -> "CalibrationConfig":
         """Return the section that reads the prompts of this calibration, whose `prompts` names `source`."""

@@ -77,6 +77,9 @@ def _circle(plain: Mapping[str, Any], name: str, path: list[str]) -> list[str] |
 
 def _mix_problems(plain: Mapping[str, Any], section: Mapping[str, Any], where: str) -> list[str]:
     kinds = {part: kind for part in section["mix"] for kind in _kinds(plain, part)}
+    pictured = next((part for part in section["mix"] if plain.get(part, {}).get("pictures") is not None), None)
+    if pictured is not None:
+        return [f"{where}.mix: {printable(pictured)} has pictures, which cannot be mixed; drop it"]
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{printable(part)}: {kind}" for part, kind in kinds.items())
         return [f"{where}.mix: text and images cannot be mixed ({listed}); keep one kind"]
@@ -108,6 +111,8 @@ def _kinds(plain: Mapping[str, Any], name: str) -> set[str]:
 
 
 def _prompt_problems(source: Any, name: str, where: str) -> list[str]:
+    if source is not None and source.get("pictures") is not None:
+        return [f"{where}.prompts: {name!r} has pictures, which the model is not asked about; name one of text alone"]
     if source is None or source.get("dataset") is not None:
         return []
     kind = next((key for key in ("images", "mix", "prompts") if source.get(key) is not None), None)

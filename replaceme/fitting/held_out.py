@@ -44,9 +44,8 @@ class Likeness:
 
 
 def _few(tokens: Tokens) -> Tokens:
-    """Return the first TOKENS tokens of SEQUENCES sequences."""
-    tokens = tokens.first(SEQUENCES)
-    return Tokens(tokens.input_ids[:, :TOKENS], tokens.mask[:, :TOKENS])
+    """Return the first TOKENS tokens of SEQUENCES sequences, whole ones where they have pictures."""
+    return tokens.first(SEQUENCES).begun(TOKENS)
 
 
 def compare_states(

@@ -10,6 +10,7 @@ import torch
 
 from replaceme.activations.capture import model_inputs
 from replaceme.activations.language_loss import sequence_losses
+from replaceme.calibration.sequences import Pictured
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.healings import DISTILLATION, LORA, TrainingConfig
 from replaceme.core.cut_record import Cut
@@ -179,6 +180,8 @@ def _split(tokens: Tokens, options: TrainingConfig) -> tuple[Tokens, Tokens]:
     """Split the tokens into (training sequences, held-out ones)."""
     if not isinstance(tokens, Tokens):
         raise ReplaceMeError("healing: trains on text, not on images; give tokens of a `dataset`")
+    if isinstance(tokens, Pictured):
+        raise ReplaceMeError("healing: trains on text alone; give tokens without `pictures`")
     if len(tokens) <= options.held_out:
         raise ReplaceMeError(
             f"healing: {len(tokens)} sequences, of which {options.held_out} are held out; raise `samples` of the text, "

@@ -13,7 +13,7 @@ from replaceme.models.custom_code import is_separate
 from replaceme.models.families import FAMILIES
 from replaceme.models.family import Family
 from replaceme.models.language_model import check_purpose
-from replaceme.models.probed import described, names_of
+from replaceme.models.probed import described, names_of, takes_pictures
 from replaceme.models.text_encoder import is_text_encoder
 from replaceme.placements.mlp import Mlp
 from replaceme.placements.placement import INPUT, REMOVED
@@ -92,6 +92,8 @@ def check_calibration(config: dict[str, Any], calibration: "CalibrationConfig", 
     if not is_of_images(config) and calibration.images is not None:
         what = "an encoder of text" if is_encoder(config) else "a language model"
         raise ReplaceMeError(f"{where}: {what}, which cannot be calibrated on images; give `dataset`")
+    if calibration.pictures is not None and not takes_pictures(config):
+        raise ReplaceMeError(f"{where}: a model of text alone, whose prompts hold no pictures; drop `pictures`")
 
 
 def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:

@@ -69,6 +69,14 @@ def section_class(config: dict[str, Any]) -> Any:
     return CONFIG_MAPPING.get(named, usual)
 
 
+def takes_pictures(config: dict[str, Any]) -> bool:
+    """Return whether the model of a config.json takes pictures in its prompt."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    model_type = config["model_type"]
+    return model_type not in FAMILIES and model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and SECTION in config
+
+
 def class_with_head(config: dict[str, Any]) -> Any:
     """Return the auto class that loads all of the model of a config.json with its head.
 

@@ -13,6 +13,7 @@ from typing import Any
 from replaceme.calibration.conversations import messages_of
 from replaceme.calibration.documents import names_file, text_of
 from replaceme.calibration.images import GENERATED, image_of
+from replaceme.calibration.pictures import pictures_of
 from replaceme.calibration.samples import PassedOver
 from replaceme.config.calibrations import MICRO, CalibrationConfig
 from replaceme.config.evaluations import EvaluationConfig, ZeroShotConfig
@@ -149,6 +150,8 @@ def _check_records(records: list[dict], section: CalibrationConfig) -> None:
     """Raise ReplaceMeError for a missing column, or where no record can be used."""
     make = image_of if section.images is not None else text_of if section.conversations is None else messages_of
     passed = PassedOver(section.source)
+    if section.pictures is not None:
+        records = list(passed.usable(records, lambda record: pictures_of(record, section) and record))
     if not list(passed.usable(records, lambda record: make(record, section))):
         passed.report(0)
 
