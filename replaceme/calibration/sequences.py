@@ -52,7 +52,7 @@ class Tokens(Samples):
 
     @property
     def beside(self) -> "dict[str, torch.Tensor]":
-        """What the model is given beside ids and mask, by the name of its argument."""
+        """Arguments of the model beside ids and mask, by name; none of text."""
         return {}
 
 
@@ -103,7 +103,7 @@ class Pictured(Tokens):
 
     @property
     def beside(self) -> "dict[str, torch.Tensor]":
-        """What the model is given beside ids and mask: the rows of all pictures in the order of the samples."""
+        """Arguments of the model beside ids and mask: of pictures all rows, in the order of the samples."""
         import torch
 
         return {**self.by_token, **{name: torch.cat(of) for name, of in self.by_picture.items()}}
