@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 
 from replaceme.calibration.samples import Samples
-from replaceme.calibration.sequences import Pictured
 from replaceme.config.sources import shares
 from replaceme.core.errors import ReplaceMeError
 
@@ -19,10 +18,6 @@ def mix(parts: Sequence[Samples], weights: Sequence[float], samples: int, seed: 
     """
     import torch
 
-    if any(isinstance(part, Pictured) for part in parts):
-        raise ReplaceMeError(
-            "sequences with pictures cannot be mixed; calibrate on one data set that holds all records"
-        )
     if len({type(part) for part in parts}) > 1:
         raise ReplaceMeError("text and images cannot be mixed")
     counts = shares(weights, samples)

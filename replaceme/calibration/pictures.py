@@ -166,7 +166,7 @@ def _picture(value: Any, config: CalibrationConfig) -> "Image":
 def _mark(folder: str | Path, processor: Any) -> str:
     """Return what stands for a picture in a text that a processor is given."""
     # Gemma 3 has another mark than the tokens that it becomes; Qwen's stands between two that its templates write
-    mark = getattr(processor, "boi_token", None) or processor.image_token
+    mark = getattr(processor, "boi_token", None) or getattr(processor, "image_token", HERE)
     around = [read_config(folder).get(f"vision_{side}_token_id") for side in ("start", "end")]
     return mark if None in around else mark.join(processor.tokenizer.convert_ids_to_tokens(around))
 
