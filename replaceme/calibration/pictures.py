@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 HERE = "<image>"  # in a text: a picture stands here
 PART = {"type": "image"}
 PICTURE_TOKEN = ("image_token_id", "image_token_index")  # entries of config.json
+PICTURED_FIELDS = (
+    "dataset", "name", "revision", "split", "conversations", "template", "pictures", "samples", "tokens", "seed",
+)  # fmt: skip
 Row = dict[str, "torch.Tensor"]  # what the processor makes of a record, of one sample
 
 
@@ -90,19 +93,12 @@ def calibrate_pictured(
     if len(chosen) < samples:
         log.warning("%s: %d sequences found, %d asked for", config.dataset, len(chosen), samples)
     _check_alike([*chosen, *further], str(folder))
-    keys = {
-        "dataset",
-        "name",
-        "revision",
-        "split",
-        "conversations",
-        "template",
-        "pictures",
-        "samples",
-        "tokens",
-        "seed",
+    record = {
+        **config.model_dump(include=set(PICTURED_FIELDS)),
+        "column": config.source_column,
+        "pack": False,
+        **source,
     }
-    record = {**config.model_dump(include=keys), "column": config.source_column, "pack": False, **source}
     sequences, *beyond = [_stacked(rows, processor, token) for rows in (chosen, further) if rows]
     if not sequences.picture_tokens.any():
         raise ReplaceMeError(f"{folder}: its processor makes no token {token}, the picture's by config.json")
