@@ -165,6 +165,14 @@ RUN = "# warm\nimport os, sys; del os.environ['REPLACEME_TEST_WARM']; from snake
 RUN += "open('number', 'w').write(str(os.getpid())); main(sys.argv[1:])"
 
 
+def _below(process):
+    """The processes that one has started, and they; none once it has ended."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def test_a_run_starts_one_and_leaves_none(project, tmp_path):
     """Jobs run as children of the server, which is gone with Snakemake; it imports less than for a user."""
     code = copy_tree(project.code, tmp_path / "code")
@@ -180,7 +188,7 @@ def test_a_run_starts_one_and_leaves_none(project, tmp_path):
     waited(lambda: run.poll() is not None or (number.is_file() and number.read_text()))
     snakemake = psutil.Process(int(number.read_text()))
     while run.poll() is None:
-        for process in snakemake.children(recursive=True) if snakemake.is_running() else []:
+        for process in _below(snakemake):
             try:
                 if "replaceme.workflow.step_server" in process.cmdline():
                     (served if process.parent().pid in servers else servers).add(process.pid)
