@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from replaceme.activations.capture import model_inputs, trimmed
+from replaceme.activations.capture import put_out, trimmed
 from replaceme.activations.comparison import compare
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.places import Span
@@ -62,11 +62,10 @@ def compare_states(
     tokens, total = _few(tokens), 0.0
     for batch in map(trimmed, tokens.batches(1)):
         with torch.inference_mode():
-            whole = model(**model_inputs(model, batch))[0]
+            whole = put_out(model, batch).double()
             with shortened(model, family, groups, transforms):
-                short = model(**model_inputs(model, batch))[0]
-        kept = batch.mask.to(whole.device)
-        total += float(cosine_similarity(whole[kept].double(), short[kept].double(), dim=-1).sum())
+                short = put_out(model, batch).double()
+        total += float(cosine_similarity(whole, short, dim=-1).sum())
     return Likeness(len(tokens), tokens.count, total / tokens.count)
 
 

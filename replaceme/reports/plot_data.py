@@ -3,7 +3,6 @@
 Long form, one column each for measure, panel, line, x, value, stderr and published; exactly this is drawn.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.figures import FORETOLD, FigureConfig
 from replaceme.config.tables import BASELINE, KEYS
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.places import plain
 from replaceme.cuts.choose import distance_of
@@ -170,11 +170,7 @@ def _scattered(figure: FigureConfig, rows: "pandas.DataFrame", sources: Sources)
 
 def _foretold(cuts: Sequence[tuple[str, Path]]) -> dict[tuple[str, int, int], dict[str, float]]:
     """Return what was measured of each candidate of some cuts, by `model/calibration` and its run of blocks."""
-    return {
-        (pair, one["start"], one["end"]): one
-        for pair, path in cuts
-        for one in json.loads(path.read_text(encoding="utf-8"))["candidates"]
-    }
+    return {(pair, one["start"], one["end"]): one for pair, path in cuts for one in Cut.load(path).candidates}
 
 
 def _across(figure: FigureConfig, sources: Sources, row: "pandas.Series", distance: str, span: re.Match) -> float:

@@ -10,6 +10,7 @@ import torch
 from replaceme.cli import main
 from replaceme.config.figures import FigureConfig, dangling_figures
 from replaceme.config.metrics import by_position
+from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.distances import POSITIONS, save
 from replaceme.reports.figures import draw_table
@@ -111,7 +112,7 @@ def test_a_scatter_has_what_the_choice_of_a_cut_foretold(sources, tmp_path):
     """By the run of blocks, whichever cut's candidates it is among; a row that is among none has no point."""
     for size in (1, 2):
         candidates = [{"start": start, "end": start + size, "kl": start / size} for start in (1, 2)]
-        (tmp_path / f"{size}.json").write_text(json.dumps({"candidates": candidates}))
+        Cut([(1, 1 + size)], size, 4, "kl", candidates=candidates).save(tmp_path / f"{size}.json")
     cuts = [("toy/a", tmp_path / "1.json"), ("toy/a", tmp_path / "2.json")]
     keys = {"measures": ["average"], "distances": ["kl"], "candidates": ["one", "two"], "lines": ["fit"]}
     found = points(figure("scatter", **keys), replace(sources, cuts=cuts))
