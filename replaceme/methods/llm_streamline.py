@@ -20,7 +20,6 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +33,14 @@ from replaceme.activations.streaming import given
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress
+from replaceme.methods import carriers
 from replaceme.methods.found import Found
 from replaceme.methods.walk import Walk
-from replaceme.models.checkpoints import with_derived_lists
 from replaceme.models.custom_code import coded_config
-from replaceme.models.model_config import pruned_config
 from replaceme.models.model_record import ModelRecord
 from replaceme.models.modeling_replaceme import remove_attention
-from replaceme.surgery.edits import Changes, Content, Tensors
-from replaceme.surgery.renumbering import with_new_numbers
+from replaceme.surgery.edits import Content, Tensors
 from replaceme.surgery.shards import renamed
-from replaceme.surgery.shortened_model import shortened
 from replaceme.transforms.resume import State
 from replaceme.transforms.training import memory, restore
 
@@ -234,43 +230,27 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def content(checkpoint: "Checkpoint", cut: Cut, found: Found) -> Content:
-    """Replace the carriers' tensors, remove the blocks of the cut, renumber the rest: no code is needed."""
-    groups = cut.groups
-    trained = {f"{checkpoint.family.blocks}.{name}": one for name, one in found.tensors.items()}
-    for name, one in trained.items():
-        if checkpoint.tensors.get(name, ("", ()))[1] != tuple(one.shape):
-            raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name} of shape {list(one.shape)} to replace")
-    edits = with_new_numbers(checkpoint, groups, {name: partial(_instead, one) for name, one in trained.items()})
-    config = pruned_config(with_derived_lists(checkpoint), groups)
+    """Replace the carriers' tensors; of a block without attention its tensors go, and code comes."""
+    plain = carriers.content(checkpoint, cut, found)
     if found.report.get("network") != "mlp":
-        return Content(groups, Changes(edits), config)
-    carriers = [f"{checkpoint.family.blocks}.{start - 1}." for start, _ in groups]
-    gone = [name for name in checkpoint.tensors if name.startswith(tuple(carriers)) and name not in trained]
-    names = [renamed(checkpoint.family, groups, one).removesuffix(".") for one in carriers]
-    changes = Changes(edits, parts=dict.fromkeys(gone, lambda tensor: {}))
-    return Content(groups, changes, coded_config(config, {"without_attention": names}), True)
-
-
-def _instead(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    return new.to(old.dtype)
+        return plain
+    groups = cut.groups
+    trained = {f"{checkpoint.family.blocks}.{name}" for name in found.tensors}
+    before = [f"{checkpoint.family.blocks}.{start - 1}." for start, _ in groups]
+    gone = [name for name in checkpoint.tensors if name.startswith(tuple(before)) and name not in trained]
+    names = [renamed(checkpoint.family, groups, one).removesuffix(".") for one in before]
+    changes = replace(plain.changes, parts=dict.fromkeys(gone, lambda tensor: {}))
+    return Content(groups, changes, coded_config(plain.config, {"without_attention": names}), True)
 
 
 @contextmanager
 def running(model: nn.Module, family: "Family", cut: Cut, found: Found) -> Iterator[None]:
     """Give the carriers the trained parameters within the block; the blocks of the cut pass their input on."""
-    groups = cut.groups
     blocks = family.block_modules(model)
     with ExitStack() as undone:
-        undone.enter_context(shortened(model, family, groups, [None] * len(groups)))
-        for start, _ in groups if found.report.get("network") == "mlp" else []:
+        for start, _ in cut.groups if found.report.get("network") == "mlp" else []:
             undone.callback(blocks.__setitem__, start - 1, blocks[start - 1])
             blocks[start - 1] = copy.deepcopy(blocks[start - 1])
             remove_attention(blocks[start - 1])
-        for name, one in found.tensors.items():
-            number, _, parameter = name.partition(".")
-            owner = blocks[int(number)].get_submodule(parameter.rpartition(".")[0])
-            last = parameter.rpartition(".")[2]
-            before = getattr(owner, last)
-            undone.callback(setattr, owner, last, before)
-            setattr(owner, last, nn.Parameter(one.to(before), requires_grad=False))
+        undone.enter_context(carriers.running(model, family, cut, found))
         yield

@@ -69,16 +69,25 @@ class Walk:
         or infinity.
         """
         wanted = Wanted(frozenset({self.at}))
-        with ExitStack() as hooks:
-            for earlier in self.blocks[: self.at]:
-                hooks.callback(skipped(earlier, self.family))
-            for number, batch in enumerate(self.batches):
-                with given(self.block, self.states[number], self.device):
-                    found = forward(self.model, self.family, batch, wanted)
-                if not finite(found):
-                    dtype = found.hidden_states[self.at].dtype
-                    raise ReplaceMeError(nan_error(self.model, f"the output of block {self.at}", dtype))
-                yield self.states[number], found
-                if advance:
-                    self.states[number] = found.hidden_states[self.at].cpu()
+        for number in range(len(self.batches)):
+            found = self.run(number, wanted)
+            yield self.states[number], found
+            if advance:
+                self.states[number] = found.hidden_states[self.at].cpu()
         self.at += advance
+
+    def run(self, number: int, wanted: Wanted, first: int | None = None) -> Activations:
+        """Run one batch from its state through block `first`, by default the next one, and those after it up to the
+        last in use; returns what is wanted. Raises ReplaceMeError on NaN or infinity.
+        """
+        first = self.at if first is None else first
+        with ExitStack() as hooks:
+            for earlier in self.blocks[:first]:
+                hooks.callback(skipped(earlier, self.family))
+            hooks.enter_context(given(self.blocks[first], self.states[number], self.device))
+            found = forward(self.model, self.family, self.batches[number], wanted)
+        if not finite(found):
+            last = wanted.last
+            what = "the output of block" if last in wanted.hidden_states else "what is computed up to block"
+            raise ReplaceMeError(nan_error(self.model, f"{what} {last}", next(self.model.parameters()).dtype))
+        return found
