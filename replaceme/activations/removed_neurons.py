@@ -37,15 +37,7 @@ def neurons_of(checkpoint: "Checkpoint", block: int, carrier: int) -> Recycled:
     the norms have shifts that its MLP has no biases to take.
     """
     family, where = checkpoint.family, f"{checkpoint.folder}: block {block}'s neurons in block {carrier}"
-    gain, shift = _norm(checkpoint, block)
-    own_gain, own_shift = _norm(checkpoint, carrier)
-    lost = (own_gain == 0) & (gain != 0)
-    if lost.any():
-        raise ReplaceMeError(
-            f"{where}: {int(lost.sum())} gains of its norm are 0; use another carrier, or recycle_from"
-        )
-    ratio = torch.where(own_gain == 0, 0.0, gain / own_gain)
-    shift = shift - own_shift * ratio
+    ratio, shift = from_norm(checkpoint, family.mlp_norm, block, carrier)
     names = [name for name in (family.gate, family.up) if name is not None]
     rows: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for name in dict.fromkeys(names):
@@ -60,6 +52,23 @@ def neurons_of(checkpoint: "Checkpoint", block: int, carrier: int) -> Recycled:
     return Recycled(torch.arange(len(up)), gate, up, _activation(checkpoint), gate_bias, up_bias)
 
 
+def from_norm(checkpoint: "Checkpoint", norm: str, block: int, carrier: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (ratio, shift) [hidden], float64: what a block's norm puts out is `ratio * carrier's + shift`.
+
+    Raises ReplaceMeError where the carrier's norm has a gain of 0 and the block's has none.
+    """
+    gain, shift = _norm(checkpoint, norm, block)
+    own_gain, own_shift = _norm(checkpoint, norm, carrier)
+    lost = (own_gain == 0) & (gain != 0)
+    if lost.any():
+        raise ReplaceMeError(
+            f"{checkpoint.folder}: block {block}'s neurons in block {carrier}: {int(lost.sum())} gains of its norm are "
+            "0; use another carrier, or another fit"
+        )
+    ratio = torch.where(own_gain == 0, 0.0, gain / own_gain)
+    return ratio, shift - own_shift * ratio
+
+
 def _activation(checkpoint: "Checkpoint") -> str:
     from transformers.activations import ACT2FN
 
@@ -69,10 +78,10 @@ def _activation(checkpoint: "Checkpoint") -> str:
     return name
 
 
-def _norm(checkpoint: "Checkpoint", block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gains and shifts [hidden], float64, of the norm before a block's MLP."""
+def _norm(checkpoint: "Checkpoint", norm: str, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gains and shifts [hidden], float64, of a norm of a block, by the name of its weight in the block."""
     family = checkpoint.family
-    name = f"{family.blocks}.{block}.{family.mlp_norm}"
+    name = f"{family.blocks}.{block}.{norm}"
     if name not in checkpoint.tensors:
         raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name}, the norm before an MLP; drop recycle_from")
     gain = family.gain_offset + checkpoint.tensor(name).double()
@@ -112,9 +121,14 @@ class Screen:
     def add(self, activations: Activations) -> None:
         """Add the rows of a batch; raises ReplaceMeError where the own neurons are not what their rows say."""
         m, terms = rows_of(self.regression, activations, *self.group)
-        weights, mask = weights_of(self.regression, terms), activations.mask
-        x, m = activations.mlp_input[self.group[0] - 1][mask], m[mask]
-        missed = formed(tuple(term[mask] for term in terms)) - m.float() @ self.fitted.to(m.device, torch.float32)
+        self.score(m, activations.mlp_input[self.group[0] - 1], formed(terms), activations.mask)
+
+    def score(self, m: torch.Tensor, x: torch.Tensor, r: torch.Tensor, mask: torch.Tensor) -> None:
+        """Add rows m of the own neurons, x of the MLP's input and r of the target where the mask is true; errors as in
+        `add`.
+        """
+        weights, m, x = weights_of(self.regression, (r,)), m[mask], x[mask]
+        missed = r[mask] - m.float() @ self.fitted.to(m.device, torch.float32)
         weight = torch.ones_like(missed[:, 0]) if weights is None else weights[mask].float()
         if not self._placed:
             self._check(m, x)

@@ -148,6 +148,11 @@ class Statistics:
         """Return the same sums on another device."""
         return Statistics(**{name: getattr(self, name).to(device) for name in TENSORS}, tokens=self.tokens)
 
+    def at(self, kept: torch.Tensor) -> "Statistics":
+        """Return the sums over some entries of the rows m, by their numbers [kept]."""
+        few = {"gram": self.gram[kept][:, kept], "cross": self.cross[kept], "sum_mlp_output": self.sum_mlp_output[kept]}
+        return replace(self, **few)
+
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write a safetensors file, atomically, with JSON-able metadata."""
         self.save_all(path, [self], metadata)

@@ -13,14 +13,14 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from replaceme.config.methods import OTHERS, MethodConfig
 from replaceme.config.placement import OFFERED, REGRESSION, PlacementOptions
-from replaceme.config.solvers import GRADIENT, KL, SOLVERS, AdamOptions, KlOptions, SolverOptions
+from replaceme.config.solvers import GRADIENT, KL, SOLVERS, AdamOptions, KlOptions, SolverOptions, TrainedConfig
 from replaceme.config.transforms import RIDGES, STRUCTURES, TransformOptions
 from replaceme.placements.placement import INPUT
 
 REPLACEME = "replaceme"
 
 
-class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, TransformOptions, MethodConfig):
+class FitConfig(PlacementOptions, AdamOptions, SolverOptions, TrainedConfig, TransformOptions, MethodConfig):
     """The fit of the transform T, or another method that makes the model as small.
 
     Other methods, for comparison, at the size that the model has without the blocks of the cut, are named by `method`,
@@ -71,6 +71,11 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, KlOptions, Transfo
     def unfitted(self) -> bool:
         """True if nothing is fitted, and no text read."""
         return not self.structure.fitted
+
+    @property
+    def mlps(self) -> float:
+        """Return 1 for rows of neurons, else 0."""
+        return float(not self.place.square)
 
     @property
     def end_to_end(self) -> bool:

@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from replaceme.config.base import Strict
-from replaceme.config.solvers import TrainingOptions
+from replaceme.config.placement import WeightingOptions
+from replaceme.config.solvers import GRADIENT, KL, TrainedConfig, TrainingOptions
+from replaceme.config.transforms import CLOSED_FORM
 
 
 class MethodConfig(Strict):
@@ -53,15 +55,18 @@ class MethodConfig(Strict):
         """True if nothing is fitted and no text read."""
         return False
 
+    @property
+    def mlps(self) -> float:
+        """Return how many MLPs' neurons are in the rows it regresses on; 0: these are as wide as the stream."""
+        return 0.0
+
     def copies(self, groups: int) -> int:
         """Return how many times the states of the whole text are in host memory, for a cut of so many groups."""
         return 0
 
 
-class _BlockByBlock(MethodConfig):
-    """A method that goes through the blocks in order, and makes all of them narrower."""
-
-    narrows = True
+class _InOrder(MethodConfig):
+    """A method that goes through the blocks in order."""
 
     estimation: Literal["parallel", "sequential"] = Field(
         "parallel", description="Estimate each block on the original model, or on the model with what was done so far."
@@ -72,9 +77,10 @@ class _BlockByBlock(MethodConfig):
         return 1
 
 
-class SvdLlmConfig(_BlockByBlock):
+class SvdLlmConfig(_InOrder):
     """SVD-LLM: pairs of factors in place of the linear layers, as small as without the blocks of the cut."""
 
+    narrows = True
     by = "closed form, truncated SVD"
 
     model_config = ConfigDict(title="method svd_llm")
@@ -106,9 +112,10 @@ class LlmStreamlineConfig(TrainingOptions, MethodConfig):
         return 1 + 2 * groups
 
 
-class SliceGptConfig(_BlockByBlock):
+class SliceGptConfig(_InOrder):
     """SliceGPT: a narrower residual stream, as small as without the blocks of the cut."""
 
+    narrows = True
     by = "closed form, rotation"
 
     model_config = ConfigDict(title="method slicegpt")
@@ -139,10 +146,65 @@ class LlmPrunerConfig(MethodConfig):
         return True
 
 
+class FlattenGptConfig(TrainedConfig, WeightingOptions, _InOrder):
+    """FlattenGPT: the blocks of the cut side by side with the carrier, pruned back to one block's width."""
+
+    model_config = ConfigDict(title="method flattengpt")
+    method: Literal["flattengpt"] = Field(
+        description="flattengpt: the blocks of the cut side by side with the carrier, the heads and neurons that say "
+        "most kept, as many as one block has."
+    )
+    objective: Literal["l2", "kl"] = Field(
+        "l2",
+        description="l2: output and down projections by least squares; kl: then the down projections by the KL "
+        "divergence of next-token distributions.",
+    )
+    ridge_relative: float = Field(
+        0.001, gt=0, description="Ridge towards the old projections, in units of the Gram's mean diagonal."
+    )
+    shortlist: float = Field(
+        1.0,
+        gt=0,
+        description="Neurons of the removed blocks among which are chosen, those that explain most beside the "
+        "carrier's, as a multiple of one block's: 1 are all of one removed block; less takes less memory and two more "
+        "passes through the carrier.",
+    )
+
+    @property
+    def by(self) -> str:
+        """Return what finds its numbers."""
+        return GRADIENT if self.end_to_end else CLOSED_FORM
+
+    @property
+    def own_code(self) -> bool:
+        """False: a block of the same architecture is left."""
+        return False
+
+    @property
+    def end_to_end(self) -> bool:
+        """True if the down projections are trained through the model."""
+        return self.objective == KL
+
+    @property
+    def needs_loss(self) -> bool:
+        """True if the fit needs the model's head."""
+        return self.end_to_end
+
+    @property
+    def mlps(self) -> float:
+        """Return the carrier's MLP and the shortlist."""
+        return 1.0 + self.shortlist
+
+    def copies(self, groups: int) -> int:
+        """Count the states after the blocks of a group, beside those before them."""
+        return 2
+
+
 OTHERS: dict[str, type[MethodConfig]] = {
     "svd_llm": SvdLlmConfig,
     "llm_streamline": LlmStreamlineConfig,
     "slicegpt": SliceGptConfig,
     "llm_pruner": LlmPrunerConfig,
+    "flattengpt": FlattenGptConfig,
 }
 NARROWING = tuple(name for name, model in OTHERS.items() if model.narrows)

@@ -62,17 +62,22 @@ class Regression:
 MLP = Regression()
 
 
-class PlacementOptions(Strict):
+class WeightingOptions(Strict):
+    """The weight of tokens in least squares."""
+
+    weighting: Weighting = Field(
+        "uniform",
+        description="Weight of tokens in the sums: all alike, or by 1 / |r|^2 (least squares of the target's direction "
+        "rather than of the target).",
+    )
+
+
+class PlacementOptions(WeightingOptions):
     """Place of T, and options of the regression that fits it."""
 
     placement: Literal[tuple(OFFERED)] = Field(
         Mlp.name,
         description=f"Place of T: {'; '.join(f'{name}, {place.description}' for name, place in OFFERED.items())}.",
-    )
-    weighting: Weighting = Field(
-        "uniform",
-        description="Weight of tokens in the sums: all alike, or by 1 / |r|^2 (least squares of the target's direction "
-        "rather than of the target).",
     )
     recycle: float | None = Field(
         None,

@@ -62,18 +62,23 @@ SOLVERS = {
 KL = "kl"  # the objective that is not of rows: it takes the whole model
 
 
-class TrainingOptions(Strict):
-    """Options of Adam over a text, or over the rows of one."""
+class OrderOptions(Strict):
+    """The order of a text in a training."""
 
-    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam.")
-    batch_tokens: int = Field(1024, ge=1, description="Tokens of a batch of Adam.")
-    epochs: int = Field(10, ge=1, description="Passes of Adam over the text.")
     order_seed: int = Field(
         0,
         ge=0,
         description="Seed of the order in which Adam takes the text, for objective kl too, and of the tokens that it "
         "leaves out.",
     )
+
+
+class TrainingOptions(OrderOptions):
+    """Options of Adam over a text, or over the rows of one."""
+
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam.")
+    batch_tokens: int = Field(1024, ge=1, description="Tokens of a batch of Adam.")
+    epochs: int = Field(10, ge=1, description="Passes of Adam over the text.")
 
 
 class AdamOptions(TrainingOptions):
@@ -97,6 +102,10 @@ class KlOptions(Strict):
         description="For objective kl: compute activations again in the backward pass, which takes less memory and a "
         "third more time.",
     )
+
+
+class TrainedConfig(KlOptions, OrderOptions):
+    """A section whose maps can be trained through the model."""
 
 
 class SolverOptions(Strict):

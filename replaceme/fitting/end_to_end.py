@@ -11,7 +11,7 @@ said in `pair`. Whatever a step does follows from its number, so an interrupted 
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,14 @@ from replaceme.activations.text_order import TextOrder
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import bar
-from replaceme.fitting.pair import Pair
+from replaceme.fitting.pair import Changed, Pair
 from replaceme.transforms.resume import State, Tensors
 from replaceme.transforms.training import Schedule, Training
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from replaceme.config.fits import FitConfig
+    from replaceme.config.solvers import TrainedConfig
     from replaceme.fitting.passes import Passes
     from replaceme.transforms.transform import Transform
 
@@ -44,16 +44,21 @@ CLIP = 1.0  # largest norm of a gradient
 
 
 def refine(
-    passes: "Passes", config: "FitConfig", groups: Sequence[tuple[int, int]], transforms: "Sequence[Transform]"
+    passes: "Passes",
+    config: "TrainedConfig",
+    groups: Sequence[tuple[int, int]],
+    transforms: "Sequence[Transform]",
+    changed: Changed = nullcontext,
 ) -> "list[Transform]":
     """Return the maps of the groups after the training, or as they were if that is better; reports say how it went.
 
+    `changed`: a context in which the shortened model has other changes than its maps.
     `kl` is the divergence in nats per token on the held-out text, `kl_start` that of the closed forms, `kl_curve` has
     [step, kl] of every look. Raises ReplaceMeError for text too short, for a divergence that is not finite, and where
     a GPU has too little memory.
     """
     text = _Text.split(passes.tokens, config)
-    pair = Pair(passes, groups, transforms, config.kl_checkpointing)
+    pair = Pair(passes, groups, transforms, config.kl_checkpointing, changed)
     with _frozen(passes.headed), repeatable():
         try:
             pair.share(text.used(config.kl_steps), config.kl_sequences)
@@ -73,13 +78,13 @@ def refine(
 class _Text:
     """The numbers of the sequences to train on, by step, and of those held out, the last ones."""
 
-    def __init__(self, count: int, held_out: int, config: "FitConfig") -> None:
+    def __init__(self, count: int, held_out: int, config: "TrainedConfig") -> None:
         self.size = config.kl_sequences
         self.order = TextOrder(count - held_out, config.order_seed)
         self.held_out = list(range(count - held_out, count))
 
     @staticmethod
-    def split(tokens: Tokens, config: "FitConfig") -> "_Text":
+    def split(tokens: Tokens, config: "TrainedConfig") -> "_Text":
         """Return the parts of a text; raises ReplaceMeError for one that cannot be trained on."""
         if not isinstance(tokens, Tokens):
             raise ReplaceMeError("fit: objective kl is of the next token: it needs text, not images")
@@ -103,7 +108,7 @@ class _Text:
 class _Fit:
     """A training of the maps of a pair; `best` are those with the least divergence on held-out text so far."""
 
-    def __init__(self, pair: Pair, config: "FitConfig", text: _Text, state: State) -> None:
+    def __init__(self, pair: Pair, config: "TrainedConfig", text: _Text, state: State) -> None:
         self.pair, self.text, self.steps = pair, text, config.kl_steps
         self.tokens = int(pair.passes.tokens[torch.tensor(text.held_out)].count)
         parameters = {str(number): one for number, one in enumerate(pair.parameters)}

@@ -7,13 +7,14 @@
 import importlib
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.fits import FitConfig
 from replaceme.config.methods import MethodConfig
-from replaceme.config.solvers import SOLVERS
+from replaceme.config.solvers import SOLVERS, TrainedConfig
 from replaceme.config.transforms import WEIGHT
 from replaceme.core.errors import ReplaceMeError
 from replaceme.fitting.passes import Evidence, Passes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from replaceme.activations.rows import Rows
     from replaceme.activations.statistics import Statistics
+    from replaceme.fitting.pair import Changed
     from replaceme.models.family import Family
     from replaceme.transforms.resume import State
     from replaceme.transforms.transform import Transform
@@ -106,13 +108,13 @@ def modules_of(config: MethodConfig) -> list[str]:
     """Return the modules that a fit section imports by name: that of its method, or of the structure of its map."""
     from replaceme.transforms.registry import module_of
 
+    training = [END_TO_END] if config.end_to_end else []
     if config.is_other:
-        return modules_of_method(config)
+        return [*modules_of_method(config), *training]
     structure = config.structure
-    trained = [END_TO_END] if config.end_to_end else []
     used = [SOLVERS[config.solver].function if config.needs_rows else structure.function, structure.basis]
     named = [module_of(name) for name in (*used, structure.automatic if config.automatic else None) if name]
-    return [*named, *trained]
+    return [*named, *training]
 
 
 def modules_of_method(config: MethodConfig) -> list[str]:
@@ -150,13 +152,13 @@ def fit_cut(
             found = _fit_groups(config, groups, record, evidence, loaded, gain)
             if not config.end_to_end:
                 return found
-            trained = _trained(config, groups, found, loaded)
-            return [_measured(one, evidence(number).statistics) for number, one in enumerate(trained)]
+            refined = trained(config, groups, found, loaded)
+            return [_measured(one, evidence(number).statistics) for number, one in enumerate(refined)]
         for number, group in enumerate(groups):
             with shortened(loaded.model, family, groups[:number], found):
                 evidence = loaded.evidence(config, [group], Path(scratch) / str(number)).__getitem__
                 found += _fit_groups(config, [group], record, evidence, loaded, gain)
-    return _trained(config, groups, found, loaded) if config.end_to_end else found
+    return trained(config, groups, found, loaded) if config.end_to_end else found
 
 
 def _measured(transform: "Transform", statistics: "Statistics") -> "Transform":
@@ -169,12 +171,19 @@ def _measured(transform: "Transform", statistics: "Statistics") -> "Transform":
     return replace(transform, report={**transform.report, **values})
 
 
-def _trained(
-    config: FitConfig, groups: Sequence[tuple[int, int]], found: "list[Transform]", passes: Passes
+def trained(
+    config: TrainedConfig,
+    groups: Sequence[tuple[int, int]],
+    found: "list[Transform]",
+    passes: Passes,
+    changed: "Changed | None" = None,
 ) -> "list[Transform]":
-    """Return the maps of all groups trained through the model, from their closed forms."""
+    """Return the maps of all groups trained through the model, from their closed forms.
+
+    `changed`: a context in which the shortened model has other changes than its maps.
+    """
     # by name: its code is that of such fits alone
-    return importlib.import_module(END_TO_END).refine(passes, config, groups, found)
+    return importlib.import_module(END_TO_END).refine(passes, config, groups, found, changed or nullcontext)
 
 
 def _fit_groups(

@@ -6,8 +6,8 @@ out, with which the shortened one begins, unless the logits of a batch show that
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from replaceme.transforms.transform import Transform
 
 log = logging.getLogger(__name__)
+Changed = Callable[[], AbstractContextManager[None]]
 SAME = 1e-3  # of the largest logit, by which two ways to run a model may differ
 
 
 class Pair:
     """The two models over a text, with the maps of the groups as `parameters` [width, hidden], float32.
 
-    `recompute`: whether blocks of the shortened one compute their activations again in the backward pass.
+    `recompute`: whether blocks of the shortened one compute their activations again in the backward pass. `changed`:
+    a context in which the shortened one has other changes than its maps.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Pair:
         groups: Sequence[Span],
         transforms: "Sequence[Transform]",
         recompute: bool = False,
+        changed: Changed = nullcontext,
     ) -> None:
         self.passes, self.groups, self.transforms, self.recompute = passes, groups, transforms, recompute
+        self.changed = changed
         self.head = Head(passes.headed)
         self.blocks = passes.family.block_modules(passes.model)
         self.first = carrier_of(min(start for start, _ in groups))
@@ -86,6 +90,7 @@ class Pair:
         with (
             self._beginning_with(inputs),
             recomputing(self.blocks[self.first :] if self.recompute else ()),
+            self.changed(),
             shortened(self.passes.model, self.passes.family, self.groups, maps),
         ):
             yield Predictions(self.head, states), Predictions.of(self.head, batch)

@@ -86,6 +86,13 @@ def _no_known_groups(family: "Family", config: dict[str, Any]) -> str | None:
     return f"what goes with a head or a channel is known in {', '.join(ROTATABLE)} only"
 
 
+def _no_common_block(family: "Family", config: dict[str, Any]) -> str | None:
+    if not family.rotatable:
+        return f"what goes with a head or a neuron is known in {', '.join(ROTATABLE)} only"
+    biased = next((name for name in ("attention_bias", "mlp_bias") if config.get(name)), None)
+    return None if biased is None else f"its projections to the stream have biases ({biased})"
+
+
 METHODS = {
     "svd_llm": About(
         "SVD-LLM",
@@ -113,6 +120,13 @@ METHODS = {
         "blocks {pruned} (end not included) kept {heads} heads of keys and values and {channels} channels of the MLP "
         "each, which makes the model as small as {blocks} blocks fewer",
         _no_known_groups,
+    ),
+    "flattengpt": About(
+        "FlattenGPT",
+        "2602.08858",
+        "blocks {span} (of 0 .. {final}, ends not included) were put side by side with the block before, and of the "
+        "heads and neurons of all those kept that say most, as many as one block has",
+        _no_common_block,
     ),
 }
 

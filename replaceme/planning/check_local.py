@@ -301,6 +301,6 @@ def _widths(config: Config, fits: Sequence[str], sizes: dict[str, Any]) -> dict[
     """Return the widths of the rows that some fits regress on, by their names in config.json."""
     found = {}
     for fit in (config.fits[name] for name in fits):
-        name = "hidden_size" if fit.is_other or fit.place.square else "intermediate_size"
+        name = "intermediate_size" if fit.mlps else "hidden_size"
         found[f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}"] = sizes.get(name, 0)
     return found

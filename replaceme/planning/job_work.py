@@ -153,7 +153,10 @@ def _fit(config: Config, names: Names, outline: Outline) -> Work:
     work = Work() if from_sums else _passes(config, names, outline)
     groups = config.cuts[names["cut"]].groups
     waiting = fit.copies(groups) * tokens_of(config, names["calibration"]) * outline.hidden_size
-    width = outline.hidden_size if fit.is_other else _width(fit.regression, outline)
+    if fit.is_other:
+        width = round(fit.mlps * _inner(outline)) or outline.hidden_size
+    else:
+        width = _width(fit.regression, outline)
     if fit.end_to_end:
         at_once = fit.kl_sequences * length(config, names["calibration"])
         work = replace(work, tokens=work.tokens + at_once * fit.kl_steps, positions=max(work.positions, at_once))
@@ -196,8 +199,12 @@ def _checked(config: Config, names: Names, outline: Outline) -> Work:
 
 def _width(regression: Regression, outline: Outline) -> int:
     """Return the width of what is regressed on."""
-    inner = int(outline.config.get("intermediate_size") or 4 * outline.hidden_size)
-    return regression.place.width(outline.hidden_size, inner)
+    return regression.place.width(outline.hidden_size, _inner(outline))
+
+
+def _inner(outline: Outline) -> int:
+    """Return the width of an MLP."""
+    return int(outline.config.get("intermediate_size") or 4 * outline.hidden_size)
 
 
 WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {

@@ -27,6 +27,37 @@ def keep_best(statistics: Statistics, origin: torch.Tensor, relative: float, kee
     origin: T0 float64 [width, hidden]. relative: alpha in units of the Gram's mean diagonal, positive. Inputs that are
     zero everywhere have nothing to lose.
     """
+    t, inverse, penalty = _begun(statistics, origin, relative)
+    left = torch.ones(len(t), dtype=torch.bool, device=t.device)
+    while int(left.sum()) > keep:
+        count = min(BLOCK, int(left.sum()) - keep)
+        loss = (t.square().sum(1) / inverse.diagonal() - penalty).where(left, torch.inf)
+        near = loss.argsort(stable=True)[: min(CANDIDATES * count, int(left.sum()))].sort().values
+        gone = near[_one_by_one(inverse[near][:, near], t[near], penalty[near], count)]
+        _take_out(t, inverse, gone)
+        left[gone] = False
+    return left.nonzero()[:, 0].cpu()
+
+
+def keep_best_runs(statistics: Statistics, origin: torch.Tensor, relative: float, size: int, keep: int) -> list[int]:
+    """Return the numbers of the `keep` runs of `size` inputs that are left, ascending; a run stays or goes as a whole.
+
+    Taking out inputs K together raises the minimum by `tr(T_K^T H_KK^-1 T_K) - alpha |T0_K|^2`; one run goes after the
+    other. The rest is as for `keep_best`.
+    """
+    t, inverse, penalty = _begun(statistics, origin, relative)
+    runs = torch.arange(len(t), device=t.device).reshape(-1, size)
+    left = list(range(len(runs)))
+    while len(left) > keep:
+        losses = [_loss(t[runs[k]], inverse[runs[k]][:, runs[k]]) - float(penalty[runs[k]].sum()) for k in left]
+        _take_out(t, inverse, runs[left.pop(losses.index(min(losses)))])
+    return left
+
+
+def _begun(
+    statistics: Statistics, origin: torch.Tensor, relative: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return T, H and alpha |T0_k|^2 of each input, with all inputs there."""
     origin = origin.to(statistics.gram)
     alpha = relative * float(statistics.gram.diagonal().mean())
     system = statistics.gram.clone()
@@ -35,21 +66,21 @@ def keep_best(statistics: Statistics, origin: torch.Tensor, relative: float, kee
     del system
     inverse = torch.cholesky_inverse(factor)
     t = torch.cholesky_solve(statistics.cross + alpha * origin, factor)
-    del factor
-    penalty = alpha * origin.square().sum(1)
-    left = torch.ones(len(t), dtype=torch.bool, device=t.device)
-    while int(left.sum()) > keep:
-        count = min(BLOCK, int(left.sum()) - keep)
-        loss = (t.square().sum(1) / inverse.diagonal() - penalty).where(left, torch.inf)
-        near = loss.argsort(stable=True)[: min(CANDIDATES * count, int(left.sum()))].sort().values
-        gone = near[_one_by_one(inverse[near][:, near], t[near], penalty[near], count)]
-        columns = inverse[:, gone].clone()
-        corner = torch.linalg.cholesky(columns[gone])
-        t -= columns @ torch.cholesky_solve(t[gone], corner)
-        inverse -= columns @ torch.cholesky_solve(columns.T, corner)
-        left[gone] = False
-        t[gone] = 0.0
-    return left.nonzero()[:, 0].cpu()
+    return t, inverse, alpha * origin.square().sum(1)
+
+
+def _take_out(t: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> None:
+    """Change T and H in place to those without some inputs."""
+    columns = inverse[:, gone].clone()
+    corner = torch.linalg.cholesky(columns[gone])
+    t -= columns @ torch.cholesky_solve(t[gone], corner)
+    inverse -= columns @ torch.cholesky_solve(columns.T, corner)
+    t[gone] = 0.0
+
+
+def _loss(t: torch.Tensor, corner: torch.Tensor) -> float:
+    """Return tr(t^T corner^-1 t)."""
+    return float((t * torch.cholesky_solve(t, torch.linalg.cholesky(corner))).sum())
 
 
 def _one_by_one(inverse: torch.Tensor, t: torch.Tensor, penalty: torch.Tensor, count: int) -> torch.Tensor:

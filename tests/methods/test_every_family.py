@@ -12,8 +12,8 @@ from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.model_config import family_of
 
 CUT = cut_of(GROUPS, BLOCKS)
-# heads that are all shared leave less to take out
-CUTS = {"llm_pruner": cut_of(GROUPS[:1], BLOCKS)}
+# heads that are all shared leave less to take out, and only attentions of one kind can be merged
+CUTS = {"llm_pruner": cut_of(GROUPS[:1], BLOCKS), "flattengpt": cut_of([(1, 2), (4, 6)], BLOCKS)}
 OPTIONS = {"llm_streamline": {"epochs": 1, "learning_rate": 0.01}}
 
 

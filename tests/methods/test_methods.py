@@ -69,7 +69,7 @@ def test_step_by_step(method, llama, tmp_path, monkeypatch, texts):
     ):
         assert main(step) == 0, step
     report = read_json("fit/fit.json")
-    assert report["method"] == method and report["own_code"] == (method in CODED) and "ridge" not in report
+    assert report["method"] == method and report["own_code"] == (method in CODED) and "placement" not in report
     found, origin = Found.load("fit/transform.safetensors")
     assert found.method == method and origin["groups"] == [[2, 4]] and origin["tokens_sha256"]
     assert not list((tmp_path / "fit").glob(".fit-state*"))
