@@ -144,7 +144,8 @@ class Merging:
         size = len(origin) // (groups * len(self.members))
         sums = self._sums(self._rows_of_heads(), len(origin))
         runs = torch.tensor(keep_best_runs(sums, origin, self.config.ridge_relative, size, groups))
-        choice = self._fitted(sums, origin, (runs[:, None] * size + torch.arange(size)).flatten())
+        kept = (runs[:, None] * size + torch.arange(size)).flatten()
+        choice = self._fitted(sums, origin, kept, torch.arange(len(origin)) // (groups * size))
         tensors = {f"{self.carrier}.{OUTPUT}": choice.matrix.T.to(stored[0]).contiguous()}
         for name, weights in self._readers().items():
             everything = torch.cat(weights).unflatten(0, (groups * len(self.members), -1))
@@ -200,7 +201,8 @@ class Merging:
         origin = torch.cat([origin[: len(own.up)], origin[len(own.up) :][listed]])
         sums = self._sums(((everything.outputs(x), r, found) for x, r, found in self._rows_of_mlp()), len(origin))
         kept = keep_best(sums, origin, self.config.ridge_relative, len(own.up))
-        choice = self._fitted(sums, origin, kept)
+        whose = torch.cat([torch.zeros(len(own.up), dtype=torch.int64), 1 + listed // len(own.up)])
+        choice = self._fitted(sums, origin, kept, whose)
         left, family = everything.to("cpu").at(kept, kept), self.checkpoint.family
         named = {family.gate: left.gate, family.up: left.up, family.fold[0]: choice.matrix.T.to(down[0])}
         return {f"{self.carrier}.{name}": one.contiguous() for name, one in named.items()}, choice
@@ -231,21 +233,19 @@ class Merging:
             sums.add_batch(m, r, found.mask, weights_of(self.regression, (r,)))
         return sums
 
-    def _fitted(self, sums: Statistics, origin: torch.Tensor, kept: torch.Tensor) -> Transform:
-        """Return the map of the inputs that are kept; its report has their number from each block, and the residuals
-        of the map, of all inputs side by side with their old weights, and of the carrier's own alone.
+    def _fitted(self, sums: Statistics, origin: torch.Tensor, kept: torch.Tensor, whose: torch.Tensor) -> Transform:
+        """Return the map of the inputs that are kept, in place of rows of `origin`; `whose`: the member of each input.
+
+        Its report has how many are kept of each member, and the residuals of the map, of all inputs side by side with
+        their old weights, and of the carrier's own with theirs.
         """
-        origin = origin.to(sums.gram)
-        few = sums.at(kept.to(origin.device))
-        found = fit_least_squares(
-            few, ridge_relative=self.config.ridge_relative, towards=origin[kept.to(origin.device)]
-        )
-        alone, own = torch.zeros_like(origin), len(origin) // len(self.members)
-        alone[:own] = origin[:own]
+        origin, few = origin.to(sums.gram), kept.to(sums.gram.device)
+        found = fit_least_squares(sums.at(few), ridge_relative=self.config.ridge_relative, towards=origin[few])
+        alone = origin * (whose == 0).to(origin)[:, None]
         report = {
             **found.report,
             "residual_side_by_side": residual(sums, origin),
             "residual_dropped": residual(sums, alone),
-            "kept": torch.bincount(kept // own, minlength=len(self.members)).tolist(),
+            "kept": torch.bincount(whose[kept], minlength=len(self.members)).tolist(),
         }
         return Transform(found.matrix.cpu(), report, DownProj.name)

@@ -92,6 +92,7 @@ REFUSED = {
     "llm_streamline": {"qwen3_moe": {}, "vit": {}},
     "slicegpt": {"gemma2": {}, "opt": {}, "mixtral": {}, "vit": {}},
     "llm_pruner": {"gpt2": {"n_layer": 2, "n_embd": 8}, "phi3": {}, "mixtral": {}, "vit": {}},
+    "flattengpt": {"gpt2": {"n_layer": 2, "n_embd": 8}, "gemma2": {}, "mixtral": {}, "vit": {}},
 }
 
 

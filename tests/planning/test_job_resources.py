@@ -200,6 +200,7 @@ def test_images_count_by_their_pixels():
     ({"method": "llm_streamline"}, 1, 3),
     ({"method": "llm_streamline"}, 4, 9),
     ({"method": "llm_pruner"}, 1, 0),
+    ({"method": "flattengpt"}, 4, 2),
     ({}, 1, 0),
 ])  # fmt: skip
 def test_states_of_the_whole_text(fit, groups, copies):

@@ -5,7 +5,7 @@ import torch
 
 from replaceme.activations.statistics import Statistics
 from replaceme.transforms import neuron_choice
-from replaceme.transforms.neuron_choice import keep_best
+from replaceme.transforms.neuron_choice import keep_best, keep_best_runs
 
 RELATIVE = 0.05
 
@@ -42,3 +42,17 @@ def test_each_step_takes_out_what_is_missed_least(monkeypatch, block, candidates
             losses = [smallest(statistics, origin, alpha, [k for k in left if k != one]) for one in left]
             left.pop(losses.index(min(losses)))
         assert keep_best(statistics, origin, RELATIVE, 7).tolist() == left and 5 not in left
+
+
+def test_runs_stay_or_go_as_a_whole():
+    for seed in range(4):
+        statistics, origin = problem(seed)
+        alpha, left = RELATIVE * float(statistics.gram.diagonal().mean()), list(range(7))
+
+        def without(one, left=left, statistics=statistics, origin=origin, alpha=alpha):
+            return smallest(statistics, origin, alpha, [2 * k + i for k in left if k != one for i in range(2)])
+
+        while len(left) > 3:
+            losses = [without(one) for one in left]
+            left.pop(losses.index(min(losses)))
+        assert keep_best_runs(statistics, origin, RELATIVE, 2, 3) == left
