@@ -14,11 +14,22 @@ from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.healings import TrainingConfig
 from replaceme.config.methods import MethodConfig
+from replaceme.config.units import PARAMETERS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.stages import Stages
 from replaceme.core.validation import validated
 from replaceme.models.checkpoints import read_config
-from replaceme.pruning import calibration_of, checked_request, checking, load, opened, say_how_long, shorten, tokens_of
+from replaceme.pruning import (
+    calibration_of,
+    checked_request,
+    checking,
+    load,
+    opened,
+    say_how_long,
+    shorten,
+    tokens_of,
+    with_costs,
+)
 
 
 def prune(
@@ -32,6 +43,8 @@ def prune(
     images: str | Path | None = None,
     blocks: int | None = None,
     ratio: float | None = None,
+    of: str = PARAMETERS,
+    costs: str | Path | None = None,
     cut: CutConfig | None = None,
     fit: MethodConfig | None = None,
     device: str = "auto",
@@ -43,27 +56,29 @@ def prune(
     `source` is a folder, or a Hub id with a `revision`; `dequantise`: a quantised one, or a GGUF file, of which plain
     weights are made first, beside `out` and only for this call. Calibration text: `texts`, an iterable of strings or
     the path of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section.
-    Size: `blocks`, `ratio` (of the parameters), or a `cut` section. `fit` defaults to the recommended one on a GPU that
-    has room for it, else to least squares (see `fitting.recommended`). `gpus`: over how many of them the model is
-    spread. `verify`: load the result in a fresh process and compare it with the original (see `verification.verify`;
-    some seconds, and either model in float32 in memory; not done for encoders). Returns the provenance record that is
-    also written to `out`/replaceme.json, and with it, under `summary` and not written, what a person wants to know:
-    sizes, perplexity and divergence on text that follows the calibration's in its source, times (see
-    `reports.summary`).
+    Size: `blocks`, `ratio` (of the parameters, or in another unit `of`), or a `cut` section. `costs`: the file of
+    `replaceme parts` for another unit; without it they are counted or measured first. `fit` defaults to the recommended
+    one on a GPU that has room for it, else to least squares (see `fitting.recommended`). `gpus`: over how many of them
+    the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
+    `verification.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
+    provenance record that is also written to `out`/replaceme.json, and with it, under `summary` and not written, what a
+    person wants to know: sizes, perplexity and divergence on text that follows the calibration's in its source, times
+    (see `reports.summary`).
     Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
     """
     from replaceme.reports.summary import summarised
 
     given = {"calibration": calibration, "out": out, "device": device, "gpus": gpus, "verify": verify}
-    of_size = {"blocks": blocks, "ratio": ratio, "cut": cut, "fit": fit}
+    of_size = {"blocks": blocks, "ratio": ratio, "of": of, "costs": costs, "cut": cut, "fit": fit}
     of_model = {"source": source, "revision": revision, "dequantise": dequantise}
     check_arguments("prune", images=images, **of_model, **of_size, **given)
     texts = checked_text("prune", calibration, texts, images)
-    if cut is not None and (blocks is not None or ratio is not None):
+    if cut is not None and (blocks, ratio, of) != (None, None, PARAMETERS):
         raise ReplaceMeError("prune: give either a cut section or blocks or ratio")
-    cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio}, "prune")
+    cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio, "of": of}, "prune")
     stages = Stages()
     with opened(str(source), revision, dequantise, out, stages) as record:
+        record = with_costs(record, cut, costs, (device, gpus), stages)
         asked = checked_request(record, out, cut, fit, (calibration, texts, images), (device, gpus))
         with checking(asked) if verify else nullcontext() as check:
             loaded = load(asked, device, gpus, stages)

@@ -42,6 +42,8 @@ class _OfPrune(_Shared):
     images: str | None
     blocks: int | None
     ratio: float | None
+    of: str
+    costs: str | None
     cut: InstanceOf[CutConfig] | None
     fit: Annotated[MethodConfig | None, PlainValidator(_fit)]
 

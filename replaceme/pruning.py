@@ -77,6 +77,25 @@ def opened(
         yield record
 
 
+def with_costs(
+    record: ModelRecord, cut: CutConfig, path: str | Path | None, where: tuple[str, int], stages: Stages
+) -> ModelRecord:
+    """Return the record of a model with what its parts cost in the unit of a cut: as a file says, or else as counted or
+    measured on `where`, a device and a number of GPUs; unchanged where the unit is parameters.
+    """
+    if path is not None or not cut.needs_costs:
+        return record.with_costs(path)
+    from replaceme.config.evaluations import SpeedConfig
+    from replaceme.evaluation.parts import part_costs
+    from replaceme.models.loading import RunsOn
+    from replaceme.models.model_config import pick_device, pick_dtype
+
+    with stages("measure parts"):
+        device = pick_device(where[0])
+        runs_on = RunsOn(device, pick_dtype("auto", device, read_config(record.folder)), where[1])
+        return replace(record, costs=part_costs(record, cut.of, SpeedConfig(), runs_on))
+
+
 def checked_request(
     record: ModelRecord,
     out: str | Path,

@@ -7,6 +7,7 @@ from functools import partial
 from replaceme.config import result_paths as paths
 from replaceme.config.exports import PROGRAMS
 from replaceme.config.result_paths import at, benchmark_of, checkpoint_files, log_of
+from replaceme.config.units import UNITS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.workflow import code
 from replaceme.workflow.code import code_of
@@ -141,6 +142,7 @@ wildcard_constraints:
     kind=any_of(fits.kinds),
     exact="|-exact",
     candidates=any_of(fits.candidates),
+    unit=any_of(UNITS),
 
 
 onstart:

@@ -1,6 +1,32 @@
+rule parts:
+    """Measure what the parts of a model cost in a unit; times with the machine to itself."""
+    input:
+        model=paths.MODEL,
+    output:
+        paths.COSTS,
+    log:
+        log_of(paths.COSTS),
+    benchmark:
+        benchmark_of(paths.COSTS)
+    threads: all_cores()
+    resources:
+        **takes("parts"),
+        gpu=models.gpus,
+    params:
+        device=models.device_options,
+        options=measures.speed_options,
+        code=code_of("parts"),
+    message:
+        "{wildcards.unit} of the parts of {wildcards.model}"
+    shell:
+        "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme parts {input.model:q} --of {wildcards.unit}"
+        " {params.options} {params.device} --threads {threads} --out {output:q} 2> {log:q}"
+
+
 rule candidates:
     """Measure the error that every cut of one size leaves after its own fit, on a subset of the tokens."""
     input:
+        unpack(fits.candidate_costs),
         model=paths.MODEL,
         tokens=paths.TOKENS,
     output:
@@ -18,12 +44,13 @@ rule candidates:
     params:
         options=models.forward_options,
         size=fits.candidate_options,
+        costs=fits.candidate_costs_option,
         code=code_of("candidates"),
     message:
         "candidate cuts of {wildcards.model} on {wildcards.calibration}: {wildcards.candidates}"
     shell:
         "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme candidates {input.model:q} {input.tokens:q}"
-        " {params.options} {params.size} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.options} {params.size} {params.costs} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule cut:

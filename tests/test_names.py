@@ -55,6 +55,7 @@ GIVEN = {
     "candidates": "1-blocks-all-samples",
     "fit_tokens": "all",
     "exact": "",
+    "unit": "decode",
 }
 HEALING = {"train": "full", "steps": 1, "learning_rate": 0.1, "text": "plain"}
 FIGURE = {"kind": "lines", "tables": ["main"]}
@@ -86,6 +87,7 @@ WORDS = [
     ".x",
     "a/b",
     "speed",
+    "parts",
     "a\0",
     "\u202ea",
     "cut.json",

@@ -14,6 +14,7 @@ from replaceme.config.metrics import (
     every_metric,
     of_candidates,
 )
+from replaceme.config.units import PARAMETERS, UNITS, in_words
 from replaceme.core.places import HALF, in_middle, plain
 
 # searches with a metric of their own
@@ -29,7 +30,10 @@ class CutConfig(Strict):
 
     blocks: int | None = Field(None, ge=1, description="Number of blocks to remove.")
     ratio: float | None = Field(
-        None, gt=0, lt=1, description="Share of the parameters to remove, resolved to the nearest number of blocks."
+        None, gt=0, lt=1, description="Share of the model to remove, resolved to the nearest number of blocks."
+    )
+    of: Literal[*UNITS] = Field(
+        PARAMETERS, description=f"Unit of the ratio (docs/method/cuts.md#ratios): {in_words()}."
     )
     groups: int = Field(
         1, ge=1, description="Number of runs into which the blocks to remove are split, one transform each."
@@ -46,8 +50,8 @@ class CutConfig(Strict):
         "of least metric, wherever they lie, those that touch as one group (ShortGPT); iterative, single blocks one "
         "after another, each measured without those before it (SLEB; metric perplexity or taylor); merging, from the "
         "last blocks down, several become one wherever the model's output stays similar (LaCo; metric output); "
-        "sublayers, single attentions and MLPs one after another, the least rise of metric kl_without for each "
-        "parameter first, until as many parameters are gone.",
+        "sublayers, single attentions and MLPs one after another, the least rise of metric kl_without for what each "
+        "is of the unit `of` first, until as much of it is gone.",
     )
     keep_first: int = Field(
         1,
@@ -96,6 +100,8 @@ class CutConfig(Strict):
     def _one_size(self) -> "CutConfig":
         if (self.blocks is None) == (self.ratio is None):
             raise ValueError("give either blocks or ratio")
+        if self.ratio is None and self._given("of") and self.search != "sublayers":
+            raise ValueError(f"of {self.of} is the unit of a ratio; give ratio, or drop it")
         if self.start is not None and self.start < HALF:
             raise ValueError(f"start {self.start} leaves no carrier: block 0 stays, so start at 1 or later, or at 0.5")
         if self.metric not in by_position() and self.position != "all":
@@ -198,5 +204,11 @@ class CutConfig(Strict):
 
     @property
     def size(self) -> str:
-        """Size as a path component: `6-blocks` or `0.25-ratio`."""
-        return f"{self.blocks}-blocks" if self.blocks is not None else f"{self.ratio}-ratio"
+        """Size as a path component: `6-blocks`, `0.25-ratio` or `0.25-decode`."""
+        unit = "" if self.of == PARAMETERS else f"-{self.of}"
+        return f"{self.blocks}-blocks{unit}" if self.blocks is not None else f"{self.ratio}{unit or '-ratio'}"
+
+    @property
+    def needs_costs(self) -> bool:
+        """True if it needs to be known what the parts of the model cost in a unit other than parameters."""
+        return self.of != PARAMETERS

@@ -19,7 +19,7 @@ SECTIONS = {"calibration": (CalibrationConfig,), "cut": (CutConfig,), "fit": tup
 # what a table has beside its tasks, and what `replaceme cost` adds to it
 MEASURES = (
     "average", "rp", "perplexity", "kl", "residual", "average_vs_identity", "log_perplexity_vs_identity", "parameters",
-    "file_bytes", *SPEED,
+    "file_bytes", "cache_bytes_per_token", *SPEED,
 )  # fmt: skip
 COST_MEASURES = ("seconds", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "energy_kwh", "emissions_kg")
 # keys that say something about some kinds only

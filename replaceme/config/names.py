@@ -15,7 +15,7 @@ from replaceme.core.validation import LONGEST_NAME
 LABELS = {BASELINE, "published", "unpruned"}
 RESERVED = {
     "models": {*OWN_FOLDERS, *LABELS},
-    "calibrations": {"dequantised", *LABELS},
+    "calibrations": {"dequantised", "parts", *LABELS},
     "cuts": {"candidates", HEALED, *LABELS},
     "fits": {"gram", "rows", *LABELS},
     "healings": LABELS,

@@ -24,6 +24,7 @@ MODEL = f"{OF_MODEL}/model.json"
 # the plain weights of a quantised model: the files that jobs name
 PLAIN = {"config": f"{OF_MODEL}/dequantised/config.json", "record": f"{OF_MODEL}/dequantised/replaceme.json"}
 ANSWERS = f"{OF_TEXT}/generated.jsonl"
+COSTS = f"{OF_MODEL}/parts/{{unit}}.json"  # of the model's parts
 TOKENS = f"{OF_TEXT}/tokens.safetensors"
 MOST = f"{OF_TEXT}/most.safetensors"  # tokens from which `samples: auto` takes those that are enough
 ENOUGH = f"{OF_TEXT}/enough.json"

@@ -9,7 +9,7 @@ from replaceme.core.files import read_json, write_json
 from replaceme.core.places import HALF, Span, in_middle, kept_halves, shown
 
 NEEDED = ("groups", "blocks", "num_blocks", "metric")
-ONLY_WHERE_KNOWN = ("parts", "search", "adjacency", "coefficients", "model_sha256", "measured_on")
+ONLY_WHERE_KNOWN = ("parts", "search", "adjacency", "coefficients", "budget", "model_sha256", "measured_on")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Cut:
 
     `metric` is what they were chosen by (`given`: by hand) over the tokens of `position`, `candidates` all that were
     compared, with their values. Of several groups `parts` are those compared, before any were merged; of a choice by
-    merging `coefficients` are those of each group's carrier and blocks. `measured_on`: the text, as far as it is known.
+    merging `coefficients` are those of each group's carrier and blocks. `budget`: the share that was to be removed,
+    its unit, and what is saved in that. `measured_on`: the text, as far as it is known.
     """
 
     groups: list[Span]
@@ -32,6 +33,7 @@ class Cut:
     search: str | None = None
     adjacency: str | None = None
     coefficients: list[list[int]] | None = None
+    budget: dict[str, Any] | None = None
     candidates: list[dict[str, Any]] = field(default_factory=list)
     model_sha256: str | None = None
     measured_on: dict[str, Any] | None = None

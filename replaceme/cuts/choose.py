@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import middle
+from replaceme.config.units import PARAMETERS
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.places import HALF, Place, Span, block_of, in_middle, plain, shown
 from replaceme.cuts.groups import Costs, check_room, dynamic, greedy, independent, least, merged, sizes_needed
 from replaceme.models.model_record import Sizes
+from replaceme.models.part_costs import PartCosts
 
 if TYPE_CHECKING:
     import torch
@@ -40,16 +42,30 @@ def spans(num_blocks: int, blocks: int, halves: bool = False) -> list[Span]:
     return sorted([*whole, *((start - HALF, end - HALF) for start, end in whole)]) if halves else whole
 
 
+def costs_of(cut: CutConfig, record: Sizes) -> PartCosts:
+    """Return what the parts of a model cost in the unit of a cut; raises ReplaceMeError where that is not known."""
+    if not cut.needs_costs:
+        return PartCosts(PARAMETERS, record.parameters, record.block_parameters)
+    if record.costs is None or record.costs.of not in ("", cut.of):
+        raise ReplaceMeError(
+            f"cut: a share of {cut.of} needs what the parts of the model cost: --costs, made by `replaceme parts MODEL "
+            f"--of {cut.of}`"
+        )
+    if record.costs.block <= 0:
+        raise ReplaceMeError(f"cut: the blocks of this model cost no {cut.of}; take another unit `of`")
+    return record.costs
+
+
 def resolve_blocks(cut: CutConfig, record: Sizes) -> int:
-    """Return the number of blocks to remove: `blocks`, or the one whose share of the parameters is nearest to
+    """Return the number of blocks to remove: `blocks`, or the one whose share, in the unit `of`, is nearest to
     `ratio`.
     """
     if cut.blocks is not None:
         return cut.blocks
-    mean = sum(record.block_parameters) / record.num_blocks
-    wanted = cut.ratio * record.parameters / mean
+    costs = costs_of(cut, record)
+    wanted = cut.ratio * costs.total / costs.block
     if wanted > record.num_blocks - 0.5:
-        most = mean * (record.num_blocks - 1) / record.parameters
+        most = costs.block * (record.num_blocks - 1) / costs.total
         raise ReplaceMeError(f"cut: ratio {cut.ratio} is out of reach; all blocks but one are {most:.3f} of the model")
     return max(1, round(wanted))
 
@@ -127,8 +143,22 @@ def choose(
         position=None if cut.start is not None else cut.position,
         coefficients=[one["coefficients"] for one in merges] or None,
         candidates=listed,
+        budget=_budget(cut, record, parts, listed),
         **several,
     )
+
+
+def _budget(cut: CutConfig, record: Sizes, parts: list[Span], listed: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what was to be saved, and the share that the runs save as far as that is known; None of mere blocks."""
+    if cut.ratio is None and not cut.needs_costs:
+        return None
+    costs = costs_of(cut, record)
+    if cut.search == "sublayers":
+        saved = sum(one[cut.of] for one in kept_entries(listed)) / costs.total
+    else:
+        saved = costs.share(merged(parts))
+    found = {"of": cut.of, "ratio": cut.ratio, "saved": saved, "measured": costs.measured or None}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _listed(
@@ -143,7 +173,7 @@ def _listed(
     if cut.search in ("iterative", "merging"):
         return candidates
     if cut.search == "sublayers":
-        return _of_sublayers(candidates, possible)
+        return _of_sublayers(candidates, possible, cut.of)
     if cut.needs_candidates:
         return _measured(candidates, possible, cut.metric)
     name = f"{cut.metric}_{cut.position}"
@@ -155,11 +185,13 @@ def kept_entries(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one for one in tried if one["kept"]]
 
 
-def _of_sublayers(candidates: list[dict[str, Any]], possible: list[Span]) -> list[dict[str, Any]]:
-    """Return the candidates; raises ReplaceMeError unless they are of the search of sublayers."""
-    tried = {(one["start"], one["end"]) for one in candidates if "kept" in one and "kl_without" in one}
+def _of_sublayers(candidates: list[dict[str, Any]], possible: list[Span], unit: str) -> list[dict[str, Any]]:
+    """Return the candidates; raises ReplaceMeError unless they are of the search of sublayers in a unit."""
+    tried = {(one["start"], one["end"]) for one in candidates if {"kept", "kl_without", unit} <= one.keys()}
     if not tried or not tried <= set(possible):
-        raise ReplaceMeError("cut: the candidates measured are not those of single sublayers; measure them again")
+        raise ReplaceMeError(
+            f"cut: the candidates measured are not those of single sublayers by {unit}; measure them again"
+        )
     return candidates
 
 

@@ -56,7 +56,17 @@ def choose_possible(
         faults |= found
     if faults and tell:
         log.info("cut: no candidates are %s: %s", shown(sorted(faults)), next(iter(faults.values())))
+    if chosen.budget is not None and tell:
+        log.info("cut: %s", _spent(cut, chosen))
     return chosen
+
+
+def _spent(cut: CutConfig, chosen: Cut) -> str:
+    """Return what was to be removed, and what is, in words."""
+    asked = f"{cut.blocks} blocks" if cut.ratio is None else f"ratio {cut.ratio}"
+    saved = chosen.budget.get("saved")
+    said = "" if saved is None else f", which saves {saved:.3f} of the model's"
+    return f"{asked} of {cut.of}: {chosen.blocks} of {chosen.num_blocks} blocks, {chosen.span}{said}"
 
 
 def _none_left(record: ModelRecord, faults: dict[Span, str]) -> str:

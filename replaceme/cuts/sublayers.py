@@ -2,9 +2,9 @@
 
 In each round every one that is left is measured by the KL divergence of next-token distributions, whole model against
 the one without it and those that went before; nothing is fitted, so no text is needed for that. That of the least rise
-for each of its parameters goes, until as many parameters are gone as so many blocks have on the mean: what would take
-more than that by over a half of itself stays. So do SLEB (arXiv 2402.09025) with blocks, by perplexity, and SubFit
-(arXiv 2606.02559) with attentions and MLPs.
+for what it costs (its parameters, or in another unit of the cut) goes, until as much is gone as so many blocks cost on
+the mean: what would take more than that by over a half of itself stays, and so does what costs nothing. So do SLEB
+(arXiv 2402.09025) with blocks, by perplexity, and SubFit (arXiv 2606.02559) with attentions and MLPs.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from replaceme.activations.comparison import compare
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.core.places import Span, in_middle
-from replaceme.cuts.choose import kept_entries, sublayers
+from replaceme.cuts.choose import costs_of, kept_entries, sublayers
 from replaceme.cuts.groups import merged
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes
@@ -30,31 +30,36 @@ def sublayer_candidates(
     cut: CutConfig, record: Sizes, blocks: int, model: "nn.Module", family: Family, tokens: Tokens, batch_size: int
 ) -> list[dict[str, Any]]:
     """Return every attention and MLP that a cut section tries on a model with its head, round by round, with its
-    `kl_without` and its parameters; `kept` marks those that go. Batches are as large as the logits allow.
+    `kl_without` and its cost in the unit `of`; `kept` marks those that go. Batches are as large as the logits allow.
     """
-    modules = family.block_modules(model.base_model)
-    sizes = {span: _parameters(modules, family, span) for span in sublayers(cut, record)}
-    budget = blocks * sum(record.block_parameters) / record.num_blocks
+    modules, costs = family.block_modules(model.base_model), costs_of(cut, record)
+    sizes = {
+        span: costs.of_run(span) if cut.needs_costs else _parameters(modules, family, span)
+        for span in sublayers(cut, record)
+    }
+    budget = blocks * costs.block
     found: list[dict[str, Any]] = []
     before, number = 0.0, 0
     while left := _affordable(sizes, found, budget):
         gone = [(one["start"], one["end"]) for one in kept_entries(found)]
         values = _measured(model, family, gone, left, tokens, f"without sublayers, round {number + 1}")
         entries = [
-            {"start": start, "end": end, METRIC: value, "parameters": sizes[start, end], "round": number, "kept": False}
+            {"start": start, "end": end, METRIC: value, cut.of: sizes[start, end], "round": number, "kept": False}
             for (start, end), value in zip(left, values, strict=True)
         ]
-        least = min(entries, key=lambda one: (one[METRIC] - before) / one["parameters"])
+        least = min(entries, key=lambda one: (one[METRIC] - before) / one[cut.of])
         least["kept"], before, number = True, least[METRIC], number + 1
         found += entries
     return found
 
 
-def _affordable(sizes: dict[Span, int], found: Sequence[dict[str, Any]], budget: float) -> list[Span]:
-    """Return the sublayers that are left, and too small to take more than the budget by over a half of themselves."""
+def _affordable(sizes: dict[Span, float], found: Sequence[dict[str, Any]], budget: float) -> list[Span]:
+    """Return the sublayers that are left, cost something, and too little to take more than the budget by over a half of
+    themselves.
+    """
     gone = {(one["start"], one["end"]) for one in kept_entries(found)}
     room = budget - sum(sizes[span] for span in gone)
-    return [span for span in sizes if span not in gone and sizes[span] <= 2 * room]
+    return [span for span in sizes if span not in gone and 0 < sizes[span] <= 2 * room]
 
 
 def _measured(

@@ -1,8 +1,9 @@
-"""Size and speed of a model folder on the machine at hand: parameters, bytes, prefill and decode rates, peak memory.
+"""Size and speed of a model folder on the machine at hand: parameters, bytes, rates and time, peak memory.
 
 One repeat is a forward pass over random tokens that fills the cache (prefill) and greedy steps of one token each that
 use it (decode). Of an encoder it is a forward pass over random tokens, or over random pixels, whose positions are the
-tokens, and nothing is decoded. Rates are medians over the repeats, with the interquartile range.
+tokens, and nothing is decoded. Rates, and the latency of both together, are medians over the repeats, with the
+interquartile range.
 """
 
 import inspect
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Workload:
+class Workload:
+    """The work of one repeat, and how to wait for its end."""
+
     prompt: "torch.Tensor"  # token ids [batch, prompt], or pixels [batch, channels, height, width]
     new_tokens: int
     synchronize: Callable[[], None]
@@ -39,7 +42,8 @@ def speed(
     runs_on: RunsOn = ON_CPU,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure a checkpoint folder and return a JSON-able record; rates in tokens per second, memory in bytes.
+    """Measure a checkpoint folder and return a JSON-able record; rates in tokens per second, latency in seconds, memory
+    in bytes.
 
     Of encoders of images and texts the encoder of images alone is measured, and its parameters are counted.
 
@@ -57,30 +61,22 @@ def speed(
     loaded = load_base_model if is_of_images(config) else load_text_model
     model = loaded(model_folder, runs_on.dtype, device, runs_on.held)
     generator = torch.Generator().manual_seed(seed)
-    new_tokens, repeat = (0, _encoding) if is_encoder(config) else (new_tokens, _repeat)
+    new_tokens, repeat = (0, _encoding) if is_encoder(config) else (new_tokens, one_repeat)
     if is_of_images(config):
         prompt, prompt_tokens = _images(config, model_folder, batch_size, generator)
         prompt = prompt.to(device, model.dtype)
     else:
-        _check_length(model, model_folder, prompt_tokens + new_tokens)
-        prompt = torch.randint(
-            model.config.get_text_config().vocab_size, (batch_size, prompt_tokens), generator=generator
-        ).to(device)
-    can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
-    load = _Workload(
-        prompt,
-        new_tokens,
-        (lambda: torch.cuda.synchronize(device)) if on_gpu else (lambda: None),
-        {"logits_to_keep": 1} if can_slice else {},
-    )
+        prompt = random_prompt(model, model_folder, options, seed)
+    load = workload(model, prompt, new_tokens)
     with torch.inference_mode():
         times = [repeat(model, load) for _ in range(options.warmup + options.repeats)][options.warmup :]
     return {
         "model": str(model_folder),
         **size(model, model_folder),
         "non_embedding_parameters": model.num_parameters() - _embedding_parameters(model),
-        "prefill_tokens_per_s": _rates([batch_size * prompt_tokens / prefill for prefill, _ in times]),
-        "decode_tokens_per_s": _rates([batch_size * new_tokens / decode for _, decode in times if decode]),
+        "prefill_tokens_per_s": _spread([batch_size * prompt_tokens / prefill for prefill, _ in times]),
+        "decode_tokens_per_s": _spread([batch_size * new_tokens / decode for _, decode in times if decode]),
+        "latency_s": _spread([prefill + decode for prefill, decode in times]),
         "peak_memory_bytes": sum(map(torch.cuda.max_memory_allocated, devices)) if on_gpu else _peak_resident(),
         "device": device,
         "gpus": runs_on.gpus,
@@ -97,13 +93,32 @@ def speed(
     }
 
 
-def _check_length(model: "PreTrainedModel", folder: str | Path, length: int) -> None:
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def random_prompt(model: "PreTrainedModel", folder: str | Path, options: SpeedConfig, seed: int = 0) -> "torch.Tensor":
+    """Return random token ids [batch, prompt] on the model's device; raises ReplaceMeError where the model does not
+    take as many tokens, and new ones after them.
+    """
+    import torch
+
+    config, length = model.config.get_text_config(), options.prompt_tokens + options.new_tokens
+    longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise ReplaceMeError(f"{folder}: prompt and new tokens are {length} together, the model takes {longest}")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (options.batch_size, options.prompt_tokens), generator=generator).to(
+        next(model.parameters()).device
+    )
 
 
-def _repeat(model: "PreTrainedModel", load: _Workload) -> tuple[float, float]:
+def workload(model: "nn.Module", prompt: "torch.Tensor", new_tokens: int) -> Workload:
+    """Return the work of a prompt and as many tokens after it."""
+    import torch
+
+    can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
+    wait = (lambda: torch.cuda.synchronize(prompt.device)) if prompt.is_cuda else (lambda: None)
+    return Workload(prompt, new_tokens, wait, {"logits_to_keep": 1} if can_slice else {})
+
+
+def one_repeat(model: "PreTrainedModel", load: Workload) -> tuple[float, float]:
     """Measure the seconds of one prefill and of the decoding steps after it."""
     load.synchronize()
     start = time.perf_counter()
@@ -117,7 +132,7 @@ def _repeat(model: "PreTrainedModel", load: _Workload) -> tuple[float, float]:
     return filled - start, time.perf_counter() - filled
 
 
-def _encoding(encoder: "nn.Module", load: _Workload) -> tuple[float, float]:
+def _encoding(encoder: "nn.Module", load: Workload) -> tuple[float, float]:
     """Measure the seconds of a forward pass of an encoder; decoding takes none."""
     load.synchronize()
     start = time.perf_counter()
@@ -139,7 +154,7 @@ def _images(
     return pixels, positions_of(config, pixels.shape, str(folder))
 
 
-def _rates(values: list[float]) -> dict[str, float | None]:
+def _spread(values: list[float]) -> dict[str, float | None]:
     import numpy
 
     if not values:

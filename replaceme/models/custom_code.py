@@ -7,7 +7,7 @@ left out with a mere warning.
 This package runs its own copy of the file, and only for folders whose file is the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from replaceme.placements.block import LAYER
 
 if TYPE_CHECKING:
     from replaceme.models.checkpoints import Checkpoint
+    from replaceme.models.family import Family
 
 CODE = Path(__file__).with_name("modeling_replaceme.py")
 PREFIX = "replaceme_"
@@ -49,14 +50,21 @@ def absent_modules(checkpoint: "Checkpoint", groups: Sequence[Span]) -> dict[str
     for new, halves in enumerate(kept_halves(checkpoint.num_blocks, groups)):
         if None not in halves:
             continue
-        lacks_attention = halves[0] is None
         prefix = f"{family.blocks}.{next(one for one in halves if one is not None)}."
-        inside = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
-        parts = {name.partition(".")[0] for name in inside if family.attention.holds(name) == lacks_attention}
-        main = (family.attention.fold if lacks_attention else family.fold[0]).partition(".")[0]
-        kind = "attention" if lacks_attention else "zero"
-        found |= {f"{family.blocks}.{new}.{part}": kind if part == main else "identity" for part in sorted(parts)}
+        inside = (name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix))
+        absent = stand_ins(family, inside, of_attention=halves[0] is None)
+        found |= {f"{family.blocks}.{new}.{part}": kind for part, kind in absent.items()}
     return found
+
+
+def stand_ins(family: "Family", tensors: Iterable[str], of_attention: bool) -> dict[str, str]:
+    """Return the modules of a block's attention or MLP by their names in it, and what comes in their place where it
+    lacks them; `tensors` are the names of the block's.
+    """
+    parts = {name.partition(".")[0] for name in tensors if family.attention.holds(name) == of_attention}
+    main = (family.attention.fold if of_attention else family.fold[0]).partition(".")[0]
+    kind = "attention" if of_attention else "zero"
+    return {part: kind if part == main else "identity" for part in sorted(parts)}
 
 
 def coded_config(config: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from replaceme.core.errors import ReplaceMeError, in_one_line, printable
 from replaceme.core.files import read_json
 from replaceme.core.quiet import quiet_transformers
+from replaceme.models.cache import cache_bytes_per_token
 from replaceme.models.checkpoints import Checkpoint, open_checkpoint, read_config
 from replaceme.models.config_defaults import accepted
 from replaceme.models.custom_code import check_code, is_separate, original_config
 from replaceme.models.generation_config import special_tokens
-from replaceme.models.model_config import has_text_tower, is_encoder, is_of_images
+from replaceme.models.model_config import has_text_tower, is_encoder, is_of_images, stored_dtype
 from replaceme.models.probed import class_with_head
 from replaceme.models.quantised import alike_on_every_cpu, in_4bit
 from replaceme.models.text_encoder import is_text_encoder
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json as it is
+CACHE_BYTES = "cache_bytes_per_token"
 SAMPLE = "The quick brown fox, 3 times; it's over."
 POOLER = "pooler."  # on top of an encoder, which many are saved without
 
@@ -152,10 +154,14 @@ def _warn_if_read_otherwise(folder: Path, tokenizer: Any) -> None:
         )  # fmt: skip
 
 
-def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int]:
-    """Return the number of parameters of a loaded model, and the bytes of the weights in its folder."""
-    file_bytes = open_checkpoint(folder, separate=True).file_bytes
-    return {"parameters": model.num_parameters(), "file_bytes": file_bytes}
+def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int | None]:
+    """Return the number of parameters of a loaded model, the bytes of the weights in its folder, and those of the
+    key-value cache of one token in the checkpoint's type, None of an encoder.
+    """
+    checkpoint = open_checkpoint(folder, separate=True)
+    dtype = stored_dtype(checkpoint.config)
+    cache = cache_bytes_per_token(model, dtype) if checkpoint.family.predicts else None
+    return {"parameters": model.num_parameters(), "file_bytes": checkpoint.file_bytes, CACHE_BYTES: cache}
 
 
 def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.units import PARAMETERS
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.core.places import Span, kept_halves, shown
 from replaceme.dequantising.described import KEY as QUANTISED
@@ -101,8 +102,15 @@ def check_cut(config: dict[str, Any], cut: "CutConfig", where: str) -> None:
     if (is_encoder(config) and cut.needs_loss) or (is_of_images(config) and cut.position == "last"):
         what = f"metric {cut.metric}" if cut.needs_loss else "position last"
         raise ReplaceMeError(f"{where}: {what} is of language models, this is an encoder; drop it")
+    check_unit(config, cut.of, where)
     if cut.in_middle:
         (check_sublayers if cut.search == "sublayers" else check_halves)(family_of(config, where), where)
+
+
+def check_unit(config: dict[str, Any], unit: str, where: str) -> None:
+    """Raise ReplaceMeError where a share of a model is asked for in a unit of language models."""
+    if unit != PARAMETERS and is_encoder(config):
+        raise ReplaceMeError(f"{where}: a share of {unit} is of language models, this is an encoder; drop `of`")
 
 
 def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, recycle: str | None = None) -> None:

@@ -2,24 +2,30 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, write_json
+from replaceme.models.part_costs import PartCosts
 
 DEQUANTISED = "dequantised"  # key of a record: the format, the source, its commit and its files
 # fields that records of earlier versions do not have
 OLDER_LACK: dict[str, Any] = {"model_type": "", DEQUANTISED: None, "probe": None}
+ADDED = ("probe", "costs")  # fields that model.json has only where they are known, or never
 
 
 class Sizes(Protocol):
-    """The sizes of a model on which cuts are decided; `block_parameters` has the number of each block, in order."""
+    """The sizes of a model on which cuts are decided; `block_parameters` has the number of each block, in order.
+
+    `costs` are those of its parts in the unit of the cut, where that is another than parameters.
+    """
 
     num_blocks: int
     parameters: int
     block_parameters: list[int]
+    costs: PartCosts | None
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class ModelRecord:
     """A model as the `model` step writes it: `files` has the SHA-256 of each file, `revision` a commit of the Hub.
 
     `dequantised`, of plain weights made from quantised ones: their format, source, commit and files. `probe` is what
-    was found and proved about its architecture, None where that is a listed one.
+    was found and proved about its architecture, None where that is a listed one. `costs` are those of its parts in the
+    unit of a cut; they are no part of the file.
     """
 
     source: str
@@ -42,6 +49,7 @@ class ModelRecord:
     files: dict[str, str]
     dequantised: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
+    costs: PartCosts | None = None
 
     @property
     def sha256(self) -> str:
@@ -55,9 +63,20 @@ class ModelRecord:
         made = {} if self.dequantised is None else {DEQUANTISED: self.dequantised}
         return {name: getattr(self, name) for name in names} | made | self._probed
 
+    def with_costs(self, path: str | Path | None) -> "ModelRecord":
+        """Return the record with the costs of the model's parts in a file, if one is given; raises ReplaceMeError for
+        those of another model.
+        """
+        if path is None:
+            return self
+        costs = PartCosts.load(path)
+        if costs.model_sha256 != self.sha256:
+            raise ReplaceMeError(f"{path}: made from another model than {self.source}; make it again")
+        return replace(self, costs=costs)
+
     def save(self, path: str | Path) -> None:
         """Write model.json."""
-        content = {name: value for name, value in asdict(self).items() if name != "probe"}
+        content = {name: value for name, value in asdict(self).items() if name not in ADDED}
         write_json(path, content | self._probed)
 
     @property
@@ -68,7 +87,7 @@ class ModelRecord:
     def load(path: str | Path) -> "ModelRecord":
         """Read model.json; raises ReplaceMeError for any other file."""
         content = read_json(path)
-        names = [one.name for one in fields(ModelRecord)]
+        names = [one.name for one in fields(ModelRecord) if one.name != "costs"]
         if not isinstance(content, dict) or not set(names) <= content.keys() | OLDER_LACK.keys():
             raise ReplaceMeError(f"{path}: not a model record; make it with `replaceme model`")
         known = {**OLDER_LACK, **content}

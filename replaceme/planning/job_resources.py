@@ -61,6 +61,7 @@ TABLE = {
     "generate": Need(copies=1, passes=1, disk=1, logits=True),
     "enough": Need(copies=1, passes=2, disk=1, squares=6, solves=30),
     "distances": Need(copies=1, passes=2, disk=1),
+    "parts": Need(copies=1, passes=1, disk=1, logits=True),
     "candidates": Need(copies=1, passes=2, disk=1, logits=True),
     "gram": Need(copies=1, passes=2, disk=1, squares=4),
     "recycle": Need(squares=6, solves=4),

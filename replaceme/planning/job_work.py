@@ -24,6 +24,7 @@ REQUESTS = 4  # of an item, one for each choice
 REQUEST_TOKENS = 150
 SHOT_TOKENS = 100
 DECODED = 20  # tokens in one pass that take as long as one that is generated alone
+KINDS = 4  # of blocks, at most, of most models
 CHECKED = 512  # tokens of a check of a merged model
 
 
@@ -186,6 +187,12 @@ def _speed(config: Config, names: Names, outline: Outline) -> Work:
     return Work(once * (speed.repeats + speed.warmup), speed.batch_size * speed.prompt_tokens)
 
 
+def _parts(config: Config, names: Names, outline: Outline) -> Work:
+    """Return the work of such a measurement of the whole model, and without each of three parts of some kinds."""
+    once = _speed(config, names, outline)
+    return replace(once, tokens=once.tokens * 4 * KINDS)
+
+
 def _healing(config: Config, names: Names, outline: Outline) -> Work:
     section = config.healings[names["healing"]]
     at_once = section.batch_size * length(config, section.text)
@@ -213,6 +220,7 @@ WORK: dict[str, Callable[[Config, Names, Outline], Work]] = {
     "generate": _generated,
     "enough": _enough,
     "distances": _passes,
+    "parts": _parts,
     "candidates": _candidates,
     "gram": _passes,
     "recycle": _recycled,

@@ -7,6 +7,7 @@ from typing import Any
 from replaceme.models.checkpoints import Checkpoint, local_folder, open_checkpoint
 from replaceme.models.model_config import family_of, stored_dtype
 from replaceme.models.packed_source import open_packed
+from replaceme.models.part_costs import PartCosts
 from replaceme.models.probed import SECTION
 from replaceme.models.sizes import ITEM_BYTES
 
@@ -22,6 +23,11 @@ class Outline:
     parameters: int
     block_parameters: list[int]
     file_bytes: int
+
+    @property
+    def costs(self) -> PartCosts:
+        """Costs in units that no header tells, as if all lay in equal blocks."""
+        return PartCosts("", self.num_blocks, [1.0] * self.num_blocks)
 
     def bytes_in(self, dtype: str) -> int:
         """Return the bytes of its weights in a type of torch, or in FOUR_BITS."""

@@ -21,7 +21,9 @@ Kind = list[tuple[str, str, tuple[tuple[str, Any], ...], tuple[tuple[str, Any], 
 
 
 def kind_of(block: nn.Module) -> Kind:
-    """Return what a block is made of: its modules with their plain attributes, and buffers that no checkpoint holds."""
+    """Return what a block is made of: its modules with their plain attributes, and buffers that no checkpoint holds
+    (of a model without weights their shapes).
+    """
     found: Kind = []
     for name, module in block.named_modules():
         plain = {
@@ -30,7 +32,7 @@ def kind_of(block: nn.Module) -> Kind:
             if isinstance(value, str | int | float | bool | type(None)) and key not in NUMBERED
         }
         buffers = [
-            (key, tuple(one.flatten().tolist()))
+            (key, tuple(one.shape if one.is_meta else one.flatten().tolist()))
             for key, one in module.named_buffers(recurse=False)
             if key in module._non_persistent_buffers_set
         ]

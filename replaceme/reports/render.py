@@ -69,10 +69,12 @@ SUMMARY = (
 SIZE = (
     Column("parameters", "parameters", "count", meaning="number of parameters"),
     Column("MB", "file_bytes", "percent", 1e-6, meaning="size of the weights on disk, 10^6 bytes"),
+    Column("cache B", "cache_bytes_per_token", "count", meaning="key-value cache of a token, bytes"),
 )
 SPEED = (
     Column("prefill tok/s", "prefill_tokens_per_s", "rate", 1, "max", "prompt tokens per second, median"),
     Column("decode tok/s", "decode_tokens_per_s", "rate", 1, "max", "new tokens per second, median"),
+    Column("latency ms", "latency_s", "rate", 1e3, "min", "a prompt and the new tokens after it, median"),
     Column("peak MB", "peak_memory_bytes", "rate", 1e-6, "min", "peak memory, 10^6 bytes"),
 )
 
@@ -133,8 +135,13 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
     return [
         part("Summary", [*names, *sizes, *(one for one in SUMMARY if one.source != "kl" or "kl" in frame)], frame),
         part("Tasks, %", [*names, *accuracy], frame),
-        part("Cost", [*names, *SIZE, *_exports(frame), *(column for column in SPEED if column.source in frame)], frame),
+        part("Cost", [*names, *_known(SIZE, frame), *_exports(frame), *_known(SPEED, frame)], frame),
     ]
+
+
+def _known(columns: Sequence[Column], frame: "pandas.DataFrame") -> list[Column]:
+    """Return the columns that a table has."""
+    return [column for column in columns if column.source in frame]
 
 
 def _exports(frame: "pandas.DataFrame") -> list[Column]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 SIZE = ("parameters", "file_bytes")
+CACHE = "cache_bytes_per_token"  # not of encoders
 DIVERGENCE = ("kl", "kl_stderr")
 
 
@@ -152,7 +153,8 @@ def _columns(results: Sequence[_Result]) -> list[str]:
     measured = any(result.speed for result in results)
     exports = dict.fromkeys(COLUMN + program for result in results for program in result.exports)
     keys = (key for key in KEYS if healed or key != "healing")
-    return [*keys, *measures, *SIZE, *exports, *(SPEED if measured else ())]
+    cache = [CACHE] if any(result.evaluation.get(CACHE) is not None for result in results) else []
+    return [*keys, *measures, *SIZE, *cache, *exports, *(SPEED if measured else ())]
 
 
 def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
@@ -222,9 +224,14 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     record["residual"] = result.fit.get("residual")
     if identity is not None:
         record |= _differences(result, identity)
-    record |= size | {COLUMN + program: outcome for program, outcome in result.exports.items()}
+    record |= (
+        size
+        | {CACHE: result.evaluation.get(CACHE)}
+        | {COLUMN + program: outcome for program, outcome in result.exports.items()}
+    )
     if result.speed:
         record |= {name: result.speed[name]["median"] for name in RATES}
+        record["latency_s"] = result.speed.get("latency_s", {}).get("median")
         record["peak_memory_bytes"] = result.speed["peak_memory_bytes"]
     return record
 

@@ -8,24 +8,27 @@ from replaceme.core.files import write_json
 from replaceme.cuts.after_fit import candidates_of
 from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import check_cut
-from replaceme.steps.common import model_record, out_argument
+from replaceme.steps.common import costs_argument, model_record, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
 # what the measured candidates depend on
-CANDIDATES = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "metric", "samples")
+CANDIDATES = (
+    "blocks", "ratio", "of", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "metric", "samples",
+)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     out_argument(parser, "where candidates.json goes")
+    costs_argument(parser)
     add_options(parser, CutConfig, CANDIDATES)
     forward_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the metrics of all candidates."""
-    cut, record = from_options(args, CutConfig), model_record(args)
+    cut, record = from_options(args, CutConfig), model_record(args).with_costs(args.costs)
     check_cut(read_config(record.folder), cut, record.source)
     forward = load_forward(args, record, head=cut.needs_loss)
     found = candidates_of(cut, forward.record, forward.model, forward.family, forward.tokens, forward.batch_size)

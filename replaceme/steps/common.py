@@ -79,6 +79,12 @@ def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
     return record
 
 
+def costs_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --costs."""
+    text = "costs of the model's parts in the unit of --of, made by `replaceme parts`"
+    parser.add_argument("--costs", metavar="FILE", help=text)
+
+
 def check_shards(paths: list[str]) -> tuple[list[str], Origin]:
     """Return the paths of all shards of one cut, in order, and their common origin; raises ReplaceMeError otherwise."""
     origins = {path: Origin.of(load_metadata(path)) for path in paths}

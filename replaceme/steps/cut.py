@@ -11,7 +11,14 @@ from replaceme.cuts.distances import load
 from replaceme.cuts.possible import choose_possible
 from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import check_cut
-from replaceme.steps.common import model_argument, model_record, out_argument, read_record, same_model
+from replaceme.steps.common import (
+    costs_argument,
+    model_argument,
+    model_record,
+    out_argument,
+    read_record,
+    same_model,
+)
 
 ONLINE = False
 MEASURED_ON = ("tokens_sha256", "tokens", "calibration", "dtype", "batch_size")
@@ -23,13 +30,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("--distances", metavar="FILE", help="distance file, for the metrics of pairs of states")
     parser.add_argument("--candidates", metavar="FILE", help="candidates file, for the other metrics")
+    costs_argument(parser)
     out_argument(parser, "where cut.json goes")
     add_options(parser, CutConfig)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write cut.json."""
-    record = model_record(args)
+    record = model_record(args).with_costs(args.costs)
     cut = from_options(args, CutConfig)
     check_cut(read_config(record.folder), cut, record.source)
     distances = candidates = None

@@ -32,6 +32,7 @@ GROUPS = {
         "mix": "Mix several calibrations into one.",
         "enough": "Keep as much of a calibration as is enough for fits.",
         "distances": "Measure how far the hidden states of blocks are apart.",
+        "parts": "Measure what the parts of a model cost: operations, time, cache.",
         "candidates": "Measure what each possible cut costs.",
         "cut": "Choose which blocks are removed.",
         "gram": "Add up the Gram and cross matrices of a cut, over one shard.",

@@ -10,13 +10,20 @@ from replaceme.config.command_line import add_options, any_given, from_options, 
 from replaceme.config.cuts import MERGING, CutConfig
 from replaceme.config.fits import METHODS
 from replaceme.reports.summary import Summary
-from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
+from replaceme.steps.common import (
+    compute_arguments,
+    costs_argument,
+    gpus_of,
+    out_argument,
+    set_threads,
+    verify_argument,
+)
 
 ONLINE = True
 # the one `--revision` is the model's
 CALIBRATION = (*(name for name in TOKEN_FIELDS if name != "revision"), *ENOUGH, *FORWARD)
 CUT = (
-    "blocks", "ratio", "groups", "adjacency", "search", "keep_first", "keep_last", *MERGING, "halves", "start",
+    "blocks", "ratio", "of", "groups", "adjacency", "search", "keep_first", "keep_last", *MERGING, "halves", "start",
     "metric", "position",
 )  # fmt: skip
 
@@ -33,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     out_argument(parser, "folder of the new checkpoint")
     add_options(parser, CalibrationConfig, CALIBRATION)
     add_options(parser, CutConfig, CUT)
+    costs_argument(parser)
     add_options(parser, METHODS)
     compute_arguments(parser)
     verify_argument(parser, "the original, as `replaceme verify`")
@@ -46,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     cut = from_options(args, CutConfig, CUT)  # its `samples` is not the calibration's
     fit = from_options(args, METHODS) if any_given(args, METHODS) else None
     where = {"out": args.out, "revision": args.revision, "device": args.device, "gpus": gpus_of(args)}
+    where["costs"] = args.costs
     where["dequantise"] = option_of(args, ModelConfig, "dequantise")
     record = prune(args.source, calibration, cut=cut, fit=fit, verify=args.verify, **where)
     print(json.dumps(record, indent=2) if args.json else Summary(**record["summary"]).text())

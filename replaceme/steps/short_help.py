@@ -15,7 +15,8 @@ SHORT = {
     "GenerationConfig": {"new_tokens": "Most tokens of an answer."},
     "CutConfig": {
         "blocks": "Blocks to remove.",
-        "ratio": "Or the share of the parameters to remove.",
+        "ratio": "Or the share of the model to remove.",
+        "of": "What the ratio is a share of.",
         "metric": "What the choice of the blocks minimises.",
     },
     "FitConfig": {

@@ -16,6 +16,7 @@ from replaceme.config.fits import FitConfig
 from replaceme.config.placement import REGRESSION
 from replaceme.config.result_paths import (
     CANDIDATES,
+    COSTS,
     DISTANCES,
     OF_SUMS,
     RECYCLED,
@@ -29,8 +30,10 @@ from replaceme.config.result_paths import (
 from replaceme.config.schema import Config
 
 Files = Mapping[str, str | list[str]]
-EVIDENCE = ("distances", "candidates", "statistics", "shards", "rows", "tokens", "recycled")
-CANDIDATE_OPTIONS = ("blocks", "ratio", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "samples")
+EVIDENCE = ("costs", "distances", "candidates", "statistics", "shards", "rows", "tokens", "recycled")
+CANDIDATE_OPTIONS = (
+    "blocks", "ratio", "of", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "samples",
+)  # fmt: skip
 
 
 def candidates_name(cut: CutConfig) -> str:
@@ -99,12 +102,22 @@ class FitJobs:
 
     def cut_evidence(self, names: Names) -> Files:
         """Return the files that a cut is chosen from: candidates for a post-fit metric, else distances; none by
-        hand.
+        hand; and the costs of the model's parts, where they are another unit than parameters.
         """
         cut = self.config.cuts[names.cut]
+        costs = {"costs": at(COSTS, names, unit=cut.of)} if cut.needs_costs else {}
         if cut.needs_candidates:
-            return {"candidates": at(CANDIDATES, names, candidates=candidates_name(cut))}
-        return {} if cut.start is not None else {"distances": at(DISTANCES, names)}
+            return {**costs, "candidates": at(CANDIDATES, names, candidates=candidates_name(cut))}
+        return costs if cut.start is not None else {**costs, "distances": at(DISTANCES, names)}
+
+    def candidate_costs(self, names: Names) -> Files:
+        """Return the costs of the model's parts that candidates depend on, if any."""
+        cut = self.config.cuts[self.candidates[names.candidates]]
+        return {"costs": at(COSTS, names, unit=cut.of)} if cut.needs_costs else {}
+
+    def candidate_costs_option(self, names: Names) -> str:
+        """Return the option that names these costs."""
+        return evidence_options(self.candidate_costs(names))
 
     def cut_options(self, names: Names) -> str:
         """Return the options of a cut."""

@@ -40,6 +40,7 @@ def test_counts(tmp_path, tied):
     for rate in ("prefill_tokens_per_s", "decode_tokens_per_s"):
         assert found[rate]["median"] > 0 and found[rate]["interquartile_range"] >= 0
     assert found["peak_memory_bytes"] > found["file_bytes"]
+    assert found["cache_bytes_per_token"] == 2 * 2 * 32 * 4, "blocks, keys and values, channels, float32"
     json.dumps(found, allow_nan=False)
 
 
@@ -48,12 +49,13 @@ def test_medians_and_work_done(tmp_path, monkeypatch):
 
     asked = []
     seconds = iter([(9, 9), (1, 1), (2, 4), (4, 16)])
-    monkeypatch.setattr(module, "_repeat", lambda _, load: asked.append(load.prompt) or next(seconds))
+    monkeypatch.setattr(module, "one_repeat", lambda _, load: asked.append(load.prompt) or next(seconds))
     found = speed(
         save(tmp_path / "model", True), SpeedConfig(prompt_tokens=8, new_tokens=4, batch_size=2, repeats=3, warmup=1)
     )
     assert found["prefill_tokens_per_s"] == {"median": 8.0, "interquartile_range": 6.0}, "16, 8 and 4 tokens/s"
     assert found["decode_tokens_per_s"] == {"median": 2.0, "interquartile_range": 3.75}, "8, 2 and 0.5 tokens/s"
+    assert found["latency_s"] == {"median": 6.0, "interquartile_range": 9.0}, "2, 6 and 20 seconds"
     assert asked[0].shape == (2, 8) and asked[0].unique().numel() > 4
 
 
@@ -61,14 +63,14 @@ def test_decoding_is_greedy_generation(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from replaceme.evaluation.speed import _repeat, _Workload
+    from replaceme.evaluation.speed import Workload, one_repeat
 
     model = AutoModelForCausalLM.from_pretrained(save(tmp_path / "model", False)).eval()
     seen = []
     hook = model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0]), with_kwargs=True)
     prompt = torch.arange(10)[None]
     with torch.inference_mode():
-        _repeat(model, _Workload(prompt, 5, lambda: None, {"logits_to_keep": 1}))
+        one_repeat(model, Workload(prompt, 5, lambda: None, {"logits_to_keep": 1}))
     hook.remove()
     ours = torch.cat(seen, dim=1)
     theirs = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False)

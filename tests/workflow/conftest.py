@@ -44,7 +44,7 @@ for line in open("steps.sh").readlines()[1:]:
         sys.exit(f"failed: {line}")
 """
 # columns of the table that are times and memory, by which two runs may differ
-TIMINGS = ("prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes")
+TIMINGS = ("prefill_tokens_per_s", "decode_tokens_per_s", "latency_s", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,172 @@
+"""Measure what the parts of a model cost: how much it saves to run without its blocks, attentions or MLPs.
+
+What is operations, bytes or seconds of the whole model, less that of the model without all parts of one kind but two,
+is shared among those that were left out: (whole - without) / number. So parts of one kind cost the same, a difference
+is large beside the noise of a time, and no clock is read within a pass. The first and the last of each kind stay, as
+masks and caches go by them; of two the first stays. Operations and bytes are counted on a model without weights, so
+they are the same on every machine; a mixture's operations are those of the experts that a token goes to.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from math import prod
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from replaceme.activations.hooks import skipped
+from replaceme.config.evaluations import SpeedConfig
+from replaceme.config.units import CACHE, DECODE, FLOPS, LATENCY, PREFILL, TIMED
+from replaceme.core.errors import ReplaceMeError, in_one_line
+from replaceme.core.progress import progress
+from replaceme.core.quiet import quiet_transformers
+from replaceme.evaluation.speed import one_repeat, random_prompt, workload
+from replaceme.models.cache import cache_bytes
+from replaceme.models.checkpoints import read_config
+from replaceme.models.custom_code import stand_ins
+from replaceme.models.family import Family
+from replaceme.models.loading import RunsOn, load_causal_model
+from replaceme.models.model_config import check_unit, family_of, stored_dtype
+from replaceme.models.model_record import ModelRecord
+from replaceme.models.modeling_replaceme import CHANGES
+from replaceme.models.part_costs import PartCosts
+from replaceme.models.probed import class_with_head
+from replaceme.probing.kinds import kind_of
+from replaceme.provenance.environment import described, hardware
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COUNTED = "bfloat16"  # type of a model without weights, in which experts share a product
+ATTENTION, MLP, BLOCK = "attention", "mlp", "block"
+
+
+def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: RunsOn) -> PartCosts:
+    """Return what the parts of a model cost in a unit other than parameters, for a prompt and new tokens of `options`.
+
+    Times are medians over its repeats, in seconds, of all its sequences together. Raises ReplaceMeError for encoders
+    and for sequences longer than the model's.
+    """
+    config = read_config(record.folder)
+    check_unit(config, of, record.source)
+    family = family_of(config, record.source)
+    if of in TIMED:
+        model = load_causal_model(record.folder, runs_on.dtype, runs_on.device, runs_on.held)
+        where = {
+            "device": runs_on.device,
+            "gpus": runs_on.gpus,
+            "dtype": runs_on.dtype,
+            "machine": described(hardware()),
+        }
+    else:
+        model, where = _without_weights(record), {"dtype": stored_dtype(config)}
+    measure = _measure(of, model, record.source, options, stored_dtype(config))
+    found = _by_part(model, family, measure, of)
+    known = (
+        ("prompt_tokens", "batch_size")
+        if of in (FLOPS, CACHE, PREFILL)
+        else ("prompt_tokens", "new_tokens", "batch_size")
+    )
+    lengths = {name: getattr(options, name) for name in known}
+    return replace(found, measured={**lengths, **where}, model_sha256=record.sha256)
+
+
+def _without_weights(record: ModelRecord) -> "nn.Module":
+    import torch
+    from transformers import AutoConfig
+
+    loaded = AutoConfig.from_pretrained(record.folder, trust_remote_code=False, local_files_only=True)
+    with quiet_transformers(), torch.device("meta"):
+        model = class_with_head(read_config(record.folder)).from_config(loaded, dtype=getattr(torch, COUNTED))
+    return model.eval()
+
+
+def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dtype: str) -> Callable[[], float]:
+    """Return a function that measures a model in a unit, as it is when that is called."""
+    import torch
+
+    prompt = random_prompt(model, source, options)
+    load = workload(model, prompt, 0 if of == PREFILL else options.new_tokens)
+
+    def seconds() -> float:
+        with torch.inference_mode():
+            times = [one_repeat(model, load) for _ in range(options.warmup + options.repeats)][options.warmup :]
+        return median({PREFILL: prefill, DECODE: decode, LATENCY: prefill + decode}[of] for prefill, decode in times)
+
+    counts = {FLOPS: lambda: operations(model, prompt), CACHE: lambda: cache_bytes(model, prompt, dtype)}
+    return counts.get(of, seconds)
+
+
+def operations(model: "nn.Module", ids: Any) -> int:
+    """Return the operations of all matrix products of a pass over ids [batch, tokens], two for each product of numbers.
+
+    Of attention every query meets every key, as it is computed without a kernel that leaves out what is masked.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def of_experts(rows: Sequence[int], experts: Sequence[int], *_: Any, **__: Any) -> int:
+        """[rows, inner] times one of [experts, inner, outer] each."""
+        return 2 * prod(rows) * experts[-1]
+
+    of_own = {torch.ops.aten._grouped_mm: of_experts}
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=of_own) as counter:
+        model(ids, use_cache=True)
+    return counter.get_total_flops()
+
+
+def _by_part(model: "nn.Module", family: Family, measure: Callable[[], float], of: str) -> PartCosts:
+    """Return the costs of all parts, without how they were measured."""
+    blocks = family.block_modules(model.base_model)
+    halves = () if family.attention is None else (ATTENTION, MLP)
+    kinds: dict[str, list[int]] = {}
+    for number, block in enumerate(blocks):
+        kinds.setdefault(repr(kind_of(block)), []).append(number)
+    costs: dict[str, dict[int, float]] = {part: {} for part in (BLOCK, *halves)}
+    whole = _tried(measure, "the whole model")
+    tasks = [(part, members, gone) for members in kinds.values() if (gone := _gone(members)) for part in costs]
+    for part, members, gone in progress(tasks, f"{of} without parts", unit="kind"):
+        with _without(model, family, gone, part):
+            saved = whole - _tried(measure, f"the model without the {part}s of {len(gone)} blocks")
+        costs[part] |= dict.fromkeys(members, max(0.0, saved / len(gone)))
+    if not costs[BLOCK]:
+        raise ReplaceMeError(f"{of}: a model of one block has no parts to compare")
+    listed = {part: [found.get(k, _mean(found)) for k in range(len(blocks))] for part, found in costs.items()}
+    return PartCosts(of, float(whole), listed[BLOCK], listed.get(ATTENTION), listed.get(MLP))
+
+
+def _mean(found: dict[int, float]) -> float:
+    """Return the mean cost, for a block that is the only one of its kind and stays."""
+    return sum(found.values()) / len(found)
+
+
+def _gone(members: Sequence[int]) -> Sequence[int]:
+    """Return which blocks of a kind are left out: all but the first and the last, of few the last, never block 0."""
+    inner = members[1:-1] or members[1:] or members
+    return [number for number in inner if number > 0]
+
+
+def _tried(measure: Callable[[], float], what: str) -> float:
+    try:
+        return measure()
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        raise ReplaceMeError(
+            f"parts: transformers cannot run {what} ({in_one_line(error)}); take another unit `of`"
+        ) from error
+
+
+@contextmanager
+def _without(model: "nn.Module", family: Family, numbers: Sequence[int], part: str) -> Iterator[None]:
+    """Within it a model runs without a part of each of some blocks, and computes nothing in its place but zeros."""
+    blocks = family.block_modules(model.base_model)
+    with ExitStack() as undone:
+        for number in numbers:
+            if part == BLOCK:
+                undone.callback(skipped(blocks[number], family))
+                continue
+            inside = (name for name, _ in blocks[number].named_parameters())
+            absent = stand_ins(family, inside, of_attention=part == ATTENTION)
+            for name in absent:
+                undone.callback(setattr, blocks[number], name, getattr(blocks[number], name))
+            CHANGES["absent"](model, {f"{family.blocks}.{number}.{name}": kind for name, kind in absent.items()})
+        yield
