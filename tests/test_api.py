@@ -31,7 +31,7 @@ def reload(folder):
     return model
 
 
-SIZES = [{"blocks": 2}, {"ratio": 0.25}, {"cut": CutConfig(blocks=2, metric="cosine")}]
+SIZES = [{"blocks": 2}, {"ratio": 0.25}, {"ratio": 0.3, "of": "cache"}, {"cut": CutConfig(blocks=2, metric="cosine")}]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "cosine_after_fit"])
@@ -202,6 +202,8 @@ ARGUMENTS = {
         ("0.5", "should be a valid number"), (True, "valid number"), (1.5, "less than 1"), (-0.5, "greater than 0"),
         (float("nan"), "finite number"),
     ],
+    "of": [(None, PATH), ("speed", "should be 'parameters', 'flops'")],
+    "costs": [(3, PATH), (["a.json"], PATH)],
     "cut": [({"blocks": 2}, "instance of CutConfig"), (FitConfig(), "instance of CutConfig")],
     "fit": [({}, "a FitConfig, or"), ("full", "a FitConfig, or"), (FitConfig, "a FitConfig, or")],
     "training": [({"train": "full"}, "instance of TrainingConfig"), (None, "instance of TrainingConfig")],

@@ -48,7 +48,7 @@ def test_importing_the_package_loads_no_model_library():
         "import sys, replaceme, replaceme.config.schema, replaceme.config.command_line, replaceme.models.checkpoints,"
         " replaceme.models.model_config, replaceme.planning.check_local, replaceme.cuts.choose,"
         " replaceme.calibration.tokens, replaceme.cli\n"
-        "from replaceme.steps import check, evaluate, generate, heal, preflight, prune, publish, speed, verify\n"
+        "from replaceme.steps import check, evaluate, generate, heal, parts, preflight, prune, publish, speed, verify\n"
         "print([name for name in ('torch', 'transformers', 'datasets', 'lm_eval') if name in sys.modules])\n"
         "print(callable(replaceme.prune))"
     )

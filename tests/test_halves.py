@@ -1,6 +1,7 @@
 """Cuts that begin between the attention and the MLP of a block and end so in another."""
 
 import json
+from dataclasses import replace
 
 import family_checks
 import pytest
@@ -25,6 +26,7 @@ from replaceme.methods.registry import check_together
 from replaceme.models.checkpoints import open_checkpoint, read_config, resolve
 from replaceme.models.loading import load_causal_model
 from replaceme.models.model_config import check_cut, check_halves, family_of, pruned_config
+from replaceme.models.part_costs import PartCosts
 from replaceme.surgery.fold import merge
 from replaceme.surgery.lineage import lineage_of
 from replaceme.surgery.shortened_model import shortened
@@ -217,6 +219,25 @@ def test_a_saved_model_without_single_sublayers(request, name, tmp_path):
     assert sum(one.numel() for one in short.parameters()) < whole
 
 
+def test_sublayers_go_by_what_they_cost_in_the_unit(llama, make_tokens):
+    """An MLP has nothing in the cache and stays; an attention of which much is saved goes first, whatever it loses."""
+    record, tokens = resolve(str(llama)), make_tokens(6)
+    model = load_causal_model(llama, "float32", "cpu")
+    family = family_of(read_config(llama), "m")
+    cut = CutConfig(ratio=0.5, of="cache", search="sublayers", metric="kl_without")
+    record = replace(record, costs=PartCosts("cache", 6.0, [1.0] * 6, attentions=[1.0] * 6, mlps=[0.0] * 6))
+    found = candidates_of(cut, record, model, family, tokens, 4)["candidates"]
+    assert {one["start"] for one in found} == {1, 2, 3, 4, 5} and all(one["cache"] == 1.0 for one in found)
+    chosen = choose(cut, record, candidates=found)
+    assert len(chosen.parts) == 3 and chosen.budget == {"of": "cache", "ratio": 0.5, "saved": 0.5}
+    worst = max((one for one in found if one["round"] == 0), key=lambda one: one["kl_without"])["start"]
+    each = [1e6 if k == worst else 1.0 for k in range(6)]
+    record = replace(record, costs=PartCosts("cache", 6e6, [1e6] * 6, attentions=each, mlps=[0.0] * 6))
+    cut = CutConfig(blocks=1, of="cache", search="sublayers", metric="kl_without")
+    found = candidates_of(cut, record, model, family, tokens, 4)["candidates"]
+    assert choose(cut, record, candidates=found).parts == [(worst, worst + 0.5)]
+
+
 def test_sublayers_go_one_by_one_where_a_parameter_costs_least(llama, make_tokens, refuses):
     record, tokens = resolve(str(llama)), make_tokens(6)
     model = load_causal_model(llama, "float32", "cpu")
@@ -240,7 +261,7 @@ def test_sublayers_go_one_by_one_where_a_parameter_costs_least(llama, make_token
             short = log_probabilities(model, tokens)
         whole = log_probabilities(model, tokens)
         assert before == pytest.approx(float((whole.exp() * (whole - short)).sum(-1).mean()), rel=1e-3)
-    with refuses("not those of single sublayers"):
+    with refuses("not those of single sublayers by parameters"):
         choose(cut, record, candidates=[{"start": 1, "end": 2, "kl": 1.0}])
     with refuses("m: single sublayers of mixtures of experts"):
         check_cut(read_config(family_checks.source("mixtral")), cut, "m")

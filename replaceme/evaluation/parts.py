@@ -28,10 +28,8 @@ from replaceme.models.family import Family
 from replaceme.models.loading import RunsOn, load_causal_model
 from replaceme.models.model_config import check_unit, family_of, stored_dtype
 from replaceme.models.model_record import ModelRecord
-from replaceme.models.modeling_replaceme import CHANGES
 from replaceme.models.part_costs import PartCosts
 from replaceme.models.probed import class_with_head
-from replaceme.probing.kinds import kind_of
 from replaceme.provenance.environment import described, hardware
 
 if TYPE_CHECKING:
@@ -117,6 +115,8 @@ def operations(model: "nn.Module", ids: Any) -> int:
 
 def _by_part(model: "nn.Module", family: Family, measure: Callable[[], float], of: str) -> PartCosts:
     """Return the costs of all parts, without how they were measured."""
+    from replaceme.probing.kinds import kind_of
+
     blocks = family.block_modules(model.base_model)
     halves = () if family.attention is None else (ATTENTION, MLP)
     kinds: dict[str, list[int]] = {}
@@ -158,6 +158,8 @@ def _tried(measure: Callable[[], float], what: str) -> float:
 @contextmanager
 def _without(model: "nn.Module", family: Family, numbers: Sequence[int], part: str) -> Iterator[None]:
     """Within it a model runs without a part of each of some blocks, and computes nothing in its place but zeros."""
+    from replaceme.models.modeling_replaceme import CHANGES
+
     blocks = family.block_modules(model.base_model)
     with ExitStack() as undone:
         for number in numbers:

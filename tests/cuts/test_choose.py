@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from replaceme.config.cuts import CutConfig
+from replaceme.core.cut_record import Cut
 from replaceme.cuts.choose import choose, resolve_blocks, spans
 from replaceme.cuts.distances import measure
+from replaceme.models.part_costs import PartCosts
 
 RECORD = SimpleNamespace(num_blocks=6, parameters=1000, block_parameters=[100] * 6)
 
@@ -95,6 +97,33 @@ def test_ratio_of_a_model(llama):
 def test_a_ratio_out_of_reach_says_how_far_one_can_go(refuses):
     with refuses("ratio 0.7 is out of reach", "all blocks but one are 0.500 of the model"):
         resolve_blocks(CutConfig(ratio=0.7), RECORD)
+
+
+def test_a_ratio_of_another_unit_is_of_its_costs(refuses):
+    """Every other block has all of the cache; a sixth of the time is the head's."""
+    cache = PartCosts("cache", 60.0, [20.0, 0.0] * 3, measured={"prompt_tokens": 8})
+    time = PartCosts("decode", 0.6, [0.05, 0.15] * 2 + [0.1] * 2)
+    of_cache, of_time = (SimpleNamespace(**vars(RECORD), costs=costs) for costs in (cache, time))
+    assert resolve_blocks(CutConfig(ratio=0.5, of="cache"), of_cache) == 3
+    assert resolve_blocks(CutConfig(ratio=0.5, of="decode"), of_time) == 3
+    assert resolve_blocks(CutConfig(ratio=0.5), of_time) == 5, "a block is a tenth of the parameters"
+    chosen = choose(CutConfig(ratio=0.34, of="cache", metric="residual"), of_cache, candidates=listed([1, 0, 1, 1]))
+    assert chosen.groups == [(2, 4)]
+    assert chosen.budget == {"of": "cache", "ratio": 0.34, "saved": 20 / 60, "measured": {"prompt_tokens": 8}}
+    assert Cut.of(chosen.content) == chosen
+    with refuses("ratio 0.95 is out of reach", "all blocks but one are 0.833 of the model"):
+        resolve_blocks(CutConfig(ratio=0.95, of="cache"), of_cache)
+    with refuses("cut: a share of decode needs", "--costs, made by `replaceme parts MODEL --of decode`"):
+        resolve_blocks(CutConfig(ratio=0.5, of="decode"), of_cache)
+    with refuses("cost no cache"):
+        nothing = PartCosts("cache", 1.0, [0.0] * 6)
+        resolve_blocks(CutConfig(ratio=0.5, of="cache"), SimpleNamespace(**vars(RECORD), costs=nothing))
+
+
+def test_halves_cost_what_they_are():
+    costs = PartCosts("cache", 24.0, [4.0] * 6, attentions=[3.0] * 6, mlps=[1.0] * 6)
+    assert [costs.of_run(run) for run in ((1, 2), (1, 1.5), (1.5, 2), (1.5, 3.5))] == [4.0, 3.0, 1.0, 8.0]
+    assert PartCosts("cache", 24.0, [4.0] * 6).share([(1, 2), (2.5, 3.5)]) is None
 
 
 def test_candidates_of_another_size_are_refused(refuses):

@@ -38,6 +38,8 @@ CONFIG = {
         "hand": {"blocks": 2, "start": 1},
         "loss": {"blocks": 2, "metric": "loss"},
         "kl": {"blocks": 2, "metric": "kl"},
+        "cached": {"ratio": 0.3, "of": "cache", "metric": "cosine"},
+        "timed": {"ratio": 0.3, "of": "decode", "metric": "kl_without", "search": "sublayers"},
         "merged": {"blocks": 2, "metric": "output", "search": "merging"},
     },
     "fits": {
@@ -149,6 +151,7 @@ def test_logs_and_benchmarks_lie_at_the_path_of_the_output():
         ("paper", {"distances": "results/a/text/distances.safetensors"}),
         ("fitted", {"candidates": "results/a/text/candidates/2-blocks-64-samples.json"}),
         ("hand", {}),
+        ("cached", {"costs": "results/a/parts/cache.json", "distances": "results/a/text/distances.safetensors"}),
     ],
 )
 def test_what_a_cut_is_chosen_from(fits, cut, expected):
@@ -156,7 +159,11 @@ def test_what_a_cut_is_chosen_from(fits, cut, expected):
 
 
 def test_cuts_that_differ_in_what_counts_share_no_candidates(config, fits):
-    assert len(fits.candidates) == len({candidates_name(cut) for cut in config.cuts.values()}) == 3
+    assert len(fits.candidates) == len({candidates_name(cut) for cut in config.cuts.values()}) == 5
+    by_time = Names(model="a", candidates=candidates_name(config.cuts["timed"]))
+    assert "--ratio=0.3 --of decode" in fits.candidate_options(by_time)
+    assert fits.candidate_costs_option(by_time) == "--costs results/a/parts/decode.json"
+    assert fits.candidate_costs(names(candidates=candidates_name(config.cuts["kl"]))) == {}
     of_merging = next(name for name in fits.candidates if "merging" in name)
     assert "--search=merging" in fits.candidate_options(Names(candidates=of_merging))
 

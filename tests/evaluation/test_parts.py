@@ -1,0 +1,122 @@
+"""Costs of a model's parts: operations and bytes by hand, times by a clock that is set, kinds of blocks apart."""
+
+import pytest
+import torch
+
+from replaceme.cli import main
+from replaceme.config.evaluations import SpeedConfig
+from replaceme.core.cut_record import Cut
+from replaceme.evaluation import parts
+from replaceme.evaluation.parts import part_costs
+from replaceme.models.cache import cache_bytes_per_token
+from replaceme.models.checkpoints import resolve
+from replaceme.models.loading import ON_CPU, load_causal_model
+from replaceme.models.part_costs import PartCosts
+
+TOKENS = 16
+OPTIONS = SpeedConfig(prompt_tokens=TOKENS, new_tokens=2, repeats=1, warmup=0)
+
+
+def test_operations_are_those_of_the_matrices(llama):
+    """Two for each weight and token, and for each channel of each query with each key, twice; embeddings are read."""
+    found = part_costs(resolve(str(llama)), "flops", OPTIONS, ON_CPU)
+    attention = 2 * TOKENS * (2 * 16 * 16 + 2 * 16 * 8) + 2 * 2 * TOKENS * TOKENS * 16
+    mlp = 2 * TOKENS * 3 * 16 * 24
+    assert found.attentions == [attention] * 6 and found.mlps == [mlp] * 6
+    assert found.blocks == [attention + mlp] * 6
+    assert found.total == 6 * (attention + mlp) + 2 * TOKENS * 16 * 66, "and the head's"
+
+
+def test_operations_of_experts_are_those_of_the_chosen_ones(tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    found = part_costs(resolve(str(tmp_path)), "flops", OPTIONS, ON_CPU)
+    assert found.mlps == [2 * TOKENS * (2 * 3 * 16 * 24 + 4 * 16)] * 3, "two of four experts, and the router"
+
+
+def test_cache_is_that_of_heads_until_windows_are_full(gemma, llama):
+    """A window of 8 keeps 7 of 16 tokens; blocks 2 and 5 attend to all; of MLPs nothing is kept."""
+    one = 2 * 1 * 8 * 4  # keys and values, a head of 8 channels, float32
+    found = part_costs(resolve(str(gemma)), "cache", OPTIONS, ON_CPU)
+    each = [16 if k in (2, 5) else 7 for k in range(6)]
+    assert found.blocks == found.attentions == [one * tokens for tokens in each]
+    assert found.mlps == [0] * 6 and found.total == one * sum(each)
+    assert cache_bytes_per_token(load_causal_model(llama, "bfloat16", "cpu"), "float32") == 6 * one
+
+
+def test_a_linear_attention_has_a_state_but_nothing_for_a_token():
+    from types import SimpleNamespace
+
+    def model(ids, use_cache):
+        states = {
+            "conv_states": {0: torch.zeros(1, 4, 2)},
+            "recurrent_states": {0: torch.zeros(1, 2, 2)},
+            "device": "cpu",
+        }
+        layers = [SimpleNamespace(**states), SimpleNamespace(keys=torch.zeros(1, 3, ids.shape[1], 5), values=None)]
+        return SimpleNamespace(past_key_values=SimpleNamespace(layers=layers))
+
+    model.parameters = lambda: iter([torch.zeros(1, dtype=torch.bfloat16)])
+    assert cache_bytes_per_token(model, "bfloat16") == 3 * 5 * 4, "what is float32 beside bfloat16 stays so"
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("prefill", (3, 2)), ("decode", (7, 5)), ("latency", (10, 7))])
+def test_times_are_the_difference_that_parts_make(gemma, monkeypatch, unit, expected):
+    """A clock for which a pass takes (3, 7) for each attention, (2, 5) for each MLP and (9, 9) else."""
+    attention, mlp = expected
+
+    def clock(model, load):
+        assert load.new_tokens == (0 if unit == "prefill" else 2)
+        counts = [
+            sum(
+                type(getattr(block, name)).__name__ != "Nothing" and "forward" not in vars(block)
+                for block in model.model.layers
+            )
+            for name in ("self_attn", "mlp")
+        ]
+        model(load.prompt)  # runs in every state
+        return tuple(a * counts[0] + m * counts[1] + 9 for a, m in ((3, 2), (7, 5)))
+
+    monkeypatch.setattr(parts, "one_repeat", clock)
+    found = part_costs(resolve(str(gemma)), unit, OPTIONS, ON_CPU)
+    assert found.attentions == [attention] * 6 and found.mlps == [mlp] * 6
+    assert found.blocks == [attention + mlp] * 6
+    assert found.total == 6 * (attention + mlp) + (18 if unit == "latency" else 9)
+    assert found.measured["prompt_tokens"] == TOKENS and "cores" in found.measured["machine"]
+
+
+def test_a_model_is_whole_again_and_noise_is_no_gain(llama, monkeypatch):
+    models = []
+    times = iter(range(1, 9))  # every pass takes longer than the one before
+    monkeypatch.setattr(parts, "one_repeat", lambda model, load: models.append(model) or (next(times), 0))
+    found = part_costs(resolve(str(llama)), "prefill", OPTIONS, ON_CPU)
+    assert found.blocks == found.attentions == found.mlps == [0.0] * 6
+    whole, ids = load_causal_model(llama, "float32", "cpu"), torch.arange(6, 14)[None]
+    assert torch.equal(models[0](ids).logits, whole(ids).logits)
+
+
+def test_files_are_of_one_model(llama, gemma, tmp_path, refuses):
+    record, path = resolve(str(llama)), tmp_path / "cache.json"
+    found = part_costs(record, "cache", OPTIONS, ON_CPU)
+    found.save(path)
+    assert PartCosts.load(path) == record.with_costs(path).costs == found
+    with refuses(f"{path}: made from another model than {gemma}"):
+        resolve(str(gemma)).with_costs(path)
+    path.write_text("{}")
+    with refuses("not the costs of a model's parts", "replaceme parts"):
+        record.with_costs(path)
+
+
+def test_a_cut_by_hand_from_the_costs_in_a_file(llama, tmp_path, caplog):
+    """As the steps do it: three tenths of the cache of six blocks are nearest to that of two."""
+    costs, cut = tmp_path / "cache.json", tmp_path / "cut.json"
+    words = [str(llama), "--of", "cache"]
+    assert main(["parts", *words, "--prompt-tokens", "8", "--new-tokens", "2", "--out", str(costs)]) == 0
+    assert main(["cut", *words, "--ratio", "0.3", "--start", "2", "--costs", str(costs), "--out", str(cut)]) == 0
+    found = Cut.load(cut)
+    assert found.groups == [(2, 4)] and found.budget["saved"] == pytest.approx(1 / 3)
+    assert found.budget["measured"] == {"prompt_tokens": 8, "batch_size": 1, "dtype": "float32"}
+    assert "ratio 0.3 of cache: 2 of 6 blocks, [2, 4), which saves 0.333 of the model's" in caplog.text
