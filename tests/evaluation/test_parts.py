@@ -112,6 +112,7 @@ def test_files_are_of_one_model(llama, gemma, tmp_path, refuses):
 
 def test_a_cut_by_hand_from_the_costs_in_a_file(llama, tmp_path, caplog):
     """As the steps do it: three tenths of the cache of six blocks are nearest to that of two."""
+    caplog.set_level("INFO")
     costs, cut = tmp_path / "cache.json", tmp_path / "cut.json"
     words = [str(llama), "--of", "cache"]
     assert main(["parts", *words, "--prompt-tokens", "8", "--new-tokens", "2", "--out", str(costs)]) == 0
