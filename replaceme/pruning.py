@@ -85,15 +85,15 @@ def with_costs(
     """
     if path is not None or not cut.needs_costs:
         return record.with_costs(path)
-    from replaceme.config.evaluations import SpeedConfig
-    from replaceme.evaluation.parts import part_costs
+    from replaceme.evaluation.parts import part_costs, usual_lengths
     from replaceme.models.loading import RunsOn
     from replaceme.models.model_config import pick_device, pick_dtype
 
     with stages("measure parts"):
         device = pick_device(where[0])
-        runs_on = RunsOn(device, pick_dtype("auto", device, read_config(record.folder)), where[1])
-        return replace(record, costs=part_costs(record, cut.of, SpeedConfig(), runs_on))
+        config = read_config(record.folder)
+        runs_on = RunsOn(device, pick_dtype("auto", device, config), where[1])
+        return replace(record, costs=part_costs(record, cut.of, usual_lengths(config, record.source), runs_on))
 
 
 def checked_request(

@@ -26,7 +26,7 @@ from replaceme.models.checkpoints import read_config
 from replaceme.models.custom_code import stand_ins
 from replaceme.models.family import Family
 from replaceme.models.loading import RunsOn, load_causal_model
-from replaceme.models.model_config import check_unit, family_of, stored_dtype
+from replaceme.models.model_config import check_unit, family_of, longest_sequence, stored_dtype
 from replaceme.models.model_record import ModelRecord
 from replaceme.models.part_costs import PartCosts
 from replaceme.models.probed import class_with_head
@@ -67,6 +67,14 @@ def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: Runs
     )
     lengths = {name: getattr(options, name) for name in known}
     return replace(found, measured={**lengths, **where}, model_sha256=record.sha256)
+
+
+def usual_lengths(config: dict[str, Any], where: str) -> SpeedConfig:
+    """Return the default lengths of a measurement, shorter ones for a model that does not take so many tokens."""
+    usual = SpeedConfig()
+    most = longest_sequence(config, where) or usual.prompt_tokens + usual.new_tokens
+    new = min(usual.new_tokens, max(1, most // 2))
+    return SpeedConfig(prompt_tokens=min(usual.prompt_tokens, max(1, most - new)), new_tokens=new)
 
 
 def _without_weights(record: ModelRecord) -> "nn.Module":

@@ -228,7 +228,7 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     used = config.observed(tables)
     of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
-    if any(table.speed for table in tables):
+    if any(table.speed or any(config.cuts[cut].needs_costs for cut in table.named("cuts")) for table in tables):
         lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
     for where, tokens in sorted(lengths.items()):
         try:

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from replaceme.calibration.documents import KINDS
 from replaceme.calibration.tokens import TOKEN_FIELDS
 from replaceme.cli import main
 from replaceme.config import schema
-from replaceme.config.calibrations import MICRO
+from replaceme.config.calibrations import MICRO, suffix_of
 from replaceme.config.command_line import add_options, from_options, to_flags
 from replaceme.config.evaluations import (
     NAMED,
@@ -22,6 +23,7 @@ from replaceme.config.evaluations import (
     evaluation_flags,
 )
 from replaceme.config.fits import METHODS, fit_config
+from replaceme.config.units import UNITS
 from replaceme.core.places import HALF
 from replaceme.steps import evaluate
 from replaceme.steps.index import STEPS
@@ -51,7 +53,7 @@ def cuts(size):
     )
 
 
-DATASET = TEXT.filter(lambda text: text not in MICRO)  # of which less can be told
+DATASET = TEXT.filter(lambda text: text not in MICRO and suffix_of(text) not in KINDS)  # of which less can be told
 SECTIONS = {
     "model": st.builds(schema.ModelConfig, source=TEXT, revision=MAYBE_TEXT),
     "calibration": st.builds(
@@ -60,7 +62,9 @@ SECTIONS = {
         seed=st.integers(0, 2**31 - 1), shards=COUNT, batch_size=COUNT, dtype=st.sampled_from([*DTYPES, "float64"]),
     ),
     "cut in blocks": cuts({"blocks": COUNT}),
-    "cut as a ratio": cuts({"ratio": st.floats(0, 1, exclude_min=True, exclude_max=True)}),
+    "cut as a ratio": cuts(
+        {"ratio": st.floats(0, 1, exclude_min=True, exclude_max=True), "of": st.sampled_from([*UNITS])}
+    ),
     "full fit": st.builds(schema.FitConfig, ridge=FINITE, ridge_relative=FINITE),
     "identity": st.builds(schema.FitConfig, transform=st.just("identity")),
     "method": st.builds(
