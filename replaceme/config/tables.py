@@ -107,6 +107,11 @@ class TableConfig(Strict):
         own = [getattr(row, section.removesuffix("s")) for row in self.pruned]
         return list(dict.fromkeys(name for name in [*getattr(self, section), *own] if name is not None))
 
+    def named_with(self, model: str, section: str) -> list[str]:
+        """Return the names of a section in the rows of one model, once each."""
+        own = [getattr(row, section.removesuffix("s")) for row in self.pruned if row.model == model]
+        return list(dict.fromkeys(name for name in own if name is not None))
+
     @property
     def row_names(self) -> list[str]:
         """Names of all rows: `model` for each baseline, `model/calibration/cut/fit`, and the same with `/healing`."""

@@ -28,9 +28,9 @@ def memory_problems(config: Config, outlines: Outlines, memory: int, device: str
         tables = [table for table in config.tables.values() if name in table.named("models")]
         for one in config.observed(tables):
             lines += [f"calibrations.{one} on models.{name}: {line}" for line in _passes(config, one, outline, room)]
-        for one in sorted({one for table in tables for one in table.named("cuts")}):
+        for one in sorted({one for table in tables for one in table.named_with(name, "cuts")}):
             lines += [f"cuts.{one} on models.{name}: {line}" for line in _choice(config, one, tables, outline, room)]
-        for one in sorted({one for table in tables for one in table.named("fits")}):
+        for one in sorted({one for table in tables for one in table.named_with(name, "fits")}):
             lines += [f"fits.{one} on models.{name}: {line}" for line in _method(config, one, tables, outline, room)]
         for one in sorted({table.evaluation for table in tables if table.evaluation}):
             if is_encoder(outline.config) and not config.evaluations[one].zeroshot:

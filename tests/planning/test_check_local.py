@@ -213,6 +213,24 @@ def test_a_method_that_a_model_is_not_for(llama, gemma, refuses):
         check_inputs(config(gemma, {"fits": ["slices"]}, fits=fits), "x")
 
 
+def test_of_single_rows_each_model_is_judged_by_its_own(llama, gemma, refuses):
+    own = {"fits": {"slices": {"method": "slicegpt"}}, "models": {"b": {"source": str(gemma)}}}
+    for other, problem in (
+        ("n2/ls", None),
+        ("n9/ls", "cuts.n9 on models.b: "),
+        ("n2/slices", "fits.slices on models.b: "),
+    ):
+        rows = ["a/micro/n2/slices", f"b/micro/{other}"]
+        section = config(
+            llama, {**{key: [] for key in ("models", "calibrations", "cuts", "fits")}, "rows": rows}, **own
+        )
+        if problem is None:
+            check_inputs(section, "x")
+        else:
+            with refuses(f"x: {problem}", lines=1):
+                check_inputs(section, "x")
+
+
 def olmo_like(folder, tmp_path):
     """A model's folder as that of an architecture into which no factor on the residual stream can be folded."""
     path = Path(shutil.copytree(folder, tmp_path / "olmo")) / "config.json"
