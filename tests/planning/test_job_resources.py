@@ -92,9 +92,12 @@ def test_work_follows_the_config(micro):
     assert work_of("candidates", micro, NAMES, outline).squares == 26 + 2 * 26  # starts 1 to 26
     assert rule_of_fit(micro, NAMES) == "transform"
     fits = {**micro.fits, "kl": FitConfig(objective="kl", kl_steps=10, kl_sequences=2)}
+    fits["flat"] = fit_config(method="flattengpt", shortlist=0.5)
     trained, of_kl = micro.model_copy(update={"fits": fits}), {**of_fit, "fit": "kl"}
     assert rule_of_fit(trained, of_kl) == "transform_end_to_end"
     assert work_of("transform", trained, of_kl, outline).tokens == 200 * 256 + 10 * 2 * 256
+    flattened = work_of("transform", trained, {**of_fit, "fit": "flat"}, outline)
+    assert (flattened.width, flattened.waiting) == (11_008 * 3 // 2, 2 * 200 * 256 * 4096)
     kind = micro.fits["recycled-cosine"].regression.kind
     widths = {rule: work_of(rule, micro, {**NAMES, "kind": kind}, outline).width for rule in ("sum", "recycle")}
     assert widths == {"sum": 11_008, "recycle": 11_008 + 4096}, "chosen from wider sums than are taken afterwards"
@@ -200,7 +203,6 @@ def test_images_count_by_their_pixels():
     ({"method": "llm_streamline"}, 1, 3),
     ({"method": "llm_streamline"}, 4, 9),
     ({"method": "llm_pruner"}, 1, 0),
-    ({"method": "flattengpt"}, 4, 2),
     ({}, 1, 0),
 ])  # fmt: skip
 def test_states_of_the_whole_text(fit, groups, copies):
