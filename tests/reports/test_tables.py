@@ -37,6 +37,7 @@ def evaluation(folder, one, two, log_likelihoods, parameters=750):
     record = {
         "parameters": parameters,
         "file_bytes": 2 * parameters,
+        "cache_bytes_per_token": 16 * parameters,
         "tasks": scored,
         "average": {"value": average[0], "stderr": average[1]},
         "perplexity": {
@@ -53,7 +54,8 @@ def evaluation(folder, one, two, log_likelihoods, parameters=750):
 
 def speed(folder, rate=100.0):
     rates = {name: {"median": rate, "interquartile_range": 1.0} for name in SPEED if name.endswith("per_s")}
-    put(folder / "speed.json", {"peak_memory_bytes": 7 * 10**8} | rates)
+    latency = {"latency_s": {"median": 25.6 / rate, "interquartile_range": 0.0}}
+    put(folder / "speed.json", {"peak_memory_bytes": 7 * 10**8} | latency | rates)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_outcomes_of_other_programs(results, tmp_path):
         put(folder / "exports/llama.cpp.json", {"programs": {"llama.cpp": {"outcome": outcome}}})
     frame = tables.collect(rows, baselines, "micro", exports=["llama.cpp"])
     assert [None if pandas.isna(one) else one for one in frame["export_llama.cpp"]] == [None, "passed", "failed"]
-    assert list(frame.columns)[-4:] == ["export_llama.cpp", *SPEED], "what depends on the machine is last"
+    assert list(frame.columns)[-5:] == ["export_llama.cpp", *SPEED], "what depends on the machine is last"
     render.write(frame, tmp_path / "table", "")
     assert "| llama.cpp |" in (tmp_path / "table.md").read_text()
     with pytest.raises(ReplaceMeError, match=r"exports/vllm\.json is missing"):
@@ -190,9 +192,21 @@ def test_a_method_that_removes_no_block_and_brings_code(results, tmp_path):
 
 def test_cost_is_last(results):
     frame = tables.collect(*results, "micro")
-    assert tuple(frame.columns[-5:]) == (*tables.SIZE, *SPEED)
+    assert tuple(frame.columns[-7:]) == (*tables.SIZE, tables.CACHE, *SPEED)
     assert list(frame["parameters"]) == [1000, 750, 750] and list(frame["compression"]) == [0, 0.25, 0.25]
     assert tables.task_columns(frame.columns) == ["micro_one", "micro_two", "micro_last"]
+    assert list(frame["cache_bytes_per_token"]) == [16000, 12000, 12000]
+    cost = render.tables(frame)[-1]
+    shown = dict(zip([column.header for column in cost.columns], cost.cells[1], strict=True))
+    assert (shown["cache B"], shown["latency ms"]) == ("12,000", "256")
+
+
+def test_encoders_have_no_cache(results):
+    rows, baselines = results
+    for folder in (*rows, *baselines):
+        record = json.loads((folder / "evaluation/micro.json").read_text())
+        put(folder / "evaluation/micro.json", {**record, "cache_bytes_per_token": None})
+    assert tables.CACHE not in tables.collect(rows, baselines, "micro")
 
 
 def test_without_speed_a_table_has_its_sizes_alone(results, tmp_path):
