@@ -78,8 +78,8 @@ def prune(
     cut = cut or validated(CutConfig, {"blocks": blocks, "ratio": ratio, "of": of}, "prune")
     stages = Stages()
     with opened(str(source), revision, dequantise, out, stages) as record:
-        record = with_costs(record, cut, costs, (device, gpus), stages)
         asked = checked_request(record, out, cut, fit, (calibration, texts, images), (device, gpus))
+        asked = with_costs(asked, costs, (device, gpus), stages)
         with checking(asked) if verify else nullcontext() as check:
             loaded = load(asked, device, gpus, stages)
             device = loaded.device

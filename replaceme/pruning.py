@@ -17,6 +17,7 @@ from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import widest
 from replaceme.config.methods import MethodConfig
+from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
 from replaceme.core.stages import Stages, rounded
 from replaceme.fitting.recommended import default_fit
@@ -77,25 +78,6 @@ def opened(
         yield record
 
 
-def with_costs(
-    record: ModelRecord, cut: CutConfig, path: str | Path | None, where: tuple[str, int], stages: Stages
-) -> ModelRecord:
-    """Return the record of a model with what its parts cost in the unit of a cut: as a file says, or else as counted or
-    measured on `where`, a device and a number of GPUs; unchanged where the unit is parameters.
-    """
-    if path is not None or not cut.needs_costs:
-        return record.with_costs(path)
-    from replaceme.evaluation.parts import part_costs, usual_lengths
-    from replaceme.models.loading import RunsOn
-    from replaceme.models.model_config import pick_device, pick_dtype
-
-    with stages("measure parts"):
-        device = pick_device(where[0])
-        config = read_config(record.folder)
-        runs_on = RunsOn(device, pick_dtype("auto", device, config), where[1])
-        return replace(record, costs=part_costs(record, cut.of, usual_lengths(config, record.source), runs_on))
-
-
 def checked_request(
     record: ModelRecord,
     out: str | Path,
@@ -114,7 +96,8 @@ def checked_request(
 
     source = record.source
     check_out(record.folder, out)
-    possible_spans(cut, record)
+    if not cut.needs_costs:
+        possible_spans(cut, record)
     config = read_config(record.folder)
     calibration = calibration_of(*text, longest_sequence(config, source))
     check_calibration(config, calibration, source)
@@ -124,6 +107,32 @@ def checked_request(
     check_section(config, fit, source)
     check_together(cut, fit)
     return Asked(record, config, cut, fit, calibration, text[1])
+
+
+def with_costs(asked: Asked, path: str | Path | None, where: tuple[str, int], stages: Stages) -> Asked:
+    """Return what was asked for with what the model's parts cost in the unit of its cut: as a file says, or else as
+    counted or measured on `where`, a device and a number of GPUs; unchanged where the unit is parameters.
+    """
+    if not asked.cut.needs_costs:
+        if path is not None:
+            raise ReplaceMeError(
+                f"{path}: costs are for a ratio of another unit than parameters; set `of`, or drop them"
+            )
+        return asked
+    from replaceme.cuts.choose import possible_spans
+    from replaceme.evaluation.parts import part_costs, usual_lengths
+    from replaceme.models.loading import RunsOn
+    from replaceme.models.model_config import pick_device, pick_dtype
+
+    record = asked.record.with_costs(path)
+    if path is None:
+        with stages("measure parts"):
+            device = pick_device(where[0])
+            runs_on = RunsOn(device, pick_dtype("auto", device, asked.config), where[1])
+            lengths = usual_lengths(asked.config, record.source)
+            record = replace(record, costs=part_costs(record, asked.cut.of, lengths, runs_on))
+    possible_spans(asked.cut, record)
+    return replace(asked, record=record)
 
 
 def load(asked: Asked, device: str, gpus: int, stages: Stages) -> Loaded:

@@ -160,6 +160,7 @@ BAD = {
     "no size": ({}, "give either blocks or ratio"),
     "two sizes": ({"blocks": 2, "ratio": 0.5}, "give either blocks or ratio"),
     "cut and blocks": ({"blocks": 2, "cut": CutConfig(blocks=3)}, "give either a cut section or blocks or ratio"),
+    "costs of parameters": ({"blocks": 2, "costs": "x.json"}, "x.json: costs are for a ratio of another unit"),
     "too many blocks": ({"blocks": 6}, "cannot remove 6 of 6 blocks"),
     "ratio out of reach": ({"ratio": 0.99}, "ratio 0.99 is out of reach"),
     "a missing file": ({"texts": "none.txt", "blocks": 2}, "none.txt: no such file"),

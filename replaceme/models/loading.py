@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.tables import CACHE
 from replaceme.core.errors import ReplaceMeError, in_one_line, printable
 from replaceme.core.files import read_json
 from replaceme.core.quiet import quiet_transformers
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json as it is
-CACHE_BYTES = "cache_bytes_per_token"
 SAMPLE = "The quick brown fox, 3 times; it's over."
 POOLER = "pooler."  # on top of an encoder, which many are saved without
 
@@ -161,7 +161,7 @@ def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int | None]:
     checkpoint = open_checkpoint(folder, separate=True)
     dtype = stored_dtype(checkpoint.config)
     cache = cache_bytes_per_token(model, dtype) if checkpoint.family.predicts else None
-    return {"parameters": model.num_parameters(), "file_bytes": checkpoint.file_bytes, CACHE_BYTES: cache}
+    return {"parameters": model.num_parameters(), "file_bytes": checkpoint.file_bytes, CACHE: cache}
 
 
 def _load(auto_class: Any, folder: str | Path, dtype: str, device: str, held: Held) -> "PreTrainedModel":

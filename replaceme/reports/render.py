@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.exports import COLUMN
 from replaceme.config.metrics import every_metric
+from replaceme.config.tables import CACHE
 from replaceme.core.files import write_text
 from replaceme.reports.tables import task_columns
 
@@ -69,7 +70,7 @@ SUMMARY = (
 SIZE = (
     Column("parameters", "parameters", "count", meaning="number of parameters"),
     Column("MB", "file_bytes", "percent", 1e-6, meaning="size of the weights on disk, 10^6 bytes"),
-    Column("cache B", "cache_bytes_per_token", "count", meaning="key-value cache of a token, bytes"),
+    Column("cache B", CACHE, "count", meaning="key-value cache of a token, bytes"),
 )
 SPEED = (
     Column("prefill tok/s", "prefill_tokens_per_s", "rate", 1, "max", "prompt tokens per second, median"),

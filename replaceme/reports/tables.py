@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config.exports import COLUMN
 from replaceme.config.methods import NARROWING
 from replaceme.config.result_paths import row_of
-from replaceme.config.tables import BASELINE, KEYS, RATES, SPEED
+from replaceme.config.tables import BASELINE, CACHE, KEYS, RATES, SPEED
 from replaceme.core import uncertainty
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas
 
 SIZE = ("parameters", "file_bytes")
-CACHE = "cache_bytes_per_token"  # not of encoders
 DIVERGENCE = ("kl", "kl_stderr")
 
 

@@ -80,9 +80,9 @@ def read_record(path: str | Path, *keys: str) -> dict[str, Any]:
 
 
 def costs_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --costs."""
+    """Add --costs, which short help leaves out."""
     text = "costs of the model's parts in the unit of --of, made by `replaceme parts`"
-    parser.add_argument("--costs", metavar="FILE", help=text)
+    parser.add_argument("--costs", metavar="FILE", help=text).rare = True
 
 
 def check_shards(paths: list[str]) -> tuple[list[str], Origin]:

@@ -74,9 +74,11 @@ def _options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _is_short(action: argparse.Action) -> bool:
-    """Return whether short help shows an option: all of the command's own, and those of config sections that are in
-    SHORT.
+    """Return whether short help shows an option: all of the command's own that are not rare, and those of config
+    sections that are in SHORT.
     """
+    if getattr(action, "rare", False):
+        return False
     return not hasattr(action, "section") or action.required or action.dest in SHORT.get(action.section.__name__, {})
 
 

@@ -16,7 +16,6 @@ SHORT = {
     "CutConfig": {
         "blocks": "Blocks to remove.",
         "ratio": "Or the share of the model to remove.",
-        "of": "What the ratio is a share of.",
         "metric": "What the choice of the blocks minimises.",
     },
     "FitConfig": {
