@@ -2,7 +2,7 @@
 
 - residual: 1 - R^2 of the fit, sum |M T - R|^2 / sum |R|^2, from the statistics alone.
 - cosine_after_fit: mean over tokens of 1 - cos(Y + M T, hidden_states[end-1]), Y = hidden_states[start-1] - M, with the
-  T of that candidate: a second pass over the same tokens.
+  T of that candidate: a second pass over the same tokens, as far as the first one's states were not kept (`repeated`).
 - loss, kl: by how much the language-model loss rises, and the KL divergence of next-token distributions from the whole
   model's, in nats per token, on sequences that no T was fitted to, when the model runs with that candidate's T in place
   of the blocks. Both come from the same forward passes; the whole model runs once a batch.
@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from replaceme.activations.capture import Activations, capture
+from replaceme.activations.capture import Activations
 from replaceme.activations.comparison import compare
+from replaceme.activations.repeated import repeated
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
@@ -29,7 +30,6 @@ from replaceme.config.placement import MLP
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.named import import_named
 from replaceme.core.places import Place, Span
-from replaceme.core.progress import progress
 from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes
@@ -116,10 +116,7 @@ def measure_candidates(
     needed = 8 * (len(starts) + 2 * len(candidates)) * base.config.get_text_config().hidden_size ** 2
     log.info("statistics and fits of %d candidates: %.1f GB", len(candidates), needed / 1e9)
 
-    def passes(description: str) -> Iterator[Activations]:
-        batches = progress(tokens.batches(batch_size), description, unit="batch")
-        return capture(base, family, batches, wanted_by(MLP, candidates))
-
+    passes = repeated(base, family, tokens, batch_size, wanted_by(MLP, candidates), needed)
     fits = _fits(passes("statistics of all cuts"), candidates)
     if family.post_norm is not None:
         gains = Gains(candidates, fits)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme.activations import language_loss
+from replaceme.activations import language_loss, repeated
 from replaceme.activations.statistics import Statistics
 from replaceme.calibration.tokens import Tokens
 from replaceme.cuts.after_fit import measure_candidates, split
@@ -52,6 +52,23 @@ def test_more_blocks_than_the_model_has_are_refused_before_a_forward_pass(llama,
 def test_two_runs_give_the_same_numbers(llama, make_tokens, blocks_of):
     one, two = (measure_candidates(*blocks_of(llama), make_tokens(), [2], 5) for _ in range(2))
     assert one == two
+
+
+@pytest.mark.parametrize(("kept", "runs"), [(0, 6 + 6), (2, 6 + 4), (6, 6)])
+def test_a_second_pass_runs_only_what_memory_had_no_room_for(llama, make_tokens, blocks_of, monkeypatch, kept, runs):
+    """Room for some of six batches: the numbers are those of passes that keep nothing."""
+    model, family = blocks_of(llama)
+    monkeypatch.setattr(repeated, "_bytes", lambda batch: 4)
+    found = []
+    for room in (0, kept):
+        sums = 8 * 3 * 16**2  # a Gram, a cross term and a map
+        monkeypatch.setattr(repeated, "free_memory", lambda device, free=sums + 16 * room + 1: free)
+        ran: list[int] = []
+        hook = model.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
+        found.append(measure_candidates(model, family, make_tokens(samples=30), [5], 5))
+        hook.remove()
+    assert found[0] == found[1]
+    assert len(ran) == runs
 
 
 def test_too_few_tokens_to_tell_candidates_apart(llama, make_tokens, refuses):
