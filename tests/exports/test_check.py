@@ -192,12 +192,10 @@ def test_the_questions_to_the_server_of_llama_cpp(llama, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def short_micro(tmp_path_factory):
-    """The embedded model with four blocks less, a map in their place."""
+    """The embedded model without blocks 2 to 19, a map in their place: what is left is soon converted."""
     out = tmp_path_factory.mktemp("exports") / "model"
     matrix = torch.eye(192, dtype=torch.float64) + 0.01
-    merge(
-        MICRO, cut_of([(10, 14)], resolve(str(MICRO)).num_blocks), [Transform(matrix, {"solver": "by hand"})], out, {}
-    )
+    merge(MICRO, cut_of([(2, 20)], resolve(str(MICRO)).num_blocks), [Transform(matrix, {"solver": "by hand"})], out, {})
     return out
 
 
