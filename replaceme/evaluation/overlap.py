@@ -47,7 +47,7 @@ def measured_on(config: Mapping[str, Any], folder: Path) -> Measured:
         return Measured(task, (), str(path), config.get("dataset_name"), split)
     files = (config.get("dataset_kwargs") or {}).get("data_files") or ()
     if isinstance(files, Mapping):
-        files = files.get(split, ())
+        files = files.get(split) or ()  # nothing where a function names them, which is not run here
     patterns = [files] if isinstance(files, str) else list(files)
     return Measured(task, tuple(path for pattern in patterns for path in _files(str(pattern), folder)))
 

@@ -37,6 +37,11 @@ def folder(tmp_path):
         "hub": {"task": "hub", "dataset_path": "Owner/Text", "dataset_name": "en", "validation_split": "validation"},
     }.items():
         (tasks / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    # its file is named by a function, which is not run
+    (tasks / "by_function.yaml").write_text(
+        "task: computed\ndataset_path: json\ntest_split: test\n"
+        "dataset_kwargs: {data_files: {test: !function own.files}}\n"
+    )
     (tasks / "broken.yaml").write_text("local: [\n")
     return tasks
 
@@ -67,6 +72,7 @@ def test_the_same_file_by_path_or_by_content(told, folder, tmp_path, task):
     for path in ("data/train.jsonl", "data/none.jsonl"):  # of equal size, and not there
         assert told({"dataset": str(folder / path)}, [task]) == []
     assert told({"dataset": "micro"}, [task]) == []
+    assert told({"dataset": str(same)}, ["computed"]) == []
 
 
 def test_the_same_split_of_the_hub(told):
