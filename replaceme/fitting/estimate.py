@@ -98,7 +98,7 @@ def seconds(pace: Pace, passes: "Passes", hidden: int, cut: CutConfig, fit: FitC
         return pace.solve * (width / WIDTH) ** 3
 
     total = _of_choice(pace, positions, len(passes.tokens), len(blocks), cut) if cut.start is None else 0.0
-    if cut.needs_candidates:
+    if cut.fits_candidates:
         total += len(blocks) * solve(hidden)
     if fit.unfitted:
         return total
@@ -128,12 +128,12 @@ def _of_choice(pace: Pace, positions: int, samples: int, blocks: int, cut: CutCo
     """Return the estimate for the choice of the cut, without solves."""
     if not cut.needs_candidates:
         return positions * pace.forward
-    blocks *= 1 + (cut.halves or cut.own_code)  # of which each may begin a candidate, or its middle
+    parts = 1 + (cut.halves or cut.own_code)  # of a block, each of which may begin a candidate
     positions *= min(1.0, (cut.samples or samples) / samples)
-    found = 2 * positions * (pace.forward + 1.5 * blocks * pace.sums)
+    found = 2 * positions * (pace.forward + 1.5 * parts * blocks * pace.sums)
     if cut.needs_loss or cut.search in ("iterative", *OWN_METRIC):
-        rounds = _removed(cut, blocks) if cut.search in ("iterative", *OWN_METRIC) else 0.25
-        found += positions * pace.forward * blocks * rounds
+        rounds = parts * _removed(cut, blocks) if cut.search in ("iterative", *OWN_METRIC) else 0.25
+        found += positions * pace.forward * parts * blocks * rounds
     return found
 
 

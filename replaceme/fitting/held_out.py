@@ -25,7 +25,10 @@ TOKENS = 128  # of each, at most
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality of both models' predictions: `perplexity` before and after, and `kl`, in nats per token."""
+    """Quality of both models' predictions: `perplexity` before and after, over `tokens`, and `kl`, in nats per token.
+
+    `tokens` are those that follow another and that a model predicts; `kl` is over all, those of pictures too.
+    """
 
     sequences: int
     tokens: int
@@ -84,4 +87,4 @@ def compare_predictions(
     tokens = _few(tokens)
     whole, short = compare(model, [predicting(model, family, groups, transforms)], tokens, "held-out text")
     perplexities = (math.exp(min(one.mean_loss, 700.0)) for one in (whole, short))
-    return Quality(len(tokens), tokens.count, *perplexities, short.mean_divergence)
+    return Quality(len(tokens), int(whole.counted.sum()), *perplexities, short.mean_divergence)

@@ -7,6 +7,7 @@ beside it (see `custom_code`).
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,14 +145,19 @@ def _warn_if_read_otherwise(folder: Path, tokenizer: Any) -> None:
     named = read_json(settings, "download it again")
     if not isinstance(named, dict) or named.get("tokenizer_class") not in PLAIN:
         return
-    from tokenizers import Tokenizer
-
-    said = Tokenizer.from_file(str(path)).encode(SAMPLE, add_special_tokens=False).ids
-    if said != tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]:
+    if _encoded(path, path.stat().st_mtime_ns) != tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]:
         log.warning(
             "%s: transformers reads it as %s, by the model's type, and encodes text otherwise than the file says; use "
             "a tokenizer that was made for this type", path, type(tokenizer).__name__,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _encoded(path: Path, changed: int) -> list[int]:
+    """Return the ids of SAMPLE by a tokenizer.json, which may take a second to read, when it was last `changed`."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path)).encode(SAMPLE, add_special_tokens=False).ids
 
 
 def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int | None]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from replaceme.core.errors import ReplaceMeError, in_one_line
+from replaceme.core.places import shown
 from replaceme.models.config_defaults import accepted
 from replaceme.models.family import Family
 from replaceme.models.model_config import pruned_config, spelled_out
@@ -79,7 +80,7 @@ def fault_of(config: dict[str, Any], family: Family, groups: Sequence[tuple[int,
 
 @cache
 def _fault(config_text: str, family: Family, groups: tuple[tuple[int, int], ...]) -> str | None:
-    span = ", ".join(f"{start}-{end - 1}" for start, end in groups)
+    span = shown(groups)
     try:
         config, kinds = _whole(config_text, family)
         block = changed_block(config, family, groups, kinds, "config.json")

@@ -17,6 +17,7 @@ import torch
 from replaceme.activations.capture import Wanted, capture, put_out
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.cut_record import Cut
+from replaceme.core.places import shown
 from replaceme.models.checkpoints import open_checkpoint, read_config, with_derived_lists
 from replaceme.models.family import Family
 from replaceme.models.loading import load_text_model
@@ -102,10 +103,10 @@ def _keeps(config: dict[str, Any], family: Family, groups: Groups, kinds: Sequen
     try:
         block = changed_block(config, family, groups, kinds, "the small model")
     except Exception as error:  # of the class, which may need a block of each kind
-        return False, f"without blocks {groups} transformers cannot make it ({str(error).splitlines()[0]})"
+        return False, f"without blocks {shown(groups)} transformers cannot make it ({str(error).splitlines()[0]})"
     return (
         block is None,
-        f"without blocks {groups}, block {block} is of another kind, as its config has no list of kinds",
+        f"without blocks {shown(groups)}, block {block} is of another kind, as its config has no list of kinds",
     )
 
 

@@ -142,7 +142,7 @@ def _check_config(folder: str | Path) -> None:
     family = family_of(original_config(config), str(folder))
     blocks = family.sizes(config).get(family.depth)
     for key in family.lists:
-        values = config.get(key)
+        values = family.sizes(config).get(key)
         if values is not None and len(values) != blocks:
             raise ReplaceMeError(f"{folder}/config.json: {key} has {len(values)} entries for {blocks} blocks")
 
@@ -179,7 +179,9 @@ def _check_by_loading(
         if checks.get("logits", {}).get("outcome") == PASSED:
             logits = expected(tokens) if fresh.here else logits
             allowed = tolerance({kind for *_, kind in open_checkpoint(record.folder).tensors.values()}, edited)
-            checks["logits"] = outcome(_check_logits, fresh.work / "logits.safetensors", logits, tokens.mask, allowed)
+            checks["logits"] = outcome(
+                _check_logits, fresh.work / "logits.safetensors", logits, tokens.mask, allowed, _beside(record)
+            )
     left_out = not_checked("the weights did not load") if enough else memory
     if is_encoder(read_config(folder)):
         checks["generation"] = not_checked("an encoder generates nothing")
@@ -226,7 +228,16 @@ def _check_template(path: Path, source: str | Path) -> None:
         raise ReplaceMeError(f"chat templates are not those of the original ({names[0]}, not {names[1]}); merge again")
 
 
-def _check_logits(path: Path, expected: "torch.Tensor", mask: "torch.Tensor", allowed: float) -> dict[str, float]:
+def _beside(record: ModelRecord) -> str:
+    """Return what else logits may differ by: the hooks do without the epsilon of a norm after the MLP."""
+    if family_of(read_config(record.folder), record.folder).post_norm is None:
+        return ""
+    return ", or look what its MLPs put out: the norm after them does not scale what is as small as its epsilon"
+
+
+def _check_logits(
+    path: Path, expected: "torch.Tensor", mask: "torch.Tensor", allowed: float, beside: str
+) -> dict[str, float]:
     """Check that the largest |difference| / |logits| over the unmasked tokens is within `allowed`, and return it."""
     from safetensors.torch import load_file
 
@@ -239,6 +250,6 @@ def _check_logits(path: Path, expected: "torch.Tensor", mask: "torch.Tensor", al
     if not difference <= allowed:  # NaN is not
         raise ReplaceMeError(
             f"logits differ from those of the original with the transform applied by {difference:.2g} of their size, "
-            f"{allowed:.2g} is allowed; merge again"
+            f"{allowed:.2g} is allowed; merge again{beside}"
         )
     return {"relative_difference": difference, "allowed": allowed}

@@ -52,7 +52,7 @@ def test_predictions_are_those_of_the_saved_model(llama, calibration, tokenizer,
         counted += int(mask.sum()) - 1
         kl += float((found[0].exp() * (found[0] - found[1])).sum())
     predictions = summary["predictions"]
-    assert (predictions["sequences"], predictions["tokens"], predictions["text"]) == (10, more.count, "held out")
+    assert (predictions["sequences"], predictions["tokens"], predictions["text"]) == (10, counted, "held out")
     expected = (*(exp(loss / counted) for loss in losses), kl / more.count)
     assert [predictions[name] for name in ("perplexity", "perplexity_after", "kl")] == pytest.approx(expected, rel=1e-4)
     assert summary["blocks"] == (6, 4) and summary["parameters"][1] < summary["parameters"][0]
@@ -63,7 +63,7 @@ def test_predictions_are_those_of_the_saved_model(llama, calibration, tokenizer,
         "least squares, placement block, residual 0.", "nats per token", "time        load ", "B at most\n",
         "lm_eval --model hf", "trust_remote_code=True)",
     ):  # fmt: skip
-        assert line.replace("152", str(more.count)) in text
+        assert line.replace("152", str(counted)) in text
 
 
 @pytest.mark.parametrize(("cut", "fit", "passes", "solves"), [
@@ -73,6 +73,8 @@ def test_predictions_are_those_of_the_saved_model(llama, calibration, tokenizer,
     ({"metric": "cosine"}, {"ridge": "auto"}, 2, 21),
     ({}, {}, 1 + 2 * 0.5, 1 + 6),
     ({"start": 2}, {"objective": "kl", "kl_steps": 10}, 1 + 4 * 10 * 4 / 24, 1),
+    # 12 attentions and MLPs in each of 4 rounds, without a fit
+    ({"search": "sublayers", "metric": "kl_without", "samples": 12}, {}, 1 + 0.5 * (2 + 12 * 4), 1),
 ])  # fmt: skip
 def test_the_time_of_a_shortening_by_its_pace(llama, blocks_of, cut, fit, passes, solves):
     """24 sequences of 20 positions, the default cut on half of them; a pass takes 480 s, a solve 1/4096 of 256's."""

@@ -120,9 +120,9 @@ def test_a_cut_after_which_another_block_would_be_of_another_kind(refuses, monke
     family = Family(fold=("feed_forward.down_proj.weight",), mlp_output="feed_forward", kinds=True, lists=())
     monkeypatch.setitem(PROPOSED, "jamba", family)
     check_kinds(config, family, [(1, 9)], "m")
-    with refuses("m: without blocks 2-2, block 3 would be of another kind", "take another cut"):
+    with refuses("m: without blocks [2, 3), block 3 would be of another kind", "take another cut"):
         check_kinds(config, family, [(2, 3)], "m")
-    with refuses("m: without blocks 4-15", "transformers cannot make the model", "take another cut"):
+    with refuses("m: without blocks [4, 16)", "transformers cannot make the model", "take another cut"):
         check_kinds(config, family, [(4, 16)], "m")
 
 
