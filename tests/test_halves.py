@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import family_checks
 import pytest
+import tiny_families
 import torch
-from family_checks import EXACT, HALVES, VARIANTS
+from family_checks import EXACT, HALVES
 from given import cut_of
+from tiny_families import VARIANTS
 from transformers import AutoModelForCausalLM
 
 import replaceme
@@ -50,12 +52,12 @@ def test_the_saved_model_is_the_original_without_the_halves(variant):
 
 @pytest.mark.parametrize("variant", sorted(WHOLE))
 def test_blocks_without_a_middle_are_refused(variant, refuses):
-    config = read_config(family_checks.source(variant))
+    config = read_config(tiny_families.source(variant))
     with refuses("m: a cut cannot begin in the middle of its blocks", "cut whole blocks"):
         check_halves(family_of(config, "m"), "m")
     with refuses("cannot begin in the middle"):
-        found = family_checks.transforms(variant, "mlp", groups=[(1, 2), (4, 5)])
-        merge(family_checks.source(variant), cut_of(HALVES, 6), found, "unwritten", {})
+        found = tiny_families.transforms(variant, "mlp", groups=[(1, 2), (4, 5)])
+        merge(tiny_families.source(variant), cut_of(HALVES, 6), found, "unwritten", {})
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
@@ -199,7 +201,7 @@ SUBLAYERS = [(1, 1.5), (2.5, 3.5), (4.5, 5)]  # attention 1; MLP 2 and attention
 @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "opt"])
 def test_a_saved_model_without_single_sublayers(request, name, tmp_path):
     """Its blocks lack an attention or an MLP, by the code it brings, and it generates the same with a cache."""
-    folder = request.getfixturevalue(name) if name in ("llama", "gemma") else family_checks.source(name)
+    folder = request.getfixturevalue(name) if name in ("llama", "gemma") else tiny_families.source(name)
     config, cut = read_config(folder), cut_of(SUBLAYERS, 6)
     family = family_of(config, name)
     assert kept_halves(6, SUBLAYERS) == [(0, 0), (None, 1), (2, 3), (4, None), (5, 5)] and not cut.pairs_up
@@ -264,4 +266,4 @@ def test_sublayers_go_one_by_one_where_a_parameter_costs_least(llama, make_token
     with refuses("not those of single sublayers by parameters"):
         choose(cut, record, candidates=[{"start": 1, "end": 2, "kl": 1.0}])
     with refuses("m: single sublayers of mixtures of experts"):
-        check_cut(read_config(family_checks.source("mixtral")), cut, "m")
+        check_cut(read_config(tiny_families.source("mixtral")), cut, "m")

@@ -6,13 +6,13 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import family_checks
 import numpy as np
+import tiny_families
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-SIDE = family_checks.VISION["image_size"]
+SIDE = tiny_families.VISION["image_size"]
 PREPROCESSOR = {
     "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": SIDE},
     "do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}, "do_rescale": True, "rescale_factor": 1 / 255,
@@ -29,7 +29,7 @@ EACH = 4  # pictures of a colour
 
 def write_clip(folder: Path, variant: str = "clip") -> Path:
     """Return a checkpoint with its image processor and a tokenizer that ends a text with `</s>`."""
-    shutil.copytree(family_checks.source(variant), folder, dirs_exist_ok=True)
+    shutil.copytree(tiny_families.source(variant), folder, dirs_exist_ok=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 
-import family_checks
 import pytest
+import tiny_families
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +24,7 @@ from replaceme.models.checkpoints import open_checkpoint
 @pytest.mark.parametrize("variant", ["llama", "phi3", "gemma3_text", "gpt2", "opt", "cohere"])
 def test_the_carrier_computes_what_neurons_of_a_block_would_in_its_place(variant):
     """The oracle: the modules of block 4, norm and MLP, run on what the norm of block 1 is given."""
-    folder = family_checks.source(variant)
+    folder = tiny_families.source(variant)
     checkpoint, model = open_checkpoint(folder), load_model(folder, "float32", "cpu", False)
     family, blocks = checkpoint.family, checkpoint.family.block_modules(model)
     norm, other = (blocks[k].get_submodule(family.mlp_norm.rpartition(".")[0]) for k in (1, 4))
@@ -149,7 +149,7 @@ def test_what_cannot_be_put_there_is_refused(make_llama):
 
     with pytest.raises(ReplaceMeError, match="1 gains of its norm are 0"):
         neurons_of(open_checkpoint(make_llama(edit=edit)), 2, 1)
-    shifted = open_checkpoint(family_checks.source("stablelm"))
+    shifted = open_checkpoint(tiny_families.source("stablelm"))
     named = replace(shifted, family=replace(shifted.family, mlp_norm="post_attention_layernorm.weight"))
     with pytest.raises(ReplaceMeError, match="no bias to take them"):
         neurons_of(named, 4, 1)

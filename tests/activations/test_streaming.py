@@ -2,8 +2,8 @@
 
 import json
 
-import family_checks
 import pytest
+import tiny_families
 import torch
 
 import replaceme
@@ -36,9 +36,9 @@ def same(one, other):
             assert torch.equal(tensor[one.mask], stores[1][block][one.mask]), (name, block)
 
 
-@pytest.mark.parametrize("variant", family_checks.VARIANTS)
+@pytest.mark.parametrize("variant", tiny_families.VARIANTS)
 def test_every_family_gives_the_same_bits(variant, refuses):
-    folder = family_checks.source(variant)
+    folder = tiny_families.source(variant)
     family = family_of(open_checkpoint(folder).config, variant)
     if family.modality == "image":
         with refuses("encoders are not streamed", "streaming: never"):
@@ -49,12 +49,12 @@ def test_every_family_gives_the_same_bits(variant, refuses):
     halves = frozenset() if family.attention is None else frozenset({2.5})
     wanted = Wanted(EVERYTHING.hidden_states | halves, EVERYTHING.mlp_output | halves, inputs, down | halves)
     whole, streamed = both(folder)
-    expected = list(capture(whole, family, [family_checks.samples(variant)], wanted))
+    expected = list(capture(whole, family, [tiny_families.samples(variant)], wanted))
     if family.mixture:
         with refuses("named otherwise than in transformers", "streaming: never"):
-            list(capture(streamed, family, [family_checks.samples(variant)], wanted))
+            list(capture(streamed, family, [tiny_families.samples(variant)], wanted))
         return
-    same(expected[0], next(capture(streamed, family, [family_checks.samples(variant)], wanted)))
+    same(expected[0], next(capture(streamed, family, [tiny_families.samples(variant)], wanted)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import family_checks
 import numpy as np
 import pytest
+import tiny_families
 import torch
 from given import cut_of
 from PIL import Image
@@ -59,7 +60,7 @@ def encoder(tmp_path_factory):
 
     def make(variant):
         folder = tmp_path_factory.mktemp("encoder") / "model"
-        shutil.copytree(family_checks.source(variant), folder)
+        shutil.copytree(tiny_families.source(variant), folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
         return folder
 
@@ -243,7 +244,7 @@ def test_prune_dinov2_with_images_by_name(encoder, photos, tmp_path, fit):
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == 4 and model.config.out_features == ["stage4"]
     start = record["cut"]["groups"][0][0]
-    assert torch.equal(model.encoder.layer[start - 1].layer_scale2.lambda1, torch.ones(family_checks.HIDDEN))
+    assert torch.equal(model.encoder.layer[start - 1].layer_scale2.lambda1, torch.ones(tiny_families.HIDDEN))
 
 
 def test_prune_a_whole_clip_leaves_its_text_tower_alone(encoder, tmp_path):
@@ -262,7 +263,7 @@ def test_prune_a_whole_clip_leaves_its_text_tower_alone(encoder, tmp_path):
 def test_a_classifier_keeps_its_head_and_needs_no_pooler(tmp_path, encoder):
     """As ViT lies on the Hub: tensors `vit.encoder.layer.*`, no pooler."""
     torch.manual_seed(0)
-    config = family_checks.AutoConfig.for_model("vit", **family_checks.VISION, num_labels=3)
+    config = tiny_families.AutoConfig.for_model("vit", **tiny_families.VISION, num_labels=3)
     source = tmp_path / "source"
     ViTForImageClassification(config).save_pretrained(source)
     (source / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
@@ -283,12 +284,12 @@ def new_name_of_vit(name):
 )
 def test_the_other_spelling_of_a_checkpoint(variant, rename, tmp_path):
     """ViT with the names of its modules in transformers 5, CLIP's tower as it lies on the Hub."""
-    source = Path(shutil.copytree(family_checks.source(variant), tmp_path / "source"))
+    source = Path(shutil.copytree(tiny_families.source(variant), tmp_path / "source"))
     tensors = {rename(name): tensor for name, tensor in load_file(source / "model.safetensors").items()}
     assert tensors.keys().isdisjoint(name for name in open_checkpoint(source).tensors if "encoder.layer" in name)
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
-    found = family_checks.transforms(variant, "mlp")
+    cut = cut_of(tiny_families.GROUPS, tiny_families.BLOCKS)
+    found = tiny_families.transforms(variant, "mlp")
     family_checks.merge(source, cut, found, tmp_path / "out", {})
     other = family_checks.loaded(family_checks.shorter(variant, found))
     ours = family_checks.outputs(family_checks.loaded(tmp_path / "out"), variant)

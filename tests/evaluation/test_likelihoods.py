@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from family_checks import FAMILIES, VARIANTS, source
+from tiny_families import FAMILIES, VARIANTS, source
 
 from replaceme.evaluation import likelihoods
 from replaceme.evaluation.batches import Room, first_batch, grouped, room_of

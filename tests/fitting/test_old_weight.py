@@ -2,6 +2,7 @@
 
 import family_checks
 import pytest
+import tiny_families
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ FAMILIES = ("llama", "gpt2", "granite")
 
 
 def model_of(variant):
-    folder = family_checks.source(variant)
+    folder = tiny_families.source(variant)
     checkpoint = open_checkpoint(folder)
     return folder, checkpoint, family_checks.loaded(folder).base_model.double()
 
@@ -44,7 +45,7 @@ def rows_of(model, family, samples, group, recycled=None):
 def test_it_gives_what_the_mlp_adds(variant):
     """But for a bias; where a norm follows, up to a length that is each token's own."""
     _, checkpoint, model = model_of(variant)
-    [found] = capture(model, checkpoint.family, [family_checks.samples(variant)], wanted_by(DOWN, GROUPS[:1]))
+    [found] = capture(model, checkpoint.family, [tiny_families.samples(variant)], wanted_by(DOWN, GROUPS[:1]))
     m, added = (one[0][found.mask] for one in (found.down_input, found.mlp_output))
     fitted = m @ PLACE.old_weight(checkpoint, GROUPS[0])
     if checkpoint.family.post_norm is not None:
@@ -60,7 +61,7 @@ def test_it_gives_what_the_mlp_adds(variant):
 def test_fits_of_several_groups_solve_the_normal_equations(variant, options, estimation):
     """Of rows with sqrt(alpha) I below m and sqrt(alpha) W0 below r, by their singular values."""
     folder, checkpoint, model = model_of(variant)
-    family, samples = checkpoint.family, family_checks.samples(variant)
+    family, samples = checkpoint.family, tiny_families.samples(variant)
     passes = Passes(model, family, samples, 2, "float64")
     config = FitConfig(placement="down_proj", estimation=estimation, **options)
     found = fit_cut(config, GROUPS, resolve(str(folder)), None, lambda: passes, family)
@@ -85,7 +86,7 @@ def test_fits_of_several_groups_solve_the_normal_equations(variant, options, est
 )
 def test_without_end_it_is_the_old_weight(variant, objective):
     folder, checkpoint, model = model_of(variant)
-    passes = Passes(model.float(), checkpoint.family, family_checks.samples(variant), 2, "float32")
+    passes = Passes(model.float(), checkpoint.family, tiny_families.samples(variant), 2, "float32")
     size = {} if "ridge" in objective else {"ridge_relative": HUGE}
     config = FitConfig(placement="down_proj", **objective, **size)
     found = fit_cut(config, GROUPS, resolve(str(folder)), None, lambda: passes, checkpoint.family)

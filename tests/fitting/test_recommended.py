@@ -35,7 +35,7 @@ def test_it_is_trained_where_a_gpu_has_room(llama, chosen, caplog):
 
 
 def test_other_architectures_take_least_squares(chosen, caplog):
-    from family_checks import source
+    from tiny_families import source
 
     caplog.set_level("INFO")
     for variant, reason in (("qwen3_moe", "no one down projection"), ("vit", "no next token")):

@@ -1,8 +1,9 @@
 """A family of each kind that a method does not refuse: the reloaded model is the original run as the method says."""
 
 import pytest
-from family_checks import BLOCKS, EXACT, GROUPS, config_of, difference, loaded, outputs, samples, source
+from family_checks import EXACT, difference, loaded, outputs
 from given import cut_of
+from tiny_families import BLOCKS, GROUPS, config_of, samples, source
 
 from replaceme.config.fits import fit_config
 from replaceme.fitting.passes import Passes

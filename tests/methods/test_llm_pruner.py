@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from family_checks import BLOCKS, EXACT, difference, loaded, outputs, samples, source
+from family_checks import EXACT, difference, loaded, outputs
 from given import cut_of
+from tiny_families import BLOCKS, samples, source
 
 from replaceme.activations.language_loss import mean_loss
 from replaceme.config.fits import FitConfig, fit_config

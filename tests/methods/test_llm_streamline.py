@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from family_checks import EXACT, difference, loaded, outputs, samples, source
+from family_checks import EXACT, difference, loaded, outputs
 from given import cut_of
+from tiny_families import samples, source
 
 from replaceme.config.fits import fit_config
 from replaceme.fitting.passes import Passes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import family_checks
 import pytest
+import tiny_families
 import torch
 from given import cut_of
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from replaceme.surgery.fold import merge
 MIXTURE = {"model_type": "qwen3_moe", "num_hidden_layers": 6, "hidden_size": 16}
 
 
-@pytest.mark.parametrize("variant", family_checks.VARIANTS)
+@pytest.mark.parametrize("variant", tiny_families.VARIANTS)
 def test_family(variant, monkeypatch):
     monkeypatch.setattr(
         "replaceme.models.unloaded_tensors._not_in_class", lambda *_: pytest.fail("ordinary names need no class")
@@ -43,7 +44,7 @@ def test_the_table_of_the_docs_is_what_was_found(tmp_path):
 def test_a_family_is_one_entry(monkeypatch):
     """An entry says more of an architecture than a probe finds: gates, placements."""
     monkeypatch.setitem(FAMILIES, "helium", SEQUENTIAL)
-    monkeypatch.setitem(family_checks.OWN, "helium", {"head_dim": 8})
+    monkeypatch.setitem(tiny_families.OWN, "helium", {"head_dim": 8})
     assert "NO" not in family_checks.row("helium").values()
 
 
@@ -90,31 +91,31 @@ def test_every_use_of_a_blocks_number_in_transformers_is_known():
 def test_queries_of_moved_blocks_make_up_for_their_number():
     """Block 3 becomes block 1, and its scores are divided by 2 in place of 4."""
     variant = "gpt2, attention divided by the block's number"
-    before, after = (open_checkpoint(folder) for folder in (family_checks.source(variant), moved(variant)))
+    before, after = (open_checkpoint(folder) for folder in (tiny_families.source(variant), moved(variant)))
     for part in ("attn.c_attn.weight", "attn.c_attn.bias"):
         old, new = before.tensor(f"transformer.h.3.{part}"), after.tensor(f"transformer.h.1.{part}")
         assert torch.equal(new[..., :16], old[..., :16] / 2)
         assert torch.equal(new[..., 16:], old[..., 16:])
-    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
+    cut = cut_of(tiny_families.GROUPS, tiny_families.BLOCKS)
     trained = llm_streamline.content(before, cut, Found("llm_streamline", {}, {"network": "layer"}))
     assert set(trained.changes.edits) == {f"transformer.h.3.attn.c_attn.{part}" for part in ("weight", "bias")}
 
 
 def moved(variant):
-    return family_checks.shorter(variant, family_checks.transforms(variant, "mlp"))
+    return family_checks.shorter(variant, tiny_families.transforms(variant, "mlp"))
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bloom"])
 def test_checkpoints_saved_without_the_prefix_of_the_base_model(model_type, tmp_path):
     """As GPT-2 and BLOOM lie on the Hub: `h.0.` for `transformer.h.0.`."""
-    source = family_checks.source(model_type)
+    source = tiny_families.source(model_type)
     bare = Path(shutil.copytree(source, tmp_path / "bare"))
     tensors = load_file(bare / "model.safetensors")
     save_file(
         {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}, bare / "model.safetensors"
     )
-    found = family_checks.transforms(model_type, "mlp")
-    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
+    found = tiny_families.transforms(model_type, "mlp")
+    cut = cut_of(tiny_families.GROUPS, tiny_families.BLOCKS)
     merge(bare, cut, found, tmp_path / "out", {})
     merge(source, cut, found, tmp_path / "other", {})
     one, other = (family_checks.loaded(tmp_path / name) for name in ("out", "other"))
@@ -128,16 +129,16 @@ def test_stacked_experts_are_folded_one_by_one():
 
 
 def test_experts_may_be_stacked_in_the_checkpoint(tmp_path):
-    source = Path(shutil.copytree(family_checks.source("qwen3_moe"), tmp_path / "stacked"))
+    source = Path(shutil.copytree(tiny_families.source("qwen3_moe"), tmp_path / "stacked"))
     tensors = load_file(source / "model.safetensors")
-    for block in range(family_checks.BLOCKS):
+    for block in range(tiny_families.BLOCKS):
         names = [f"model.layers.{block}.mlp.experts.{expert}.down_proj.weight" for expert in range(4)]
         if names[0] in tensors:
             stacked = torch.stack([tensors.pop(name) for name in names])
             tensors[f"model.layers.{block}.mlp.experts.down_proj"] = stacked
     save_file(tensors, source / "model.safetensors")
-    found = family_checks.transforms("qwen3_moe", "mlp")
-    merge(source, cut_of(family_checks.GROUPS, family_checks.BLOCKS), found, tmp_path / "out", {})
+    found = tiny_families.transforms("qwen3_moe", "mlp")
+    merge(source, cut_of(tiny_families.GROUPS, tiny_families.BLOCKS), found, tmp_path / "out", {})
     separate = open_checkpoint(family_checks.shorter("qwen3_moe", found))
     folded = open_checkpoint(tmp_path / "out").tensor("model.layers.0.mlp.experts.down_proj")
     expected = [separate.tensor(f"model.layers.0.mlp.experts.{expert}.down_proj.weight") for expert in range(4)]
@@ -172,21 +173,21 @@ def test_what_no_map_can_be_folded_into(refuses):
         ("mixtral", {"recycle": "removed"}, "mixtures of experts"),
     ):
         with refuses(message, "drop it" if "recycle" in fit else "placement mlp"):
-            family_checks.check_fit(family_checks.read_config(family_checks.source(variant)), variant, **fit)
+            family_checks.check_fit(family_checks.read_config(tiny_families.source(variant)), variant, **fit)
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "olmo2", "vit"])
 def test_a_factor_upstream_is_refused_where_blocks_read_the_stream_otherwise(variant, refuses):
     with refuses("placement upstream is"):
-        family_checks.check_fit(family_checks.read_config(family_checks.source(variant)), variant, "upstream")
+        family_checks.check_fit(family_checks.read_config(tiny_families.source(variant)), variant, "upstream")
 
 
 def test_a_checkpoint_without_the_weight_of_its_family_is_refused(tmp_path, refuses):
-    source = Path(shutil.copytree(family_checks.source("gpt2"), tmp_path / "source"))
+    source = Path(shutil.copytree(tiny_families.source("gpt2"), tmp_path / "source"))
     tensors = load_file(source / "model.safetensors")
     save_file({k.replace("c_proj", "elsewhere"): v for k, v in tensors.items()}, source / "model.safetensors")
-    cut = cut_of(family_checks.GROUPS, family_checks.BLOCKS)
+    cut = cut_of(tiny_families.GROUPS, tiny_families.BLOCKS)
     with refuses("no tensor transformer.h.0.mlp.c_proj.weight"):
-        merge(source, cut, family_checks.transforms("gpt2", "mlp"), tmp_path / "out", {})
+        merge(source, cut, tiny_families.transforms("gpt2", "mlp"), tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
     assert json.loads((source / "config.json").read_text())["n_layer"] == 6

@@ -1,7 +1,7 @@
 """Blocks merged into their carrier: the weights by hand, what stays, what is refused."""
 
-import family_checks
 import pytest
+import tiny_families
 import torch
 from given import cut_of
 from transformers import AutoModelForCausalLM
@@ -50,7 +50,7 @@ def test_blocks_of_two_kinds_are_refused(tmp_path, refuses):
     """Block 1 of this mixture is dense, block 2 has experts."""
     cut = cut_of([(2, 3)], 6)
     with refuses("blocks 1 .. 2 are not of one kind"):
-        merge(family_checks.source("deepseek_v3"), cut, [fit_collapse(16)], tmp_path / "out", {})
+        merge(tiny_families.source("deepseek_v3"), cut, [fit_collapse(16)], tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
 
