@@ -47,7 +47,7 @@ exports: $(EXPORTS)
 	if test -d $(EXPORTS); then python -c 'import ctranslate2, mlx_lm, onnx, onnxruntime, onnxscript' || exit; fi; \
 	timeout -k 30 900 pytest -rs -k real_program tests/exports
 
-# in a folder of their own: with some of them in .venv transformers would do other things, and `make test` more
+# in a folder of their own: with some of them in .venv transformers may do other things, and `make test` does more
 $(EXPORTS): requirements-exports.txt | $(READY)
 	@rm -rf $@ $@.part
 	@timeout -k 10 180 python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part -r $< \
