@@ -80,10 +80,12 @@ def fit(passes: "Passes", config: "FlattenGptConfig", cut: Cut, record: ModelRec
         tensors |= merging.run()
         maps.append(merging.map)
     if config.end_to_end:
-        maps = trained(config, cut.groups, maps, passes, partial(replaced, walk.blocks, tensors))
+        placed = {name: one.to(walk.device) for name, one in tensors.items()}  # once, not at every step
+        maps = trained(config, cut.groups, maps, passes, partial(replaced, walk.blocks, placed))
         for (start, _), one in zip(cut.groups, maps, strict=True):
             name = _down(checkpoint, start - 1)
             tensors[name] = one.matrix.T.to(tensors[name]).contiguous()
+        maps = [_without(one, "residual", "r2") for one in maps]  # which are of the closed form
     return Found("flattengpt", tensors, {**joint_report(maps), "tokens": passes.tokens.count})
 
 
@@ -96,6 +98,11 @@ def _check_kinds(passes: "Passes", cut: Cut) -> None:
                 f"flattengpt: blocks {start - 1} .. {end - 1} have attentions of several kinds "
                 f"({', '.join(sorted(found))}), which no one block can have; place the cut by hand"
             )
+
+
+def _without(found: Transform, *names: str) -> Transform:
+    """Return a map without some entries of its report."""
+    return replace(found, report={name: one for name, one in found.report.items() if name not in names})
 
 
 def _down(checkpoint: "Checkpoint", block: int) -> str:
