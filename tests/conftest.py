@@ -19,6 +19,7 @@ import pytest
 gc.set_threshold(100_000, 50, 100)
 os.fsync = lambda descriptor: None  # thousands of syncs, of which only a machine that loses its power would tell
 STARTUP = Path(__file__).parent / "startup"
+GPUS = Path("/dev/nvidiactl")
 # files in the order in which the workers get them, all others after them: what others wait for, then what takes long
 EARLY = (
     "workflow/test_crashes.py", "kernels/test_interpreter.py", "verification/test_verify.py",
@@ -49,14 +50,15 @@ def pytest_configure(config):
     """Let Python programs that the tests start import from one server (see `startup/warm.py`)."""
     if hasattr(config, "workerinput"):  # of pytest-xdist, which has what its parent has set
         return
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
+    if GPUS.exists():  # the server's libraries look at CUDA, which forks cannot use then
+        return
     folder = Path(tempfile.mkdtemp(prefix="replaceme-warm-"))
     snapshot(folder / "code")
     command = [sys.executable, STARTUP / "warm.py", folder / "socket", folder / "code"]
     given = os.environ | ONE_THREAD | {"HF_HOME": str(folder / "huggingface")}  # read when the libraries are imported
-    given["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # no CUDA before the forks, which could not use it
     server = subprocess.Popen(command, env=given, stdin=subprocess.DEVNULL)
     os.environ["REPLACEME_TEST_WARM"] = str(folder / "socket")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
 
     def stop():
         server.kill()
