@@ -58,13 +58,13 @@ def prune(
     the path of a .txt, .jsonl or .parquet file; for an encoder `images`, a folder; or a whole `calibration` section.
     Size: `blocks`, `ratio` (of the parameters, or in another unit `of`), or a `cut` section. `costs`: the file of
     `replaceme parts` for another unit; without it they are counted or measured first. `fit` defaults to the recommended
-    one on a GPU that has room for it, else to least squares (see `fitting.recommended`). `gpus`: over how many of them
-    the model is spread. `verify`: load the result in a fresh process and compare it with the original (see
-    `verification.verify`; some seconds, and either model in float32 in memory; not done for encoders). Returns the
-    provenance record that is also written to `out`/replaceme.json, and with it, under `summary` and not written, what a
-    person wants to know: sizes, perplexity and divergence on text that follows the calibration's in its source, times
-    (see `reports.summary`).
-    Raises ReplaceMeError on bad input, before any forward pass where possible, and when the result is not right.
+    one on a GPU that has room for it, with a cut by `metric: kl` where nothing says how, else to least squares (see
+    `fitting.recommended`). `gpus`: over how many of them the model is spread. `verify`: load the result in a fresh
+    process and compare it with the original (see `verification.verify`; some seconds, and either model in float32 in
+    memory; not done for encoders). Returns the provenance record that is also written to `out`/replaceme.json, and with
+    it, under `summary` and not written, what a person wants to know: sizes, perplexity and divergence on text that
+    follows the calibration's in its source, times (see `reports.summary`). Raises ReplaceMeError on bad input, before
+    any forward pass where possible, and when the result is not right.
     """
     from replaceme.reports.summary import summarised
 

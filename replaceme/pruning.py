@@ -20,7 +20,7 @@ from replaceme.config.methods import MethodConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
 from replaceme.core.stages import Stages, rounded
-from replaceme.fitting.recommended import default_fit
+from replaceme.fitting.recommended import default_cut, default_fit
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.model_record import ModelRecord
 
@@ -103,7 +103,9 @@ def checked_request(
     check_calibration(config, calibration, source)
     check_cut(config, cut, source)
     check_length(config, calibration.tokens, source)
-    fit = fit or default_fit(record, config, calibration, *where)
+    if fit is None:
+        fit = default_fit(record, config, calibration, *where)
+        cut = default_cut(cut) if fit.end_to_end else cut
     check_section(config, fit, source)
     check_together(cut, fit)
     return Asked(record, config, cut, fit, calibration, text[1])

@@ -1,4 +1,6 @@
-"""The fit of a model for which none is asked: on a GPU the one that keeps most of a real model, else least squares.
+"""The fit of a model for which none is asked, and the metric of its cut: on a GPU what keeps most of a real model.
+
+Elsewhere it is least squares, and the metric of every config.
 
 The recommended fit trains one matrix through the blocks that stay, which takes a minute on a GPU and hours on a CPU. It
 needs a dense model in the GPU's memory, with room for the gradients (docs/real-models.md).
@@ -8,6 +10,7 @@ import logging
 from typing import Any
 
 from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.memory import free_memory
@@ -17,6 +20,7 @@ from replaceme.models.sizes import ITEM_BYTES
 
 log = logging.getLogger(__name__)
 RECOMMENDED = FitConfig(objective="kl", placement="down_proj", weighting="inverse_energy", ridge_relative=0.001)
+METRIC = "kl"  # that foretells most of it (docs/method/cuts.md)
 ROOM = 3.0  # times a model's weights, free on a GPU
 
 
@@ -35,6 +39,14 @@ def default_fit(
         return RECOMMENDED
     log.info("fit: least squares, as %s (see docs/real-models.md for what keeps more)", why_not)
     return FitConfig()
+
+
+def default_cut(cut: CutConfig) -> CutConfig:
+    """Return the cut beside the recommended fit: where nothing says how to choose it, by the divergence after a fit."""
+    if cut.start is not None or {"metric", "position", "search"} & cut.model_fields_set:
+        return cut
+    log.info("cut: by metric %s, held out, after a fit of every candidate; `--metric cosine` takes one pass", METRIC)
+    return CutConfig(**cut.model_dump(exclude_unset=True), metric=METRIC)
 
 
 def _why_not(

@@ -1,10 +1,11 @@
-"""The fit of `prune` where none is asked for: by device, architecture and memory."""
+"""The fit of `prune` where none is asked for, by device, architecture and memory, and the metric of its cut."""
 
 import json
 
 import pytest
 
 from replaceme.config.calibrations import CalibrationConfig
+from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.fitting import recommended
 from replaceme.models.checkpoints import read_config, resolve
@@ -53,4 +54,12 @@ def test_prune_takes_it_unless_a_fit_is_asked_for(llama, texts, tmp_path, monkey
     for more, is_trained in (([], True), (["--objective", "l2"], False)):
         out = tmp_path / str(is_trained)
         assert main([*call, *more, "--out", str(out)]) == 0
-        assert (json.loads((out / "replaceme.json").read_text())["fit"]["solver"] == "kl") == is_trained
+        record = json.loads((out / "replaceme.json").read_text())
+        assert (record["fit"]["solver"] == "kl") == is_trained
+        assert (record["cut"]["metric"] == recommended.METRIC) == is_trained
+
+
+@pytest.mark.parametrize("said", [{"metric": "cosine"}, {"start": 2}, {"position": "last", "metric": "bi"}])
+def test_its_cut_is_by_divergence_unless_something_says_how(said):
+    assert recommended.default_cut(CutConfig(blocks=2, groups=2)) == CutConfig(blocks=2, groups=2, metric="kl")
+    assert recommended.default_cut(CutConfig(blocks=2, **said)) == CutConfig(blocks=2, **said)
