@@ -77,8 +77,8 @@ def all_cores():
 
 
 def some_cores():
-    """Return a quarter of the cores, for jobs that compute on the CPU beside those that use a GPU."""
-    return max(1, all_cores() // 4)
+    """Return the cores of a job that uses several of them: to make text into tokens beside a GPU, or to compute."""
+    return DEVICES.share(all_cores())
 
 
 def model_of(wildcards, input):

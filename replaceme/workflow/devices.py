@@ -24,6 +24,12 @@ class Devices:
         """1 where jobs compute on GPUs, else 0."""
         return int(self.config.device == "cuda" or (self.config.device == "auto" and self.count > 0))
 
+    def share(self, cores: int) -> int:
+        """Return how many of some cores one of the jobs that run at once may take: as many as there are GPUs to run on,
+        and at least four, so that others run beside those of one GPU.
+        """
+        return max(1, cores // max(4, self.gpu * self.count))
+
     def check(self) -> None:
         """Raise ReplaceMeError where the config needs more GPUs than there are."""
         if self.gpu > self.count:

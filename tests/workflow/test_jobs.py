@@ -348,6 +348,14 @@ def test_devices(config, monkeypatch):
         Devices(parse({**CONFIG, "device": "cuda"})).check()
 
 
+@pytest.mark.parametrize(("device", "gpus", "cores", "share"), [
+    ("auto", 1, 64, 16), ("auto", 12, 160, 13), ("auto", 12, 8, 1), ("cpu", 12, 160, 40),
+])  # fmt: skip
+def test_as_many_jobs_with_several_cores_fit_as_there_are_gpus(monkeypatch, device, gpus, cores, share):
+    monkeypatch.setattr("replaceme.workflow.devices.visible", lambda: list(map(str, range(gpus))))
+    assert Devices(parse({**CONFIG, "device": device})).share(cores) == share
+
+
 def test_values_of_the_command_line_have_the_types_of_yaml():
     assert typed({"a": {"b": "0.1", "c": ["true", "null", "1e-3"]}, "d": "two words"}) == {
         "a": {"b": 0.1, "c": [True, None, "1e-3"]},

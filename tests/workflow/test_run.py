@@ -209,11 +209,15 @@ def test_the_snakefile_is_short():
 
 def test_gpu_jobs_take_one_device_each_of_those_visible(project):
     project.config(device="auto")
-    done = project.snakemake("--dry-run", "--printshellcmds", CUDA_VISIBLE_DEVICES="0,1")
+    where = {"cores": "27", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5"}
+    done = project.snakemake("--dry-run", "--printshellcmds", **where)
     assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("python -m replaceme.workflow.gpu_lock 1 -- replaceme gram") == 2
-    touched = project.snakemake("--touch", CUDA_VISIBLE_DEVICES="0,1")  # no job runs, but the limits are printed
-    assert re.search(r"Provided resources:.*\bgpu\W.*\b2\b", touched.stdout + touched.stderr)
+    commands = (done.stdout + done.stderr).splitlines()
+    for step, (count, threads) in {"gram": (2, 1), "evaluate": (3, 4), "speed": (3, 27)}.items():
+        found = [line for line in commands if f"python -m replaceme.workflow.gpu_lock 1 -- replaceme {step} " in line]
+        assert len(found) == count and all(f" --threads {threads} " in line for line in found), step
+    touched = project.snakemake("--touch", **where)  # no job runs, but the limits are printed
+    assert re.search(r"Provided resources:.*\bgpu\W.*\b6\b", touched.stdout + touched.stderr)
 
 
 def test_jobs_of_a_model_that_is_spread_take_its_gpus(project):
