@@ -40,14 +40,15 @@ rule verify:
     threads: some_cores()
     resources:
         **takes("verify"),
+        gpu=models.check_gpus,
     params:
         folder=lambda wildcards, input: paths.model_at(input.merged),
         code=partial(code.code_of_verify, CONFIG),
     message:
         "verify {wildcards.fit} of {wildcards.model}, {wildcards.calibration}, {wildcards.cut}"
     shell:
-        "OMP_NUM_THREADS={threads} replaceme verify {input.model:q} {input.cut:q} {input.transform:q} {params.folder:q}"
-        " --threads {threads} --out {output:q} 2> {log:q}"
+        "OMP_NUM_THREADS={threads} python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme verify"
+        " {input.model:q} {input.cut:q} {input.transform:q} {params.folder:q} --device auto --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule export:

@@ -39,8 +39,8 @@ class Need:
 
     copies: of the model's weights in host memory. shards: of its files of weights. squares: float64 matrices [width,
     width]. passes: forward passes over the job's tokens (a backward pass counts as two). solves: dense factorisations.
-    disk: times that the stored weights are read or written. host: whether it runs on the CPU, in float32, whatever the
-    others do. logits: whether positions have a row of the vocabulary each.
+    disk: times that the stored weights are read or written. host: whether it runs on the CPU, in float32, or may have
+    to where the others run on a GPU. logits: whether positions have a row of the vocabulary each.
     """
 
     copies: float = 0.0

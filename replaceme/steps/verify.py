@@ -14,6 +14,7 @@ from replaceme.config.exports import PROGRAMS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
 from replaceme.models.checkpoints import check_merged, read_config
+from replaceme.models.model_config import pick_device
 from replaceme.steps.common import set_threads
 from replaceme.verification.outcome import FAILED
 from replaceme.verification.reload import Fresh, is_fresh
@@ -42,8 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "folder", metavar="FOLDER", nargs="?", type=Path, help="folder of the `merge` step, made from these"
     )
     parser.add_argument("--out", type=Path, metavar="PATH", help="where the outcome of every check goes (.json)")
-    device = "where the models run in float32; cuda: where there is room. Default: cpu, whatever else GPUs are at."
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device)
+    device = (
+        "where the models run in float32; cuda: where there is room; auto: on the GPU if any. Default: cpu, whatever "
+        "else GPUs are at."
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help=device)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch. Default: torch's own choice.")
     others = parser.add_argument_group("of a FOLDER alone")
     others.add_argument(
@@ -125,7 +129,7 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
     record, cut, transforms, _ = load_fitted(args)
     # this process does nothing else: as long as it is fresh, it loads the folder itself
     with Fresh(read_config(record.folder)["model_type"], here=is_fresh()) as fresh:
-        report = verify(record, cut, transforms, args.folder, fresh=fresh, device=args.device)
+        report = verify(record, cut, transforms, args.folder, fresh=fresh, device=pick_device(args.device))
     write_json(args.out, report)
     _log(report["checks"])
     if report["checks"]["files"]["outcome"] == FAILED:

@@ -69,6 +69,10 @@ class ModelJobs:
         """Return how many GPUs a job with a model takes."""
         return self.gpu * self.config.models[names.model].gpus
 
+    def check_gpus(self, names: Names) -> int:
+        """Return how many GPUs a check takes, which runs on one in float32: none of a model that needs several."""
+        return self.gpu * (self.config.models[names.model].gpus == 1)
+
     def device_options(self, names: Names) -> str:
         """Return the options of where a model runs."""
         return f"{to_flags(self.config.models[names.model], ('gpus',))} --device {self.config.device}"

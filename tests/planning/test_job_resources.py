@@ -73,7 +73,7 @@ def test_the_numbers_of_a_7b_model():
     assert on_cpu.mem_mb == pytest.approx(1500 + 1.25 * 28_000 + 4 * 8 * 4096**2 / 1e6 + states, abs=100)
     assert needs("gram", of_size(7), replace(work, dtype="bfloat16"), "cpu").mem_mb < on_cpu.mem_mb - 17_000
     assert needs("merge", of_size(7), Work(), "cpu").mem_mb == pytest.approx(1500 + 10_000 + 537, abs=100)  # a file
-    # what runs on the CPU whatever the others do
+    # what runs on the CPU where a GPU lacks the room
     assert needs("verify", of_size(7), work, "cuda") == needs("verify", of_size(7), work, "cpu")
 
 

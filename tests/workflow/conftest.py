@@ -284,7 +284,7 @@ def by_hand(shared, pristine) -> Project:
         project = Project(folder, pristine.code)
         write_own(folder / "models/tiny/first", folder / "own")
         own = [f"own/{name}" for name in ("model.json", "cut.json", "transform.safetensors", "model")]
-        words = ["verify", *own, "--threads", "1", "--out", "own/verify.json"]
+        words = ["verify", *own, "--device", "auto", "--threads", "1", "--out", "own/verify.json"]
         done = project.execute([sys.executable, "-c", IN_ONE_PROCESS, *words])
         assert done.returncode == 0, done.stderr
 

@@ -213,7 +213,7 @@ def test_gpu_jobs_take_one_device_each_of_those_visible(project):
     done = project.snakemake("--dry-run", "--printshellcmds", **where)
     assert done.returncode == 0, done.stderr
     commands = (done.stdout + done.stderr).splitlines()
-    for step, (count, threads) in {"gram": (2, 1), "evaluate": (3, 4), "speed": (3, 27)}.items():
+    for step, (count, threads) in {"gram": (2, 1), "verify": (2, 4), "evaluate": (3, 4), "speed": (3, 27)}.items():
         found = [line for line in commands if f"python -m replaceme.workflow.gpu_lock 1 -- replaceme {step} " in line]
         assert len(found) == count and all(f" --threads {threads} " in line for line in found), step
     touched = project.snakemake("--touch", **where)  # no job runs, but the limits are printed
@@ -233,5 +233,7 @@ def test_jobs_of_a_model_that_is_spread_take_its_gpus(project):
     steps = {line.split("-- replaceme ")[1].split()[0] for line in commands}
     assert steps == {"candidates", "distances", "evaluate", "fit", "gram", "speed"}
     assert all("--gpus=3" in line for line in commands)
+    # which in float32 would need twice as many
+    assert (done.stdout + done.stderr).count("gpu_lock 0 -- replaceme verify ") == 2
     few = project.snakemake("--dry-run", CUDA_VISIBLE_DEVICES="0,1")
     assert few.returncode != 0 and "models.tiny.v1.gpus: 3 asked for, 2 visible" in few.stdout + few.stderr
