@@ -187,7 +187,7 @@ rule distances:
         log_of(paths.DISTANCES),
     benchmark:
         benchmark_of(paths.DISTANCES)
-    priority: 2
+    priority: CHOOSES
     threads: 1
     resources:
         **takes("distances"),

@@ -26,6 +26,10 @@ from replaceme.workflow.table_jobs import FORMATS, TableJobs
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+# priorities, above the 0 of what makes models: sums of all cuts are gathered by one pass, if all cuts are known before
+# it; a model is checked and measured before the next is made, so that few lie unmeasured
+CHOOSES, CHECKS, MEASURES = 3, 2, 1
+
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 CLUSTER = workflow.is_main_process and not LOCAL
 

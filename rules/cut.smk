@@ -35,8 +35,7 @@ rule candidates:
         log_of(paths.CANDIDATES),
     benchmark:
         benchmark_of(paths.CANDIDATES)
-    # sums of all cuts are gathered by one pass, if all cuts are known before it
-    priority: 2
+    priority: CHOOSES
     threads: 1
     resources:
         **takes("candidates"),
@@ -64,7 +63,7 @@ rule cut:
         log_of(paths.CUT),
     benchmark:
         benchmark_of(paths.CUT)
-    priority: 2
+    priority: CHOOSES
     localrule: True
     params:
         evidence=lambda wildcards, input: evidence_options(input),

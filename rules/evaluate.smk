@@ -9,6 +9,7 @@ rule evaluate:
         log_of(f"{paths.OF_FIT}/{paths.EVALUATION}"),
     benchmark:
         benchmark_of(f"{paths.OF_FIT}/{paths.EVALUATION}")
+    priority: MEASURES
     threads: some_cores() if DEVICES.gpu else 1  # those that make text into tokens, beside a GPU
     resources:
         **takes("evaluate"),
@@ -39,6 +40,7 @@ rule divergence:
         log_of(f"{paths.OF_FIT}/{paths.DIVERGENCE}"),
     benchmark:
         benchmark_of(f"{paths.OF_FIT}/{paths.DIVERGENCE}")
+    priority: MEASURES
     threads: 1
     resources:
         **takes("divergence"),
@@ -65,6 +67,7 @@ rule speed:
         log_of(f"{paths.OF_FIT}/{paths.SPEED}"),
     benchmark:
         benchmark_of(f"{paths.OF_FIT}/{paths.SPEED}")
+    priority: MEASURES
     threads: all_cores()
     resources:
         **takes("speed"),

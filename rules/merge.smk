@@ -34,9 +34,9 @@ rule verify:
         log_of(paths.VERIFY),
     benchmark:
         benchmark_of(paths.VERIFY)
-    # before what is measured of the model, which does not wait for it: tables do. Measurements that had it as an
-    # `ancient` input were left out without a word by a run in which the check alone had to be made again
-    priority: 1
+    # measurements do not wait for it, but tables do. Measurements that had it as an `ancient` input were left out
+    # without a word by a run in which the check alone had to be made again
+    priority: CHECKS
     threads: some_cores()
     resources:
         **takes("verify"),
@@ -61,6 +61,7 @@ rule export:
         log_of(f"{paths.OF_FIT}/{paths.EXPORT}"),
     benchmark:
         benchmark_of(f"{paths.OF_FIT}/{paths.EXPORT}")
+    priority: MEASURES
     threads: some_cores()
     resources:
         **takes("export"),

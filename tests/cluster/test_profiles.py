@@ -44,13 +44,26 @@ def test_without_granted_gpus_auto_is_the_cpu_and_an_unknown_model_is_said_once(
     assert not project.attempts.exists()
 
 
-def test_every_rule_asks_for_memory_and_time_or_is_local():
-    """A dry run does not show what jobs with a message ask for."""
+def rules():
+    """Return the text of every rule: a dry run does not show what jobs with a message ask for."""
     texts = [path.read_text() for path in sorted((ROOT / "rules").glob("*.smk"))]
-    rules = {
-        rule: body for text in texts for rule, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.M | re.S)
-    }
-    assert len(rules) > 20
-    for rule, body in rules.items():
+    found = [re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL) for text in texts]
+    return {rule: body for of_file in found for rule, body in of_file}
+
+
+def test_a_model_is_checked_and_measured_before_the_next_is_made():
+    priority = {rule: re.findall(r"^    priority: (\w+)$", body, re.MULTILINE) for rule, body in rules().items()}
+    finished = {rule for rule, body in rules().items() if '=checkpoint_files(paths.OF_FIT)["record"]' in body}
+    assert {"verify", "evaluate", "divergence", "speed", "export"} == finished - {"heal"}  # which makes another model
+    assert all(priority.pop(rule) == ["MEASURES"] for rule in finished - {"heal", "verify"})
+    assert priority.pop("verify") == ["CHECKS"]
+    assert {rule for rule, given in priority.items() if given == ["CHOOSES"]} == {"distances", "candidates", "cut"}
+    assert sum(map(len, priority.values())) == 3
+    assert "\nCHOOSES, CHECKS, MEASURES = 3, 2, 1\n" in (ROOT / "rules/common.smk").read_text()
+
+
+def test_every_rule_asks_for_memory_and_time_or_is_local():
+    assert len(rules()) > 20
+    for rule, body in rules().items():
         assert ("localrule: True" in body) != (f'**takes("{rule}")' in body), rule
         assert "localrule: True" in body or rule in TABLE
