@@ -37,7 +37,7 @@ CONFIG = {
 TABLE = "results/tables/main.1.csv"
 ONE_EACH = ("sum", "transform", "merge", "verify", "evaluate", "evaluate_baseline", "speed", "speed_baseline")
 SUBMITTED = {"gram": 2, **dict.fromkeys(ONE_EACH, 1)}
-GPU_RULES = {"gram", "transform", "evaluate", "evaluate_baseline", "speed", "speed_baseline"}
+GPU_RULES = {"gram", "transform", "verify", "evaluate", "evaluate_baseline", "speed", "speed_baseline"}
 # files that hold times, and records that hold the hash of such a one
 TIMED = re.compile(r"(logs|benchmarks|tables|records/tables)/|.*/speed\.json|records/.*/evaluation/")
 TIMES = ("seconds", "content_sha256")  # keys of JSON files whose values are times, or the digest of what holds them
