@@ -25,8 +25,8 @@ class Devices:
         return int(self.config.device == "cuda" or (self.config.device == "auto" and self.count > 0))
 
     def share(self, cores: int) -> int:
-        """Return how many of some cores one of the jobs that run at once may take: as many as there are GPUs to run on,
-        and at least four, so that others run beside those of one GPU.
+        """Return the cores of one job, `cores` divided by the jobs at once: one for each GPU that jobs use, and at
+        least four, so that others run beside those of few GPUs.
         """
         return max(1, cores // max(4, self.gpu * self.count))
 
