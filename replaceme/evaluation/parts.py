@@ -7,11 +7,11 @@ masks and caches go by them; of two the first stays. Operations and bytes are co
 they are the same on every machine; a mixture's operations are those of the experts that a token goes to.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.hooks import skipped
@@ -35,6 +35,7 @@ from replaceme.provenance.environment import described, hardware
 if TYPE_CHECKING:
     from torch import nn
 
+log = logging.getLogger(__name__)
 COUNTED = "bfloat16"  # type of a model without weights, in which experts share a product
 ATTENTION, MLP, BLOCK = "attention", "mlp", "block"
 
@@ -42,7 +43,7 @@ ATTENTION, MLP, BLOCK = "attention", "mlp", "block"
 def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: RunsOn) -> PartCosts:
     """Return what the parts of a model cost in a unit other than parameters, for a prompt and new tokens of `options`.
 
-    Times are medians over its repeats, in seconds, of all its sequences together. Raises ReplaceMeError for encoders
+    Times are the least of its repeats, in seconds, of all its sequences together. Raises ReplaceMeError for encoders
     and for sequences longer than the model's.
     """
     config = read_config(record.folder)
@@ -97,7 +98,8 @@ def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dty
     def seconds() -> float:
         with torch.inference_mode():
             times = [one_repeat(model, load) for _ in range(options.warmup + options.repeats)][options.warmup :]
-        return median({PREFILL: prefill, DECODE: decode, LATENCY: prefill + decode}[of] for prefill, decode in times)
+        # what disturbs a repeat only makes it longer, and differences of a few per cent are looked for
+        return min({PREFILL: prefill, DECODE: decode, LATENCY: prefill + decode}[of] for prefill, decode in times)
 
     counts = {FLOPS: lambda: operations(model, prompt), CACHE: lambda: cache_bytes(model, prompt, dtype)}
     return counts.get(of, seconds)
@@ -136,6 +138,8 @@ def _by_part(model: "nn.Module", family: Family, measure: Callable[[], float], o
     for part, members, gone in progress(tasks, f"{of} without parts", unit="kind"):
         with _without(model, family, gone, part):
             saved = whole - _tried(measure, f"the model without the {part}s of {len(gone)} blocks")
+        if saved <= 0 and of in TIMED:
+            log.warning("%s: the %ss cost nothing that can be measured here; is the machine busy?", of, part)
         costs[part] |= dict.fromkeys(members, max(0.0, saved / len(gone)))
     if not costs[BLOCK]:
         raise ReplaceMeError(f"{of}: a model of one block has no parts to compare")

@@ -88,12 +88,13 @@ def test_times_are_the_difference_that_parts_make(gemma, monkeypatch, unit, expe
     assert found.measured["prompt_tokens"] == TOKENS and "cores" in found.measured["machine"]
 
 
-def test_a_model_is_whole_again_and_noise_is_no_gain(llama, monkeypatch):
+def test_a_model_is_whole_again_and_noise_is_no_gain(llama, monkeypatch, caplog):
     models = []
     times = iter(range(1, 9))  # every pass takes longer than the one before
     monkeypatch.setattr(parts, "one_repeat", lambda model, load: models.append(model) or (next(times), 0))
     found = part_costs(resolve(str(llama)), "prefill", OPTIONS, ON_CPU)
     assert found.blocks == found.attentions == found.mlps == [0.0] * 6
+    assert caplog.text.count("is the machine busy?") == 3
     whole, ids = load_causal_model(llama, "float32", "cpu"), torch.arange(6, 14)[None]
     assert torch.equal(models[0](ids).logits, whole(ids).logits)
 
