@@ -76,7 +76,8 @@ class FitJobs:
     @cached_property
     def candidates(self) -> dict[str, str]:
         """Names of a cut by its candidates: cuts with common candidates agree in what counts for them."""
-        return {candidates_name(cut): name for name, cut in reversed(self.config.cuts.items())}
+        cuts = reversed(self.config.cuts.items())
+        return {candidates_name(cut): name for name, cut in cuts if cut.needs_candidates}
 
     @cached_property
     def own(self) -> list[FitConfig]:
