@@ -157,6 +157,8 @@ BAD = {
     "unknown method": (("fits/ls", {"method": "svd"}), "fits.ls.method: Input should be 'replaceme', 'svd_llm', "),
     "method with a ridge": (("fits/ls", {"method": "svd_llm", "ridge": 1.0}),
                             "fits.ls.ridge: unknown key; known keys of method svd_llm: method, estimation"),
+    "steps without a training": (("fits/ls", {"method": "flattengpt", "kl_steps": 9}),
+                                 "fits.ls: objective l2 takes no kl_steps; drop it"),
     "method with a placement": (("fits/ls", {"method": "slicegpt", "placement": "block"}),
                                 "fits.ls.placement: unknown key; known keys of method slicegpt: method, estimation"),
     "trained method with an estimation": (("fits/ls", {"method": "llm_streamline", "estimation": "sequential"}),

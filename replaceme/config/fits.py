@@ -78,16 +78,6 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, TrainedConfig, Tra
         return float(not self.place.square)
 
     @property
-    def end_to_end(self) -> bool:
-        """True if the maps are trained through the model after their closed forms."""
-        return self.objective == KL
-
-    @property
-    def needs_loss(self) -> bool:
-        """True if the fit needs the model's head."""
-        return self.end_to_end
-
-    @property
     def automatic(self) -> bool:
         """True if the ridge is chosen by leaving out shards."""
         return self.ridge == "auto"
@@ -112,10 +102,6 @@ class FitConfig(PlacementOptions, AdamOptions, SolverOptions, TrainedConfig, Tra
     def sequential(self, several: bool) -> bool:
         """Return whether each group is fitted on the model shortened so far, rather than from common sums."""
         return several and self.estimation == "sequential" and not self.unfitted
-
-    def given(self, names: tuple[str, ...]) -> list[str]:
-        """Return which of some options differ from their defaults."""
-        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
 def widest(fits: Iterable[MethodConfig]) -> FitConfig:

@@ -4,13 +4,14 @@ Each has a model of its own, told from the others by the key `method`, which is 
 `methods`.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from replaceme.config.base import Strict
 from replaceme.config.placement import WeightingOptions
-from replaceme.config.solvers import GRADIENT, KL, TrainedConfig, TrainingOptions
+from replaceme.config.solvers import GRADIENT, TrainedConfig, TrainingOptions
 from replaceme.config.transforms import CLOSED_FORM
 
 
@@ -43,7 +44,7 @@ class MethodConfig(Strict):
     @property
     def needs_loss(self) -> bool:
         """True if it needs the language-model loss, and so the model's head."""
-        return False
+        return self.end_to_end
 
     @property
     def end_to_end(self) -> bool:
@@ -63,6 +64,10 @@ class MethodConfig(Strict):
     def copies(self, groups: int) -> int:
         """Return how many times the states of the whole text are in host memory, for a cut of so many groups."""
         return 0
+
+    def given(self, names: Iterable[str]) -> list[str]:
+        """Return which of some options differ from their defaults."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
 class _InOrder(MethodConfig):
@@ -170,6 +175,13 @@ class FlattenGptConfig(TrainedConfig, WeightingOptions, _InOrder):
         "passes through the carrier.",
     )
 
+    @model_validator(mode="after")
+    def _nothing_in_vain(self) -> "FlattenGptConfig":
+        foreign = () if self.end_to_end else self.given(TrainedConfig.model_fields)
+        if foreign:
+            raise ValueError(f"objective {self.objective} takes no {foreign[0]}; drop it")
+        return self
+
     @property
     def by(self) -> str:
         """Return what finds its numbers."""
@@ -179,16 +191,6 @@ class FlattenGptConfig(TrainedConfig, WeightingOptions, _InOrder):
     def own_code(self) -> bool:
         """False: a block of the same architecture is left."""
         return False
-
-    @property
-    def end_to_end(self) -> bool:
-        """True if the down projections are trained through the model."""
-        return self.objective == KL
-
-    @property
-    def needs_loss(self) -> bool:
-        """True if the fit needs the model's head."""
-        return self.end_to_end
 
     @property
     def mlps(self) -> float:

@@ -105,7 +105,12 @@ class KlOptions(Strict):
 
 
 class TrainedConfig(KlOptions, OrderOptions):
-    """A section whose maps can be trained through the model."""
+    """A section whose maps can be trained through the model: one with an `objective`."""
+
+    @property
+    def end_to_end(self) -> bool:
+        """True if the maps are trained through the model after their closed forms."""
+        return self.objective == KL
 
 
 class SolverOptions(Strict):
