@@ -67,21 +67,23 @@ class Config(Strict):
         """Tables and figures that are made without a target."""
         return [*self.tables, *self.figures] if self.default is None else self.default
 
-    def observed(self, tables: Iterable[TableConfig]) -> list[str]:
-        """Return the calibrations that some tables need for cuts, fits, healings and divergences, with the parts of
-        mixes and prompts.
+    def observed(self, tables: Iterable[TableConfig], model: str | None = None) -> list[str]:
+        """Return the calibrations that some tables, or their rows of one model, need for cuts, fits, healings and
+        divergences, with the parts of mixes and prompts.
         """
-        texts = [text for table in tables for text in (*self.seen(table), self.divergence_text(table))]
+        texts = [text for table in tables for text in (*self.seen(table, model), self.divergence_text(table))]
         return made_of(self.calibrations, sorted({text for text in texts if text is not None}))
 
     def divergence_text(self, table: TableConfig) -> str | None:
         """Return the calibration on which the divergences of a table are measured, if they are."""
         return self.evaluations[table.evaluation].divergence if table.evaluation else None
 
-    def seen(self, table: TableConfig) -> list[str]:
-        """Return the calibrations that the models of a table are made with, with the parts of mixes and prompts."""
-        healed = [self.healings[one].text for one in table.named("healings")]
-        return made_of(self.calibrations, [*table.named("calibrations"), *healed])
+    def seen(self, table: TableConfig, model: str | None = None) -> list[str]:
+        """Return the calibrations that the models of a table, or one of them, are made with, with the parts of mixes
+        and prompts.
+        """
+        healed = [self.healings[one].text for one in table.named("healings", model)]
+        return made_of(self.calibrations, [*table.named("calibrations", model), *healed])
 
     def criterion(self, model: str, calibration: str) -> FitConfig:
         """Return the placement whose fits need the most text among those of all tables on a calibration."""

@@ -103,15 +103,13 @@ class TableConfig(Strict):
         combined = product(*(getattr(self, name) for name in PRODUCT), [None, *self.healings])
         return [*(Row(*names) for names in combined), *(Row(*row.split("/")) for row in self.rows)]
 
-    def named(self, section: str) -> list[str]:
-        """Return the names of a section in its rows, once each; those of single rows come last."""
-        own = [getattr(row, section.removesuffix("s")) for row in self.pruned]
-        return list(dict.fromkeys(name for name in [*getattr(self, section), *own] if name is not None))
-
-    def named_with(self, model: str, section: str) -> list[str]:
-        """Return the names of a section in the rows of one model, once each."""
-        own = [getattr(row, section.removesuffix("s")) for row in self.pruned if row.model == model]
-        return list(dict.fromkeys(name for name in own if name is not None))
+    def named(self, section: str, model: str | None = None) -> list[str]:
+        """Return the names of a section in its rows, or in those of one model, once each; those of single rows come
+        last.
+        """
+        listed = getattr(self, section) if model is None else []
+        own = [getattr(row, section.removesuffix("s")) for row in self.pruned if model in (None, row.model)]
+        return list(dict.fromkeys(name for name in [*listed, *own] if name is not None))
 
     @property
     def row_names(self) -> list[str]:

@@ -1,12 +1,13 @@
 """Estimate, before anything runs, whether memory and disk suffice for a config, from the outlines of its models."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from replaceme.config.cuts import CutConfig
 from replaceme.config.result_paths import RESULTS, row_folder
 from replaceme.config.schema import Config
+from replaceme.config.tables import Row
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD
 from replaceme.cuts.choose import possible_spans, resolve_blocks
@@ -26,12 +27,13 @@ def memory_problems(config: Config, outlines: Outlines, memory: int, device: str
     for name, outline in outlines.items():
         room = _Room(memory, device, config.models[name].gpus)
         tables = [table for table in config.tables.values() if name in table.named("models")]
-        for one in config.observed(tables):
+        rows = [row for table in tables for row in table.pruned if row.model == name]
+        for one in config.observed(tables, name):
             lines += [f"calibrations.{one} on models.{name}: {line}" for line in _passes(config, one, outline, room)]
-        for one in sorted({one for table in tables for one in table.named_with(name, "cuts")}):
-            lines += [f"cuts.{one} on models.{name}: {line}" for line in _choice(config, one, tables, outline, room)]
-        for one in sorted({one for table in tables for one in table.named_with(name, "fits")}):
-            lines += [f"fits.{one} on models.{name}: {line}" for line in _method(config, one, tables, outline, room)]
+        for one in sorted({row.cut for row in rows}):
+            lines += [f"cuts.{one} on models.{name}: {line}" for line in _choice(config, one, rows, outline, room)]
+        for one in sorted({row.fit for row in rows}):
+            lines += [f"fits.{one} on models.{name}: {line}" for line in _method(config, one, rows, outline, room)]
         for one in sorted({table.evaluation for table in tables if table.evaluation}):
             if is_encoder(outline.config) and not config.evaluations[one].zeroshot:
                 continue  # an error of its own
@@ -81,11 +83,11 @@ def _dtype(config: Config, calibration: str, outline: Outline, room: _Room) -> s
     return FOUR_BITS if section.load_in_4bit else pick_dtype(section.dtype, room.device, outline.config)
 
 
-def _choice(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:
+def _choice(config: Config, name: str, rows: Sequence[Row], outline: Outline, room: _Room) -> Iterator[str]:
     """Yield the lines for the choice of a cut: the whole model for its loss, float64 matrices for every candidate."""
     cut = config.cuts[name]
     if cut.needs_loss:
-        used = {row.calibration for table in tables for row in table.pruned if row.cut == name}
+        used = {row.calibration for row in rows if row.cut == name}
         for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
             yield from room.lacking(outline, dtype, f"metric {cut.metric} is not streamed; use another metric")
     matrices = candidate_matrices(cut, outline)
@@ -110,7 +112,7 @@ def candidate_matrices(cut: CutConfig, outline: Outline) -> int:
     return len({start for start, _ in spans}) + 2 * len(spans)
 
 
-def _method(config: Config, name: str, tables: list, outline: Outline, room: _Room) -> Iterator[str]:
+def _method(config: Config, name: str, rows: Sequence[Row], outline: Outline, room: _Room) -> Iterator[str]:
     """Yield the lines for a method other than replaceme: the whole model, on one device."""
     fit = config.fits[name]
     if not fit.is_other:
@@ -118,7 +120,7 @@ def _method(config: Config, name: str, tables: list, outline: Outline, room: _Ro
     if room.devices > 1:
         yield f"{outline.source}: method {fit.method} needs the model on one device; use `gpus: 1`"
         return
-    used = {row.calibration for table in tables for row in table.pruned if row.fit == name}
+    used = {row.calibration for row in rows if row.fit == name}
     for dtype in sorted({_dtype(config, one, outline, room) for one in used}):
         yield from room.lacking(outline, dtype, f"method {fit.method} is not streamed; use another")
 

@@ -218,26 +218,24 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     section = config.models[name]
     tables = [table for table in config.tables.values() if name in table.named("models")]
     found = _encoder_problems(config, name, outline.config)
-    for cut_name in sorted({cut for table in tables for cut in table.named_with(name, "cuts")}):
+    for cut_name in sorted({cut for table in tables for cut in table.named("cuts", name)}):
         try:
             check_cut(outline.config, config.cuts[cut_name], section.source)
             possible_spans(config.cuts[cut_name], outline)
             _check_kinds(config.cuts[cut_name], outline)
         except ReplaceMeError as error:
             found.append(f"cuts.{cut_name} on models.{name}: {error}")
-    used = config.observed(tables)
+    used = config.observed(tables, name)
     of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
-    if any(
-        table.speed or any(config.cuts[cut].needs_costs for cut in table.named_with(name, "cuts")) for table in tables
-    ):
+    if any(table.speed or any(config.cuts[cut].needs_costs for cut in table.named("cuts", name)) for table in tables):
         lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
     for where, tokens in sorted(lengths.items()):
         try:
             check_length(outline.config, tokens, section.source)
         except ReplaceMeError as error:
             found.append(f"{where} on models.{name}: {error}")
-    for fit_name in sorted({fit for table in tables for fit in table.named_with(name, "fits")}):
+    for fit_name in sorted({fit for table in tables for fit in table.named("fits", name)}):
         fit = config.fits[fit_name]
         try:
             check_section(outline.config, fit, section.source)
@@ -250,7 +248,7 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
     """Return lines for calibrations and evaluations of another kind of model, and for healings without a loss."""
     source, found = config.models[name].source, []
     tables = {key: table for key, table in config.tables.items() if name in table.named("models")}
-    for calibration in sorted({one for table in tables.values() for one in table.named_with(name, "calibrations")}):
+    for calibration in sorted({one for table in tables.values() for one in table.named("calibrations", name)}):
         try:
             for section in unmixed(config.calibrations, calibration):
                 check_calibration(model, section, source)
@@ -261,7 +259,7 @@ def _encoder_problems(config: Config, name: str, model: dict[str, Any]) -> list[
         problem = _unmeasured(model, bool(evaluation.zeroshot)) if evaluation else None
         if problem is not None:
             found.append(f"tables.{key}: {source}: {problem}")
-        if is_encoder(model) and table.named_with(name, "healings"):
+        if is_encoder(model) and table.named("healings", name):
             found.append(f"tables.{key}: {source}: an encoder, which has no loss to heal by; drop healings")
     return found
 
@@ -284,13 +282,13 @@ def sparse_calibrations(config: Config) -> list[str]:
             source = config.models[model].source
             known = names_folder(source) and not is_gguf(local_folder(source))
             sizes = read_config(local_folder(source)) if known else {}
-            for name in table.named_with(model, "calibrations"):
+            for name in table.named("calibrations", model):
                 sections = unmixed(config.calibrations, name)
                 if any(section.images is not None for section in sections):
                     continue  # how many positions an image has is the model's affair; the `tokens` step says it
                 tokens = config.calibrations[name].at_most.samples * max(section.tokens for section in sections)
                 where = f"calibrations.{name} on models.{model}: at most {tokens} tokens"
-                for what, width in sorted(_widths(config, table.named_with(model, "fits"), sizes).items()):
+                for what, width in sorted(_widths(config, table.named("fits", model), sizes).items()):
                     if tokens < width:
                         found.append(
                             f"{where} for {what} of {width}: the Gram has rank {tokens} at most; "

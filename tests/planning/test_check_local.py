@@ -213,17 +213,21 @@ def test_a_method_that_a_model_is_not_for(llama, gemma, refuses):
         check_inputs(config(gemma, {"fits": ["slices"]}, fits=fits), "x")
 
 
-def test_of_single_rows_each_model_is_judged_by_its_own(llama, gemma, refuses):
-    own = {"fits": {"slices": {"method": "slicegpt"}}, "models": {"b": {"source": str(gemma)}}}
+def test_of_single_rows_each_model_is_judged_by_its_own(make_llama, gemma, refuses):
+    long = make_llama(max_position_embeddings=512)
+    own = {
+        "models": {"b": {"source": str(gemma)}},
+        "calibrations": {"long": {"dataset": "micro", "tokens": 512}},
+        "fits": {"slices": {"method": "slicegpt"}},
+    }
     for other, problem in (
-        ("n2/ls", None),
-        ("n9/ls", "cuts.n9 on models.b: "),
-        ("n2/slices", "fits.slices on models.b: "),
+        ("micro/n2/ls", None),
+        ("long/n2/ls", "calibrations.long on models.b: "),
+        ("micro/n9/ls", "cuts.n9 on models.b: "),
+        ("micro/n2/slices", "fits.slices on models.b: "),
     ):
-        rows = ["a/micro/n2/slices", f"b/micro/{other}"]
-        section = config(
-            llama, {**{key: [] for key in ("models", "calibrations", "cuts", "fits")}, "rows": rows}, **own
-        )
+        rows = ["a/long/n2/slices", f"b/{other}"]
+        section = config(long, {**{key: [] for key in ("models", "calibrations", "cuts", "fits")}, "rows": rows}, **own)
         if problem is None:
             check_inputs(section, "x")
         else:
