@@ -21,7 +21,7 @@ from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.progress import progress
 from replaceme.core.quiet import quiet_transformers
 from replaceme.evaluation.speed import one_repeat, random_prompt, workload
-from replaceme.models.cache import cache_bytes
+from replaceme.models.cache import UNABLE, cache_bytes
 from replaceme.models.checkpoints import read_config
 from replaceme.models.custom_code import stand_ins
 from replaceme.models.family import Family
@@ -161,7 +161,7 @@ def _gone(members: Sequence[int]) -> Sequence[int]:
 def _tried(measure: Callable[[], float], what: str) -> float:
     try:
         return measure()
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+    except UNABLE as error:
         raise ReplaceMeError(
             f"parts: transformers cannot run {what} ({in_one_line(error)}); take another unit `of`"
         ) from error

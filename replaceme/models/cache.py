@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# what classes of transformers raise that do not run so
+UNABLE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+
 
 def cache_bytes(model: "nn.Module", ids: "torch.Tensor", dtype: str) -> int:
     """Return the bytes of the cache after a pass over ids [batch, tokens], of a model that keeps what is not of another
@@ -26,15 +29,19 @@ def cache_bytes(model: "nn.Module", ids: "torch.Tensor", dtype: str) -> int:
     return round(sum(one.numel() * (ITEM_BYTES.get(dtype, 4) if one.dtype == own else one.itemsize) for one in tensors))
 
 
-def cache_bytes_per_token(model: "nn.Module", dtype: str) -> int:
-    """Return the bytes by which the cache of one sequence grows with a token, until sliding windows are full.
+def cache_bytes_per_token(model: "nn.Module", dtype: str) -> int | None:
+    """Return the bytes by which the cache of one sequence grows with a token, until sliding windows are full; None
+    where transformers cannot run the model with a cache.
 
     Of attentions that is 2 (keys and values) x heads of these x their size x bytes of a value, added over blocks.
     """
     import torch
 
     ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    return cache_bytes(model, ids, dtype) - cache_bytes(model, ids[:, :1], dtype)
+    try:
+        return cache_bytes(model, ids, dtype) - cache_bytes(model, ids[:, :1], dtype)
+    except UNABLE:
+        return None
 
 
 def _tensors(value: Any) -> "Iterator[torch.Tensor]":

@@ -162,7 +162,7 @@ def _encoded(path: Path, changed: int) -> list[int]:
 
 def size(model: "PreTrainedModel", folder: str | Path) -> dict[str, int | None]:
     """Return the number of parameters of a loaded model, the bytes of the weights in its folder, and those of the
-    key-value cache of one token in the checkpoint's type, None of an encoder.
+    key-value cache of one token in the checkpoint's type, None of an encoder and where no cache can be used.
     """
     checkpoint = open_checkpoint(folder, separate=True)
     dtype = stored_dtype(checkpoint.config)

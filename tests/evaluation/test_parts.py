@@ -63,6 +63,16 @@ def test_a_linear_attention_has_a_state_but_nothing_for_a_token():
     assert cache_bytes_per_token(model, "bfloat16") == 3 * 5 * 4, "what is float32 beside bfloat16 stays so"
 
 
+def test_a_class_that_runs_without_a_cache_alone_has_no_number():
+    """As Blenderbot's decoder, whose cache has as many layers as its encoder: its tables are made all the same."""
+
+    def model(ids, use_cache):
+        return [][use_cache]
+
+    model.parameters = lambda: iter([torch.zeros(1)])
+    assert cache_bytes_per_token(model, "float32") is None
+
+
 @pytest.mark.parametrize(("unit", "expected"), [("prefill", (3, 2)), ("decode", (7, 5)), ("latency", (10, 7))])
 def test_times_are_the_difference_that_parts_make(gemma, monkeypatch, unit, expected):
     """A clock for which a pass takes (3, 7) for each attention, (2, 5) for each MLP and (9, 9) else."""
