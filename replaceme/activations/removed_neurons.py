@@ -62,7 +62,7 @@ def from_norm(checkpoint: "Checkpoint", norm: str, block: int, carrier: int) -> 
     lost = (own_gain == 0) & (gain != 0)
     if lost.any():
         raise ReplaceMeError(
-            f"{checkpoint.folder}: block {block}'s neurons in block {carrier}: {int(lost.sum())} gains of its norm are "
+            f"{checkpoint.folder}: rows of block {block} in block {carrier}: {int(lost.sum())} gains of its {norm} are "
             "0; use another carrier, or another fit"
         )
     ratio = torch.where(own_gain == 0, 0.0, gain / own_gain)
@@ -83,7 +83,7 @@ def _norm(checkpoint: "Checkpoint", norm: str, block: int) -> tuple[torch.Tensor
     family = checkpoint.family
     name = f"{family.blocks}.{block}.{norm}"
     if name not in checkpoint.tensors:
-        raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name}, the norm before an MLP; drop recycle_from")
+        raise ReplaceMeError(f"{checkpoint.folder}: no tensor {name}, the norm before a part; use another fit")
     gain = family.gain_offset + checkpoint.tensor(name).double()
     bias = bias_of(name)
     return gain, checkpoint.tensor(bias).double() if bias in checkpoint.tensors else torch.zeros_like(gain)

@@ -80,7 +80,8 @@ def fit(passes: "Passes", config: "FlattenGptConfig", cut: Cut, record: ModelRec
         tensors |= merging.run()
         maps.append(merging.map)
     if config.end_to_end:
-        placed = {name: one.to(walk.device) for name, one in tensors.items()}  # once, not at every step
+        kind = next(walk.blocks.parameters())
+        placed = {name: one.to(kind) for name, one in tensors.items()}  # once, not at every step
         maps = trained(config, cut.groups, maps, passes, partial(replaced, walk.blocks, placed))
         for (start, _), one in zip(cut.groups, maps, strict=True):
             name = _down(checkpoint, start - 1)
@@ -250,7 +251,7 @@ class Merging:
         found = fit_least_squares(sums.at(few), ridge_relative=self.config.ridge_relative, towards=origin[few])
         alone = origin * (whose == 0).to(origin)[:, None]
         report = {
-            **found.report,
+            **_without(found, "residual_identity").report,  # where the heads' outputs are as wide as the stream
             "residual_side_by_side": residual(sums, origin),
             "residual_dropped": residual(sums, alone),
             "kept": torch.bincount(whose[kept], minlength=len(self.members)).tolist(),

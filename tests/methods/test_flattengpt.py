@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from family_checks import EXACT, difference, loaded, outputs, samples, source
+from family_checks import EXACT, difference, loaded, outputs
 from given import cut_of
+from tiny_families import samples, source
 
 from replaceme.activations.divergence import apart, log_probabilities
 from replaceme.config.fits import fit_config
@@ -79,6 +80,7 @@ def test_all_that_is_side_by_side_leaves_less_than_a_dropped_block(make_llama, m
         assert whole["residual"] < few["residual"] < few["residual_dropped"]
     assert seen[1][1]["residual"] == pruned.report["residual"], "the same bits again"
     assert sum(pruned.report["kept"]) == 24 and sum(pruned.report["attention_kept"]) == 16
+    assert not [name for name in pruned.report if name.endswith("identity")], "of heads' outputs it says nothing"
 
 
 def test_a_shortlist_bounds_what_others_give(llama, make_tokens):
