@@ -17,7 +17,6 @@ from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import widest
 from replaceme.config.methods import MethodConfig
-from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
 from replaceme.core.stages import Stages, rounded
 from replaceme.fitting.recommended import default_cut, default_fit
@@ -115,18 +114,14 @@ def with_costs(asked: Asked, path: str | Path | None, where: tuple[str, int], st
     """Return what was asked for with what the model's parts cost in the unit of its cut: as a file says, or else as
     counted or measured on `where`, a device and a number of GPUs; unchanged where the unit is parameters.
     """
+    record = asked.record.with_costs(path, asked.cut.of)
     if not asked.cut.needs_costs:
-        if path is not None:
-            raise ReplaceMeError(
-                f"{path}: costs are for a ratio of another unit than parameters; set `of`, or drop them"
-            )
         return asked
     from replaceme.cuts.choose import possible_spans
     from replaceme.evaluation.parts import part_costs, usual_lengths
     from replaceme.models.loading import RunsOn
     from replaceme.models.model_config import pick_device, pick_dtype
 
-    record = asked.record.with_costs(path)
     if path is None:
         with stages("measure parts"):
             device = pick_device(where[0])

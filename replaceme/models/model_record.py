@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from replaceme.config.units import PARAMETERS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, write_json
 from replaceme.models.part_costs import PartCosts
@@ -63,12 +64,16 @@ class ModelRecord:
         made = {} if self.dequantised is None else {DEQUANTISED: self.dequantised}
         return {name: getattr(self, name) for name in names} | made | self._probed
 
-    def with_costs(self, path: str | Path | None) -> "ModelRecord":
-        """Return the record with the costs of the model's parts in a file, if one is given; raises ReplaceMeError for
-        those of another model.
+    def with_costs(self, path: str | Path | None, unit: str) -> "ModelRecord":
+        """Return the record with the costs of the model's parts in a file, if one is given, for a cut in a unit; raises
+        ReplaceMeError for those of another model, and where the unit is parameters, which need no file.
         """
         if path is None:
             return self
+        if unit == PARAMETERS:
+            raise ReplaceMeError(
+                f"{path}: costs are for a ratio of another unit than parameters; set `of`, or drop them"
+            )
         costs = PartCosts.load(path)
         if costs.model_sha256 != self.sha256:
             raise ReplaceMeError(f"{path}: made from another model than {self.source}; make it again")

@@ -28,7 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the metrics of all candidates."""
-    cut, record = from_options(args, CutConfig), model_record(args).with_costs(args.costs)
+    cut = from_options(args, CutConfig)
+    record = model_record(args).with_costs(args.costs, cut.of)
     check_cut(read_config(record.folder), cut, record.source)
     forward = load_forward(args, record, head=cut.needs_loss)
     found = candidates_of(cut, forward.record, forward.model, forward.family, forward.tokens, forward.batch_size)

@@ -37,8 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write cut.json."""
-    record = model_record(args).with_costs(args.costs)
     cut = from_options(args, CutConfig)
+    record = model_record(args).with_costs(args.costs, cut.of)
     check_cut(read_config(record.folder), cut, record.source)
     distances = candidates = None
     origin: dict = {}

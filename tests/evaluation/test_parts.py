@@ -113,15 +113,15 @@ def test_files_are_of_one_model(llama, gemma, tmp_path, refuses):
     record, path = resolve(str(llama)), tmp_path / "cache.json"
     found = part_costs(record, "cache", OPTIONS, ON_CPU)
     found.save(path)
-    assert PartCosts.load(path) == record.with_costs(path).costs == found
+    assert PartCosts.load(path) == record.with_costs(path, "cache").costs == found
     with refuses(f"{path}: made from another model than {gemma}"):
-        resolve(str(gemma)).with_costs(path)
+        resolve(str(gemma)).with_costs(path, "cache")
     path.write_text("{}")
     with refuses("not the costs of a model's parts", "replaceme parts"):
-        record.with_costs(path)
+        record.with_costs(path, "cache")
 
 
-def test_a_cut_by_hand_from_the_costs_in_a_file(llama, tmp_path, caplog):
+def test_a_cut_by_hand_from_the_costs_in_a_file(llama, tmp_path, caplog, capsys):
     """As the steps do it: three tenths of the cache of six blocks are nearest to that of two."""
     caplog.set_level("INFO")
     costs, cut = tmp_path / "cache.json", tmp_path / "cut.json"
@@ -132,3 +132,5 @@ def test_a_cut_by_hand_from_the_costs_in_a_file(llama, tmp_path, caplog):
     assert found.groups == [(2, 4)] and found.budget["saved"] == pytest.approx(1 / 3)
     assert found.budget["measured"] == {"prompt_tokens": 8, "batch_size": 1, "dtype": "float32"}
     assert "ratio 0.3 of cache: 2 of 6 blocks, [2, 4), which saves 0.333 of the model's" in caplog.text
+    assert main(["cut", str(llama), "--ratio", "0.3", "--start", "2", "--costs", str(costs), "--out", str(cut)]) == 1
+    assert "costs are for a ratio of another unit than parameters" in capsys.readouterr().err
