@@ -92,7 +92,7 @@ def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dty
     """Return a function that measures a model in a unit, as it is when that is called."""
     import torch
 
-    prompt = random_prompt(model, source, options)
+    prompt = random_prompt(model, source, options, options.new_tokens)
     load = workload(model, prompt, 0 if of == PREFILL else options.new_tokens)
 
     def seconds() -> float:

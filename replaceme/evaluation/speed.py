@@ -66,7 +66,7 @@ def speed(
         prompt, prompt_tokens = _images(config, model_folder, batch_size, generator)
         prompt = prompt.to(device, model.dtype)
     else:
-        prompt = random_prompt(model, model_folder, options, seed)
+        prompt = random_prompt(model, model_folder, options, new_tokens, seed)
     load = workload(model, prompt, new_tokens)
     with torch.inference_mode():
         times = [repeat(model, load) for _ in range(options.warmup + options.repeats)][options.warmup :]
@@ -93,13 +93,15 @@ def speed(
     }
 
 
-def random_prompt(model: "PreTrainedModel", folder: str | Path, options: SpeedConfig, seed: int = 0) -> "torch.Tensor":
+def random_prompt(
+    model: "PreTrainedModel", folder: str | Path, options: SpeedConfig, new_tokens: int, seed: int = 0
+) -> "torch.Tensor":
     """Return random token ids [batch, prompt] on the model's device; raises ReplaceMeError where the model does not
-    take as many tokens, and new ones after them.
+    take as many tokens, and `new_tokens` after them.
     """
     import torch
 
-    config, length = model.config.get_text_config(), options.prompt_tokens + options.new_tokens
+    config, length = model.config.get_text_config(), options.prompt_tokens + new_tokens
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise ReplaceMeError(f"{folder}: prompt and new tokens are {length} together, the model takes {longest}")

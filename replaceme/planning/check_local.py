@@ -229,7 +229,8 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
     if any(table.speed or any(config.cuts[cut].needs_costs for cut in table.named("cuts", name)) for table in tables):
-        lengths["speed"] = config.speed.prompt_tokens + config.speed.new_tokens
+        after = 0 if is_encoder(outline.config) else config.speed.new_tokens
+        lengths["speed"] = config.speed.prompt_tokens + after
     for where, tokens in sorted(lengths.items()):
         try:
             check_length(outline.config, tokens, section.source)

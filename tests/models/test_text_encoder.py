@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel
 
 from replaceme import prune
+from replaceme.config.evaluations import SpeedConfig
+from replaceme.evaluation.speed import speed
 from replaceme.models.checkpoints import open_checkpoint
 from replaceme.models.family import Family
 from replaceme.models.model_config import longest_sequence
@@ -89,6 +91,13 @@ def test_an_encoder_is_shortened_and_what_lies_beside_it_kept(bert, tmp_path):
     kept = json.loads((tmp_path / "out" / "config.json").read_text())
     assert kept == json.loads((bert / "config.json").read_text()) | {"num_hidden_layers": 4}
     assert AutoModel.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
+
+
+def test_speed_is_that_of_a_prompt_as_long_as_the_encoder_takes(bert):
+    """Nothing is decoded, so no room is left for it, and there is no cache."""
+    found = speed(bert, SpeedConfig(prompt_tokens=40, new_tokens=8, repeats=1, warmup=0))
+    assert (found["prompt_tokens"], found["new_tokens"], found["cache_bytes_per_token"]) == (40, 0, None)
+    assert found["latency_s"]["median"] > 0 and found["decode_tokens_per_s"]["median"] is None
 
 
 def test_the_norm_of_the_last_removed_block_takes_the_place_of_the_carriers(bert, tmp_path):
