@@ -1,5 +1,6 @@
 """Free memory: of GPUs, and of the host, of which a batch system or a container may leave a process a part."""
 
+import gc
 from math import inf
 from pathlib import Path
 
@@ -19,6 +20,15 @@ def free_memory(device: str, gpus: int = 1) -> int:
     import psutil
 
     return min(psutil.virtual_memory().available, group_memory())
+
+
+def release(device: str) -> None:
+    """Free what models that are gone still hold: blocks refer to themselves, and torch keeps a GPU's memory."""
+    gc.collect()
+    if device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def group_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:

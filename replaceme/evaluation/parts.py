@@ -18,6 +18,7 @@ from replaceme.activations.hooks import skipped
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.config.units import CACHE, DECODE, FLOPS, LATENCY, PREFILL, TIMED
 from replaceme.core.errors import ReplaceMeError, in_one_line
+from replaceme.core.memory import release
 from replaceme.core.progress import progress
 from replaceme.core.quiet import quiet_transformers
 from replaceme.evaluation.speed import one_repeat, random_prompt, workload
@@ -61,6 +62,9 @@ def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: Runs
         model, where = _without_weights(record), {"dtype": stored_dtype(config)}
     measure = _measure(of, model, record.source, options, stored_dtype(config))
     found = _by_part(model, family, measure, of)
+    del model, measure
+    if of in TIMED:
+        release(runs_on.device)  # what comes next asks how much is free
     known = (
         ("prompt_tokens", "batch_size")
         if of in (FLOPS, CACHE, PREFILL)

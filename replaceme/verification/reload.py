@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.activations.capture import model_inputs, placed
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.memory import release
 from replaceme.models.checkpoints import read_config
 from replaceme.models.custom_code import check_code, is_separate
 from replaceme.models.loading import load_text_model
@@ -71,9 +72,7 @@ def hooked_logits(folder: str | Path, running: Running, tokens: Tokens, device: 
     with torch.inference_mode(), running(model.base_model, family):
         logits = model(**model_inputs(model, tokens))[0].float().cpu()
     del model
-    gc.collect()  # its blocks hold references to themselves, and the fresh process needs the memory
-    if device != "cpu":
-        torch.cuda.empty_cache()
+    release(device)  # the fresh process needs the memory
     return logits
 
 
