@@ -78,7 +78,7 @@ def _for_tokenizer(config: Any, name: str = "") -> Any:
     if type(config) is not int:
         return config
     known = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "bos_token_id": 2, "eos_token_id": 3}
-    is_mark = name.endswith(("_token_id", "_token_index")) and config > max(known["eos_token_id"], 3)
+    is_mark = name.endswith(("_token_id", "_token_index")) and config > known["eos_token_id"]
     return UNUSED + config % (VOCABULARY - UNUSED) if is_mark else known.get(name, config)
 
 

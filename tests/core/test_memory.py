@@ -1,8 +1,10 @@
 """Free memory is what the limits of a job or a container leave of the machine's."""
 
+import weakref
+
 import pytest
 
-from replaceme.core.memory import free_memory, group_memory
+from replaceme.core.memory import free_memory, group_memory, release
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -29,3 +31,17 @@ def test_what_the_limit_of_a_job_leaves(tmp_path, monkeypatch, version):
     assert group_memory(own, root) == 201
     monkeypatch.setattr("replaceme.core.memory.group_memory", lambda: 201)
     assert free_memory("cpu") == 201
+
+
+def test_what_refers_to_itself_is_freed():
+    """As blocks of a model do, to which collections come late."""
+
+    class Block:
+        pass
+
+    block = Block()
+    block.own, seen = block, weakref.ref(block)
+    del block
+    assert seen() is not None
+    release("cpu")
+    assert seen() is None
