@@ -14,9 +14,10 @@ UNABLE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def cache_bytes(model: "nn.Module", ids: "torch.Tensor", dtype: str) -> int:
-    """Return the bytes of the cache after a pass over ids [batch, tokens], of a model that keeps what is not of another
-    type for a reason (the states of a state space in float32) in a `dtype` by name.
+    """Return the bytes of the cache after a pass over ids [batch, tokens].
 
+    `dtype` names the type of the weights where the model is used, and so of keys and values; a tensor of another type
+    than the weights at hand (float32 states of a state space beside bfloat16) counts in its own.
     Linear attentions and the like have states of one size, sliding windows grow until they are full, and a block
     without an attention has nothing.
     """
