@@ -21,7 +21,7 @@ from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.memory import release
 from replaceme.core.progress import progress
 from replaceme.core.quiet import quiet_transformers
-from replaceme.evaluation.speed import one_repeat, random_prompt, workload
+from replaceme.evaluation.speed import Workload, one_repeat, random_prompt, workload
 from replaceme.models.cache import UNABLE, cache_bytes
 from replaceme.models.checkpoints import read_config
 from replaceme.models.custom_code import stand_ins
@@ -105,14 +105,14 @@ def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dty
         # what disturbs a repeat only makes it longer, and differences of a few per cent are looked for
         return min({PREFILL: prefill, DECODE: decode, LATENCY: prefill + decode}[of] for prefill, decode in times)
 
-    counts = {FLOPS: lambda: operations(model, prompt), CACHE: lambda: cache_bytes(model, prompt, dtype)}
+    counts = {FLOPS: lambda: operations(model, load), CACHE: lambda: cache_bytes(model, prompt, dtype)}
     return counts.get(of, seconds)
 
 
-def operations(model: "nn.Module", ids: Any) -> int:
-    """Return the operations of all matrix products of a pass over ids [batch, tokens], two for each product of numbers.
+def operations(model: "nn.Module", load: Workload) -> int:
+    """Return the operations of all matrix products of a pass over a prompt, two for each product of numbers.
 
-    Of attention every query meets every key, as it is computed without a kernel that leaves out what is masked.
+    The head gives the logits of the last position, as where times are measured. Of attention every query meets every key, as it is computed without a kernel that leaves out what is masked.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -123,7 +123,7 @@ def operations(model: "nn.Module", ids: Any) -> int:
 
     of_own = {torch.ops.aten._grouped_mm: of_experts}
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=of_own) as counter:
-        model(ids, use_cache=True)
+        model(load.prompt, use_cache=True, **load.last_only)
     return counter.get_total_flops()
 
 

@@ -24,7 +24,7 @@ def test_operations_are_those_of_the_matrices(llama):
     mlp = 2 * TOKENS * 3 * 16 * 24
     assert found.attentions == [attention] * 6 and found.mlps == [mlp] * 6
     assert found.blocks == [attention + mlp] * 6
-    assert found.total == 6 * (attention + mlp) + 2 * TOKENS * 16 * 66, "and the head's"
+    assert found.total == 6 * (attention + mlp) + 2 * 16 * 66, "and the head's, of the last token"
 
 
 def test_operations_of_experts_are_those_of_the_chosen_ones(tmp_path):
