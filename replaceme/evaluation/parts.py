@@ -112,7 +112,8 @@ def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dty
 def operations(model: "nn.Module", load: Workload) -> int:
     """Return the operations of all matrix products of a pass over a prompt, two for each product of numbers.
 
-    The head gives the logits of the last position, as where times are measured. Of attention every query meets every key, as it is computed without a kernel that leaves out what is masked.
+    The head gives the logits of the last position, as where times are measured. Of attention every query meets every
+    key, as it is computed without a kernel that leaves out what is masked.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
