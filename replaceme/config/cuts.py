@@ -23,6 +23,10 @@ OWN_METRIC = ("merging", "sublayers")
 SINGLE = ("independent", "iterative")
 # what `search: merging` can be told
 MERGING = ("merge_blocks", "interval", "similarity")
+# what the measures of candidates depend on, beside the metric
+OF_CANDIDATES = (
+    "blocks", "ratio", "of", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "samples",
+)  # fmt: skip
 
 
 class CutConfig(Strict):

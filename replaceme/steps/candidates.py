@@ -3,7 +3,7 @@
 import argparse
 
 from replaceme.config.command_line import add_options, from_options
-from replaceme.config.cuts import MERGING, CutConfig
+from replaceme.config.cuts import OF_CANDIDATES, CutConfig
 from replaceme.core.files import write_json
 from replaceme.cuts.after_fit import candidates_of
 from replaceme.models.checkpoints import read_config
@@ -12,17 +12,13 @@ from replaceme.steps.common import costs_argument, model_record, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
 
 ONLINE = False
-# what the measured candidates depend on
-CANDIDATES = (
-    "blocks", "ratio", "of", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "metric", "samples",
-)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     out_argument(parser, "where candidates.json goes")
     costs_argument(parser)
-    add_options(parser, CutConfig, CANDIDATES)
+    add_options(parser, CutConfig, (*OF_CANDIDATES, "metric"))
     forward_arguments(parser)
 
 

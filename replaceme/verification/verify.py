@@ -15,7 +15,7 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json
-from replaceme.core.memory import free_memory
+from replaceme.core.memory import free_memory, release
 from replaceme.methods.found import Found
 from replaceme.methods.registry import running
 from replaceme.models.checkpoints import check_merged, open_checkpoint, read_config
@@ -207,9 +207,7 @@ def _needed(record: ModelRecord) -> float:
 
 
 def _has_room(record: ModelRecord, gpu: str) -> bool:
-    import torch
-
-    torch.cuda.empty_cache()  # what this process keeps of models that are gone
+    release(gpu)
     return _needed(record) <= free_memory(gpu)
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from replaceme.config.command_line import to_flags
-from replaceme.config.cuts import MERGING, OWN_METRIC, CutConfig
+from replaceme.config.cuts import MERGING, OF_CANDIDATES, OWN_METRIC, CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import REGRESSION
 from replaceme.config.result_paths import (
@@ -31,9 +31,11 @@ from replaceme.config.schema import Config
 
 Files = Mapping[str, str | list[str]]
 EVIDENCE = ("costs", "distances", "candidates", "statistics", "shards", "rows", "tokens", "recycled")
-CANDIDATE_OPTIONS = (
-    "blocks", "ratio", "of", "groups", "search", "keep_first", "keep_last", *MERGING, "halves", "samples",
-)  # fmt: skip
+
+
+def _costs(cut: CutConfig, names: Names) -> Files:
+    """Return the costs of a model's parts, where a cut's ratio is of another unit than parameters."""
+    return {"costs": at(COSTS, names, unit=cut.of)} if cut.needs_costs else {}
 
 
 def candidates_name(cut: CutConfig) -> str:
@@ -106,15 +108,14 @@ class FitJobs:
         hand; and the costs of the model's parts, where they are another unit than parameters.
         """
         cut = self.config.cuts[names.cut]
-        costs = {"costs": at(COSTS, names, unit=cut.of)} if cut.needs_costs else {}
+        costs = _costs(cut, names)
         if cut.needs_candidates:
             return {**costs, "candidates": at(CANDIDATES, names, candidates=candidates_name(cut))}
         return costs if cut.start is not None else {**costs, "distances": at(DISTANCES, names)}
 
     def candidate_costs(self, names: Names) -> Files:
         """Return the costs of the model's parts that candidates depend on, if any."""
-        cut = self.config.cuts[self.candidates[names.candidates]]
-        return {"costs": at(COSTS, names, unit=cut.of)} if cut.needs_costs else {}
+        return _costs(self.config.cuts[self.candidates[names.candidates]], names)
 
     def candidate_costs_option(self, names: Names) -> str:
         """Return the option that names these costs."""
@@ -128,7 +129,7 @@ class FitJobs:
         """Return the options of candidates, from any cut that uses them."""
         cut = self.config.cuts[self.candidates[names.candidates]]
         metric = f" --metric {cut.measured_as}" if cut.needs_loss else ""
-        return to_flags(cut, CANDIDATE_OPTIONS) + metric
+        return to_flags(cut, OF_CANDIDATES) + metric
 
     def fit_evidence(self, names: Names) -> Files:
         """Return the files that a fit is made from: summed statistics, shards for a ridge chosen by them, rows,
