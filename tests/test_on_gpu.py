@@ -1,5 +1,9 @@
 """The pipeline on a CUDA device: the same statistics as on the CPU, the same bits twice, a checkpoint at the end."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -64,12 +68,18 @@ def test_candidates_agree_with_the_cpu(request, make_tokens, name, family):
         assert one == pytest.approx(other, rel=2e-2, abs=2e-3)
 
 
-def test_prune_ends_with_the_same_checkpoint_twice(tmp_path):
+@pytest.mark.parametrize(
+    ("fit", "error", "at_first"), [(None, "kl", "kl_start"), (FitConfig(), "residual", "residual_identity")]
+)
+def test_prune_ends_with_the_same_checkpoint_twice(tmp_path, fit, error, at_first):
+    """Of the fit that is taken unasked, and of least squares."""
     calibration = CalibrationConfig(dataset="micro", samples=32, tokens=128, seed=5)
+    given = {} if fit is None else {"fit": fit}
     hashes = []
     for name in ("one", "two"):
-        record = prune("resources/micro", calibration, cut=CutConfig(blocks=6), out=tmp_path / name, device="cuda")
-        assert record["fit"]["residual"] < record["fit"]["residual_identity"]
+        cut = CutConfig(blocks=6)
+        record = prune("resources/micro", calibration, cut=cut, out=tmp_path / name, device="cuda", **given)
+        assert record["fit"][error] < record["fit"][at_first]
         hashes.append(sha256(tmp_path / name / "model.safetensors"))
     assert hashes[0] == hashes[1]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "one").cuda()
@@ -125,3 +135,11 @@ def test_healing_is_that_of_the_cpu(llama, texts, tmp_path, train):
     found, exact = (load_file(tmp_path / device / "model.safetensors") for device in ("cuda", "cpu"))
     for name in exact:
         torch.testing.assert_close(found[name], exact[name], atol=2e-3, rtol=0)  # a step moves a weight by 0.01
+
+
+def test_speed_is_measured_in_a_fresh_process(llama, tmp_path):
+    """As a job of the workflow does, where nothing has used the GPU before."""
+    command = [sys.executable, "-m", "replaceme.cli", "speed", str(llama), "--device", "cuda"]
+    command += ["--prompt-tokens", "16", "--new-tokens", "4", "--out", str(tmp_path / "s")]
+    subprocess.run(command, check=True)
+    assert json.loads((tmp_path / "s").read_text())["peak_memory_bytes"] > 0

@@ -56,6 +56,8 @@ def speed(
     prompt_tokens, new_tokens = options.prompt_tokens, options.new_tokens
     on_gpu = device.startswith("cuda")
     devices = range(torch.cuda.device_count()) if on_gpu else ()
+    if on_gpu:
+        torch.cuda.init()  # nothing can be reset before it
     for one in devices:
         torch.cuda.reset_peak_memory_stats(one)
     loaded = load_base_model if is_of_images(config) else load_text_model

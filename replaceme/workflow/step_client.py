@@ -1,8 +1,10 @@
 """Have a step run by the workflow's step server (`step_server`), which has the large libraries imported already.
 
 The step's arguments, folder, environment, limits and open files go to the server, which forks a child that runs it;
-this process waits for the child and ends as it does, and if it is killed, so is the child. Only the standard library is
-imported here: without a server, nothing but a look at the environment is spent.
+this process waits for the child and ends as it does, and if it is killed, so is the child. A child that crashes in a
+library (CRASHES) has left nothing behind, and this process runs the step itself: of a hundred evaluations on GPUs two
+crashed as forks within a second, and passed as they were. Only the standard library is imported here: without a server,
+nothing but a look at the environment is spent.
 """
 
 import array
@@ -18,12 +20,13 @@ from pathlib import Path
 VARIABLE = "REPLACEME_STEP_SERVER"  # of the environment: the path of the socket
 LIMITS = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS", "RLIMIT_CPU")
 LENGTH = 8  # bytes before a message, that say how long it is
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 # what has to be a fresh process: that which tries whether plain transformers loads an export
 COLD = ("verify",)
 
 
 def hand_over(arguments: Sequence[str]) -> None:
-    """Run a step as a child of the server, and end as it ends; return where there is no server for it."""
+    """Run a step as a child of the server, and end as it ends; return without a server, or where the child crashed."""
     where = os.environ.get(VARIABLE)
     if not where or arguments[:1] == [] or arguments[0] in COLD:
         return
@@ -50,7 +53,12 @@ def hand_over(arguments: Sequence[str]) -> None:
     if not answer:
         print("replaceme: error: the step server has died; run again", file=sys.stderr)
         answer = b"74"
-    _end_as(int(answer))
+    status = int(answer)
+    if -status in CRASHES:
+        name = signal.Signals(-status).name
+        print(f"replaceme: {arguments[0]} crashed ({name}) as a fork; now as a process of its own", file=sys.stderr)
+        return
+    _end_as(status)
 
 
 def _end_as(status: int) -> None:

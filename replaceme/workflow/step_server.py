@@ -10,6 +10,7 @@ with the Snakemake that started it, or once that is gone and its children are th
 import array
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -205,6 +206,7 @@ def _become(request: dict, files: list[int], server: int) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    faulthandler.enable(2)  # a crash says where
     sys.argv = ["replaceme", *request["arguments"]]
     _set_threads()
     os._exit(_status(importlib.import_module(PRELOADED[0]).main))

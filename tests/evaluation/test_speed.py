@@ -98,3 +98,15 @@ def test_provenance_says_nothing_private():
     assert versions()["torch"].startswith("2.") and hardware()["cores"] >= 1 and hardware()["memory_bytes"] > 2**28
     for private in (platform.node(), f"/{getpass.getuser()}"):
         assert private not in text
+
+
+def test_a_gpu_is_made_ready_before_its_memory_is_counted(monkeypatch, tmp_path):
+    """In a process that has not used a GPU yet, torch calls it an invalid device."""
+    done = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.init", lambda: done.append("init"))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", done.append)
+    monkeypatch.setattr("replaceme.evaluation.speed.load_text_model", lambda *_: pytest.fail("no further"))
+    with pytest.raises(pytest.fail.Exception):
+        speed(save(tmp_path / "model", True), SpeedConfig(), RunsOn("cuda"))
+    assert done == ["init", 0, 1]

@@ -104,6 +104,18 @@ def test_a_killed_child_is_a_killed_step(server):
     assert ended(asking)[0] == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crashed_child_is_run_again_as_a_process_of_its_own(server, tmp_path, number):
+    """There `check` reads the file that it is given, and the fork only sleeps as long as it is told."""
+    asking = step(server, "check", "60", cwd=tmp_path)
+    waited(lambda: children(server))
+    children(server)[0].send_signal(number)
+    code, _, err = ended(asking)
+    assert code == 1 and f"check crashed ({number.name}) as a fork" in err
+    assert "Fatal Python error" in err  # where, by the fork itself
+    assert "replaceme: error: 60" in err  # of the process of its own: there is no such config
+
+
 def test_a_step_outlives_no_server_and_does_without_one(server, tmp_path):
     asking = step(server, "check", "60")
     waited(lambda: children(server))
