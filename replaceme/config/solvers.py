@@ -95,7 +95,10 @@ class KlOptions(Strict):
     kl_steps: int = Field(300, ge=1, description="Steps of objective kl, at most.")
     kl_sequences: int = Field(4, ge=1, description="Sequences of a step of objective kl.")
     kl_learning_rate: float = Field(
-        3e-4, gt=0, description="Highest learning rate of objective kl, after a warm-up and before a cosine decay."
+        3e-4,
+        gt=0,
+        description="Highest learning rate of objective kl, after a warm-up and before a cosine decay; a training that "
+        "begins with more divergence than its closed form begins again at a third of it.",
     )
     kl_checkpointing: bool = Field(
         False,

@@ -48,6 +48,10 @@ class _Lines:
             yield item
             self.update()
 
+    def reset(self) -> None:
+        """Begin again."""
+        self.done, self.began = 0, time.monotonic()
+
     def update(self, count: int = 1) -> None:
         """Count items as done."""
         self.done += count

@@ -4,8 +4,10 @@
 
 All weights are frozen; the maps alone are parameters, of all groups of a cut together, float32, from their closed
 forms. Adam with a linear warm-up and a cosine decay. A part of the text is held out: what has the least divergence
-there is kept, be it the start, and where it has not fallen for a while the training ends. How the two models run is
-said in `pair`. Whatever a step does follows from its number, so an interrupted fit ends with the same bits.
+there is kept, be it the start, and where it has not fallen for a while the training ends. A rate that suits one map can
+be too high for several, or for a good start: where the first look finds the divergence higher than at the start, the
+training begins again at a third of it. How the two models run is said in `pair`. Whatever a step does follows from its
+number and the rate, so an interrupted fit ends with the same bits.
 """
 
 import logging
@@ -41,6 +43,8 @@ WARM_UP = 0.1  # of the steps
 LONGEST_WARM_UP = 20  # steps
 BETAS = (0.9, 0.98)
 CLIP = 1.0  # largest norm of a gradient
+LOWER = 3  # times, is the rate of a training that begins again
+AGAIN = 3  # times, at most
 
 
 def refine(
@@ -109,7 +113,7 @@ class _Fit:
     """A training of the maps of a pair; `best` are those with the least divergence on held-out text so far."""
 
     def __init__(self, pair: Pair, config: "TrainedConfig", text: _Text, state: State) -> None:
-        self.pair, self.text, self.steps = pair, text, config.kl_steps
+        self.pair, self.text, self.steps, self.asked = pair, text, config.kl_steps, config.kl_learning_rate
         self.tokens = int(pair.passes.tokens[torch.tensor(text.held_out)].count)
         parameters = {str(number): one for number, one in enumerate(pair.parameters)}
         warm_up = max(1, min(LONGEST_WARM_UP, round(WARM_UP * self.steps)))
@@ -132,6 +136,9 @@ class _Fit:
                 shown.update()
                 if self.training.done % every == 0 or self.training.done == self.steps:
                     self._look(self.training.done)
+                    if self._was_too_fast():
+                        self._begin_again()
+                        shown.reset()
                 self.training.save(self._kept)
         log.info("kl: %.4f nats per token on held-out text, %.4f at the start", self.kl, self.curve[0][1])
 
@@ -139,6 +146,11 @@ class _Fit:
     def kl(self) -> float:
         """Least divergence that was seen."""
         return min(value for _, value in self.curve)
+
+    @property
+    def rate(self) -> float:
+        """Highest learning rate of the training, less than what was asked for where it began again."""
+        return self.training.schedule.learning_rate
 
     def report(self, start: "Transform") -> dict[str, Any]:
         """Return what the report of a map says of the training; `start` is its closed form."""
@@ -149,6 +161,7 @@ class _Fit:
             "kl_start": self.curve[0][1],
             "kl_curve": [list(point) for point in self.curve],
             "kl_tokens": self.tokens,
+            "learning_rate": self.rate,
             "steps": self.training.done,
             "closed_form": start.report,
         }
@@ -171,14 +184,31 @@ class _Fit:
         values = [value for _, value in self.curve]
         return len(values) > PATIENCE and min(values[:-PATIENCE]) <= min(values[-PATIENCE:])
 
+    def _was_too_fast(self) -> bool:
+        """Return whether the first look at a training found it worse than its start, and it may begin again."""
+        worse = len(self.curve) == 2 and self.curve[1][1] > self.curve[0][1]
+        return worse and self.rate > self.asked / LOWER ** (AGAIN - 0.5)
+
+    def _begin_again(self) -> None:
+        """Go back to the start, with a lower rate."""
+        rate = self.rate / LOWER
+        (_, start), (step, value) = self.curve
+        log.info("kl: %.4f after %d steps, %.4f at the start: again, at a rate of %.1e", value, step, start, rate)
+        with torch.no_grad():
+            for parameter, best in zip(self.pair.parameters, self.best, strict=True):
+                parameter.copy_(best)
+        self.training.begin_again(rate)
+        self.curve = self.curve[:1]
+
     def _kept(self) -> tuple[Tensors, dict[str, Any]]:
         best = {f"best/{number}": one for number, one in enumerate(self.best)}
-        return best, {"curve": [list(point) for point in self.curve]}
+        return best, {"curve": [list(point) for point in self.curve], "learning_rate": self.rate}
 
     def _restore(self) -> None:
         saved = self.training.restore()
         if saved is not None:
             tensors, record = saved
+            self.training.schedule = replace(self.training.schedule, learning_rate=record["learning_rate"])
             self.curve = [tuple(point) for point in record["curve"]]
             self.best = [tensors[f"best/{number}"].to(one.device) for number, one in enumerate(self.best)]
 

@@ -6,7 +6,7 @@ Adam's moments are kept by the mechanism of unfinished fits (`resume`), with wha
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,11 @@ class Training:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.done += 1
+
+    def begin_again(self, learning_rate: float) -> None:
+        """Forget all steps, whose parameters the owner has set back, and take another highest learning rate."""
+        self.optimiser.state.clear()
+        self.schedule, self.done = replace(self.schedule, learning_rate=learning_rate), 0
 
     def save(self, more: Callable[[], tuple[Tensors, dict[str, Any]]]) -> None:
         """Keep the state, with `more` tensors and facts, when it is time."""

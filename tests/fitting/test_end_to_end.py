@@ -72,8 +72,22 @@ def test_several_groups_are_trained_together(llama, make_tokens):
     assert all(not torch.equal(one.matrix, other.matrix) for one, other in zip(found, closed, strict=True))
 
 
+def test_a_rate_that_is_too_high_is_lowered(llama, make_tokens, caplog):
+    """The text and the steps are then those of a training at that rate from the beginning."""
+    caplog.set_level("INFO")
+    given = partial(fitted, llama, make_tokens(), [(1, 2), (4, 5)], ridge_relative=10)
+    found = given(kl_learning_rate=3.0)
+    report = found[0].report
+    assert "again, at a rate of" in caplog.text and report["learning_rate"] in (3 / 3, 3 / 9, 3 / 27)
+    assert report["kl"] < report["kl_start"]
+    same = given(kl_learning_rate=report["learning_rate"])
+    assert report["kl_curve"] == same[0].report["kl_curve"]
+    assert all(torch.equal(one.matrix, other.matrix) for one, other in zip(found, same, strict=True))
+
+
 def test_the_start_is_kept_where_training_makes_it_worse(llama, make_tokens):
-    [found] = fitted(llama, make_tokens(), kl_learning_rate=3.0)
+    [found] = fitted(llama, make_tokens(), kl_learning_rate=300.0)
+    assert found.report["learning_rate"] == pytest.approx(300 / 27), "three times lowered"
     assert found.report["kl"] == found.report["kl_start"] and found.report["steps"] < 20, "and it ends early"
     [closed] = fitted(llama, make_tokens(), objective="l2", kl_steps=300, kl_learning_rate=3e-4)
     assert torch.equal(found.matrix.float(), closed.matrix.float())
@@ -112,9 +126,10 @@ def test_what_does_not_change_is_computed_once(family, request, make_tokens, mon
             assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_killed_fit_goes_on_to_the_same_bits(llama, make_tokens, tmp_path, monkeypatch):
-    tokens = make_tokens()
-    [whole], [again] = fitted(llama, tokens), fitted(llama, tokens)
+@pytest.mark.parametrize("rate", [FIT["kl_learning_rate"], 3.0])  # which is lowered before the kill
+def test_a_killed_fit_goes_on_to_the_same_bits(llama, make_tokens, tmp_path, monkeypatch, rate):
+    given = (llama, make_tokens())
+    [whole], [again] = (fitted(*given, kl_learning_rate=rate) for _ in range(2))
     assert torch.equal(whole.matrix, again.matrix) and whole.report == again.report
     state = State(tmp_path / "state", "same", seconds=0)
     step, steps = end_to_end._Fit._step, []
@@ -126,9 +141,9 @@ def test_a_killed_fit_goes_on_to_the_same_bits(llama, make_tokens, tmp_path, mon
 
     monkeypatch.setattr(end_to_end._Fit, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        fitted(llama, tokens, state=state)
+        fitted(*given, state=state, kl_learning_rate=rate)
     monkeypatch.setattr(end_to_end._Fit, "_step", step)
-    [resumed] = fitted(llama, tokens, state=State(tmp_path / "state", "same", seconds=0))
+    [resumed] = fitted(*given, state=State(tmp_path / "state", "same", seconds=0), kl_learning_rate=rate)
     assert torch.equal(whole.matrix, resumed.matrix) and whole.report == resumed.report
 
 
