@@ -12,6 +12,7 @@ from replaceme.config.metrics import AFTER_FIT, REPRESENTATIONS, of_pairs
 from replaceme.config.tables import CACHE, SPEED, speeds_of
 
 Name = Literal["model", "calibration", "cut", "fit", "metric", "position"]
+Line = Literal[*get_args(Name), "by"]
 Distance = Literal[*of_pairs(), *AFTER_FIT]
 FORETOLD = tuple(name for name in AFTER_FIT if name != "residual")  # that is also a row's own
 SIZES = ("removed", "compression")
@@ -67,7 +68,11 @@ class FigureConfig(Strict):
         description="Axis of lines: removed (blocks), compression, or a number of the config, such as "
         "`calibration.samples` or `fit.ridge`. Of versus: a column of the tables, kl if none is named.",
     )
-    lines: list[Name] = Field(["model", "fit"], min_length=1, description="Columns that distinguish lines, or bars.")
+    lines: list[Line] = Field(
+        ["model", "fit"],
+        min_length=1,
+        description="Columns that distinguish lines, or bars; `by`, what fits are found by, of tables that say it.",
+    )
     panels: Name | None = Field(None, description="Column with a panel for each of its values.")
     distances: list[Distance] = Field(
         ["cosine"],
@@ -147,6 +152,7 @@ class FigureConfig(Strict):
     def columns(self) -> list[str]:
         """Columns of the tables that it shows: measures without their factors, and what they are shown over."""
         shown = [] if self.kind == "heatmap" else [measure.partition("*")[0].strip() for measure in self.measures]
+        shown += ["by"] if self.kind != "heatmap" and "by" in self.lines else []
         return shown if self.across is None else [*shown, self.across]
 
     def is_relative(self, measure: str) -> bool:
@@ -180,11 +186,15 @@ def dangling_figures(raw: dict) -> list[str]:
         for table in strings(section.get("tables")):
             if table not in tables:
                 lines.append(f"figures.{name}.tables: {table!r} is not defined under tables; defined: {known}")
-            elif isinstance(tables[table], dict) and tables[table].get("speed") is False:
+                continue
+            shown = tables[table] if isinstance(tables[table], dict) else {}
+            if shown.get("speed") is False:
                 lines += [
                     f"figures.{name}.measures: {one} is not measured for table {table!r}; set its `speed: true`"
                     for one in speeds_of([*strings(section.get("measures")), str(section.get("x"))])
                 ]
+            if "by" in strings(section.get("lines")) and shown.get("by") is not True:
+                lines.append(f"figures.{name}.lines: table {table!r} does not say `by`; set its `by: true`")
         cuts = raw["cuts"] if isinstance(raw.get("cuts"), dict) else {}
         for cut in strings(section.get("candidates")):
             if cut not in cuts:

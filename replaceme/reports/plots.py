@@ -4,6 +4,7 @@ Published values are hollow and dotted, or hatched, in the colour of the same me
 """
 
 import dataclasses
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "#555555"
+LEGEND_ROWS = 3  # for which there is room
+LEGEND_ROW = 0.17  # inches
 WIDE = 20  # a scale is logarithmic where the largest value is so many times the least
 PLACE_NAMES = {
     "removed": "blocks removed",
@@ -175,10 +178,12 @@ def _is_wide(values: "pandas.Series") -> bool:
 
 
 def _legend_below(canvas: "Figure", labelled: dict[str, Any]) -> None:
-    """Draw one legend for all panels, in as many columns as fit."""
+    """Draw one legend for all panels, in as many columns as fit; many rows make the figure higher."""
     if len(labelled) > 1:
         widest = 0.5 + 0.075 * max(map(len, labelled))  # inches of a handle and of a letter
         columns = max(1, min(len(labelled), 5, int(canvas.get_figwidth() / widest)))
+        more = math.ceil(len(labelled) / columns) - LEGEND_ROWS
+        canvas.set_figheight(canvas.get_figheight() + max(0, more) * LEGEND_ROW)
         canvas.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=columns, fontsize=8)
 
 

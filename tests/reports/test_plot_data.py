@@ -1,6 +1,7 @@
 """Declared figures: which numbers they show, how they look, and what is told when they cannot be made."""
 
 import json
+import re
 from dataclasses import replace
 
 import pandas
@@ -78,6 +79,28 @@ def test_lines_run_over_a_number_of_the_config(sources):
 def test_names_that_are_the_same_everywhere_are_left_out_of_labels(sources):
     found = points(figure("lines", lines=["model", "calibration", "fit"], panels="model"), sources)
     assert set(found["line"]) == {"baseline", "a, uidl", "a, ls", "b, ls"} and set(found["panel"]) == {"toy"}
+
+
+def test_lines_by_what_found_the_fits(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        f"{COLUMNS},by\ntoy,a,n1,ls,1,,cosine,all,0.1,0.7,0.02,4.0,0.5,0.1,0.02,closed form\n"
+        "toy,a,n1,other,1,,cosine,all,0.1,0.7,0.02,4.0,0.5,0.2,0.02,closed form\n"
+        "toy,a,n1,adam,1,,cosine,all,0.1,0.6,0.02,5.0,0.5,0.3,0.02,gradient\n"
+    )
+    frame = points(figure("versus", measures=["average"], lines=["by"]), Sources([tmp_path / "t.csv"]))
+    assert shown(frame, "line", "x") == [("closed form", 0.1), ("closed form", 0.2), ("gradient", 0.3)]
+
+
+def test_a_figure_grows_with_its_legend(tmp_path):
+    """So that no legend hides the points."""
+    rows = "".join(f"toy,a,n1,fit-{k},1,,cosine,all,0.1,0.7,0.02,4.0,0.5,{k / 10},0.02\n" for k in range(1, 40))
+    (tmp_path / "t.csv").write_text(f"{COLUMNS}\n{rows}")
+    heights = []
+    for lines in (["model"], ["fit"]):
+        one = figure("versus", measures=["average"], lines=lines)
+        draw(one, points(one, Sources([tmp_path / "t.csv"])), tmp_path / "f.svg")
+        heights.append(float(re.search(r'height="([\d.]+)pt"', (tmp_path / "f.svg").read_text())[1]))
+    assert heights[0] == 4.0 * 72 and heights[1] > heights[0] + 48
 
 
 def test_two_rows_at_one_place_are_told(sources):
@@ -217,6 +240,8 @@ def test_dangling_tables_and_taken_names():
     raw = {"tables": {"t": {"speed": False}, "u": {}}, "figures": {"f": {"tables": ["t", "u"], "measures": measures}}}
     [line] = dangling_figures(raw)
     assert line.startswith("figures.f.measures: decode_tokens_per_s is not measured for table 't'; set its `speed")
+    raw = {"tables": {"t": {"by": True}, "u": {}}, "figures": {"f": {"tables": ["t", "u"], "lines": ["by"]}}}
+    assert dangling_figures(raw) == ["figures.f.lines: table 'u' does not say `by`; set its `by: true`"]
     assert dangling_figures({"figures": {"f": 3}}) == [] and dangling_figures({"figures": None}) == []
 
 
