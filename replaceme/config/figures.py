@@ -152,7 +152,6 @@ class FigureConfig(Strict):
     def columns(self) -> list[str]:
         """Columns of the tables that it shows: measures without their factors, and what they are shown over."""
         shown = [] if self.kind == "heatmap" else [measure.partition("*")[0].strip() for measure in self.measures]
-        shown += ["by"] if self.kind != "heatmap" and "by" in self.lines else []
         return shown if self.across is None else [*shown, self.across]
 
     def is_relative(self, measure: str) -> bool:

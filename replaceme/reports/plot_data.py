@@ -78,7 +78,7 @@ def _rows(figure: FigureConfig, sources: Sources) -> "pandas.DataFrame":
         costs = pandas.concat([read_csv(path) for path in sources.costs], ignore_index=True).drop_duplicates(NAMES)
         rows = rows.merge(costs, how="left", on=NAMES)
         rows.loc[healed, [name for name in costs if name not in NAMES]] = None
-    missing = [name for name in figure.columns if name not in rows.columns]
+    missing = [name for name in (*figure.columns, *figure.lines) if name not in rows.columns]
     if missing:
         raise ReplaceMeError(f"{sources.tables[0]}: no column {missing[0]!r}; it has {', '.join(rows.columns)}")
     pruned = rows["fit"] != BASELINE

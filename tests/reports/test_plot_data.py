@@ -89,6 +89,9 @@ def test_lines_by_what_found_the_fits(tmp_path):
     )
     frame = points(figure("versus", measures=["average"], lines=["by"]), Sources([tmp_path / "t.csv"]))
     assert shown(frame, "line", "x") == [("closed form", 0.1), ("closed form", 0.2), ("gradient", 0.3)]
+    (tmp_path / "t.csv").write_text(f"{COLUMNS}{ROWS}")
+    with pytest.raises(ReplaceMeError, match="no column 'by'"):
+        points(figure("versus", measures=["average"], lines=["by"]), Sources([tmp_path / "t.csv"]))
 
 
 def test_a_figure_grows_with_its_legend(tmp_path):
