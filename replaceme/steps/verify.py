@@ -13,11 +13,12 @@ from typing import Any
 from replaceme.config.exports import PROGRAMS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
+from replaceme.core.fresh import is_as_imported, is_fresh
 from replaceme.models.checkpoints import check_merged, read_config
 from replaceme.models.model_config import pick_device
 from replaceme.steps.common import set_threads
 from replaceme.verification.outcome import FAILED
-from replaceme.verification.reload import Fresh, is_fresh
+from replaceme.verification.reload import Fresh
 from replaceme.verification.verify import require_passed, verify
 
 ONLINE = False
@@ -127,8 +128,10 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
         raise ReplaceMeError(f"{args.out}: lies in the folder that is checked; choose another place")
     set_threads(args.threads)
     record, cut, transforms, _ = load_fitted(args)
-    # this process does nothing else: as long as it is fresh, it loads the folder itself
-    with Fresh(read_config(record.folder)["model_type"], here=is_fresh()) as fresh:
+    # this process does nothing else: as long as it is fresh, it loads the folder itself; but where transformers keeps
+    # the code of a folder it has read when it was imported
+    here = is_fresh() and not (is_as_imported() and any(args.folder.glob("*.py")))
+    with Fresh(read_config(record.folder)["model_type"], here=here) as fresh:
         report = verify(record, cut, transforms, args.folder, fresh=fresh, device=pick_device(args.device))
     write_json(args.out, report)
     _log(report["checks"])

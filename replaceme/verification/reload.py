@@ -1,8 +1,8 @@
 """Load a model folder as a fresh process with plain transformers would, and compute the logits to compare with.
 
-A process is fresh as long as it has not imported transformers: a process without other work may load the folder itself,
-before it uses transformers, while replaceme cannot be imported. To import torch and transformers takes longer than a
-small model does: another process can be started for that before there is a folder.
+A process without other work may load the folder itself, before it uses transformers (`core.fresh`), while replaceme
+cannot be imported. To import torch and transformers takes longer than a small model does: another process can be
+started for that before there is a folder.
 """
 
 import gc
@@ -74,11 +74,6 @@ def hooked_logits(folder: str | Path, running: Running, tokens: Tokens, device: 
     del model
     release(device)  # the fresh process needs the memory
     return logits
-
-
-def is_fresh() -> bool:
-    """Return whether this process can still be the one that loads a folder with plain transformers."""
-    return "transformers" not in sys.modules
 
 
 class Fresh:

@@ -21,15 +21,18 @@ VARIABLE = "REPLACEME_STEP_SERVER"  # of the environment: the path of the socket
 LIMITS = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS", "RLIMIT_CPU")
 LENGTH = 8  # bytes before a message, that say how long it is
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
-# what has to be a fresh process: that which tries whether plain transformers loads an export
-COLD = ("verify",)
+PLAIN = "plain"  # beside it, the socket for PLAIN_STEPS
+# what tries whether plain transformers loads an export, in a process that has not used transformers
+PLAIN_STEPS = ("verify",)
 
 
 def hand_over(arguments: Sequence[str]) -> None:
     """Run a step as a child of the server, and end as it ends; return without a server, or where the child crashed."""
     where = os.environ.get(VARIABLE)
-    if not where or arguments[:1] == [] or arguments[0] in COLD:
+    if not where or arguments[:1] == []:
         return
+    if arguments[0] in PLAIN_STEPS:
+        where = str(Path(where).with_name(PLAIN))
     request = {
         "arguments": list(arguments),
         "folder": str(Path.cwd()),

@@ -5,6 +5,9 @@ Snakemake on this machine; steps find it by the variable of `step_client`, and r
 What a child has of the server are imported modules alone: arguments, folder, environment, limits and files are those of
 the process that asked, and CUDA is first used in the child. Libraries are imported while no step waits. The server ends
 with the Snakemake that started it, or once that is gone and its children are through.
+
+Checks, which try whether plain transformers loads an export, are forked from a server of their own: itself a fork of
+the first, from before it imported more than torch and transformers.
 """
 
 import array
@@ -26,18 +29,25 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from replaceme.core.fresh import mark
 from replaceme.core.offline import set_environment
-from replaceme.workflow.step_client import LENGTH, VARIABLE
+from replaceme.workflow.step_client import LENGTH, PLAIN, VARIABLE
 
 log = logging.getLogger(__name__)
-# in the order in which the steps of a workflow need them
+CLI = "replaceme.cli"
+# what a check finds imported
+PLAIN_LIBRARIES = (
+    "torch", "safetensors.torch", "transformers", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto", "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama", "transformers.generation",
+)  # fmt: skip
+# what the other steps find imported too, in the order in which those of a workflow need it
 PRELOADED = (
-    "replaceme.cli", "replaceme.config.schema", "torch", "safetensors.torch", "transformers",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-    "transformers.modeling_utils", "transformers.models.llama.modeling_llama", "transformers.generation", "datasets",
-    "scipy.optimize", "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface", "pandas", "matplotlib.pyplot",
+    CLI, "replaceme.config.schema", "datasets", "scipy.optimize", "lm_eval.evaluator", "lm_eval.tasks",
+    "lm_eval.models.huggingface", "pandas", "matplotlib.pyplot",
 )  # fmt: skip
 PR_SET_PDEATHSIG = 1  # of Linux
 LONGEST_FOLDER = 70  # bytes: the path of a socket has 107 at most
@@ -65,20 +75,23 @@ class StepServer:
         if VARIABLE in os.environ:
             return
         folder = Path(tempfile.mkdtemp(prefix="replaceme-steps-", dir=_short_folder()))
-        with socket.socket(socket.AF_UNIX) as listener:
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as plain:
             try:
                 listener.bind(str(folder / "socket"))
+                plain.bind(str(folder / PLAIN))
             except OSError as error:  # every step does without it
                 log.warning("no process that steps are forked from: %s: %s", folder, error.strerror or error)
-                folder.rmdir()
+                shutil.rmtree(folder)
                 return
             self.path = str(folder / "socket")
             listener.listen(256)
-            arguments = [str(listener.fileno()), self.path, str(os.getpid())]
+            plain.listen(256)
+            files = [listener.fileno(), plain.fileno()]
+            arguments = [*map(str, files), self.path, str(os.getpid())]
             # a session of its own: an interrupt from the keyboard is for Snakemake, which ends what it has started
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "replaceme.workflow.step_server", *arguments],
-                pass_fds=[listener.fileno()],
+                pass_fds=files,
                 cwd="/",
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
@@ -92,44 +105,77 @@ class StepServer:
             shutil.rmtree(Path(self.path).parent, ignore_errors=True)  # it had no time to, if it had just begun
 
 
-def serve(listener: socket.socket, path: str, parent: int) -> None:
-    """Import PRELOADED step by step and run what is asked for, until the process that started this one is gone."""
+def serve(listener: socket.socket, plain: socket.socket, path: str, parent: int) -> None:
+    """Import libraries step by step and run what is asked for, until the process that started this one is gone; checks
+    by way of `plain`.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # those are of libraries, which hold nothing that a child waits for
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     set_environment(online=True)  # libraries read it when they are imported; a child may turn the network off later
     try:
-        _Server(listener).run(parent, iter(PRELOADED))
+        server = _Server(listener)
+        server.run(parent, server.imports(plain))
     finally:
-        with contextlib.suppress(OSError):
-            Path(path).unlink()
-            Path(path).parent.rmdir()
+        server.end_plain()
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
 class _Server:
-    """The children by the descriptors that show their ends (pidfd), each with the socket of who waits for it."""
+    """The children by the descriptors that show their ends (pidfd), each with the socket of who waits for it; `plain`:
+    transformers is as it was imported.
+    """
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, plain: bool = False) -> None:
+        self.plain = plain
+        self.other: int | None = None  # the server that checks are forked from
         self.children: dict[int, tuple[int, socket.socket]] = {}
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ, lambda: self.accept(listener))
 
-    def run(self, parent: int, modules: Iterator[str]) -> None:
-        """Answer who asks, and import a module whenever nobody does."""
+    def run(self, parent: int, work: Iterator[Callable[[], object]]) -> None:
+        """Answer who asks, and do a piece of work whenever nobody does."""
         wait: float = 0
         while os.getppid() == parent or self.children:
             ready = self.selector.select(timeout=wait)
             for key, _ in ready:
                 key.data()
             if not ready and wait == 0:
-                name = next(modules, None)
-                if name is None:
+                piece = next(work, None)
+                if piece is None:
                     gc.collect()
                     gc.freeze()  # so that children share these pages
                     wait = WATCHED
                 else:
                     with contextlib.suppress(Exception):  # a step that needs it will say why
-                        importlib.import_module(name)
+                        piece()
+
+    def imports(self, plain: socket.socket) -> Iterator[Callable[[], object]]:
+        """Yield what to do while nobody asks: imports, and between them the fork of the server of checks."""
+        yield from (partial(importlib.import_module, name) for name in PLAIN_LIBRARIES)
+        yield partial(self.fork_plain, plain)
+        yield from (partial(importlib.import_module, name) for name in PRELOADED)
+
+    def fork_plain(self, listener: socket.socket) -> None:
+        """Fork the server that checks are forked from."""
+        server, kept = os.getpid(), listener.fileno()
+        self.other = os.fork()
+        if self.other != 0:
+            listener.close()
+            return
+        try:
+            _die_with(server)
+            os.closerange(3, kept)  # sockets of who asks the other one
+            os.closerange(kept + 1, 4096)
+            _Server(listener, plain=True).run(server, iter(()))
+        finally:
+            os._exit(0)
+
+    def end_plain(self) -> None:
+        """End the server that checks are forked from."""
+        if self.other:
+            os.kill(self.other, signal.SIGKILL)
+            os.waitpid(self.other, 0)
 
     def accept(self, listener: socket.socket) -> None:
         """Fork a child for a step that asks."""
@@ -142,7 +188,8 @@ class _Server:
         server, number = os.getpid(), os.fork()
         if number == 0:
             try:
-                _become(request, files, server)
+                _die_with(server)
+                _become(request, files, self.plain)
             finally:
                 os._exit(70)
         for file in files:
@@ -185,13 +232,17 @@ def _received(asking: socket.socket) -> tuple[dict, list[int]] | None:
     return (json.loads(text), array.array("i", rights[0][2][:12]).tolist()) if rights else None
 
 
-def _become(request: dict, files: list[int], server: int) -> None:
+def _die_with(parent: int) -> None:
+    """Have this process killed when its parent dies, or end it if that has happened."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(70)
+
+
+def _become(request: dict, files: list[int], plain: bool) -> None:
     """Run a step in this process, a child of the server, as if it had been started by who asks, and end it."""
     import atexit
 
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a server that dies takes its children with it
-    if os.getppid() != server:  # it has died before that
-        return
     atexit._clear()  # what the libraries have yet to do at the end of the server
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for target, file in enumerate(files):
@@ -200,6 +251,8 @@ def _become(request: dict, files: list[int], server: int) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if plain:
+        mark()
     for name, soft in request["limits"].items():
         kind = getattr(resource, name)
         resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
@@ -209,7 +262,7 @@ def _become(request: dict, files: list[int], server: int) -> None:
     faulthandler.enable(2)  # a crash says where
     sys.argv = ["replaceme", *request["arguments"]]
     _set_threads()
-    os._exit(_status(importlib.import_module(PRELOADED[0]).main))
+    os._exit(_status(importlib.import_module(CLI).main))
 
 
 def _set_threads() -> None:
@@ -238,4 +291,4 @@ def _status(main: Callable[[], int]) -> int:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+    serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:3]), sys.argv[3], int(sys.argv[4]))

@@ -22,11 +22,13 @@ BIN = Path(sys.executable).parent
 # as `step_server` is started, but without what takes seconds to import
 LIGHT = """
 import socket, sys, time
+from replaceme.core import fresh
 from replaceme.workflow import step_server
-from replaceme.steps import check
-step_server.PRELOADED = ("replaceme.cli",)
+from replaceme.steps import check, verify
+step_server.PLAIN_LIBRARIES, step_server.PRELOADED = (), ("replaceme.cli", "colorsys")
 check.run = lambda args: (print(args.config, flush=True), time.sleep(float(args.config)))
-step_server.serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+verify.run = lambda args: print(args.model, fresh.is_as_imported(), "colorsys" in sys.modules)
+step_server.serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:3]), sys.argv[3], int(sys.argv[4]))
 """
 
 
@@ -36,11 +38,15 @@ def server(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     (tmp_path / "s").mkdir()
     path = str(tmp_path / "s/socket")
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as plain:
         listener.bind(path)
+        plain.bind(str(tmp_path / "s/plain"))
         listener.listen()
-        command = [sys.executable, "-c", LIGHT, str(listener.fileno()), path, str(os.getpid())]
-        process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+        plain.listen()
+        files = [listener.fileno(), plain.fileno()]
+        command = [sys.executable, "-c", LIGHT, *map(str, files), path, str(os.getpid())]
+        process = subprocess.Popen(command, pass_fds=files)
+    waited(lambda: psutil.Process(process.pid).children())  # the server of checks
     yield path, process
     process.kill()
     process.wait()
@@ -59,7 +65,8 @@ def ended(process):
 
 
 def children(server):
-    return psutil.Process(server[1].pid).children()
+    """Those of the server, but the one that checks are forked from, which is its first."""
+    return psutil.Process(server[1].pid).children()[1:]
 
 
 def waited(condition):
@@ -75,7 +82,21 @@ def test_a_step_runs_in_the_server_and_ends_as_it_would(server, tmp_path):
     assert (code, out) == (1, "") and "gone.json" in err and err.startswith("replaceme: error:")
     code, _, err = ended(step(server, "check", "--nothing"))
     assert code == 2 and "--nothing" in err
-    assert ended(step(server, "verify", "--help"))[0] == 0  # in a process of its own
+
+
+def test_a_check_is_forked_from_a_process_with_nothing_but_plain_libraries(server, tmp_path):
+    """While the server goes on, and without that process in one of its own."""
+    assert ended(step(server, "verify", "here")) == (0, "here True False\n", "")
+    asking = step(server, "check", "60")
+    waited(lambda: children(server))
+    assert ended(step(server, "verify", "again"))[0] == 0
+    [plain] = [one for one in psutil.Process(server[1].pid).children() if one not in children(server)]
+    plain.kill()
+    code, _, err = ended(step(server, "verify", str(tmp_path / "gone")))
+    assert code == 1 and "gone" in err, "as a process of its own, where it is not as above"
+    assert asking.poll() is None
+    asking.kill()
+    asking.communicate()
 
 
 def test_several_at_once(server):
@@ -108,7 +129,7 @@ def test_a_killed_child_is_a_killed_step(server):
 def test_a_crashed_child_is_run_again_as_a_process_of_its_own(server, tmp_path, number):
     """There `check` reads the file that it is given, and the fork only sleeps as long as it is told."""
     asking = step(server, "check", "60", cwd=tmp_path)
-    waited(lambda: children(server))
+    assert asking.stdout.readline() == "60\n"
     children(server)[0].send_signal(number)
     code, _, err = ended(asking)
     assert code == 1 and f"check crashed ({number.name}) as a fork" in err
@@ -128,7 +149,7 @@ def test_a_step_outlives_no_server_and_does_without_one(server, tmp_path):
 def test_the_server_ends_with_who_started_it(tmp_path):
     """Killed, without a word to it; its folder goes too."""
     text = (
-        "import time; from replaceme.workflow import step_server as s; s.PRELOADED = ()\n"
+        "import time; from replaceme.workflow import step_server as s\n"
         "one = s.StepServer(); one.start(); print(one.path, one._process.pid, flush=True); time.sleep(60)"
     )
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"TMPDIR": str(tmp_path)}
@@ -144,7 +165,6 @@ def test_the_server_ends_with_who_started_it(tmp_path):
 def test_a_long_folder_for_temporary_files_is_no_trouble(monkeypatch, tmp_path, caplog):
     """The path of a socket has 107 bytes at most; without a server steps run by themselves."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(step_server, "PRELOADED", ())
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
@@ -169,7 +189,8 @@ def test_none_is_started_where_the_variable_is_set(monkeypatch):
 
 def test_what_is_imported_ahead_can_be():
     """A name that is wrong would cost each step its import, and nothing else: nobody would notice."""
-    assert all(importlib.util.find_spec(name) for name in step_server.PRELOADED)
+    assert all(importlib.util.find_spec(name) for name in (*step_server.PLAIN_LIBRARIES, *step_server.PRELOADED))
+    assert not any("replaceme" in name for name in step_server.PLAIN_LIBRARIES)
 
 
 # Snakemake without what the tests' own server lends to jobs, and the number of its process
@@ -186,11 +207,15 @@ def _below(process):
 
 
 def test_a_run_starts_one_and_leaves_none(project, tmp_path):
-    """Jobs run as children of the server, which is gone with Snakemake; it imports less than for a user."""
+    """Jobs run as children of the server, which is gone with Snakemake; it imports less than for a user. The server of
+    checks is a child of it too.
+    """
     code = copy_tree(project.code, tmp_path / "code")
     file = code / "replaceme/workflow/step_server.py"
-    assert file.read_text().count("PRELOADED = (") == 1
-    file.write_text(file.read_text().replace("PRELOADED = (", 'PRELOADED = ("replaceme.cli", "torch") or (', 1))
+    text = file.read_text()
+    assert text.count("PRELOADED = (") == text.count("PLAIN_LIBRARIES = (") == 1
+    text = text.replace("PRELOADED = (", 'PRELOADED = ("replaceme.cli",) or (')
+    file.write_text(text.replace("PLAIN_LIBRARIES = (", 'PLAIN_LIBRARIES = ("torch",) or ('))
     project = replace(project, code=code)
     environment = project.environment(TMPDIR=str(project.folder))
     del environment[VARIABLE]
@@ -208,6 +233,6 @@ def test_a_run_starts_one_and_leaves_none(project, tmp_path):
                 continue
         time.sleep(0.02)
     assert run.returncode == 0 and (project.folder / "results/tiny.v1/model.json").is_file()
-    assert len(servers) == 1 and len(served) == 1
+    assert len(servers) == 1 and len(served) == 2
     assert not any(psutil.pid_exists(number) for number in servers | served)
     assert not list(project.folder.glob("replaceme-steps-*"))
