@@ -1,4 +1,4 @@
-"""Whether this process can load a model as one with plain transformers would: it has not used transformers yet.
+"""Say whether this process can load a model as one with plain transformers would: it has not used transformers yet.
 
 That it is not even imported says so. A fork of a process that has imported it, and nothing that would use it, is as
 good, and is marked as such (`workflow.step_server`).
