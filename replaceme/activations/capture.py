@@ -4,6 +4,8 @@ Hooks on the blocks of a base model (no head, no logits) collect `hidden_states[
 final norm, and `mlp_output[k]`, what its MLP adds to the residual stream. In the middle of block k (see `places`) the
 state is `hidden_states[k - 0.5]`, and what its attention adds before that takes the MLP's part: `mlp_output[k - 0.5]`.
 Values on masked positions are meaningless and are never read.
+Where blocks keep several residual streams, a state has all of them, as the class holds them, and `mlp_output[k]` is
+[samples, tokens, streams, hidden]: what the MLP puts out times the weight of each token and stream.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Activations:
-    """Tensors of one batch, [samples, tokens, hidden] each, and its mask [samples, tokens]."""
+    """Tensors of one batch, [samples, tokens, hidden] each, or with an axis of streams, and its mask [samples,
+    tokens].
+    """
 
     mask: "torch.Tensor"
     hidden_states: dict[Place, "torch.Tensor"] = field(default_factory=dict)
@@ -39,9 +43,12 @@ class Activations:
     down_input: dict[Place, "torch.Tensor"] = field(default_factory=dict)
     unnormed: dict[Place, "torch.Tensor"] = field(default_factory=dict)  # states before the norm that ends a block
 
-    def stream(self, state: Place) -> "torch.Tensor":
-        """Return the residual stream at a state, of which M is a part: before a norm that ends a block, if one does."""
-        return self.unnormed.get(state, self.hidden_states[state])
+    def stream(self, state: Place, added: "torch.Tensor") -> "torch.Tensor":
+        """Return the residual stream at a state, of which M is a part, in the shape of `added`: before a norm that ends
+        a block, if one does.
+        """
+        found = self.unnormed.get(state, self.hidden_states[state])
+        return found if found.shape == added.shape else found.reshape(added.shape)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,8 @@ def _keeping(
 ) -> Iterator[Callable[[], None]]:
     """Let blocks put their `wanted` tensors into `kept`, and the last one end the pass; yields what undoes it."""
 
+    weights: dict[Place, torch.Tensor] = {}  # of each token and stream
+
     def shaped(rows: "torch.Tensor") -> "torch.Tensor":
         # some MLPs are given all tokens in one row
         return rows.to(kept.mask.device).reshape(*kept.mask.shape, rows.shape[-1])
@@ -145,7 +154,15 @@ def _keeping(
     def keep_mlp_output(state: Place, factor: float):
         def hook(module, inputs, output):
             added = shaped(family.added(output[0] if isinstance(output, tuple) else output, factor))
+            if family.spread:
+                added = weights[state].to(added.dtype).unsqueeze(-1) * added.unsqueeze(-2)
             kept.mlp_output[state] = kept.mlp_output[state] + added if state in kept.mlp_output else added
+
+        return hook
+
+    def keep_weights(state: Place):
+        def hook(module, inputs, output):
+            weights[state] = shaped(output[family.spread[1]] if isinstance(output, tuple) else output)
 
         return hook
 
@@ -160,6 +177,8 @@ def _keeping(
 
     for state in wanted.mlp_output:
         of_state, block = family.carrying(state + 1), blocks[block_of(state)]
+        if family.spread:
+            yield block.get_submodule(family.spread[0]).register_forward_hook(keep_weights(state)).remove
         for module in of_state.mlp_modules(block):
             yield module.register_forward_hook(keep_mlp_output(state, of_state.factor(block))).remove
     for state in wanted.mlp_input:

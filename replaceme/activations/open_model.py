@@ -26,7 +26,8 @@ def load_model(
         if needed(checkpoint, dtype, held, device):
             if not checkpoint.family.predicts:
                 raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
-            if any((checkpoint.family.section, checkpoint.family.modules, checkpoint.family.closing_norm)):
+            family = checkpoint.family
+            if any((family.section, family.modules, family.closing_norm, family.spread)):
                 raise ReplaceMeError(f"{folder}: models of this type are not streamed; use `streaming: never`")
             if head:
                 raise ReplaceMeError(

@@ -70,10 +70,13 @@ class Statistics:
 
         mlp_output [..., width] and target [..., hidden], any float dtype (the products are of the values as given);
         target may be the terms (a, b, c) of r = a - b + c, which is then formed where it is needed; mask [...], true or
-        non-zero where a token counts; weights [...] floats. Masked rows are never read. Raises ReplaceMeError when the
+        non-zero where a token counts; weights [...] floats. Where a token has a row in each of several residual streams,
+        [samples, tokens, streams, width], mask and weights are those of tokens [samples, tokens]. Masked rows are never
+        read. Raises ReplaceMeError when the
         shapes disagree or an unmasked row holds NaN or infinity; the sums are then unchanged.
         """
         terms = target if isinstance(target, tuple) else (target,)
+        streams = _streams(mlp_output, mask)
         m, terms, mask, weights = self._rows(mlp_output, terms, mask, weights)
         for name, rows in (("MLP output", m), *(("target", term) for term in terms if term is not m)):
             bad = ~torch.isfinite(rows).all(dim=1)
@@ -82,10 +85,10 @@ class Statistics:
                 raise ReplaceMeError(f"NaN or infinity in the {name} of {int(bad.sum())} of {len(bad)} tokens")
         out = Sums(self.gram, self.cross, self.sum_mlp_output, self.sum_target, self.target_energy)
         gram_cross(m, terms, weights, mask=mask, out=out)
-        tokens = len(m) if mask is None else int(mask.sum())
-        self.tokens += tokens
+        rows = len(m) if mask is None else int(mask.sum())
+        self.tokens += rows // streams
         kept = weights if weights is None or mask is None else weights[mask]
-        self.total_weight += tokens if kept is None else kept.double().sum()
+        self.total_weight += rows if kept is None else kept.double().sum()
 
     def _rows(self, mlp_output, terms, mask, weights):
         """Flatten a batch to rows and check it; a term that is the MLP output itself stays so."""
@@ -96,11 +99,13 @@ class Statistics:
                 raise ReplaceMeError(
                     f"the MLP output must be [..., {self.width}] and the target [..., {self.hidden_size}], got {found}"
                 )
+        streams = _streams(mlp_output, mask)
+        shape = mlp_output.shape[: 2 if streams > 1 else -1]
         for name, given in (("mask", mask), ("weights", weights)):
-            if given is not None and given.shape != mlp_output.shape[:-1]:
-                raise ReplaceMeError(f"the {name} must be {list(mlp_output.shape[:-1])}, got {list(given.shape)}")
-        mask = None if mask is None else mask.reshape(-1).to(mlp_output.device, torch.bool)
-        weights = None if weights is None else weights.reshape(-1).to(mlp_output.device)
+            if given is not None and given.shape != shape:
+                raise ReplaceMeError(f"the {name} must be {list(shape)}, got {list(given.shape)}")
+        mask = None if mask is None else _by_row(mask, streams).to(mlp_output.device, torch.bool)
+        weights = None if weights is None else _by_row(weights, streams).to(mlp_output.device)
         m = mlp_output.reshape(-1, self.width)
         terms = tuple(m if term is mlp_output else term.reshape(-1, self.hidden_size) for term in terms)
         return m, terms, mask, weights
@@ -177,6 +182,17 @@ class Statistics:
 
 NAMES = tuple(field.name for field in fields(Statistics))
 TENSORS = tuple(name for name in NAMES if name != "tokens")
+
+
+def _streams(mlp_output: torch.Tensor, mask: torch.Tensor | None) -> int:
+    """Return the number of rows of each token: that of streams where the mask lacks their axis."""
+    return mlp_output.shape[2] if mask is not None and mask.ndim == 2 and mlp_output.ndim == 4 else 1
+
+
+def _by_row(given: torch.Tensor, streams: int) -> torch.Tensor:
+    """Return a value for each row of values for each token."""
+    flat = given.reshape(-1)
+    return flat if streams == 1 else flat.repeat_interleave(streams)
 
 
 def _of_tensors(tensors: dict[str, torch.Tensor], path: str | Path) -> Statistics:

@@ -26,7 +26,9 @@ def wanted_by(regression: Regression, groups: Sequence[Span]) -> Wanted:
 def rows_of(
     regression: Regression, activations: Activations, start: Place, end: Place, recycled: "Recycled | None" = None
 ) -> tuple["torch.Tensor", tuple["torch.Tensor", ...]]:
-    """Return (m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each."""
+    """Return (m, the terms (a, b, c) of r = a - b + c, or (r,)) of a batch, [samples, tokens, width] each; with several
+    residual streams [samples, tokens, streams, width].
+    """
     return regression.place.rows(activations, (start, end), recycled)
 
 
@@ -51,7 +53,7 @@ def weights_of(regression: Regression, terms: tuple["torch.Tensor", ...]) -> "to
     """Return the weight of each token [samples, tokens], float32; None where all count alike."""
     if regression.weighting == "uniform":
         return None
-    energy = formed(terms).square().sum(-1)
+    energy = formed(terms).square().flatten(2).sum(-1)  # of all streams of a token
     return (1 / energy).where(energy > 0, 0.0)  # a row without a direction asks for nothing
 
 

@@ -171,7 +171,7 @@ def gather_candidates(passes: Iterable[Activations], candidates: Sequence[Span])
                 energies[start] = torch.zeros(len(several), dtype=torch.float64, device=m.device)
             wide[start].add_batch(m, terms, activations.mask)
             target = formed(tuple(term[activations.mask] for term in terms)).double()
-            energies[start] += target.unflatten(-1, (len(several), -1)).square().sum((0, 2))
+            energies[start] += target.reshape(-1, len(several), wide[start].width).square().sum((0, 2))
     return {
         (start, end): _narrow(wide[start], k, energies[start][k])
         for start, several in ends.items()
@@ -209,10 +209,9 @@ def _cosine_distance_sums(activations: Activations, span: Span, transform: "Tran
     m, terms = rows_of(MLP, activations, *span)
     goal, state, m = (x[activations.mask].double() for x in (*terms[:2], m))
     predicted = state - m + transform.apply(m)
-    return (
-        float((1 - cosine_similarity(predicted, goal, dim=-1)).sum()),
-        float((1 - cosine_similarity(state, goal, dim=-1)).sum()),
-    )
+    found = (cosine_similarity(one.flatten(1), goal.flatten(1), dim=-1) for one in (predicted, state))
+    repaired, dropped = (float((1 - one).sum()) for one in found)
+    return repaired, dropped
 
 
 def predictions(fitted: Fitted) -> list[dict[str, float]]:

@@ -78,7 +78,7 @@ class Distances:
         from replaceme.cuts.similarity import TOKENS
 
         room = max(0, TOKENS - self.counts["all"]) if self.first else 0
-        states = [activations.hidden_states[state] for state in self.states]
+        states = [activations.hidden_states[state].flatten(2) for state in self.states]  # all streams of a token
         for state, kept in zip(states, self.first, strict=True) if room else ():
             kept.append(state[activations.mask][:room].clone())  # not all of it kept alive
         for position, keep in (("all", activations.mask), ("last", last_tokens(activations.mask))):

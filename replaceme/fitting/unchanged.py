@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DEVICE_SHARE = 0.1
 HOST_SHARE = 0.25
-Rows = dict[int, torch.Tensor]  # of a sequence by its number, [unmasked tokens, hidden]
+Rows = dict[int, torch.Tensor]  # of a sequence by its number, [unmasked tokens, ...]
 
 
 class Unchanged:
@@ -77,8 +77,8 @@ class Unchanged:
             return predictions, None
         rows = self._rows(self._inputs, numbers)
         if batch.mask.all():
-            return predictions, rows.view(*batch.mask.shape, -1)
-        states = rows.new_zeros(*batch.mask.shape, rows.shape[1])
+            return predictions, rows.view(*batch.mask.shape, *rows.shape[1:])
+        states = rows.new_zeros(*batch.mask.shape, *rows.shape[1:])
         states[batch.mask.to(states.device)] = rows
         return predictions, states
 

@@ -42,7 +42,9 @@ class Family:
 
     `scaled_by` is the config entry of a factor on M, `multiplier` its value, divided by the root of L where `rooted`,
     so that the entry changes with L; `scalar` the tensor of a block [1] by
-    which it multiplies all that it puts out. `in_place`: the block adds to the tensor that holds M. `tuples`: of how
+    which it multiplies all that it puts out. `spread`: blocks keep several residual streams (hyper-connections), and M
+    is added to each of them times a weight of token and stream, which is the output of this number of this module; a
+    block's state and M then have an axis of streams. `in_place`: the block adds to the tensor that holds M. `tuples`: of how
     many values the tuple is that blocks put out, 0 where it is none. `derived_lists`: transformers derives per-block
     lists from a pattern of block numbers when config.json does not spell them out; `lists` are their names. `kinds`:
     blocks are of several kinds, and every cut is tried on a small model. `depth`, `width`, `positions` name the config
@@ -85,6 +87,7 @@ class Family:
     rooted: bool = False
     multiplier: float = 1.0
     scalar: str | None = None
+    spread: tuple[str, int] | tuple[()] = ()
     in_place: bool = False
     tuples: int = 0
     derived_lists: bool = False

@@ -8,6 +8,8 @@ Where a norm with gains g follows the down projection, M = g * u / rms(u) with u
 can be had: W becomes c T^T diag(g) W, and the norm's gains one number, the transform's `gain`. The norm does not see c,
 which keeps the size of W, so that the norm's epsilon matters as little as before.
 Where a layer scale s follows, M = u diag(s), W becomes T^T diag(s) W and s ones.
+Where blocks keep several residual streams, M = p_s u in stream s, p_s the token's weight of that stream, and p_s u T is
+what T^T W adds to it: each stream is a row of its own, r is of all streams, and W becomes T^T W as before.
 Where a block ends with a norm of the whole residual stream (BERT), r is of the states that go into these norms, and the
 norm of block end - 1 takes the place of the carrier's: it makes of Y + M T what it made of its own input.
 """
@@ -53,10 +55,10 @@ class Mlp(Placement):
         return super().wanted(groups) | {"mlp_output": frozenset(start - 1 for start, _ in groups)}
 
     def rows(self, activations: "Activations", cut: Span, recycled: "Recycled | None" = None) -> Rows:
-        """Return (M, the terms of r)."""
+        """Return (M, the terms of r), a row for each of several residual streams."""
         before, last = cut[0] - 1, cut[1] - 1
         added = activations.mlp_output[before]
-        return added, (activations.stream(last), activations.stream(before), added)
+        return added, (activations.stream(last, added), activations.stream(before, added), added)
 
     def hooks(self, base_model: "nn.Module", family: "Family", cut: Span, transform: "Transform") -> Iterator[Callable]:
         """Yield the MLP puts out M T."""

@@ -13,18 +13,26 @@ SAMPLES, TOKENS = 2, 12
 
 @dataclass(frozen=True)
 class Call:
-    """A block with the arguments of one call and what it put out; `closing_norm` is the norm that it ends with."""
+    """A block with the arguments of one call and what it put out; `closing_norm` is the norm that it ends with,
+    `streams` the number of residual streams of each token.
+    """
 
     block: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
     closing_norm: str | None = None
+    streams: int = 1
 
     @property
     def state(self) -> torch.Tensor:
-        """Residual stream that went in [samples, tokens, hidden]."""
+        """Residual stream that went in [samples, tokens, hidden], or [samples, tokens, streams, hidden]."""
         return self.args[0] if self.args else self.kwargs["hidden_states"]
+
+    @property
+    def width(self) -> int:
+        """Width of one residual stream, which lies beside the others where the state has three axes."""
+        return self.state.shape[-1] // (self.streams if self.state.dim() == 3 else 1)
 
     @property
     def put_out(self) -> torch.Tensor:
@@ -133,7 +141,9 @@ def _is_stream(calls: list[Call]) -> bool:
         return False
     given, put_out = calls[0].state, calls[0].put_out
     tensors = isinstance(given, torch.Tensor) and isinstance(put_out, torch.Tensor)
-    return tensors and given.shape == put_out.shape and given.dim() == 3 and given.is_floating_point()
+    if not (tensors and given.shape == put_out.shape and given.is_floating_point()):
+        return False
+    return given.dim() == 3 or (given.dim() == 4 and given.shape[:2] == (SAMPLES, TOKENS))
 
 
 def _reason(found: dict[str, list[list[Call]]]) -> str:

@@ -121,6 +121,8 @@ def common(found: Sequence[Sequence[Writer]], blocks: Blocks) -> list[Writer]:
         for one in writers:
             known = joined.setdefault(one.module, one)
             weights = tuple(dict.fromkeys([*known.weights, *one.weights]))
+            if known.spread != one.spread:
+                raise Unproved(f"blocks found at {blocks.path}, but {one.module} goes into streams in different ways")
             if (known.factor, known.norm, known.offset) != (one.factor, one.norm, one.offset):
                 raise Unproved(
                     f"blocks found at {blocks.path}, but {one.module} is added times {known.factor} in one block and "
@@ -182,6 +184,7 @@ def _places(model: nn.Module, blocks: Blocks, stored: Stored, writers: Sequence[
         "up": None,
         "post_norm": None if norm is None else stored.name_of(norm),
         "gain_offset": writers[0].offset,
+        "spread": writers[0].spread,
         "in_place": _in_place(blocks, writers),
         "tuples": blocks.tuples,
     }

@@ -1,13 +1,15 @@
 """Find what a block adds to the residual stream last, and the weights that put it out, by changing them.
 
-A module writes to the stream if a change of its output changes the block's output by the same, times a factor. Weights
-W put its output o out if o becomes o T when each W becomes T^T W, and nothing is left of o without them.
+A module writes to the stream if a change of its output changes the block's output by the same, times a factor; or, of
+a block with several residual streams, each stream by the same, times a weight of token and stream that a module of the
+block puts out (hyper-connections). Weights W put its output o out if o becomes o T when each W becomes T^T W, and
+nothing is left of o without them.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ class Writer:
     """A module by its path in the block: M is `factor` times its output, which `weights` put out.
 
     `norm`: the weight of an RMS norm between, which scales by `offset + weight`. `by_token`: no token's output depends
-    on another's.
+    on another's. `spread`: the module, and the number of its output, that weighs M for each of several streams.
     """
 
     module: str
@@ -42,6 +44,7 @@ class Writer:
     norm: str | None = None
     offset: float = 0.0
     by_token: bool = False
+    spread: tuple[str, int] | tuple[()] = ()
 
 
 @dataclass
@@ -56,16 +59,18 @@ class Seen:
 def find_writers(call: Call) -> list[Writer]:
     """Return the modules of a block whose sum it adds last; raises Unproved where they are not found."""
     seen = _seen(call)
-    adding = dict(_adding(call, seen))
+    adding = {name: (factor, ()) for name, factor in _adding(call, seen)}
+    if not adding:
+        call, adding = _into_streams(call, seen)
     if not adding:
         raise Unproved("no module's output is what a block adds last")
     found: list[Writer] = []
     reasons: list[str] = []
-    for name, factor in adding.items():
+    for name, (factor, spread) in adding.items():
         if any(name.startswith(f"{one.module}.") for one in found):
             continue
         try:
-            found.append(_writer(call, seen, name, factor))
+            found.append(replace(_writer(call, seen, name, factor), spread=spread))
         except Unproved as error:
             reasons.append(f"{name}: {error}")
     if not found:
@@ -112,6 +117,55 @@ def _adding(call: Call, seen: dict[str, Seen]) -> Iterator[tuple[str, float]]:
             yield name, round(factor, 4)
 
 
+def _into_streams(call: Call, seen: dict[str, Seen]) -> tuple[Call, dict[str, tuple[float, tuple[str, int]]]]:
+    """Return the call with its number of streams, and the modules whose output the block adds to each of them, with
+    the source of the weights; without any where it has one stream.
+    """
+    found: dict[str, tuple[float, tuple[str, int]]] = {}
+    state, beside, streams = call.again(), _all_outputs(call), 1
+    for name, one in seen.items():
+        width, several = one.output.shape[-1], state.numel() // max(one.output.numel(), 1)
+        if several < 2 or several * one.output.numel() != state.numel() or state.shape[-1] % width:
+            continue
+        generator = torch.Generator().manual_seed(1)
+        change = torch.randn(one.output.shape, generator=generator) * max(float(one.output.std()), 1e-3)
+        with _changed(call.block.get_submodule(name), change):
+            difference = (call.again() - state).reshape(-1, several, width)
+        change = change.reshape(-1, 1, width)
+        weights = (difference * change).sum(-1) / change.square().sum(-1)
+        if float(weights.norm()) > 1e-6 and _close(difference, weights[..., None] * change, EXACT):
+            spread = next((place for place, value in beside.items() if _is_same(value, weights)), None)
+            if spread is not None:
+                found[name], streams = (1.0, spread), several
+    return replace(call, streams=streams), found
+
+
+def _all_outputs(call: Call) -> dict[tuple[str, int], torch.Tensor]:
+    """Run a block; return the tensors that its modules put out, by the module and the number in its tuple."""
+    found: dict[tuple[str, int], torch.Tensor] = {}
+    handles = []
+    for name, module in call.block.named_modules():
+
+        def keep(_: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            values = output if isinstance(output, tuple) else (output,)
+            found.update({(name, k): one.clone() for k, one in enumerate(values) if isinstance(one, torch.Tensor)})
+
+        if name:
+            handles.append(module.register_forward_hook(keep))
+    try:
+        call.again()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _is_same(value: torch.Tensor, weights: torch.Tensor) -> bool:
+    """Return whether a module has put out the weights of tokens and streams."""
+    alike = value.numel() == weights.numel() and value.shape[-1] == weights.shape[-1]
+    return alike and value.is_floating_point() and _close(value.reshape(weights.shape), weights, EXACT)
+
+
 @contextmanager
 def _changed(module: nn.Module, change: torch.Tensor) -> Iterator[None]:
     """Let a module put out more by `change`."""
@@ -134,10 +188,12 @@ def _close(one: torch.Tensor, other: torch.Tensor, exact: float = EXACT) -> bool
 def _writer(call: Call, seen: dict[str, Seen], name: str, factor: float) -> Writer:
     module = call.block.get_submodule(name)
     by_token = _is_by_token(module, seen[name], call)
-    norm = [one for one, parameter in module.named_parameters() if parameter.shape == call.state.shape[-1:]]
+    norm = [one for one, parameter in module.named_parameters() if parameter.shape == (call.width,)]
     only = len(list(module.parameters())) == 1
     if not (only and norm):
         return Writer(name, factor, find_weights(call, name), by_token=by_token)
+    if call.streams > 1:
+        raise Unproved("a norm lies between the weights and several residual streams")
     given = next(one for one in (*seen[name].args, *seen[name].kwargs.values()) if isinstance(one, torch.Tensor))
     offset = _gain_offset(given, seen[name].output, module.get_parameter(norm[0]))
     for inner, one in seen.items():
@@ -163,7 +219,7 @@ def _gain_offset(given: torch.Tensor, put_out: torch.Tensor, weight: torch.Tenso
 
 def _is_by_token(module: nn.Module, seen: Seen, call: Call) -> bool:
     """Return whether a change of the second token leaves what a module puts out for the others as it is."""
-    samples, tokens, width = call.state.shape
+    samples, tokens, width = *call.state.shape[:2], call.width
 
     def altered(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.numel() % (samples * tokens):
@@ -208,7 +264,7 @@ def find_weights(call: Call, module: str) -> tuple[Weight, ...]:
 
 def _candidates(call: Call, module: str, transposed: bool) -> dict[str, list[str]]:
     """Return the parameters under a module whose outputs may be of the stream's width, by pattern."""
-    width, axis = call.state.shape[-1], -1 if transposed else -2
+    width, axis = call.width, -1 if transposed else -2
     found: dict[str, list[str]] = {}
     for name, one in call.block.get_submodule(module).named_parameters(prefix=module):
         if one.dim() in (2, 3) and one.shape[axis] == width and not name.endswith("bias"):
@@ -224,8 +280,7 @@ def _candidates(call: Call, module: str, transposed: bool) -> dict[str, list[str
 
 def _matrix(call: Call) -> torch.Tensor:
     generator = torch.Generator().manual_seed(2)
-    width = call.state.shape[-1]
-    return torch.randn(width, width, generator=generator) / width**0.5
+    return torch.randn(call.width, call.width, generator=generator) / call.width**0.5
 
 
 def _output(call: Call, module: str) -> torch.Tensor:

@@ -120,8 +120,9 @@ def _lost(model: torch.nn.Module, family: Family, block: int) -> float:
     with_it = next(capture(model.base_model, family, [given], wanted))
     with _without(family, family.block_modules(model.base_model)[block]):
         without = next(capture(model.base_model, family, [given], wanted))
-    lost = (with_it.stream(block) - without.stream(block))[given.mask]
-    return _difference(with_it.mlp_output[block][given.mask], lost)
+    added = with_it.mlp_output[block]
+    lost = with_it.stream(block, added) - without.stream(block, added)
+    return _difference(added[given.mask], lost[given.mask])
 
 
 @contextmanager
