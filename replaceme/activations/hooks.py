@@ -11,10 +11,16 @@ if TYPE_CHECKING:
 
 
 def skipped(block: "nn.Module", family: Family):
-    """Make a block pass its input on; returns a function that undoes it."""
+    """Make a block pass its input on, and what it was handed beside it; returns a function that undoes it."""
 
     def hand_on(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
-        return (hidden_states, *[None] * (family.tuples - 1)) if family.tuples else hidden_states
+        if not family.tuples:
+            return hidden_states
+        found = [hidden_states, *[None] * (family.tuples - 1)]
+        if family.handed:
+            name, number = family.handed
+            found[number] = kwargs.get(name)
+        return tuple(found)
 
     return running_instead(block, hand_on)
 

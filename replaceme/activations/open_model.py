@@ -27,7 +27,7 @@ def load_model(
             if not checkpoint.family.predicts:
                 raise ReplaceMeError(f"{folder}: encoders are not streamed; use `streaming: never`")
             family = checkpoint.family
-            if any((family.section, family.modules, family.closing_norm, family.spread)):
+            if any((family.section, family.modules, family.closing_norm, family.spread, family.handed)):
                 raise ReplaceMeError(f"{folder}: models of this type are not streamed; use `streaming: never`")
             if head:
                 raise ReplaceMeError(

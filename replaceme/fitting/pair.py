@@ -51,7 +51,8 @@ class Pair:
         self.head = Head(passes.headed)
         self.blocks = passes.family.block_modules(passes.model)
         self.first = carrier_of(min(start for start, _ in groups))
-        self.unchanged = Unchanged(passes, self.head, self.blocks[self.first - 1] if self.first else None)
+        shared = self.first and not passes.family.handed  # else the carrier needs more than its input
+        self.unchanged = Unchanged(passes, self.head, self.blocks[self.first - 1] if shared else None)
         self.parameters = [
             one.matrix.to(next(self.blocks[carrier_of(start)].parameters()).device, torch.float32)
             .clone()

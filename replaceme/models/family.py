@@ -45,7 +45,8 @@ class Family:
     which it multiplies all that it puts out. `spread`: blocks keep several residual streams (hyper-connections), and M
     is added to each of them times a weight of token and stream, which is the output of this number of this module; a
     block's state and M then have an axis of streams. `in_place`: the block adds to the tensor that holds M. `tuples`: of how
-    many values the tuple is that blocks put out, 0 where it is none. `derived_lists`: transformers derives per-block
+    many values the tuple is that blocks put out, 0 where it is none. `handed`: the argument by which a block gets
+    another of these values from the block before, and its number (indices that blocks of sparse attention share). `derived_lists`: transformers derives per-block
     lists from a pattern of block numbers when config.json does not spell them out; `lists` are their names. `kinds`:
     blocks are of several kinds, and every cut is tried on a small model. `depth`, `width`, `positions` name the config
     entries of L, of the hidden size and of the longest sequence. `refused`: (config entry, value, why not) of variants
@@ -90,6 +91,7 @@ class Family:
     spread: tuple[str, int] | tuple[()] = ()
     in_place: bool = False
     tuples: int = 0
+    handed: tuple[str, int] | tuple[()] = ()
     derived_lists: bool = False
     lists: tuple[str, ...] = PER_BLOCK_LISTS
     kinds: bool = False

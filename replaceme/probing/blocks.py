@@ -1,6 +1,7 @@
 """Find the blocks of a loaded tiny model: the list of modules that the residual stream goes through, one by one."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,6 +90,18 @@ class Blocks:
         """Number of values that a block puts out, 0 for the state alone."""
         output = self.calls[0].output
         return len(output) if isinstance(output, tuple) else 0
+
+    @property
+    def handed(self) -> tuple[str, int] | tuple[()]:
+        """Argument by which a block gets a further output of the block before, and its number; none of most."""
+        for before, after in pairwise(self.calls):
+            further = before.output[1:] if isinstance(before.output, tuple) else ()
+            for number, one in enumerate(further, 1):
+                for name, given in after.kwargs.items():
+                    tensors = isinstance(one, torch.Tensor) and isinstance(given, torch.Tensor)
+                    if tensors and torch.equal(one, given):
+                        return name, number
+        return ()
 
 
 def first_of(output: Any) -> Any:

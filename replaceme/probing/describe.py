@@ -187,6 +187,7 @@ def _places(model: nn.Module, blocks: Blocks, stored: Stored, writers: Sequence[
         "spread": writers[0].spread,
         "in_place": _in_place(blocks, writers),
         "tuples": blocks.tuples,
+        "handed": blocks.handed,
     }
 
 
