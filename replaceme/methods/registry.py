@@ -28,12 +28,13 @@ from replaceme.config.methods import LlmStreamlineConfig, MethodConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.models.families import FAMILIES
-from replaceme.models.model_config import check_fit, family_of
+from replaceme.models.model_config import check_fit, family_of, several_streams
 from replaceme.models.model_record import Sizes
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from replaceme.config.fits import FitConfig
     from replaceme.methods.found import Found
     from replaceme.models.checkpoints import Checkpoint
     from replaceme.models.family import Family
@@ -141,8 +142,18 @@ def check_section(config: dict[str, Any], fit: MethodConfig, where: str) -> None
             )
     else:
         check_fit(config, where, fit.placement, None if fit.recycle is None else fit.recycle_from)
+        if family_of(config, where).spread:
+            _check_streams(fit, where)
         if fit.end_to_end and not family_of(config, where).predicts:
             raise ReplaceMeError(f"{where}: objective kl is of the next token, this is an encoder; use objective l2")
+
+
+def _check_streams(fit: "FitConfig", where: str) -> None:
+    """Raise ReplaceMeError for a fit section that is not defined on several residual streams."""
+    if fit.needs_rows:
+        raise several_streams("a fit over rows", "objective l2 or kl", where)
+    if not fit.structure.any_place:
+        raise several_streams(f"transform {fit.transform}", "another transform", where)
 
 
 def check_together(cut: CutConfig, fit: MethodConfig) -> None:

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 # entries by block that are of its attention, and of its MLP
 OF_ATTENTION = ("layer_types", "no_rope_layers")
 OF_MLP = ("mlp_layer_types", "decoder_sparse_step", "mlp_only_layers")
-# config entries that are lists of numbers of blocks, and those that count the first blocks, which are of another kind
-NUMBERS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "ple_layer_ids", "attn_layer_indices")
-FIRST = ("first_k_dense_replace", "num_dense_layers")
+# config entries that are lists of numbers of blocks, counted from 0 or from 1; those that count the first blocks, which
+# are of another kind; those with a value for each block and then for layers that predict further tokens
+NUMBERS = dict.fromkeys(("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "attn_layer_indices"), 0)
+NUMBERS |= {"ple_layer_ids": 1}
+FIRST = ("first_k_dense_replace", "num_dense_layers", "num_hash_layers")
+BEYOND = ("compress_ratios",)
 PADDING = 1  # the padding token of RoBERTa and its kin, where config.json does not say
 
 
@@ -118,6 +121,8 @@ def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, rec
     neurons are made from, if it has any.
     """
     family = family_of(config, where)
+    if family.spread and placement != Mlp.name:
+        raise several_streams(f"placement {placement}", f"placement {Mlp.name}", where)
     PLACEMENTS[placement].check(family, config, where)
     if recycle == INPUT and family.gate is None:
         raise ReplaceMeError(f"{where}: its MLPs have no gate behind a norm, so no neuron can be recycled; drop it")
@@ -126,6 +131,11 @@ def check_fit(config: dict[str, Any], where: str, placement: str = Mlp.name, rec
             f"{where}: the norm before its MLPs is not known by name, or they are mixtures of experts, so no neuron of "
             "another block can be put there; drop it"
         )
+
+
+def several_streams(what: str, instead: str, where: str) -> ReplaceMeError:
+    """Return the error for what is defined on one residual stream, and a model whose blocks keep several."""
+    return ReplaceMeError(f"{where}: {what} is of one residual stream, its blocks keep several; use {instead}")
 
 
 def longest_sequence(config: dict[str, Any], where: str) -> int | None:
@@ -222,7 +232,10 @@ def with_blocks(config: dict[str, Any], depth: str, kept: Sequence[int], lists: 
         pruned[key] = [values[block] for block in kept]
     for key, value in config.items():
         if key in NUMBERS and key not in lists and isinstance(value, list) and key != "mlp_only_layers":
-            pruned[key] = [new for new, block in enumerate(kept) if block in value]
+            first = NUMBERS[key]
+            pruned[key] = [new + first for new, block in enumerate(kept) if block + first in value]
+        if key in BEYOND and key not in lists and isinstance(value, list) and len(value) >= num_blocks:
+            pruned[key] = [value[block] for block in kept]
         if by_number(key, value):
             numbered = {int(number): one for number, one in value.items()}
             pruned[key] = {str(new): numbered[block] for new, block in enumerate(kept) if block in numbered}

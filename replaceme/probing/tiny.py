@@ -9,11 +9,11 @@ from replaceme.models.model_config import NUMBERS, with_blocks
 HIDDEN, HEADS, HEAD, VOCABULARY, POSITIONS, FEWEST = 32, 4, 8, 99, 128, 6
 SIZES: tuple[tuple[str, int], ...] = (
     (r"hidden_size|d_model|n_embd|dim|embedding_dim|emb_dim|word_embed_proj_dim|embedding_size|lru_width", HIDDEN),
-    (r"input_embedding_size|output_embedding_size", HIDDEN),
+    (r"input_embedding_size|output_embedding_size|ple_embed_dim", HIDDEN),
     (r"num_attention_heads|n_heads?|num_heads|(de|en)coder_attention_heads|attention_heads|linear_num_heads", HEADS),
     (r"swa_num_attention_heads|num_query_groups", HEADS),
     (r"head_dim|kv_channels|attention_head_size|swa_head_dim|dim_head|d_head|linear_head_dim|v_head_dim", HEAD),
-    (r"linear_(key|value)_head_dim|mamba_d_head|mamba_head_dim|qk_nope_head_dim|index_head_dim", HEAD),
+    (r"linear_(key|value)_head_dim|mamba_d_head|mamba_head_dim|qk_nope_head_dim|index(er)?_head_dim", HEAD),
     (r"global_head_dim|swa_v_head_dim", HEAD),
     (r"rotary_dim", HEAD // 2),
     (r"qk_rope_head_dim", HEAD),
@@ -39,6 +39,8 @@ LIMITS: tuple[tuple[str, int], ...] = (
     (r"chunk_size|mamba_chunk_size|block_size", 8),
     (r"mamba_dt_rank|time_step_rank", 4),
     (r"router_hidden_size|hidden_size_per_layer_input", 12),
+    (r"ngram_vocab_size_base", 64),
+    (r"split_ngram_parts|make_ngram_vocab_size_divisible_by", 2),
     (r"first_k_dense_replace|num_dense_layers", 2),
 )  # fmt: skip
 KV_HEADS = re.compile(r"(swa_)?num_key_value_heads|num_kv_heads|kv_n_heads|num_global_key_value_heads")
@@ -72,9 +74,10 @@ def lists_by_block(config: dict[str, Any], num_blocks: int) -> list[str]:
 def representatives(config: dict[str, Any], num_blocks: int) -> list[int]:
     """Return the numbers of the first blocks and of the first two of each further kind that the lists show."""
     names = lists_by_block(config, num_blocks)
-    numbered = [config[key] for key in NUMBERS if isinstance(config.get(key), list)]
+    numbered = [(config[key], first) for key, first in NUMBERS.items() if isinstance(config.get(key), list)]
     kinds = [
-        repr([config[key][block] for key in names] + [block in one for one in numbered]) for block in range(num_blocks)
+        repr([config[key][block] for key in names] + [block + first in one for one, first in numbered])
+        for block in range(num_blocks)
     ]
     kept = set(range(min(num_blocks, FEWEST if names else max(FEWEST, 2 * _period(config)))))
     for block, kind in enumerate(kinds):
