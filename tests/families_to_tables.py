@@ -33,7 +33,7 @@ VOCABULARY, POSITIONS = 960, 512  # the tasks of the embedded world need no more
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
 UNUSED = 944  # first of the numbers that no token of text has: marks of pictures and sounds
 CONFIG = "families.yaml"
-TYPES = ("qwen3_5", "gpt_oss", "nemotron_h", "glm4_moe", "llama4", "gemma3")
+TYPES = ("qwen3_5", "gpt_oss", "nemotron_h", "glm4_moe", "llama4", "deepseek_v4", "gemma3")
 PICTURED = ("gemma3",)
 SECTIONS = {
     "device": "cpu",

@@ -34,14 +34,21 @@ CONVOLUTIONS = ["conv", "conv", "full_attention", "conv", "conv", "conv", "full_
 EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 ALONE = {"is_encoder_decoder": False, "is_decoder": True}
 ROTARY = {"text_config": {"rope_parameters": {**OF_PICTURES, "mrope_section": [16, 24, 24]}}}
+INDEXED = {
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 128, "indexer_budget": 2048,
+    "indexer_compress_ratio": 16, "ple_layer_ids": [2, 10], "eos_token_id": 248044,
+    "rope_parameters": {**OF_PICTURES, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10]},
+}  # fmt: skip
 # of classes for text and pictures, whose language model is shortened; those in the list of language models come by it
-OF_BOTH = ("idefics3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+OF_BOTH = ("glm5_next", "idefics3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
 # models that predict masked tokens by an encoder beside their decoder, or without one
 NO_ENCODERS = {"bart", "flaubert", "mbart", "modernvbert", "mvp", "perceiver", "reformer", "ultravbert", "xlm"}
 OWN: dict[str, dict[str, Any]] = {
     "gemma4": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}},
     "qwen2_5_vl": ROTARY,
     "qwen2_vl": ROTARY,
+    "qwen4_exp": {"text_config": INDEXED},
+    "qwen4_exp_text": INDEXED,
     # decoders alone, of types that also have an encoder
     **dict.fromkeys(("blenderbot", "mbart", "pegasus", "whisper", "bart", "blenderbot-small", "marian", "mvp", "plbart",
                      "trocr"), ALONE),

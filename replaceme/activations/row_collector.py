@@ -16,6 +16,7 @@ from replaceme.core.files import check_room
 from replaceme.core.origin import Origin
 from replaceme.core.progress import progress
 from replaceme.models.family import Family
+from replaceme.models.model_config import several_streams
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,11 @@ class RowCollector:
         self._done = 0
 
     def bytes(self, model: "nn.Module", family: Family) -> int:
-        """Return the bytes that the rows will take, and log them."""
+        """Return the bytes that the rows will take, and log them; raises ReplaceMeError for several residual
+        streams.
+        """
+        if family.spread:
+            raise several_streams("a fit over rows", "objective l2 or kl", "rows")
         width = width_of(self.regression, model, family, self.cut[0])
         count = int(self.chosen.sum())
         needed = count * row_bytes((width, model.config.get_text_config().hidden_size), self.with_state)

@@ -70,10 +70,10 @@ class Statistics:
 
         mlp_output [..., width] and target [..., hidden], any float dtype (the products are of the values as given);
         target may be the terms (a, b, c) of r = a - b + c, which is then formed where it is needed; mask [...], true or
-        non-zero where a token counts; weights [...] floats. Where a token has a row in each of several residual streams,
-        [samples, tokens, streams, width], mask and weights are those of tokens [samples, tokens]. Masked rows are never
-        read. Raises ReplaceMeError when the
-        shapes disagree or an unmasked row holds NaN or infinity; the sums are then unchanged.
+        non-zero where a token counts; weights [...] floats. Where a token has a row in each of several residual
+        streams, [samples, tokens, streams, width], mask and weights are those of tokens [samples, tokens]. Masked rows
+        are never read. Raises ReplaceMeError when the shapes disagree or an unmasked row holds NaN or infinity; the
+        sums are then unchanged.
         """
         terms = target if isinstance(target, tuple) else (target,)
         streams = _streams(mlp_output, mask)

@@ -41,19 +41,19 @@ class Family:
     which a cut can begin in the middle of a block.
 
     `scaled_by` is the config entry of a factor on M, `multiplier` its value, divided by the root of L where `rooted`,
-    so that the entry changes with L; `scalar` the tensor of a block [1] by
-    which it multiplies all that it puts out. `spread`: blocks keep several residual streams (hyper-connections), and M
-    is added to each of them times a weight of token and stream, which is the output of this number of this module; a
-    block's state and M then have an axis of streams. `in_place`: the block adds to the tensor that holds M. `tuples`: of how
-    many values the tuple is that blocks put out, 0 where it is none. `handed`: the argument by which a block gets
-    another of these values from the block before, and its number (indices that blocks of sparse attention share). `derived_lists`: transformers derives per-block
-    lists from a pattern of block numbers when config.json does not spell them out; `lists` are their names. `kinds`:
-    blocks are of several kinds, and every cut is tried on a small model. `depth`, `width`, `positions` name the config
-    entries of L, of the hidden size and of the longest sequence. `refused`: (config entry, value, why not) of variants
-    that no T can be folded into. `own_layers`: whether a checkpoint may have linear layers of its own (placement
-    block), which makes its code a custom one, whose tensors outside the blocks transformers does not rename. `numbered`
-    is the config entry of a switch that divides the attention scores of block k by k + 1, `query` the weight that makes
-    queries, the first `width` of its outputs.
+    so that the entry changes with L; `scalar` the tensor of a block [1] by which it multiplies all that it puts out.
+    `spread`: blocks keep several residual streams (hyper-connections), and M is added to each of them times a weight of
+    token and stream, which is the output of this number of this module; a block's state and M then have an axis of
+    streams. `in_place`: the block adds to the tensor that holds M. `tuples`: of how many values the tuple is that
+    blocks put out, 0 where it is none. `handed`: the argument by which a block gets another of these values from the
+    block before, and its number (indices that blocks of sparse attention share). `derived_lists`: transformers derives
+    per-block lists from a pattern of block numbers when config.json does not spell them out; `lists` are their names.
+    `kinds`: blocks are of several kinds, and every cut is tried on a small model. `depth`, `width`, `positions` name
+    the config entries of L, of the hidden size and of the longest sequence. `refused`: (config entry, value, why not)
+    of variants that no T can be folded into. `own_layers`: whether a checkpoint may have linear layers of its own
+    (placement block), which makes its code a custom one, whose tensors outside the blocks transformers does not rename.
+    `numbered` is the config entry of a switch that divides the attention scores of block k by k + 1, `query` the weight
+    that makes queries, the first `width` of its outputs.
 
     `head` are the names that the language model's head has in checkpoints; `tied`: it has the embedding's weights where
     config.json does not say. `dense_first` is the config entry of how many blocks come before the first with experts.

@@ -29,8 +29,8 @@ OF_ATTENTION = ("layer_types", "no_rope_layers")
 OF_MLP = ("mlp_layer_types", "decoder_sparse_step", "mlp_only_layers")
 # config entries that are lists of numbers of blocks, counted from 0 or from 1; those that count the first blocks, which
 # are of another kind; those with a value for each block and then for layers that predict further tokens
-NUMBERS = dict.fromkeys(("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "attn_layer_indices"), 0)
-NUMBERS |= {"ple_layer_ids": 1}
+FROM_0 = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "hybrid_layer_ids", "attn_layer_indices")
+NUMBERS = {**dict.fromkeys(FROM_0, 0), "ple_layer_ids": 1}
 FIRST = ("first_k_dense_replace", "num_dense_layers", "num_hash_layers")
 BEYOND = ("compress_ratios",)
 PADDING = 1  # the padding token of RoBERTa and its kin, where config.json does not say

@@ -17,9 +17,9 @@ from torch import nn
 
 from replaceme.placements.placement import bias_of
 from replaceme.probing.blocks import Call, first_of
+from replaceme.probing.changes import EXACT, Seen, close, tried
+from replaceme.probing.streams import into_streams
 from replaceme.probing.unproved import Unproved
-
-EXACT = 2e-4  # of the size of a change, in float32
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,12 @@ class Writer:
     spread: tuple[str, int] | tuple[()] = ()
 
 
-@dataclass
-class Seen:
-    """Arguments of a module's call, and its output."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: torch.Tensor
-
-
 def find_writers(call: Call) -> list[Writer]:
     """Return the modules of a block whose sum it adds last; raises Unproved where they are not found."""
     seen = _seen(call)
     adding = {name: (factor, ()) for name, factor in _adding(call, seen)}
     if not adding:
-        call, adding = _into_streams(call, seen)
+        call, adding = into_streams(call, seen)
     if not adding:
         raise Unproved("no module's output is what a block adds last")
     found: list[Writer] = []
@@ -86,9 +77,10 @@ def _seen(call: Call) -> dict[str, Seen]:
     for name, module in call.block.named_modules():
 
         def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-            value = first_of(output)
-            if isinstance(value, torch.Tensor):
-                seen.setdefault(name, []).append(Seen(args, kwargs, value.clone()))
+            values = output if isinstance(output, tuple) else (output,)
+            if isinstance(values[0], torch.Tensor):
+                kept = tuple(one.clone() if isinstance(one, torch.Tensor) else one for one in values)
+                seen.setdefault(name, []).append(Seen(args, kwargs, kept))
 
         if name:
             handles.append(module.register_forward_hook(keep, with_kwargs=True))
@@ -107,82 +99,11 @@ def _adding(call: Call, seen: dict[str, Seen]) -> Iterator[tuple[str, float]]:
     for name, one in seen.items():
         if one.output.numel() != state.numel() or one.output.shape[-1] != state.shape[-1]:
             continue
-        generator = torch.Generator().manual_seed(1)
-        size = max(float(one.output.std()), 1e-3)
-        change = torch.randn(one.output.shape, generator=generator) * size
-        with _changed(call.block.get_submodule(name), change):
-            difference = (call.again() - state).reshape(change.shape)
+        change, difference = tried(call, name, one, state)
+        difference = difference.reshape(change.shape)
         factor = float((difference * change).sum() / (change * change).sum())
-        if abs(factor) > 1e-6 and _close(difference, factor * change, EXACT):
+        if abs(factor) > 1e-6 and close(difference, factor * change, EXACT):
             yield name, round(factor, 4)
-
-
-def _into_streams(call: Call, seen: dict[str, Seen]) -> tuple[Call, dict[str, tuple[float, tuple[str, int]]]]:
-    """Return the call with its number of streams, and the modules whose output the block adds to each of them, with
-    the source of the weights; without any where it has one stream.
-    """
-    found: dict[str, tuple[float, tuple[str, int]]] = {}
-    state, beside, streams = call.again(), _all_outputs(call), 1
-    for name, one in seen.items():
-        width, several = one.output.shape[-1], state.numel() // max(one.output.numel(), 1)
-        if several < 2 or several * one.output.numel() != state.numel() or state.shape[-1] % width:
-            continue
-        generator = torch.Generator().manual_seed(1)
-        change = torch.randn(one.output.shape, generator=generator) * max(float(one.output.std()), 1e-3)
-        with _changed(call.block.get_submodule(name), change):
-            difference = (call.again() - state).reshape(-1, several, width)
-        change = change.reshape(-1, 1, width)
-        weights = (difference * change).sum(-1) / change.square().sum(-1)
-        if float(weights.norm()) > 1e-6 and _close(difference, weights[..., None] * change, EXACT):
-            spread = next((place for place, value in beside.items() if _is_same(value, weights)), None)
-            if spread is not None:
-                found[name], streams = (1.0, spread), several
-    return replace(call, streams=streams), found
-
-
-def _all_outputs(call: Call) -> dict[tuple[str, int], torch.Tensor]:
-    """Run a block; return the tensors that its modules put out, by the module and the number in its tuple."""
-    found: dict[tuple[str, int], torch.Tensor] = {}
-    handles = []
-    for name, module in call.block.named_modules():
-
-        def keep(_: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            values = output if isinstance(output, tuple) else (output,)
-            found.update({(name, k): one.clone() for k, one in enumerate(values) if isinstance(one, torch.Tensor)})
-
-        if name:
-            handles.append(module.register_forward_hook(keep))
-    try:
-        call.again()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _is_same(value: torch.Tensor, weights: torch.Tensor) -> bool:
-    """Return whether a module has put out the weights of tokens and streams."""
-    alike = value.numel() == weights.numel() and value.shape[-1] == weights.shape[-1]
-    return alike and value.is_floating_point() and _close(value.reshape(weights.shape), weights, EXACT)
-
-
-@contextmanager
-def _changed(module: nn.Module, change: torch.Tensor) -> Iterator[None]:
-    """Let a module put out more by `change`."""
-
-    def add(_: nn.Module, inputs: Any, output: Any) -> Any:
-        found = first_of(output) + change.to(first_of(output).dtype)
-        return (found, *output[1:]) if isinstance(output, tuple) else found
-
-    handle = module.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _close(one: torch.Tensor, other: torch.Tensor, exact: float = EXACT) -> bool:
-    return float((one - other).norm()) <= exact * max(float(other.norm()), 1e-12)
 
 
 def _writer(call: Call, seen: dict[str, Seen], name: str, factor: float) -> Writer:
@@ -212,7 +133,7 @@ def _gain_offset(given: torch.Tensor, put_out: torch.Tensor, weight: torch.Tenso
     for offset in (0.0, 1.0):
         plain = given * (offset + weight)
         ratio = (put_out * plain).sum(-1, keepdim=True) / (plain * plain).sum(-1, keepdim=True)
-        if _close(put_out, ratio * plain, 1e-4):
+        if close(put_out, ratio * plain, 1e-4):
             return offset
     raise Unproved("a norm that is not an RMS norm lies between the weights and the residual stream")
 
@@ -235,7 +156,7 @@ def _is_by_token(module: nn.Module, seen: Seen, call: Call) -> bool:
         after = first_of(module(*args, **kwargs)).reshape(samples, tokens, -1)
     before = seen.output.reshape(after.shape)
     others = [token for token in range(tokens) if token != 1]
-    return _close(after[:, others], before[:, others], 1e-5)
+    return close(after[:, others], before[:, others], 1e-5)
 
 
 def find_weights(call: Call, module: str) -> tuple[Weight, ...]:
@@ -256,7 +177,7 @@ def find_weights(call: Call, module: str) -> tuple[Weight, ...]:
     with _mapped(call.block, chosen, 0 * matrix):
         rest = _output(call, module)
     left = float(rest.norm() / before.norm())
-    if left > 1e-5 or not _close(mapped, before @ matrix):
+    if left > 1e-5 or not close(mapped, before @ matrix):
         names = ", ".join(one.name for one in chosen)
         raise Unproved(f"with {names} zero, {left:.0%} of what it adds is left")
     return tuple(chosen)
@@ -304,7 +225,7 @@ def _puts_out(call: Call, module: str, before: torch.Tensor, weights: dict[Weigh
     if float(part.norm()) <= 1e-5 * float(before.norm()):
         return False
     with _mapped(call.block, weights, matrix):
-        return _close(_output(call, module) - without, part @ matrix)
+        return close(_output(call, module) - without, part @ matrix)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Sums over tokens: exact in float64, additive over shards, blind to masked rows, safe on disk."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_a_target_given_as_terms_is_their_sum():
     b = batch(60, 9, seed=1)[1]
     mask = torch.arange(60) % 3 != 0
     assert_close(of(m, (a, b, m), mask), of(m.double(), a.double() - b.double() + m.double(), mask), 1e-14)
+
+
+def test_a_token_has_a_row_in_each_stream():
+    """They are rows like any other, counted as one token, with its mask and weight."""
+    m, r = (rows.view(5, 4, 3, 9) for rows in batch(60, 9))
+    mask, weights = torch.arange(20).view(5, 4) % 3 != 0, torch.rand(5, 4) + 0.5
+    found, expected = of(m, r, mask, weights), of(m[mask].flatten(0, 1), r[mask].flatten(0, 1), None,
+                                                  weights[mask].repeat_interleave(3))  # fmt: skip
+    assert found.tokens == 13 and expected.tokens == 39
+    assert_close(replace(found, tokens=39), expected, 1e-14)
+    assert of(m, r, mask).total_weight == 39
 
 
 def test_total_weight_is_the_token_count_without_weights():

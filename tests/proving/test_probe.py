@@ -26,7 +26,7 @@ from replaceme.transforms.transform import Transform
 
 # blocks that end with a norm (of an encoder of text), experts in transposed stacks with biases, a shared expert in
 # another layout, mixers alone, a sum of two modules times a factor, experts before a norm, a scalar for each block,
-# blocks in a tuple, linear attention
+# blocks in a tuple, linear attention; several residual streams are in tests/test_several_streams.py
 PROVED = {
     "mpnet": ("output.dense.weight",),
     "gpt_oss": ("mlp.experts.down_proj",),
@@ -39,7 +39,6 @@ PROVED = {
     "qwen3_5_text": ("mlp.down_proj.weight",),
 }
 REFUSED = {
-    "deepseek_v4": "blocks found at model.layers, but they take [2, 12, 4, 32]",
     "jetmoe": "with mlp.output_linear.weight zero, 21% of what it adds is left",
     "rwkv": "no weights put out what it adds",
 }
@@ -127,11 +126,12 @@ def test_a_cut_after_which_another_block_would_be_of_another_kind(refuses, monke
 
 
 def test_lists_by_block_lose_the_removed_blocks(monkeypatch):
-    """Whatever their names, and those of block numbers and of settings by number too."""
+    """Whatever their names, and those of block numbers, from 0 or 1, and of settings by number too."""
     kinds = ["mamba", "moe", "attention", "mlp"]
     monkeypatch.setitem(PROPOSED, "nemotron_h", Family(lists=("layers_block_type",), kinds=True))
     config = {"model_type": "nemotron_h", "num_hidden_layers": 4, "layers_block_type": kinds}
     config |= {"full_attn_idxs": [0, 2], "num_dense_layers": 2, "per_layer_config": {"2": {"head_dim": 4}}}
+    config |= {"ple_layer_ids": [1, 2, 4], "num_hash_layers": 3, "compress_ratios": [0, 4, 128, 4, 0]}
     assert pruned_config(config, [(1, 2)]) == {
         "model_type": "nemotron_h",
         "num_hidden_layers": 3,
@@ -139,4 +139,7 @@ def test_lists_by_block_lose_the_removed_blocks(monkeypatch):
         "full_attn_idxs": [0, 1],
         "num_dense_layers": 1,
         "per_layer_config": {"1": {"head_dim": 4}},
+        "ple_layer_ids": [1, 3],
+        "num_hash_layers": 2,
+        "compress_ratios": [0, 128, 4],
     }
