@@ -109,6 +109,7 @@ def row(model_type: str, encoder: bool = False) -> list[str]:
     factor = f" times `{family.scaled_by or family.scalar}`" if family.scaled_by or family.scalar else ""
     folds = ", ".join(f"`{name}`" for name in family.fold)
     kinds = ", several kinds of blocks" if family.kinds else ""
+    kinds += ", several residual streams" if family.spread else ""
     kinds += f", before the norm `{family.closing_norm}`" if family.closing_norm else ""
     direction = " (direction)" if family.post_norm else ""
     return [model_type, f"`{family.blocks}`", added + factor, folds, f"yes{direction}{kinds}"]
