@@ -9,6 +9,8 @@ import replaceme
 from replaceme.activations.capture import Wanted, capture
 from replaceme.activations.gather import gather_groups
 from replaceme.activations.hooks import silenced
+from replaceme.activations.open_model import load_model
+from replaceme.activations.row_collector import RowCollector
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.cuts.after_fit import measure_candidates
@@ -17,7 +19,7 @@ from replaceme.fitting import pair
 from replaceme.fitting.passes import Passes
 from replaceme.methods.registry import check_section
 from replaceme.models.checkpoints import read_config, resolve
-from replaceme.models.loading import load_causal_model
+from replaceme.models.loading import Held, load_causal_model
 from replaceme.models.model_config import family_of
 from replaceme.probing.describe import tiny_of
 from replaceme.probing.model import build
@@ -196,3 +198,11 @@ def test_what_is_saved_is_what_was_fitted(saved, texts, tmp_path):
 def test_what_is_of_one_stream_is_refused_before_work(saved, refuses, fit, what):
     with refuses(f"m: {what}, its blocks keep several; use "):
         check_section(read_config(saved("deepseek_v4")), FitConfig(**fit), "m")
+
+
+def test_what_a_pass_cannot_give_is_refused_by_it(saved, passes, refuses):
+    """Where something beside the state is handed on, or a state has several streams, no block runs alone."""
+    with refuses("models of this type are not streamed; use `streaming: never`"):
+        load_model(saved(passes.model.config.model_type), "float32", "cpu", False, Held(streaming="always"))
+    with refuses("rows: a fit over rows is of one residual stream"):
+        RowCollector(GROUP, passes.tokens.count).bytes(passes.model, passes.family)
