@@ -62,12 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(step: str, args: argparse.Namespace, argv: Sequence[str]) -> None:
-    """Run a command, and record its cost and its sources."""
+    """Run a command, and record its cost and its sources; weights that pass are there while it runs."""
     from replaceme.provenance.job_cost import measured
     from replaceme.provenance.job_record import recorded
+    from replaceme.workflow.passing_weights import weights_for
 
     out = getattr(args, "out", None)
-    with measured(step, out), recorded(step, out, argv):
+    with weights_for(step, args), measured(step, out), recorded(step, out, argv):
         args.run(args)
 
 

@@ -15,6 +15,7 @@ from replaceme.workflow.devices import Devices
 from replaceme.workflow.figure_jobs import FigureJobs
 from replaceme.workflow.fit_jobs import FitJobs, evidence_options
 from replaceme.workflow.job_environment import shell_prefix
+from replaceme.workflow.list_readers import removed_models, write_readers
 from replaceme.workflow.load_config import check_config, load_config
 from replaceme.workflow.measure_jobs import MeasureJobs
 from replaceme.workflow.model_jobs import ModelJobs
@@ -40,6 +41,8 @@ try:
     if workflow.is_main_process:
         for line in check_config(CONFIG, ORIGIN):
             logger.warning(line)
+        for line in removed_models(CONFIG):
+            logger.info(line)
     if LOCAL and "gpu" not in workflow.global_resources:
         # without this limit `gpu: 1` would limit nothing; clusters count their own devices
         DEVICES.check()
@@ -151,6 +154,8 @@ wildcard_constraints:
 
 onstart:
     begin("results", logger)
+    jobs_at_once = workflow.resource_settings.nodes or all_cores()
+    write_readers(workflow.dag, CONFIG, jobs_at_once + DEVICES.gpu * DEVICES.count)
     if LOCAL:
         # with a limit on jobs started in a second, it plans anew every second for each job, and waits at its end
         workflow.scheduler.job_rate_limiter = None

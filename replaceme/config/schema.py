@@ -22,7 +22,7 @@ from replaceme.config.healings import HealingConfig, TrainingConfig
 from replaceme.config.including import kind_of, read_config
 from replaceme.config.names import name_problems
 from replaceme.config.sources import made_of, source_problems
-from replaceme.config.tables import SECTIONS, TableConfig
+from replaceme.config.tables import SECTIONS, Row, TableConfig
 from replaceme.config.targets import target_problems
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.core.validation import validated
@@ -66,6 +66,17 @@ class Config(Strict):
     def default_names(self) -> list[str]:
         """Tables and figures that are made without a target."""
         return [*self.tables, *self.figures] if self.default is None else self.default
+
+    @property
+    def passing(self) -> set[Row]:
+        """Rows whose weights are removed after their last use: those of tables none of which keeps its models.
+
+        The fit of a healed row is a row too.
+        """
+        kept = {True: set(), False: set()}
+        for table in self.tables.values():
+            kept[table.keep_models] |= {one for row in table.pruned for one in (row, row._replace(healing=None))}
+        return kept[False] - kept[True]
 
     def observed(self, tables: Iterable[TableConfig], model: str | None = None) -> list[str]:
         """Return the calibrations that some tables, or their rows of one model, need for cuts, fits, healings and

@@ -50,6 +50,12 @@ class TableConfig(Strict):
     )
     evaluation: str | None = Field(description="Name under `evaluations`; null: the models are made, none is measured.")
     speed: bool = Field(True, description="Measure rates and memory of every row; false: the table has only its size.")
+    keep_models: bool = Field(
+        True,
+        description="Keep the weights of every shortened model; false: they are removed when no job of the run has to "
+        "read them any more, and made again for a later one that has to; record, config and card stay. A model that "
+        "another table keeps is kept.",
+    )
     by: bool = Field(False, description="Say what each fit is found by: nothing, a closed form, or gradients.")
     exports: list[Literal[PROGRAMS]] = Field(
         [],
@@ -69,6 +75,12 @@ class TableConfig(Strict):
             raise ValueError(
                 f"the reference shows {unmeasured[0]}, which `speed: false` leaves out; drop one of the two"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _models_or_measurements(self) -> "TableConfig":
+        if self.evaluation is None and not self.keep_models:
+            raise ValueError("without an evaluation the models are all that is made; drop `keep_models: false`")
         return self
 
     @model_validator(mode="after")

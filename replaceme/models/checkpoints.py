@@ -23,6 +23,7 @@ from replaceme.models.model_config import family_of, spelled_out
 from replaceme.models.model_record import DEQUANTISED, ModelRecord
 from replaceme.models.other_formats import check_is_checkpoint, is_gguf
 from replaceme.models.probed import proof_of
+from replaceme.models.removed_weights import check_not_removed
 from replaceme.models.text_encoder import check_modules, with_beside
 from replaceme.models.trust import check_inside, check_no_code, check_settings, companions
 from replaceme.models.unloaded_tensors import named_as_unloaded, not_in_class
@@ -294,7 +295,8 @@ def load_record(path: str | Path) -> ModelRecord:
 
 
 def check_merged(folder: str | Path, check: Check = check_files) -> dict[str, Any]:
-    """Return the provenance record of a merged folder; raises DamagedError when a file is missing or altered.
+    """Return the provenance record of a merged folder; raises DamagedError when a file is missing or altered,
+    ReplaceMeError when its weights were removed.
 
     `check` compares files with their digests.
     """
@@ -308,5 +310,6 @@ def check_merged(folder: str | Path, check: Check = check_files) -> dict[str, An
         raise DamagedError(folder, "no list of files in it", folder / RECORD) from error
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise DamagedError(folder, "lists files outside of this folder", folder / RECORD)
+    check_not_removed(folder)
     check(folder, files)
     return record

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.core.files import read_json
+from replaceme.models.removed_weights import check_not_removed
 from replaceme.models.trust import check_inside
 
 INDEX = "model.safetensors.index.json"
@@ -47,6 +48,7 @@ def shard_names(folder: Path) -> list[str]:
             if not name.endswith(".safetensors"):
                 raise ReplaceMeError(f"{folder / INDEX}: shard {name!r} is no .safetensors file; convert the weights")
         return names
+    check_not_removed(folder)
     others = sorted(path.name for path in folder.glob("*.bin"))
     if others:
         raise ReplaceMeError(
@@ -63,6 +65,7 @@ def headers(folder: Path) -> Iterator[tuple[str, Stored]]:
     for shard in shard_names(folder):
         path = folder / shard
         if not path.is_file():
+            check_not_removed(folder)
             raise ReplaceMeError(f"{path}: missing shard; download or copy the checkpoint again")
         check_inside(folder, path)
         try:

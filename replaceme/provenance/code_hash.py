@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from replaceme.core.files import write_text
+from replaceme.core.files import noting_apart, write_text
 from replaceme.provenance.source_text import Code, Module, Name, Target, read_module
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
@@ -59,7 +59,8 @@ class _Package:
         if key not in self.known:
             self.known[key] = self._fingerprint(modules)
             content = json.dumps({"files": self.files, "known": self.known})
-            with contextlib.suppress(Exception):  # an installation that may not be written
+            # apart: it is no output of a step. An installation may not be written
+            with contextlib.suppress(Exception), noting_apart():
                 write_text(self.folder / KEPT, content)
         return self.known[key]
 

@@ -117,7 +117,8 @@ def _check_results(args: argparse.Namespace) -> None:
     if found.lines:
         raise ReplaceMeError("\n".join(found.lines))
     if not args.json:
-        print(f"{args.model}: as recorded ({found.files} files, {found.records} steps)")
+        removed = f"; {len(found.removed)} models without their weights" if found.removed else ""
+        print(f"{args.model}: as recorded ({found.files} files, {found.records} steps{removed})")
 
 
 def _check_checkpoint(args: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Compare results with their records: recompute hashes of inputs and outputs, and compare versions.
 
 The records are those of `job_record`, and the lists of files in model.json and replaceme.json. The check goes back from
-the given files through all their sources, as far as records reach.
+the given files through all their sources, as far as records reach. Models whose weights were removed after their last
+use are compared without them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from replaceme.core.progress import progress
 from replaceme.models.checkpoints import local_folder, names_folder
 from replaceme.models.model_record import DEQUANTISED
 from replaceme.models.other_formats import is_gguf
+from replaceme.models.removed_weights import are_removed, check_not_removed
 from replaceme.provenance.job_record import FOLDER
 
 MODEL = "model.json"
@@ -58,10 +60,11 @@ class OtherVersion:
 
 @dataclass
 class Audit:
-    """The compared files, and the differences found."""
+    """The compared files, the differences found, and the models without their weights."""
 
     files: int = 0
     records: int = 0
+    removed: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     versions: list[OtherVersion] = field(default_factory=list)
 
@@ -85,11 +88,12 @@ def audit(path: str | Path) -> Audit:
     """Recompute the hashes of a file or a folder of results and of everything behind it; compare the versions.
 
     `path`: a results folder of the workflow or anything in it, or a checkpoint or model.json made by itself. Raises
-    ReplaceMeError when there is no such path, or nothing is recorded of it.
+    ReplaceMeError when there is no such path, nothing is recorded of it, or it is a model without its weights.
     """
     path = Path(path)
     if not path.exists():
         raise ReplaceMeError(f"{path}: no such file or folder; give one of a run's results")
+    check_not_removed(path)
     root = _root(path)
     records = {} if root is None else _behind(path, root)
     claims = list(chain.from_iterable(_of_record(record, where, root) for where, record in records.items()))
@@ -101,13 +105,16 @@ def audit(path: str | Path) -> Audit:
     if not claims:
         raise ReplaceMeError(f"{path}: nothing is recorded of it; the workflow records what it makes under results/")
     stamps = [record["versions"] for record in records.values()] or [_versions_at(one) for one in _lists_at(path)]
+    removed = _removed(one.path for one in claims)
+    claims = [one for one in claims if one.path not in removed]
     found = _hashed({one.path for one in claims})
     differences = [
         Difference(str(one.path), one.digest, found[one.path], str(one.record), one.role)
         for one in sorted(set(claims), key=lambda one: (str(one.path), str(one.record), one.role))
         if found[one.path] != one.digest
     ]
-    return Audit(len(found), len(records), differences, other_versions(stamps))
+    models = sorted({str(folder) for folder in removed.values()})
+    return Audit(len(found), len(records), models, differences, other_versions(stamps))
 
 
 def other_versions(stamps: Iterable[Mapping[str, str]]) -> list[OtherVersion]:
@@ -230,6 +237,16 @@ def _is_found(source: str, base: Path) -> bool:
 
 def _versions_at(where: Path) -> dict[str, str]:
     return read_json(where).get("versions", {})
+
+
+def _removed(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Return the weights among some paths that are not there because those of their models were removed, with the
+    folders of these.
+    """
+    missing = [path for path in paths if path.suffix == ".safetensors" and not path.is_file()]
+    # some weights lie in a subfolder
+    folders = {folder: are_removed(folder) for folder in {parent for path in missing for parent in path.parents[:2]}}
+    return {path: folder for path in missing for folder in path.parents[:2] if folders[folder]}
 
 
 def _hashed(paths: Iterable[Path]) -> dict[Path, str]:

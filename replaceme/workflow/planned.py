@@ -107,11 +107,15 @@ def write_plan(jobs: Iterable[Any], results: str | Path) -> str:
 
 def planned(job: Any, made: set[str]) -> PlannedJob:
     """Return what a job of Snakemake is going to do, where the run makes the files `made`."""
-    words = shlex.split(job.shellcmd)
-    command = words[words.index("replaceme") + 1 :]
-    arguments = command[1 : command.index("2>")]
+    step, *arguments = command_of(job)
     inputs = [str(path) for path in job.input]
-    return PlannedJob(command[0], arguments, str(job.params.code), inputs, [one for one in inputs if one in made])
+    return PlannedJob(step, arguments, str(job.params.code), inputs, [one for one in inputs if one in made])
+
+
+def command_of(job: Any) -> list[str]:
+    """Return the step that a job of Snakemake runs and the arguments after it; none where it runs no step."""
+    words = shlex.split(job.shellcmd) if job.shellcmd else []
+    return words[words.index("replaceme") + 1 : words.index("2>")] if "replaceme" in words else []
 
 
 def remove_plan(results: str | Path) -> None:
