@@ -126,14 +126,14 @@ def _method(config: Config, name: str, rows: Sequence[Row], outline: Outline, ro
 
 
 def disk_problems(
-    config: Config, outlines: Outlines, downloads: Mapping[str, int], results: Path, cache: Path
+    config: Config, outlines: Outlines, downloads: Mapping[str, int], results: Path, cache: Path, at_once: int
 ) -> list[str]:
     """Return a line for each disk too small for the merged models still to be made and the models to be downloaded.
 
-    `downloads` are bytes by source. Nothing else of a run comes near these but the rows of some fits, whose step looks
-    for itself before it writes.
+    `downloads` are bytes by source; of models that are not kept, `at_once` lie there. Nothing else of a run comes near
+    these but the rows of some fits, whose step looks for itself before it writes.
     """
-    merged = list(_merged(config, outlines, results))
+    merged = list(_merged(config, outlines, results, at_once))
     needed: dict[int, list[tuple[str, int, Path]]] = {}
     for what, size, folder in (
         (f"{len(merged)} merged models", sum(merged), results),
@@ -148,23 +148,33 @@ def disk_problems(
         if total > free:
             listed = ", ".join(f"{what} {size / 1e9:.1f} GB" for what, size, _ in entries)
             lines.append(
-                f"disk of {entries[0][2]}: {listed}, {free / 1e9:.1f} GB are free; free some, or make a table at a time"
+                f"disk of {entries[0][2]}: {listed}, {free / 1e9:.1f} GB are free; free some, set "
+                "`keep_models: false`, or make a table at a time"
             )
     return lines
 
 
-def _merged(config: Config, outlines: Outlines, results: Path) -> Iterator[int]:
-    """Yield the bytes of each merged or healed model of the tables that does not exist yet, and of plain weights."""
+def _merged(config: Config, outlines: Outlines, results: Path, at_once: int) -> Iterator[int]:
+    """Yield the bytes of each merged or healed model of the tables that does not exist yet, and of plain weights.
+
+    Of those that are not kept, the largest that lie there at once.
+    """
     for name, outline in outlines.items():
         if config.models[name].dequantise and not (results / name / "dequantised" / RECORD).exists():
             yield outline.file_bytes
     rows = {row for table in config.tables.values() for row in table.pruned}
+    not_kept, passing = [], config.passing
     for row in sorted(rows, key=str):
         folder = results / Path(row_folder(row)).relative_to(RESULTS) / "model"
         if row.model not in outlines or (folder / RECORD).exists():
             continue
         try:
             outline = outlines[row.model]
-            yield outline.shortened_bytes(resolve_blocks(config.cuts[row.cut], outline))
+            size = outline.shortened_bytes(resolve_blocks(config.cuts[row.cut], outline))
         except ReplaceMeError:
             continue  # an error of its own
+        if row in passing:
+            not_kept.append(size)
+        else:
+            yield size
+    yield from sorted(not_kept, reverse=True)[:at_once]

@@ -5,6 +5,7 @@ Only config.json of models, the first record of data sets, and their description
 
 import importlib.metadata
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,9 +203,11 @@ def _check_images(found: hub.Repository, data: ZeroShotConfig) -> None:
 
 
 def _room(config: Config, outlines: dict[str, Outline], downloads: dict[str, int], results: Path) -> list[str]:
+    import torch
     from huggingface_hub import constants
 
-    lines = disk_problems(config, outlines, downloads, results, Path(constants.HF_HUB_CACHE))
+    jobs_at_once = (os.cpu_count() or 1) + torch.cuda.device_count()
+    lines = disk_problems(config, outlines, downloads, results, Path(constants.HF_HUB_CACHE), jobs_at_once)
     try:
         device = pick_device(config.device)
     except ReplaceMeError as error:

@@ -359,8 +359,8 @@ def test_disk(config, monkeypatch, tmp_path):
     healed = config({"healings": ["h"]}, healings={"h": healing})
     whole = {"owner/llama": 2 * SIZE_8B}
 
-    def lines(of, downloads=whole):
-        return capacity.disk_problems(of, {"m": big()}, downloads, tmp_path / "results", tmp_path / "cache")
+    def lines(of, downloads=whole, at_once=9):
+        return capacity.disk_problems(of, {"m": big()}, downloads, tmp_path / "results", tmp_path / "cache", at_once)
 
     assert lines(two, {}) == []
     room = "1 models to download 16.1 GB, 28.0 GB are free"
@@ -374,6 +374,8 @@ def test_disk(config, monkeypatch, tmp_path):
         [line] = lines(of)
         assert "1 merged models 12.6 GB" in line
         (folder / "replaceme.json").unlink()
+    passing = config({"fits": ["f", "g"], "keep_models": False}, fits={"g": {"transform": "identity"}})
+    assert ": 2 merged models" in lines(passing)[0] and ": 1 merged models" in lines(passing, at_once=1)[0]
 
 
 # ---- the step
