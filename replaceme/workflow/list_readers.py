@@ -27,7 +27,8 @@ def write_readers(dag: Any, config: Config, room: int) -> None:
         if folder in found or (kept and not missing_weights(folder)):
             continue
         job, source = makers[folder], _source(dag, makers[folder])
-        found[folder] = Passing(kept, readers.get(folder, {}), command_of(job), job.threads, source)
+        gpus = int(job.resources.get("gpu") or 0)
+        found[folder] = Passing(kept, readers.get(folder, {}), command_of(job), job.threads, gpus, source)
         pending += [source] if source else []
     path = list_at(RESULTS)
     remove(path)

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import RESULTS_VARIABLE, read_json, remove, state_of, sync
+from replaceme.core.files import RECORD, RESULTS_VARIABLE, read_json, remove, state_of, sync
 from replaceme.models.removed_weights import missing_weights, remove_weights, weights_of
 from replaceme.provenance.job_cost import VARIABLE as COST_VARIABLE
+from replaceme.workflow.gpu_lock import visible
 from replaceme.workflow.planned import FOLDER, VARIABLE
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,16 @@ OUTPUTS = ("--out", "--report")  # options of these steps that name files to be 
 class Passing:
     """A model whose weights pass: `readers` has the outputs of each job that reads them, by its `--out`.
 
-    `command` is the step that makes the model, with its arguments, `source` the folder of the model that it reads, if
-    that is one made here. The weights of a model that is kept are only made again, where they are missing.
+    `command` is the step that makes the model, with its arguments, on so many `threads` and `gpus`; `source` the folder
+    of the model that it reads, if that is one made here. The weights of a model that is kept are only made again, where
+    they are missing.
     """
 
     kept: bool
     readers: dict[str, list[str]]
     command: list[str]
     threads: int
+    gpus: int
     source: str | None
 
 
@@ -184,6 +187,11 @@ def _make_again(listed: Readers, folder: str, lock: IO) -> None:
     ReplaceMeError where they are not those of its record.
     """
     model, aside = listed.models[folder], Path(folder).with_name(AGAIN)
+    if len(visible()) < model.gpus:
+        raise ReplaceMeError(
+            f"{folder}: its weights, which are made on {model.gpus} GPU(s), have to be made again by a job that has "
+            f"fewer; make them first: `snakemake --cores 1 {Path(folder) / RECORD} --forcerun {model.command[0]}`"
+        )
     log.info("%s: its weights are made again: %s", folder, model.command[0])
     _make_room(listed, folder)
     with _present(listed, model.source) if model.source in listed.models else nullcontext():

@@ -53,7 +53,13 @@ def run(tmp_path, monkeypatch):
                 "--report",
                 f"results/{name}/report.json",
             ]
-            passing = {"kept": False, "readers": {job: [job] for job in jobs}, "command": command, "threads": 1}
+            passing = {
+                "kept": False,
+                "readers": {job: [job] for job in jobs},
+                "command": command,
+                "threads": 1,
+                "gpus": 0,
+            }
             entries[f"results/{name}/model"] = {**passing, "source": None, **more.get(name, {})}
         write_json(list_at("results"), {"room": room, "models": entries})
         time.sleep(0.01)  # outputs are younger
@@ -113,6 +119,15 @@ def test_weights_made_again_otherwise_are_refused(run):
     with pytest.raises(ReplaceMeError, match=r"made again, differ from its record .* delete it and run again"):
         read("a1.json")
     assert are_removed("results/a/model") and not (list_at("results").parent.parent / "a/.again").exists()
+
+
+def test_a_job_without_a_gpu_makes_nothing_that_takes_one(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run.make({"a": ["a1.json"]}, a={"gpus": 1})
+    remove_weights("results/a/model")
+    with pytest.raises(ReplaceMeError, match=r"fewer; make them first: .* --forcerun merge"):
+        read("a1.json")
+    assert run.commands == []
 
 
 def test_what_is_kept_or_listed_nowhere_stays(run, monkeypatch):
