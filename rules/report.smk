@@ -62,7 +62,8 @@ rule cost:
         benchmark_of(paths.COST)
     localrule: True
     params:
-        jobs=partial(tables.write_cost_jobs, dry=workflow.dryrun),
+        # asked when the job is planned: as the rules are read, every run looks like a real one
+        jobs=lambda wildcards: tables.write_cost_jobs(wildcards, workflow.dryrun),
         listed=tables.cost_jobs_hash,
         caption=tables.caption_option,
         prefix=stem,

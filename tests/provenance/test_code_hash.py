@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from replaceme.core.files import noting_apart
 from replaceme.provenance import code_hash as fingerprints
 from replaceme.provenance.code_hash import fingerprint, forget
 
@@ -233,6 +234,12 @@ def test_hashes_are_kept_until_a_file_changes(tree, monkeypatch):
     monkeypatch.undo()
     edit(tree, "replaceme/lazy.py", "z = 3", "z = 4")
     assert of(tree) != before
+
+
+def test_where_hashes_are_kept_is_no_output_of_the_step_that_asks(tree):
+    with noting_apart() as noted:
+        of(tree)
+    assert (tree / "replaceme" / fingerprints.KEPT).is_file() and not noted.written
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"files": {}}', '{"files": "other", "known": 1}'])

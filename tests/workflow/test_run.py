@@ -180,6 +180,8 @@ def test_figures_and_costs_of_a_finished_run(completed):
         tables={"more": {**completed.config()["tables"]["main.1"], "fits": ["ridge"]}},
         figures={"sizes": {"kind": "lines", "tables": ["main.1"], "lines": ["fit"], "caption": "What to see."}},
     )
+    planned = completed.snakemake("--dry-run", "results/tables/more.cost.csv")
+    assert planned.returncode == 0 and not (completed.folder / "results/cost").exists(), planned.stderr
     done = completed.snakemake("sizes", "results/tables/more.cost.csv", "results/tables/main.1.cost.md")
     assert done.returncode == 0, done.stderr
     assert completed.job_stats(done.stdout + done.stderr) == {
