@@ -3,6 +3,9 @@
 import argparse
 import hashlib
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,18 +15,34 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, RESULTS_VARIABLE, write_json
 from replaceme.models.removed_weights import are_removed, missing_weights, remove_weights
 from replaceme.workflow import passing_weights
-from replaceme.workflow.passing_weights import list_at, weights_for
+from replaceme.workflow.list_readers import write_readers
+from replaceme.workflow.passing_weights import Passing, Readers, list_at, weights_for
 
 WEIGHTS = b"weights"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 SHOWN = {"table": 1, "figure_table": 1, "provenance": 1}
 FITS = "results/tiny.v1/plain/n1"
+CONFIG = {
+    "models": {"m": {"source": "org/m"}},
+    "calibrations": {"c": {"dataset": "micro"}},
+    "cuts": {"n": {"blocks": 1}},
+    "fits": {"f": {}, "g": {"ridge": 1.0}},
+    "healings": {"h": {"train": "full", "text": "c", "steps": 1, "learning_rate": 0.1}},
+    "evaluations": {"e": {"tasks": {"piqa": {}}}},
+    "tables": {
+        "passing": {"rows": ["m/c/n/f", "m/c/n/g", "m/c/n/g/h"], "evaluation": "e", "keep_models": False},
+        "kept": {"rows": ["m/c/n/f"], "evaluation": None},
+    },
+}
 
 
 def write_model(folder, content=WEIGHTS):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_bytes(content)
-    files = {"config.json": "0", "model.safetensors": hashlib.sha256(content).hexdigest()}
-    write_json(folder / RECORD, {"files": files})
+    for name in SHARDS:
+        (folder / name).write_bytes(content)
+    write_json(
+        folder / RECORD, {"files": {"config.json": "0"} | dict.fromkeys(SHARDS, hashlib.sha256(content).hexdigest())}
+    )
 
 
 @pytest.fixture
@@ -99,17 +118,19 @@ def test_a_reader_that_ends_while_another_reads(run):
     assert not lying("a")
 
 
-def test_missing_weights_are_made_again_beside_the_model(run):
+@pytest.mark.parametrize("left", [0, 1])  # all were removed, or a kill came between
+def test_missing_weights_are_made_again_beside_the_model(run, left):
     run.make({"a": ["a1.json", "a2.json"]})
-    before = (list_at("results").parent.parent / "a/model" / RECORD).stat()
-    remove_weights("results/a/model")
+    before = Path("results/a/model", RECORD).stat()
+    for name in SHARDS[left:]:
+        Path("results/a/model", name).unlink()
     with weights_for("evaluate", argparse.Namespace(out="a1.json")):
         assert lying("a")
     again = ["merge", "model.json", "--out", "results/a/.again/model", "--report", "results/a/.again/report.json"]
     assert run.commands == [again]
-    after = (list_at("results").parent.parent / "a/model" / RECORD).stat()
+    after = Path("results/a/model", RECORD).stat()
     assert after.st_mtime_ns == before.st_mtime_ns, "nothing that was made from it is out of date"
-    assert [path.name for path in (list_at("results").parent.parent / "a").iterdir()] == ["model"]
+    assert [path.name for path in Path("results/a").iterdir()] == ["model"]
 
 
 def test_weights_made_again_otherwise_are_refused(run):
@@ -118,7 +139,7 @@ def test_weights_made_again_otherwise_are_refused(run):
     run.content = b"others"
     with pytest.raises(ReplaceMeError, match=r"made again, differ from its record .* delete it and run again"):
         read("a1.json")
-    assert are_removed("results/a/model") and not (list_at("results").parent.parent / "a/.again").exists()
+    assert are_removed("results/a/model") and not Path("results/a/.again").exists()
 
 
 def test_a_job_without_a_gpu_makes_nothing_that_takes_one(run, monkeypatch):
@@ -158,30 +179,78 @@ def test_models_wait_as_far_as_there_is_room(run):
     remove_weights("results/d/model")
     with weights_for("evaluate", argparse.Namespace(out="a1.json")):
         with weights_for("merge", argparse.Namespace(out="results/d/model")):
-            write_model(list_at("results").parent.parent / "d/model")
+            write_model(Path("results/d/model"))
         assert lying(*"abcd") == ["a", "c", "d"]
         read("b1.json")
         assert len(lying(*"abcd")) == 2 and "a" in lying(*"abcd") and len(run.commands) == 1
 
 
-def test_a_row_passes_where_no_table_keeps_it():
-    table = {"models": ["m"], "calibrations": ["c"], "cuts": ["n"], "fits": ["f", "g"], "evaluation": "e"}
-    config = {
-        "models": {"m": {"source": "org/m"}},
-        "calibrations": {"c": {"dataset": "micro"}},
-        "cuts": {"n": {"blocks": 1}},
-        "fits": {"f": {}, "g": {"ridge": 1.0}},
-        "healings": {"h": {"train": "full", "text": "c", "steps": 1, "learning_rate": 0.1}},
-        "evaluations": {"e": {"tasks": {"piqa": {}}}},
-        "tables": {
-            "passing": {**table, "keep_models": False, "rows": ["m/c/n/g/h"]},
-            "kept": {"rows": ["m/c/n/f"], "evaluation": None},
-        },
+class Output(tuple):
+    """Outputs, of which the first is the record of a model."""
+
+    record = property(lambda self: self[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A job as Snakemake has it, as far as it is looked at."""
+
+    rule: SimpleNamespace
+    shellcmd: str
+    output: Output
+    resources: dict
+    threads: int = 2
+
+
+def job(rule, words, *made):
+    return Job(
+        SimpleNamespace(name=rule), f"lock 1 -- replaceme {words} 2> log", Output(made), {"gpu": int(rule == "heal")}
+    )
+
+
+def test_who_reads_what_is_listed(tmp_path, monkeypatch):
+    """Of rows that pass, and of a fit behind a healed row without weights though no job of the run reads it."""
+    monkeypatch.chdir(tmp_path)
+    fit, healed, kept = (f"results/m/c/n/{name}" for name in ("g", "g/healed/h", "f"))
+    made = {
+        folder: job("merge", f"merge cut.json --out {folder}/model", f"{folder}/model/{RECORD}")
+        for folder in (fit, kept)
     }
-    assert parse(config).passing == {Row("m", "c", "n", "g"), Row("m", "c", "n", "g", "h")}
-    config["tables"]["kept"]["keep_models"] = False
+    made[healed] = job("heal", f"heal {fit}/model --out {healed}/model", f"{healed}/model/{RECORD}")
+    evaluations = {one: job("evaluate", f"evaluate --out {one}/e.json", f"{one}/e.json") for one in (healed, kept)}
+    cost = job("cost", "cost results --out cost", "cost.csv")
+    sources = {made[healed]: made[fit], **{evaluations[one]: made[one] for one in evaluations}, cost: made[kept]}
+    dag = SimpleNamespace(
+        jobs=[*made.values(), *evaluations.values(), cost], needrun_jobs=lambda: [*evaluations.values(), cost]
+    )
+    dag.dependencies = {one: {sources[one]: set()} if one in sources else {} for one in dag.jobs}
+    write_readers(dag, parse(CONFIG), room=3)
+    listed = Readers(list_at("results"))
+    assert set(listed.models) == {f"{fit}/model", f"{healed}/model"} and listed.room == 3
+    assert listed.read_by(f"{healed}/e.json") == f"{healed}/model"
+    assert listed.models[f"{healed}/model"] == Passing(
+        False,
+        {f"{healed}/e.json": [f"{healed}/e.json"]},
+        ["heal", f"{fit}/model", "--out", f"{healed}/model"],
+        2,
+        1,
+        f"{fit}/model",
+    )
+    assert listed.models[f"{fit}/model"].readers == {}
+    write_model(tmp_path / kept / "model")
+    remove_weights(tmp_path / kept / "model")
+    write_readers(dag, parse(CONFIG), room=3)
+    assert Readers(list_at("results")).models[f"{kept}/model"].kept
+    dag.needrun_jobs = list
+    write_readers(dag, parse(CONFIG), room=3)
+    assert not list_at("results").exists()
+
+
+def test_a_row_passes_where_no_table_keeps_it():
+    assert parse(CONFIG).passing == {Row("m", "c", "n", "g"), Row("m", "c", "n", "g", "h")}
+    kept = {**CONFIG["tables"]["kept"], "keep_models": False}
     with pytest.raises(ReplaceMeError, match="drop `keep_models: false`"):
-        parse(config)
+        parse({**CONFIG, "tables": {"kept": kept}})
 
 
 def weights(project):
