@@ -126,7 +126,7 @@ def with_costs(asked: Asked, path: str | Path | None, where: tuple[str, int], st
         with stages("measure parts"):
             device = pick_device(where[0])
             runs_on = RunsOn(device, pick_dtype("auto", device, asked.config), where[1])
-            lengths = usual_lengths(asked.config, record.source)
+            lengths = usual_lengths(asked.config, asked.cut.of, record.source)
             record = replace(record, costs=part_costs(record, asked.cut.of, lengths, runs_on))
     possible_spans(asked.cut, record)
     return replace(asked, record=record)

@@ -7,7 +7,7 @@ from functools import partial
 from replaceme.config import result_paths as paths
 from replaceme.config.exports import PROGRAMS
 from replaceme.config.result_paths import at, benchmark_of, checkpoint_files, log_of
-from replaceme.config.units import UNITS
+from replaceme.config.units import TIMED, UNITS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.workflow import code
 from replaceme.workflow.code import code_of
@@ -27,9 +27,11 @@ from replaceme.workflow.table_jobs import FORMATS, TableJobs
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-# priorities, above the 0 of what makes models: sums of all cuts are gathered by one pass, if all cuts are known before
-# it; a model is checked and measured before the next is made, so that few lie unmeasured
-CHOOSES, CHECKS, MEASURES = 3, 2, 1
+# priorities, above the 0 of what makes models: what needs the machine alone and nothing but a model comes before other
+# jobs fill it, however many there are (one scheduler adds their priorities up); sums of all cuts are gathered by one
+# pass, if all cuts are known before it; a model is checked and measured before the next is made, so that few lie
+# unmeasured
+FIRST, CHOOSES, CHECKS, MEASURES = 10_000, 3, 2, 1
 
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 CLUSTER = workflow.is_main_process and not LOCAL
@@ -81,6 +83,11 @@ def all_cores():
         return 1 if workflow.remote_exec else workflow.cores
     except WorkflowError:
         return 1
+
+
+def cores_of_parts(wildcards):
+    """Return the cores of a measurement of a model's parts: all for times, one where it only counts."""
+    return all_cores() if wildcards.unit in TIMED else 1
 
 
 def some_cores():

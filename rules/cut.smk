@@ -1,5 +1,5 @@
 rule parts:
-    """Measure what the parts of a model cost in a unit; times with the machine to itself."""
+    """Find what the parts of a model cost in a unit: times are measured with the machine to itself, others counted."""
     input:
         model=paths.MODEL,
     output:
@@ -8,19 +8,19 @@ rule parts:
         log_of(paths.COSTS),
     benchmark:
         benchmark_of(paths.COSTS)
-    threads: all_cores()
+    priority: FIRST
+    threads: cores_of_parts
     resources:
         **takes("parts"),
-        gpu=models.gpus,
+        gpu=models.parts_gpus,
     params:
-        device=models.device_options,
-        options=measures.speed_options,
+        options=models.parts_options,
         code=code_of("parts"),
     message:
         "{wildcards.unit} of the parts of {wildcards.model}"
     shell:
         "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme parts {input.model:q} --of {wildcards.unit}"
-        " {params.options} {params.device} --threads {threads} --out {output:q} 2> {log:q}"
+        " {params.options} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule candidates:

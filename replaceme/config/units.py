@@ -11,6 +11,17 @@ UNITS = {
     CACHE: "the bytes of the key-value cache after the prompt",
 }
 TIMED = (PREFILL, DECODE, LATENCY)  # measured on a machine; the others follow from config.json
+DECODED = (DECODE, LATENCY)  # those that new tokens count in
+
+
+def lengths_of(unit: str) -> tuple[str, ...]:
+    """Return the fields of section `speed` that say for which lengths a unit is measured or counted."""
+    return ("prompt_tokens", *(("new_tokens",) if unit in DECODED else ()), "batch_size")
+
+
+def speed_fields(unit: str) -> tuple[str, ...]:
+    """Return the fields of section `speed` that a unit depends on."""
+    return (*lengths_of(unit), *(("repeats", "warmup") if unit in TIMED else ()))
 
 
 def in_words() -> str:

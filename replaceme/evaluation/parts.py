@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.hooks import skipped
 from replaceme.config.evaluations import SpeedConfig
-from replaceme.config.units import CACHE, DECODE, FLOPS, LATENCY, PREFILL, TIMED
+from replaceme.config.units import CACHE, DECODE, DECODED, FLOPS, LATENCY, PREFILL, TIMED, lengths_of
 from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.memory import release
 from replaceme.core.progress import progress
@@ -44,8 +44,8 @@ ATTENTION, MLP, BLOCK = "attention", "mlp", "block"
 def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: RunsOn) -> PartCosts:
     """Return what the parts of a model cost in a unit other than parameters, for a prompt and new tokens of `options`.
 
-    Times are the least of its repeats, in seconds, of all its sequences together. Raises ReplaceMeError for encoders
-    and for sequences longer than the model's.
+    Times are the least of its repeats, in seconds, of all its sequences together; only they are measured on `runs_on`.
+    Raises ReplaceMeError for encoders and for sequences longer than the model's.
     """
     config = read_config(record.folder)
     check_unit(config, of, record.source)
@@ -65,21 +65,17 @@ def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: Runs
     del model, measure
     if of in TIMED:
         release(runs_on.device)  # what comes next asks how much is free
-    known = (
-        ("prompt_tokens", "batch_size")
-        if of in (FLOPS, CACHE, PREFILL)
-        else ("prompt_tokens", "new_tokens", "batch_size")
-    )
-    lengths = {name: getattr(options, name) for name in known}
+    lengths = {name: getattr(options, name) for name in lengths_of(of)}
     return replace(found, measured={**lengths, **where}, model_sha256=record.sha256)
 
 
-def usual_lengths(config: dict[str, Any], where: str) -> SpeedConfig:
-    """Return the default lengths of a measurement, shorter ones for a model that does not take so many tokens."""
+def usual_lengths(config: dict[str, Any], of: str, where: str) -> SpeedConfig:
+    """Return the default lengths for a unit, shorter ones for a model that does not take so many tokens."""
     usual = SpeedConfig()
     most = longest_sequence(config, where) or usual.prompt_tokens + usual.new_tokens
     new = min(usual.new_tokens, max(1, most // 2))
-    return SpeedConfig(prompt_tokens=min(usual.prompt_tokens, max(1, most - new)), new_tokens=new)
+    after = new if of in DECODED else 0
+    return SpeedConfig(prompt_tokens=min(usual.prompt_tokens, max(1, most - after)), new_tokens=new)
 
 
 def _without_weights(record: ModelRecord) -> "nn.Module":
@@ -96,8 +92,9 @@ def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dty
     """Return a function that measures a model in a unit, as it is when that is called."""
     import torch
 
-    prompt = random_prompt(model, source, options, options.new_tokens)
-    load = workload(model, prompt, 0 if of == PREFILL else options.new_tokens)
+    new_tokens = options.new_tokens if of in DECODED else 0
+    prompt = random_prompt(model, source, options, new_tokens)
+    load = workload(model, prompt, new_tokens)
 
     def seconds() -> float:
         with torch.inference_mode():

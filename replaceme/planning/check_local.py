@@ -14,6 +14,7 @@ from replaceme.config.figures import COST_MEASURES, MEASURES, FigureConfig
 from replaceme.config.schema import Config
 from replaceme.config.sources import made_of, unmixed
 from replaceme.config.tables import TableConfig
+from replaceme.config.units import DECODED, PARAMETERS
 from replaceme.core.errors import ReplaceMeError
 from replaceme.cuts.choose import possible_spans, resolve_blocks
 from replaceme.evaluation.labelled_images import labelled
@@ -228,9 +229,11 @@ def uses_of(config: Config, name: str, outline: Outline) -> list[str]:
     used = config.observed(tables, name)
     of_text = [one for one in used if config.calibrations[one].dataset or config.calibrations[one].prompts]
     lengths = {f"calibrations.{one}": config.calibrations[one].tokens for one in of_text}
-    if any(table.speed or any(config.cuts[cut].needs_costs for cut in table.named("cuts", name)) for table in tables):
-        after = 0 if is_encoder(outline.config) else config.speed.new_tokens
-        lengths["speed"] = config.speed.prompt_tokens + after
+    units = {config.cuts[cut].of for table in tables for cut in table.named("cuts", name)} - {PARAMETERS}
+    timed = any(table.speed for table in tables)
+    if timed or units:
+        decodes = (timed and not is_encoder(outline.config)) or not units.isdisjoint(DECODED)
+        lengths["speed"] = config.speed.prompt_tokens + decodes * config.speed.new_tokens
     for where, tokens in sorted(lengths.items()):
         try:
             check_length(outline.config, tokens, section.source)

@@ -62,6 +62,7 @@ TABLE = {
     "enough": Need(copies=1, passes=2, disk=1, squares=6, solves=30),
     "distances": Need(copies=1, passes=2, disk=1),
     "parts": Need(copies=1, passes=1, disk=1, logits=True),
+    "parts_counted": Need(),  # without weights
     "candidates": Need(copies=1, passes=2, disk=1, logits=True),
     "gram": Need(copies=1, passes=2, disk=1, squares=4),
     "recycle": Need(squares=6, solves=4),

@@ -10,6 +10,7 @@ from replaceme.config.healings import DISTILLATION
 from replaceme.config.placement import Regression
 from replaceme.config.schema import Config
 from replaceme.config.sources import unmixed
+from replaceme.config.units import TIMED
 from replaceme.fitting.enough import spread_cuts
 from replaceme.placements.placement import INPUT, REMOVED
 from replaceme.planning.capacity import candidate_matrices
@@ -48,6 +49,8 @@ def entry_of(rule: str, config: Config, names: Names) -> str:
         return rule_of_fit(config, names)
     if rule == "recycle" and _regression(config, names).recycle_from == REMOVED:
         return "recycle_removed"
+    if rule == "parts" and names["unit"] not in TIMED:
+        return "parts_counted"
     if rule == "heal" and config.healings[names["healing"]].objective == DISTILLATION:
         return "heal_distilled"
     return rule

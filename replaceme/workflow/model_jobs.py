@@ -12,6 +12,7 @@ from replaceme.config.calibrations import FORWARD, CalibrationConfig
 from replaceme.config.command_line import to_flags
 from replaceme.config.result_paths import ANSWERS, PLAIN, TOKENS, Names, at, model_at
 from replaceme.config.schema import Config
+from replaceme.config.units import TIMED, speed_fields
 from replaceme.planning import user_files
 from replaceme.planning.user_files import declared, hash_of_stamps, stamps
 
@@ -76,6 +77,15 @@ class ModelJobs:
     def device_options(self, names: Names) -> str:
         """Return the options of where a model runs."""
         return f"{to_flags(self.config.models[names.model], ('gpus',))} --device {self.config.device}"
+
+    def parts_gpus(self, names: Names) -> int:
+        """Return how many GPUs the costs of a model's parts take: none where they are counted."""
+        return self.gpus(names) if names.unit in TIMED else 0
+
+    def parts_options(self, names: Names) -> str:
+        """Return the options that the costs of a model's parts depend on: lengths, and of times where it runs."""
+        lengths = to_flags(self.config.speed, speed_fields(names.unit))
+        return f"{lengths} {self.device_options(names)}" if names.unit in TIMED else lengths
 
     def forward_options(self, names: Names) -> str:
         """Return the options of the forward passes over a calibration."""

@@ -9,7 +9,7 @@ from replaceme.core.cut_record import Cut
 from replaceme.evaluation import parts
 from replaceme.evaluation.parts import part_costs
 from replaceme.models.cache import cache_bytes_per_token
-from replaceme.models.checkpoints import resolve
+from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.loading import ON_CPU, load_causal_model
 from replaceme.models.part_costs import PartCosts
 
@@ -96,6 +96,33 @@ def test_times_are_the_difference_that_parts_make(gemma, monkeypatch, unit, expe
     assert found.blocks == [attention + mlp] * 6
     assert found.total == 6 * (attention + mlp) + (18 if unit == "latency" else 9)
     assert found.measured["prompt_tokens"] == TOKENS and "cores" in found.measured["machine"]
+
+
+@pytest.mark.parametrize("unit", ["flops", "cache", "prefill"])
+def test_a_unit_of_the_prompt_alone_asks_for_no_room_after_it(llama, unit):
+    """The model takes 128 tokens."""
+    options = SpeedConfig(prompt_tokens=128, new_tokens=2, repeats=1, warmup=0)
+    found = part_costs(resolve(str(llama)), unit, options, ON_CPU)
+    assert (found.measured["prompt_tokens"], "new_tokens" in found.measured) == (128, False)
+    assert parts.usual_lengths(read_config(llama), unit, "x").prompt_tokens == 128
+
+
+@pytest.mark.parametrize("unit", ["decode", "latency"])
+def test_new_tokens_need_room_after_the_prompt(llama, unit, refuses):
+    with refuses("prompt and new tokens are 130 together, the model takes 128"):
+        part_costs(resolve(str(llama)), unit, SpeedConfig(prompt_tokens=128, new_tokens=2), ON_CPU)
+    lengths = parts.usual_lengths(read_config(llama), unit, "x")
+    assert lengths.prompt_tokens + lengths.new_tokens == 128
+
+
+@pytest.mark.parametrize(("unit", "asked"), [("cache", 0), ("flops", 0), ("prefill", 1)])
+def test_what_is_counted_asks_for_no_device(llama, tmp_path, monkeypatch, unit, asked):
+    devices = []
+    monkeypatch.setattr("replaceme.steps.parts.pick_device", lambda device: devices.append(device) or "cpu")
+    short = ["--prompt-tokens", "8", "--repeats", "1", "--warmup", "0"]
+    command = ["parts", str(llama), "--of", unit, *short, "--device", "cuda"]
+    assert main([*command, "--out", str(tmp_path / "costs.json")]) == 0
+    assert devices == ["cuda"] * asked
 
 
 def test_a_model_is_whole_again_and_noise_is_no_gain(llama, monkeypatch, caplog):

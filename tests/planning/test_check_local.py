@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import packers
@@ -306,6 +307,16 @@ def test_sequences_longer_than_the_model_takes(llama, refuses):
         check_inputs(config(llama, calibrations={"micro": {"dataset": "micro", "tokens": 500}}), "x")
     with refuses("speed on models.a: ", "the model takes 128"):
         check_inputs(config(llama, speed={"prompt_tokens": 200}), "x")
+
+
+@pytest.mark.parametrize(("unit", "fits"), [("cache", True), ("prefill", True), ("latency", False)])
+def test_a_unit_of_the_prompt_alone_needs_no_room_after_it(llama, refuses, unit, fits):
+    """The model takes 128; where a table measures speeds, their new tokens count too."""
+    sections = {"cuts": {"n": {"ratio": 0.3, "of": unit}}, "speed": {"prompt_tokens": 128}}
+    with nullcontext() if fits else refuses("speed on models.a: ", "sequences of 160 tokens"):
+        check_inputs(config(llama, {"cuts": ["n"], "speed": False}, **sections), "x")
+    with refuses("speed on models.a: ", "sequences of 160 tokens"):
+        check_inputs(config(llama, {"cuts": ["n"]}, **sections), "x")
 
 
 def test_too_few_tokens_for_a_full_rank_are_told(llama):

@@ -59,7 +59,7 @@ def test_more_of_anything_never_asks_for_less(rule, device):
 
 
 # beside those of the rules' own names
-ENTRIES = {"transform_by_passes", "transform_end_to_end", "heal_distilled", "recycle_removed"}
+ENTRIES = {"transform_by_passes", "transform_end_to_end", "heal_distilled", "recycle_removed", "parts_counted"}
 
 
 def test_the_numbers_of_a_7b_model():
@@ -100,6 +100,8 @@ def test_work_follows_the_config(micro):
     assert (flattened.width, flattened.waiting) == (11_008 * 3 // 2, 2 * 200 * 256 * 4096)
     kind = micro.fits["recycled-cosine"].regression.kind
     widths = {rule: work_of(rule, micro, {**NAMES, "kind": kind}, outline).width for rule in ("sum", "recycle")}
+    counted, timed = (entry_of("parts", micro, {**NAMES, "unit": unit}) for unit in ("flops", "decode"))
+    assert (counted, timed) == ("parts_counted", "parts"), "what is counted loads no weights"
     assert widths == {"sum": 11_008, "recycle": 11_008 + 4096}, "chosen from wider sums than are taken afterwards"
     removed = FitConfig(placement="down_proj", recycle=0.25, recycle_from="removed")
     exchanging, of_kind = micro.model_copy(update={"fits": {"x": removed}}), {**NAMES, "kind": removed.regression.kind}

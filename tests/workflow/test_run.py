@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from replaceme.core.cut_record import Cut
@@ -220,6 +221,18 @@ def test_gpu_jobs_take_one_device_each_of_those_visible(project):
         assert len(found) == count and all(f" --threads {threads} " in line for line in found), step
     touched = project.snakemake("--touch", **where)  # no job runs, but the limits are printed
     assert re.search(r"Provided resources:.*\bgpu\W.*\b6\b", touched.stdout + touched.stderr)
+
+
+@pytest.mark.parametrize(("unit", "gpus", "threads"), [("cache", 0, 1), ("flops", 0, 1), ("latency", 1, 27)])
+def test_only_times_of_parts_take_the_machine(project, unit, gpus, threads):
+    project.config(device="auto")
+    target = f"results/tiny.v1/parts/{unit}.json"
+    where = {"cores": "27", "CUDA_VISIBLE_DEVICES": "0,1"}
+    done = project.snakemake("--dry-run", "--printshellcmds", target, **where)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    command = next(line for line in output.splitlines() if "-- replaceme parts " in line)
+    assert f"gpu_lock {gpus} --" in command and f" --threads {threads} " in command
 
 
 def test_jobs_of_a_model_that_is_spread_take_its_gpus(project):
