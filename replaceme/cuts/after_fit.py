@@ -14,13 +14,13 @@ Memory in float64: a [d, d] for each start, and two (cross term and T) for each 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.capture import Activations
 from replaceme.activations.comparison import compare
-from replaceme.activations.repeated import repeated
+from replaceme.activations.repeated import Repeated
 from replaceme.activations.statistics import Statistics
 from replaceme.activations.targets import formed, rows_of, wanted_by
 from replaceme.calibration.tokens import Tokens
@@ -91,7 +91,7 @@ class Fitted:
     family: Family
     candidates: Sequence[Span]
     transforms: "Sequence[Transform]"
-    passes: Callable[[str], Iterator[Activations]]
+    passes: Repeated
     held_out: Mapping[str, Tokens] = field(default_factory=dict)
 
 
@@ -116,7 +116,7 @@ def measure_candidates(
     needed = 8 * (len(starts) + 2 * len(candidates)) * base.config.get_text_config().hidden_size ** 2
     log.info("statistics and fits of %d candidates: %.1f GB", len(candidates), needed / 1e9)
 
-    passes = repeated(base, family, tokens, batch_size, wanted_by(MLP, candidates), needed)
+    passes = Repeated(base, family, tokens, batch_size, wanted_by(MLP, candidates), needed)
     fits = _fits(passes("statistics of all cuts"), candidates)
     if family.post_norm is not None:
         gains = Gains(candidates, fits)
@@ -216,6 +216,7 @@ def _cosine_distance_sums(activations: Activations, span: Span, transform: "Tran
 
 def predictions(fitted: Fitted) -> list[dict[str, float]]:
     """Return for each candidate how much it raises the loss on each held-out text, and its divergence there."""
+    fitted.passes.forget()  # logits need the room
     found: list[dict[str, float]] = [{} for _ in fitted.candidates]
     shorter = [
         predicting(fitted.model, fitted.family, [span], [transform])

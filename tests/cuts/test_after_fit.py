@@ -1,9 +1,12 @@
 """Post-fit metrics of candidates against brute force, of one size and of several, and what predictions lose."""
 
+import weakref
+
 import pytest
 import torch
 
 from replaceme.activations import language_loss, repeated
+from replaceme.activations.capture import capture
 from replaceme.activations.statistics import Statistics
 from replaceme.calibration.tokens import Tokens
 from replaceme.cuts.after_fit import measure_candidates, split
@@ -69,6 +72,22 @@ def test_a_second_pass_runs_only_what_memory_had_no_room_for(llama, make_tokens,
         hook.remove()
     assert found[0] == found[1]
     assert len(ran) == runs
+
+
+def test_nothing_of_the_first_pass_is_held_while_loss_and_kl_are_measured(llama, make_tokens, monkeypatch):
+    seen = []
+
+    def watched(*given, **named):
+        for activations in capture(*given, **named):
+            seen.append(weakref.ref(activations))
+            yield activations
+
+    monkeypatch.setattr(repeated, "capture", watched)
+    model, held = load_causal_model(llama, "float32", "cpu"), []
+    model.register_forward_hook(lambda *_: held.append(sum(one() is not None for one in seen)))
+    held_out = make_tokens(samples=2, seed=1)
+    measure_candidates(model, SEQUENTIAL, make_tokens(samples=30), [5], 5, {"": held_out})
+    assert len(seen) == 6 and held == [0, 0], "all batches were kept for the cosines, and run once"
 
 
 def test_too_few_tokens_to_tell_candidates_apart(llama, make_tokens, refuses):
