@@ -9,12 +9,15 @@ interquartile range.
 import inspect
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.errors import ReplaceMeError
+from replaceme.models.cache import cache_of, cache_to_give
 from replaceme.models.checkpoints import read_config
 from replaceme.models.loading import ON_CPU, RunsOn, load_base_model, load_text_model, size
 from replaceme.models.model_config import family_of, is_encoder, is_of_images
@@ -34,6 +37,7 @@ class Workload:
     new_tokens: int
     synchronize: Callable[[], None]
     last_only: dict[str, int]  # asks for the logits of the last position alone, where the architecture can
+    cache: Callable[[], dict[str, Any]] = dict  # what the first pass is given to keep for the next token, if anything
 
 
 def speed(
@@ -118,20 +122,24 @@ def workload(model: "nn.Module", prompt: "torch.Tensor", new_tokens: int) -> Wor
     import torch
 
     can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
+    with torch.inference_mode():
+        given = cache_to_give(model, prompt[:, :1]) if new_tokens else {}
     wait = (lambda: torch.cuda.synchronize(prompt.device)) if prompt.is_cuda else (lambda: None)
-    return Workload(prompt, new_tokens, wait, {"logits_to_keep": 1} if can_slice else {})
+    return Workload(prompt, new_tokens, wait, {"logits_to_keep": 1} if can_slice else {}, partial(deepcopy, given))
 
 
 def one_repeat(model: "PreTrainedModel", load: Workload) -> tuple[float, float]:
     """Measure the seconds of one prefill and of the decoding steps after it."""
+    cache = load.cache()
     load.synchronize()
     start = time.perf_counter()
-    output = model(load.prompt, use_cache=True, **load.last_only)
+    output = model(load.prompt, use_cache=True, **cache, **load.last_only)
     load.synchronize()
     filled = time.perf_counter()
     for _ in range(load.new_tokens):
         token = output.logits[:, -1:].argmax(dim=-1)
-        output = model(token, past_key_values=output.past_key_values, use_cache=True, **load.last_only)
+        cache = cache_of(output) or cache
+        output = model(token, use_cache=True, **cache, **load.last_only)
     load.synchronize()
     return filled - start, time.perf_counter() - filled
 

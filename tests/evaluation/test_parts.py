@@ -1,17 +1,22 @@
 """Costs of a model's parts: operations and bytes by hand, times by a clock that is set, kinds of blocks apart."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import AutoConfig
 
 from replaceme.cli import main
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.cut_record import Cut
 from replaceme.evaluation import parts
 from replaceme.evaluation.parts import part_costs
-from replaceme.models.cache import cache_bytes_per_token
+from replaceme.models.cache import cache_bytes, cache_bytes_per_token
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.loading import ON_CPU, load_causal_model
 from replaceme.models.part_costs import PartCosts
+from replaceme.probing.describe import tiny_of
+from replaceme.probing.model import build
 
 TOKENS = 16
 OPTIONS = SpeedConfig(prompt_tokens=TOKENS, new_tokens=2, repeats=1, warmup=0)
@@ -47,9 +52,31 @@ def test_cache_is_that_of_heads_until_windows_are_full(gemma, llama):
     assert cache_bytes_per_token(load_causal_model(llama, "bfloat16", "cpu"), "float32") == 6 * one
 
 
-def test_a_linear_attention_has_a_state_but_nothing_for_a_token():
-    from types import SimpleNamespace
+@pytest.mark.parametrize(("model_type", "blocks"), [
+    ("mamba", [48 * (8 + 4) * 4] * 6),  # channels x (state + width of the convolution), put out as `cache_params`
+    # convolution and recurrence, kept by the modules themselves, and seven tokens of a window in a cache that is given
+    ("recurrent_gemma", [32 * 3 * 4 + 32 * 4] * 2 + [2 * 7 * 32 * 4]),
+    ("minimax", [2 * TOKENS * 16 * 4, 4 * 8 * 8 * 4]),  # keys and values, and states beside the layers of the cache
+])  # fmt: skip
+def test_states_count_wherever_a_model_keeps_them(tmp_path, model_type, blocks):
+    build(tiny_of(AutoConfig.for_model(model_type).to_dict(), model_type)).save_pretrained(tmp_path)
+    found = part_costs(resolve(str(tmp_path)), "cache", OPTIONS, ON_CPU)
+    assert found.blocks == blocks * (6 // len(blocks)) and found.total == sum(found.blocks)
 
+
+def test_a_cache_within_a_cache_counts_once():
+    """As that of a decoder of an architecture that also has an encoder."""
+    layer = SimpleNamespace(keys=torch.zeros(1, 2, 3, 4), values=torch.zeros(1, 2, 3, 4))
+    cache = SimpleNamespace(self_attention_cache=SimpleNamespace(layers=[layer, layer]), is_updated={0: False})
+
+    def model(ids, use_cache):
+        return SimpleNamespace(past_key_values=cache)
+
+    model.parameters = lambda: iter([torch.zeros(1)])
+    assert cache_bytes(model, torch.zeros(1, 3), "float16") == 2 * 2 * 3 * 4 * 2
+
+
+def test_a_linear_attention_has_a_state_but_nothing_for_a_token():
     def model(ids, use_cache):
         states = {
             "conv_states": {0: torch.zeros(1, 4, 2)},

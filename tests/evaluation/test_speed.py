@@ -3,16 +3,19 @@
 import json
 
 import pytest
+import torch
+from transformers import AutoConfig
 
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.errors import ReplaceMeError
-from replaceme.evaluation.speed import speed
+from replaceme.evaluation.speed import one_repeat, speed, workload
 from replaceme.models.loading import RunsOn
+from replaceme.probing.describe import tiny_of
+from replaceme.probing.model import build
 from replaceme.provenance.environment import hardware, versions
 
 
 def save(folder, tied):
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -60,7 +63,6 @@ def test_medians_and_work_done(tmp_path, monkeypatch):
 
 
 def test_decoding_is_greedy_generation(tmp_path):
-    import torch
     from transformers import AutoModelForCausalLM
 
     from replaceme.evaluation.speed import Workload, one_repeat
@@ -110,3 +112,19 @@ def test_a_gpu_is_made_ready_before_its_memory_is_counted(monkeypatch, tmp_path)
     with pytest.raises(pytest.fail.Exception):
         speed(save(tmp_path / "model", True), SpeedConfig(), RunsOn("cuda"))
     assert done == ["init", 0, 1]
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "recurrent_gemma"])
+def test_decoding_goes_on_from_states_wherever_a_model_keeps_them(model_type):
+    """The last logits are those of one pass over the prompt and all tokens after it."""
+    model = build(tiny_of(AutoConfig.for_model(model_type).to_dict(), model_type))
+    calls = []
+    model.register_forward_hook(lambda _, given, output: calls.append((given[0], output.logits[:, -1])))
+    load = workload(model, torch.arange(5, 17)[None], 3)
+    calls.clear()
+    with torch.inference_mode():
+        for _ in range(2):  # the second from an empty cache again
+            one_repeat(model, load)
+        expected = model(torch.cat([ids for ids, _ in calls[4:]], 1), use_cache=False).logits[:, -1]
+    assert [ids.shape[1] for ids, _ in calls[:8]] == [12, 1, 1, 1] * 2
+    assert (calls[7][1] - expected).abs().max() < 1e-4 * expected.abs().max()
