@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from replaceme.activations.statistics import Statistics
+from replaceme.activations.statistics import Statistics, factored
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_metadata, load_tensors, save_groups
 from replaceme.models.config_defaults import value_of
@@ -99,7 +99,7 @@ def choose_neurons(statistics: Statistics, share: float, activation: str, dtype:
     x].
 
     The result is on the CPU, gate and up rounded to `dtype`, that of the weights they go into. Raises ReplaceMeError
-    for an activation that does not become the identity, and for statistics of other rows.
+    for an activation that does not become the identity, for statistics of other rows, and as `factored`.
     """
     hidden = statistics.hidden_size
     intermediate = statistics.width - hidden
@@ -110,7 +110,8 @@ def choose_neurons(statistics: Statistics, share: float, activation: str, dtype:
     inputs = statistics.gram[intermediate:, intermediate:]
     energy = float(statistics.gram.diagonal()[:intermediate].mean())
     scale = torch.ones(statistics.width, dtype=torch.float64, device=inputs.device)
-    scale[intermediate:] = (energy / inputs.diagonal().mean()).sqrt()  # neurons and channels alike to the ridge
+    # neurons and channels alike to the ridge
+    scale[intermediate:] = (energy / inputs.diagonal().mean().clamp(min=1e-30)).sqrt()
     best = scale[:, None] * _ridge(
         scale[:, None] * statistics.gram * scale, scale[:, None] * statistics.cross, CHOICE_RIDGE
     )
@@ -151,10 +152,10 @@ def _check_activation(name: str) -> None:
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN or abs(float(ACT2FN[name](torch.tensor(STRENGTH))) - STRENGTH) > 0.01 * STRENGTH:
-        raise ReplaceMeError(f"activation {name!r} does not become the identity, so no neuron can be recycled; drop it")
+        raise ReplaceMeError(
+            f"activation {name!r} does not become the identity, so no neuron can be recycled; drop recycle"
+        )
 
 
 def _ridge(gram: torch.Tensor, right: torch.Tensor, relative: float) -> torch.Tensor:
-    system = gram.clone()
-    system.diagonal().add_(relative * gram.diagonal().mean())
-    return torch.cholesky_solve(right, torch.linalg.cholesky(system))
+    return torch.cholesky_solve(right, factored(gram, relative * float(gram.diagonal().mean())))

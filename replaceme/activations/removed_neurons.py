@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from replaceme.config.placement import Regression
     from replaceme.models.checkpoints import Checkpoint
 
+OTHERWISE = "use a fit without neurons of removed blocks"  # `recycle_from: input`, or another method
 SAME = 0.02  # of the energy of the own neurons, by which they may be computed otherwise (bfloat16 misses by 1e-4)
 
 
@@ -43,7 +44,7 @@ def neurons_of(checkpoint: "Checkpoint", block: int, carrier: int) -> Recycled:
     for name in dict.fromkeys(names):
         weight, bias = _projection(checkpoint, block, name)
         if bias is None and (shift != 0).any():
-            raise ReplaceMeError(f"{where}: the norms have shifts, and {name} no bias to take them; drop recycle_from")
+            raise ReplaceMeError(f"{where}: the norms have shifts, and {name} no bias to take them; {OTHERWISE}")
         parts = names.count(name)  # two where gate and up are one weight, above one another
         moved = None if bias is None else (bias.double() + weight.double() @ shift).to(bias.dtype).chunk(parts)
         scaled = (weight.double() * ratio).to(weight.dtype).chunk(parts)
@@ -74,7 +75,7 @@ def _activation(checkpoint: "Checkpoint") -> str:
 
     name = activation_of(checkpoint.config)
     if name not in ACT2FN:
-        raise ReplaceMeError(f"{checkpoint.folder}: config.json names no known activation; drop recycle_from")
+        raise ReplaceMeError(f"{checkpoint.folder}: config.json names no known activation; {OTHERWISE}")
     return name
 
 
@@ -146,7 +147,7 @@ class Screen:
         if not (found - given).square().sum() <= SAME * given.square().sum():
             raise ReplaceMeError(
                 f"block {self.group[0] - 1}: its MLP's neurons are more than projections and {self.own.activation}, so "
-                "none of another block can be put there; use `recycle_from: input`"
+                f"none of another block can be put there; {OTHERWISE}"
             )
 
     def shortlist(self, count: int) -> Recycled:

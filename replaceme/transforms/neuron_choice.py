@@ -15,7 +15,8 @@ part of H that is theirs; the rest of H and T follow for a block of them at a ti
 
 import torch
 
-from replaceme.activations.statistics import Statistics
+from replaceme.activations.statistics import Statistics, factored
+from replaceme.transforms.solve import check
 
 BLOCK = 128  # inputs that are taken out before all of H follows
 CANDIDATES = 2  # times as many, of which these are chosen
@@ -57,13 +58,11 @@ def keep_best_runs(statistics: Statistics, origin: torch.Tensor, relative: float
 def _begun(
     statistics: Statistics, origin: torch.Tensor, relative: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return T, H and alpha |T0_k|^2 of each input, with all inputs there."""
+    """Return T, H and alpha |T0_k|^2 of each input, with all inputs there; errors as in `check` and `factored`."""
+    check(statistics)
     origin = origin.to(statistics.gram)
     alpha = relative * float(statistics.gram.diagonal().mean())
-    system = statistics.gram.clone()
-    system.diagonal().add_(alpha)
-    factor = torch.linalg.cholesky(system)
-    del system
+    factor = factored(statistics.gram, alpha)
     inverse = torch.cholesky_inverse(factor)
     t = torch.cholesky_solve(statistics.cross + alpha * origin, factor)
     return t, inverse, alpha * origin.square().sum(1)

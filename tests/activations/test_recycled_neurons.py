@@ -67,6 +67,14 @@ def test_an_activation_that_saturates_is_refused(activation):
         choose_neurons(sums(*toy()), 0.1, activation, torch.float64)
 
 
+@pytest.mark.parametrize("silent", ["neurons", "channels", "both"])
+def test_rows_of_zeros_are_one_line(silent):
+    a, x, r = toy()
+    given = (a * (silent == "channels"), x * (silent == "neurons"), r)
+    with pytest.raises(ReplaceMeError, match="zero in every token; use other or more calibration text"):
+        choose_neurons(sums(*given), 0.1, "silu", torch.float64)
+
+
 def test_saved_and_loaded(tmp_path):
     found = choose_neurons(sums(*toy()), 0.2, "gelu_pytorch_tanh", torch.bfloat16)
     assert found.gate.dtype == found.up.dtype == torch.bfloat16

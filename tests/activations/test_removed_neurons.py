@@ -137,7 +137,7 @@ def test_scores_are_those_of_a_brute_force(llama, texts, tokenizer):
     scores = (c.T @ (weight[:, None] * missed)).square().sum(1) / (weight[:, None] * c.square()).sum(0)
     assert torch.equal(screen.shortlist(7).neurons, scores.topk(7).indices.sort().values)
     wrong = Screen(group, replace(regression, recycle=0.5), pool, replace(own, activation="relu"), fitted)
-    with pytest.raises(ReplaceMeError, match="more than projections and relu"):
+    with pytest.raises(ReplaceMeError, match=r"more than projections and relu.*use a fit without neurons of removed"):
         wrong.add(all_)
 
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_put_there_is_refused(make_llama):
         neurons_of(open_checkpoint(make_llama(edit=edit)), 2, 1)
     shifted = open_checkpoint(tiny_families.source("stablelm"))
     named = replace(shifted, family=replace(shifted.family, mlp_norm="post_attention_layernorm.weight"))
-    with pytest.raises(ReplaceMeError, match="no bias to take them"):
+    with pytest.raises(ReplaceMeError, match="no bias to take them; use a fit without neurons of removed blocks"):
         neurons_of(named, 4, 1)
     with pytest.raises(ValueError, match="recycle_from needs recycle"):
         FitConfig(placement="down_proj", recycle_from="removed")

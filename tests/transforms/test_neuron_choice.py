@@ -56,3 +56,23 @@ def test_runs_stay_or_go_as_a_whole():
             losses = [without(one) for one in left]
             left.pop(losses.index(min(losses)))
         assert keep_best_runs(statistics, origin, RELATIVE, 2, 3) == left
+
+
+@pytest.mark.parametrize(("rows", "told"), [
+    (torch.zeros(9, 4), "zero in every token; use other or more calibration text"),
+    (torch.full((9, 4), torch.nan), "NaN or infinity in gram"),
+])  # fmt: skip
+def test_inputs_that_say_nothing_are_one_line(rows, told, refuses):
+    statistics = Statistics.zeros(2, width=4)
+    statistics.gram, statistics.tokens = rows.T.double() @ rows.double(), len(rows)
+    for keep in (lambda *given: keep_best(*given, 2), lambda *given: keep_best_runs(*given, 2, 1)):
+        with refuses(told):
+            keep(statistics, torch.ones(4, 2, dtype=torch.float64), RELATIVE)
+
+
+def test_inputs_that_are_alike_are_one_line(refuses):
+    rows = torch.ones(9, 4, dtype=torch.float64)
+    statistics = Statistics.zeros(2, width=4)
+    statistics.add_batch(rows, rows[:, :2])
+    with refuses("too alike for so small a ridge"):
+        keep_best(statistics, torch.ones(4, 2, dtype=torch.float64), 1e-20, 2)
