@@ -60,11 +60,11 @@ def weights(folder):
 def checked_here(monkeypatch):
     """The comparison with what was trained in this process, where a fresh one for each test would take too long."""
 
-    def compare(expected, record, edited, folder):
+    def compare(expected, record, edited, folder, **_):
         tokens = fixed_tokens(read_config(folder))
         model = load_causal_model(folder, "float32", "cpu")
         with torch.no_grad():
-            torch.testing.assert_close(model(**model_inputs(model, tokens)).logits, expected(tokens))
+            torch.testing.assert_close(model(**model_inputs(model, tokens)).logits, expected(tokens, "cpu"))
         return {"model": str(folder), "checks": {"logits": {"outcome": "passed"}}}
 
     monkeypatch.setattr("replaceme.healing.heal.verify_against", compare)

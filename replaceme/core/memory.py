@@ -1,8 +1,16 @@
 """Free memory: of GPUs, and of the host, of which a batch system or a container may leave a process a part."""
 
 import gc
+import logging
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
+from typing import TypeVar
+
+from replaceme.core.errors import in_one_line
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # of control groups, version 2 and 1: the controller in /proc, folder, limit, what is used, prefix of what that is
 GROUPS = (
@@ -29,6 +37,27 @@ def release(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
+
+
+def is_full(error: Exception | str) -> bool:
+    """Return whether an error, or its text, says that a GPU's memory is full: torch's, CUDA's and cuBLAS's say so."""
+    return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+
+
+def unless_full(on_gpu: Callable[[], T], otherwise: Callable[[], T], what: str, instead: str) -> T:
+    """Return what `on_gpu` makes where there was room; where something else has taken it since, what `otherwise` makes.
+
+    A line of the log says so: `what` it is about, and what is done `instead`.
+    """
+    try:
+        return on_gpu()
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        reason = in_one_line(error)
+    release("cuda")  # here, as the error refers to what was made
+    log.warning("%s: the GPU had room, which something else has taken since (%s); %s", what, reason, instead)
+    return otherwise()
 
 
 def group_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:

@@ -8,6 +8,7 @@ computed again for each batch.
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from replaceme.activations.capture import trimmed
 from replaceme.activations.head import Head
 from replaceme.calibration.tokens import Tokens
-from replaceme.core.memory import free_memory
+from replaceme.core.memory import free_memory, unless_full
 from replaceme.core.progress import progress
 
 if TYPE_CHECKING:
@@ -48,7 +49,16 @@ class Unchanged:
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Run the sequences of these numbers, and keep their states where there is room."""
-        device = self._place(numbers)
+        device = self._place(numbers, torch.device(self.passes.device), torch.device("cpu"))
+        unless_full(
+            partial(self._keep, numbers, device),
+            partial(self._keep_on_host, numbers),
+            "kl: the whole model's predictions",
+            "not kept there",
+        )
+
+    def _keep(self, numbers: Sequence[int], device: torch.device | None) -> None:
+        """Run the sequences and keep their states on a device, None: nothing."""
         if device is None:
             return
         size = self.passes.batch_size
@@ -61,6 +71,12 @@ class Unchanged:
             if inputs is not None:
                 rows = inputs[batch.mask.to(inputs.device)].to(device)
                 self._inputs |= dict(zip(some, rows.split(lengths), strict=True))
+
+    def _keep_on_host(self, numbers: Sequence[int]) -> None:
+        """Keep the states in main memory if it has room, and none on the device."""
+        self._predictions.clear()
+        self._inputs.clear()
+        self._keep(numbers, self._place(numbers, torch.device("cpu")))
 
     def batch(self, numbers: Sequence[int]) -> Tokens:
         """Return the tokens of some sequences, without columns of padding alone."""
@@ -99,15 +115,15 @@ class Unchanged:
                 hook.remove()
         return predictions, found[0] if found else None
 
-    def _place(self, numbers: Sequence[int]) -> torch.device | str | None:
-        """Return the device whose memory holds the states of these sequences, None where none does."""
+    def _place(self, numbers: Sequence[int], *devices: torch.device) -> torch.device | None:
+        """Return the first device whose memory holds the states of these sequences, None where none does."""
         model, tokens = self.passes.model, self.passes.tokens
         count = int(tokens.mask[torch.tensor(numbers)].sum()) * (1 if self.before is None else 2)
         needed = count * model.config.get_text_config().hidden_size * model.dtype.itemsize
-        device = torch.device(self.passes.device)
-        for place, share in ((device, DEVICE_SHARE), (torch.device("cpu"), HOST_SHARE)):
-            free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else free_memory("cpu")
-            if needed <= share * free:
+        for place in devices:
+            on_gpu = place.type == "cuda"
+            free = torch.cuda.mem_get_info(place)[0] if on_gpu else free_memory("cpu")
+            if needed <= (DEVICE_SHARE if on_gpu else HOST_SHARE) * free:
                 log.info(
                     "kl: the whole model's predictions, %.2f GB, are kept in the memory of %s", needed / 1e9, place
                 )

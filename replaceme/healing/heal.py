@@ -226,7 +226,7 @@ def _checked(model: "nn.Module", trained: Trainable, record: ModelRecord, out: s
 
     from accelerate.hooks import remove_hook_from_module
 
-    def expected(tokens: Tokens) -> torch.Tensor:
+    def expected(tokens: Tokens, device: str) -> torch.Tensor:
         remove_hook_from_module(model, recurse=True)  # of a model over several GPUs, which move what a block is given
         whole = model.cpu().float()
         with torch.no_grad():

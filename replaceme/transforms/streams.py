@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from replaceme.activations.rows import Rows
+from replaceme.core.memory import unless_full
 
 HELD_OUT = 8  # one block of rows in so many is held out
 BLOCK_ROWS = 65536
+T = TypeVar("T")
+Parts = list[list[torch.Tensor]]  # of each file its tensors
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,11 @@ def row_blocks(rows: Rows, device: str | torch.device, state: bool = False, size
             m, r, y = (*(tensor.to(device) for tensor in tensors), None)[:3]
             yield Block(m, r, y, number % HELD_OUT == HELD_OUT - 1)
 
-    if _fits(rows, device, state):
+    def keep() -> Blocks:
         kept = list(read())
         return lambda: iter(kept)
-    return read
+
+    return _on_gpu(keep, read) if _fits(rows, device, state) else read
 
 
 class Table:
@@ -50,11 +55,9 @@ class Table:
     def __init__(self, rows: Rows, device: str | torch.device, state: bool = False) -> None:
         """Open all parts; raises ReplaceMeError for a corrupted one, and where a required state is missing."""
         self.count, self.columns, self.device = rows.count, rows.columns, torch.device(device)
-        self._parts = rows.tensors(state)
-        self._ends = torch.tensor([length for _, length in rows.parts]).cumsum(0)
-        if _fits(rows, device, state):
-            self._parts = [[_gathered(tensors, device) for tensors in zip(*self._parts, strict=True)]]
-            self._ends = torch.tensor([rows.count])
+        parts = rows.tensors(state)
+        self._parts = _on_gpu(lambda: _on_one(parts, device), parts) if _fits(rows, device, state) else parts
+        self._ends = torch.tensor([len(part[0]) for part in self._parts]).cumsum(0)
 
     def take(self, numbers: torch.Tensor) -> Block:
         """Return the rows with these numbers, int64 on the CPU, on the device and in no particular order."""
@@ -76,6 +79,16 @@ class Table:
 def _fits(rows: Rows, device: str | torch.device, state: bool) -> bool:
     """Return whether the rows take less than half of what is free on a GPU."""
     return torch.device(device).type == "cuda" and rows.bytes(state) < torch.cuda.mem_get_info(device)[0] / 2
+
+
+def _on_gpu(make: Callable[[], T], otherwise: T) -> T:
+    """Return what a function makes on a GPU, or if its memory is full by then, the other one."""
+    return unless_full(make, lambda: otherwise, "rows of a fit", "they are read from their files")
+
+
+def _on_one(parts: Parts, device: str | torch.device) -> Parts:
+    """Return all parts as one on a device."""
+    return [[_gathered(tensors, device) for tensors in zip(*parts, strict=True)]]
 
 
 def _gathered(parts: tuple[torch.Tensor, ...], device: str | torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ the folder first.
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from replaceme.calibration.tokens import Tokens
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json
-from replaceme.core.memory import free_memory, release
+from replaceme.core.memory import free_memory, is_full, release, unless_full
 from replaceme.methods.found import Found
 from replaceme.methods.registry import running
 from replaceme.models.checkpoints import check_merged, open_checkpoint, read_config
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from replaceme.transforms.transform import Transform
 
+# logits that a folder's must equal: of some tokens, computed on a device, float32 on the CPU
+Expected = Callable[[Tokens, str], "torch.Tensor"]
 BY_LOADING = ("tokenizer", "weights", "logits", "generation")
 ARITHMETIC = 1e-4
 ROUNDINGS = 16
@@ -59,17 +62,15 @@ def verify(
     skipped.
     """
     as_made, edited = _running(cut, transforms)
-    if device != "cpu" and not _has_room(record, device):
-        device = "cpu"
 
-    def expected(tokens: Tokens) -> "torch.Tensor":
+    def expected(tokens: Tokens, device: str) -> "torch.Tensor":
         return hooked_logits(record.folder, as_made, tokens, device)
 
     return verify_against(expected, record, edited, folder, fresh=fresh, device=device)
 
 
 def verify_against(
-    expected: Callable[[Tokens], "torch.Tensor"],
+    expected: Expected,
     record: ModelRecord,
     edited: bool,
     folder: str | Path,
@@ -80,8 +81,8 @@ def verify_against(
     """Return the outcome of every check of a `folder` made from the model of a record, its logits against `expected`
     ones.
 
-    `expected` gives the logits of some tokens, float32 on the CPU; `edited`: whether weights were changed, and so
-    rounded; `fresh` loads the folder, this process before `expected` is called; `device`: what to run it on.
+    `edited`: whether weights were changed, and so rounded; `fresh` loads the folder, this process before `expected` is
+    called; `device`: what to run both on, the CPU where a GPU lacks the room.
     """
     checks = {
         "files": outcome(_check_files, folder),
@@ -89,7 +90,12 @@ def verify_against(
         "config": outcome(_check_config, folder),
     }
     if all(check["outcome"] == PASSED for check in checks.values()):
-        checks |= _check_by_loading(expected, record, edited, folder, fresh, device)
+        on_cpu = partial(_check_by_loading, expected, record, edited, folder, device="cpu")
+        if device == "cpu" or not _has_room(record, device):
+            checks |= on_cpu(fresh)
+        else:
+            on_gpu = partial(_check_by_loading, expected, record, edited, folder, fresh, device)
+            checks |= unless_full(on_gpu, partial(on_cpu, None), str(folder), "checked on the CPU")
     else:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
     return {"model": str(folder), "checks": checks, "versions": versions()}
@@ -148,17 +154,20 @@ def _check_config(folder: str | Path) -> None:
 
 
 def _check_by_loading(
-    expected: Callable[[Tokens], "torch.Tensor"],
+    expected: Expected,
     record: ModelRecord,
     edited: bool,
     folder: str | Path,
     fresh: Fresh | None,
     device: str,
 ) -> dict[str, dict[str, Any]]:
+    """Return the outcomes of checks that load the folder; raises torch.OutOfMemoryError where a GPU has no room."""
     if is_of_images(read_config(folder)):
         return dict.fromkeys(BY_LOADING, not_checked("encoders of images are not run"))
     memory = outcome(_check_memory, record, device)
     enough = memory["outcome"] == PASSED
+    if not enough and device != "cpu":
+        _raise_full(memory["reason"])
     tokens = fixed_tokens(read_config(record.folder)) if enough else None
     with ExitStack() as stack:
         fresh = fresh or stack.enter_context(Fresh(read_config(record.folder)["model_type"]))
@@ -166,18 +175,20 @@ def _check_by_loading(
         together = enough and not fresh.here and 2 * _needed(record) <= free_memory(device)
         if together:
             fresh.ask(asked)
-        logits = expected(tokens) if enough and not fresh.here else None
+        logits = expected(tokens, device) if enough and not fresh.here else None
         if not together:  # who is asked first gives its memory back
             fresh.ask(asked)
         try:
             answer = fresh.answer()
         except ReplaceMeError as error:
             answer = {"weights": str(error)}
+        if device != "cpu" and (full := [said for said in answer.values() if said and is_full(said)]):
+            _raise_full(full[0])
         checks = {name: outcome(_raise, answer[name]) for name in BY_LOADING if name in answer}
         if checks.get("tokenizer", {}).get("outcome") == PASSED:
             checks["tokenizer"] = outcome(_check_template, fresh.work / "chat_template.json", record.folder)
         if checks.get("logits", {}).get("outcome") == PASSED:
-            logits = expected(tokens) if fresh.here else logits
+            logits = expected(tokens, device) if fresh.here else logits
             allowed = tolerance({kind for *_, kind in open_checkpoint(record.folder).tensors.values()}, edited)
             checks["logits"] = outcome(
                 _check_logits, fresh.work / "logits.safetensors", logits, tokens.mask, allowed, _beside(record)
@@ -194,6 +205,12 @@ def _running(cut: Cut, transforms: "Sequence[Transform] | Found") -> tuple[Runni
         return (lambda model, family: running(model, family, cut, transforms)), True
     given = [None if one.is_identity else one for one in transforms]
     return (lambda model, family: shortened(model, family, cut.groups, given)), any(one is not None for one in given)
+
+
+def _raise_full(reason: str) -> None:
+    import torch
+
+    raise torch.OutOfMemoryError(f"out of memory: {reason}")
 
 
 def _raise(reason: str | None) -> None:

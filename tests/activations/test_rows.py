@@ -9,6 +9,7 @@ from replaceme.activations.rows import Rows, store
 from replaceme.config.placement import Regression
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.origin import Origin
+from replaceme.transforms import streams
 from replaceme.transforms.streams import Table
 
 CUT = (2, 5)
@@ -119,6 +120,25 @@ def test_rows_of_two_widths(tmp_path):
     order = torch.tensor([0, 3, 4, 9])
     assert torch.equal(picked.m, m[order]) and torch.equal(picked.r, r[order]) and torch.equal(picked.y, y[order])
     assert table.take(torch.tensor([7])).m.equal(m[7:8]) and Table(rows, "cpu").take(order).y is None
+
+
+def test_rows_that_a_gpu_has_no_room_for_any_more_are_read_from_their_files(tmp_path, monkeypatch):
+    """Another job took the room after it was measured."""
+    m, r = (torch.arange(10.0 * width).reshape(10, width).bfloat16() for width in (5, 3))
+    rows = store(tmp_path / "rows", [(m[:4], r[:4]), (m[4:], r[4:])])
+
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    plain = [block.m for block in streams.row_blocks(rows, "cpu", size=3)()]
+    monkeypatch.setattr(streams, "_fits", lambda *_: True)
+    monkeypatch.setattr(streams, "_gathered", full)
+    assert torch.equal(Table(rows, "cpu").take(torch.tensor([0, 7])).m, m[[0, 7]])
+    blocks = type(rows).blocks
+    monkeypatch.setattr(type(rows), "blocks", full)
+    found = streams.row_blocks(rows, "cpu", size=3)
+    monkeypatch.setattr(type(rows), "blocks", blocks)
+    assert all(torch.equal(one.m, other) for one, other in zip(found(), plain, strict=True))
 
 
 def test_a_full_disk_is_told_before_the_forward_pass(llama, blocks_of, expected, tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
 """Forward passes block by block: the same tensors, bit by bit, with the weights of one block at a time."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny_families
 import torch
 
 import replaceme
-from replaceme.activations import streaming
+from replaceme.activations import open_model, streaming
 from replaceme.activations.capture import Wanted, capture
 from replaceme.activations.open_model import load_model
 from replaceme.config.calibrations import CalibrationConfig
@@ -106,6 +107,21 @@ def test_auto_streams_what_does_not_fit(llama, monkeypatch, refuses):
     assert not hasattr(load_model(llama, "float32", "cpu", False, Held(streaming="never")), "streamed")
     with refuses("the loss of a model needs all of it"):
         load_model(llama, "float32", "cpu", True, Held(streaming="auto"))
+
+
+def test_auto_streams_what_a_gpu_has_no_room_for_any_more(llama, monkeypatch, caplog):
+    """Another job took the room after it was measured."""
+
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(open_model, "needed", lambda *_: False)
+    monkeypatch.setattr(open_model, "load_base_model", full)
+    monkeypatch.setattr(open_model, "load_streamed", lambda checkpoint, *_: checkpoint)
+    assert load_model(llama, "float32", "cuda", False, Held(streaming="auto")).folder == Path(llama)
+    assert f"{llama}: the GPU had room" in caplog.text and caplog.text.strip().endswith("; streamed")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        load_model(llama, "float32", "cuda", False, Held(streaming="never"))
 
 
 @pytest.mark.parametrize("fit", [{}, {"placement": "down_proj", "recycle": 0.25, "objective": "cosine"}])

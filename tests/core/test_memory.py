@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 
-from replaceme.core.memory import free_memory, group_memory, release
+from replaceme.core.memory import free_memory, group_memory, release, unless_full
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -45,3 +45,23 @@ def test_what_refers_to_itself_is_freed():
     assert seen() is not None
     release("cpu")
     assert seen() is None
+
+
+@pytest.mark.parametrize("said", [
+    "CUDA out of memory. Tried to allocate 2.00 GiB.", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when",
+])  # fmt: skip
+def test_what_a_gpu_has_no_room_for_any_more_is_done_otherwise(said, caplog):
+    def full():
+        raise RuntimeError(said)
+
+    assert unless_full(lambda: 1, lambda: 2, "x", "kept elsewhere") == 1 and not caplog.text
+    assert unless_full(full, lambda: 2, "x", "kept elsewhere") == 2
+    assert caplog.messages == [f"x: the GPU had room, which something else has taken since ({said}); kept elsewhere"]
+
+
+def test_other_errors_are_not_taken_for_a_full_gpu():
+    def wrong():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        unless_full(wrong, lambda: 2, "x", "kept elsewhere")

@@ -214,6 +214,50 @@ def test_a_model_that_memory_cannot_hold_is_not_loaded(right, monkeypatch):
     assert "GB of memory" in report["checks"]["logits"]["reason"]
 
 
+@pytest.fixture
+def taken(right, at_once, monkeypatch):
+    """Devices that the original was run on, of checks on a GPU that has room until a model is loaded to it."""
+    run, hooked, question = [], module.hooked_logits, module.question
+    monkeypatch.setattr(module, "free_memory", lambda device: 2**60)
+    monkeypatch.setattr(module, "question", lambda folder, tokens, device: question(folder, tokens, "cpu"))
+
+    def original(folder, running, tokens, device):
+        run.append(device)
+        if device == "cuda":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return hooked(folder, running, tokens, device)
+
+    monkeypatch.setattr(module, "hooked_logits", original)
+    return run
+
+
+def test_a_check_whose_room_another_job_takes_is_done_on_the_cpu(right, taken, caplog):
+    require_passed(verify(*right, device="cuda"))
+    assert taken == ["cuda", "cpu"]
+    assert len([line for line in caplog.messages if line.endswith("checked on the CPU")]) == 1
+
+
+def test_a_fresh_process_whose_room_another_job_takes_checks_on_the_cpu(right, taken, monkeypatch, caplog):
+    plain, calls = module_reload.plain._model, []
+
+    def full_at_first(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return plain(*given)
+
+    monkeypatch.setattr(module_reload.plain, "_model", full_at_first)
+    require_passed(verify(*right, device="cuda"))
+    assert taken == ["cpu"] and "CUDA error: out of memory" in caplog.text
+
+
+def test_room_that_goes_between_two_looks_is_no_check_left_out(right, taken, monkeypatch, caplog):
+    free = iter([2**60, 0])
+    monkeypatch.setattr(module, "free_memory", lambda device: next(free) if device == "cuda" else 2**60)
+    require_passed(report := verify(*right, device="cuda"))
+    assert taken == ["cpu"] and report["checks"]["logits"]["outcome"] == "passed"
+
+
 def test_a_process_that_dies_is_a_line(refuses):
     with refuses("ended with code 3 (last words)"):
         run_alone([sys.executable, "-c", "import sys; print('first\\nlast words', file=sys.stderr); sys.exit(3)"], 60)
