@@ -20,6 +20,7 @@ from replaceme.healing.heal import Output, heal_checkpoint
 from replaceme.models.checkpoints import check_merged, open_checkpoint, read_config
 from replaceme.models.loading import load_causal_model
 from replaceme.surgery.edits import Changes
+from replaceme.verification import verify
 from replaceme.verification.reload import fixed_tokens
 
 TEXT = {"mix": [{"dataset": "given"}, {"dataset": "others"}]}
@@ -242,6 +243,22 @@ def test_the_result_is_loaded_by_plain_transformers(merged, tokens, tmp_path):
     report = heal(merged, tokens, tmp_path / "out", options(), verify=True)
     assert all(check["outcome"] == "passed" for check in report["checks"].values())
     assert 0 < report["checks"]["logits"]["relative_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(("full", "devices"), [(False, ["cpu:0"]), (True, ["cpu:0", "cpu"])])
+def test_the_result_is_checked_where_it_was_trained(merged, tokens, tmp_path, monkeypatch, full, devices):
+    """A device with a name of its own stands for a GPU; its memory may be full once the trained model has run there."""
+    asked, question, answer = [], verify.question, verify.Fresh.answer
+
+    def answered(fresh):
+        return {"weights": "CUDA out of memory."} if full and len(asked) == 1 else answer(fresh)
+
+    monkeypatch.setattr(verify, "free_memory", lambda device: 2**60)
+    monkeypatch.setattr(verify, "question", lambda *given: asked.append(given[-1]) or question(*given))
+    monkeypatch.setattr(verify.Fresh, "answer", answered)
+    given, output = options(dtype="float32"), Output(tmp_path / "out")
+    report = heal_checkpoint(merged, tokens, TEXT, given, output, "cpu:0")
+    assert asked == devices and all(check["outcome"] == "passed" for check in report["checks"].values())
 
 
 def test_a_result_that_is_not_what_was_trained_shows(merged, tokens, tmp_path, monkeypatch, checked_here):

@@ -16,6 +16,7 @@ from replaceme.config.healings import DISTILLATION, LORA, TrainingConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD, write_json
+from replaceme.core.memory import release
 from replaceme.core.places import Place
 from replaceme.core.redaction import published
 from replaceme.core.uncertainty import paired_log_perplexity
@@ -98,7 +99,8 @@ def heal_checkpoint(
     _write(checkpoint, trained, record, {**_history(record, shortened), **about}, out)
     if teacher is not None:
         teacher.rest()  # the checks need the memory
-    checks = _checked(model, trained, record, out) if output.verify else None
+    # of a model over several GPUs as `verify` does, which in float32 would need twice as many
+    checks = _checked(model, trained, record, out, device if gpus == 1 else "cpu") if output.verify else None
     del model, trained
     gc.collect()
     after = _measured(load_causal_model(out, dtype, device, held), held_out, teacher)
@@ -218,29 +220,41 @@ def _write(
         merger.write(Content([], Changes(trained.edits()), checkpoint.config), shown, card)
 
 
-def _checked(model: "nn.Module", trained: Trainable, record: ModelRecord, out: str | Path) -> dict[str, Any]:
-    """Return the outcomes of the checks of the saved folder against the trained model, in float32 on the CPU.
+def _checked(
+    model: "nn.Module", trained: Trainable, record: ModelRecord, out: str | Path, device: str
+) -> dict[str, Any]:
+    """Return the outcomes of the checks of the saved folder against the trained model, in float32 on a device, or on
+    the CPU where that has no room.
 
     The model is of no use afterwards.
     """
-
-    from accelerate.hooks import remove_hook_from_module
+    found: list[torch.Tensor] = []
 
     def expected(tokens: Tokens, device: str) -> torch.Tensor:
-        remove_hook_from_module(model, recurse=True)  # of a model over several GPUs, which move what a block is given
-        whole = model.cpu().float()
-        with torch.no_grad():
-            for name, follower in trained.followers.items():
-                follower.data = trained.parameters[name].detach().cpu()
-        with torch.inference_mode():
-            logits = whole(**model_inputs(whole, tokens)).logits
-        for tensor in (*whole.parameters(), *whole.buffers()):
-            tensor.data = torch.empty(0)  # the fresh process needs the memory
-        return logits
+        if not found:  # else the model has given its memory back
+            found.append(_last_logits(model, trained, tokens, device))
+        return found[0]
 
-    report = verify_against(expected, record, True, out)
+    report = verify_against(expected, record, True, out, device=device)
     require_passed(report)
     return report["checks"]
+
+
+def _last_logits(model: "nn.Module", trained: Trainable, tokens: Tokens, device: str) -> torch.Tensor:
+    """Return the logits of the trained model, float32 on the CPU, and free its weights, which are of no use then."""
+    from accelerate.hooks import remove_hook_from_module
+
+    remove_hook_from_module(model, recurse=True)  # of a model over several GPUs, which move what a block is given
+    whole = model.to(device).float()
+    with torch.no_grad():
+        for name, follower in trained.followers.items():
+            follower.data = trained.parameters[name].detach().to(device)
+    with torch.inference_mode():
+        logits = whole(**model_inputs(whole, tokens)).logits.cpu()
+    for tensor in (*whole.parameters(), *whole.buffers()):
+        tensor.data = torch.empty(0)
+    release(device)  # the fresh process needs the memory
+    return logits
 
 
 def _loss(before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
