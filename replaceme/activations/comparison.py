@@ -6,20 +6,24 @@ models it is compared with.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from replaceme.activations.capture import trimmed
-from replaceme.activations.divergence import apart, log_probabilities
+from replaceme.activations.divergence import Predictions, apart, log_probabilities
+from replaceme.activations.head import Head
 from replaceme.activations.language_loss import are_counted, counted_tokens, loss_batches
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.memory import free_memory
 from replaceme.core.progress import progress
 
 if TYPE_CHECKING:
     from torch import nn
 
+SHARE = 0.25  # of the free host memory, for predictions that are kept
 Predict = Callable[[Tokens], torch.Tensor]  # log-probabilities [tokens, vocabulary] of a batch's unmasked tokens
 
 
@@ -47,20 +51,47 @@ class Compared:
         return float(self.loss.sum() / self.counted.sum())
 
 
-def compare(whole: "nn.Module", others: Sequence[Predict], tokens: Tokens, description: str) -> list[Compared]:
+class Kept:
+    """The predictions of a model with its head for the batches of a text: each runs once, and what goes into the head
+    is kept in host memory as far as SHARE of that has room.
+    """
+
+    def __init__(self, model: "nn.Module") -> None:
+        self._head = Head(model)
+        self._states: dict[str, torch.Tensor] = {}
+        self._room = SHARE * free_memory("cpu")
+
+    def __call__(self, batch: Tokens) -> torch.Tensor:
+        """Return the log-probabilities [tokens, vocabulary] of a batch's unmasked tokens."""
+        name = batch.digest()
+        if name in self._states:
+            states = self._states[name].to(next(self._head.model.parameters()).device)
+            return Predictions(self._head, states).log_probabilities()
+        found = Predictions.of(self._head, batch)
+        self._room -= found.states.nbytes
+        if self._room > 0:
+            self._states[name] = found.states.cpu()
+        return found.log_probabilities()
+
+
+def compare(
+    whole: "nn.Module", others: Sequence[Predict], tokens: Tokens, description: str, predict: Predict | None = None
+) -> list[Compared]:
     """Return the sums of a model with its head, whose divergence from itself is zero, and then of each other one.
 
+    `predict` gives the predictions of the whole model in another way than by running it once more.
     At most two models' log-probabilities of one batch of `loss_batches` are held at a time. Raises ReplaceMeError where
     no token follows another, for models of another vocabulary, and for sums that are not finite.
     """
     counted_tokens(tokens)
+    predict = predict or partial(log_probabilities, whole)
     parts: list[list[Compared]] = [[] for _ in range(len(others) + 1)]
     for batch in map(trimmed, progress(loss_batches(whole, tokens), description, unit="batch")):
         with torch.inference_mode():
-            log_p = log_probabilities(whole, batch)
+            log_p = predict(batch)
             parts[0].append(_sums(batch, log_p, None))
-            for part, predict in zip(parts[1:], others, strict=True):
-                part.append(_sums(batch, _alike(predict(batch).to(log_p.device), log_p), log_p))
+            for part, other in zip(parts[1:], others, strict=True):
+                part.append(_sums(batch, _alike(other(batch).to(log_p.device), log_p), log_p))
     return [_joined(part) for part in parts]
 
 

@@ -34,11 +34,14 @@ class Predictions:
         head = model if isinstance(model, Head) else Head(model)
         return Predictions(head, head.states(batch))
 
+    def log_probabilities(self) -> torch.Tensor:
+        """Return log-probabilities of what follows each token, [tokens, vocabulary] float32, at least LEAST."""
+        return self.head.logits(self.states).float().log_softmax(-1).clamp(min=LEAST)
+
 
 def log_probabilities(model: "nn.Module", batch: Tokens) -> torch.Tensor:
     """Return log-probabilities of what follows each unmasked token, [tokens, vocabulary] float32, at least LEAST."""
-    head = Head(model)
-    return head.logits(head.states(batch)).float().log_softmax(-1).clamp(min=LEAST)
+    return Predictions.of(model, batch).log_probabilities()
 
 
 def apart(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,11 @@ from replaceme.config.metrics import AFTER_FIT, OF_SEARCHES, WITHOUT_FIT
 from replaceme.config.placement import MLP
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.named import import_named
-from replaceme.core.places import Place, Span
+from replaceme.core.places import Place, Span, carrier_of
 from replaceme.cuts.choose import resolve_blocks, sizes_of, spans
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes
-from replaceme.surgery.shortened_model import predicting
+from replaceme.surgery.shared_start import SharedStart, begins_anywhere
 from replaceme.transforms.gains import Gains
 
 if TYPE_CHECKING:
@@ -218,12 +218,16 @@ def predictions(fitted: Fitted) -> list[dict[str, float]]:
     """Return for each candidate how much it raises the loss on each held-out text, and its divergence there."""
     fitted.passes.forget()  # logits need the room
     found: list[dict[str, float]] = [{} for _ in fitted.candidates]
-    shorter = [
-        predicting(fitted.model, fitted.family, [span], [transform])
-        for span, transform in zip(fitted.candidates, fitted.transforms, strict=True)
-    ]
+    shared = SharedStart(fitted.model, fitted.family)
+    carriers = [carrier_of(start) for start, _ in fitted.candidates]
     for suffix, tokens in fitted.held_out.items():
-        whole, *others = compare(fitted.model, shorter, tokens, "loss of all cuts")
+        shares = begins_anywhere(fitted.model, fitted.family, tokens, carriers)
+        shorter = [
+            shared.predicting([span], [transform], carrier if shares else 0)
+            for span, transform, carrier in zip(fitted.candidates, fitted.transforms, carriers, strict=True)
+        ]
+        predict = shared.log_probabilities if shares else None
+        whole, *others = compare(fitted.model, shorter, tokens, "loss of all cuts", predict)
         log.info("the whole model's loss%s: %.4f nats", suffix, whole.mean_loss)
         for entry, one in zip(found, others, strict=True):
             entry[f"loss{suffix}"] = one.mean_loss - whole.mean_loss

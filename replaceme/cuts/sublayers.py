@@ -5,12 +5,15 @@ the one without it and those that went before; nothing is fitted, so no text is 
 for what it costs (its parameters, or in another unit of the cut) goes, until as much is gone as so many blocks cost on
 the mean: what would take more than that by over a half of itself stays, and so does what costs nothing. So do SLEB
 (arXiv 2402.09025) with blocks, by perplexity, and SubFit (arXiv 2606.02559) with attentions and MLPs.
+
+The whole model's predictions are made once. In a round the blocks before a sublayer run once for all of them, and each
+model without one begins at its block (`shared_start`): about half of the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from replaceme.activations.comparison import compare
+from replaceme.activations.comparison import Kept, compare
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.core.places import Span, in_middle
@@ -18,12 +21,14 @@ from replaceme.cuts.choose import costs_of, kept_entries, sublayers
 from replaceme.cuts.groups import merged
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes
-from replaceme.surgery.shortened_model import predicting
+from replaceme.surgery.shared_start import SharedStart, begins_anywhere
 
 if TYPE_CHECKING:
     from torch import nn
 
 METRIC = "kl_without"
+# (sublayers that are gone, those to measure, a description) -> a value for each of the latter
+Measure = Callable[[Sequence[Span], Sequence[Span], str], list[float]]
 
 
 def sublayer_candidates(
@@ -38,11 +43,12 @@ def sublayer_candidates(
         for span in sublayers(cut, record)
     }
     budget = blocks * costs.block
+    measure = _measure(model, family, tokens, sizes)
     found: list[dict[str, Any]] = []
     before, number = 0.0, 0
     while left := _affordable(sizes, found, budget):
         gone = [(one["start"], one["end"]) for one in kept_entries(found)]
-        values = _measured(model, family, gone, left, tokens, f"without sublayers, round {number + 1}")
+        values = measure(gone, left, f"without sublayers, round {number + 1}")
         entries = [
             {"start": start, "end": end, METRIC: value, cut.of: sizes[start, end], "round": number, "kept": False}
             for (start, end), value in zip(left, values, strict=True)
@@ -62,13 +68,23 @@ def _affordable(sizes: dict[Span, float], found: Sequence[dict[str, Any]], budge
     return [span for span in sizes if span not in gone and 0 < sizes[span] <= 2 * room]
 
 
-def _measured(
-    model: "nn.Module", family: Family, gone: Sequence[Span], left: Sequence[Span], tokens: Tokens, what: str
-) -> list[float]:
-    """Return the divergence without each of the sublayers that are left, and without those that are gone."""
-    without = [merged([*gone, span]) for span in left]
-    others = [predicting(model, family, groups, [None] * len(groups)) for groups in without]
-    return [one.mean_divergence for one in compare(model, others, tokens, what)[1:]]
+def _measure(model: "nn.Module", family: Family, tokens: Tokens, possible: Iterable[Span]) -> Measure:
+    """Return a function that measures the divergence without each of the sublayers that are left, of the `possible`
+    ones, and without those that are gone; the blocks before a sublayer run once a round.
+    """
+    whole = Kept(model)
+    shares = begins_anywhere(model, family, tokens, {int(start) for start, _ in possible})
+
+    def measure(gone: Sequence[Span], left: Sequence[Span], what: str) -> list[float]:
+        shared = SharedStart(model, family, merged(gone))
+        without = [merged([*gone, span]) for span in left]
+        others = [
+            shared.predicting(groups, [None] * len(groups), int(start) if shares else 0)
+            for (start, _), groups in zip(left, without, strict=True)
+        ]
+        return [one.mean_divergence for one in compare(model, others, tokens, what, whole)[1:]]
+
+    return measure
 
 
 def _parameters(modules: "nn.ModuleList", family: Family, span: Span) -> int:

@@ -7,7 +7,7 @@ out, with which the shortened one begins, unless the logits of a batch show that
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,9 @@ import torch
 from replaceme.activations.divergence import Predictions, descend, divergences
 from replaceme.activations.gradients import recomputing
 from replaceme.activations.head import Head
-from replaceme.activations.hooks import skipped
-from replaceme.activations.streaming import given
 from replaceme.core.places import Span, carrier_of
 from replaceme.fitting.unchanged import Unchanged
+from replaceme.surgery.shared_start import beginning_at
 from replaceme.surgery.shortened_model import shortened
 
 if TYPE_CHECKING:
@@ -112,10 +111,5 @@ class Pair:
     @contextmanager
     def _beginning_with(self, state: torch.Tensor | None) -> Iterator[None]:
         """Run the first carrier on a state, without the blocks before it; None: the model runs as it is."""
-        carrier = self.blocks[self.first]
-        with ExitStack() as stack:
-            if state is not None:
-                for block in self.blocks[: self.first]:
-                    stack.callback(skipped(block, self.passes.family))
-                stack.enter_context(given(carrier, state, str(next(carrier.parameters()).device)))
+        with nullcontext() if state is None else beginning_at(self.blocks, self.passes.family, self.first, state):
             yield
