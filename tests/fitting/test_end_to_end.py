@@ -168,6 +168,24 @@ def test_by_steps_as_by_prune(llama, tmp_path, texts):
     assert sorted(one.name for one in (tmp_path / "fit").iterdir()) == ["fit.json", "transform.safetensors"]
 
 
+def test_predictions_that_a_gpu_has_no_room_for_any_more_are_kept_elsewhere(llama, make_tokens, monkeypatch, caplog):
+    """Another job took the room after it was measured."""
+    places, keep = [], unchanged.Unchanged._keep
+
+    def full_at_first(self, numbers, device):
+        places.append(device)
+        keep(self, numbers[:1] if len(places) == 1 else numbers, device)
+        if len(places) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    [plain] = fitted(llama, make_tokens())
+    monkeypatch.setattr(unchanged.Unchanged, "_keep", full_at_first)
+    monkeypatch.setattr(unchanged, "HOST_SHARE", 0.9)
+    [found] = fitted(llama, make_tokens())
+    assert len(places) == 2 and torch.equal(plain.matrix, found.matrix)
+    assert "the whole model's predictions: the GPU had room" in caplog.text
+
+
 def _out_of_memory(*_):
     raise torch.cuda.OutOfMemoryError
 
