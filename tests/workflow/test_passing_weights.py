@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ def lying(*names):
 
 
 def test_the_last_reader_removes_the_weights(run):
+    Path("a2.json").touch()  # of an earlier run
+    os.utime("a2.json", (0, 0))
     run.make({"a": ["a1.json", "a2.json"], "b": ["b1.json"]})
     read("a1.json")
     assert lying("a", "b") == ["a", "b"]
@@ -114,6 +117,15 @@ def test_a_reader_that_ends_while_another_reads(run):
     with weights_for("evaluate", argparse.Namespace(out="a1.json")):
         read("a2.json")
         write_json("a1.json", {})
+        assert lying("a")
+    assert not lying("a")
+
+
+def test_a_reader_that_ends_while_a_healing_reads(run):
+    """Which is no job, as it makes a healed model again."""
+    run.make({"a": ["a1.json"]})
+    with passing_weights._present(Readers.of_environment(), "results/a/model"):
+        read("a1.json")
         assert lying("a")
     assert not lying("a")
 
@@ -175,6 +187,10 @@ def test_a_healed_model_is_made_from_one_that_is_made_again(run):
 
 def test_models_wait_as_far_as_there_is_room(run):
     """The weights of one that is read stay; one that waits makes room for the next, and is made again."""
+    run.make({name: [f"{name}1.json"] for name in "abcd"}, room=4)
+    remove_weights("results/d/model")
+    read("d1.json")
+    assert lying(*"abcd") == ["a", "b", "c"] and len(run.commands) == 1
     run.make({name: [f"{name}1.json"] for name in "abcd"}, room=3)
     remove_weights("results/d/model")
     with weights_for("evaluate", argparse.Namespace(out="a1.json")):
@@ -182,7 +198,7 @@ def test_models_wait_as_far_as_there_is_room(run):
             write_model(Path("results/d/model"))
         assert lying(*"abcd") == ["a", "c", "d"]
         read("b1.json")
-        assert len(lying(*"abcd")) == 2 and "a" in lying(*"abcd") and len(run.commands) == 1
+        assert len(lying(*"abcd")) == 2 and "a" in lying(*"abcd") and len(run.commands) == 2
 
 
 class Output(tuple):
