@@ -94,6 +94,8 @@ class SharedStart:
 
 def begins_anywhere(model: "nn.Module", family: Family, tokens: Tokens, firsts: Iterable[int]) -> bool:
     """Return whether a model computes the same bits for the begin of a text where it begins at any of these blocks."""
+    if family.handed:  # beside the residual stream
+        return False
     shared = SharedStart(model, family)
     batch = trimmed(tokens[:1]).begun(TRIAL)
     with torch.inference_mode():
