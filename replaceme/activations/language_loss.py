@@ -1,15 +1,21 @@
 """The language-model loss: mean over tokens of -log p(token | those before it), in nats."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from replaceme.activations.capture import model_inputs, trimmed
 from replaceme.activations.head import LOGITS
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.progress import progress
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+Context = Callable[[Tokens], AbstractContextManager[None]]
 
 
 def mean_loss(model: "nn.Module", tokens: Tokens) -> float:
@@ -23,21 +29,33 @@ def sequence_losses(model: "nn.Module", tokens: Tokens) -> "tuple[torch.Tensor, 
 
     Raises ReplaceMeError where no token follows another, and for a loss that is not finite.
     """
+    return losses_within(model, tokens, [lambda batch: nullcontext()])[0]
+
+
+def losses_within(
+    model: "nn.Module", tokens: Tokens, contexts: Sequence[Context], description: str | None = None
+) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+    """Return what `sequence_losses` does for each of some contexts of a trimmed batch, within which the model runs.
+
+    With a description its progress is shown.
+    """
     import torch
 
     counted_tokens(tokens)
-    sums, counts = [], []
-    for batch in loss_batches(model, tokens):
-        with torch.inference_mode():
-            losses, counted = token_losses(model, batch)
-        sums.append(losses.sum(1).cpu())
-        counts.append(counted.sum(1).double().cpu())
-    total, number = torch.cat(sums), torch.cat(counts)
-    if not torch.isfinite(total).all():
-        raise ReplaceMeError(
-            f"loss: not finite in {int((~torch.isfinite(total)).sum())} sequences; set `dtype: float32`"
-        )
-    return total, number
+    found: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in contexts]
+    batches = loss_batches(model, tokens)
+    for batch in map(trimmed, batches if description is None else progress(batches, description, unit="batch")):
+        for parts, context in zip(found, contexts, strict=True):
+            with torch.inference_mode(), context(batch):
+                losses, counted = token_losses(model, batch)
+            parts.append((losses.sum(1).cpu(), counted.sum(1).double().cpu()))
+    joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in found]
+    for total, _ in joined:
+        if not torch.isfinite(total).all():
+            raise ReplaceMeError(
+                f"loss: not finite in {int((~torch.isfinite(total)).sum())} sequences; set `dtype: float32`"
+            )
+    return joined
 
 
 def token_losses(model: "nn.Module", batch: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":

@@ -9,20 +9,21 @@ block on the model without those that went before it, of which the least goes, a
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from replaceme.activations.language_loss import mean_loss
+from replaceme.activations.language_loss import losses_within
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.cuts import CutConfig
 from replaceme.config.metrics import WITHOUT_FIT
 from replaceme.core.named import import_named
 from replaceme.core.places import Span
-from replaceme.core.progress import progress
 from replaceme.cuts.choose import possible_spans, resolve_blocks, sizes_of, spans
 from replaceme.cuts.groups import least
 from replaceme.cuts.taylor import taylor_scores
 from replaceme.models.family import Family
 from replaceme.models.model_record import Sizes
+from replaceme.surgery.shared_start import SharedStart, begins_anywhere
 from replaceme.surgery.shortened_model import shortened
 
 if TYPE_CHECKING:
@@ -66,15 +67,19 @@ def _entries(measured: Sequence[Span], values: Sequence[float], metric: str) -> 
 
 
 def perplexities(model: "nn.Module", family: Family, tokens: Tokens, batch_size: int) -> Measure:
-    """Return the measure of runs by the perplexity of a model without them; the loss has a batch size of its own."""
+    """Return the measure of runs by the perplexity of a model without them, each of which begins at its first block
+    that is gone (`shared_start`); the loss has a batch size of its own.
+    """
+    shares = begins_anywhere(model, family, tokens, range(1, len(family.block_modules(model.base_model))))
 
     def measure(gone: Sequence[Span], measured: Sequence[Span]) -> list[float]:
-        found = []
-        for span in progress(measured, f"perplexity, {len(gone)} blocks gone", unit="cut"):
-            without = [*gone, span]
-            with shortened(model.base_model, family, without, [None] * len(without)):
-                found.append(math.exp(min(mean_loss(model, tokens), LARGEST)))
-        return found
+        shared = SharedStart(model, family, gone)
+        contexts = [
+            partial(shared.shortened, [*gone, span], [None] * (len(gone) + 1), int(span[0]) if shares else 0)
+            for span in measured
+        ]
+        losses = losses_within(model, tokens, contexts, f"perplexity of {len(measured)} cuts, {len(gone)} blocks gone")
+        return [math.exp(min(float(sums.sum() / counts.sum()), LARGEST)) for sums, counts in losses]
 
     return measure
 

@@ -7,19 +7,19 @@ the residual stream goes from one block to another, which `begins_anywhere` trie
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from replaceme.activations.capture import trimmed
-from replaceme.activations.divergence import Predictions
+from replaceme.activations.divergence import Predictions, log_probabilities
 from replaceme.activations.hooks import skipped
 from replaceme.activations.streaming import given
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.places import Span
 from replaceme.models.family import Family
-from replaceme.surgery.shortened_model import predicting, shortened
+from replaceme.surgery.shortened_model import shortened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,17 +70,25 @@ class SharedStart:
         """Return what `shortened_model.predicting` does for a model that differs from block `first` on, `gone` being
         among its groups; from block 0 on nothing is shared.
         """
-        whole = predicting(self.model, self.family, groups, transforms)
-        if first == 0:
-            return whole
 
         def predict(batch: Tokens) -> torch.Tensor:
-            if batch is not self.batch:
-                self.run(batch)
-            with self.beginning_at(first):
-                return whole(batch)
+            with self.shortened(groups, transforms, first, batch):
+                return log_probabilities(self.model, batch)
 
         return predict
+
+    @contextmanager
+    def shortened(
+        self, groups: Sequence[Span], transforms: "Sequence[Transform | None]", first: int, batch: Tokens
+    ) -> Iterator[None]:
+        """Run within it as `shortened_model.shortened`, for a trimmed batch alone; arguments as for `predicting`."""
+        if first and batch is not self.batch:
+            self.run(batch)
+        with (
+            self.beginning_at(first) if first else nullcontext(),
+            shortened(self.model.base_model, self.family, groups, transforms),
+        ):
+            yield
 
     @contextmanager
     def beginning_at(self, first: int) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 from replaceme.activations import comparison, language_loss
 from replaceme.config.cuts import CutConfig
 from replaceme.core.places import is_gone
-from replaceme.cuts import after_fit, sublayers
+from replaceme.cuts import after_fit, sublayers, without_fit
 from replaceme.cuts.after_fit import candidates_of, measure_candidates
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.loading import load_causal_model
@@ -74,6 +74,22 @@ def test_loss_and_kl_of_cuts_run_the_blocks_before_each_once(counted, make_token
         sum(not is_gone(block, [cut]) for block in range(carrier)) for cut, carrier in zip(cuts, carriers, strict=True)
     )
     assert calls.total() - here == BATCHES * before - 6 - sum(6 - carrier for carrier in set(carriers))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_perplexities_of_a_round_run_the_blocks_before_each_once(counted, monkeypatch, name):
+    model, family, folder, tokens, calls = counted(name)
+    cut = CutConfig(blocks=2, search="iterative", metric="perplexity")
+    found = candidates_of(cut, resolve(str(folder)), model, family, tokens, 4)["candidates"]
+    [gone] = [one for one in found if one["round"] == 0 and one["perplexity"] == min(
+        other["perplexity"] for other in found if other["round"] == 0)]  # fmt: skip
+    gone = [(gone["start"], gone["end"])]
+    first, second = ([(one["start"], one["end"]) for one in found if one["round"] == number] for number in (0, 1))
+    runs = 6 + _run([], gone) + sum(_run([one], [], one[0]) for one in first)
+    runs += sum(_run([one], gone, one[0]) for one in second)
+    assert calls.total() == BATCHES * runs + 6 + sum(range(1, 6))
+    monkeypatch.setattr(without_fit, "begins_anywhere", lambda *_: False)
+    assert candidates_of(cut, resolve(str(folder)), model, family, tokens, 4)["candidates"] == found, "to the last bit"
 
 
 def test_what_goes_past_the_residual_stream_shows(counted):
