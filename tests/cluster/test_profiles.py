@@ -58,8 +58,9 @@ def test_a_model_is_checked_and_measured_before_the_next_is_made():
     assert all(priority.pop(rule) == ["MEASURES"] for rule in finished - {"heal", "verify"})
     assert priority.pop("verify") == ["CHECKS"]
     assert {rule for rule, given in priority.items() if given == ["CHOOSES"]} == {"distances", "candidates", "cut"}
-    assert sum(map(len, priority.values())) == 3
-    assert "\nCHOOSES, CHECKS, MEASURES = 3, 2, 1\n" in (ROOT / "rules/common.smk").read_text()
+    assert [rule for rule, given in priority.items() if given == ["FIRST"]] == ["parts"]  # while nothing else runs
+    assert sum(map(len, priority.values())) == 4
+    assert "\nFIRST, CHOOSES, CHECKS, MEASURES = 10_000, 3, 2, 1\n" in (ROOT / "rules/common.smk").read_text()
 
 
 def test_every_rule_asks_for_memory_and_time_or_is_local():
