@@ -187,7 +187,7 @@ class _Fit:
     def _was_too_fast(self) -> bool:
         """Return whether the first look at a training found it worse than its start, and it may begin again."""
         worse = len(self.curve) == 2 and self.curve[1][1] > self.curve[0][1]
-        return worse and self.rate > self.asked / LOWER ** (AGAIN - 0.5)
+        return worse and round(self.asked / self.rate) < LOWER**AGAIN
 
     def _begin_again(self) -> None:
         """Go back to the start, with a lower rate."""
