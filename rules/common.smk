@@ -85,11 +85,6 @@ def all_cores():
         return 1
 
 
-def cores_of_parts(wildcards):
-    """Return the cores of a measurement of a model's parts: all for times, one where it only counts."""
-    return all_cores() if wildcards.unit in TIMED else 1
-
-
 def some_cores():
     """Return the cores of a job that uses several of them: to make text into tokens beside a GPU, or to compute."""
     return DEVICES.share(all_cores())

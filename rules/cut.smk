@@ -1,5 +1,5 @@
 rule parts:
-    """Find what the parts of a model cost in a unit: times are measured with the machine to itself, others counted."""
+    """Count what the parts of a model cost in a unit."""
     input:
         model=paths.MODEL,
     output:
@@ -8,11 +8,13 @@ rule parts:
         log_of(paths.COSTS),
     benchmark:
         benchmark_of(paths.COSTS)
-    priority: FIRST
-    threads: cores_of_parts
+    wildcard_constraints:
+        unit=any_of(one for one in UNITS if one not in TIMED),
+    priority: CHOOSES
+    threads: 1
     resources:
         **takes("parts"),
-        gpu=models.parts_gpus,
+        gpu=0,
     params:
         options=models.parts_options,
         code=code_of("parts"),
@@ -21,6 +23,17 @@ rule parts:
     shell:
         "python -m replaceme.workflow.gpu_lock {resources.gpu} -- replaceme parts {input.model:q} --of {wildcards.unit}"
         " {params.options} --threads {threads} --out {output:q} 2> {log:q}"
+
+
+use rule parts as timed_parts with:
+    # with the machine to itself, before other jobs fill it
+    wildcard_constraints:
+        unit=any_of(TIMED),
+    priority: FIRST
+    threads: all_cores()
+    resources:
+        **takes("parts"),
+        gpu=models.gpus,
 
 
 rule candidates:

@@ -2,16 +2,18 @@
 
 What is operations, bytes or seconds of the whole model, less that of the model without all parts of one kind but two,
 is shared among those that were left out: (whole - without) / number. So parts of one kind cost the same, a difference
-is large beside the noise of a time, and no clock is read within a pass. The first and the last of each kind stay, as
+is large beside the noise of a time, and no clock is read within a pass. Times are taken in rounds, of each of these
+models in turn: what slows a machine down for a while slows all of them. The first and the last of each kind stay, as
 masks and caches go by them; of two the first stays. Operations and bytes are counted on a model without weights, so
 they are the same on every machine; a mixture's operations are those of the experts that a token goes to.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from math import prod
+from functools import partial
+from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.hooks import skipped
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 COUNTED = "bfloat16"  # type of a model without weights, in which experts share a product
 ATTENTION, MLP, BLOCK = "attention", "mlp", "block"
+State = tuple[Callable[[], AbstractContextManager], str]  # a model within it is measured; what it is then
 
 
 def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: RunsOn) -> PartCosts:
@@ -61,7 +64,8 @@ def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: Runs
     else:
         model, where = _without_weights(record), {"dtype": stored_dtype(config)}
     measure = _measure(of, model, record.source, options, stored_dtype(config))
-    found = _by_part(model, family, measure, of)
+    warmup, repeats = (options.warmup, options.repeats) if of in TIMED else (0, 1)
+    found = _by_part(model, family, partial(_least, measure, warmup, repeats), of)
     del model, measure
     if of in TIMED:
         release(runs_on.device)  # what comes next asks how much is free
@@ -89,7 +93,7 @@ def _without_weights(record: ModelRecord) -> "nn.Module":
 
 
 def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dtype: str) -> Callable[[], float]:
-    """Return a function that measures a model in a unit, as it is when that is called."""
+    """Return a function that measures a model in a unit once, as it is when that is called."""
     import torch
 
     new_tokens = options.new_tokens if of in DECODED else 0
@@ -98,9 +102,8 @@ def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dty
 
     def seconds() -> float:
         with torch.inference_mode():
-            times = [one_repeat(model, load) for _ in range(options.warmup + options.repeats)][options.warmup :]
-        # what disturbs a repeat only makes it longer, and differences of a few per cent are looked for
-        return min({PREFILL: prefill, DECODE: decode, LATENCY: prefill + decode}[of] for prefill, decode in times)
+            prefill, decode = one_repeat(model, load)
+        return {PREFILL: prefill, DECODE: decode, LATENCY: prefill + decode}[of]
 
     counts = {FLOPS: lambda: operations(model, load), CACHE: lambda: cache_bytes(model, prompt, dtype)}
     return counts.get(of, seconds)
@@ -125,7 +128,7 @@ def operations(model: "nn.Module", load: Workload) -> int:
     return counter.get_total_flops()
 
 
-def _by_part(model: "nn.Module", family: Family, measure: Callable[[], float], of: str) -> PartCosts:
+def _by_part(model: "nn.Module", family: Family, least: Callable[[Sequence[State]], list[float]], of: str) -> PartCosts:
     """Return the costs of all parts, without how they were measured."""
     from replaceme.probing.kinds import kind_of
 
@@ -135,18 +138,33 @@ def _by_part(model: "nn.Module", family: Family, measure: Callable[[], float], o
     for number, block in enumerate(blocks):
         kinds.setdefault(repr(kind_of(block)), []).append(number)
     costs: dict[str, dict[int, float]] = {part: {} for part in (BLOCK, *halves)}
-    whole = _tried(measure, "the whole model")
     tasks = [(part, members, gone) for members in kinds.values() if (gone := _gone(members)) for part in costs]
-    for part, members, gone in progress(tasks, f"{of} without parts", unit="kind"):
-        with _without(model, family, gone, part):
-            saved = whole - _tried(measure, f"the model without the {part}s of {len(gone)} blocks")
-        if saved <= 0 and of in TIMED:
-            log.warning("%s: the %ss cost nothing that can be measured here; is the machine busy?", of, part)
-        costs[part] |= dict.fromkeys(members, max(0.0, saved / len(gone)))
-    if not costs[BLOCK]:
+    if not tasks:
         raise ReplaceMeError(f"{of}: a model of one block has no parts to compare")
+    shorter = [
+        (partial(_without, model, family, gone, part), f"the model without the {part}s of {len(gone)} blocks")
+        for part, _, gone in tasks
+    ]
+    whole, *others = least([(nullcontext, "the whole model"), *shorter])
+    for (part, members, gone), other in zip(tasks, others, strict=True):
+        if other >= whole and of in TIMED:
+            log.warning("%s: the %ss cost nothing that can be measured here; is the machine busy?", of, part)
+        costs[part] |= dict.fromkeys(members, max(0.0, (whole - other) / len(gone)))
     listed = {part: [found.get(k, _mean(found)) for k in range(len(blocks))] for part, found in costs.items()}
     return PartCosts(of, float(whole), listed[BLOCK], listed.get(ATTENTION), listed.get(MLP))
+
+
+def _least(measure: Callable[[], float], warmup: int, repeats: int, states: Sequence[State]) -> list[float]:
+    """Return the least of the repeats in each state; what disturbs one only makes it longer, and differences of a few
+    per cent are looked for.
+    """
+    found = [inf] * len(states)
+    for number in progress(range(warmup + repeats), "costs of parts", unit="round"):
+        for k, (state, what) in enumerate(states):
+            with state():
+                cost = _tried(measure, what)
+            found[k] = min(found[k], cost) if number >= warmup else inf
+    return found
 
 
 def _mean(found: dict[int, float]) -> float:

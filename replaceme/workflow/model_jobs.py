@@ -78,10 +78,6 @@ class ModelJobs:
         """Return the options of where a model runs."""
         return f"{to_flags(self.config.models[names.model], ('gpus',))} --device {self.config.device}"
 
-    def parts_gpus(self, names: Names) -> int:
-        """Return how many GPUs the costs of a model's parts take: none where they are counted."""
-        return self.gpus(names) if names.unit in TIMED else 0
-
     def parts_options(self, names: Names) -> str:
         """Return the options that the costs of a model's parts depend on: lengths, and of times where it runs."""
         lengths = to_flags(self.config.speed, speed_fields(names.unit))

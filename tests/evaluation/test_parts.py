@@ -163,6 +163,17 @@ def test_a_model_is_whole_again_and_noise_is_no_gain(llama, monkeypatch, caplog)
     assert torch.equal(models[0](ids).logits, whole(ids).logits)
 
 
+def test_a_slow_while_slows_all_alike(llama, monkeypatch):
+    """A machine on which the second round takes ten times as long: the least of each is of another one."""
+    # of the whole model, and without blocks, attentions, MLPs
+    rounds = iter([5.0] * 4 + [30.0, 20.0, 21.0, 22.0] + [3.0, 2.0, 2.1, 2.2])
+    monkeypatch.setattr(parts, "one_repeat", lambda model, load: (next(rounds), 0))
+    found = part_costs(resolve(str(llama)), "prefill", SpeedConfig(prompt_tokens=TOKENS, repeats=2, warmup=1), ON_CPU)
+    assert found.total == 3.0
+    each = [costs[0] for costs in (found.blocks, found.attentions, found.mlps)]
+    assert each == pytest.approx([1.0 / 4, 0.9 / 4, 0.8 / 4])
+
+
 def test_files_are_of_one_model(llama, gemma, tmp_path, refuses):
     record, path = resolve(str(llama)), tmp_path / "cache.json"
     found = part_costs(record, "cache", OPTIONS, ON_CPU)

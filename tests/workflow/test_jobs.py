@@ -274,15 +274,15 @@ def test_models_and_texts(config):
     assert jobs.mix_options(both) == "--weights 0.25 0.75 --samples=8"
 
 
-@pytest.mark.parametrize(("unit", "gpus", "options"), [
-    ("cache", 0, "--prompt-tokens=64"),
-    ("prefill", 2, "--prompt-tokens=64 --repeats=3 --gpus=2 --device cpu"),
-    ("decode", 2, "--prompt-tokens=64 --new-tokens=8 --repeats=3 --gpus=2 --device cpu"),
+@pytest.mark.parametrize(("unit", "options"), [
+    ("cache", "--prompt-tokens=64"),
+    ("prefill", "--prompt-tokens=64 --repeats=3 --gpus=2 --device cpu"),
+    ("decode", "--prompt-tokens=64 --new-tokens=8 --repeats=3 --gpus=2 --device cpu"),
 ])  # fmt: skip
-def test_costs_of_parts_depend_on_what_their_unit_does(unit, gpus, options):
+def test_costs_of_parts_depend_on_what_their_unit_does(unit, options):
     speed = {"prompt_tokens": 64, "new_tokens": 8, "repeats": 3}
     jobs = ModelJobs(parse({**CONFIG, "speed": speed}), gpu=1)
-    assert jobs.parts_gpus(names(unit=unit)) == gpus and jobs.parts_options(names(unit=unit)) == options
+    assert jobs.parts_options(names(unit=unit)) == options
 
 
 def test_plain_weights_take_the_place_of_quantised_ones(tmp_path):
