@@ -211,6 +211,8 @@ def test_threads_must_be_positive(run, capsys, tmp_path):
 def test_one_shard_is_not_taken_for_the_sum(run, capsys, tmp_path):
     words = [run / "model.json", run / "cut.json", "--statistics", run / "gram-0.safetensors", "--out", tmp_path / "x"]
     assert "one of 3 shards; add them with `replaceme sum`" in fails(capsys, "fit", *words)
+    words = [run / "model.json", run / "gram-0.safetensors", "--placement", "down_proj", "--recycle", 0.5]
+    assert "one of 3 shards; add them with `replaceme sum`" in fails(capsys, "recycle", *words, "--out", tmp_path / "x")
 
 
 def test_a_ridge_chosen_over_the_shards(run, capsys, tmp_path):

@@ -98,6 +98,14 @@ def check_shards(paths: list[str]) -> tuple[list[str], Origin]:
     return sorted(origins, key=lambda path: origins[path].shard), first
 
 
+def summed_origin(path: str) -> Origin:
+    """Return the origin of statistics of a whole text; raises ReplaceMeError for one of several shards."""
+    origin = Origin.of(load_metadata(path))
+    if origin.shard is not None and origin.shards > 1:
+        raise ReplaceMeError(f"{path}: one of {origin.shards} shards; add them with `replaceme sum`")
+    return replace(origin, shard=None)
+
+
 def neurons(path: str | None, regression: "Regression", origin: Origin) -> "list[Recycled] | None":
     """Load the recycled neurons of each group for a regression with such, made from the same model, text and cut."""
     from replaceme.activations.recycled_neurons import load_recycled

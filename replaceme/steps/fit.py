@@ -14,7 +14,7 @@ from replaceme.config.fits import METHODS, FitConfig
 from replaceme.config.methods import MethodConfig
 from replaceme.core.cut_record import Cut, check_whole
 from replaceme.core.errors import DamagedError, ReplaceMeError
-from replaceme.core.files import load_metadata, write_json
+from replaceme.core.files import write_json
 from replaceme.core.origin import Origin
 from replaceme.fitting.fit_cut import fit_cut, fit_state, state_identity
 from replaceme.fitting.passes import Evidence, Passes
@@ -32,6 +32,7 @@ from replaceme.steps.common import (
     out_argument,
     same_model,
     set_threads,
+    summed_origin,
 )
 from replaceme.steps.forward import load_passes
 from replaceme.transforms.collapse import as_chosen
@@ -143,7 +144,7 @@ def _origin(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cu
         if not config.unfitted and config.estimation != "sequential":
             raise ReplaceMeError("options: this fit needs --statistics, made by `replaceme gram` and `replaceme sum`")
         return Origin(model_sha256=record.sha256, groups=cut.groups)
-    origin = Origin.of(load_metadata(args.statistics))
+    origin = summed_origin(args.statistics)
     same_model(record, origin.model_sha256, args.statistics)
     if origin.groups != cut.groups:
         raise ReplaceMeError(f"{args.statistics}: of another cut than {args.cut}; make it again")
@@ -151,9 +152,7 @@ def _origin(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cu
         raise ReplaceMeError(
             f"{args.statistics}: of placement and weighting {origin.kind}, not {config.regression.kind}"
         )
-    if origin.shard is not None and origin.shards > 1:
-        raise ReplaceMeError(f"{args.statistics}: one of {origin.shards} shards; add them with `replaceme sum`")
-    return replace(origin, shard=None)
+    return origin
 
 
 def _rows(args: argparse.Namespace, config: FitConfig, origin: Origin, group: int) -> Rows | None:

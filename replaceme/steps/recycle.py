@@ -12,7 +12,6 @@ from replaceme.config.command_line import add_options, from_options
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import REGRESSION
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import load_metadata
 from replaceme.core.origin import Origin
 from replaceme.fitting.removed_blocks import choose_removed
 from replaceme.models.checkpoints import read_config
@@ -26,6 +25,7 @@ from replaceme.steps.common import (
     out_argument,
     same_model,
     set_threads,
+    summed_origin,
 )
 from replaceme.steps.forward import load_passes
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     config = from_options(args, FitConfig, OPTIONS)
     if config.recycle is None:
         raise ReplaceMeError("options: --recycle is needed, the share of the neurons")
-    origin = Origin.of(load_metadata(args.statistics))
+    origin = summed_origin(args.statistics)
     same_model(record, origin.model_sha256, args.statistics)
     if origin.kind != config.regression.before.kind:
         raise ReplaceMeError(f"{args.statistics}: sums of {origin.kind}, not of {config.regression.before.kind}")

@@ -143,7 +143,7 @@ class FitJobs:
         if fit.is_other or fit.sequential(self.config.cuts[names.cut].several):
             return files
         of_sum = self.sum_of(names)
-        files["statistics"] = at(SUM, of_sum)
+        files["statistics"] = self.summed(of_sum)
         if fit.recycle is not None:
             files["recycled"] = at(RECYCLED, of_sum)
         if fit.automatic:
@@ -179,7 +179,7 @@ class FitJobs:
 
     def sum_before(self, names: Names) -> str:
         """Return the sum that the recycled neurons of a kind are chosen from."""
-        return at(SUM, names, kind=self.regressions[names.kind].regression.before.kind)
+        return self.summed(Names(names.items(), kind=self.regressions[names.kind].regression.before.kind))
 
     def recycled_text(self, names: Names) -> Files:
         """Return the text that the recycled neurons of a kind are chosen by, where sums do not suffice."""
@@ -208,9 +208,13 @@ class FitJobs:
         kind = self.config.fits[names.fit].regression.kind
         return Names(names.items(), kind=kind, shards=self._shards(names))
 
+    def summed(self, names: Names) -> str:
+        """Return the statistics of the whole text: the sum of the shards, or the only shard as it is."""
+        return at(SUM, names) if int(names.shards) > 1 else at(SHARD, names, shard=0)
+
     def sums_behind(self, names: Names) -> list[str]:
         """Return a sum, its shards, and the recycled neurons and sums behind these."""
-        found = [at(SUM, names), *self.shards_of_sum(names)]
+        found = [self.summed(names), *self.shards_of_sum(names)]
         if recycled := self.recycled_neurons(names):
             kind = self.regressions[names.kind].regression.before.kind
             found += [recycled["recycled"], *self.sums_behind(Names(names.items(), kind=kind))]

@@ -200,6 +200,14 @@ def test_recycled_neurons_are_chosen_from_sums_of_their_own(fits):
     assert fits.recycled_text(of_kind) == {}
 
 
+def test_the_only_shard_of_a_text_is_its_sum(fits):
+    """So nothing is added up, and no second file of its size is written."""
+    of_kind = names(kind="down_proj-recycle-0.5", shards="1")
+    assert fits.summed(of_kind) == "results/a/text/paper/gram/down_proj-recycle-0.5/0-of-1.safetensors"
+    assert fits.sum_before(of_kind) == "results/a/text/paper/gram/inputs/0-of-1.safetensors"
+    assert not [path for path in fits.sums_behind(of_kind) if "sum-of" in path]
+
+
 def test_neurons_of_removed_blocks_are_chosen_from_plain_sums_and_the_text(fits):
     of_kind = names(kind="down_proj-recycle-0.5-removed", shards="2")
     assert fits.sum_before(of_kind) == "results/a/text/paper/gram/down_proj/sum-of-2.safetensors"
