@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from replaceme.activations.statistics import Statistics, factored
+from replaceme.activations.cholesky import factored
+from replaceme.activations.statistics import Statistics
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_metadata, load_tensors, save_groups
 from replaceme.models.config_defaults import value_of

@@ -208,14 +208,3 @@ def _of_tensors(tensors: dict[str, torch.Tensor], path: str | Path) -> Statistic
     if tensors["tokens"].shape != () or tensors["tokens"].dtype != torch.int64:
         raise ReplaceMeError(f"{path}: tokens is not one integer; delete it and run again")
     return Statistics(**{**tensors, "tokens": int(tensors["tokens"])})
-
-
-def factored(gram: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Return the Cholesky factor of `gram + alpha I`; raises ReplaceMeError where float64 finds none."""
-    system = gram.clone()
-    system.diagonal().add_(alpha)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed:
-        why = "too alike for so small a ridge" if gram.any() else "zero in every token"
-        raise ReplaceMeError(f"neurons or heads cannot be chosen: they are {why}; use other or more calibration text")
-    return factor

@@ -15,7 +15,8 @@ part of H that is theirs; the rest of H and T follow for a block of them at a ti
 
 import torch
 
-from replaceme.activations.statistics import Statistics, factored
+from replaceme.activations.cholesky import factored
+from replaceme.activations.statistics import Statistics
 from replaceme.transforms.solve import check
 
 BLOCK = 128  # inputs that are taken out before all of H follows

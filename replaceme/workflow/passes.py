@@ -35,12 +35,17 @@ class TextPasses:
 
     def __str__(self) -> str:
         """Return the passes as a line for people."""
-        line = f"{self.model} on {self.calibration}: {len(self.shared)} forward passes over the text"
+        line = f"{self.model} on {self.calibration}: {_counted(len(self.shared), 'forward pass', 'es')} over the text"
         line += f" ({'; '.join(self.shared)})"
-        line += f", and those of {self.own} fits with passes of their own" if self.own else ""
-        line += f", and two for each of {self.scored} choices of neurons of removed blocks" if self.scored else ""
+        line += f", and passes for {_counted(self.own, 'fit')} alone" if self.own else ""
+        choices = _counted(self.scored, "choice")
+        line += f", and two for each of {choices} of neurons of removed blocks" if self.scored else ""
         line += f"; before them one over at most {self.most} samples, as far as is enough" if self.most else ""
         return line + (f"; candidates of cuts: {', '.join(self.candidates)}" if self.candidates else "")
+
+
+def _counted(number: int, thing: str, ending: str = "s") -> str:
+    return f"{number} {thing}{'' if number == 1 else ending}"
 
 
 def tables_asked_for(config: Config, targets: Sequence[str]) -> list[str]:

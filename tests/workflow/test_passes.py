@@ -51,6 +51,7 @@ def test_passes_of_a_text(fits, shards, shared, own):
 def test_a_fit_on_the_model_shortened_so_far_has_passes_of_its_own():
     [found] = passes(config(["sequential"], cuts=["two"]), ["t"])
     assert found.own == 1 and found.shared == ("distances",)
+    assert str(found).startswith("m on c: 1 forward pass over the text (distances), and passes for 1 fit alone")
 
 
 def test_neurons_of_removed_blocks_take_two_passes_for_each_cut():
