@@ -9,24 +9,23 @@ they are the same on every machine; a mixture's operations are those of the expe
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
-from replaceme.activations.hooks import skipped
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.config.units import CACHE, DECODE, DECODED, FLOPS, LATENCY, PREFILL, TIMED, lengths_of
 from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.memory import release
 from replaceme.core.progress import progress
 from replaceme.core.quiet import quiet_transformers
+from replaceme.evaluation.absent import ATTENTION, BLOCK, MLP, without
 from replaceme.evaluation.speed import Workload, one_repeat, random_prompt, workload
 from replaceme.models.cache import UNABLE, cache_bytes
 from replaceme.models.checkpoints import read_config
-from replaceme.models.custom_code import stand_ins
 from replaceme.models.family import Family
 from replaceme.models.loading import RunsOn, load_causal_model
 from replaceme.models.model_config import check_unit, family_of, longest_sequence, stored_dtype
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 COUNTED = "bfloat16"  # type of a model without weights, in which experts share a product
-ATTENTION, MLP, BLOCK = "attention", "mlp", "block"
 State = tuple[Callable[[], AbstractContextManager], str]  # a model within it is measured; what it is then
 
 
@@ -142,7 +140,7 @@ def _by_part(model: "nn.Module", family: Family, least: Callable[[Sequence[State
     if not tasks:
         raise ReplaceMeError(f"{of}: a model of one block has no parts to compare")
     shorter = [
-        (partial(_without, model, family, gone, part), f"the model without the {part}s of {len(gone)} blocks")
+        (partial(without, model, family, gone, part), f"the model without the {part}s of {len(gone)} blocks")
         for part, _, gone in tasks
     ]
     whole, *others = least([(nullcontext, "the whole model"), *shorter])
@@ -185,22 +183,3 @@ def _tried(measure: Callable[[], float], what: str) -> float:
         raise ReplaceMeError(
             f"parts: transformers cannot run {what} ({in_one_line(error)}); take another unit `of`"
         ) from error
-
-
-@contextmanager
-def _without(model: "nn.Module", family: Family, numbers: Sequence[int], part: str) -> Iterator[None]:
-    """Within it a model runs without a part of each of some blocks, and computes nothing in its place but zeros."""
-    from replaceme.models.modeling_replaceme import CHANGES
-
-    blocks = family.block_modules(model.base_model)
-    with ExitStack() as undone:
-        for number in numbers:
-            if part == BLOCK:
-                undone.callback(skipped(blocks[number], family))
-                continue
-            inside = (name for name, _ in blocks[number].named_parameters())
-            absent = stand_ins(family, inside, of_attention=part == ATTENTION)
-            for name in absent:
-                undone.callback(setattr, blocks[number], name, getattr(blocks[number], name))
-            CHANGES["absent"](model, {f"{family.blocks}.{number}.{name}": kind for name, kind in absent.items()})
-        yield

@@ -171,6 +171,10 @@ def _notes(frame: "pandas.DataFrame") -> list[str]:
     """Return notes for what the columns leave out: constant names, how tasks were scored, how each cut was chosen."""
     notes = [f"{name.capitalize()}: {value}." for name, value in _constant(frame, CONTEXT).items()]
     notes += [f"{how}: {', '.join(names)}." for how, names in _grouped(frame.attrs.get("tasks", {})).items()]
+    speeds = _grouped(frame.attrs.get("speeds", {}))
+    for how, rows in speeds.items():
+        of_some = f" of {', '.join(rows)}" if len(speeds) > 1 else ""
+        notes.append(f"Speed{of_some}: {how}.")
     if coded := frame.attrs.get("own_code"):
         notes.append(f"Models that bring code, loaded with trust_remote_code: {', '.join(coded)}.")
     ways = {}

@@ -18,6 +18,7 @@ from replaceme.core import uncertainty
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json
+from replaceme.provenance.environment import described
 
 if TYPE_CHECKING:
     import pandas
@@ -89,6 +90,7 @@ def collect(
     frame = pandas.DataFrame([[record.get(column) for column in columns] for record in records], columns=columns)
     frame.attrs["tasks"] = _task_notes(everything)
     frame.attrs["own_code"] = _with_code(results)
+    frame.attrs["speeds"] = _speed_notes(everything)
     own = [_own_columns(result) for result in everything]
     frame.attrs["perplexities"] = sorted({name for tasks in own for name in tasks if _is_perplexity(tasks[name])})
     return frame
@@ -197,6 +199,20 @@ def _task_notes(results: Sequence[_Result]) -> dict[str, str]:
             version = f", v{task['version']}" if task["version"] not in (None, "Yaml") else ""
             outside = "" if task["in_average"] else ", not in the average"
             notes.setdefault(name, f"{task['metric']}, {task['fewshot']}-shot, n = {task['n']}{version}{outside}")
+    return notes
+
+
+def _speed_notes(results: Sequence[_Result]) -> dict[str, str]:
+    """Describe how the speed of each row was measured: lengths, type, machine."""
+    notes: dict[str, str] = {}
+    for result in results:
+        if not (one := result.speed):
+            continue
+        model, _, cut, fit, healing = result.names
+        new = f" and {one['new_tokens']} new ones" if one["new_tokens"] else ""
+        where = f"{one['dtype']} on {one['device']}, {one['threads']} threads; {described(one['hardware'])}"
+        row = " ".join(filter(None, (model, cut, fit, healing)))
+        notes[row] = f"{one['batch_size']} x {one['prompt_tokens']} tokens{new}, {where}"
     return notes
 
 

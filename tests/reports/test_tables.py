@@ -15,6 +15,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.reports import render, tables
 
 GOOD, WORSE, MIDDLE = [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]
+HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_bytes": 8e9, "gpus": [], "gpu_driver": None}
 
 
 def put(path, value):
@@ -52,10 +53,12 @@ def evaluation(folder, one, two, log_likelihoods, parameters=750):
     put(folder / "evaluation/micro.json", record)
 
 
-def speed(folder, rate=100.0):
+def speed(folder, rate=100.0, threads=2):
     rates = {name: {"median": rate, "interquartile_range": 1.0} for name in SPEED if name.endswith("per_s")}
     latency = {"latency_s": {"median": 25.6 / rate, "interquartile_range": 0.0}}
-    put(folder / "speed.json", {"peak_memory_bytes": 7 * 10**8} | latency | rates)
+    lengths = {"batch_size": 1, "prompt_tokens": 256, "new_tokens": 16}
+    where = {"dtype": "float32", "device": "cpu", "threads": threads, "hardware": HARDWARE}
+    put(folder / "speed.json", {"peak_memory_bytes": 7 * 10**8} | latency | rates | lengths | where)
 
 
 @pytest.fixture
@@ -207,6 +210,16 @@ def test_encoders_have_no_cache(results):
         record = json.loads((folder / "evaluation/micro.json").read_text())
         put(folder / "evaluation/micro.json", {**record, "cache_bytes_per_token": None})
     assert tables.CACHE not in tables.collect(rows, baselines, "micro")
+
+
+def test_a_table_says_how_speeds_were_measured(results):
+    """Once where all were measured alike, else with the rows of each."""
+    rows, baselines = results
+    alike = render._notes(tables.collect(rows, baselines, "micro"))
+    assert "Speed: 1 x 256 tokens and 16 new ones, float32 on cpu, 2 threads; Some CPU, 2 cores, 8 GB." in alike
+    speed(rows[1], threads=1)
+    notes = [note for note in render._notes(tables.collect(rows, baselines, "micro")) if note.startswith("Speed")]
+    assert [note.split(":")[0] for note in notes] == ["Speed of toy baseline, toy n2 uidl", "Speed of toy n2 ls"]
 
 
 def test_without_speed_a_table_has_its_sizes_alone(results, tmp_path):

@@ -1,0 +1,111 @@
+"""Compare how fast a model is without what cuts remove: a prompt, the tokens after it, and both together.
+
+A machine is slow for a while now and then, a host of GPUs too. So each round takes the time of the whole model and of
+every cut once, in turn, and the least of all rounds counts; beside it stands by how much their median is longer. Parts
+are left out of the loaded model, whose weights are read once; saved, a cut has the same shapes. The files are cut.json
+of the `cut` step, or in a workflow's results; cuts of the same parts are measured once.
+
+    python benchmarks/compare_speeds.py --model FOLDER [--rounds 10 --dtype bfloat16] results/qwen/mixed/*/cut.json
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from replaceme.config.command_line import add_options, from_options
+from replaceme.config.evaluations import SpeedConfig
+from replaceme.core.cut_record import Cut
+from replaceme.core.places import Span, shown
+from replaceme.core.progress import progress
+from replaceme.evaluation.absent import parts_gone, without
+from replaceme.evaluation.speed import Workload, one_repeat, random_prompt, workload
+from replaceme.models.checkpoints import read_config
+from replaceme.models.family import Family
+from replaceme.models.loading import load_causal_model
+from replaceme.models.model_config import family_of, pick_device, pick_dtype
+from replaceme.provenance.environment import hardware
+
+Times = list[tuple[float, float]]  # of each round: seconds of the prompt and of the tokens after it
+LENGTHS = ("prompt_tokens", "new_tokens", "batch_size", "warmup")
+
+
+def main() -> None:
+    """Measure, print a table, and write it with the machine to a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cuts", nargs="+", type=Path, help="cut.json, once for each")
+    parser.add_argument("--model", required=True, help="folder of the whole model")
+    parser.add_argument("--rounds", type=int, default=10, help="default: 10")
+    parser.add_argument("--dtype", default="auto", help="default: the checkpoint's on a GPU, float32 on a CPU")
+    parser.add_argument("--out", type=Path, help="where all times go (.json)")
+    add_options(parser, SpeedConfig, LENGTHS)
+    arguments = parser.parse_args()
+    options, config = from_options(arguments, SpeedConfig, LENGTHS), read_config(arguments.model)
+    device = pick_device("auto")
+    dtype = pick_dtype(arguments.dtype, device, config)
+    model = load_causal_model(arguments.model, dtype, device)
+    load = workload(model, random_prompt(model, arguments.model, options, options.new_tokens), options.new_tokens)
+    names = named(arguments.cuts)
+    times = in_rounds(model, family_of(config, arguments.model), load, list(names), options.warmup, arguments.rounds)
+    tokens = (options.batch_size * options.prompt_tokens, options.batch_size * options.new_tokens)
+    lines = table(names, times, tokens)
+    print("\n".join(lines))
+    if arguments.out:
+        about = {"dtype": dtype, "threads": torch.get_num_threads(), **options.model_dump(include=set(LENGTHS))}
+        rounds = [{"cuts": names[key], "groups": key, "seconds": found} for key, found in times.items()]
+        arguments.out.write_text(json.dumps({**about, "hardware": hardware(), "rounds": rounds}, indent=1) + "\n")
+
+
+def named(paths: Sequence[Path]) -> dict[tuple[Span, ...], str]:
+    """Return the names of the cuts with the same groups, which are those of their folders; nothing is cut first."""
+    names: dict[tuple[Span, ...], list[str]] = {(): ["whole"]}
+    for path in paths:
+        names.setdefault(tuple(Cut.load(path).groups), []).append(path.parent.name)
+    return {groups: ", ".join(found) for groups, found in names.items()}
+
+
+def in_rounds(
+    model: torch.nn.Module, family: Family, load: Workload, cuts: Sequence[tuple[Span, ...]], warmup: int, rounds: int
+) -> dict[tuple[Span, ...], Times]:
+    """Return the times of every cut in every round but the first, `warmup` ones."""
+    times: dict[tuple[Span, ...], Times] = {groups: [] for groups in cuts}
+    for _ in progress(range(warmup + rounds), "speeds", unit="round"):
+        for groups, found in times.items():
+            with without_groups(model, family, groups), torch.inference_mode():
+                found.append(one_repeat(model, load))
+    return {groups: found[warmup:] for groups, found in times.items()}
+
+
+@contextmanager
+def without_groups(model: torch.nn.Module, family: Family, groups: Sequence[Span]) -> Iterator[None]:
+    """Within it the model runs without what a cut removes."""
+    gone = parts_gone(len(family.block_modules(model.base_model)), groups)
+    with ExitStack() as undone:
+        for part, numbers in gone.items():
+            undone.enter_context(without(model, family, numbers, part))
+        yield
+
+
+def table(
+    names: dict[tuple[Span, ...], str], times: dict[tuple[Span, ...], Times], tokens: tuple[int, int]
+) -> list[str]:
+    """Return the lines of a table in Markdown; latencies are also shown as shares of the whole model's."""
+    whole = min(map(sum, times[()]))
+    lines = ["| cut | removed | prefill tok/s | decode tok/s | latency ms | of the whole | median longer |"]
+    lines += ["|---|---|--:|--:|--:|--:|--:|"]
+    for groups, found in times.items():
+        least = [min(column) for column in zip(*found, strict=True)]
+        rates = [number / seconds for number, seconds in zip(tokens, least, strict=True)]
+        latencies = list(map(sum, found))
+        latency, longer = min(latencies), median(latencies) / min(latencies) - 1
+        cells = (names[groups], shown(groups), f"{rates[0]:.0f}", f"{rates[1]:.2f}", f"{1e3 * latency:.0f}")
+        lines.append(f"| {' | '.join(cells)} | {latency / whole:.3f} | {longer:.1%} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
