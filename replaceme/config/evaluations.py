@@ -93,7 +93,7 @@ class EvaluationConfig(Strict):
     divergence: str | None = Field(
         None,
         description="Name under `calibrations`: text that no fit or healing has seen, on which the divergence of every "
-        "shortened model's predictions from the original's is measured, the column KL; null: it is not measured.",
+        "shortened model's predictions from the original's is measured (columns KL and text ppl); null: it is not.",
     )
     batch_size: int | Literal["auto"] = Field(
         "auto",

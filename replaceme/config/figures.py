@@ -19,8 +19,8 @@ SIZES = ("removed", "compression")
 SECTIONS = {"calibration": (CalibrationConfig,), "cut": (CutConfig,), "fit": tuple(METHODS.values())}
 # what a table has beside its tasks, and what `replaceme cost` adds to it
 MEASURES = (
-    "average", "rp", "perplexity", "kl", "residual", "average_vs_identity", "log_perplexity_vs_identity", "parameters",
-    "file_bytes", CACHE, *SPEED,
+    "average", "rp", "perplexity", "kl", "text_perplexity", "residual", "average_vs_identity",
+    "log_perplexity_vs_identity", "parameters", "file_bytes", CACHE, *SPEED,
 )  # fmt: skip
 COST_MEASURES = ("seconds", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "energy_kwh", "emissions_kg")
 # keys that say something about some kinds only

@@ -44,6 +44,7 @@ MEASURES = {
     "rp": "relative performance (%)",
     "perplexity": "perplexity",
     "kl": NAMES["kl"],
+    "text_perplexity": "perplexity of unseen text",
     "residual": NAMES["residual"],
     "average_vs_identity * 100": "points of accuracy above dropping",
     "log_perplexity_vs_identity": "log perplexity above that of dropping",

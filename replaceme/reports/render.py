@@ -14,7 +14,7 @@ from replaceme.config.exports import COLUMN
 from replaceme.config.metrics import every_metric
 from replaceme.config.tables import CACHE
 from replaceme.core.files import write_text
-from replaceme.reports.tables import task_columns
+from replaceme.reports.tables import DIVERGENCE, task_columns
 
 if TYPE_CHECKING:
     import pandas
@@ -65,6 +65,7 @@ SUMMARY = (
     Column(
         "KL", "kl", "significant", 1, "min", "mean divergence from the unpruned model, nats per token of unseen text"
     ),
+    Column("text ppl", "text_perplexity", "significant", 1, "min", "perplexity of that text, by tokens"),
     Column("residual", "residual", "significant", 1, "min", "share of the target's energy that the fit leaves"),
 )
 SIZE = (
@@ -134,7 +135,11 @@ def tables(frame: "pandas.DataFrame") -> list[Part]:
         for task in tasks
     ]
     return [
-        part("Summary", [*names, *sizes, *(one for one in SUMMARY if one.source != "kl" or "kl" in frame)], frame),
+        part(
+            "Summary",
+            [*names, *sizes, *(one for one in SUMMARY if one.source not in DIVERGENCE or one.source in frame)],
+            frame,
+        ),
         part("Tasks, %", [*names, *accuracy], frame),
         part("Cost", [*names, *_known(SIZE, frame), *_exports(frame), *_known(SPEED, frame)], frame),
     ]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import pandas
 
 SIZE = ("parameters", "file_bytes")
-DIVERGENCE = ("kl", "kl_stderr")
+TEXT = ("text_perplexity", "text_perplexity_stderr")
+DIVERGENCE = ("kl", "kl_stderr", *TEXT)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def collect(
     identities = {result.names[:3]: result for result in results if result.is_identity}
     records = []
     for model, reference in references.items():
-        records.append(_record(reference, reference, None))
+        others = [result.divergence for result in results if result.names[0] == model and result.divergence]
+        records.append(_record(reference, reference, None) | (_on_text(others[0], "original") if others else {}))
         for result in results:
             if result.names[0] == model:
                 identity = identities.get(result.names[:3])
@@ -235,7 +237,8 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
     if perplexity is not None:
         record["perplexity"], record["perplexity_stderr"] = perplexity["value"], perplexity["stderr"]
     if result.divergence:
-        record |= dict(zip(DIVERGENCE, (result.divergence["kl"][key] for key in ("value", "stderr")), strict=True))
+        record["kl"], record["kl_stderr"] = (result.divergence["kl"][key] for key in ("value", "stderr"))
+        record |= _on_text(result.divergence, "model")
     record["residual"] = result.fit.get("residual")
     if identity is not None:
         record |= _differences(result, identity)
@@ -249,6 +252,12 @@ def _record(result: _Result, reference: _Result, identity: _Result | None) -> di
         record["latency_s"] = result.speed.get("latency_s", {}).get("median")
         record["peak_memory_bytes"] = result.speed["peak_memory_bytes"]
     return record
+
+
+def _on_text(divergence: Mapping[str, Any], which: str) -> dict[str, float]:
+    """Return the perplexity of the original or the model on the text of their divergence."""
+    found = divergence["perplexity"][which]
+    return dict(zip(TEXT, (found["value"], found["stderr"]), strict=True))
 
 
 def _size(result: _Result) -> dict[str, int]:

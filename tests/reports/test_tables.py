@@ -105,10 +105,12 @@ def test_numbers_by_hand(results):
 def test_divergences_where_they_are_measured(results, tmp_path):
     rows, baselines = results
     for folder, value in zip(rows, (0.5, 0.25), strict=True):
-        put(folder / "divergence/micro.json", {"kl": {"value": value, "stderr": value / 10}})
+        texts = {"original": {"value": 8.0, "stderr": 0.5}, "model": {"value": 20 * value, "stderr": 1.0}}
+        put(folder / "divergence/micro.json", {"kl": {"value": value, "stderr": value / 10}, "perplexity": texts})
     assert "kl" not in tables.collect(rows, baselines, "micro").columns
     frame = tables.collect(rows, baselines, "micro", divergence=True)
     assert list(frame["kl"].fillna(0)) == [0, 0.5, 0.25] and list(frame["kl_stderr"].dropna()) == [0.05, 0.025]
+    assert list(frame["text_perplexity"]) == [8, 10, 5], "the original's beside them"
     render.write(frame, tmp_path / "table", "Toy")
     assert "| 0.250 ± 0.025 |" in (tmp_path / "table.md").read_text()
     (rows[1] / "divergence/micro.json").unlink()
