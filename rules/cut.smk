@@ -25,7 +25,7 @@ rule parts:
         " {params.options} --threads {threads} --out {output:q} 2> {log:q}"
 
 
-use rule parts as timed_parts with:
+use rule parts as parts_timed with:
     # with the machine to itself, before other jobs fill it
     wildcard_constraints:
         unit=any_of(TIMED),

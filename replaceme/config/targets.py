@@ -11,8 +11,8 @@ RULES = {
     "all", "candidates", "compare", "cost", "cut", "dequantise", "distances", "divergence", "divergence_healed",
     "enough", "evaluate", "evaluate_baseline", "evaluate_healed", "export", "export_healed", "figure_cut",
     "figure_declared", "figure_distances", "figure_enough", "figure_healing", "figure_table", "generate", "gram",
-    "heal", "merge", "mix", "model", "parts", "preflight", "provenance", "recycle", "rows", "speed", "speed_baseline",
-    "speed_healed", "sum", "table", "tokens", "tokens_most", "transform", "verify",
+    "heal", "merge", "mix", "model", "parts", "parts_timed", "preflight", "provenance", "recycle", "rows", "speed",
+    "speed_baseline", "speed_healed", "sum", "table", "tokens", "tokens_most", "transform", "verify",
 }  # fmt: skip
 
 

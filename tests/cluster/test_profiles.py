@@ -57,9 +57,11 @@ def test_a_model_is_checked_and_measured_before_the_next_is_made():
     assert {"verify", "evaluate", "divergence", "speed", "export"} == finished - {"heal"}  # which makes another model
     assert all(priority.pop(rule) == ["MEASURES"] for rule in finished - {"heal", "verify"})
     assert priority.pop("verify") == ["CHECKS"]
-    assert {rule for rule, given in priority.items() if given == ["CHOOSES"]} == {"distances", "candidates", "cut"}
-    assert [rule for rule, given in priority.items() if given == ["FIRST"]] == ["parts"]  # while nothing else runs
+    choosing = {"parts", "distances", "candidates", "cut"}
+    assert {rule for rule, given in priority.items() if given == ["CHOOSES"]} == choosing
     assert sum(map(len, priority.values())) == 4
+    timed = (ROOT / "rules/cut.smk").read_text().partition("use rule parts as parts_timed with:")[2]
+    assert "    priority: FIRST\n" in timed.partition("\n\n\n")[0], "while nothing else runs"
     assert "\nFIRST, CHOOSES, CHECKS, MEASURES = 10_000, 3, 2, 1\n" in (ROOT / "rules/common.smk").read_text()
 
 

@@ -341,17 +341,14 @@ def test_a_group_in_a_table(model, grouped, tmp_path):
     )
     worse = json.loads(json.dumps(record))
     worse["tasks"]["tiny_all"]["items"] = [0.0] * 29
-    rate = {"median": 1.0}
-    speed = {"peak_memory_bytes": 1}
     cut = tmp_path / "m/c/n"
     cut_of([[1, 2]], 6, metric="cosine", position="all").save(cut / "cut.json")
     for folder, transform, values in (
         (tmp_path / "m/baseline", None, record), (cut / "uidl", "identity", worse), (cut / "ls", "full", record),
     ):  # fmt: skip
         write_json(folder / "evaluation/e.json", values)
-        write_json(folder / "speed.json", {**speed, "prefill_tokens_per_s": rate, "decode_tokens_per_s": rate})
         write_json(folder / "fit.json", {"transform": transform})
-    frame = tables.collect([cut / "uidl", cut / "ls"], [tmp_path / "m/baseline"], "e")
+    frame = tables.collect([cut / "uidl", cut / "ls"], [tmp_path / "m/baseline"], "e", speed=False)
     group = record["tasks"]["tiny_all"]
     assert tables.task_columns(frame.columns) == ["tiny_all", "tiny_last"]
     assert frame["tiny_all"][0] == frame["average"][0] == group["value"]
