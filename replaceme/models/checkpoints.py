@@ -288,10 +288,14 @@ def locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     return folder, folder.name
 
 
+def is_record(path: str | Path) -> bool:
+    """Return whether a path is that of a model.json, not a folder or a Hub id."""
+    return Path(path).suffix == ".json" and Path(path).is_file()
+
+
 def load_record(path: str | Path) -> ModelRecord:
     """Return a model.json written by the `model` step, or the record of a folder or Hub id given directly."""
-    path = Path(path)
-    return ModelRecord.load(path) if path.suffix == ".json" and path.is_file() else resolve(str(path))
+    return ModelRecord.load(Path(path)) if is_record(path) else resolve(str(path))
 
 
 def check_merged(folder: str | Path, check: Check = check_files) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import RECORD, Check, check_files, load_metadata, read_json
 from replaceme.core.origin import Origin
 from replaceme.core.validation import validated
-from replaceme.models.checkpoints import check_merged, load_record, read_config
+from replaceme.models.checkpoints import check_merged, is_record, load_record, locate, open_checkpoint, read_config
 from replaceme.models.model_record import ModelRecord
 
 if TYPE_CHECKING:
@@ -128,16 +128,18 @@ def model_record(args: argparse.Namespace) -> ModelRecord:
 def weights_folder(model: str, check: Check = check_files) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a model to measure and its config, after a check of its files against its record.
 
-    `check` is that of a model made here.
+    `check` is that of a model made here. A folder or Hub id without a record is opened, and not hashed.
     """
     folder = Path(model)
     if (folder / RECORD).is_file():
         check_merged(folder, check)
-    else:
+    elif is_record(model):
         record = load_record(model)
         folder = Path(record.folder)
-        if folder != Path(model):  # of a folder the hashes have just been made
-            _check_source(folder, record.files, model)
+        _check_source(folder, record.files, model)
+    else:
+        folder, _ = locate(model, None)
+        open_checkpoint(folder)
     return folder, read_config(folder)
 
 
