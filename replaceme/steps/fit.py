@@ -85,25 +85,23 @@ def run(args: argparse.Namespace) -> None:
         return
     origin = _origin(args, record, config, cut)
 
-    states: list[State] = []
-
     def gathered(group: int) -> Evidence:
         statistics = None if args.statistics is None else Statistics.load(args.statistics, group)[0]
         rows = _rows(args, config, origin, group)
         device = pick_device(args.device)
-        if rows:
-            states.append(fit_state(args.out / STATE.format(group=group), config, rows, device))
+        state = fit_state(args.out / STATE.format(group=group), config, rows, device) if rows else None
         changed = neurons(args.recycled, config.regression, origin)
         shards = _shards(args, config, origin, group)
-        return Evidence(statistics, shards, rows, device, changed and changed[group], states[-1] if rows else None)
+        return Evidence(statistics, shards, rows, device, changed and changed[group], state)
 
     def passes() -> Passes:
-        found = load_passes(args, record, config.needs_loss)[0]
+        nonlocal origin
+        found, read = load_passes(args, record, config.needs_loss)
+        origin = _with_text(args, origin, read)
         if not config.end_to_end:
             return found
         identity = state_identity(config, origin.content, found.device)
-        states.append(State(args.out / STATE.format(group=config.objective), identity))
-        return replace(found, state=states[-1])
+        return replace(found, state=State(args.out / STATE.format(group=config.objective), identity))
 
     family = family_of(model_config, record.source)
     # a sequential estimation has no sums, also where the groups that were asked for have become one
@@ -113,8 +111,7 @@ def run(args: argparse.Namespace) -> None:
     report = joint_report(found)
     Transform.save_all(args.out / "transform.safetensors", found, origin.content)
     _write_report(args, config, report, origin, not cut.pairs_up)
-    for state in states:
-        state.remove()
+    _remove_states(args.out)
 
 
 def _fit_method(args: argparse.Namespace, record: ModelRecord, config: MethodConfig, cut: Cut) -> None:
@@ -125,7 +122,13 @@ def _fit_method(args: argparse.Namespace, record: ModelRecord, config: MethodCon
     found = fit_method(replace(passes, state=state), config, cut, record)
     found.save(args.out / "transform.safetensors", origin.content)
     _write_report(args, config, found.report, origin)
-    state.remove()
+    _remove_states(args.out)
+
+
+def _remove_states(folder: Path) -> None:
+    """Remove the states of fits in a folder: of the one that is done, and of one of other options that was killed."""
+    for path in folder.glob(STATE.format(group="*")):
+        path.unlink(missing_ok=True)
 
 
 def _write_report(
@@ -152,6 +155,15 @@ def _origin(args: argparse.Namespace, record: ModelRecord, config: FitConfig, cu
         raise ReplaceMeError(
             f"{args.statistics}: of placement and weighting {origin.kind}, not {config.regression.kind}"
         )
+    return origin
+
+
+def _with_text(args: argparse.Namespace, origin: Origin, read: Origin) -> Origin:
+    """Return the origin of transforms that passes over a text are for too, after a check that statistics are of it."""
+    if args.statistics is None:
+        return replace(read, groups=origin.groups)
+    if not read.is_shared_by(origin):
+        raise ReplaceMeError(f"{args.tokens_file}: not the text of {args.statistics}, or it ran otherwise")
     return origin
 
 
