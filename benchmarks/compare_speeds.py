@@ -9,7 +9,6 @@ of the `cut` step, or in a workflow's results; cuts of the same parts are measur
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,15 +19,19 @@ import torch
 from replaceme.config.command_line import add_options, from_options
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.cut_record import Cut
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import write_json
 from replaceme.core.places import Span, shown
 from replaceme.core.progress import progress
 from replaceme.evaluation.absent import parts_gone, without
 from replaceme.evaluation.speed import Workload, one_repeat, random_prompt, workload
-from replaceme.models.checkpoints import read_config
+from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.family import Family
 from replaceme.models.loading import load_causal_model
 from replaceme.models.model_config import family_of, pick_device, pick_dtype
+from replaceme.models.model_record import ModelRecord
 from replaceme.provenance.environment import hardware
+from replaceme.steps.common import same_model
 
 Times = list[tuple[float, float]]  # of each round: seconds of the prompt and of the tokens after it
 LENGTHS = ("prompt_tokens", "new_tokens", "batch_size", "warmup")
@@ -44,12 +47,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where all times go (.json)")
     add_options(parser, SpeedConfig, LENGTHS)
     arguments = parser.parse_args()
+    try:
+        measure(arguments)
+    except ReplaceMeError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure, print and write what is asked for."""
+    if arguments.rounds < 1:
+        raise ReplaceMeError(f"--rounds {arguments.rounds}: must be at least 1")
     options, config = from_options(arguments, SpeedConfig, LENGTHS), read_config(arguments.model)
     device = pick_device("auto")
     dtype = pick_dtype(arguments.dtype, device, config)
+    names = named(arguments.cuts, resolve(arguments.model))
     model = load_causal_model(arguments.model, dtype, device)
     load = workload(model, random_prompt(model, arguments.model, options, options.new_tokens), options.new_tokens)
-    names = named(arguments.cuts)
     times = in_rounds(model, family_of(config, arguments.model), load, list(names), options.warmup, arguments.rounds)
     tokens = (options.batch_size * options.prompt_tokens, options.batch_size * options.new_tokens)
     lines = table(names, times, tokens)
@@ -57,21 +70,26 @@ def main() -> None:
     if arguments.out:
         about = {"dtype": dtype, "threads": torch.get_num_threads(), **options.model_dump(include=set(LENGTHS))}
         rounds = [{"cuts": names[key], "groups": key, "seconds": found} for key, found in times.items()]
-        arguments.out.write_text(json.dumps({**about, "hardware": hardware(), "rounds": rounds}, indent=1) + "\n")
+        write_json(arguments.out, {**about, "hardware": hardware(), "rounds": rounds})
 
 
-def named(paths: Sequence[Path]) -> dict[tuple[Span, ...], str]:
-    """Return the names of the cuts with the same groups, which are those of their folders; nothing is cut first."""
+def named(paths: Sequence[Path], record: ModelRecord) -> dict[tuple[Span, ...], str]:
+    """Return the names of the cuts with the same groups, which are those of their folders; nothing is cut first.
+
+    Raises ReplaceMeError for a cut of another model.
+    """
     names: dict[tuple[Span, ...], list[str]] = {(): ["whole"]}
     for path in paths:
-        names.setdefault(tuple(Cut.load(path).groups), []).append(path.parent.name)
+        cut = Cut.load(path)
+        same_model(record, cut.model_sha256, path)
+        names.setdefault(tuple(cut.groups), []).append(path.parent.name)
     return {groups: ", ".join(found) for groups, found in names.items()}
 
 
 def in_rounds(
     model: torch.nn.Module, family: Family, load: Workload, cuts: Sequence[tuple[Span, ...]], warmup: int, rounds: int
 ) -> dict[tuple[Span, ...], Times]:
-    """Return the times of every cut in every round but the first, `warmup` ones."""
+    """Return the times of every cut in every round, after `warmup` rounds that do not count."""
     times: dict[tuple[Span, ...], Times] = {groups: [] for groups in cuts}
     for _ in progress(range(warmup + rounds), "speeds", unit="round"):
         for groups, found in times.items():

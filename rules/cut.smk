@@ -1,5 +1,5 @@
 rule parts:
-    """Count what the parts of a model cost in a unit."""
+    """Find what the parts of a model cost in a unit: times are measured (`parts_timed`), all else is counted."""
     input:
         model=paths.MODEL,
     output:

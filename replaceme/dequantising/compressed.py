@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PACKED = "pack-quantized"
 WHOLE = ("int-quantized", "float-quantized", "naive-quantized")
-MIXED = "mixed-precision"  # each group has a format of its own
 NAME = "compressed-tensors"
 
 

@@ -85,6 +85,7 @@ def _without_weights(record: ModelRecord) -> "nn.Module":
     from transformers import AutoConfig
 
     loaded = AutoConfig.from_pretrained(record.folder, trust_remote_code=False, local_files_only=True)
+    loaded.pad_token_id = None  # of which transformers would look at the ids, which have no values here
     with quiet_transformers(), torch.device("meta"):
         model = class_with_head(read_config(record.folder)).from_config(loaded, dtype=getattr(torch, COUNTED))
     return model.eval()
@@ -148,6 +149,8 @@ def _by_part(model: "nn.Module", family: Family, least: Callable[[Sequence[State
         if other >= whole and of in TIMED:
             log.warning("%s: the %ss cost nothing that can be measured here; is the machine busy?", of, part)
         costs[part] |= dict.fromkeys(members, max(0.0, (whole - other) / len(gone)))
+    if of in TIMED and not any(costs[BLOCK].values()):
+        raise ReplaceMeError(f"{of}: the model takes as long without its blocks; raise `repeats`, or try later")
     listed = {part: [found.get(k, _mean(found)) for k in range(len(blocks))] for part, found in costs.items()}
     return PartCosts(of, float(whole), listed[BLOCK], listed.get(ATTENTION), listed.get(MLP))
 

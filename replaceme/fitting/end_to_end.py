@@ -127,7 +127,7 @@ class _Fit:
     def run(self) -> None:
         """Train to the end, from where a state was left."""
         self._restore()
-        every = max(1, self.steps // LOOKS)
+        every = math.ceil(self.steps / LOOKS)
         if not self.curve:
             self._look(0)
         with closing(bar(total=self.steps, initial=self.training.done, desc="kl", unit="step")) as shown:

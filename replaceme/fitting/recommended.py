@@ -57,6 +57,8 @@ def _why_not(
         return "the model has no next token"
     if device == "cpu":
         return "training takes a GPU"
+    if forward.samples == 1:
+        return "training takes two sequences or more"
     if forward.load_in_4bit or forward.streaming == "always":
         return "training takes all of the model, in its own type"
     try:

@@ -159,7 +159,8 @@ def _check_streams(fit: "FitConfig", where: str) -> None:
 def check_together(cut: CutConfig, fit: MethodConfig) -> None:
     """Raise ReplaceMeError for a cut that may begin in the middle of a block, and a fit that takes whole blocks."""
     if cut.in_middle and fit.of_whole_blocks is not None:
-        word = "halves" if cut.halves else f"start {cut.start}"
+        place = f"search {cut.search}" if cut.start is None else f"start {cut.start}"
+        word = "halves" if cut.halves else place
         raise ReplaceMeError(f"{word}: {fit.of_whole_blocks} takes whole blocks; change either")
 
 

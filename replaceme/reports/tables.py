@@ -172,13 +172,21 @@ def task_columns(columns: Sequence[str]) -> list[str]:
 
 
 def _with_code(results: Sequence[_Result]) -> list[str]:
-    """Return the fits whose models bring code; where only some cuts of one do, each with its cut."""
-    coded, plain = (
-        {result.names[2:4] for result in results if bool(result.fit.get("own_code")) == wanted}
-        for wanted in (True, False)
-    )
-    mixed = {fit for _, fit in plain}
-    return sorted({f"{cut} with {fit}" if fit in mixed else fit for cut, fit in coded})
+    """Return the fits whose models bring code; where only some rows of one do, with their cut, or the whole row."""
+    coded = [result for result in results if result.fit.get("own_code")]
+    plain = [result for result in results if not result.fit.get("own_code")]
+    fits, cuts = ({result.names[start:4] for result in plain} for start in (3, 2))
+    found = set()
+    for one in coded:
+        cut, fit = one.names[2:4]
+        short = fit if (fit,) not in fits else f"{cut} with {fit}"
+        found.add(short if (cut, fit) not in cuts else _row_name(one))
+    return sorted(found)
+
+
+def _row_name(result: _Result) -> str:
+    """Return the names of a row as a config writes them, those of a baseline too."""
+    return "/".join(filter(None, result.names))
 
 
 def _own_columns(result: _Result) -> dict[str, Mapping[str, Any]]:
@@ -210,11 +218,10 @@ def _speed_notes(results: Sequence[_Result]) -> dict[str, str]:
     for result in results:
         if not (one := result.speed):
             continue
-        model, _, cut, fit, healing = result.names
         new = f" and {one['new_tokens']} new ones" if one["new_tokens"] else ""
-        where = f"{one['dtype']} on {one['device']}, {one['threads']} threads; {described(one['hardware'])}"
-        row = " ".join(filter(None, (model, cut, fit, healing)))
-        notes[row] = f"{one['batch_size']} x {one['prompt_tokens']} tokens{new}, {where}"
+        device = f"{one['gpus']} GPUs" if one.get("gpus", 1) > 1 else one["device"]
+        where = f"{one['dtype']} on {device}, {one['threads']} threads; {described(one['hardware'])}"
+        notes[_row_name(result)] = f"{one['batch_size']} x {one['prompt_tokens']} tokens{new}, {where}"
     return notes
 
 

@@ -154,13 +154,33 @@ def test_what_is_counted_asks_for_no_device(llama, tmp_path, monkeypatch, unit, 
 
 def test_a_model_is_whole_again_and_noise_is_no_gain(llama, monkeypatch, caplog):
     models = []
-    times = iter(range(1, 9))  # every pass takes longer than the one before
+    times = iter([4, 3, 5, 6])  # of the whole model, and without blocks, attentions, MLPs
     monkeypatch.setattr(parts, "one_repeat", lambda model, load: models.append(model) or (next(times), 0))
     found = part_costs(resolve(str(llama)), "prefill", OPTIONS, ON_CPU)
-    assert found.blocks == found.attentions == found.mlps == [0.0] * 6
-    assert caplog.text.count("is the machine busy?") == 3
+    assert found.blocks == [0.25] * 6 and found.attentions == found.mlps == [0.0] * 6
+    assert caplog.text.count("is the machine busy?") == 2
     whole, ids = load_causal_model(llama, "float32", "cpu"), torch.arange(6, 14)[None]
     assert torch.equal(models[0](ids).logits, whole(ids).logits)
+
+
+def test_blocks_that_cost_no_time_are_no_result(llama, monkeypatch, refuses):
+    """It would be kept, and no cut could be chosen from it."""
+    times = iter(range(1, 9))  # every pass takes longer than the one before
+    monkeypatch.setattr(parts, "one_repeat", lambda model, load: (next(times), 0))
+    with refuses("prefill: the model takes as long without its blocks; raise `repeats`, or try later"):
+        part_costs(resolve(str(llama)), "prefill", OPTIONS, ON_CPU)
+
+
+@pytest.mark.parametrize("unit", ["flops", "cache"])
+def test_a_token_for_padding_is_none_of_what_is_counted(tmp_path, unit):
+    """transformers looks for it among the ids of some models, which have no values where a model has no weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 32, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64}
+    for name, pad in (("with", 0), ("without", None)):
+        GPT2LMHeadModel(GPT2Config(**sizes, pad_token_id=pad)).save_pretrained(tmp_path / name)
+    one, other = (part_costs(resolve(str(tmp_path / name)), unit, OPTIONS, ON_CPU) for name in ("with", "without"))
+    assert one.blocks == other.blocks and one.total == other.total
 
 
 def test_a_slow_while_slows_all_alike(llama, monkeypatch):

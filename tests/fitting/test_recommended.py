@@ -31,7 +31,7 @@ def test_it_is_trained_where_a_gpu_has_room(llama, chosen, caplog):
     for memory, reason in ((None, "takes a GPU"), (1000, "less is free")):
         caplog.clear()
         assert chosen(llama, memory) == FitConfig() and reason in caplog.text
-    for forward in ({"load_in_4bit": True}, {"streaming": "always"}):
+    for forward in ({"load_in_4bit": True}, {"streaming": "always"}, {"samples": 1}):
         assert chosen(llama, 10**9, **forward) == FitConfig()
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pandas
 import pytest
@@ -195,6 +196,15 @@ def test_a_method_that_removes_no_block_and_brings_code(results, tmp_path):
         assert "loaded with trust_remote_code: ls." in text
 
 
+def test_code_that_one_row_of_a_fit_brings_is_said_of_that_row(results):
+    """Where a cut of single attentions on one text is a cut of whole blocks on another."""
+    rows, baselines = results
+    other = rows[1].parents[2] / "other/n2"
+    shutil.copytree(rows[1].parent, other)
+    put(other / "ls/fit.json", {**json.loads((other / "ls/fit.json").read_text()), "own_code": True})
+    assert tables.collect([*rows, other / "ls"], baselines, "micro").attrs["own_code"] == ["toy/other/n2/ls"]
+
+
 def test_cost_is_last(results):
     frame = tables.collect(*results, "micro")
     assert tuple(frame.columns[-7:]) == (*tables.SIZE, tables.CACHE, *SPEED)
@@ -221,7 +231,10 @@ def test_a_table_says_how_speeds_were_measured(results):
     assert "Speed: 1 x 256 tokens and 16 new ones, float32 on cpu, 2 threads; Some CPU, 2 cores, 8 GB." in alike
     speed(rows[1], threads=1)
     notes = [note for note in render._notes(tables.collect(rows, baselines, "micro")) if note.startswith("Speed")]
-    assert [note.split(":")[0] for note in notes] == ["Speed of toy baseline, toy n2 uidl", "Speed of toy n2 ls"]
+    assert [note.split(":")[0] for note in notes] == [
+        "Speed of toy/baseline, toy/cal/n2/uidl",
+        "Speed of toy/cal/n2/ls",
+    ]
 
 
 def test_without_speed_a_table_has_its_sizes_alone(results, tmp_path):
