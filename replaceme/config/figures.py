@@ -9,7 +9,7 @@ from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import METHODS
 from replaceme.config.metrics import AFTER_FIT, REPRESENTATIONS, of_pairs
-from replaceme.config.tables import CACHE, SPEED, speeds_of
+from replaceme.config.tables import CACHE, DIVERGENCE, SPEED, speeds_of
 
 Name = Literal["model", "calibration", "cut", "fit", "metric", "position"]
 Line = Literal[*get_args(Name), "by"]
@@ -19,7 +19,7 @@ SIZES = ("removed", "compression")
 SECTIONS = {"calibration": (CalibrationConfig,), "cut": (CutConfig,), "fit": tuple(METHODS.values())}
 # what a table has beside its tasks, and what `replaceme cost` adds to it
 MEASURES = (
-    "average", "rp", "perplexity", "kl", "text_perplexity", "residual", "average_vs_identity",
+    "average", "rp", "perplexity", *DIVERGENCE, "residual", "average_vs_identity",
     "log_perplexity_vs_identity", "parameters", "file_bytes", CACHE, *SPEED,
 )  # fmt: skip
 COST_MEASURES = ("seconds", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "energy_kwh", "emissions_kg")

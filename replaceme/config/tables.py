@@ -14,6 +14,7 @@ PRODUCT = ("models", "calibrations", "cuts", "fits")
 # the columns of a table that depend on the machine and the time; everything left of them is the same in every run
 RATES = ("prefill_tokens_per_s", "decode_tokens_per_s")
 SPEED = (*RATES, "latency_s", "peak_memory_bytes")
+DIVERGENCE = ("kl", "text_perplexity")  # columns of evaluations with a `divergence`
 CACHE = "cache_bytes_per_token"  # a column of language models alone
 SECTIONS = (*PRODUCT, "healings")  # of the names in a row, in their order
 # the columns of a table left of its tasks

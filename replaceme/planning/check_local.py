@@ -10,7 +10,6 @@ from typing import Any
 
 from replaceme.calibration.documents import check_source
 from replaceme.config.cuts import CutConfig
-from replaceme.config.figures import COST_MEASURES, MEASURES, FigureConfig
 from replaceme.config.schema import Config
 from replaceme.config.sources import made_of, unmixed
 from replaceme.config.tables import TableConfig
@@ -31,11 +30,10 @@ from replaceme.models.model_config import (
     is_of_images,
 )
 from replaceme.models.other_formats import check_gguf, is_gguf
+from replaceme.planning.check_measures import figure_problems, reference_problems
 from replaceme.planning.outline import Outline, outline_at
 from replaceme.planning.user_files import dates_ahead
 from replaceme.provenance.job_cost import check_country
-from replaceme.reports.plot_data import check_published
-from replaceme.reports.published_values import check_reference, scaled
 
 
 def check_inputs(config: Config, origin: str) -> None:
@@ -70,18 +68,14 @@ def local_problems(config: Config) -> list[str]:
         lines += _divergence_problems(config, name, table)
         lines += _halves_problems(config, name, table)
         lines += [f"tables.{name}.exports: {line}" for line in lines_of_missing(table.exports)]
-        try:
-            if table.reference is not None:
-                check_reference(table.reference, table.row_names)
-        except ReplaceMeError as error:
-            lines.append(f"tables.{name}: {error}")
+        lines += [f"tables.{name}: {problem}" for problem in reference_problems(config, name, table)]
     if config.cost is not None and config.cost.country is not None:
         try:
             check_country(config.cost.country)
         except ReplaceMeError as error:
             lines.append(str(error))
     for name, figure in config.figures.items():
-        lines += [f"figures.{name}.{problem}" for problem in _figure_problems(config, figure)]
+        lines += [f"figures.{name}.{problem}" for problem in figure_problems(config, figure)]
     return lines
 
 
@@ -142,53 +136,6 @@ def _halves_problems(config: Config, name: str, table: TableConfig) -> list[str]
         except ReplaceMeError as error:
             found.append(f"tables.{name}: cuts.{cut} with fits.{fit}: {error}")
     return found
-
-
-def _figure_problems(config: Config, figure: FigureConfig) -> list[str]:
-    """Return lines for measures that a figure's tables will not have, and for missing published values."""
-    found = []
-    if figure.needs_cost and config.cost is None:
-        found.append("measures: costs are measured where the section `cost` is set; set it")
-    tables = {name: config.tables[name] for name in figure.tables}
-    for name, table in tables.items():
-        if figure.kind == "heatmap":
-            continue
-        if table.evaluation is None:
-            found.append(f"tables: {name!r} has no evaluation, so there is nothing to show; drop it")
-            continue
-        known = [*MEASURES, *COST_MEASURES, *config.evaluations[table.evaluation].columns]
-        if "kl" in figure.columns and config.divergence_text(table) is None:
-            found.append(f"measures: kl is not measured by table {name!r}; set `divergence` of its evaluation")
-        unknown = [column for column in figure.columns if column not in known]
-        if unknown:
-            found.append(f"measures: {unknown[0]!r} is not measured by table {name!r}; it has {', '.join(known)}")
-    if figure.from_config is not None:
-        section, key = figure.from_config
-        names = {one for table in tables.values() for one in table.named(f"{section}s")}
-        values = {one: getattr(getattr(config, f"{section}s")[one], key, None) for one in sorted(names)}
-        found += [
-            f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
-        ]
-    for what, check in (("measures", _check_measures), ("published", _check_published)):
-        try:
-            check(figure)
-        except ReplaceMeError as error:
-            found.append(f"{what}: {error}")
-    return found
-
-
-def _check_measures(figure: FigureConfig) -> None:
-    for measure in figure.measures:
-        scaled(measure)
-
-
-def _check_published(figure: FigureConfig) -> None:
-    if figure.published is not None:
-        check_published(figure)
-
-
-def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model_problems(config: Config, name: str) -> list[str]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaceme.config.exports import COLUMN
 from replaceme.config.metrics import every_metric
-from replaceme.config.tables import CACHE
+from replaceme.config.tables import CACHE, DIVERGENCE
 from replaceme.core.files import write_text
-from replaceme.reports.tables import DIVERGENCE, task_columns
+from replaceme.reports.tables import task_columns
 
 if TYPE_CHECKING:
     import pandas

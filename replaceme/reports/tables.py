@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.config.exports import COLUMN
 from replaceme.config.methods import NARROWING
 from replaceme.config.result_paths import row_of
-from replaceme.config.tables import BASELINE, CACHE, KEYS, RATES, SPEED
+from replaceme.config.tables import BASELINE, CACHE, DIVERGENCE, KEYS, RATES, SPEED
 from replaceme.core import uncertainty
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SIZE = ("parameters", "file_bytes")
 TEXT = ("text_perplexity", "text_perplexity_stderr")
-DIVERGENCE = ("kl", "kl_stderr", *TEXT)
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def collect(
     `rows` are folders <model>/<calibration>/<cut>/<fit>, or healed/<healing> inside one (only then there is a column
     `healing`), `baselines` folders <model>/baseline; `evaluation` names a file in their `evaluation` folder. With
     `speed` they have a speed.json too, and the table the columns SPEED; with `divergence` the rows have a file of that
-    name in their `divergence` folder too, and the table the columns DIVERGENCE; with `by` there is a column of that
-    name, which says what finds the numbers of each fit; `exports` are programs whose outcomes lie in their `exports`
-    folder, and have a column each. Accuracies are fractions, `rp` and only
+    name in their `divergence` folder too, and the table the columns DIVERGENCE and their errors; with `by` there is a
+    column of that name, which says what finds the numbers of each fit; `exports` are programs whose outcomes lie in
+    their `exports` folder, and have a column each. Accuracies are fractions, `rp` and only
     it is in percent. `*_vs_identity` are paired over items with the identity fit of the same cut, not healed. Raises
     ReplaceMeError naming a missing file or baseline.
     """
@@ -145,7 +144,7 @@ def _columns(results: Sequence[_Result]) -> list[str]:
         "rp",
         "perplexity",
         "perplexity_stderr",
-        *(DIVERGENCE if any(result.divergence for result in results) else ()),
+        *(tasks_and_errors(DIVERGENCE) if any(result.divergence for result in results) else ()),
         "residual",
         "average_vs_identity",
         "average_vs_identity_stderr",
@@ -161,7 +160,7 @@ def _columns(results: Sequence[_Result]) -> list[str]:
 
 
 def tasks_and_errors(tasks: Sequence[str]) -> list[str]:
-    """Return the columns of tasks: each name, then its standard error."""
+    """Return the columns of tasks, or of measures: each name, then its standard error."""
     return [column for task in tasks for column in (task, f"{task}_stderr")]
 
 
