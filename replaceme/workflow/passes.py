@@ -2,7 +2,8 @@
 
 Jobs of one model and text share a pass (`planned`), unless one needs what another makes: cuts are chosen from distances
 and candidates, sums and rows are of chosen cuts, those with recycled neurons need other sums before. Rows are of the
-whole text, sums of its shards, so that they share a pass where there is one shard.
+whole text, sums of its shards, so that they share a pass where there is one shard. Other methods and sequential fits
+have passes of their own in place of sums; trainings through the model and ratios of magnitudes have them beside sums.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,9 +21,9 @@ from replaceme.workflow.table_jobs import TableJobs
 class TextPasses:
     """Passes for the rows of tables that have a model and a calibration in common: names of what each one is for.
 
-    `own`: fits with passes of their own, each over the whole text; `scored`: choices of neurons of removed blocks, of
-    two passes each; `candidates`: names of candidates of cuts, each measured by passes over its samples; `most`: the
-    number of samples from which those are taken first that are enough.
+    `own`: fits of a cut with passes of their own, in place of the shared ones or after them; `scored`: choices of
+    neurons of removed blocks, of two passes each; `candidates`: names of candidates of cuts, each measured by passes
+    over its samples; `most`: the number of samples from which those are taken first that are enough.
     """
 
     model: str
@@ -74,17 +75,18 @@ def _of_text(config: Config, model: str, calibration: str, rows: list[Row]) -> T
     section = config.calibrations[calibration]
     cuts = {name: config.cuts[name] for name in dict.fromkeys(row.cut for row in rows)}
     pairs = {(row.cut, row.fit): config.fits[row.fit] for row in rows if not config.fits[row.fit].unfitted}
-    own = [fit for (cut, _), fit in pairs.items() if fit.is_other or fit.sequential(cuts[cut].several)]
-    summed = [fit for fit in pairs.values() if fit not in own]
+    apart = [pair for pair, fit in pairs.items() if fit.is_other or fit.sequential(cuts[pair[0]].several)]
+    summed = {pair: fit for pair, fit in pairs.items() if pair not in apart}
+    own = [pair for pair, fit in pairs.items() if pair in apart or fit.end_to_end or fit.structure.ratios]
     shared = {"distances": True}
     for kind, of_kind in (("", True), (" with recycled neurons", False)):
         # recycled neurons are chosen from sums without them
-        sums = any(of_kind or fit.recycle is not None for fit in summed)
-        stored = any(fit.needs_rows and (fit.recycle is None) == of_kind for fit in summed)
+        sums = any(of_kind or fit.recycle is not None for fit in summed.values())
+        stored = any(fit.needs_rows and (fit.recycle is None) == of_kind for fit in summed.values())
         together = section.shards == 1
         shared[f"sums and rows{kind}" if stored and together else f"sums{kind}"] = sums
         shared[f"rows{kind}"] = stored and not together
-    scored = {(cut, fit.regression) for (cut, _), fit in pairs.items() if fit in summed and fit.sums_before is not None}
+    scored = {(cut, fit.regression) for (cut, _), fit in summed.items() if fit.sums_before is not None}
     candidates = {candidates_name(cut): True for cut in cuts.values() if cut.needs_candidates}
     most = section.most if section.automatic else None
     names = tuple(name for name, on in shared.items() if on)

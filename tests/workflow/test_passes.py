@@ -14,6 +14,9 @@ FITS = {
     "removed": {"placement": "down_proj", "recycle": 0.1, "recycle_from": "removed"},
     "sequential": {"estimation": "sequential"},
     "svd": {"method": "svd_llm"},
+    "kl": {"objective": "kl"},
+    "sequential-kl": {"estimation": "sequential", "objective": "kl"},
+    "magnitude": {"transform": "magnitude", "placement": "block"},
 }
 
 
@@ -42,6 +45,8 @@ def config(fits, shards=2, cuts=("n2",)):
     (["recycled"], 2, ["distances", "sums", "sums with recycled neurons"], 0),
     (["recycled-cosine", "cosine"], 1, ["distances", "sums and rows", "sums and rows with recycled neurons"], 0),
     (["svd", "ls"], 2, ["distances", "sums"], 1),
+    (["kl", "uidl"], 2, ["distances", "sums"], 1),
+    (["magnitude"], 2, ["distances", "sums"], 1),
 ])  # fmt: skip
 def test_passes_of_a_text(fits, shards, shared, own):
     [found] = passes(config(fits, shards), ["t"])
@@ -52,6 +57,17 @@ def test_a_fit_on_the_model_shortened_so_far_has_passes_of_its_own():
     [found] = passes(config(["sequential"], cuts=["two"]), ["t"])
     assert found.own == 1 and found.shared == ("distances",)
     assert str(found).startswith("m on c: 1 forward pass over the text (distances), and passes for 1 fit alone")
+
+
+def test_a_fit_sums_for_the_cut_of_one_group_where_another_cut_has_several():
+    for cuts in (["by-hand", "two"], ["two", "by-hand"]):
+        [found] = passes(config(["sequential"], cuts=cuts), ["t"])
+        assert found.shared == ("distances", "sums") and found.own == 1
+
+
+def test_a_training_on_the_model_shortened_so_far_is_one_fit():
+    [found] = passes(config(["sequential-kl"], cuts=["by-hand", "two"]), ["t"])
+    assert found.shared == ("distances", "sums") and found.own == 2
 
 
 def test_neurons_of_removed_blocks_take_two_passes_for_each_cut():
