@@ -171,6 +171,23 @@ def test_shards_that_do_not_belong_together(run, capsys, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--shards", 0), "options: shards: Input should be greater than or equal to 1 (found 0)"),
+        (("--shard=-2", "--shards", 2), "options: --shard -2: must be at least 0, and less than --shards 2"),
+        (("--shard", 2, "--shards", 2), "options: --shard 2: must be at least 0, and less than --shards 2"),
+        (("--shard", 1), "options: --shard 1: must be at least 0, and less than --shards 1"),
+        (("--batch-size", 0), "options: batch_size: Input should be greater than or equal to 1 (found 0)"),
+    ],
+)
+def test_a_shard_that_is_none_of_them_is_refused_before_the_pass(run, capsys, tmp_path, monkeypatch, words, line):
+    monkeypatch.setattr("replaceme.steps.forward.load_model", lambda *_: pytest.fail("loaded"))
+    given = ["gram", run / "model.json", run / "tokens.safetensors", run / "cut.json", *words]
+    assert line in fails(capsys, *given, "--out", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_of_another_model_are_refused(run, capsys, tmp_path, make_llama):
     other = make_llama(seed=1)
     candidates = ["--candidates", run / "candidates.json"]

@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from replaceme.config.base import Strict
@@ -65,8 +66,12 @@ def any_given(args: argparse.Namespace, schema: Schema) -> bool:
 
 
 def option_of(args: argparse.Namespace, schema: type[Strict], name: str) -> Any:
-    """Return one option as it was given, else the default of its field."""
-    return getattr(args, name, schema.model_fields[name].default)
+    """Return one option as it was given, validated as its key of config.yaml is, else the default of its field."""
+    field = schema.model_fields[name]
+    if name not in vars(args):
+        return field.default
+    alone = create_model(schema.__name__, __base__=Strict, **{name: (field.annotation, field)})
+    return getattr(validated(alone, {name: getattr(args, name)}, "options"), name)
 
 
 def _models(schema: Schema) -> list[type[Strict]]:

@@ -10,7 +10,6 @@ from replaceme.config.command_line import add_options, option_of
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import RECORD, Check, check_files, load_metadata, read_json
 from replaceme.core.origin import Origin
-from replaceme.core.validation import validated
 from replaceme.models.checkpoints import check_merged, is_record, load_record, locate, open_checkpoint, read_config
 from replaceme.models.model_record import ModelRecord
 
@@ -49,7 +48,7 @@ def verify_argument(parser: argparse.ArgumentParser, against: str) -> None:
 
 def gpus_of(args: argparse.Namespace) -> int:
     """Return the --gpus of `compute_arguments`."""
-    return validated(ModelConfig, {"source": "", "gpus": option_of(args, ModelConfig, "gpus")}, "options").gpus
+    return option_of(args, ModelConfig, "gpus")
 
 
 def set_threads(threads: int | None) -> None:

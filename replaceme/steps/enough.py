@@ -8,7 +8,6 @@ from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.fits import FitConfig
 from replaceme.core.files import write_json
-from replaceme.core.validation import validated
 from replaceme.fitting.enough import Criterion, find_enough
 from replaceme.steps.common import model_record, out_argument
 from replaceme.steps.forward import forward_arguments, load_forward
@@ -29,12 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the token file and the report."""
-    given = {
-        "dataset": args.tokens_file,
-        "samples": "auto",
-        "tolerance": option_of(args, CalibrationConfig, "tolerance"),
-    }
-    tolerance = validated(CalibrationConfig, given, "options").tolerance
+    tolerance = option_of(args, CalibrationConfig, "tolerance")
     regression = from_options(args, FitConfig, ("placement",)).regression
     forward = load_forward(args, model_record(args))
     samples, found = find_enough(

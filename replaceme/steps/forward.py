@@ -50,6 +50,7 @@ class Forward:
 
 def load_forward(args: argparse.Namespace, record: ModelRecord, head: bool = False) -> Forward:
     """Load the inputs named by `forward_arguments`, the model by its record, with its head or without."""
+    batch_size = option_of(args, CalibrationConfig, "batch_size")
     tokens, metadata = load_tokens(args.tokens_file)
     set_threads(args.threads)
     config = read_config(record.folder)
@@ -58,7 +59,6 @@ def load_forward(args: argparse.Namespace, record: ModelRecord, head: bool = Fal
     dtype = pick_dtype(option_of(args, CalibrationConfig, "dtype"), device, config)
     held = held_by(args)
     model = load_model(record.folder, dtype, device, head, held)
-    batch_size = option_of(args, CalibrationConfig, "batch_size")
     origin = Origin(record.sha256, metadata["sha256"], metadata, held.of_type(dtype), batch_size)
     return Forward(record, tokens, origin, model, family_of(config, record.folder), batch_size)
 

@@ -13,6 +13,7 @@ from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import REGRESSION
 from replaceme.core.cut_record import Cut
+from replaceme.core.errors import ReplaceMeError
 from replaceme.steps.common import model_record, neurons, out_argument, same_model
 from replaceme.steps.forward import Forward, forward_arguments
 from replaceme.steps.shared_pass import Share, run_pass
@@ -35,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the statistics of the shard."""
+    _shards(args)
     cut, record = Cut.load(args.cut), model_record(args)
     same_model(record, cut.model_sha256, args.cut)
     run_pass("gram", args, work)
@@ -50,6 +52,13 @@ def work(args: argparse.Namespace, forward: Forward, out: Path) -> Iterator[Shar
     origin = replace(forward.origin, groups=cut.groups)
     gathered = Gathered(cut.groups, regression, neurons(args.recycled, regression, origin))
     yield Share([gathered], gathered.bytes(forward.model, forward.family))
-    shards = option_of(args, CalibrationConfig, "shards")
-    origin = replace(origin, kind=regression.kind, shard=args.shard, shards=shards)
+    origin = replace(origin, kind=regression.kind, shard=args.shard, shards=_shards(args))
     Statistics.save_all(out, gathered.statistics(), origin.content)
+
+
+def _shards(args: argparse.Namespace) -> int:
+    """Return the number of shards; raises ReplaceMeError where the one to compute is none of them."""
+    shards = option_of(args, CalibrationConfig, "shards")
+    if not 0 <= args.shard < shards:
+        raise ReplaceMeError(f"options: --shard {args.shard}: must be at least 0, and less than --shards {shards}")
+    return shards

@@ -12,7 +12,7 @@ from replaceme.calibration.tokens import TOKEN_FIELDS
 from replaceme.cli import main
 from replaceme.config import schema
 from replaceme.config.calibrations import MICRO, suffix_of
-from replaceme.config.command_line import add_options, from_options, to_flags
+from replaceme.config.command_line import add_options, from_options, option_of, to_flags
 from replaceme.config.evaluations import (
     NAMED,
     OF_DIVERGENCE,
@@ -154,6 +154,13 @@ def test_options_are_validated_like_the_config(refuses):
         from_options(parser.parse_args(["--blocks", "2", "--ratio", "0.5"]), schema.CutConfig)
     with refuses("options: blocks: Input should be greater than or equal to 1"):
         from_options(parser.parse_args(["--blocks", "0"]), schema.CutConfig)
+
+
+def test_one_option_is_checked_without_the_rest_of_its_section(refuses):
+    assert option_of(argparse.Namespace(shards=3), schema.CalibrationConfig, "shards") == 3
+    assert option_of(argparse.Namespace(), schema.CalibrationConfig, "shards") == 1
+    with refuses("options: tolerance: Input should be greater than 0 (found 0.0)"):
+        option_of(argparse.Namespace(tolerance=0.0), schema.CalibrationConfig, "tolerance")
 
 
 def test_only_the_options_meant_for_a_section_reach_it():
