@@ -2,6 +2,13 @@
 
 from replaceme.core.cut_record import Cut
 
+# errors of a full GPU: torch's, CUDA's and cuBLAS's
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB.",
+    "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+)
+
 
 def cut_of(groups, num_blocks, **more):
     """Return a cut placed by hand: runs [start, end) of a model with so many blocks."""

@@ -86,7 +86,10 @@ def grouped(queries: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int
 
 
 def first_batch(groups: Sequence[Group], room: Room) -> list[Group]:
-    """Return as many of the first groups as the room holds, or one; they are sorted, the longest first."""
+    """Return as many of the first groups as the room holds, or one, whose answers may need several passes.
+
+    They are sorted, the longest first.
+    """
     width = len(groups[0].sequence)
     count = rows = tails = longest = after = 0
     for count, group in enumerate(groups):

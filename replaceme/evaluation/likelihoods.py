@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replaceme.activations.head import LOGITS, Head
+from replaceme.core.memory import is_full, release
 from replaceme.core.progress import bar
-from replaceme.evaluation.batches import Group, Room, first_batch, grouped, room_of
+from replaceme.evaluation.batches import CACHED, Group, Room, first_batch, grouped, room_of
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,8 @@ def log_likelihoods(
     """Return (log p(answer | context), whether greedy decoding gives the answer) for each (context, answer), in order.
 
     Both are token ids, neither empty. `longest` is the model's length: of longer sequences the beginning is dropped, as
-    lm-eval does. `most` limits the sequences of a pass. The model is in evaluation mode, with a head.
+    lm-eval does. `most` limits the sequences of a pass, be they contexts or answers that follow one. The model is in
+    evaluation mode, with a head.
     """
     import torch
 
@@ -65,14 +67,11 @@ def log_likelihoods(
     with torch.inference_mode(), closing(shown):
         while groups:
             batch = first_batch(groups, room)
-            try:
-                passes += _answered(model, batch, room)
-            except torch.cuda.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                torch.cuda.empty_cache()
+            answered = _unless_full(model, batch, room)
+            if answered is None:
                 room = room.half
                 continue
+            passes += answered
             groups = groups[len(batch) :]
             shown.update(sum(len(one) for group in batch for one in group.queries))
         found = _gathered(passes)
@@ -109,8 +108,20 @@ def _reuses(model: "nn.Module") -> bool:
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
+def _unless_full(model: "nn.Module", batch: Sequence[Group], room: Room) -> list[Pass] | None:
+    """Score the answers of groups, or return None where a GPU's memory is full and less room makes smaller passes."""
+    try:
+        return _answered(model, batch, room)
+    except RuntimeError as error:
+        least = len(batch) == 1 and all(len(part) == 1 for part in _tail_parts(batch, room))
+        if least or not is_full(error):
+            raise
+    release(next(model.parameters()).device.type)  # here, as the error refers to what was made
+    return None
+
+
 def _answered(model: "nn.Module", batch: Sequence[Group], room: Room) -> list[Pass]:
-    """Score the answers of groups by a pass over sequences and, where answers have tails, one over these."""
+    """Score the answers of groups by a pass over sequences and, where answers have tails, passes over these."""
     import torch
 
     ids, mask = _padded(model, [group.sequence for group in batch], left=True)
@@ -123,8 +134,7 @@ def _answered(model: "nn.Module", batch: Sequence[Group], room: Room) -> list[Pa
         wanted += [(row, answer[:1] if group.shared else answer) for answer in group.answers]
         begun += group.queries
     found = [_scores(logits, wanted, begun)]
-    tails = [(number, k, answer) for number, group in enumerate(batch) for k, answer in group.tails]
-    for part in _alike_in_length(tails, room):
+    for part in _tail_parts(batch, room):
         chosen = _placed(ids.device, [number for number, *_ in part])
         tail_ids, after = _padded(model, [answer[:-1] for _, _, answer in part], left=False)
         counts = np.array([len(answer) - 1 for _, _, answer in part])
@@ -137,16 +147,28 @@ def _answered(model: "nn.Module", batch: Sequence[Group], room: Room) -> list[Pa
     return found
 
 
-def _alike_in_length(tails: "list[Tail]", room: Room) -> "Iterator[list[Tail]]":
+def _tail_parts(batch: Sequence[Group], room: Room) -> "Iterator[list[Tail]]":
+    """Yield the tails of groups, those of one pass together."""
+    tails = [(number, k, answer) for number, group in enumerate(batch) for k, answer in group.tails]
+    return _alike_in_length(tails, max(len(group.sequence) for group in batch), room)
+
+
+def _alike_in_length(tails: "list[Tail]", width: int, room: Room) -> "Iterator[list[Tail]]":
     """Yield tails by length, as many together as a pass has room for, and lose at most PADDING of their tokens to
-    padding, or are few.
+    padding, or are few. Each of them reads a cache of `width` tokens.
     """
     part: list[Tail] = []
     used = 0  # tokens that a part runs
     for tail in sorted(tails, key=lambda tail: -len(tail[2])):
         tokens = len(tail[2]) - 1
-        padded = (len(part) + 1) * (len(part[0][2]) - 1) if part else 0
-        if padded > room.tokens or padded > max(room.few, (1 + PADDING) * (used + tokens)):
+        count, longest = len(part) + 1, len((part or [tail])[0][2]) - 1
+        full = (
+            count * longest > min(room.tokens, max(room.few, (1 + PADDING) * (used + tokens)))
+            or count * (width + longest) > CACHED * room.tokens
+            or used + tokens > room.rows
+            or count > room.sequences
+        )
+        if full and part:
             yield part
             part, used = [], 0
         part.append(tail)

@@ -1,9 +1,11 @@
 """Log-likelihoods of answers: against lm-eval's own class and the model's own logits, for every family."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from given import FULL
 from tiny_families import FAMILIES, VARIANTS, source
 
 from replaceme.evaluation import likelihoods
@@ -95,13 +97,77 @@ def test_ends_of_like_length_share_a_pass(model, monkeypatch):
         found[few, padding] = sum(seen)
     assert found[4096, 0.25] == 1 < found[1, 0.25] <= found[1, 0.0]
     tails = [(0, 0, range(length)) for length in (3, 9, 3, 5, 9)]
+    much = 2**20
     for room, parts in (
-        (Room(2**20, 1, 1), [[9, 9], [5], [3, 3]]),
-        (Room(2**20, 1, 1, few=40), [[9, 9, 5, 3, 3]]),
-        (Room(8, 1, 1, few=40), [[9], [9], [5, 3], [3]]),
+        (Room(much, much, much), [[9, 9], [5], [3, 3]]),
+        (Room(much, much, much, few=40), [[9, 9, 5, 3, 3]]),
+        (Room(8, much, much, few=40), [[9], [9], [5, 3], [3]]),
+        (Room(much, 18, much, few=40), [[9, 9], [5, 3, 3]]),
+        (Room(much, much, 2, few=40), [[9, 9], [5, 3], [3]]),
     ):
-        found = likelihoods._alike_in_length(tails, room)
+        found = likelihoods._alike_in_length(tails, 7, room)
         assert [[len(one[2]) for one in part] for part in found] == parts
+
+
+def shapes(monkeypatch, most=None):
+    """Return the shapes of masks of all passes from here on; one over more than `most` sequences has no room."""
+    run, seen = likelihoods._run, []
+
+    def watched(model, ids, mask, *rest, **options):
+        seen.append(tuple(mask.shape))
+        if most and len(mask) > most:
+            raise torch.cuda.OutOfMemoryError(FULL[0])
+        return run(model, ids, mask, *rest, **options)
+
+    monkeypatch.setattr(likelihoods, "_run", watched)
+    return seen
+
+
+def test_answers_to_one_context_run_as_many_as_there_is_room_for(model, monkeypatch):
+    """As many sequences as are asked for, and in cache and logits as many tokens as fit."""
+    given = [(list(range(4, 24)), [5, 4 + k]) for k in range(12)]
+    seen = shapes(monkeypatch)
+    wanted = log_likelihoods(model, given, 60, quiet=True)
+    assert seen == [(1, 20), (12, 21)]
+    much = 2**20
+    for room, counts in (
+        (Room(much, much, 5), [5, 5, 2]),
+        (Room(21, much, much), [8, 4]),
+        (Room(much, 7, much), [7, 5]),
+        (Room(much, much, 1), [1] * 12),
+    ):
+        monkeypatch.setattr(likelihoods, "room_of", lambda *_, room=room: room)
+        seen.clear()
+        assert_alike(log_likelihoods(model, given, 60, quiet=True), wanted)
+        assert seen == [(1, 20), *((count, 21) for count in counts)]
+    monkeypatch.undo()
+    seen = shapes(monkeypatch)
+    assert_alike(log_likelihoods(model, given, 60, most=2, quiet=True), wanted)
+    assert seen == [(1, 20), *[(2, 21)] * 6]
+
+
+def test_a_full_device_splits_the_answers_to_one_context(model, monkeypatch):
+    """Until they run one by one; where there is no room for one, the error is raised."""
+    given = [([4, 9], [5, 6 + k]) for k in range(12)] + [([4], [5, 6])]
+    wanted = log_likelihoods(model, given, 60, quiet=True)
+    for most in (4, 1):
+        with monkeypatch.context() as patch:
+            seen = shapes(patch, most)
+            assert_alike(log_likelihoods(model, given, 60, quiet=True), wanted)
+            assert seen.count((most, 3)) == 12 // most
+    run = likelihoods._run
+    tried = []
+
+    def no_tail(model, ids, *rest, cache=None, **options):
+        if cache is not None:
+            tried.append(len(ids))
+            raise torch.cuda.OutOfMemoryError(FULL[0])
+        return run(model, ids, *rest, cache=cache, **options)
+
+    monkeypatch.setattr(likelihoods, "_run", no_tail)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        log_likelihoods(model, given, 60, quiet=True)
+    assert tried[0] == 12 and tried[-1] == 1 and tried.count(1) == 1
 
 
 def test_a_pass_over_few_tokens_costs_no_more_than_over_one_where_blocks_are_small(model):
@@ -113,23 +179,39 @@ def test_a_pass_over_few_tokens_costs_no_more_than_over_one_where_blocks_are_sma
     assert few(64) > 100 and few(4096) == 1
 
 
-def test_a_full_device_gets_half_as_much(model, monkeypatch):
+@pytest.mark.parametrize("said", FULL)
+def test_a_full_device_gets_half_as_much(model, monkeypatch, said):
     given, run, refused = queries(model.config.vocab_size, 6), likelihoods._run, []
 
     def full(model, ids, *rest, **options):
         if ids.numel() > 60:
             refused.append(ids.numel())
-            raise torch.cuda.OutOfMemoryError("full")
+            raise RuntimeError(said)
         return run(model, ids, *rest, **options)
 
     monkeypatch.setattr(likelihoods, "_run", full)
     assert_alike(log_likelihoods(model, given, LONGEST, quiet=True), expected(model, given))
     assert len(refused) > 1
-    monkeypatch.setattr(
-        likelihoods, "_run", lambda *_, **__: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("full"))
-    )
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+
+    def always(*_, **__):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(likelihoods, "_run", always)
+    with pytest.raises(RuntimeError, match=re.escape(said)):
         log_likelihoods(model, given, LONGEST, quiet=True)
+
+
+def test_other_errors_of_a_pass_are_raised_at_once(model, monkeypatch):
+    tried = []
+
+    def wrong(*_, **__):
+        tried.append(1)
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(likelihoods, "_run", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        log_likelihoods(model, queries(model.config.vocab_size, 6), LONGEST, quiet=True)
+    assert len(tried) == 1
 
 
 def test_a_shared_context_runs_once(model, monkeypatch):
