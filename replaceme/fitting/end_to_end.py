@@ -23,6 +23,7 @@ from replaceme.activations.gradients import repeatable
 from replaceme.activations.text_order import TextOrder
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
+from replaceme.core.memory import is_full
 from replaceme.core.progress import bar
 from replaceme.fitting.pair import Changed, Pair
 from replaceme.transforms.resume import State, Tensors
@@ -68,7 +69,9 @@ def refine(
             pair.share(text.used(config.kl_steps), config.kl_sequences)
             fit = _Fit(pair, config, text, passes.state or State())
             fit.run()
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_full(error):
+                raise
             more = "" if config.kl_checkpointing else "set `kl_checkpointing: true` or "
             raise ReplaceMeError(
                 f"fit: a step of objective kl takes more memory than the GPU has; {more}lower `kl_sequences`"

@@ -22,7 +22,7 @@ from replaceme.activations.capture import collect
 from replaceme.core import files
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import move, note_read, noting_apart, read_json, remove, write_json
-from replaceme.core.memory import free_memory
+from replaceme.core.memory import free_memory, is_full, release
 from replaceme.core.progress import progress
 from replaceme.steps.common import model_record
 from replaceme.steps.forward import Forward, load_forward
@@ -87,8 +87,6 @@ def _together(
 
     `read` are the files of the pass itself.
     """
-    import torch
-
     shared = _shared(_given(args))
     due = [one for one in plan.jobs if one != own and plan.is_due(one) and _shared(_parsed(one)) == shared]
     if not due:
@@ -98,10 +96,14 @@ def _together(
             collectors = _begin(others, plan, due, forward, read)
             with work(args, forward, args.out) as mine:
                 _collect(own.step, args, forward, [*mine.collectors, *collectors])
-    except (ReplaceMeError, MemoryError, torch.OutOfMemoryError) as error:
+    except (ReplaceMeError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_full(error):
+            raise
         log.info("%s: alone, not by one pass with other jobs: %s", own.step, str(error).split("\n")[0])
-        return False
-    return True
+    else:
+        return True
+    release(next(forward.model.parameters()).device.type)  # here, as the error refers to what was made
+    return False
 
 
 def _begin(

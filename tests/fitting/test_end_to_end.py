@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from given import FULL
 
 import replaceme
 from replaceme.calibration.tokens import tokens_from_texts
@@ -176,7 +177,7 @@ def test_predictions_that_a_gpu_has_no_room_for_any_more_are_kept_elsewhere(llam
         places.append(device)
         keep(self, numbers[:1] if len(places) == 1 else numbers, device)
         if len(places) == 1:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            raise torch.cuda.OutOfMemoryError(FULL[0])
 
     [plain] = fitted(llama, make_tokens())
     monkeypatch.setattr(unchanged.Unchanged, "_keep", full_at_first)
@@ -186,8 +187,22 @@ def test_predictions_that_a_gpu_has_no_room_for_any_more_are_kept_elsewhere(llam
     assert "the whole model's predictions: the GPU had room" in caplog.text
 
 
+@pytest.mark.parametrize("said", [*FULL, "shapes differ"])
+def test_a_full_gpu_is_told_from_other_errors(llama, make_tokens, refuses, monkeypatch, said):
+    def fails(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(pair.Pair, "descend", fails)
+    if said in FULL:
+        with refuses("more memory than the GPU has", "set `kl_checkpointing: true` or lower `kl_sequences`"):
+            fitted(llama, make_tokens())
+    else:
+        with pytest.raises(RuntimeError, match=said):
+            fitted(llama, make_tokens())
+
+
 def _out_of_memory(*_):
-    raise torch.cuda.OutOfMemoryError
+    raise torch.cuda.OutOfMemoryError(FULL[0])
 
 
 def test_refusals(llama, make_tokens, refuses, monkeypatch):
@@ -197,8 +212,6 @@ def test_refusals(llama, make_tokens, refuses, monkeypatch):
     with refuses("lower `kl_learning_rate`"):
         fitted(llama, make_tokens())
     monkeypatch.setattr(pair.Pair, "divergence", _out_of_memory)
-    with refuses("more memory than the GPU has", "set `kl_checkpointing: true` or lower `kl_sequences`"):
-        fitted(llama, make_tokens())
     with refuses("than the GPU has; lower `kl_sequences`"):
         fitted(llama, make_tokens(), kl_checkpointing=True)
     for options, said in (

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from given import FULL
 
 from replaceme.cli import main
 from replaceme.steps import shared_pass
@@ -160,14 +161,26 @@ def test_another_job_that_cannot_run_is_left_to_itself(made, project, passes, ca
     assert "cut-b.json" in capsys.readouterr().err
 
 
-def test_a_pass_that_fails_for_others_is_run_for_one(made, project, passes, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError("full"), *map(RuntimeError, FULL)], ids=str)
+def test_a_pass_that_fails_for_others_is_run_for_one(made, project, passes, monkeypatch, error):
     def full(*_):
-        raise MemoryError("full")
+        raise error
 
     monkeypatch.setattr("replaceme.cuts.distances.Distances.add", full)
     first = jobs(project)[0]
     run([first.step, *first.arguments])
     assert same(made, project, first) and passes == ["gram", "gram"]
+
+
+def test_a_pass_that_fails_otherwise_is_not_run_again(project, passes, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("replaceme.cuts.distances.Distances.add", wrong)
+    first = jobs(project)[0]
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main([first.step, *first.arguments])
+    assert passes == ["gram"]
 
 
 def test_memory_bounds_what_is_gathered_for_others(made, project, passes, monkeypatch):
