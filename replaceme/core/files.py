@@ -85,7 +85,7 @@ def state_of(path: Path) -> tuple[int, int] | None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
     path = Path(path)
-    temporary = temporary_beside(path)
+    temporary = temporary_beside(path if path.name else path.absolute())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -108,11 +108,13 @@ def temporary_beside(path: Path) -> Path:
 
 def _put(new: Path, path: Path) -> None:
     """Rename a new file or folder to `path`; an old folder there goes as a whole, so that no kill leaves a part of
-    it.
+    it, but never for a file.
     """
     if not path.is_dir() or path.is_symlink():
         new.replace(path)
         return
+    if not new.is_dir():
+        raise ReplaceMeError(f"{path}: is a folder, and a file is to be written; give another path")
     old = path.replace(temporary_beside(path))
     try:
         new.replace(path)
@@ -269,7 +271,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(STAMP)
             if text is None:
-                raise ReplaceMeError(f"{path}: not written by replaceme; delete it and run the step that makes it")
+                raise ReplaceMeError(f"{path}: not written by replaceme; give a file that one of its steps wrote")
             stamp = unsealed(text)
             if set(file.keys()) != set(stamp["tensors"]):
                 raise ValueError(MISMATCH)

@@ -56,7 +56,7 @@ def _why_not(
     if is_encoder(config):
         return "the model has no next token"
     if device == "cpu":
-        return "training takes a GPU"
+        return "training takes long without a GPU"
     if forward.samples == 1:
         return "training takes two sequences or more"
     if forward.load_in_4bit or forward.streaming == "always":

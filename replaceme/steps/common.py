@@ -1,6 +1,7 @@
 """Common arguments of the steps, and loading of their inputs."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,16 @@ def model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
-def out_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the required --out."""
-    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help=what)
+def new_file(text: str) -> Path:
+    """Return the path of a file to write; raises ArgumentTypeError for a folder, which it would take the place of."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; give the path of a file")
+    return Path(text)
+
+
+def out_argument(parser: argparse.ArgumentParser, what: str, kind: Callable[[str], Path] = new_file) -> None:
+    """Add the required --out: a file, or with `Path` as its `kind` a folder or a path without its ending."""
+    parser.add_argument("--out", required=True, type=kind, metavar="PATH", help=what)
 
 
 def compute_arguments(parser: argparse.ArgumentParser) -> None:

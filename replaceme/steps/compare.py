@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, metavar="JSON", help="`reference` of a table in config.yaml")
     parser.add_argument("--caption", default="", help="sentence above the table")
     record_arguments(parser)
-    out_argument(parser, "path of the comparison without its ending")
+    out_argument(parser, "path of the comparison without its ending", Path)
 
 
 def run(args: argparse.Namespace) -> None:

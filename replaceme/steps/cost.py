@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         '{"model/calibration/cut/fit": ["results/model/model.json", ...]}',
     )
     parser.add_argument("--caption", default="", help="sentence above the table")
-    out_argument(parser, "path of the table without its ending")
+    out_argument(parser, "path of the table without its ending", Path)
 
 
 def run(args: argparse.Namespace) -> None:

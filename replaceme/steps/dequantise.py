@@ -1,6 +1,7 @@
 """dequantise: write the plain weights of a quantised model."""
 
 import argparse
+from pathlib import Path
 
 from replaceme.steps.common import out_argument
 from replaceme.surgery.plain_copy import dequantise
@@ -12,7 +13,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     parser.add_argument("source", metavar="SOURCE", help="quantised checkpoint: a folder or Hub id, or a GGUF file")
     parser.add_argument("--revision", help="Hub commit, tag or branch")
-    out_argument(parser, "folder of the plain checkpoint")
+    out_argument(parser, "folder of the plain checkpoint", Path)
 
 
 def run(args: argparse.Namespace) -> None:

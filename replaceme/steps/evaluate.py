@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from typing import Any
 
 from replaceme.config.base import Strict
@@ -16,6 +17,7 @@ from replaceme.models.loading import RunsOn
 from replaceme.models.model_config import pick_device, pick_dtype
 from replaceme.steps.common import compute_arguments, gpus_of, model_argument, out_argument, set_threads, weights_folder
 
+log = logging.getLogger(__name__)
 ONLINE = True
 
 
@@ -68,6 +70,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         found = evaluate(folder, config, runs_on, check.wait)
     write_json(args.out, found)
+    for name, task in found["tasks"].items():
+        error = "" if task["stderr"] is None else f" ± {task['stderr']:.4f}"
+        log.info("%s: %s %.4f%s", name, task["metric"], task["value"], error)
 
 
 def section_of(args: argparse.Namespace) -> EvaluationConfig:

@@ -63,7 +63,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="token file of the `tokens` step; needed for a sequential estimation, for blocks that normalise what "
         "their MLP puts out, and for all methods but replaceme",
     )
-    out_argument(parser, "folder for transform.safetensors and fit.json")
+    out_argument(parser, "folder for transform.safetensors and fit.json", Path)
     add_options(parser, METHODS)
     add_options(parser, CalibrationConfig, FORWARD)
     compute_arguments(parser)

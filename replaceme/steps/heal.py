@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     parser.add_argument("folder", metavar="MERGED", type=Path, help="folder of the `merge` step, or of `prune`")
     parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step, the text to train on")
-    out_argument(parser, "folder of the new checkpoint")
+    out_argument(parser, "folder of the new checkpoint", Path)
     parser.add_argument(
         "--report", type=Path, metavar="PATH", help="where the options, losses and checks go (healing.json)"
     )

@@ -1,6 +1,7 @@
 """merge: write the shortened checkpoint."""
 
 import argparse
+from pathlib import Path
 
 from replaceme.methods.found import Found
 from replaceme.methods.saving import finish_found
@@ -15,7 +16,7 @@ ONLINE = False
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     fitted_arguments(parser)
-    out_argument(parser, "folder of the new checkpoint")
+    out_argument(parser, "folder of the new checkpoint", Path)
 
 
 def run(args: argparse.Namespace) -> None:

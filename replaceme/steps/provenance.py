@@ -13,7 +13,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     record_arguments(parser)
     parser.add_argument("--title", default="What the numbers were made from and with", help="heading of the page")
-    out_argument(parser, "path of the page without its ending")
+    out_argument(parser, "path of the page without its ending", Path)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from replaceme.api import prune
 from replaceme.calibration.tokens import TOKEN_FIELDS
@@ -37,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="Hub commit, tag or branch")
     add_options(parser, ModelConfig, ("dequantise",), parser)
-    out_argument(parser, "folder of the new checkpoint")
+    out_argument(parser, "folder of the new checkpoint", Path)
     add_options(parser, CalibrationConfig, CALIBRATION)
     add_options(parser, CutConfig, CUT)
     costs_argument(parser)

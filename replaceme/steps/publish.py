@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of a finished run")
     parser.add_argument("--command", required=True, help="command that made it")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="markdown file whose table blocks are renewed")
-    out_argument(parser, "folder of record")
+    out_argument(parser, "folder of record", Path)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from replaceme.activations.row_collector import RowOptions, writing_rows
 from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.fits import FitConfig
 from replaceme.core.cut_record import Cut
+from replaceme.core.errors import ReplaceMeError
 from replaceme.steps.common import model_record, neurons, out_argument, same_model
 from replaceme.steps.forward import Forward, forward_arguments
 from replaceme.steps.shared_pass import Share, run_pass
@@ -20,7 +21,7 @@ OPTIONS = ("placement", "recycle", "recycle_from")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
-    out_argument(parser, "folder of the rows, with one for each group in it")
+    out_argument(parser, "folder of the rows, with one for each group in it", Path)
     forward_arguments(parser)
     add_options(parser, FitConfig, ("fit_tokens", *OPTIONS))
     parser.add_argument("--recycled", metavar="FILE", help="neurons of the `recycle` step; needed with --recycle")
@@ -32,7 +33,16 @@ def run(args: argparse.Namespace) -> None:
     """Write the rows."""
     cut, record = Cut.load(args.cut), model_record(args)
     same_model(record, cut.model_sha256, args.cut)
+    _check_folder(args.out)
     run_pass("rows", args, work)
+
+
+def _check_folder(out: Path) -> None:
+    """Raise ReplaceMeError for a folder that holds more than rows, as it is replaced as a whole."""
+    inside = (path.name for path in (out.iterdir() if out.is_dir() else ()))
+    foreign = sorted(name for name in inside if not name.isdigit() and not name.startswith("."))
+    if foreign:
+        raise ReplaceMeError(f"{out}: holds {foreign[0]} and would be replaced; choose another folder")
 
 
 @contextmanager

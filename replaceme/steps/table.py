@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="programs whose outcomes to show, as `verify --with` writes them",
     )
     parser.add_argument("--caption", default="", help="sentence above the table")
-    out_argument(parser, "path of the table without its ending")
+    out_argument(parser, "path of the table without its ending", Path)
 
 
 def run(args: argparse.Namespace) -> None:

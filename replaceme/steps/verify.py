@@ -16,7 +16,7 @@ from replaceme.core.files import write_json
 from replaceme.core.fresh import is_as_imported, is_fresh
 from replaceme.models.checkpoints import check_merged, read_config
 from replaceme.models.model_config import pick_device
-from replaceme.steps.common import set_threads
+from replaceme.steps.common import new_file, set_threads
 from replaceme.verification.outcome import FAILED
 from replaceme.verification.reload import Fresh
 from replaceme.verification.verify import require_passed, verify
@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", metavar="FOLDER", nargs="?", type=Path, help="folder of the `merge` step, made from these"
     )
-    parser.add_argument("--out", type=Path, metavar="PATH", help="where the outcome of every check goes (.json)")
+    parser.add_argument("--out", type=new_file, metavar="PATH", help="where the outcome of every check goes (.json)")
     device = (
         "where the models run in float32; cuda: where there is room; auto: on the GPU if any. Default: cpu, whatever "
         "else GPUs are at."

@@ -28,7 +28,7 @@ def chosen(monkeypatch):
 def test_it_is_trained_where_a_gpu_has_room(llama, chosen, caplog):
     caplog.set_level("INFO")
     assert chosen(llama, 10**9) == recommended.RECOMMENDED and "`--objective l2`" in caplog.text
-    for memory, reason in ((None, "takes a GPU"), (1000, "less is free")):
+    for memory, reason in ((None, "takes long without a GPU"), (1000, "less is free")):
         caplog.clear()
         assert chosen(llama, memory) == FitConfig() and reason in caplog.text
     for forward in ({"load_in_4bit": True}, {"streaming": "always"}, {"samples": 1}):

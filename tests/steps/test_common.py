@@ -4,8 +4,12 @@ import shutil
 
 import pytest
 
+from replaceme.cli import main
+from replaceme.core.errors import ReplaceMeError
+from replaceme.core.files import write_text
 from replaceme.models import checkpoints
 from replaceme.models.checkpoints import resolve
+from replaceme.steps import rows
 from replaceme.steps.common import weights_folder
 
 
@@ -29,3 +33,26 @@ def test_a_record_is_compared_with_its_files(llama, tmp_path, refuses):
 def test_a_folder_that_is_no_model_is_refused(tmp_path, refuses):
     with refuses("config.json"):
         weights_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("out", ["own", "own/", "."])
+def test_a_folder_is_never_replaced_by_a_file(llama, tmp_path, monkeypatch, capsys, out):
+    """It may be the user's model; a step that took hours says so before it begins."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/thesis.txt").write_text("important")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["speed", str(llama), "--out", out])
+    assert f"{out} is a folder; give the path of a file" in capsys.readouterr().err
+    with pytest.raises(ReplaceMeError, match="own: is a folder, and a file is to be written"):
+        write_text(tmp_path / "own", "other")
+    assert (tmp_path / "own/thesis.txt").read_text() == "important"
+
+
+def test_rows_do_not_replace_what_else_is_in_a_folder(tmp_path, refuses):
+    (tmp_path / "thesis.txt").write_text("important")
+    with refuses(f"{tmp_path}: holds thesis.txt and would be replaced"):
+        rows._check_folder(tmp_path)
+    (tmp_path / "thesis.txt").rename(tmp_path / ".snakemake_timestamp")
+    (tmp_path / "0").mkdir()
+    rows._check_folder(tmp_path)
