@@ -65,9 +65,8 @@ def measure(arguments: argparse.Namespace) -> None:
     load = workload(model, random_prompt(model, arguments.model, options, options.new_tokens), options.new_tokens)
     times = in_rounds(model, family_of(config, arguments.model), load, list(names), options.warmup, arguments.rounds)
     tokens = (options.batch_size * options.prompt_tokens, options.batch_size * options.new_tokens)
-    print(
-        f"{options.batch_size} x {options.prompt_tokens} tokens and {options.new_tokens} new ones, {dtype} on {device}\n"
-    )
+    lengths = f"{options.batch_size} x {options.prompt_tokens} tokens and {options.new_tokens} new ones"
+    print(f"{lengths}, {dtype} on {device}\n")
     print("\n".join(table(names, times, tokens)))
     if arguments.out:
         about = {"dtype": dtype, "threads": torch.get_num_threads(), **options.model_dump(include=set(LENGTHS))}
