@@ -271,7 +271,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(STAMP)
             if text is None:
-                raise ReplaceMeError(f"{path}: not written by replaceme; give a file that one of its steps wrote")
+                advice = "give a file that a step wrote, or delete it and run that step"
+                raise ReplaceMeError(f"{path}: not written by replaceme; {advice}")
             stamp = unsealed(text)
             if set(file.keys()) != set(stamp["tensors"]):
                 raise ValueError(MISMATCH)

@@ -6,12 +6,12 @@ from typing import Any
 
 from hostile.stage import CHECK, Case, write_task
 
-EVALUATE = ("evaluate", "model", "--task", "quiz", "--include", "tasks", "--out", "out")
+EVALUATE = ("evaluate", "model", "--task", "quiz", "--include", "tasks", "--out", "out.json")
 
 
 def asked(name: str, *more: str) -> tuple[str, ...]:
     """Return the command that runs a task of this name."""
-    return ("evaluate", "model", "--task", name, "--include", "tasks", *more, "--out", "out")
+    return ("evaluate", "model", "--task", name, "--include", "tasks", *more, "--out", "out.json")
 
 
 def case(
@@ -56,7 +56,7 @@ CASES = {
         nothing,
         "no such folder of evaluation tasks",
         "`include`",
-        ("evaluate", "model", "--task", "quiz", "--include", "none", "--out", "out"),
+        ("evaluate", "model", "--task", "quiz", "--include", "none", "--out", "out.json"),
         "none",
     ),
     "no folder, in the config": case(

@@ -72,7 +72,7 @@ CASES = {
     "a model's weights": case(
         lambda: TRANSFORM.write_bytes(Path("model/model.safetensors").read_bytes()),
         "not written by replaceme",
-        "delete it",
+        "give a file that a step wrote, or delete it",
     ),
     "another step's": case(
         lambda: TRANSFORM.write_bytes((MADE / "tokens.safetensors").read_bytes()), "holds no transforms", "run again"
