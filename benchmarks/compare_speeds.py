@@ -9,8 +9,7 @@ of the `cut` step, or in a workflow's results; cuts of the same parts are measur
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +22,7 @@ from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
 from replaceme.core.places import Span, shown
 from replaceme.core.progress import progress
-from replaceme.evaluation.absent import parts_gone, without
+from replaceme.evaluation.absent import without_cut
 from replaceme.evaluation.speed import Workload, one_repeat, random_prompt, workload
 from replaceme.models.checkpoints import read_config, resolve
 from replaceme.models.family import Family
@@ -94,19 +93,9 @@ def in_rounds(
     times: dict[tuple[Span, ...], Times] = {groups: [] for groups in cuts}
     for _ in progress(range(warmup + rounds), "speeds", unit="round"):
         for groups, found in times.items():
-            with without_groups(model, family, groups), torch.inference_mode():
+            with without_cut(model, family, groups), torch.inference_mode():
                 found.append(one_repeat(model, load))
     return {groups: found[warmup:] for groups, found in times.items()}
-
-
-@contextmanager
-def without_groups(model: torch.nn.Module, family: Family, groups: Sequence[Span]) -> Iterator[None]:
-    """Within it the model runs without what a cut removes."""
-    gone = parts_gone(len(family.block_modules(model.base_model)), groups)
-    with ExitStack() as undone:
-        for part, numbers in gone.items():
-            undone.enter_context(without(model, family, numbers, part))
-        yield
 
 
 def table(

@@ -83,9 +83,15 @@ def state_of(path: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds."""
+    """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds.
+
+    Raises ReplaceMeError at once for the working folder or one around it, which a process cannot put another in place
+    of and stay in it.
+    """
     path = Path(path)
-    temporary = temporary_beside(path if path.name else path.absolute())
+    if _holds_working_folder(path):
+        raise ReplaceMeError(f"{path}: holds the working folder and would be replaced; give another path")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -99,6 +105,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         remove(temporary)
+
+
+def _holds_working_folder(path: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(path.resolve())
+    except OSError:  # no working folder any more, or no such path can be: whoever writes says so
+        return False
 
 
 def temporary_beside(path: Path) -> Path:

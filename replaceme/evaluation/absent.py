@@ -33,6 +33,15 @@ def parts_gone(num_blocks: int, groups: Sequence[Span]) -> dict[str, list[int]]:
 
 
 @contextmanager
+def without_cut(model: "nn.Module", family: Family, groups: Sequence[Span]) -> Iterator[None]:
+    """Within it a model runs without what a cut removes."""
+    with ExitStack() as undone:
+        for part, numbers in parts_gone(len(family.block_modules(model.base_model)), groups).items():
+            undone.enter_context(without(model, family, numbers, part))
+        yield
+
+
+@contextmanager
 def without(model: "nn.Module", family: Family, numbers: Sequence[int], part: str) -> Iterator[None]:
     """Within it a model runs without a part of each of some blocks."""
     from replaceme.models.modeling_replaceme import CHANGES

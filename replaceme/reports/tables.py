@@ -172,14 +172,17 @@ def task_columns(columns: Sequence[str]) -> list[str]:
 
 def _with_code(results: Sequence[_Result]) -> list[str]:
     """Return the fits whose models bring code; where only some rows of one do, with their cut, or the whole row."""
-    coded = [result for result in results if result.fit.get("own_code")]
-    plain = [result for result in results if not result.fit.get("own_code")]
-    fits, cuts = ({result.names[start:4] for result in plain} for start in (3, 2))
+    plain = [result.names for result in results if not result.fit.get("own_code")]
+    fits, cuts = {names[3] for names in plain}, {names[2:4] for names in plain}
     found = set()
-    for one in coded:
+    for one in results:
         cut, fit = one.names[2:4]
-        short = fit if (fit,) not in fits else f"{cut} with {fit}"
-        found.add(short if (cut, fit) not in cuts else _row_name(one))
+        if not one.fit.get("own_code"):
+            continue
+        if (cut, fit) in cuts:
+            found.add(_row_name(one))
+        else:
+            found.add(f"{cut} with {fit}" if fit in fits else fit)
     return sorted(found)
 
 

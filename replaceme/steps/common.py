@@ -141,7 +141,7 @@ def weights_folder(model: str, check: Check = check_files) -> tuple[Path, dict[s
     if (folder / RECORD).is_file():
         check_merged(folder, check)
     elif is_record(model):
-        record = load_record(model)
+        record = ModelRecord.load(folder)
         folder = Path(record.folder)
         _check_source(folder, record.files, model)
     else:

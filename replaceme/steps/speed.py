@@ -48,5 +48,6 @@ def _say(found: dict[str, Any]) -> None:
     if between > UNSTEADY * latency:
         log.warning(
             "speed: half of the repeats differ by %.0f%% or more: is the machine busy, or has it fewer free cores than "
-            "--threads?", 100 * between / latency,
-        )  # fmt: skip
+            "--threads?",
+            100 * between / latency,
+        )

@@ -1,10 +1,8 @@
 """Models without parts: which a cut removes, and that they compute what the cut leaves."""
 
-from contextlib import ExitStack
-
 import torch
 
-from replaceme.evaluation.absent import ATTENTION, BLOCK, MLP, parts_gone, without
+from replaceme.evaluation.absent import ATTENTION, BLOCK, MLP, parts_gone, without_cut
 from replaceme.models.checkpoints import read_config
 from replaceme.models.loading import load_causal_model
 from replaceme.models.model_config import family_of
@@ -25,9 +23,7 @@ def test_a_model_without_a_cut_computes_what_is_left_and_is_whole_again(llama):
         whole = model(ids).logits
         with shortened(model.base_model, family, GROUPS, [None] * len(GROUPS)):
             expected = model(ids).logits
-        with ExitStack() as undone:
-            for part, numbers in parts_gone(6, GROUPS).items():
-                undone.enter_context(without(model, family, numbers, part))
+        with without_cut(model, family, GROUPS):
             found = model(ids).logits
             kept = model(ids, use_cache=True).past_key_values
         assert torch.equal(found, expected) and not torch.equal(found, whole)

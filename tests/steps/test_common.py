@@ -6,7 +6,7 @@ import pytest
 
 from replaceme.cli import main
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import write_text
+from replaceme.core.files import replacing, write_text
 from replaceme.models import checkpoints
 from replaceme.models.checkpoints import resolve
 from replaceme.steps import rows
@@ -47,6 +47,18 @@ def test_a_folder_is_never_replaced_by_a_file(llama, tmp_path, monkeypatch, caps
     with pytest.raises(ReplaceMeError, match="own: is a folder, and a file is to be written"):
         write_text(tmp_path / "own", "other")
     assert (tmp_path / "own/thesis.txt").read_text() == "important"
+
+
+@pytest.mark.parametrize("out", [".", "..", "../inside"])
+def test_the_working_folder_is_never_replaced(llama, tmp_path, monkeypatch, capsys, out):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    text = ["--dataset", "micro", "--samples", "2", "--tokens", "8", "--blocks", "2", "--start", "2"]
+    assert main(["prune", str(llama), *text, "--device", "cpu", "--out", out]) == 1
+    assert "would be replaced" in capsys.readouterr().err
+    with pytest.raises(ReplaceMeError, match="holds the working folder and would be replaced"), replacing(out):
+        pytest.fail("begun")
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"] and not list((tmp_path / "inside").iterdir())
 
 
 def test_rows_do_not_replace_what_else_is_in_a_folder(tmp_path, refuses):
