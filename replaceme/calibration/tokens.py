@@ -17,7 +17,7 @@ from replaceme.calibration.images import Images, calibrate_images
 from replaceme.calibration.pictures import calibrate_pictured
 from replaceme.calibration.samples import PassedOver, Samples, number_of
 from replaceme.calibration.sequences import IDS, MASK, Tokens, stored_sequences
-from replaceme.config.calibrations import CalibrationConfig, packed_alone, suffix_of
+from replaceme.config.calibrations import MICRO, CalibrationConfig, packed_alone, suffix_of
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_tensors
 from replaceme.core.progress import progress
@@ -138,18 +138,35 @@ def encode(documents: Iterable[str], tokenizer: Any, special_tokens: bool = True
 def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: Any) -> Iterator[list[int]]:
     """Yield full sequences of `tokens` ids from joined documents, each document closed by the end-of-sequence token.
 
-    A stream is cut as it comes; a .txt file, one document, is cut into windows that the seed puts in random order.
+    Each begins as the tokenizer begins a text, since a model that always saw a begin token is in trouble without; only
+    the generator's are cut anywhere, as those that the embedded model was trained on. A stream is cut as it comes; a
+    .txt file, one document, is cut into windows that the seed puts in random order.
     """
     closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = itertools.chain.from_iterable(document + closing for document in encoded)
-    rows = iter(lambda: list(itertools.islice(ids, config.tokens)), [])
+    rows = windows(ids, config.tokens, None if config.dataset in MICRO else begin_token(tokenizer))
     if suffix_of(config.dataset) == ".txt":
-        windows = list(rows)
-        if len(windows) > 1 and len(windows[-1]) < config.tokens:
-            windows.pop()
-        random.Random(config.seed).shuffle(windows)
-        return iter(windows)
+        found = list(rows)
+        if len(found) > 1 and len(found[-1]) < config.tokens:
+            found.pop()
+        random.Random(config.seed).shuffle(found)
+        return iter(found)
     return rows
+
+
+def windows(ids: Iterator[int], length: int, begin: int | None) -> Iterator[list[int]]:
+    """Cut a stream of ids into windows of `length`, the last as long as what is left; `begin` is put in front of those
+    that do not have it.
+    """
+    for first in ids:
+        head = [first] if begin in (None, first) else [begin, first]
+        yield head + list(itertools.islice(ids, length - len(head)))
+
+
+def begin_token(tokenizer: Any) -> int | None:
+    """Return the id that the tokenizer puts in front of a text, None where it puts none."""
+    inside, text = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return text[0] if text[:1] != inside[:1] else None
 
 
 def stack(rows: Iterable[list[int]], tokenizer: Any, where: str = "calibration") -> Tokens:

@@ -12,7 +12,7 @@ import torch
 from replaceme.calibration import documents
 from replaceme.calibration.documents import check_source, read_documents
 from replaceme.calibration.samples import PassedOver
-from replaceme.calibration.tokens import Tokens, calibrate, load_tokens, tokens_from_texts
+from replaceme.calibration.tokens import Tokens, begin_token, calibrate, load_tokens, tokens_from_texts
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.micro.questions import held_out
 
@@ -255,6 +255,30 @@ def test_special_tokens_are_written_once(opening, save, monkeypatch):
     assert rows(calibrate(config(path, conversations="chat"), opening)[0]) == [ids("user w3 </s>")]
     monkeypatch.setattr(documents, "records", lambda section: ({"text": text} for text in ["w1", "w2"]))
     assert rows(calibrate(config(path, pack=True), opening)[0]) == [[2, 7, EOS, 2, 8, EOS]]
+
+
+def test_each_window_begins_as_a_text_does(opening, save, tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text("w1 w2 w3 w4 w5 w6 w7")
+    found = calibrate(config(tmp_path / "book.txt", tokens=4), opening)[0]
+    assert sorted(rows(found)) == [[2, 7, 8, 9], [2, 10, 11, 12]], "what is left over goes"
+    monkeypatch.setattr(documents, "records", lambda section: ({"text": text} for text in TEXTS))
+    found = calibrate(config(save([{"text": "unused"}], "jsonl"), tokens=5, pack=True), opening)[0]
+    expected = [[2, 7, 8, 9, EOS], [2, 10, EOS, 2, 11], [2, 12, 13, 14, 15], [2, EOS]]
+    assert rows(found) == expected, "a document that begins a window brings the token itself"
+
+
+def test_windows_of_the_generator_are_cut_as_the_embedded_model_saw_them(opening):
+    found = rows(calibrate(config("micro", samples=20, tokens=16), opening)[0])
+    assert {2} < {window[0] for window in found}
+
+
+@pytest.mark.parametrize(("special", "expected"), [("<s> $A", 2), ("$A </s>", None), ("<s> $A </s>", 2), ("$A", None)])
+def test_the_begin_token_is_what_the_tokenizer_writes(opening, special, expected):
+    from tokenizers.processors import TemplateProcessing
+
+    ends = [("<s>", 2), ("</s>", EOS)]
+    opening.backend_tokenizer.post_processor = TemplateProcessing(single=special, special_tokens=ends)
+    assert begin_token(opening) == expected
 
 
 def test_empty_documents_are_dropped(tokenizer, save):
