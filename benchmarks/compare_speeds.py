@@ -33,7 +33,7 @@ from replaceme.provenance.environment import hardware
 from replaceme.steps.common import same_model
 
 Times = list[tuple[float, float]]  # of each round: seconds of the prompt and of the tokens after it
-LENGTHS = ("prompt_tokens", "new_tokens", "batch_size", "warmup")
+OPTIONS = ("prompt_tokens", "new_tokens", "batch_size", "warmup", "clock")
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="default: 10")
     parser.add_argument("--dtype", default="auto", help="default: the checkpoint's on a GPU, float32 on a CPU")
     parser.add_argument("--out", type=Path, help="where all times go (.json)")
-    add_options(parser, SpeedConfig, LENGTHS)
+    add_options(parser, SpeedConfig, OPTIONS)
     arguments = parser.parse_args()
     try:
         measure(arguments)
@@ -56,19 +56,20 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure, print and write what is asked for."""
     if arguments.rounds < 1:
         raise ReplaceMeError(f"--rounds {arguments.rounds}: must be at least 1")
-    options, config = from_options(arguments, SpeedConfig, LENGTHS), read_config(arguments.model)
+    options, config = from_options(arguments, SpeedConfig, OPTIONS), read_config(arguments.model)
     device = pick_device("auto")
     dtype = pick_dtype(arguments.dtype, device, config)
     names = named(arguments.cuts, resolve(arguments.model))
     model = load_causal_model(arguments.model, dtype, device)
-    load = workload(model, random_prompt(model, arguments.model, options, options.new_tokens), options.new_tokens)
+    prompt = random_prompt(model, arguments.model, options, options.new_tokens)
+    load = workload(model, prompt, options.new_tokens, options.clock)
     times = in_rounds(model, family_of(config, arguments.model), load, list(names), options.warmup, arguments.rounds)
     tokens = (options.batch_size * options.prompt_tokens, options.batch_size * options.new_tokens)
     lengths = f"{options.batch_size} x {options.prompt_tokens} tokens and {options.new_tokens} new ones"
     print(f"{lengths}, {dtype} on {device}\n")
     print("\n".join(table(names, times, tokens)))
     if arguments.out:
-        about = {"dtype": dtype, "threads": torch.get_num_threads(), **options.model_dump(include=set(LENGTHS))}
+        about = {"dtype": dtype, "threads": torch.get_num_threads(), **options.model_dump(include=set(OPTIONS))}
         rounds = [{"cuts": names[key], "groups": key, "seconds": found} for key, found in times.items()]
         write_json(arguments.out, {**about, "hardware": hardware(), "rounds": rounds})
 

@@ -13,14 +13,16 @@ from replaceme.activations.gather import gather_groups
 from replaceme.api import heal, prune
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.config.cuts import CutConfig
+from replaceme.config.evaluations import SpeedConfig
 from replaceme.config.fits import FitConfig, fit_config
 from replaceme.config.healings import TrainingConfig
 from replaceme.core.files import sha256
 from replaceme.cuts.after_fit import measure_candidates
 from replaceme.cuts.distances import measure
 from replaceme.methods.registry import METHODS
+from replaceme.evaluation.speed import speed
 from replaceme.models.families import SANDWICH, SEQUENTIAL
-from replaceme.models.loading import load_base_model, load_causal_model
+from replaceme.models.loading import RunsOn, load_base_model, load_causal_model
 
 pytestmark = pytest.mark.gpu
 CUT = (2, 4)
@@ -135,6 +137,17 @@ def test_healing_is_that_of_the_cpu(llama, texts, tmp_path, train):
     found, exact = (load_file(tmp_path / device / "model.safetensors") for device in ("cuda", "cpu"))
     for name in exact:
         torch.testing.assert_close(found[name], exact[name], atol=2e-3, rtol=0)  # a step moves a weight by 0.01
+
+
+def test_kernels_take_a_part_of_the_time_by_the_wall(llama):
+    """The same part each time, as no host is in it."""
+    options = {"prompt_tokens": 64, "new_tokens": 8, "repeats": 3, "warmup": 1}
+    on_gpu = RunsOn("cuda", "bfloat16", 1)
+    wall, kernels, again = (
+        speed(llama, SpeedConfig(**options, clock=clock), on_gpu)["latency_s"]["median"]
+        for clock in ("wall", "kernels", "kernels")
+    )
+    assert 0 < kernels < wall and abs(again / kernels - 1) < 0.1
 
 
 def test_speed_is_measured_in_a_fresh_process(llama, tmp_path):

@@ -21,7 +21,7 @@ def lengths_of(unit: str) -> tuple[str, ...]:
 
 def speed_fields(unit: str) -> tuple[str, ...]:
     """Return the fields of section `speed` that a unit depends on."""
-    return (*lengths_of(unit), *(("repeats", "warmup") if unit in TIMED else ()))
+    return (*lengths_of(unit), *(("repeats", "warmup", "clock") if unit in TIMED else ()))
 
 
 def in_words() -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
-from replaceme.config.evaluations import SpeedConfig
+from replaceme.config.evaluations import WALL, SpeedConfig
 from replaceme.config.units import CACHE, DECODE, DECODED, FLOPS, LATENCY, PREFILL, TIMED, lengths_of
 from replaceme.core.errors import ReplaceMeError, in_one_line
 from replaceme.core.memory import release
@@ -58,6 +58,7 @@ def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: Runs
             "gpus": runs_on.gpus,
             "dtype": runs_on.dtype,
             "machine": described(hardware()),
+            "clock": options.clock,
         }
     else:
         model, where = _without_weights(record), {"dtype": stored_dtype(config)}
@@ -97,7 +98,7 @@ def _measure(of: str, model: "nn.Module", source: str, options: SpeedConfig, dty
 
     new_tokens = options.new_tokens if of in DECODED else 0
     prompt = random_prompt(model, source, options, new_tokens)
-    load = workload(model, prompt, new_tokens)
+    load = workload(model, prompt, new_tokens, options.clock if of in TIMED else WALL)
 
     def seconds() -> float:
         with torch.inference_mode():

@@ -7,7 +7,6 @@ interquartile range.
 """
 
 import inspect
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaceme.config.evaluations import SpeedConfig
+from replaceme.config.evaluations import WALL, SpeedConfig
 from replaceme.core.errors import ReplaceMeError
+from replaceme.evaluation.clocks import Clock, clock
 from replaceme.models.cache import cache_of, cache_to_give
 from replaceme.models.checkpoints import read_config
 from replaceme.models.loading import ON_CPU, RunsOn, load_base_model, load_text_model, size
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workload:
-    """The work of one repeat, and how to wait for its end."""
+    """The work of one repeat, and how its parts are timed."""
 
     prompt: "torch.Tensor"  # token ids [batch, prompt], or pixels [batch, channels, height, width]
     new_tokens: int
-    synchronize: Callable[[], None]
+    seconds: Clock
     last_only: dict[str, int]  # asks for the logits of the last position alone, where the architecture can
     cache: Callable[[], dict[str, Any]] = dict  # what the first pass is given to keep for the next token, if anything
 
@@ -73,7 +73,7 @@ def speed(
         prompt = prompt.to(device, model.dtype)
     else:
         prompt = random_prompt(model, model_folder, options, new_tokens, seed)
-    load = workload(model, prompt, new_tokens)
+    load = workload(model, prompt, new_tokens, options.clock)
     with torch.inference_mode():
         times = [repeat(model, load) for _ in range(options.warmup + options.repeats)][options.warmup :]
     return {
@@ -90,6 +90,7 @@ def speed(
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "batch_size": batch_size,
+        "clock": options.clock,
         "repeats": options.repeats,
         "warmup": options.warmup,
         "seed": seed,
@@ -117,40 +118,37 @@ def random_prompt(
     )
 
 
-def workload(model: "nn.Module", prompt: "torch.Tensor", new_tokens: int) -> Workload:
-    """Return the work of a prompt and as many tokens after it."""
+def workload(model: "nn.Module", prompt: "torch.Tensor", new_tokens: int, timed_by: str = WALL) -> Workload:
+    """Return the work of a prompt and as many tokens after it; raises ReplaceMeError for a clock that is not there."""
     import torch
 
     can_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
     with torch.inference_mode():
         given = cache_to_give(model, prompt[:, :1]) if new_tokens else {}
-    wait = (lambda: torch.cuda.synchronize(prompt.device)) if prompt.is_cuda else (lambda: None)
-    return Workload(prompt, new_tokens, wait, {"logits_to_keep": 1} if can_slice else {}, partial(deepcopy, given))
+    seconds = clock(timed_by, str(prompt.device))
+    return Workload(prompt, new_tokens, seconds, {"logits_to_keep": 1} if can_slice else {}, partial(deepcopy, given))
 
 
 def one_repeat(model: "PreTrainedModel", load: Workload) -> tuple[float, float]:
     """Measure the seconds of one prefill and of the decoding steps after it."""
-    cache = load.cache()
-    load.synchronize()
-    start = time.perf_counter()
-    output = model(load.prompt, use_cache=True, **cache, **load.last_only)
-    load.synchronize()
-    filled = time.perf_counter()
-    for _ in range(load.new_tokens):
-        token = output.logits[:, -1:].argmax(dim=-1)
-        cache = cache_of(output) or cache
-        output = model(token, use_cache=True, **cache, **load.last_only)
-    load.synchronize()
-    return filled - start, time.perf_counter() - filled
+    cache, outputs = load.cache(), []
+
+    def prefill() -> None:
+        outputs.append(model(load.prompt, use_cache=True, **cache, **load.last_only))
+
+    def decode() -> None:
+        output, kept = outputs.pop(), cache
+        for _ in range(load.new_tokens):
+            token = output.logits[:, -1:].argmax(dim=-1)
+            kept = cache_of(output) or kept
+            output = model(token, use_cache=True, **kept, **load.last_only)
+
+    return load.seconds(prefill), load.seconds(decode)
 
 
 def _encoding(encoder: "nn.Module", load: Workload) -> tuple[float, float]:
     """Measure the seconds of a forward pass of an encoder; decoding takes none."""
-    load.synchronize()
-    start = time.perf_counter()
-    encoder(load.prompt)
-    load.synchronize()
-    return time.perf_counter() - start, 0.0
+    return load.seconds(lambda: encoder(load.prompt)), 0.0
 
 
 def _images(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.config.evaluations import KERNELS
 from replaceme.config.exports import COLUMN
 from replaceme.config.methods import NARROWING
 from replaceme.config.result_paths import row_of
@@ -223,7 +224,8 @@ def _speed_notes(results: Sequence[_Result]) -> dict[str, str]:
         new = f" and {one['new_tokens']} new ones" if one["new_tokens"] else ""
         device = f"{one['gpus']} GPUs" if one.get("gpus", 1) > 1 else one["device"]
         where = f"{one['dtype']} on {device}, {one['threads']} threads; {described(one['hardware'])}"
-        notes[_row_name(result)] = f"{one['batch_size']} x {one['prompt_tokens']} tokens{new}, {where}"
+        clock = ", its kernels alone" if one.get("clock") == KERNELS else ""
+        notes[_row_name(result)] = f"{one['batch_size']} x {one['prompt_tokens']} tokens{new}{clock}, {where}"
     return notes
 
 

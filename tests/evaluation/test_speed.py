@@ -1,6 +1,7 @@
 """Speed: counts are exact, rates are positive and consistent, wrong requests are refused."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import AutoConfig
 
 from replaceme.config.evaluations import SpeedConfig
 from replaceme.core.errors import ReplaceMeError
+from replaceme.evaluation.clocks import clock
 from replaceme.evaluation.speed import one_repeat, speed, workload
 from replaceme.models.loading import RunsOn
 from replaceme.probing.describe import tiny_of
@@ -72,7 +74,7 @@ def test_decoding_is_greedy_generation(tmp_path):
     hook = model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0]), with_kwargs=True)
     prompt = torch.arange(10)[None]
     with torch.inference_mode():
-        one_repeat(model, Workload(prompt, 5, lambda: None, {"logits_to_keep": 1}))
+        one_repeat(model, Workload(prompt, 5, clock("wall", "cpu"), {"logits_to_keep": 1}))
     hook.remove()
     ours = torch.cat(seen, dim=1)
     theirs = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False)
@@ -128,3 +130,13 @@ def test_decoding_goes_on_from_states_wherever_a_model_keeps_them(model_type):
         expected = model(torch.cat([ids for ids, _ in calls[4:]], 1), use_cache=False).logits[:, -1]
     assert [ids.shape[1] for ids, _ in calls[:8]] == [12, 1, 1, 1] * 2
     assert (calls[7][1] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_clock_of_kernels_needs_a_gpu(tmp_path, refuses):
+    with refuses("speed.clock: kernels are those of a GPU, not of cpu; take `wall`"):
+        speed(save(tmp_path / "model", True), SpeedConfig(prompt_tokens=8, new_tokens=2, clock="kernels"))
+
+
+def test_the_wall_clock_times_what_it_is_given():
+    done = []
+    assert clock("wall", "cpu")(lambda: (time.sleep(0.05), done.append(1))) >= 0.05 and done == [1]
