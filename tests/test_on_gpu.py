@@ -19,8 +19,8 @@ from replaceme.config.healings import TrainingConfig
 from replaceme.core.files import sha256
 from replaceme.cuts.after_fit import measure_candidates
 from replaceme.cuts.distances import measure
-from replaceme.methods.registry import METHODS
 from replaceme.evaluation.speed import speed
+from replaceme.methods.registry import METHODS
 from replaceme.models.families import SANDWICH, SEQUENTIAL
 from replaceme.models.loading import RunsOn, load_base_model, load_causal_model
 
