@@ -1,4 +1,4 @@
-"""Whether compiled blocks or float8 products would make the passes over the text faster, and what the sums would say.
+"""Measure whether compiled blocks or float8 products make the passes over the text faster, and how far the sums move.
 
 A random model of Llama 3 8B's shape, the pass that the sums of one cut need, three ways in turn: as it is; with the
 forward of every block but the carrier compiled; with the linear layers of blocks as float8 products, scaled by row and

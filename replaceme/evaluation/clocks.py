@@ -1,4 +1,4 @@
-"""How long a model computes: by the wall, or by the kernels that a GPU runs meanwhile.
+"""Clocks that time what a model computes: by the wall, or by the kernels that a GPU runs meanwhile.
 
 On a GPU most of the time of a token is that of starting kernels, of small models above all. It depends on the host, and
 is gone in programs that start all at once (CUDA graphs, as servers use); what is left is the time of the kernels.
