@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TERMINAL = 160
 ERROR = re.compile(r" ± \S+")
 CONTEXT = ("model", "calibration")  # columns shown only where they differ
+COMPARED = ("average", "average_vs_identity")  # columns that say nothing without their standard errors
 
 
 @dataclass(frozen=True)
@@ -261,11 +262,17 @@ def markdown(parts: Sequence[Part], caption: str, notes: Sequence[str]) -> str:
 
 
 def _grid(part: Part) -> list[str]:
-    """Return aligned rows with pipes, without standard errors where they would make it wider than a terminal."""
+    """Return aligned rows with pipes; where all standard errors would make it too wide, only those of averages stay."""
     lines = _aligned(part, part.cells)
     if len(lines[0]) > TERMINAL:
-        lines = _aligned(part, [[ERROR.sub("", cell) for cell in row] for row in part.cells])
+        kept = [column.source in COMPARED for column in part.columns]
+        lines = _aligned(part, [_with_errors(row, kept) for row in part.cells])
     return lines
+
+
+def _with_errors(row: Sequence[str], kept: Sequence[bool]) -> list[str]:
+    """Return the cells of a row without standard errors but for the columns that keep them."""
+    return [cell if keep else ERROR.sub("", cell) for cell, keep in zip(row, kept, strict=True)]
 
 
 def _aligned(part: Part, cells: Sequence[Sequence[str]]) -> list[str]:

@@ -314,6 +314,14 @@ def test_reruns_differ_in_cost_alone(results, tmp_path):
             assert all(line.rsplit(",", cost)[0] == other.rsplit(",", cost)[0] for line, other in pairs)
 
 
+def test_averages_keep_their_errors_where_a_terminal_is_too_narrow(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "TERMINAL", 100)
+    render.write(tables.collect(*results, "micro"), tmp_path / "table", "Toy")
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    row = next(line for line in lines if "[3, 5)" in line and "| ls " in line)
+    assert "75.0 ± 14.4 | +12.5 ± 12.5 |" in row and "| 2.72 |" in row
+
+
 def test_markdown_is_aligned_and_fits_a_terminal(results, tmp_path):
     rows, baselines = results
     frame = tables.collect(rows, baselines, "micro")
