@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from replaceme.activations.beginning import beginning_at
 from replaceme.activations.capture import STORES, Activations, Wanted, finite, forward, nan_error
-from replaceme.activations.hooks import skipped
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import check_room
@@ -169,37 +169,16 @@ def stream(model: "nn.Module", family: Family, batches: "Sequence[Tokens]", want
     with ExitStack() as stack:
         host = stack.enter_context(Host.of(model, weights, batches, wanted))
         running = stack.enter_context(weights.blocks(modules))
-        for number, block in enumerate(progress(running, "blocks", len(modules), "block")):
-            with ExitStack() as hooks:
-                for earlier in modules[:number]:
-                    hooks.callback(skipped(earlier, family))
-                for k, batch in enumerate(batches):
-                    with given(block, states[k], weights.device):
-                        found = forward(model, family, batch, wanted.within(number) | Wanted(frozenset({number})))
-                    if not finite(found):
-                        raise ReplaceMeError(nan_error(model, f"the output of block {number}", weights.dtype))
-                    states[k] = host.keep(found.hidden_states[number], states[k])
-                    kept[k] = host.gather(found, kept[k], wanted, number)
+        for number, _ in enumerate(progress(running, "blocks", len(modules), "block")):
+            for k, batch in enumerate(batches):
+                with beginning_at(modules, family, number, states[k]):
+                    found = forward(model, family, batch, wanted.within(number) | Wanted(frozenset({number})))
+                if not finite(found):
+                    raise ReplaceMeError(nan_error(model, f"the output of block {number}", weights.dtype))
+                states[k] = host.keep(found.hidden_states[number], states[k])
+                kept[k] = host.gather(found, kept[k], wanted, number)
         for activations in kept:
             yield moved(activations, weights.device)
-
-
-@contextmanager
-def given(block: "nn.Module", state: torch.Tensor | None, device: str) -> Iterator[None]:
-    """Feed a block a stored state within this context, whatever its arguments; None: the model's own first input."""
-    if state is None:
-        yield
-        return
-    on_device = state.to(device, non_blocking=True)
-
-    def replaced(module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return (on_device, *args[1:]), kwargs
-
-    handle = block.register_forward_pre_hook(replaced, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def moved(activations: Activations, device: str) -> Activations:

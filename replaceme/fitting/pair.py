@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from replaceme.activations.beginning import beginning_at
 from replaceme.activations.divergence import Predictions, descend, divergences
 from replaceme.activations.gradients import recomputing
 from replaceme.activations.head import Head
 from replaceme.core.places import Span, carrier_of
 from replaceme.fitting.unchanged import Unchanged
-from replaceme.surgery.shared_start import beginning_at
 from replaceme.surgery.shortened_model import shortened
 
 if TYPE_CHECKING:

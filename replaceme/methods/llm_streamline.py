@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from replaceme.activations.beginning import given
 from replaceme.activations.capture import Wanted, forward
 from replaceme.activations.gradients import backward, repeatable
 from replaceme.activations.hooks import skipped
-from replaceme.activations.streaming import given
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.progress import progress

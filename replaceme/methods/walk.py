@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from replaceme.activations.beginning import beginning_at
 from replaceme.activations.capture import Activations, Wanted, finite, forward, nan_error, trimmed
-from replaceme.activations.hooks import skipped
-from replaceme.activations.streaming import given
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.memory import free_memory
 
@@ -81,10 +80,7 @@ class Walk:
         last in use; returns what is wanted. Raises ReplaceMeError on NaN or infinity.
         """
         first = self.at if first is None else first
-        with ExitStack() as hooks:
-            for earlier in self.blocks[:first]:
-                hooks.callback(skipped(earlier, self.family))
-            hooks.enter_context(given(self.blocks[first], self.states[number], self.device))
+        with beginning_at(self.blocks, self.family, first, self.states[number]):
             found = forward(self.model, self.family, self.batches[number], wanted)
         if not finite(found):
             last = wanted.last

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from replaceme.activations.beginning import beginning_at
 from replaceme.activations.capture import trimmed
 from replaceme.activations.divergence import Predictions, log_probabilities
-from replaceme.activations.hooks import skipped
-from replaceme.activations.streaming import given
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.places import Span
 from replaceme.models.family import Family
@@ -29,16 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TRIAL = 16  # tokens
-
-
-@contextmanager
-def beginning_at(blocks: "nn.ModuleList", family: Family, first: int, state: torch.Tensor) -> Iterator[None]:
-    """Within it a model begins with block `first`, on a state [samples, tokens, hidden]."""
-    with ExitStack() as stack:
-        for block in blocks[:first]:
-            stack.callback(skipped(block, family))
-        stack.enter_context(given(blocks[first], state, str(next(blocks[first].parameters()).device)))
-        yield
 
 
 class SharedStart:
