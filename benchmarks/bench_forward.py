@@ -1,8 +1,9 @@
 """Measure whether compiled blocks or float8 products make the passes over the text faster, and how far the sums move.
 
-A random model of Llama 3 8B's shape, the pass that the sums of one cut need, three ways in turn: as it is; with the
-forward of every block but the carrier compiled; with the linear layers of blocks as float8 products, scaled by row and
-by output (e4m3). Errors are those of the Gram and the cross matrix against the plain pass, as shares of their norms.
+A random model of Llama 3 8B's shape, the pass in bfloat16 that the sums of one cut need, three ways in turn: as it is;
+with the forward of every block but the carrier compiled; with the linear layers of these blocks as float8 products,
+scaled by row and by output (e4m3). Errors are those of the Gram, the cross matrix and the target's energy, as shares of
+their norms, against the plain pass and against one in float32, from which the plain one differs too.
 
     python benchmarks/bench_forward.py [--hidden 4096 --blocks 32 --samples 64 ...]
 """
@@ -23,6 +24,7 @@ from bench_pipeline import SIZES, add_sizes, random_tokens, write_model
 
 from replaceme.activations.gather import gather_groups
 from replaceme.activations.statistics import Statistics
+from replaceme.calibration.tokens import Tokens
 from replaceme.models.family import Family
 from replaceme.models.loading import load_base_model
 from replaceme.models.model_config import family_of
@@ -42,16 +44,21 @@ def main() -> None:
         folder = Path(scratch) / "model"
         write_model(folder, arguments, device)
         family = family_of(json.loads((folder / "config.json").read_text()), "the model")
+        start = max(1, arguments.blocks - arguments.removed - 4)
+        group, batches = (start, start + arguments.removed), random_tokens(arguments).batches(arguments.batch)
+        model = load_base_model(folder, "float32", device)
+        exact = gather_groups(model, family, batches, [group])[0]
         model = load_base_model(folder, "bfloat16", device)
-        found = measured(model, family, arguments)
-    print(json.dumps({**found, "tokens": arguments.samples * arguments.tokens, "hardware": hardware()}, indent=1))
+        found = measured(model, family, batches, group, exact)
+    sizes = {name: getattr(arguments, name) for name in SIZES}
+    print(json.dumps({**found, "sizes": sizes, "hardware": hardware()}, indent=1))
 
 
-def measured(model: torch.nn.Module, family: Family, arguments: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    model: torch.nn.Module, family: Family, batches: list[Tokens], group: tuple[int, int], exact: Statistics
+) -> dict[str, Any]:
     """Return seconds of each way, of its first pass and of later ones, and its errors."""
-    start = max(1, arguments.blocks - arguments.removed - 4)
-    group = (start, start + arguments.removed)
-    batches = random_tokens(arguments).batches(arguments.batch)
+    start, _ = group
     blocks = [block for number, block in enumerate(family.block_modules(model)) if number != start - 1]
     ways = {"plain": lambda _: ExitStack(), "compiled": compiled, "float8": float8}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -64,14 +71,19 @@ def measured(model: torch.nn.Module, family: Family, arguments: argparse.Namespa
                 float(sums[name].target_energy)  # waits for it
                 seconds[name].append(time.perf_counter() - began)
     return {
-        name: {"first": times[0], "seconds": median(times[1:]), **errors(sums[name], sums["plain"])}
+        name: {
+            "first": times[0],
+            "seconds": median(times[1:]),
+            "from plain": errors(sums[name], sums["plain"]),
+            "from float32": errors(sums[name], exact),
+        }
         for name, times in seconds.items()
     }
 
 
-def errors(found: Statistics, plain: Statistics) -> dict[str, float]:
+def errors(found: Statistics, others: Statistics) -> dict[str, float]:
     """Return the relative Frobenius errors of sums."""
-    pairs = {name: (getattr(found, name), getattr(plain, name)) for name in ("gram", "cross", "target_energy")}
+    pairs = {name: (getattr(found, name), getattr(others, name)) for name in ("gram", "cross", "target_energy")}
     return {name: float((one - other).norm() / other.norm()) for name, (one, other) in pairs.items()}
 
 

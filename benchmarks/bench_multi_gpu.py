@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from bench_gram import hardware
-from bench_pipeline import SIZES, add_sizes, write_model
+from bench_pipeline import SIZES, add_out, add_sizes, write_model
 
 from replaceme.activations.gather import gather_groups, shard_batches
 from replaceme.activations.statistics import TENSORS, Statistics
@@ -45,6 +45,7 @@ def main() -> None:
     """Measure, print and write; or be one of the jobs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, SIZES)
+    add_out(parser)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--job", nargs=4, metavar=("FOLDER", "SHARD", "SHARDS", "GPUS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -70,6 +70,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, SIZES)
+    add_out(parser)
     parser.add_argument("--whole", type=int, metavar="ROWS", help="only the whole, once, with so many rows at most")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
@@ -85,10 +86,14 @@ def main() -> None:
 
 
 def add_sizes(parser: argparse.ArgumentParser, sizes: dict[str, int]) -> None:
-    """Add an option for each size, and for the folders."""
+    """Add an option for each size, and for the folder of the run."""
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--folder", type=Path, help="where the weights and results lie for the run (default: /tmp)")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the folder of what a GPU's run writes."""
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file")
 
 

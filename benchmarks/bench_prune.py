@@ -66,10 +66,12 @@ def measured(model: Path, out: Path, options: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - start
-    summary = json.loads(done.stdout)["summary"]
+    record = json.loads(done.stdout)
+    summary = record["summary"]
     return {
         "command": command[1:],
         "seconds": seconds,
+        "samples": record["origin"]["calibration"]["samples"],
         "stages": summary["seconds"],
         **{k: summary[k] for k in ("memory", "fit", "removed")},
     }

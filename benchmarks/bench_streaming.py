@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from bench_gram import hardware
-from bench_pipeline import add_sizes, write_model
+from bench_pipeline import add_out, add_sizes, write_model
 
 from replaceme.activations.gather import gather_groups
 from replaceme.activations.streaming import load_streamed
@@ -48,6 +48,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, SIZES)
+    add_out(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         report = measured(arguments, Path(scratch) / "model")

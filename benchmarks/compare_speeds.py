@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from replaceme.config.command_line import add_options, from_options
-from replaceme.config.evaluations import SpeedConfig
+from replaceme.config.evaluations import KERNELS, SpeedConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import write_json
@@ -66,7 +66,8 @@ def measure(arguments: argparse.Namespace) -> None:
     times = in_rounds(model, family_of(config, arguments.model), load, list(names), options.warmup, arguments.rounds)
     tokens = (options.batch_size * options.prompt_tokens, options.batch_size * options.new_tokens)
     lengths = f"{options.batch_size} x {options.prompt_tokens} tokens and {options.new_tokens} new ones"
-    print(f"{lengths}, {dtype} on {device}\n")
+    by = ", by the time of the GPU's kernels alone" if options.clock == KERNELS else ""
+    print(f"{lengths}, {dtype} on {device}{by}\n")
     print("\n".join(table(names, times, tokens)))
     if arguments.out:
         about = {"dtype": dtype, "threads": torch.get_num_threads(), **options.model_dump(include=set(OPTIONS))}

@@ -202,6 +202,13 @@ BAD = {
 }  # fmt: skip
 
 
+def test_a_clock_of_kernels_needs_a_gpu(refuses):
+    timed = changed("speed/clock", "kernels")
+    assert parse(timed).speed.clock == "kernels"
+    with refuses("speed.clock is kernels, which are a GPU's, and device is cpu; take `wall`"):
+        parse({**timed, "device": "cpu"})
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_one_line_for_each_mistake(case, refuses):
     (path, value), message = BAD[case]

@@ -7,7 +7,6 @@ right-padded, and the padding is masked in every later step.
 
 import itertools
 import logging
-import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from replaceme.calibration.images import Images, calibrate_images
 from replaceme.calibration.pictures import calibrate_pictured
 from replaceme.calibration.samples import PassedOver, Samples, number_of
 from replaceme.calibration.sequences import IDS, MASK, Tokens, stored_sequences
-from replaceme.config.calibrations import MICRO, CalibrationConfig, packed_alone, suffix_of
+from replaceme.calibration.windows import packed
+from replaceme.config.calibrations import CalibrationConfig, packed_alone
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import load_tensors
 from replaceme.core.progress import progress
+from replaceme.models.added_tokens import added_tokens
 from replaceme.models.checkpoints import read_config
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ def calibrate_and_more(
     # a chat template has already written the special tokens
     encoded = encode(documents, tokenizer, special_tokens=config.conversations is None)
     pack = packs(config)
+    begin: list[int] = []
     if pack:
-        rows = packed(encoded, config, tokenizer)
+        rows, begin = packed(encoded, config, tokenizer)
     else:
         rows = (ids[: config.tokens] for ids in encoded if ids)
     chosen = list(progress(itertools.islice(rows, samples), "tokens", samples, "sequence"))
@@ -106,7 +108,8 @@ def calibrate_and_more(
         log.warning("%s: %d sequences found, %d asked for", config.dataset, len(tokens.input_ids), samples)
     record = config.model_dump(include=set(TOKEN_FIELDS) - {"images", "pictures"})
     beyond = stack(further, tokenizer, config.dataset) if further else None
-    return tokens, beyond, {**record, "column": config.source_column, "pack": pack, **source}
+    begins = {"begins": tokenizer.convert_ids_to_tokens(begin)} if begin else {}
+    return tokens, beyond, {**record, "column": config.source_column, "pack": pack, **begins, **source}
 
 
 TOKEN_FIELDS = (
@@ -129,44 +132,14 @@ def packs(config: CalibrationConfig) -> bool:
 
 
 def encode(documents: Iterable[str], tokenizer: Any, special_tokens: bool = True) -> Iterator[list[int]]:
-    """Yield the token ids of each non-empty document."""
+    """Yield the token ids of each non-empty document, what the tokenizer puts before a text once, though the text may
+    bring it too.
+    """
+    before = added_tokens(tokenizer)[0] if special_tokens else []
     for document in documents:
         if document.strip():
-            yield tokenizer(document, add_special_tokens=special_tokens, verbose=False)["input_ids"]
-
-
-def packed(encoded: Iterator[list[int]], config: CalibrationConfig, tokenizer: Any) -> Iterator[list[int]]:
-    """Yield full sequences of `tokens` ids from joined documents, each document closed by the end-of-sequence token.
-
-    Each begins as the tokenizer begins a text, since a model that always saw a begin token is in trouble without; only
-    the generator's are cut anywhere, as those that the embedded model was trained on. A stream is cut as it comes; a
-    .txt file, one document, is cut into windows that the seed puts in random order.
-    """
-    closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = itertools.chain.from_iterable(document + closing for document in encoded)
-    rows = windows(ids, config.tokens, None if config.dataset in MICRO else begin_token(tokenizer))
-    if suffix_of(config.dataset) == ".txt":
-        found = list(rows)
-        if len(found) > 1 and len(found[-1]) < config.tokens:
-            found.pop()
-        random.Random(config.seed).shuffle(found)
-        return iter(found)
-    return rows
-
-
-def windows(ids: Iterator[int], length: int, begin: int | None) -> Iterator[list[int]]:
-    """Cut a stream of ids into windows of `length`, the last as long as what is left; `begin` is put in front of those
-    that do not have it.
-    """
-    for first in ids:
-        head = [first] if begin in (None, first) else [begin, first]
-        yield head + list(itertools.islice(ids, length - len(head)))
-
-
-def begin_token(tokenizer: Any) -> int | None:
-    """Return the id that the tokenizer puts in front of a text, None where it puts none."""
-    inside, text = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    return text[0] if text[:1] != inside[:1] else None
+            ids = tokenizer(document, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+            yield ids[len(before) :] if before and ids[len(before) : 2 * len(before)] == before else ids
 
 
 def stack(rows: Iterable[list[int]], tokenizer: Any, where: str = "calibration") -> Tokens:

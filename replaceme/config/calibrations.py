@@ -136,8 +136,8 @@ class CalibrationConfig(Strict):
     tokens: int = Field(1024, ge=2, description="Length of a sequence, in tokens; longer ones are truncated.")
     pack: bool | None = Field(
         None,
-        description="Join documents into full sequences, each begun as the tokenizer begins a text, instead of padding "
-        "each; default: only for `micro` and .txt.",
+        description="Join documents into full sequences, each begun as a document is, instead of padding each; "
+        "default: only for `micro` and .txt.",
     )
     seed: int = Field(0, ge=0, description="Seed of the generator, of the shuffle, and of the model's own answers.")
     shards: int = Field(1, ge=1, le=10_000, description="Jobs over which Gram accumulation is spread.")

@@ -7,15 +7,15 @@ command line its options, and are the source of docs/config.md. Nothing here imp
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from replaceme.config.base import NAME, Name, Strict, strings
 from replaceme.config.calibrations import FORWARD, CalibrationConfig, GenerationConfig, ModelConfig
 from replaceme.config.cost import CostConfig
 from replaceme.config.cuts import CutConfig
-from replaceme.config.evaluations import EvaluationConfig, SpeedConfig, TaskConfig, ZeroShotConfig
+from replaceme.config.evaluations import KERNELS, WALL, EvaluationConfig, SpeedConfig, TaskConfig, ZeroShotConfig
 from replaceme.config.figures import FigureConfig, dangling_figures
 from replaceme.config.fits import AnyFit, FitConfig, widest
 from replaceme.config.healings import HealingConfig, TrainingConfig
@@ -61,6 +61,12 @@ class Config(Strict):
     targets: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
         {}, description="Tables and figures to be made together, by the name of a target: `snakemake <name>`."
     )
+
+    @model_validator(mode="after")
+    def _check_clock(self) -> Self:
+        if self.speed.clock == KERNELS and self.device == "cpu":
+            raise ValueError(f"speed.clock is {KERNELS}, which are a GPU's, and device is cpu; take `{WALL}`")
+        return self
 
     @property
     def default_names(self) -> list[str]:

@@ -5,6 +5,7 @@ is gone in programs that start all at once (CUDA graphs, as servers use); what i
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +16,10 @@ Clock = Callable[[Callable[[], None]], float]
 
 
 def clock(name: str, device: str) -> Clock:
-    """Return a function that measures the seconds of a call; raises ReplaceMeError for kernels without a GPU."""
+    """Return a function that measures the seconds of a call on a device.
+
+    Raises ReplaceMeError for kernels without a GPU; so does the function where the driver reports none.
+    """
     if name != KERNELS:
         return _by_wall(device)
     if not device.startswith("cuda"):
@@ -43,7 +47,13 @@ def _by_kernels(device: str, call: Callable[[], None]) -> float:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        call()
-        torch.cuda.synchronize(device)
-    return sum(one.self_device_time_total for one in seen.key_averages()) / 1e6
+    torch.cuda.synchronize(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the next call will not see these events
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            call()
+            torch.cuda.synchronize(device)
+    seconds = sum(one.self_device_time_total for one in seen.key_averages()) / 1e6
+    if not seconds:
+        raise ReplaceMeError("speed.clock: the driver reports no kernels (does another profiler run?); take `wall`")
+    return seconds

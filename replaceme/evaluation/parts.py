@@ -23,6 +23,7 @@ from replaceme.core.memory import release
 from replaceme.core.progress import progress
 from replaceme.core.quiet import quiet_transformers
 from replaceme.evaluation.absent import ATTENTION, BLOCK, MLP, without
+from replaceme.evaluation.clocks import clock
 from replaceme.evaluation.speed import Workload, one_repeat, random_prompt, workload
 from replaceme.models.cache import UNABLE, cache_bytes
 from replaceme.models.checkpoints import read_config
@@ -52,6 +53,7 @@ def part_costs(record: ModelRecord, of: str, options: SpeedConfig, runs_on: Runs
     check_unit(config, of, record.source)
     family = family_of(config, record.source)
     if of in TIMED:
+        clock(options.clock, runs_on.device)  # refused before the model is read
         model = load_causal_model(record.folder, runs_on.dtype, runs_on.device, runs_on.held)
         where = {
             "device": runs_on.device,

@@ -16,6 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from replaceme.core.errors import ReplaceMeError, printable
 from replaceme.evaluation.likelihoods import log_likelihoods
+from replaceme.models.added_tokens import added_tokens
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -160,16 +161,6 @@ def encoded(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[
 def _encoded_by_lm_eval(context: str, answer: str) -> tuple[str, ...]:
     """Return the texts that lm-eval encodes for a request: the context without spaces at its end, and all of it."""
     return (context.rstrip(), context + answer) if context else ()
-
-
-def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """Return the tokens that a tokenizer puts before and after a text."""
-    for text in ("a", tokenizer.decode([len(tokenizer) // 2])):
-        bare, whole = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
-        for start in range(len(whole) - len(bare) + 1):
-            if bare and whole[start : start + len(bare)] == bare:
-                return whole[:start], whole[start + len(bare) :]
-    return [], []
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> tuple[int | None, int | None]:

@@ -57,6 +57,7 @@ def speed(
     import torch
 
     config, device, batch_size = read_config(model_folder), runs_on.device, options.batch_size
+    clock(options.clock, device)  # refused before the model is read
     prompt_tokens, new_tokens = options.prompt_tokens, options.new_tokens
     on_gpu = device.startswith("cuda")
     devices = range(torch.cuda.device_count()) if on_gpu else ()

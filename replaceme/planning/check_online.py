@@ -17,8 +17,9 @@ from replaceme.calibration.images import GENERATED, image_of
 from replaceme.calibration.pictures import pictures_of
 from replaceme.calibration.samples import PassedOver
 from replaceme.config.calibrations import MICRO, CalibrationConfig
-from replaceme.config.evaluations import EvaluationConfig, ZeroShotConfig
+from replaceme.config.evaluations import KERNELS, WALL, EvaluationConfig, ZeroShotConfig
 from replaceme.config.schema import Config
+from replaceme.config.units import TIMED
 from replaceme.core.errors import ReplaceMeError
 from replaceme.evaluation import lm_eval as harness
 from replaceme.evaluation import task_index, task_trials
@@ -212,6 +213,9 @@ def _room(config: Config, outlines: dict[str, Outline], downloads: dict[str, int
         device = pick_device(config.device)
     except ReplaceMeError as error:
         return [*lines, str(error)]
+    timed = any(table.speed for table in config.tables.values()) or any(cut.of in TIMED for cut in config.cuts.values())
+    if config.speed.clock == KERNELS and device == "cpu" and timed:
+        lines.append(f"speed.clock: {KERNELS} are a GPU's, and this machine has none; take `{WALL}`")
     return [*lines, *memory_problems(config, outlines, device_memory(device), device)]
 
 

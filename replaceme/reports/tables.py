@@ -224,7 +224,7 @@ def _speed_notes(results: Sequence[_Result]) -> dict[str, str]:
         new = f" and {one['new_tokens']} new ones" if one["new_tokens"] else ""
         device = f"{one['gpus']} GPUs" if one.get("gpus", 1) > 1 else one["device"]
         where = f"{one['dtype']} on {device}, {one['threads']} threads; {described(one['hardware'])}"
-        clock = ", its kernels alone" if one.get("clock") == KERNELS else ""
+        clock = " by the time of the GPU's kernels alone" if one.get("clock") == KERNELS else ""
         notes[_row_name(result)] = f"{one['batch_size']} x {one['prompt_tokens']} tokens{new}{clock}, {where}"
     return notes
 

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from replaceme.config.command_line import add_options, from_options, option_of
-from replaceme.config.evaluations import EvaluationConfig, SpeedConfig
+from replaceme.config.evaluations import KERNELS, EvaluationConfig, SpeedConfig
 from replaceme.config.tables import RATES
 from replaceme.core.files import write_json
 from replaceme.evaluation.speed import speed
@@ -44,7 +44,8 @@ def _say(found: dict[str, Any]) -> None:
     prefill, decode = (found[name]["median"] for name in RATES)
     latency, between = (found["latency_s"][name] for name in ("median", "interquartile_range"))
     rates = f"prefill {prefill:.0f}" + ("" if decode is None else f" and decode {decode:.1f}")
-    log.info("speed: %s tokens/s, latency %.0f ms", rates, 1e3 * latency)
+    clock = ", by the GPU's kernels alone" if found["clock"] == KERNELS else ""
+    log.info("speed: %s tokens/s, latency %.0f ms%s", rates, 1e3 * latency, clock)
     if between > UNSTEADY * latency:
         log.warning(
             "speed: half of the repeats differ by %.0f%% or more: is the machine busy, or has it fewer free cores than "

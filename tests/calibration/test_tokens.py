@@ -12,7 +12,7 @@ import torch
 from replaceme.calibration import documents
 from replaceme.calibration.documents import check_source, read_documents
 from replaceme.calibration.samples import PassedOver
-from replaceme.calibration.tokens import Tokens, begin_token, calibrate, load_tokens, tokens_from_texts
+from replaceme.calibration.tokens import Tokens, calibrate, load_tokens, tokens_from_texts
 from replaceme.config.calibrations import CalibrationConfig
 from replaceme.micro.questions import held_out
 
@@ -236,16 +236,22 @@ def test_records_are_truncated(tokenizer, save, kind):
     assert sorted(rows(calibrate(config(path, tokens=3), tokenizer)[0])) == [[7, 8, 9], [12]]
 
 
-@pytest.fixture
-def opening(tokenizer):
-    """A tokenizer that opens each document with `<s>`, as Llama's does."""
+def putting(tokenizer, single):
+    """Return the tokenizer with other tokens around a text."""
     import copy
 
     from tokenizers.processors import TemplateProcessing
 
-    with_start = copy.deepcopy(tokenizer)
-    with_start.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    return with_start
+    other = copy.deepcopy(tokenizer)
+    around = [("<s>", 2), ("user", 4), ("</s>", EOS)]
+    other.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=around)
+    return other
+
+
+@pytest.fixture
+def opening(tokenizer):
+    """A tokenizer that opens each document with `<s>`, as Llama's does."""
+    return putting(tokenizer, "<s> $A")
 
 
 def test_special_tokens_are_written_once(opening, save, monkeypatch):
@@ -254,31 +260,65 @@ def test_special_tokens_are_written_once(opening, save, monkeypatch):
     assert rows(calibrate(config(path), opening)[0]) == [[2, 7, 8]]
     assert rows(calibrate(config(path, conversations="chat"), opening)[0]) == [ids("user w3 </s>")]
     monkeypatch.setattr(documents, "records", lambda section: ({"text": text} for text in ["w1", "w2"]))
-    assert rows(calibrate(config(path, pack=True), opening)[0]) == [[2, 7, EOS, 2, 8, EOS]]
+    assert rows(calibrate(config(path, pack=True), opening)[0]) == [[2, 7, EOS, 8, EOS]]
 
 
-def test_each_window_begins_as_a_text_does(opening, save, tmp_path, monkeypatch):
+@pytest.fixture
+def packed_texts(save, monkeypatch):
+    """A data set of TEXTS in this order."""
+    monkeypatch.setattr(documents, "records", lambda section: ({"text": text} for text in TEXTS))
+    return save([{"text": "unused"}], "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("single", "begin", "inside"),
+    [
+        ("<s> $A", [2], [[7, 8, 9, EOS], [10, EOS, 11, 12], [13, 14, 15, EOS]]),
+        ("<s> $A </s>", [2], [[7, 8, 9, EOS], [10, EOS, 11, 12], [13, 14, 15, EOS]]),
+        ("<s> user $A", [2, 4], [[7, 8, 9], [EOS, 10, EOS], [11, 12, 13], [14, 15, EOS]]),
+        ("$A </s>", [], [[7, 8, 9, EOS, 10], [EOS, 11, 12, 13, 14], [15, EOS]]),
+        ("$A", [], [[7, 8, 9, EOS, 10], [EOS, 11, 12, 13, 14], [15, EOS]]),
+    ],
+)
+def test_each_window_begins_as_a_text_does(tokenizer, packed_texts, single, begin, inside):
+    """With all that the tokenizer puts before a text, which stands nowhere else; each text is closed once."""
+    found, record = calibrate(config(packed_texts, tokens=5, pack=True), putting(tokenizer, single))
+    assert rows(found) == [[*begin, *part] for part in inside]
+    assert record.get("begins", []) == tokenizer.convert_ids_to_tokens(begin)
+
+
+def test_each_window_of_a_text_file_begins_as_a_text_does(opening, tmp_path):
     (tmp_path / "book.txt").write_text("w1 w2 w3 w4 w5 w6 w7")
     found = calibrate(config(tmp_path / "book.txt", tokens=4), opening)[0]
     assert sorted(rows(found)) == [[2, 7, 8, 9], [2, 10, 11, 12]], "what is left over goes"
-    monkeypatch.setattr(documents, "records", lambda section: ({"text": text} for text in TEXTS))
-    found = calibrate(config(save([{"text": "unused"}], "jsonl"), tokens=5, pack=True), opening)[0]
-    expected = [[2, 7, 8, 9, EOS], [2, 10, EOS, 2, 11], [2, 12, 13, 14, 15], [2, EOS]]
-    assert rows(found) == expected, "a document that begins a window brings the token itself"
+
+
+@pytest.mark.parametrize("single", ["<s> $A", "$A"])
+@pytest.mark.parametrize(("written", "begin"), [("<s> ", [2]), ("", [])])
+def test_windows_of_conversations_begin_as_their_template_writes(tokenizer, save, monkeypatch, single, written, begin):
+    chats = [[{"role": "user", "content": text}] for text in ("w1 w2", "w3")]
+    monkeypatch.setattr(documents, "records", lambda section: ({"chat": chat} for chat in chats))
+    one = putting(tokenizer, single)
+    one.chat_template = "{{ '" + written + "' }}" + tokenizer.chat_template
+    section = config(save([{"chat": []}], "jsonl"), conversations="chat", tokens=5, pack=True)
+    windows = rows(calibrate(section, one)[0])
+    assert all(window[: len(begin)] == begin for window in windows)
+    inside = [token for window in windows for token in window[len(begin) :]]
+    assert inside == ids("user w1 w2 </s> user w3 </s>")
 
 
 def test_windows_of_the_generator_are_cut_as_the_embedded_model_saw_them(opening):
     found = rows(calibrate(config("micro", samples=20, tokens=16), opening)[0])
-    assert {2} < {window[0] for window in found}
+    assert {2} < {window[0] for window in found} and 2 in {token for window in found for token in window[1:]}
 
 
-@pytest.mark.parametrize(("special", "expected"), [("<s> $A", 2), ("$A </s>", None), ("<s> $A </s>", 2), ("$A", None)])
-def test_the_begin_token_is_what_the_tokenizer_writes(opening, special, expected):
-    from tokenizers.processors import TemplateProcessing
+def test_a_text_that_brings_its_begin_token_has_it_once(opening):
+    assert rows(tokens_from_texts(["<s> w1 w2", "w1 <s>"], opening, None, 8)) == [[2, 7, 8], [2, 7, 2]]
 
-    ends = [("<s>", 2), ("</s>", EOS)]
-    opening.backend_tokenizer.post_processor = TemplateProcessing(single=special, special_tokens=ends)
-    assert begin_token(opening) == expected
+
+def test_a_window_has_room_for_text(tokenizer, packed_texts, refuses):
+    with refuses("tokens: 2 leaves no room behind what begins a text"):
+        calibrate(config(packed_texts, tokens=2, pack=True), putting(tokenizer, "<s> user $A"))
 
 
 def test_empty_documents_are_dropped(tokenizer, save):

@@ -1,5 +1,6 @@
 """Costs of a model's parts: operations and bytes by hand, times by a clock that is set, kinds of blocks apart."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -123,11 +124,14 @@ def test_times_are_the_difference_that_parts_make(gemma, monkeypatch, unit, expe
     assert found.blocks == [attention + mlp] * 6
     assert found.total == 6 * (attention + mlp) + (18 if unit == "latency" else 9)
     assert found.measured["prompt_tokens"] == TOKENS and "cores" in found.measured["machine"]
+    assert found.measured["clock"] == "wall"
 
 
 @pytest.mark.parametrize("unit", ["flops", "cache", "prefill"])
-def test_a_unit_of_the_prompt_alone_asks_for_no_room_after_it(llama, unit):
+def test_a_unit_of_the_prompt_alone_asks_for_no_room_after_it(llama, monkeypatch, unit):
     """The model takes 128 tokens."""
+    shrinking = itertools.count(100, -1)  # less time with every part that is left out
+    monkeypatch.setattr(parts, "one_repeat", lambda model, load: (model(load.prompt) and next(shrinking), 0))
     options = SpeedConfig(prompt_tokens=128, new_tokens=2, repeats=1, warmup=0)
     found = part_costs(resolve(str(llama)), unit, options, ON_CPU)
     assert (found.measured["prompt_tokens"], "new_tokens" in found.measured) == (128, False)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,3 +141,28 @@ def test_a_clock_of_kernels_needs_a_gpu(tmp_path, refuses):
 def test_the_wall_clock_times_what_it_is_given():
     done = []
     assert clock("wall", "cpu")(lambda: (time.sleep(0.05), done.append(1))) >= 0.05 and done == [1]
+
+
+@pytest.mark.parametrize("microseconds", [(1.5e6, 2.5e5), ()])
+def test_a_clock_of_kernels_adds_up_what_the_driver_reports(monkeypatch, refuses, microseconds):
+    """With the profiler and the GPU stood in for: earlier work has ended before the profile begins."""
+    happened = []
+
+    class Profile:
+        def __init__(self, activities):
+            happened.append("profile")
+
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+        def key_averages(self):
+            return [SimpleNamespace(self_device_time_total=one) for one in microseconds]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append("synchronize"))
+    seconds = clock("kernels", "cuda")
+    if microseconds:
+        assert seconds(lambda: happened.append("work")) == 1.75
+        assert happened == ["synchronize", "profile", "work", "synchronize"]
+    else:
+        with refuses("the driver reports no kernels"):
+            seconds(lambda: None)

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from replaceme.cli import main
-from replaceme.config.schema import parse
+from replaceme.config.schema import SpeedConfig, parse
 from replaceme.evaluation import task_index
 from replaceme.planning import capacity, hub
 from replaceme.planning import check_online as requisites
@@ -147,6 +147,14 @@ def config(include):
 def test_all_is_well(fake, config):
     assert requisites.problems(config()) == []
     assert set(fake.asked) == {"owner/llama", "owner/text", "owner/items"}
+
+
+def test_a_clock_of_kernels_needs_a_gpu(fake, config, monkeypatch):
+    monkeypatch.setattr(requisites, "pick_device", lambda device: "cpu")
+    clock = {"device": "auto", "speed": SpeedConfig(clock="kernels")}
+    line = "speed.clock: kernels are a GPU's, and this machine has none; take `wall`"
+    assert line in requisites.problems(config().model_copy(update=clock))
+    assert line not in requisites.problems(config({"speed": False}).model_copy(update=clock)), "nothing is timed"
 
 
 def test_without_the_hub_nothing_is_asked(fake, config, llama, tmp_path):

@@ -237,6 +237,16 @@ def test_a_table_says_how_speeds_were_measured(results):
     ]
 
 
+def test_a_table_says_which_times_are_of_kernels_alone(results):
+    rows, baselines = results
+    for folder in (*rows, *baselines):
+        record = json.loads((folder / "speed.json").read_text())
+        put(folder / "speed.json", record | {"clock": "kernels", "device": "cuda"})
+    notes = render._notes(tables.collect(rows, baselines, "micro"))
+    lengths = "1 x 256 tokens and 16 new ones by the time of the GPU's kernels alone"
+    assert f"Speed: {lengths}, float32 on cuda, 2 threads; Some CPU, 2 cores, 8 GB." in notes
+
+
 def test_without_speed_a_table_has_its_sizes_alone(results, tmp_path):
     rows, baselines = results
     measured = tables.collect(rows, baselines, "micro")

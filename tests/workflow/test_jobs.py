@@ -293,6 +293,12 @@ def test_costs_of_parts_depend_on_what_their_unit_does(unit, options):
     assert jobs.parts_options(names(unit=unit)) == options
 
 
+@pytest.mark.parametrize(("unit", "asked"), [("flops", False), ("latency", True)])
+def test_costs_that_are_timed_depend_on_the_clock(unit, asked):
+    jobs = ModelJobs(parse({**CONFIG, "device": "auto", "speed": {"clock": "kernels"}}), gpu=1)
+    assert ("--clock=kernels" in jobs.parts_options(names(unit=unit))) is asked
+
+
 def test_plain_weights_take_the_place_of_quantised_ones(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     models = {"a": {"source": str(tmp_path / "a.gguf"), "dequantise": True}}
