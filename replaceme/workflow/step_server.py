@@ -52,6 +52,7 @@ PRELOADED = (
 PR_SET_PDEATHSIG = 1  # of Linux
 LONGEST_FOLDER = 70  # bytes: the path of a socket has 107 at most
 WATCHED = 5  # seconds between looks for the process that started the server
+ENDING = 20  # seconds that the server may take to end; an import goes on until it returns
 
 
 def _short_folder() -> str:
@@ -101,7 +102,11 @@ class StepServer:
         """End the server, if there is one."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # and with it those that it has forked
+                self._process.wait()
             shutil.rmtree(Path(self.path).parent, ignore_errors=True)  # it had no time to, if it had just begun
 
 
@@ -109,16 +114,26 @@ def serve(listener: socket.socket, plain: socket.socket, path: str, parent: int)
     """Import libraries step by step and run what is asked for, until the process that started this one is gone; checks
     by way of `plain`.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server, own = _Server(listener), os.getpid()
+
+    def clean() -> None:
+        server.end_plain()
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+    def end(*_: object) -> None:
+        """End at once: Python swallows an exception of a handler that runs during a fork."""
+        if os.getpid() == own:
+            clean()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     # those are of libraries, which hold nothing that a child waits for
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     set_environment(online=True)  # libraries read it when they are imported; a child may turn the network off later
     try:
-        server = _Server(listener)
         server.run(parent, server.imports(plain))
     finally:
-        server.end_plain()
-        shutil.rmtree(Path(path).parent, ignore_errors=True)
+        clean()
 
 
 class _Server:
@@ -174,8 +189,9 @@ class _Server:
     def end_plain(self) -> None:
         """End the server that checks are forked from."""
         if self.other:
-            os.kill(self.other, signal.SIGKILL)
-            os.waitpid(self.other, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended
+                os.kill(self.other, signal.SIGKILL)
+                os.waitpid(self.other, 0)
 
     def accept(self, listener: socket.socket) -> None:
         """Fork a child for a step that asks."""

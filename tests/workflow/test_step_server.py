@@ -162,6 +162,37 @@ def test_the_server_ends_with_who_started_it(tmp_path):
     assert not Path(path).parent.exists()
 
 
+def started(monkeypatch, tmp_path, text):
+    """Return a server whose process runs `text` first and imports nothing ahead."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    text = f"from replaceme.workflow import step_server as s; s.PLAIN_LIBRARIES = s.PRELOADED = ()\n{text}\n"
+    text += "s.serve(*(s.socket.socket(fileno=int(n)) for n in s.sys.argv[1:3]), s.sys.argv[3], int(s.sys.argv[4]))"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        step_server.subprocess, "Popen", lambda command, **more: popen([command[0], "-c", text, *command[3:]], **more)
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    one = StepServer()
+    one.start()
+    return one
+
+
+def test_a_server_told_to_end_while_it_forks_ends(monkeypatch, tmp_path):
+    """Python swallows an exception of a signal's handler there, as `sys.exit` would raise."""
+    signalled = "s.os.register_at_fork(after_in_parent=lambda: s.os.kill(s.os.getpid(), s.signal.SIGTERM))"
+    one = started(monkeypatch, tmp_path, signalled)
+    assert one._process.wait(timeout=30) == 0 and not list(tmp_path.iterdir())
+    one.stop()
+
+
+def test_a_server_that_does_not_end_is_killed(monkeypatch, tmp_path):
+    one = started(monkeypatch, tmp_path, "")
+    monkeypatch.setattr(step_server, "ENDING", 0.2)
+    monkeypatch.setattr(one._process, "terminate", lambda: None)
+    one.stop()
+    assert one._process.returncode == -signal.SIGKILL and not list(tmp_path.iterdir())
+
+
 def test_a_long_folder_for_temporary_files_is_no_trouble(monkeypatch, tmp_path, caplog):
     """The path of a socket has 107 bytes at most; without a server steps run by themselves."""
     monkeypatch.delenv(VARIABLE, raising=False)
