@@ -101,6 +101,13 @@ def test_names_of_tables_may_hold_dots(results, tmp_path):
         assert f"(tables/{link})" in section
 
 
+def test_somebody_elses_page_is_not_replaced(results, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert main(["publish", str(results), "--out", str(tmp_path), "--command", "x"]) == 1
+    assert "a README.md that `publish` did not write" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine" and not (tmp_path / "tables").exists()
+
+
 def test_an_unfinished_run_is_refused(tmp_path, capsys):
     assert main(["publish", str(tmp_path), "--out", str(tmp_path / "out"), "--command", "x"]) == 1
     assert "no tables" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -180,6 +180,6 @@ def _judged(samples: Samples, criterion: Criterion, cuts: list[Span], held_out: 
         if last is None or last.change is None:
             reason += "they are too few to judge twice as many by half of them; raise `most`, or give their number"
         else:
-            reason += f"twice as many, {last.samples}, changed a held-out residual by {100 * last.change:+.1f}%, more "
-            reason += f"than {100 * tolerance:g}%; raise `most` or `tolerance`"
+            reason += f"from {last.samples // 2} to {last.samples} of them a held-out residual still changed by "
+            reason += f"{100 * last.change:+.1f}%, more than {100 * tolerance:g}%; raise `most` or `tolerance`"
     return Enough(last.samples if found else len(samples), found, reason, criterion, cuts, held_out, curve)

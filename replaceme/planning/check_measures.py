@@ -5,7 +5,7 @@ from typing import Any
 
 from replaceme.config.figures import COST_MEASURES, MEASURES, SIZES, FigureConfig
 from replaceme.config.schema import Config
-from replaceme.config.tables import CACHE, DIVERGENCE, SPEED, TableConfig
+from replaceme.config.tables import CACHE, DIVERGENCE, SPEED, Row, TableConfig
 from replaceme.core.errors import ReplaceMeError
 from replaceme.reports.plot_data import check_published
 from replaceme.reports.published_values import check_reference, scaled
@@ -31,12 +31,27 @@ def figure_problems(config: Config, figure: FigureConfig) -> list[str]:
         found += [
             f"x: {section} {one!r} has no number under {key}" for one, value in values.items() if not _real(value)
         ]
+    found += _alike(figure, {row for table in tables.values() for row in table.pruned})
     for what, check in (("measures", _check_measures), ("published", _check_published)):
         try:
             check(figure)
         except ReplaceMeError as error:
             found.append(f"{what}: {error}")
     return found
+
+
+def _alike(figure: FigureConfig, rows: Iterable[Row]) -> list[str]:
+    """Return a line for two rows that would be one bar of a figure."""
+    if figure.kind != "bars" or not set(figure.lines) <= set(Row._fields):
+        return []
+    seen: dict[tuple, Row] = {}
+    for row in sorted(rows, key=str):
+        other = seen.setdefault(tuple(getattr(row, name) for name in figure.lines), row)
+        if other != row:
+            differ = next(name for name in Row._fields if getattr(row, name) != getattr(other, name))
+            apart = ", ".join(name for name in Row._fields if name in (*figure.lines, differ))
+            return [f"lines: {other} and {row} would be one bar; set `lines: [{apart}]`"]
+    return []
 
 
 def reference_problems(config: Config, name: str, table: TableConfig) -> list[str]:

@@ -76,7 +76,7 @@ def collect(
     for result in results:
         if result.names[0] not in references:
             raise ReplaceMeError(
-                f"{result.folder}: no baseline of model {result.names[0]!r} among {sorted(references)}"
+                f"{result.folder}: no baseline of model {result.names[0]!r}; name its folder by --baseline"
             )
     identities = {result.names[:3]: result for result in results if result.is_identity}
     records = []

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser, with `--help`, `--help-all`, and help of our own in place of argparse's."""
 
     def __init__(self, prog: str, description: str, **more: Any) -> None:
-        super().__init__(prog=prog, description=description, add_help=False, **more)
+        super().__init__(prog=prog, description=description, add_help=False, allow_abbrev=False, **more)
         self._positionals.title = "arguments"
         for name, full in (("--help", False), ("--help-all", True)):
             names = (name,) if full else ("-h", name)
@@ -50,8 +50,8 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 return
             name = word.partition("=")[0]
-            # a word with a space is a value for argparse, and the beginning of a name is as good as the name
-            if name.startswith("--") and " " not in name and not any(one.startswith(name) for one in known):
+            # a word with a space is a value for argparse
+            if name.startswith("--") and " " not in name and name not in known:
                 self.error(f"no option {name}{meant(name, known)}; all of them: `{self.prog} --help-all`")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

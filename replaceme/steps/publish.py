@@ -19,6 +19,7 @@ ONLINE = False
 log = logging.getLogger(__name__)
 MEASURES = "evaluate"  # the step whose machine counts
 FOLDERS = ("tables", "figures")
+README, RECORD = "README.md", "record.json"
 KINDS = (".csv", ".md", ".svg")  # what a reader opens; of these .html and .tex are made again in no time
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -38,12 +39,15 @@ def run(args: argparse.Namespace) -> None:
     files = sorted(path for name in FOLDERS for path in (args.results / name).glob("*") if path.suffix in KINDS)
     if not any(path.parent.name == "tables" for path in files):
         raise ReplaceMeError(f"{args.results}: no tables; finish `snakemake --cores all` first")
+    if (args.out / README).exists() and not (args.out / RECORD).exists():
+        raise ReplaceMeError(f"{args.out}: has a {README} that `publish` did not write; give another folder")
     for path in [*files, *args.results.glob("provenance.md")]:
         with replacing(args.out / path.relative_to(args.results)) as copy:
             copy.write_bytes(path.read_bytes())
     record = {"command": redacted(args.command), **_machine(args.results)}
-    write_json(args.out / "record.json", record)
-    write_text(args.out / "README.md", overview(args.out, record))
+    write_json(args.out / RECORD, record)
+    write_text(args.out / README, overview(args.out, record))
+    log.info("publish: %d files in %s", len(files) + 2, args.out)
     if args.readme is not None:
         text = args.readme.read_text(encoding="utf-8")
         write_text(args.readme, BLOCK.sub(lambda match: _block(match, args.results), text))

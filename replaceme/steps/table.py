@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from replaceme.core.errors import ReplaceMeError
 from replaceme.steps.common import out_argument
 
 ONLINE = False
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     from replaceme.reports.render import write
     from replaceme.reports.tables import collect
 
+    if not args.rows and not args.baseline:
+        raise ReplaceMeError("table: nothing to show; give folders of rows, and those of their baselines by --baseline")
     frame = collect(
         args.rows, args.baseline, args.evaluation, args.speed, args.divergence, by=args.by, exports=args.exports
     )

@@ -138,6 +138,8 @@ def check_out(source: str | Path, out: str | Path) -> None:
     out = Path(out)
     if Path(source).resolve().is_relative_to(out.resolve()):
         raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise ReplaceMeError(f"{out}: is a file; give a folder for the new model")
     if not out.is_dir():
         return
     patterns = ("model*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)

@@ -17,7 +17,7 @@ def problems(evaluation=TASKS, figure=None, reference=None, **table):
     return local_problems(parse({
         "models": {"m": {"source": "org/m"}},
         "calibrations": {"c": {"dataset": "micro"}, "unseen": {"dataset": "micro", "seed": 9}},
-        "cuts": {"n2": {"blocks": 2}},
+        "cuts": {"n2": {"blocks": 2}, "n3": {"blocks": 3}},
         "fits": {"ls": {}},
         "evaluations": {"e": evaluation},
         "tables": {"main": {**rows, **table, **shown}},
@@ -61,3 +61,11 @@ def test_encoders_have_no_cache_and_no_text_perplexity(measure):
     assert problems(IMAGES, {"kind": "bars", "measures": ["photos_acc1"]}, "photos_acc1") == []
     [line] = problems(IMAGES, {"kind": "bars", "measures": [measure]})
     assert f"{measure!r} is not measured by table 'main'; it has average" in line
+
+
+@pytest.mark.parametrize(("lines", "wanted"), [([], "model, cut, fit"), (["fit"], "cut, fit")])
+def test_two_rows_in_one_bar(lines, wanted):
+    figure = {"kind": "bars", "measures": ["average"]} | ({"lines": lines} if lines else {})
+    found = problems(figure=figure, rows=["m/c/n3/ls"])
+    assert found == [f"figures.f.lines: m/c/n2/ls and m/c/n3/ls would be one bar; set `lines: [{wanted}]`"]
+    assert problems(figure={**figure, "lines": wanted.split(", ")}, rows=["m/c/n3/ls"]) == []

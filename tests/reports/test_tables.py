@@ -9,6 +9,7 @@ import pandas
 import pytest
 from given import cut_of
 
+from replaceme.cli import main
 from replaceme.config.fits import fit_config
 from replaceme.config.tables import SPEED
 from replaceme.core import uncertainty
@@ -435,3 +436,8 @@ def test_a_second_perplexity_has_a_column_of_its_own(results, tmp_path):
     assert frame["micro_text"].tolist() == [33.125] * 3
     path = next(path for path in render.write(frame, tmp_path / "t", "") if path.suffix == ".md")
     assert "text ppl" in path.read_text() and "33.1 ± 2.0" in path.read_text(), "shown as it is, not in percent"
+
+
+def test_a_table_of_nothing_is_refused(tmp_path, capsys):
+    assert main(["table", "--evaluation", "e", "--out", str(tmp_path / "t")]) == 1
+    assert "nothing to show" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -408,3 +408,11 @@ def test_what_is_folded_is_what_the_model_with_hooks_computes(case, request, tmp
     assert difference <= 1e-5
     assert float((expected - original).abs().max() / original.abs().max()) > 1e-2
     assert torch.equal(model(ids).logits, original), "the hooks are gone"
+
+
+def test_a_file_is_no_folder_for_a_model(llama, tmp_path, refuses):
+    """Refused before any work, and kept."""
+    (tmp_path / "notes.txt").write_text("years of work")
+    with refuses("notes.txt: is a file; give a folder"):
+        prune(llama, tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "years of work"
