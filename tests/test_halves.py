@@ -20,7 +20,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.fits import FitConfig
 from replaceme.config.placement import Regression
 from replaceme.core.cut_record import Cut
-from replaceme.core.places import kept_halves
+from replaceme.core.places import amount, kept_halves
 from replaceme.cuts.after_fit import candidates_of, measure_candidates
 from replaceme.cuts.choose import choose
 from replaceme.cuts.distances import measure
@@ -267,3 +267,19 @@ def test_sublayers_go_one_by_one_where_a_parameter_costs_least(llama, make_token
         choose(cut, record, candidates=[{"start": 1, "end": 2, "kl": 1.0}])
     with refuses("m: single sublayers of mixtures of experts"):
         check_cut(read_config(tiny_families.source("mixtral")), cut, "m")
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([(2, 5)], "3 blocks"),
+        ([(2, 3)], "1 block"),
+        ([(2.5, 5.5)], "3 blocks"),
+        ([(1, 1.5), (4, 4.5)], "2 attentions"),
+        ([(1, 1.5), (3, 5)], "3 attentions and 2 MLPs"),
+        ([(1, 1.5), (4.5, 5)], "1 attention and 1 MLP"),
+    ],
+)
+def test_what_a_cut_removes_in_words(groups, expected):
+    """Parts are named where what stays makes no whole blocks."""
+    assert amount(groups, 8) == expected

@@ -67,3 +67,13 @@ def number_of(place: Place, groups: tuple[Span, ...]) -> int:
 def shown(groups: Sequence[Span]) -> str:
     """Return the groups of a cut as text, `[2, 5), [7.5, 10.5)`."""
     return ", ".join(f"[{start}, {end})" for start, end in groups)
+
+
+def amount(groups: Sequence[Span], num_blocks: int) -> str:
+    """Return how much groups remove, `7 blocks`; `7 attentions and 3 MLPs` where what stays makes no whole blocks."""
+    halves = [number % 2 for number in range(2 * num_blocks) if is_gone(number * HALF, groups)]
+    if any(None in kept for kept in kept_halves(num_blocks, groups)):
+        counts = {"attention": halves.count(0), "MLP": halves.count(1)}
+    else:
+        counts = {"block": len(halves) // 2}
+    return " and ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)

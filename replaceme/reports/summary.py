@@ -17,6 +17,7 @@ from replaceme.provenance.job_cost import peak_memory
 from replaceme.surgery.model_card import fitted
 
 SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+HALF_MARK = ".5"  # of a place in the middle of a block
 OBJECTIVES = {
     "l2": "least squares",
     "cosine": "cosine distance",
@@ -54,12 +55,16 @@ class Summary:
         """Figures as plain values: `Summary(**record)` is the same."""
         return asdict(self)
 
+    def _removed(self) -> str:
+        within = HALF_MARK in self.removed
+        return f"{self.removed} (k.5: between attention and MLP)" if within else f"blocks {self.removed}"
+
     def text(self) -> str:
         """Return the lines to print."""
         rows = [
             (
                 "blocks",
-                f"{self.blocks[0]} -> {self.blocks[1]}" + f", without blocks {self.removed}" * bool(self.placed),
+                f"{self.blocks[0]} -> {self.blocks[1]}" + f", without {self._removed()}" * bool(self.placed),
             ),
             ("parameters", _change(self.parameters, "")),
             ("weights", _change(self.bytes, "B")),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaceme.core.cut_record import Cut
-from replaceme.core.places import carrier_of, in_middle, plain, shown
+from replaceme.core.places import amount, carrier_of, in_middle, shown
 from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import is_encoder
 from replaceme.models.model_record import DEQUANTISED
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = """---
 {metadata}---
-# {original}, {in_all} blocks shorter
+# {original}, {in_all} shorter
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}:
 blocks {span} (of 0 .. {final}, ends not included{half}) were removed without training, {fit}.
@@ -53,7 +53,7 @@ Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version} with another met
 
 HEALED = """---
 {metadata}---
-# {original}, {in_all} blocks shorter and healed
+# {original}, {in_all} shorter and healed
 
 Made by [ReplaceMe](https://arxiv.org/abs/2505.02819) {version}:
 blocks {span} (of 0 .. {final}, ends not included{half}) were removed, {fit}.
@@ -101,7 +101,7 @@ def model_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
     return TEMPLATE.format(
         metadata=_metadata(_original(provenance, source), licence),
         **_named_source(source),
-        **_lineage(provenance, source, cut.blocks),
+        **_lineage(provenance, source, cut.amount),
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
@@ -121,7 +121,7 @@ def method_card(provenance: dict[str, Any], about: "About", licence: dict[str, s
     return METHOD_TEMPLATE.format(
         metadata=_metadata(_original(provenance, source), licence),
         **_named_source(source),
-        lineage=_lineage(provenance, source, cut.blocks)["lineage"],
+        lineage=_lineage(provenance, source, cut.amount)["lineage"],
         title=about.title,
         arxiv=about.arxiv,
         sentence=about.sentence.format(**known),
@@ -140,7 +140,7 @@ def healed_card(provenance: dict[str, Any], licence: dict[str, str]) -> str:
         metadata=_metadata(_original(provenance, source), licence),
         **_named_source(source),
         merged=provenance["source"]["source"],
-        **_lineage(provenance, source, cut.blocks),
+        **_lineage(provenance, source, cut.amount),
         span=cut.span,
         final=cut.num_blocks - 1,
         version=provenance["versions"]["replaceme"],
@@ -168,14 +168,14 @@ def _original(provenance: dict[str, Any], source: dict[str, Any]) -> dict[str, A
     return provenance.get("lineage", {}).get("original", source)
 
 
-def _lineage(provenance: dict[str, Any], source: dict[str, Any], blocks: int) -> dict[str, Any]:
-    """Return the original's name, how many of its blocks are gone, and a paragraph that says which, if not of the
+def _lineage(provenance: dict[str, Any], source: dict[str, Any], removed: str) -> dict[str, Any]:
+    """Return the original's name, how much of it is gone, and a paragraph that says which, if not of the
     source.
     """
     original = _original(provenance, source)
     named = _named_source(original)
     if original is source:
-        return {"original": named["source"], "in_all": blocks, "lineage": ""}
+        return {"original": named["source"], "in_all": removed, "lineage": ""}
     known = provenance["lineage"]
     of_original = {
         "original": named["source"],
@@ -183,7 +183,7 @@ def _lineage(provenance: dict[str, Any], source: dict[str, Any], blocks: int) ->
         "final": known["num_blocks"] - 1,
         "span": shown(known["groups"]),
     }
-    in_all = plain(sum(end - start for start, end in known["groups"]))
+    in_all = amount(known["groups"], known["num_blocks"])
     told = LINEAGE.format(source=_named_source(source)["source"], **of_original)
     return {"original": named["source"], "in_all": in_all, "lineage": told}
 
