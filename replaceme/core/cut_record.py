@@ -50,7 +50,7 @@ class Cut:
 
     @property
     def amount(self) -> str:
-        """How much is removed, in words."""
+        """Number of removed blocks, or of attentions and MLPs, in words."""
         return amount(self.groups, self.num_blocks)
 
     @property
