@@ -66,7 +66,8 @@ def _spent(cut: CutConfig, chosen: Cut) -> str:
     asked = f"{cut.blocks} blocks" if cut.ratio is None else f"ratio {cut.ratio}"
     saved = chosen.budget.get("saved")
     said = "" if saved is None else f", which saves {saved:.3f} of the model's"
-    return f"{asked} of {cut.of}: {chosen.amount} of {chosen.num_blocks} blocks, {chosen.span}{said}"
+    gone = chosen.blocks if chosen.pairs_up else chosen.amount
+    return f"{asked} of {cut.of}: {gone} of {chosen.num_blocks} blocks, {chosen.span}{said}"
 
 
 def _none_left(record: ModelRecord, faults: dict[Span, str]) -> str:
