@@ -6,7 +6,7 @@ from typing import Any
 
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import read_json, write_json
-from replaceme.core.places import HALF, Span, amount, in_middle, kept_halves, shown
+from replaceme.core.places import HALF, Span, amount, in_middle, pairs_up, shown
 
 NEEDED = ("groups", "blocks", "num_blocks", "metric")
 ONLY_WHERE_KNOWN = ("parts", "search", "adjacency", "coefficients", "budget", "model_sha256", "measured_on")
@@ -46,7 +46,7 @@ class Cut:
     @property
     def pairs_up(self) -> bool:
         """True if each attention that stays has an MLP, and the other way round."""
-        return not any(None in halves for halves in kept_halves(self.num_blocks, self.groups))
+        return pairs_up(self.groups, self.num_blocks)
 
     @property
     def amount(self) -> str:

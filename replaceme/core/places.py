@@ -69,11 +69,16 @@ def shown(groups: Sequence[Span]) -> str:
     return ", ".join(f"[{start}, {end})" for start, end in groups)
 
 
+def pairs_up(groups: Sequence[Span], num_blocks: int) -> bool:
+    """Return whether each attention that stays has an MLP, and the other way round."""
+    return not any(None in halves for halves in kept_halves(num_blocks, groups))
+
+
 def amount(groups: Sequence[Span], num_blocks: int) -> str:
     """Return how much groups remove, `7 blocks`; `7 attentions and 3 MLPs` where what stays makes no whole blocks."""
     halves = [number % 2 for number in range(2 * num_blocks) if is_gone(number * HALF, groups)]
-    if any(None in kept for kept in kept_halves(num_blocks, groups)):
-        counts = {"attention": halves.count(0), "MLP": halves.count(1)}
-    else:
+    if pairs_up(groups, num_blocks):
         counts = {"block": len(halves) // 2}
+    else:
+        counts = {"attention": halves.count(0), "MLP": halves.count(1)}
     return " and ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)

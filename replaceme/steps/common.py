@@ -34,8 +34,16 @@ def new_file(text: str) -> Path:
     return Path(text)
 
 
+def new_folder(text: str) -> Path:
+    """Return the path of a folder to write; raises ArgumentTypeError for a file, which is found out at the end else."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; give the path of a folder")
+    return path
+
+
 def out_argument(parser: argparse.ArgumentParser, what: str, kind: Callable[[str], Path] = new_file) -> None:
-    """Add the required --out: a file, or with `Path` as its `kind` a folder or a path without its ending."""
+    """Add the required --out, of a `kind`: a file, a folder (`new_folder`), or a path without its ending (`Path`)."""
     parser.add_argument("--out", required=True, type=kind, metavar="PATH", help=what)
 
 

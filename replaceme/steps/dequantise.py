@@ -1,9 +1,8 @@
 """dequantise: write the plain weights of a quantised model."""
 
 import argparse
-from pathlib import Path
 
-from replaceme.steps.common import out_argument
+from replaceme.steps.common import new_folder, out_argument
 from replaceme.surgery.plain_copy import dequantise
 
 ONLINE = True
@@ -13,7 +12,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     parser.add_argument("source", metavar="SOURCE", help="quantised checkpoint: a folder or Hub id, or a GGUF file")
     parser.add_argument("--revision", help="Hub commit, tag or branch")
-    out_argument(parser, "folder of the plain checkpoint", Path)
+    out_argument(parser, "folder of the plain checkpoint", new_folder)
 
 
 def run(args: argparse.Namespace) -> None:

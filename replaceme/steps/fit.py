@@ -29,6 +29,7 @@ from replaceme.steps.common import (
     model_argument,
     model_record,
     neurons,
+    new_folder,
     out_argument,
     same_model,
     set_threads,
@@ -63,7 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="token file of the `tokens` step; needed for a sequential estimation, for blocks that normalise what "
         "their MLP puts out, and for all methods but replaceme",
     )
-    out_argument(parser, "folder for transform.safetensors and fit.json", Path)
+    out_argument(parser, "folder for transform.safetensors and fit.json", new_folder)
     add_options(parser, METHODS)
     add_options(parser, CalibrationConfig, FORWARD)
     compute_arguments(parser)

@@ -8,7 +8,7 @@ from replaceme.config.command_line import add_options, from_options
 from replaceme.config.healings import TrainingConfig
 from replaceme.models.checkpoints import read_config
 from replaceme.models.model_config import pick_device
-from replaceme.steps.common import compute_arguments, gpus_of, out_argument, set_threads, verify_argument
+from replaceme.steps.common import compute_arguments, gpus_of, new_folder, out_argument, set_threads, verify_argument
 
 ONLINE = False
 
@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     parser.add_argument("folder", metavar="MERGED", type=Path, help="folder of the `merge` step, or of `prune`")
     parser.add_argument("tokens_file", metavar="TOKENS", help="token file of the `tokens` step, the text to train on")
-    out_argument(parser, "folder of the new checkpoint", Path)
+    out_argument(parser, "folder of the new checkpoint", new_folder)
     parser.add_argument(
         "--report", type=Path, metavar="PATH", help="where the options, losses and checks go (healing.json)"
     )

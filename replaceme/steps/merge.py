@@ -1,11 +1,10 @@
 """merge: write the shortened checkpoint."""
 
 import argparse
-from pathlib import Path
 
 from replaceme.methods.found import Found
 from replaceme.methods.saving import finish_found
-from replaceme.steps.common import out_argument
+from replaceme.steps.common import new_folder, out_argument
 from replaceme.steps.fitted import fitted_arguments, load_fitted
 from replaceme.surgery.fold import finish_pruned
 from replaceme.surgery.write_checkpoint import merging
@@ -16,7 +15,7 @@ ONLINE = False
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
     fitted_arguments(parser)
-    out_argument(parser, "folder of the new checkpoint", Path)
+    out_argument(parser, "folder of the new checkpoint", new_folder)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from replaceme.api import prune
 from replaceme.calibration.tokens import TOKEN_FIELDS
@@ -15,6 +14,7 @@ from replaceme.steps.common import (
     compute_arguments,
     costs_argument,
     gpus_of,
+    new_folder,
     out_argument,
     set_threads,
     verify_argument,
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="Hub commit, tag or branch")
     add_options(parser, ModelConfig, ("dequantise",), parser)
-    out_argument(parser, "folder of the new checkpoint", Path)
+    out_argument(parser, "folder of the new checkpoint", new_folder)
     add_options(parser, CalibrationConfig, CALIBRATION)
     add_options(parser, CutConfig, CUT)
     costs_argument(parser)

@@ -13,7 +13,7 @@ from replaceme.core.redaction import redacted
 from replaceme.provenance.environment import hardware, versions
 from replaceme.provenance.job_record import FOLDER
 from replaceme.reports.published_page import overview, summary
-from replaceme.steps.common import out_argument
+from replaceme.steps.common import new_folder, out_argument
 
 ONLINE = False
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of a finished run")
     parser.add_argument("--command", required=True, help="command that made it")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="markdown file whose table blocks are renewed")
-    out_argument(parser, "folder of record", Path)
+    out_argument(parser, "folder of record", new_folder)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from replaceme.config.command_line import add_options, from_options, option_of
 from replaceme.config.fits import FitConfig
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
-from replaceme.steps.common import model_record, neurons, out_argument, same_model
+from replaceme.steps.common import model_record, neurons, new_folder, out_argument, same_model
 from replaceme.steps.forward import Forward, forward_arguments
 from replaceme.steps.shared_pass import Share, run_pass
 
@@ -21,7 +21,7 @@ OPTIONS = ("placement", "recycle", "recycle_from")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the step."""
-    out_argument(parser, "folder of the rows, with one for each group in it", Path)
+    out_argument(parser, "folder of the rows, with one for each group in it", new_folder)
     forward_arguments(parser)
     add_options(parser, FitConfig, ("fit_tokens", *OPTIONS))
     parser.add_argument("--recycled", metavar="FILE", help="neurons of the `recycle` step; needed with --recycle")

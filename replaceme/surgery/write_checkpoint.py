@@ -138,10 +138,10 @@ def check_out(source: str | Path, out: str | Path) -> None:
     out = Path(out)
     if Path(source).resolve().is_relative_to(out.resolve()):
         raise ReplaceMeError(f"{out}: holds the source model and would be overwritten; choose another folder")
-    if out.exists() and not out.is_dir():
-        raise ReplaceMeError(f"{out}: is a file; give a folder for the new model")
-    if not out.is_dir():
+    if not out.exists():
         return
+    if not out.is_dir():
+        raise ReplaceMeError(f"{out}: is a file; give a folder for the new model")
     patterns = ("model*.safetensors", INDEX, "README.md", CODE.name, *COMPANIONS)
     ours = {path.relative_to(out).as_posix() for pattern in patterns for path in out.glob(pattern)}
     if (out / RECORD).is_file():

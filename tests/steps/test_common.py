@@ -49,6 +49,16 @@ def test_a_folder_is_never_replaced_by_a_file(llama, tmp_path, monkeypatch, caps
     assert (tmp_path / "own/thesis.txt").read_text() == "important"
 
 
+@pytest.mark.parametrize("step", ["prune", "merge", "heal", "fit", "rows", "dequantise", "publish"])
+def test_a_file_is_never_taken_for_a_folder(tmp_path, capsys, step):
+    """As `replacing` would find after all work."""
+    (tmp_path / "notes.txt").write_text("important")
+    with pytest.raises(SystemExit):
+        main([step, "--out", str(tmp_path / "notes.txt")])
+    assert "notes.txt is a file; give the path of a folder" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "important"
+
+
 @pytest.mark.parametrize("out", [".", "..", "../inside"])
 def test_the_working_folder_is_never_replaced(llama, tmp_path, monkeypatch, capsys, out):
     (tmp_path / "inside").mkdir()
