@@ -11,6 +11,7 @@ rule gram:
         log_of(paths.SHARD),
     benchmark:
         benchmark_of(paths.SHARD)
+    priority: GATHERS
     threads: 1
     resources:
         **takes("gram"),
@@ -40,6 +41,7 @@ rule recycle:
         log_of(paths.RECYCLED),
     benchmark:
         benchmark_of(paths.RECYCLED)
+    priority: GATHERS
     threads: 1
     resources:
         **takes("recycle"),
@@ -66,6 +68,7 @@ rule sum:
         log_of(paths.SUM),
     benchmark:
         benchmark_of(paths.SUM)
+    priority: GATHERS
     resources:
         **takes("sum"),
     params:
@@ -90,6 +93,7 @@ rule rows:
         log_of(paths.ROWS),
     benchmark:
         benchmark_of(paths.ROWS)
+    priority: GATHERS
     threads: 1
     resources:
         **takes("rows"),

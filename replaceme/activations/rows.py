@@ -4,9 +4,13 @@ The exact cosine objective (eq. 7 of arXiv 2505.02819) also needs the residual s
 the `state`; R + Y is then hidden_states[end-1]. A folder of safetensors parts and an index.json that is written last.
 Parts are memory-mapped and read in blocks, so no [tokens, hidden] array is ever in memory. Where one process makes and
 uses them they stay in memory if there is plenty. A row is rounded once to bfloat16: 2^-9 of each element.
+
+Nobody waits for the disk: rows are many gigabytes that are read within minutes and then deleted. The index has the
+SHA-256 of every part, and who opens a folder compares them: rows that a loss of power took are made again.
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,7 +24,6 @@ from replaceme.core.files import (
     read_json,
     replacing,
     sha256,
-    sync,
     write_json,
     write_safetensors,
 )
@@ -36,6 +39,7 @@ NAMES = ("mlp_output", "target", "state")
 BYTES = 2  # of an element, bfloat16
 UNKNOWN = Origin()
 MEMORY_SHARE = 0.25  # of the free memory, for rows that need no folder
+WRITERS = 3  # parts that are written and hashed at once, while the next is made
 
 
 @dataclass(frozen=True)
@@ -147,36 +151,39 @@ class HeldParts:
 class Parts(HeldParts):
     """Rows that are being written to a folder; `rows` describes the folder once it is complete."""
 
-    def __init__(self, folder: Path, origin: Origin, temporary: Path, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, origin: Origin, temporary: Path, writers: ThreadPoolExecutor) -> None:
         super().__init__(folder, origin)
-        self._temporary, self._writer = temporary, writer
-        self._pending: Future | None = None
+        self._temporary, self._writers = temporary, writers
+        self._pending: deque[tuple[str, Future[str]]] = deque()
         self.digests: dict[str, str] = {}
 
     def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
         """Write a part in the background, while the next is made."""
-        self.settle()
+        self.settle(WRITERS - 1)
         self._note(tensors, None)
-        self._pending = self._writer.submit(self._write, self._temporary / self.rows.parts[-1][0], tensors)
+        name = self.rows.parts[-1][0]
+        self._pending.append((name, self._writers.submit(_written, self._temporary / name, tensors)))
 
-    def settle(self) -> None:
-        """Wait for the part that is being written."""
-        if self._pending is not None:
-            self._pending.result()
+    def settle(self, left: int = 0) -> None:
+        """Wait until no more than `left` parts are being written."""
+        while len(self._pending) > left:
+            name, digest = self._pending.popleft()
+            self.digests[name] = digest.result()
 
-    def _write(self, path: Path, tensors: tuple["torch.Tensor", ...]) -> None:
-        write_safetensors(path, dict(zip(NAMES, tensors, strict=False)), {})
-        self.digests[path.name] = sha256(path)  # from memory, before the disk has it
-        sync(path)
+
+def _written(path: Path, tensors: tuple["torch.Tensor", ...]) -> str:
+    """Write a part and return its SHA-256, read from memory, before the disk has it."""
+    write_safetensors(path, dict(zip(NAMES, tensors, strict=False)), {})
+    return sha256(path)
 
 
 @contextlib.contextmanager
 def storing(folder: str | Path, origin: Origin = UNKNOWN) -> Iterator[Parts]:
     """Collect rows within the block and write them to a folder, which exists, complete, afterwards."""
     folder = Path(folder)
-    with replacing(folder) as temporary, ThreadPoolExecutor(1) as writer:
+    with replacing(folder, synced=False) as temporary, ThreadPoolExecutor(WRITERS) as writers:
         temporary.mkdir()
-        parts = Parts(folder, origin, temporary, writer)
+        parts = Parts(folder, origin, temporary, writers)
         yield parts
         parts.settle()
         rows = parts.rows

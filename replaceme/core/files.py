@@ -82,9 +82,10 @@ def state_of(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, synced: bool = True) -> Iterator[Path]:
     """Yield a sibling temporary path for a file or a folder and rename it to `path` when the block succeeds.
 
+    `synced`: the disk has it before that; else a loss of power may take it, which its readers then have to notice.
     Raises ReplaceMeError at once for the working folder or one around it, which a process cannot put another in place
     of and stay in it.
     """
@@ -95,7 +96,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        if synced:
+            _sync(temporary)
         _put(temporary, path)
         sync(path.parent)
         noted.written.add(path.absolute())

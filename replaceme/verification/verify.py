@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from replaceme.calibration.tokens import Tokens
 from replaceme.core.cut_record import Cut
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import read_json
+from replaceme.core.files import LaterChecks, read_json
 from replaceme.core.memory import free_memory, is_full, release, unless_full
 from replaceme.methods.found import Found
 from replaceme.methods.registry import running
@@ -84,19 +84,22 @@ def verify_against(
     `edited`: whether weights were changed, and so rounded; `fresh` loads the folder, this process before `expected` is
     called; `device`: what to run both on, the CPU where a GPU lacks the room.
     """
+    weights = LaterChecks()
     checks = {
-        "files": outcome(_check_files, folder),
+        "files": outcome(_check_files, folder, weights),
         "tensors": outcome(_check_tensors, folder),
         "config": outcome(_check_config, folder),
     }
-    if all(check["outcome"] == PASSED for check in checks.values()):
+    by_loading = all(check["outcome"] == PASSED for check in checks.values())
+    if by_loading:
         on_cpu = partial(_check_by_loading, expected, record, edited, folder, device="cpu")
         if device == "cpu" or not _has_room(record, device):
             checks |= on_cpu(fresh)
         else:
             on_gpu = partial(_check_by_loading, expected, record, edited, folder, fresh, device)
             checks |= unless_full(on_gpu, partial(on_cpu, None), str(folder), "checked on the CPU")
-    else:
+        checks["files"] = outcome(weights.wait)
+    if not by_loading or checks["files"]["outcome"] == FAILED:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))
     return {"model": str(folder), "checks": checks, "versions": versions()}
 
@@ -120,9 +123,11 @@ def tolerance(stored: set[str], fitted: bool) -> float:
     return ARITHMETIC + (ROUNDINGS * max(ROUNDING.get(kind, 0.0) for kind in stored) if fitted else 0.0)
 
 
-def _check_files(folder: str | Path) -> None:
-    """Check that every file is the one that was written, and that its code is this package's."""
-    check_merged(folder)
+def _check_files(folder: str | Path, weights: LaterChecks) -> None:
+    """Check that every file is the one that was written, and that its code is this package's; `weights` go on being
+    checked.
+    """
+    check_merged(folder, weights)
     if is_separate(read_config(folder)):
         check_code(folder)
 

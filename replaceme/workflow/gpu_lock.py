@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from replaceme.core.errors import ReplaceMeError
@@ -83,7 +84,7 @@ def _default_folder() -> Path:
 def _lock_free(names: list[str], count: int, folder: Path) -> dict[str, int]:
     """Lock up to `count` devices that are free now; returns their open file descriptors."""
     held: dict[str, int] = {}
-    for name in names:
+    for name in _in_turn(names):
         if len(held) == count:
             break
         descriptor = os.open(folder / name.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -94,6 +95,17 @@ def _lock_free(names: list[str], count: int, folder: Path) -> dict[str, int]:
         else:
             held[name] = descriptor
     return held
+
+
+def _in_turn(names: list[str]) -> list[str]:
+    """Return the names in an order that spreads jobs over the devices, of which one may have several: 0, 1, 00, 01."""
+    device = {name: str(int(name)) if name.isascii() and name.isdigit() else name for name in names}
+    before: Counter[str] = Counter()
+    turn = {}
+    for name in names:
+        turn[name] = before[device[name]]
+        before[device[name]] += 1
+    return sorted(names, key=turn.__getitem__)
 
 
 def main(arguments: list[str]) -> None:

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from replaceme.activations import row_collector as module
+from replaceme.activations import rows as stored
 from replaceme.activations.row_collector import RowOptions, write_rows
 from replaceme.activations.rows import Rows, store
 from replaceme.config.placement import Regression
-from replaceme.core.errors import ReplaceMeError
+from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.origin import Origin
 from replaceme.transforms import streams
 from replaceme.transforms.streams import Table
@@ -120,6 +121,39 @@ def test_rows_of_two_widths(tmp_path):
     order = torch.tensor([0, 3, 4, 9])
     assert torch.equal(picked.m, m[order]) and torch.equal(picked.r, r[order]) and torch.equal(picked.y, y[order])
     assert table.take(torch.tensor([7])).m.equal(m[7:8]) and Table(rows, "cpu").take(order).y is None
+
+
+def test_rows_written_several_parts_at_once(tmp_path, monkeypatch):
+    """They are those of one writer, and what one of them cannot write is said; nothing is left of it."""
+    parts = [tuple(torch.full((3, width), number).bfloat16() for width in (5, 3)) for number in range(9)]
+    store(tmp_path / "rows", parts)
+    monkeypatch.setattr(stored, "WRITERS", 1)
+    store(tmp_path / "one", parts)
+    assert (tmp_path / "rows/index.json").read_bytes() == (tmp_path / "one/index.json").read_bytes()
+    assert torch.equal(next(read(Rows.open(tmp_path / "rows"))), torch.cat([m for m, _ in parts]))
+
+    def full(path, *_):
+        raise ReplaceMeError(f"{path.name}: cannot write")
+
+    monkeypatch.setattr(stored, "WRITERS", 3)
+    monkeypatch.setattr(stored, "write_safetensors", full)
+    with pytest.raises(ReplaceMeError, match=r"^rows-00000.safetensors: cannot write$"):
+        store(tmp_path / "none", parts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "rows"]
+
+
+def test_rows_that_a_loss_of_power_took_are_damaged(tmp_path):
+    """Nobody waited for the disk, so their folder may be there without all of their bytes."""
+    m = torch.ones(10, 4).bfloat16()
+    rows = store(tmp_path / "rows", [(m, m.clone()), (m, m.clone())])
+    part = tmp_path / "rows" / rows.parts[1][0]
+    for lost in (part.read_bytes()[:100] + bytes(len(part.read_bytes()) - 100), b""):
+        part.write_bytes(lost)
+        with pytest.raises(DamagedError, match="does not match its SHA-256"):
+            Rows.open(tmp_path / "rows")
+    part.unlink()
+    with pytest.raises(DamagedError, match="missing"):
+        Rows.open(tmp_path / "rows")
 
 
 def test_rows_that_a_gpu_has_no_room_for_any_more_are_read_from_their_files(tmp_path, monkeypatch):

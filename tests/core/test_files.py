@@ -115,6 +115,11 @@ def test_parents_are_made_and_everything_is_synced(tmp_path, monkeypatch):
         (temporary / "x").write_text("x")
     assert [path.name.split("-")[0] for path in synced] == ["x", ".tmp", "a"]
     assert listing(tmp_path) == ["a", "a/b", "a/b/x"]
+    synced.clear()
+    with replacing(tmp_path / "a" / "c", synced=False) as temporary:
+        temporary.mkdir()
+        (temporary / "x").write_text("x")
+    assert [path.name for path in synced] == ["a"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

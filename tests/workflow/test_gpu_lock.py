@@ -159,6 +159,18 @@ def test_no_device_is_booked_twice(monkeypatch, tmp_path, devices):
         assert out == str(count)
 
 
+def test_jobs_are_spread_over_devices_of_several_names(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,00,1,01,GPU-a")
+    jobs = [holder(1) for _ in range(3)]
+    try:
+        assert run(1, SHOW)[1] == "00" and run(2, SHOW)[1] == "00,01"
+        kill(jobs.pop(1))
+        assert run(1, SHOW)[1] == "1"
+    finally:
+        for job in jobs:
+            kill(job)
+
+
 def test_sigkill_frees_the_device(monkeypatch):
     pretend(monkeypatch, 1)
     first = holder(1)
