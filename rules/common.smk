@@ -20,6 +20,7 @@ from replaceme.workflow.load_config import check_config, load_config
 from replaceme.workflow.measure_jobs import MeasureJobs
 from replaceme.workflow.model_jobs import ModelJobs
 from replaceme.workflow.planned import remove_plan, write_plan
+from replaceme.workflow.removal import Removal
 from replaceme.workflow.requests import Requests
 from replaceme.workflow.snakemake_lock import begin, told_when_locked
 from replaceme.workflow.step_server import StepServer
@@ -52,7 +53,7 @@ try:
 except ReplaceMeError as error:
     raise WorkflowError(str(error)) from None
 
-STEP_SERVER = StepServer()
+STEP_SERVER, REMOVAL = StepServer(), Removal()
 shell.prefix(shell_prefix(sys.executable, CONFIG.cost))
 logger.addFilter(told_when_locked)  # of two runs in one folder, or after a kill
 
@@ -162,6 +163,7 @@ onstart:
         # with a limit on jobs started in a second, it plans anew every second for each job, and waits at its end
         workflow.scheduler.job_rate_limiter = None
         STEP_SERVER.start()
+        REMOVAL.begin()
         # where costs are measured, each job has to do its own work
         plan = (
             write_plan(workflow.dag.needrun_jobs(), paths.RESULTS)
@@ -175,8 +177,10 @@ onstart:
 
 onsuccess:
     STEP_SERVER.stop()
+    REMOVAL.end()
     remove_plan(paths.RESULTS)
 
 
 onerror:
     STEP_SERVER.stop()
+    REMOVAL.end()

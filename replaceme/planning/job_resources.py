@@ -67,7 +67,7 @@ TABLE = {
     "gram": Need(copies=1, passes=2, disk=1, squares=4),
     "recycle": Need(squares=6, solves=4),
     "recycle_removed": Need(copies=1, passes=4, disk=1, squares=6, solves=12),  # two passes
-    "sum": Need(squares=6),
+    "sum": Need(squares=8),  # the sum, one that is added and two that are read
     "rows": Need(copies=1, passes=2, disk=1),
     "transform": Need(squares=12, solves=20),
     "transform_by_passes": Need(copies=1, passes=6, disk=1, squares=12, solves=20),  # its statistics come from passes

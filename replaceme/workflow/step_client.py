@@ -24,12 +24,14 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.
 PLAIN = "plain"  # beside it, the socket for PLAIN_STEPS
 # what tries whether plain transformers loads an export, in a process that has not used transformers
 PLAIN_STEPS = ("verify",)
+# what needs none of the libraries, and is the first of a run, while the server is busy importing them
+ALONE = ("model",)
 
 
 def hand_over(arguments: Sequence[str]) -> None:
     """Run a step as a child of the server, and end as it ends; return without a server, or where the child crashed."""
     where = os.environ.get(VARIABLE)
-    if not where or arguments[:1] == []:
+    if not where or not arguments or arguments[0] in ALONE:
         return
     if arguments[0] in PLAIN_STEPS:
         where = str(Path(where).with_name(PLAIN))

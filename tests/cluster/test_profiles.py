@@ -57,12 +57,14 @@ def test_a_model_is_checked_and_measured_before_the_next_is_made():
     assert {"verify", "evaluate", "divergence", "speed", "export"} == finished - {"heal"}  # which makes another model
     assert all(priority.pop(rule) == ["MEASURES"] for rule in finished - {"heal", "verify"})
     assert priority.pop("verify") == ["CHECKS"]
-    choosing = {"parts", "distances", "candidates", "cut"}
-    assert {rule for rule, given in priority.items() if given == ["CHOOSES"]} == choosing
-    assert sum(map(len, priority.values())) == 4
+    choosing, gathering = {"parts", "distances", "candidates", "cut"}, {"gram", "recycle", "sum", "rows"}
+    for name, those in (("CHOOSES", choosing), ("GATHERS", gathering)):
+        assert {rule for rule, given in priority.items() if given == [name]} == those
+    assert sum(map(len, priority.values())) == len(choosing | gathering)
     timed = (ROOT / "rules/cut.smk").read_text().partition("use rule parts as parts_timed with:")[2]
     assert "    priority: FIRST\n" in timed.partition("\n\n\n")[0], "while nothing else runs"
-    assert "\nFIRST, CHOOSES, CHECKS, MEASURES = 10_000, 3, 2, 1\n" in (ROOT / "rules/common.smk").read_text()
+    in_order = "\nFIRST, CHOOSES, GATHERS, CHECKS, MEASURES = 10_000, 4, 3, 2, 1\n"
+    assert in_order in (ROOT / "rules/common.smk").read_text()
 
 
 def test_every_rule_asks_for_memory_and_time_or_is_local():

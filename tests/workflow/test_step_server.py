@@ -24,9 +24,10 @@ LIGHT = """
 import socket, sys, time
 from replaceme.core import fresh
 from replaceme.workflow import step_server
-from replaceme.steps import check, verify
+from replaceme.steps import check, model, verify
 step_server.PLAIN_LIBRARIES, step_server.PRELOADED = (), ("replaceme.cli", "colorsys")
 check.run = lambda args: (print(args.config, flush=True), time.sleep(float(args.config)))
+model.run = lambda args: print("in the server")
 verify.run = lambda args: print(args.model, fresh.is_as_imported(), "colorsys" in sys.modules)
 step_server.serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:3]), sys.argv[3], int(sys.argv[4]))
 """
@@ -97,6 +98,16 @@ def test_a_check_is_forked_from_a_process_with_nothing_but_plain_libraries(serve
     assert asking.poll() is None
     asking.kill()
     asking.communicate()
+
+
+def test_what_needs_no_libraries_waits_for_nobody(server, tmp_path):
+    """The server may be importing for ten seconds when the first job of a run comes."""
+    os.kill(server[1].pid, signal.SIGSTOP)
+    try:
+        code, out, err = ended(step(server, "model", "./none", "--out", "m.json", cwd=tmp_path))
+    finally:
+        os.kill(server[1].pid, signal.SIGCONT)
+    assert code == 1 and out == "" and "none: no such" in err
 
 
 def test_several_at_once(server):
@@ -248,9 +259,9 @@ def test_a_run_starts_one_and_leaves_none(project, tmp_path):
     text = text.replace("PRELOADED = (", 'PRELOADED = ("replaceme.cli",) or (')
     file.write_text(text.replace("PLAIN_LIBRARIES = (", 'PLAIN_LIBRARIES = ("torch",) or ('))
     project = replace(project, code=code)
-    environment = project.environment(TMPDIR=str(project.folder))
+    environment, wanted = project.environment(TMPDIR=str(project.folder)), "results/tiny.v1/plain/tokens.safetensors"
     del environment[VARIABLE]
-    command = [sys.executable, "-c", RUN, *project.command("results/tiny.v1/model.json")[1:]]
+    command = [sys.executable, "-c", RUN, *project.command(wanted)[1:]]
     run = subprocess.Popen(command, cwd=project.folder, env=environment, stderr=subprocess.DEVNULL)
     number, servers, served = project.folder / "number", set(), set()
     waited(lambda: run.poll() is not None or (number.is_file() and number.read_text()))
@@ -263,7 +274,7 @@ def test_a_run_starts_one_and_leaves_none(project, tmp_path):
             except psutil.Error:  # it has ended
                 continue
         time.sleep(0.02)
-    assert run.returncode == 0 and (project.folder / "results/tiny.v1/model.json").is_file()
+    assert run.returncode == 0 and (project.folder / wanted).is_file()
     assert len(servers) == 1 and len(served) == 2
     assert not any(psutil.pid_exists(number) for number in servers | served)
     assert not list(project.folder.glob("replaceme-steps-*"))
