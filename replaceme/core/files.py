@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,25 +52,33 @@ class Noted:
         self.written.clear()
 
 
-noted = Noted()
+_together = Noted()
+_apart: ContextVar[Noted | None] = ContextVar("apart", default=None)  # of this thread
+
+
+def noted() -> Noted:
+    """Return what was noted so far."""
+    return _apart.get() or _together
 
 
 @contextlib.contextmanager
 def noting_apart(further: Noted | None = None) -> Iterator[Noted]:
-    """Note what the block reads and writes in another object, a new one or that of an earlier block, and yield it."""
-    global noted
-    before, noted = noted, further or Noted()
+    """Note what the block reads and writes in another object, a new one or that of an earlier block, and yield it; what
+    its threads do is not.
+    """
+    found = further or Noted()
+    before = _apart.set(found)
     try:
-        yield noted
+        yield found
     finally:
-        noted = before
+        _apart.reset(before)
 
 
 def note_read(path: str | Path) -> None:
     """Note that a file is about to be read by other means than this module."""
     path = Path(path).absolute()
-    if path not in noted.read:
-        noted.read[path] = state_of(path)
+    if path not in noted().read:
+        noted().read[path] = state_of(path)
 
 
 def state_of(path: Path) -> tuple[int, int] | None:
@@ -100,7 +109,7 @@ def replacing(path: str | Path, synced: bool = True) -> Iterator[Path]:
             _sync(temporary)
         _put(temporary, path)
         sync(path.parent)
-        noted.written.add(path.absolute())
+        noted().written.add(path.absolute())
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
@@ -144,7 +153,7 @@ def move(made: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _put(made, path)
     sync(path.parent)
-    noted.written.add(path.absolute())
+    noted().written.add(path.absolute())
 
 
 def _cannot_write(path: Path, error: Exception) -> ReplaceMeError:

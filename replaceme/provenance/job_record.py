@@ -30,11 +30,11 @@ def recorded(step: str | None, out: str | Path | None, arguments: Sequence[str])
     If a file was edited after it was read, the result's origin is unknown: a warning, and no record.
     """
     results = os.environ.get(files.RESULTS_VARIABLE)
-    files.noted.clear()
+    files.noted().clear()
     yield
     if not results or out is None or not Path(out).absolute().is_relative_to(Path(results).absolute()):
         return
-    read, written = dict(files.noted.read), set(files.noted.written)
+    read, written = dict(files.noted().read), set(files.noted().written)
     # of a folder its record stands for all of it
     outputs = {path / files.RECORD if path.is_dir() else path for path in written}
     inputs = [path for path in read if written.isdisjoint((path, *path.parents))]

@@ -12,6 +12,7 @@ import fcntl
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PASS = ("model", "tokens_file", "batch_size", "dtype", "streaming", "load_in_4bit", "gpus", "device", "threads")
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of the free memory, for the sums of other jobs
+WRITERS = 3  # results of other jobs that are hashed and written at once
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def run_pass(step: str, args: argparse.Namespace, work: Work) -> None:
             return
         with noting_apart() as read:
             forward = load_forward(args, model_record(args))
-        files.noted.read.update(read.read)
+        files.noted().read.update(read.read)
         if not _together(plan, own, args, forward, work, read):
             _alone(step, args, forward, work)
 
@@ -92,7 +94,7 @@ def _together(
     if not due:
         return False
     try:
-        with ExitStack() as others:
+        with _Others() as others:
             collectors = _begin(others, plan, due, forward, read)
             with work(args, forward, args.out) as mine:
                 _collect(own.step, args, forward, [*mine.collectors, *collectors])
@@ -106,8 +108,30 @@ def _together(
     return False
 
 
+class _Others:
+    """The work of other jobs over a pass, each in its stack; at the end of the block several write at once."""
+
+    def __init__(self) -> None:
+        self.stacks: list[ExitStack] = []
+
+    def __enter__(self) -> "_Others":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            with ThreadPoolExecutor(WRITERS) as writers:
+                written = [writers.submit(stack.close) for stack in self.stacks]
+            for one in written:
+                one.result()
+        else:
+            failed = ExitStack()
+            for stack in self.stacks:
+                failed.push(stack)
+            failed.__exit__(*error)
+
+
 def _begin(
-    others: ExitStack, plan: Plan, due: list[PlannedJob], forward: Forward, read: files.Noted
+    others: _Others, plan: Plan, due: list[PlannedJob], forward: Forward, read: files.Noted
 ) -> "list[Collector]":
     """Begin the jobs that memory has room for and return their collectors; `others` ends them."""
     device = next(forward.model.parameters()).device.type
@@ -121,7 +145,7 @@ def _begin(
                 room -= share.bytes
                 found += share.collectors
                 count += 1
-                others.enter_context(this.pop_all())
+                others.stacks.append(this.pop_all())
             else:
                 raise ReplaceMeError("no room")
     log.info("by the same pass: %d of %d other jobs", count, len(due))

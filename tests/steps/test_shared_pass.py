@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from given import FULL
 
+from replaceme.activations.statistics import Statistics
 from replaceme.cli import main
+from replaceme.core.errors import ReplaceMeError
 from replaceme.steps import shared_pass
 from replaceme.workflow.planned import LIST, VARIABLE, Plan, PlannedJob
 
@@ -170,6 +172,23 @@ def test_a_pass_that_fails_for_others_is_run_for_one(made, project, passes, monk
     first = jobs(project)[0]
     run([first.step, *first.arguments])
     assert same(made, project, first) and passes == ["gram", "gram"]
+
+
+def test_a_result_that_cannot_be_written_is_left_to_its_job(made, project, passes, monkeypatch):
+    """The others, which are written at the same time, wait for theirs; nothing half-written is left."""
+    save, refused = Statistics.save_all, []
+
+    def full(path, groups, *given):
+        if Path(path).is_relative_to(project / ".planned") and groups[0].width != groups[0].hidden_size:
+            refused.append(path)
+            raise ReplaceMeError(f"{path}: cannot write")
+        save(path, groups, *given)
+
+    monkeypatch.setattr(Statistics, "save_all", full)
+    for job in jobs(project)[:5]:
+        run([job.step, *job.arguments])
+        assert same(made, project, job)
+    assert passes == ["gram", "gram", "gram"] and len(refused) == 1
 
 
 def test_a_pass_that_fails_otherwise_is_not_run_again(project, passes, monkeypatch):
