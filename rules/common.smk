@@ -30,8 +30,9 @@ from snakemake.logging import logger
 
 # priorities, above the 0 of what makes models: what needs the machine alone and nothing but a model comes before other
 # jobs fill it, however many there are (one scheduler adds their priorities up); sums of all cuts are gathered by one
-# pass, if all cuts are known before it; sums and rows come before measurements, as most that is left waits for them; a
-# model is checked and measured before the next is made, so that few lie unmeasured
+# pass, if all cuts are known before it; sums come before measurements, as most that is left waits for them; a model is
+# checked and measured before the next is made, so that few lie unmeasured. Rows are as urgent as the fits that read and
+# remove them, of which Snakemake prefers those with larger inputs
 FIRST, CHOOSES, GATHERS, CHECKS, MEASURES = 10_000, 4, 3, 2, 1
 
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None

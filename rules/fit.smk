@@ -93,7 +93,6 @@ rule rows:
         log_of(paths.ROWS),
     benchmark:
         benchmark_of(paths.ROWS)
-    priority: GATHERS
     threads: 1
     resources:
         **takes("rows"),

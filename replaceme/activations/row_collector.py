@@ -12,7 +12,7 @@ from replaceme.activations.rows import UNKNOWN, HeldParts, Rows, row_bytes, stor
 from replaceme.activations.targets import formed, rows_of, wanted_by, width_of
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.placement import MLP, Regression
-from replaceme.core.files import check_room
+from replaceme.core.files import reserving
 from replaceme.core.origin import Origin
 from replaceme.core.progress import progress
 from replaceme.models.family import Family
@@ -108,8 +108,8 @@ def writing_rows(
     shape = (count, options.fit_tokens, options.with_state, options.regression)
     pairs = zip(groups, options.recycled or [None] * len(groups), strict=True)
     collectors = [RowCollector(group, *shape, one) for group, one in pairs]
-    check_room(Path(folder), sum(one.bytes(model, family) for one in collectors), "rows", "lower `fit_tokens`")
-    with contextlib.ExitStack() as stack:
+    needed = sum(one.bytes(model, family) for one in collectors)
+    with reserving(Path(folder), needed, "rows", "lower `fit_tokens`"), contextlib.ExitStack() as stack:
         for number, one in enumerate(collectors):
             one.parts = stack.enter_context(storing(Path(folder) / str(number), options.origin))
         yield collectors

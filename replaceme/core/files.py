@@ -358,11 +358,27 @@ class LaterChecks:
 
 
 def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
-    """Raise ReplaceMeError when the disk of a folder, which may not exist yet, has less than `needed` bytes."""
+    """Raise ReplaceMeError when the disk of a folder, which may not exist yet, has fewer than `needed` bytes that are
+    neither taken nor reserved.
+    """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = max(0, shutil.disk_usage(existing).free - sum(_reserved))
     if needed > free:
         raise ReplaceMeError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {remedy}")
+
+
+_reserved: list[int] = []  # bytes that blocks of `reserving` are going to write
+
+
+@contextlib.contextmanager
+def reserving(folder: Path, needed: int, what: str, remedy: str) -> Iterator[None]:
+    """Check the room as `check_room` does, and count it as taken by what this process begins within the block."""
+    check_room(folder, needed, what, remedy)
+    _reserved.append(needed)
+    try:
+        yield
+    finally:
+        _reserved.remove(needed)
 
 
 def machine() -> str:

@@ -184,6 +184,21 @@ def test_a_full_disk_is_told_before_the_forward_pass(llama, blocks_of, expected,
     assert not (tmp_path / "rows").exists()
 
 
+def test_rows_of_one_pass_share_the_room(llama, blocks_of, expected, tmp_path, monkeypatch):
+    """Each fits the disk, both do not: the second is told before the pass, and may come when the first are done."""
+    model, family = blocks_of(llama, "float64")
+    free = type("Usage", (), {"free": int(1.5 * expected[0].count * 16 * 2 * 2)})()
+    monkeypatch.setattr("replaceme.core.files.shutil.disk_usage", lambda path: free)
+    given = (model, family, expected[0].count, GROUPS)
+    rows = torch.ones(3, 16).bfloat16()
+    with module.writing_rows(tmp_path / "a", *given) as (one,):
+        one.parts.add((rows, rows.clone()))
+        with pytest.raises(ReplaceMeError, match="rows need"), module.writing_rows(tmp_path / "b", *given):
+            pytest.fail("no room")
+    with module.writing_rows(tmp_path / "b", *given) as (one,):
+        one.parts.add((rows, rows.clone()))
+
+
 def test_a_truncated_part_is_refused(llama, blocks_of, expected, tmp_path):
     tokens, _, _ = expected
     (rows,) = write_rows(tmp_path / "rows", *blocks_of(llama, "float64"), tokens, GROUPS, 50)

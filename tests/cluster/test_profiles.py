@@ -57,7 +57,7 @@ def test_a_model_is_checked_and_measured_before_the_next_is_made():
     assert {"verify", "evaluate", "divergence", "speed", "export"} == finished - {"heal"}  # which makes another model
     assert all(priority.pop(rule) == ["MEASURES"] for rule in finished - {"heal", "verify"})
     assert priority.pop("verify") == ["CHECKS"]
-    choosing, gathering = {"parts", "distances", "candidates", "cut"}, {"gram", "recycle", "sum", "rows"}
+    choosing, gathering = {"parts", "distances", "candidates", "cut"}, {"gram", "recycle", "sum"}
     for name, those in (("CHOOSES", choosing), ("GATHERS", gathering)):
         assert {rule for rule, given in priority.items() if given == [name]} == those
     assert sum(map(len, priority.values())) == len(choosing | gathering)
