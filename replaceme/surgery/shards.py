@@ -1,10 +1,9 @@
 """The shards of a new checkpoint: most are copied byte by byte, those with tensors that change are written anew.
 
-A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: for each tensor its type,
-shape and place) and the tensors' bytes without gaps. So a shard without some tensors and with other names is another
-header before runs of the same bytes. They never pass through this process: the kernel copies them, or on a filesystem
-that can (XFS, Btrfs) shares them. In a checkpoint of several shards, the tensors that a transform may change get a
-shard of their own, so that all others can be copied, and hashed, before there is a transform.
+The bytes that are copied never pass through this process (`shard_layout`): the kernel copies them, or on a filesystem
+that can (XFS, Btrfs) shares them; and what another model of the same cut has is linked (`linked_shards`). In a
+checkpoint of several shards or of more than SPLIT bytes, the tensors that a transform may change get a shard of their
+own, so that all others can be copied, and hashed, before there is a transform.
 """
 
 import errno
@@ -22,51 +21,28 @@ from replaceme.core.progress import progress
 from replaceme.models.checkpoints import Checkpoint
 from replaceme.models.weights import INDEX, SINGLE
 from replaceme.surgery.edits import Changes
+from replaceme.surgery.linked_shards import link_shard
+from replaceme.surgery.shard_layout import Layout, layout_of
 
 if TYPE_CHECKING:
     from replaceme.models.family import Family
 
 AT_ONCE = 8  # shards
 IN_MEMORY = 3  # of those that are written anew
-ALIGNED = 8
-METADATA = "__metadata__"
+SPLIT = 500_000_000  # bytes of a checkpoint in one file that becomes two
 OWN = ""  # the shard of its own of what may change
 NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 
 
-def copy_shard(source: Path, target: Path, names: Mapping[str, str]) -> int:
-    """Write the tensors `names` (as they are called in `source`: as they are to be) to `target`; returns their bytes.
-
-    All of them under their own names: the file as it is. Nothing is synced. `source` must be a valid file
-    (`checkpoints.open_checkpoint` has read its header).
-    """
-    with source.open("rb") as given, target.open("wb") as out:
-        start = ALIGNED + (length := int.from_bytes(given.read(ALIGNED), "little"))
-        header = json.loads(given.read(length))
-        if all(names.get(name) == name for name in header if name != METADATA):
-            _copy_range(given.fileno(), out.fileno(), 0, 0, source.stat().st_size)
-            return source.stat().st_size - start
-        kept = sorted(names, key=lambda name: header[name]["data_offsets"])
-        new: dict[str, object] = {METADATA: {"format": "pt"}}
-        runs: list[list[int]] = []
-        size = 0
-        for name in kept:
-            begin, end = header[name]["data_offsets"]
-            new[names[name]] = {**header[name], "data_offsets": [size, size + end - begin]}
-            size += end - begin
-            if runs and runs[-1][1] == begin:
-                runs[-1][1] = end
-            else:
-                runs.append([begin, end])
-        text = json.dumps(new, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % ALIGNED)
-        out.write(len(text).to_bytes(ALIGNED, "little") + text)
+def copy_shard(layout: Layout, target: Path) -> None:
+    """Write a shard; nothing is synced."""
+    with layout.source.open("rb") as given, target.open("wb") as out:
+        out.write(layout.head)
         out.flush()
-        position = ALIGNED + len(text)
-        for begin, end in runs:
-            _copy_range(given.fileno(), out.fileno(), start + begin, position, end - begin)
+        position = len(layout.head)
+        for begin, end in layout.runs:
+            _copy_range(given.fileno(), out.fileno(), begin, position, end - begin)
             position += end - begin
-    return size
 
 
 def _copy_range(source: int, target: int, begin: int, position: int, count: int) -> None:
@@ -113,7 +89,8 @@ class Shards:
     """The shards of a checkpoint without the blocks of some groups, on their way to a folder.
 
     `copy` starts with the shards that no transform of the groups' carriers can change; `write` does the rest. `known`:
-    the SHA-256 of the source's files, if known, which also hold for unchanged copies.
+    the SHA-256 of the source's files, if known, which also hold for unchanged copies. `twins`: models of the same cut,
+    whose files may be linked.
     """
 
     def __init__(
@@ -122,11 +99,13 @@ class Shards:
         groups: Sequence[Span],
         folder: Path,
         known: Mapping[str, str] | None = None,
+        twins: Sequence[Path] = (),
     ) -> None:
         self.checkpoint, self.groups, self.folder, self._known = checkpoint, groups, folder, known or {}
+        self._twins = twins
         self._names: dict[str, list[str]] = {}
         placed = {name: checkpoint.tensors[name][0] for name in checkpoint.tensors if self.renamed(name) is not None}
-        if len(set(placed.values())) > 1:
+        if len(set(placed.values())) > 1 or checkpoint.file_bytes > SPLIT:
             placed |= {name: OWN for start, _ in groups for name in checkpoint.changeable(start)}
         for name, shard in sorted(placed.items(), key=lambda one: (one[1] == OWN, one[1])):
             self._names.setdefault(shard, []).append(name)
@@ -179,10 +158,13 @@ class Shards:
     def _copy(self, shard: str) -> Written:
         path = self.folder / self._file(shard)
         names = {name: self.renamed(name) for name in self._names[shard]}
-        source = self.checkpoint.folder / shard
-        size = copy_shard(source, path, names)
-        whole = source.stat().st_size == path.stat().st_size and all(old == new for old, new in names.items())
-        return self._settled(path, list(names.values()), size, self._known.get(shard) if whole else None)
+        layout = layout_of(self.checkpoint.folder / shard, names)
+        if digest := link_shard(layout, self._twins, path):
+            return Written(list(names.values()), layout.tensors, digest)
+        copy_shard(layout, path)
+        return self._settled(
+            path, list(names.values()), layout.tensors, None if layout.head else self._known.get(shard)
+        )
 
     def _change(self, shard: str, changes: Changes) -> Written:
         path = self.folder / self._file(shard)

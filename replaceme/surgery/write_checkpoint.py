@@ -34,16 +34,20 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def merging(
-    source: str | Path, out: str | Path, known: Mapping[str, str] | None = None, device: str = "cpu"
+    source: str | Path,
+    out: str | Path,
+    known: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    twins: Sequence[Path] = (),
 ) -> "Iterator[Merger]":
     """Write a checkpoint in two steps within the block (see `Merger`); folder `out` exists afterwards.
 
-    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed. Errors as in
-    `check_out`.
+    `known`: the SHA-256 of the source's files, if they are; `device`: where products are formed; `twins`: models of the
+    same cut, whose unchanged shards may be linked. Errors as in `check_out`.
     """
     check_out(source, out)
     with ExitStack() as stack:
-        merger = Merger(open_checkpoint(source), Path(out), stack, known, device)
+        merger = Merger(open_checkpoint(source), Path(out), stack, known, device, twins)
         for line in merger.left_out:
             log.warning("%s: left out of the new checkpoint: %s", source, line)
         yield merger
@@ -55,9 +59,16 @@ class Merger:
     """Writes a checkpoint: unchanged shards as soon as the cut is known, the rest when the transforms are."""
 
     def __init__(
-        self, checkpoint: Checkpoint, out: Path, stack: ExitStack, known: Mapping[str, str] | None, device: str
+        self,
+        checkpoint: Checkpoint,
+        out: Path,
+        stack: ExitStack,
+        known: Mapping[str, str] | None,
+        device: str,
+        twins: Sequence[Path],
     ) -> None:
         self.checkpoint, self._out, self._stack, self._known, self.device = checkpoint, out, stack, known, device
+        self._twins = twins
         self.finished, self.left_out = False, left_out(checkpoint)
         self._folder: Path | None = None
         self._shards: Shards | None = None
@@ -72,7 +83,7 @@ class Merger:
             self._folder.mkdir()
         if self._shards is None or self._shards.groups != list(groups):
             self._drop()
-            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known)
+            self._shards = Shards(self.checkpoint, list(groups), self._folder, self._known, self._twins)
             self._stack.callback(self._shards.stop)
         return self._shards
 

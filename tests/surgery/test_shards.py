@@ -15,6 +15,7 @@ from replaceme.core.files import sha256
 from replaceme.models.weights import INDEX
 from replaceme.surgery import shards as module
 from replaceme.surgery.fold import finish, merge
+from replaceme.surgery.shard_layout import layout_of
 from replaceme.surgery.shards import copy_shard
 from replaceme.surgery.write_checkpoint import merging
 from replaceme.transforms.transform import Transform
@@ -35,9 +36,10 @@ def test_any_part_of_any_file_under_any_names(tmp_path, data):
     names = [name for name in tensors if data.draw(st.booleans())]
     renamed = {name: f"new {number} {name}" for number, name in enumerate(names)}
     save_file(tensors, tmp_path / "source", {"format": "pt"})
-    size = copy_shard(tmp_path / "source", tmp_path / "target", renamed)
+    layout = layout_of(tmp_path / "source", renamed)
+    copy_shard(layout, tmp_path / "target")
     found = load_file(tmp_path / "target")
-    assert size == sum(tensors[name].nbytes for name in names)
+    assert layout.tensors == sum(tensors[name].nbytes for name in names)
     assert found.keys() == set(renamed.values())
     for name, new in renamed.items():
         assert found[new].dtype == tensors[name].dtype and torch.equal(found[new], tensors[name])
@@ -53,22 +55,23 @@ def test_a_filesystem_that_cannot_share(tmp_path, monkeypatch, error):
     monkeypatch.setattr("os.copy_file_range", fails)
     tensor = torch.arange(1000.0)
     save_file({"a": tensor, "b": -tensor}, tmp_path / "source")
-    copy_shard(tmp_path / "source", tmp_path / "target", {"b": "c"})
+    copy_shard(layout_of(tmp_path / "source", {"b": "c"}), tmp_path / "target")
     assert torch.equal(load_file(tmp_path / "target")["c"], -tensor)
 
 
 def test_a_source_that_becomes_shorter(tmp_path):
     save_file({"a": torch.arange(1000.0)}, tmp_path / "source")
+    layout = layout_of(tmp_path / "source", {"a": "b"})
     with (tmp_path / "source").open("r+b") as file:
         file.truncate(2000)
     with pytest.raises(OSError, match="became shorter"):
-        copy_shard(tmp_path / "source", tmp_path / "target", {"a": "b"})
+        copy_shard(layout, tmp_path / "target")
 
 
 def test_a_whole_file_is_the_same_file(tmp_path):
     tensors = {"a": torch.arange(1000.0), "b": torch.ones(3)}
     save_file(tensors, tmp_path / "source", {"of": "somebody"})
-    copy_shard(tmp_path / "source", tmp_path / "target", {name: name for name in tensors})
+    copy_shard(layout_of(tmp_path / "source", {name: name for name in tensors}), tmp_path / "target")
     assert (tmp_path / "source").read_bytes() == (tmp_path / "target").read_bytes()
 
 
@@ -97,7 +100,7 @@ def test_begun_for_any_cut_the_end_is_the_same(sharded, tmp_path, transform, fir
 def test_every_shard_is_copied_but_the_one_that_changes(sharded, tmp_path, transform, monkeypatch):
     copied, real = [], module.copy_shard
     monkeypatch.setattr(
-        module, "copy_shard", lambda source, *rest: (copied.append(source.name), real(source, *rest))[1]
+        module, "copy_shard", lambda layout, target: (copied.append(layout.source.name), real(layout, target))[1]
     )
     with merging(sharded, tmp_path / "out") as merger:
         merger.begin([(2, 4)])
