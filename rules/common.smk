@@ -22,6 +22,7 @@ from replaceme.workflow.model_jobs import ModelJobs
 from replaceme.workflow.planned import remove_plan, write_plan
 from replaceme.workflow.removal import Removal
 from replaceme.workflow.requests import Requests
+from replaceme.workflow.rows_first import RowsFirst
 from replaceme.workflow.snakemake_lock import begin, told_when_locked
 from replaceme.workflow.step_server import StepServer
 from replaceme.workflow.table_jobs import FORMATS, TableJobs
@@ -30,9 +31,8 @@ from snakemake.logging import logger
 
 # priorities, above the 0 of what makes models: what needs the machine alone and nothing but a model comes before other
 # jobs fill it, however many there are (one scheduler adds their priorities up); sums of all cuts are gathered by one
-# pass, if all cuts are known before it; sums come before measurements, as most that is left waits for them; a model is
-# checked and measured before the next is made, so that few lie unmeasured. Rows are as urgent as the fits that read and
-# remove them, of which Snakemake prefers those with larger inputs
+# pass, if all cuts are known before it; sums come before measurements, as most that is left waits for them, and so may
+# rows (`rows_first`); a model is checked and measured before the next is made, so that few lie unmeasured
 FIRST, CHOOSES, GATHERS, CHECKS, MEASURES = 10_000, 4, 3, 2, 1
 
 LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
@@ -64,11 +64,13 @@ measures = MeasureJobs(CONFIG)
 tables = TableJobs(CONFIG, fits)
 figures = FigureJobs(CONFIG, tables)
 config["front"] = figures.front()  # for captions/workflow.rst
-takes = Requests(
+REQUESTS = Requests(
     fits,
     "cuda" if DEVICES.gpu else "cpu",
     warn=logger.warning if CLUSTER else logger.debug,
-).of
+)
+takes = REQUESTS.of
+rows_first = RowsFirst(REQUESTS, urgent=GATHERS)
 
 
 def any_of(names):
@@ -165,6 +167,7 @@ onstart:
         workflow.scheduler.job_rate_limiter = None
         STEP_SERVER.start()
         REMOVAL.begin()
+        rows_first.decide(workflow.dag, paths.RESULTS)
         # where costs are measured, each job has to do its own work
         plan = (
             write_plan(workflow.dag.needrun_jobs(), paths.RESULTS)

@@ -93,6 +93,7 @@ rule rows:
         log_of(paths.ROWS),
     benchmark:
         benchmark_of(paths.ROWS)
+    priority: rows_first.of_rows
     threads: 1
     resources:
         **takes("rows"),
@@ -122,6 +123,7 @@ rule transform:
         log_of(paths.FIT),
     benchmark:
         benchmark_of(paths.FIT)
+    priority: rows_first.of_fit
     threads: 1
     resources:
         **takes("transform"),

@@ -357,12 +357,17 @@ class LaterChecks:
             one.result()
 
 
+def free_space(folder: Path) -> int:
+    """Return the free bytes of the disk of a folder, which may not exist yet."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
 def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
     """Raise ReplaceMeError when the disk of a folder, which may not exist yet, has fewer than `needed` bytes that are
     neither taken nor reserved.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = max(0, shutil.disk_usage(existing).free - sum(_reserved))
+    free = max(0, free_space(folder) - sum(_reserved))
     if needed > free:
         raise ReplaceMeError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {remedy}")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from replaceme.activations.head import LOGITS
+from replaceme.activations.rows import row_bytes
 from replaceme.config.healings import DISTILLATION
 from replaceme.config.placement import Regression
 from replaceme.config.schema import Config
@@ -101,6 +102,14 @@ def _passes(config: Config, names: Names, outline: Outline) -> Work:
     at_once = section.batch_size * length(config, name)
     tokens, pixels = tokens_of(config, name) / share, pixels_of(config, name, outline)
     return replace(sums, tokens=tokens, positions=at_once, pixels=pixels, dtype=section.dtype)
+
+
+def stored_rows(config: Config, names: Names, outline: Outline) -> int:
+    """Return the bytes of the rows that a job stores, at most."""
+    wanted, tokens = names["fit_tokens"], tokens_of(config, names["calibration"])
+    count = tokens if wanted == "all" else min(tokens, int(wanted))
+    sums = _sums(config, names, outline)
+    return sums.groups * count * row_bytes((sums.width, outline.hidden_size), bool(names["exact"]))
 
 
 def _enough(config: Config, names: Names, outline: Outline) -> Work:

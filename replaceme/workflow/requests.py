@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from replaceme.config.result_paths import MODEL, Names, at
 from replaceme.planning.job_resources import UNKNOWN, Needs, needs, outline_for
-from replaceme.planning.job_work import entry_of, work_of
+from replaceme.planning.job_work import entry_of, stored_rows, work_of
 from replaceme.planning.outline import Outline
 from replaceme.workflow.fit_jobs import FitJobs
 
@@ -26,6 +26,10 @@ class Requests:
             "mem_mb": lambda wildcards, attempt: self._needs(rule, wildcards).mem_mb * attempt,
             "runtime": lambda wildcards, attempt: self._needs(rule, wildcards).runtime * attempt,
         }
+
+    def stored_rows(self, wildcards: Names) -> int:
+        """Return the bytes of the rows that a job stores, at most."""
+        return stored_rows(self.fits.config, dict(wildcards.items()), self._outline(wildcards.model))
 
     def _needs(self, rule: str, wildcards: Names) -> Needs:
         outline = self._outline(wildcards.model)

@@ -61,6 +61,10 @@ def test_a_model_is_checked_and_measured_before_the_next_is_made():
     for name, those in (("CHOOSES", choosing), ("GATHERS", gathering)):
         assert {rule for rule, given in priority.items() if given == [name]} == those
     assert sum(map(len, priority.values())) == len(choosing | gathering)
+    assert all(
+        f"    priority: rows_first.of_{what}\n" in rules()[rule]
+        for rule, what in (("rows", "rows"), ("transform", "fit"))
+    )
     timed = (ROOT / "rules/cut.smk").read_text().partition("use rule parts as parts_timed with:")[2]
     assert "    priority: FIRST\n" in timed.partition("\n\n\n")[0], "while nothing else runs"
     in_order = "\nFIRST, CHOOSES, GATHERS, CHECKS, MEASURES = 10_000, 4, 3, 2, 1\n"
