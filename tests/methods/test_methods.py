@@ -134,7 +134,7 @@ def test_shards_without_linear_layers_are_copied(make_llama, make_tokens, fitted
     folder = make_llama(shard="4KB")
     copied, real = [], shards.copy_shard
     monkeypatch.setattr(
-        shards, "copy_shard", lambda source, *rest: (copied.append(source.name), real(source, *rest))[1]
+        shards, "copy_shard", lambda layout, target: (copied.append(layout.source.name), real(layout, target))[1]
     )
     record, found = fitted(folder, make_tokens(samples=4), "svd_llm")
     write_found(record, cut_of([[2, 4]], 6), found, tmp_path / "out")
