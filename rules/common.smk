@@ -166,8 +166,8 @@ onstart:
         # with a limit on jobs started in a second, it plans anew every second for each job, and waits at its end
         workflow.scheduler.job_rate_limiter = None
         STEP_SERVER.start()
-        REMOVAL.begin()
-        rows_first.decide(workflow.dag, paths.RESULTS)
+        if rows_first.decide(workflow.dag, paths.RESULTS):
+            REMOVAL.begin()
         # where costs are measured, each job has to do its own work
         plan = (
             write_plan(workflow.dag.needrun_jobs(), paths.RESULTS)
@@ -181,10 +181,10 @@ onstart:
 
 onsuccess:
     STEP_SERVER.stop()
-    REMOVAL.end()
+    REMOVAL.end(logger)
     remove_plan(paths.RESULTS)
 
 
 onerror:
     STEP_SERVER.stop()
-    REMOVAL.end()
+    REMOVAL.end(logger)

@@ -46,6 +46,7 @@ class RowCollector:
         self.chosen = _chosen(count, fit_tokens)
         self.wanted = wanted_by(regression, [cut])
         self.parts: HeldParts | None = None
+        self.needed = 0  # bytes, once they are asked for
         self._done = 0
 
     def bytes(self, model: "nn.Module", family: Family) -> int:
@@ -56,9 +57,9 @@ class RowCollector:
             raise several_streams("a fit over rows", "objective l2 or kl", "rows")
         width = width_of(self.regression, model, family, self.cut[0])
         count = int(self.chosen.sum())
-        needed = count * row_bytes((width, model.config.get_text_config().hidden_size), self.with_state)
-        LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, needed / 1e9)
-        return needed
+        self.needed = count * row_bytes((width, model.config.get_text_config().hidden_size), self.with_state)
+        LOGGER.info("rows: %d tokens of %d channels, %.2f GB", count, width, self.needed / 1e9)
+        return self.needed
 
     def add(self, activations: Activations) -> None:
         """Add (m, target[, state]) of the chosen tokens of a batch, in bfloat16."""

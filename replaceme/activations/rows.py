@@ -39,6 +39,7 @@ NAMES = ("mlp_output", "target", "state")
 BYTES = 2  # of an element, bfloat16
 UNKNOWN = Origin()
 MEMORY_SHARE = 0.25  # of the free memory, for rows that need no folder
+DISK_SHARE = 0.5  # of the free bytes, for rows that are made before their fits are the next
 WRITERS = 3  # parts that are written and hashed at once, while the next is made
 
 

@@ -1,7 +1,7 @@
 """Reading and writing results so that a crash at any moment leaves nothing half-written.
 
-Every output goes to a sibling temporary path, is synced, and is renamed into place; a reader therefore sees the old
-file, the new file or none. Tensors are safetensors, everything else is JSON or text.
+Every output goes to a sibling temporary path, is synced (but rows), and is renamed into place; a reader therefore sees
+the old file, the new file or none. Tensors are safetensors, everything else is JSON or text.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ _apart: ContextVar[Noted | None] = ContextVar("apart", default=None)  # of this 
 
 
 def noted() -> Noted:
-    """Return what was noted so far."""
+    """Return what was noted so far: in the innermost `noting_apart` of this thread, else by the process."""
     return _apart.get() or _together
 
 
@@ -357,33 +357,37 @@ class LaterChecks:
             one.result()
 
 
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
 def free_space(folder: Path) -> int:
-    """Return the free bytes of the disk of a folder, which may not exist yet."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
+    """Return the free bytes of the disk of a folder, which may not exist yet, beside those that are reserved there."""
+    existing = _existing(folder)
+    reserved = sum(count for device, count in _reserved if device == existing.stat().st_dev)
+    return max(0, shutil.disk_usage(existing).free - reserved)
 
 
 def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
-    """Raise ReplaceMeError when the disk of a folder, which may not exist yet, has fewer than `needed` bytes that are
-    neither taken nor reserved.
-    """
-    free = max(0, free_space(folder) - sum(_reserved))
+    """Raise ReplaceMeError when the disk of a folder, which may not exist yet, has less than `needed` bytes."""
+    free = free_space(folder)
     if needed > free:
         raise ReplaceMeError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {remedy}")
 
 
-_reserved: list[int] = []  # bytes that blocks of `reserving` are going to write
+_reserved: list[tuple[int, int]] = []  # device, and bytes that a block of `reserving` is going to write there
 
 
 @contextlib.contextmanager
 def reserving(folder: Path, needed: int, what: str, remedy: str) -> Iterator[None]:
     """Check the room as `check_room` does, and count it as taken by what this process begins within the block."""
     check_room(folder, needed, what, remedy)
-    _reserved.append(needed)
+    taken = _existing(folder).stat().st_dev, needed
+    _reserved.append(taken)
     try:
         yield
     finally:
-        _reserved.remove(needed)
+        _reserved.remove(taken)
 
 
 def machine() -> str:

@@ -60,4 +60,4 @@ def work(args: argparse.Namespace, forward: Forward, out: Path) -> Iterator[Shar
     )
     given = (forward.model, forward.family, forward.tokens.count, cut.groups, options)
     with writing_rows(out, *given) as collectors:
-        yield Share(collectors)
+        yield Share(collectors, disk=sum(one.needed for one in collectors))

@@ -20,9 +20,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from replaceme.activations.capture import collect
+from replaceme.activations.rows import DISK_SHARE
 from replaceme.core import files
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import move, note_read, noting_apart, read_json, remove, write_json
+from replaceme.core.files import free_space, move, note_read, noting_apart, read_json, remove, write_json
 from replaceme.core.memory import free_memory, is_full, release
 from replaceme.core.progress import progress
 from replaceme.steps.common import model_record
@@ -41,10 +42,13 @@ WRITERS = 3  # results of other jobs that are hashed and written at once
 
 @dataclass(frozen=True)
 class Share:
-    """Demand of a job on a pass: collectors, and the bytes that they will hold on the model's device."""
+    """Demand of a job on a pass: collectors, and the bytes that they will hold on the model's device and on the
+    disk.
+    """
 
     collectors: "Sequence[Collector]"
     bytes: int = 0
+    disk: int = 0
 
 
 # begins a job over a pass and, once the pass is through, writes its result to a path
@@ -85,7 +89,8 @@ def _collect(step: str, args: argparse.Namespace, forward: Forward, collectors: 
 def _together(
     plan: Plan, own: PlannedJob, args: argparse.Namespace, forward: Forward, work: Work, read: files.Noted
 ) -> bool:
-    """Do a job and others by one pass; return False if there are no others, or it failed because of them.
+    """Do a job and others by one pass; return False if there are no others, or it failed because of them before this
+    one was done.
 
     `read` are the files of the pass itself.
     """
@@ -93,19 +98,22 @@ def _together(
     due = [one for one in plan.jobs if one != own and plan.is_due(one) and _shared(_parsed(one)) == shared]
     if not due:
         return False
+    done = False
     try:
         with _Others() as others:
-            collectors = _begin(others, plan, due, forward, read)
             with work(args, forward, args.out) as mine:
+                collectors = _begin(others, plan, due, forward, read)
                 _collect(own.step, args, forward, [*mine.collectors, *collectors])
+            done = True
     except (ReplaceMeError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_full(error):
             raise
-        log.info("%s: alone, not by one pass with other jobs: %s", own.step, str(error).split("\n")[0])
+        how = "a result of another job is left to that" if done else "alone, not by one pass with other jobs"
+        log.info("%s: %s: %s", own.step, how, str(error).split("\n")[0])
     else:
         return True
     release(next(forward.model.parameters()).device.type)  # here, as the error refers to what was made
-    return False
+    return done
 
 
 class _Others:
@@ -136,13 +144,14 @@ def _begin(
     """Begin the jobs that memory has room for and return their collectors; `others` ends them."""
     device = next(forward.model.parameters()).device.type
     room = MEMORY_SHARE[device] * free_memory(device)
+    disk = DISK_SHARE * free_space(plan.path.parent)
     found: list[Collector] = []
     count = 0
     for job in due:
         with suppress(ReplaceMeError), ExitStack() as this:  # what is wrong with it, its own process says
             share = this.enter_context(_waiting(plan, job, forward, read))
-            if share.bytes <= room:
-                room -= share.bytes
+            if share.bytes <= room and share.disk <= disk:
+                room, disk = room - share.bytes, disk - share.disk
                 found += share.collectors
                 count += 1
                 others.stacks.append(this.pop_all())

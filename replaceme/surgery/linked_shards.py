@@ -21,8 +21,8 @@ AT_ONCE = 4_000_000  # bytes that are compared
 
 def twins_of(out: str | Path) -> list[Path]:
     """Return the models of the same cut as that which a workflow writes to `out`; none outside of a workflow."""
-    out = Path(out)
-    if RESULTS_VARIABLE not in os.environ:
+    out, results = Path(out), os.environ.get(RESULTS_VARIABLE)
+    if not results or not out.absolute().is_relative_to(Path(results).absolute()):
         return []
     found = (path.parent for path in sorted(out.parent.parent.glob(f"*/{out.name}/{RECORD}")))
     return [folder for folder in found if folder != out]
@@ -36,8 +36,8 @@ def link_shard(layout: Layout, twins: Iterable[Path], target: Path) -> str | Non
         with suppress(OSError, ReplaceMeError), noting_apart():  # gone by now, or of another filesystem or owner
             digest = weights_of(folder).get(target.name)
             if digest is not None and _has(folder / target.name, layout):
+                (folder / target.name).chmod(0o444)
                 os.link(folder / target.name, target)
-                target.chmod(0o444)
                 return digest
     return None
 

@@ -16,12 +16,12 @@ METADATA = "__metadata__"
 
 @dataclass(frozen=True)
 class Layout:
-    """A shard: `head`, then `runs` of the bytes of `source` from `begin` to `end`; `tensors`: the bytes of these."""
+    """A shard: `head`, then `runs` of the bytes of `source`, (begin, end); `tensor_bytes` are those of tensors."""
 
     source: Path
     head: bytes
     runs: list[tuple[int, int]]
-    tensors: int
+    tensor_bytes: int
 
     @property
     def size(self) -> int:

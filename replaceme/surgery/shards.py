@@ -36,7 +36,7 @@ NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBA
 
 def copy_shard(layout: Layout, target: Path) -> None:
     """Write a shard; nothing is synced."""
-    with layout.source.open("rb") as given, target.open("wb") as out:
+    with layout.source.open("rb") as given, target.open("xb") as out:
         out.write(layout.head)
         out.flush()
         position = len(layout.head)
@@ -160,16 +160,17 @@ class Shards:
         names = {name: self.renamed(name) for name in self._names[shard]}
         layout = layout_of(self.checkpoint.folder / shard, names)
         if digest := link_shard(layout, self._twins, path):
-            return Written(list(names.values()), layout.tensors, digest)
+            return Written(list(names.values()), layout.tensor_bytes, digest)
         copy_shard(layout, path)
         return self._settled(
-            path, list(names.values()), layout.tensors, None if layout.head else self._known.get(shard)
+            path, list(names.values()), layout.tensor_bytes, None if layout.head else self._known.get(shard)
         )
 
     def _change(self, shard: str, changes: Changes) -> Written:
         path = self.folder / self._file(shard)
         tensors = changes.of(self.checkpoint.read(self._names[shard]))
         tensors = {self.renamed(name): tensor for name, tensor in tensors.items()}
+        path.unlink(missing_ok=True)  # it may be a link to another model's, begun before the transforms were known
         write_safetensors(path, tensors, {"format": "pt"})
         return self._settled(path, list(tensors), sum(tensor.nbytes for tensor in tensors.values()))
 

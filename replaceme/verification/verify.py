@@ -98,6 +98,7 @@ def verify_against(
         else:
             on_gpu = partial(_check_by_loading, expected, record, edited, folder, fresh, device)
             checks |= unless_full(on_gpu, partial(on_cpu, None), str(folder), "checked on the CPU")
+    if checks["files"]["outcome"] == PASSED:
         checks["files"] = outcome(weights.wait)
     if not by_loading or checks["files"]["outcome"] == FAILED:
         checks |= dict.fromkeys(BY_LOADING, not_checked("a check before it failed"))

@@ -24,7 +24,7 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.
 PLAIN = "plain"  # beside it, the socket for PLAIN_STEPS
 # what tries whether plain transformers loads an export, in a process that has not used transformers
 PLAIN_STEPS = ("verify",)
-# what needs none of the libraries, and is the first of a run, while the server is busy importing them
+# what needs none of the libraries for most models, and is the first of a run, while the server is importing them
 ALONE = ("model",)
 
 

@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from given import FULL
@@ -188,7 +189,22 @@ def test_a_result_that_cannot_be_written_is_left_to_its_job(made, project, passe
     for job in jobs(project)[:5]:
         run([job.step, *job.arguments])
         assert same(made, project, job)
-    assert passes == ["gram", "gram", "gram"] and len(refused) == 1
+    assert passes == ["gram", "gram"] and len(refused) == 1
+
+
+@pytest.mark.parametrize(("free", "together"), [(1.0, False), (3.1, True)])
+def test_rows_of_others_take_half_of_the_disk(made, project, passes, monkeypatch, free, together):
+    """Those of the job itself come first."""
+    planned = [one for one in jobs(project) if one.step in ("rows", "distances")]
+    first = planned[0]
+    other = replace(first, arguments=[one.replace("/rows", "/again") for one in first.arguments])
+    write(project, [*planned, other])
+    needed = 50 * (16 + 16) * 2
+    monkeypatch.setattr("replaceme.core.files.shutil.disk_usage", lambda _: SimpleNamespace(free=int(free * needed)))
+    run([first.step, *first.arguments])
+    assert same(made, project, first) and passes == ["rows"]
+    waiting = list((project / ".planned").rglob("index.json"))
+    assert bool(waiting) == together
 
 
 def test_a_pass_that_fails_otherwise_is_not_run_again(project, passes, monkeypatch):

@@ -1,6 +1,7 @@
 """Models of one cut share what they have in common, byte for byte, and nothing else."""
 
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +67,20 @@ def test_other_bytes_are_not_linked(sharded, results, spoil):
     assert not any(merged(sharded, results, "b")[1])
 
 
+def test_what_cannot_be_made_read_only_is_not_linked(sharded, results, monkeypatch):
+    first, _ = merged(sharded, results, "a")
+    before, chmod = {path: path.read_bytes() for path in first.iterdir()}, Path.chmod
+
+    def refused(path, mode):
+        if mode == 0o444:
+            raise PermissionError(1, "not yours")
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    assert not any(merged(sharded, results, "b")[1])
+    assert before == {path: path.read_bytes() for path in first.iterdir()}
+
+
 def test_a_shard_that_the_other_fit_changed_is_not_linked(sharded, results):
     """Its header may be the same."""
     first, _ = merged(sharded, results, "a")
@@ -80,6 +95,8 @@ def test_neither_other_cuts_nor_models_by_hand_nor_other_filesystems(sharded, re
     assert not any(merged(sharded, results, "b", cut=cut_of([[1, 3]], 6), name="other")[1])
     monkeypatch.delenv(RESULTS_VARIABLE)
     assert not any(merged(sharded, results, "c")[1])
+    monkeypatch.setenv(RESULTS_VARIABLE, str(results / "elsewhere"))
+    assert not any(merged(sharded, results, "c2")[1])
     monkeypatch.setenv(RESULTS_VARIABLE, str(results))
 
     def fails(*_):

@@ -194,6 +194,20 @@ def test_a_file_that_is_not_what_was_written(right, tmp_path, refuses):
     assert report["checks"]["logits"] == not_checked("a check before it failed")
 
 
+@pytest.mark.parametrize("spoil", ["half", "header", "gone"])
+def test_damaged_shards_are_damaged_files(right, tmp_path, spoil):
+    """Whatever else cannot be read of them: whoever made them makes them again."""
+    folder = shutil.copytree(right[3], tmp_path / "model")
+    path = max(folder.glob("*.safetensors"))
+    content = path.read_bytes()
+    path.unlink()
+    if spoil != "gone":
+        path.write_bytes(content[: len(content) // 2] if spoil == "half" else content[:20] + b"?" + content[21:])
+    report = verify(*right[:3], folder)
+    assert report["checks"]["files"]["outcome"] == "failed"
+    assert report["checks"]["logits"] == not_checked("a check before it failed")
+
+
 def test_another_code_is_not_run(llama, tmp_path, refuses):
     before = merged(llama, tmp_path / "model", transforms=[given(placement="block")])
     touched = tmp_path / "touched"

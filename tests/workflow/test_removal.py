@@ -42,6 +42,15 @@ def test_a_folder_is_renamed_at_once_and_removed_by_a_thread(begun, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_removed_is_named(begun, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(removal, "remove", lambda path: None)
+    (tmp_path / "rows").mkdir()
+    removed(tmp_path / "rows", directory, temp)
+    begun.end()
+    [left] = tmp_path.iterdir()
+    assert f"{left}: cannot be removed" in caplog.text
+
+
 def test_files_links_and_what_is_not_there_go_as_before(begun, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "kept").mkdir()

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 from workflow.conftest import copy_tree
 
+from replaceme.activations.row_collector import RowCollector
+from replaceme.config.placement import Regression
 from replaceme.config.result_paths import Names
 from replaceme.config.schema import parse
 from replaceme.planning.job_work import stored_rows
@@ -43,6 +45,16 @@ def test_bytes_of_rows(config, changed, bytes_):
     assert stored_rows(config, names, OUTLINE) == bytes_
 
 
+def test_bytes_of_rows_are_those_that_are_stored(llama, blocks_of, config):
+    model, family = blocks_of(llama, "float32")
+    sizes = model.config
+    outline = Outline("m", sizes.to_dict(), sizes.num_hidden_layers, sizes.hidden_size, 1e6, [], 2e6)
+    for kind, place in (("mlp", "mlp"), ("down_proj", "down_proj")):
+        collector = RowCollector((2, 4), 800, None, True, Regression(placement=place))
+        names = {**NAMES, "kind": kind, "fit_tokens": "all", "exact": "-exact"}
+        assert stored_rows(config, names, outline) == collector.bytes(model, family)
+
+
 @pytest.mark.parametrize(("free", "wanted"), [(200, 3), (199, 0), (0, 0)])
 def test_all_rows_of_a_run_have_to_fit_half_of_what_is_free(config, monkeypatch, tmp_path, free, wanted):
     updated = []
@@ -55,22 +67,27 @@ def test_all_rows_of_a_run_have_to_fit_half_of_what_is_free(config, monkeypatch,
     names = [Names(NAMES, fit=fit) for fit in FITS]
     assert [first.of_rows(names[0]), *map(first.of_fit, names)] == [0, 0, 0], "until it is decided"
     monkeypatch.setattr(rows_first, "free_space", lambda folder: free)
-    first.decide(dag, tmp_path)
+    assert first.decide(dag, tmp_path) is (wanted > 0)
     assert [first.of_rows(names[0]), *map(first.of_fit, names)] == [wanted, 0, wanted]
     assert len(updated) == (wanted > 0)
 
 
 @pytest.mark.parametrize("room", [True, False])
 def test_the_order_of_a_run(project, tmp_path, room):
-    """On one core, where one job follows another: the check of the first model, which could come at once, or rows."""
+    """On one core, where one job follows another: the check of a model that is there, or rows."""
     if not room:
         code = copy_tree(project.code, tmp_path / "code")
-        file = code / "replaceme/workflow/rows_first.py"
-        file.write_text(file.read_text().replace("SHARE = 0.5", "SHARE = 0.0"))
+        file = code / "replaceme/activations/rows.py"
+        assert "\nDISK_SHARE = 0.5 " in file.read_text()
+        file.write_text(file.read_text().replace("\nDISK_SHARE = 0.5 ", "\nDISK_SHARE = 0.00000 "))
         project = replace(project, code=code)
     project.config(fits=FITS)
     of_cut = "results/tiny.v1/plain/n1"
-    done = project.snakemake(f"{of_cut}/uidl/verify.json", f"{of_cut}/cosine/fit.json", cores="1")
-    assert done.returncode == 0, done.stderr
+    for targets in (
+        [f"{of_cut}/uidl/model/replaceme.json"],
+        [f"{of_cut}/uidl/verify.json", f"{of_cut}/cosine/fit.json"],
+    ):
+        done = project.snakemake(*targets, cores="1")
+        assert done.returncode == 0, done.stderr
     order = re.findall(r"^Job \d+: (rows|verify|fit cosine)\b", done.stdout + done.stderr, re.MULTILINE)
     assert order == (["rows", "fit cosine", "verify"] if room else ["verify", "rows", "fit cosine"])
