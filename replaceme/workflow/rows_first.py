@@ -36,4 +36,5 @@ class RowsFirst:
 
     def of_fit(self, wildcards: Names) -> int:
         """Return the priority of a fit."""
-        return self.of_rows(wildcards) if self._requests.fits.config.fits[wildcards.fit].needs_rows else 0
+        fit = self._requests.fits.config.fits[wildcards.fit]
+        return self.of_rows(wildcards) if not fit.is_other and fit.needs_rows else 0

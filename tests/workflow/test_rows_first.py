@@ -27,7 +27,7 @@ def config():
         "models": {"m": {"source": "resources/micro"}},
         "calibrations": {"c": {"dataset": "micro", "samples": 8, "tokens": 100}},
         "cuts": {"n2": {"blocks": 2}, "two": {"blocks": 2, "groups": 2, "adjacency": "separate"}},
-        "fits": {**FITS, "down": {"objective": "cosine", "placement": "down_proj"}},
+        "fits": {**FITS, "down": {"objective": "cosine", "placement": "down_proj"}, "svd": {"method": "svd_llm"}},
         "tables": {"t": {"models": ["m"], "calibrations": ["c"], "cuts": ["n2"], "fits": [*FITS], "evaluation": None}},
     }, "config")  # fmt: skip
 
@@ -64,11 +64,11 @@ def test_all_rows_of_a_run_have_to_fit_half_of_what_is_free(config, monkeypatch,
     dag = SimpleNamespace(needrun_jobs=lambda: jobs, update_priority=lambda: updated.append(1))
     requests = SimpleNamespace(stored_rows=lambda bytes_: bytes_, fits=SimpleNamespace(config=config))
     first = RowsFirst(requests, urgent=3)
-    names = [Names(NAMES, fit=fit) for fit in FITS]
-    assert [first.of_rows(names[0]), *map(first.of_fit, names)] == [0, 0, 0], "until it is decided"
+    names = [Names(NAMES, fit=fit) for fit in (*FITS, "svd")]
+    assert [first.of_rows(names[0]), *map(first.of_fit, names)] == [0, 0, 0, 0], "until it is decided"
     monkeypatch.setattr(rows_first, "free_space", lambda folder: free)
     assert first.decide(dag, tmp_path) is (wanted > 0)
-    assert [first.of_rows(names[0]), *map(first.of_fit, names)] == [wanted, 0, wanted]
+    assert [first.of_rows(names[0]), *map(first.of_fit, names)] == [wanted, 0, wanted, 0]
     assert len(updated) == (wanted > 0)
 
 
