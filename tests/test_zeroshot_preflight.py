@@ -7,6 +7,7 @@ from tiny_clip import write_clip, write_labelled
 
 from replaceme.config.evaluations import ZeroShotConfig
 from replaceme.config.schema import parse
+from replaceme.core import disk
 from replaceme.evaluation import labelled_images as labelled
 from replaceme.planning import capacity, hub
 from replaceme.planning import check_online as requisites
@@ -53,7 +54,7 @@ def config(clip):
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     """A function that says what a data set of a stand-in for the Hub holds: its files, and its kind."""
-    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**14))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**14))
     held = {}
 
     def repository(kind, name, revision):

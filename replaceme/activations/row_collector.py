@@ -12,7 +12,7 @@ from replaceme.activations.rows import UNKNOWN, HeldParts, Rows, row_bytes, stor
 from replaceme.activations.targets import formed, rows_of, wanted_by, width_of
 from replaceme.calibration.tokens import Tokens
 from replaceme.config.placement import MLP, Regression
-from replaceme.core.files import reserving
+from replaceme.core.disk import reserving
 from replaceme.core.origin import Origin
 from replaceme.core.progress import progress
 from replaceme.models.family import Family

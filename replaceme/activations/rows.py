@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaceme.core.disk import check_room
 from replaceme.core.errors import DamagedError, ReplaceMeError
 from replaceme.core.files import (
     check_files,
-    check_room,
     read_json,
     replacing,
     sha256,

@@ -21,8 +21,8 @@ import torch
 from replaceme.activations.beginning import beginning_at
 from replaceme.activations.capture import STORES, Activations, Wanted, finite, forward, nan_error
 from replaceme.calibration.tokens import Tokens
+from replaceme.core.disk import check_room
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import check_room
 from replaceme.core.memory import free_memory
 from replaceme.core.progress import progress
 from replaceme.models.checkpoints import Checkpoint, with_derived_lists

@@ -357,39 +357,6 @@ class LaterChecks:
             one.result()
 
 
-def _existing(folder: Path) -> Path:
-    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-
-
-def free_space(folder: Path) -> int:
-    """Return the free bytes of the disk of a folder, which may not exist yet, beside those that are reserved there."""
-    existing = _existing(folder)
-    reserved = sum(count for device, count in _reserved if device == existing.stat().st_dev)
-    return max(0, shutil.disk_usage(existing).free - reserved)
-
-
-def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
-    """Raise ReplaceMeError when the disk of a folder, which may not exist yet, has less than `needed` bytes."""
-    free = free_space(folder)
-    if needed > free:
-        raise ReplaceMeError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {remedy}")
-
-
-_reserved: list[tuple[int, int]] = []  # device, and bytes that a block of `reserving` is going to write there
-
-
-@contextlib.contextmanager
-def reserving(folder: Path, needed: int, what: str, remedy: str) -> Iterator[None]:
-    """Check the room as `check_room` does, and count it as taken by what this process begins within the block."""
-    check_room(folder, needed, what, remedy)
-    taken = _existing(folder).stat().st_dev, needed
-    _reserved.append(taken)
-    try:
-        yield
-    finally:
-        _reserved.remove(taken)
-
-
 def machine() -> str:
     """Return digits that tell this machine from others that see the same folder; its name is nobody's business."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]

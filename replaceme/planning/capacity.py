@@ -1,6 +1,5 @@
 """Estimate, before anything runs, whether memory and disk suffice for a config, from the outlines of its models."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from replaceme.config.cuts import CutConfig
 from replaceme.config.result_paths import RESULTS, row_folder
 from replaceme.config.schema import Config
 from replaceme.config.tables import Row
+from replaceme.core.disk import existing, free_space
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import RECORD
 from replaceme.cuts.choose import possible_spans, resolve_blocks
@@ -139,12 +139,12 @@ def disk_problems(
         (f"{len(merged)} merged models", sum(merged), results),
         (f"{len(downloads)} models to download", sum(downloads.values()), cache),
     ):
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if size:
-            needed.setdefault(existing.stat().st_dev, []).append((what, size, existing))
+            there = existing(folder)
+            needed.setdefault(there.stat().st_dev, []).append((what, size, there))
     lines = []
     for entries in needed.values():
-        total, free = sum(size for _, size, _ in entries), shutil.disk_usage(entries[0][2]).free
+        total, free = sum(size for _, size, _ in entries), free_space(entries[0][2])
         if total > free:
             listed = ", ".join(f"{what} {size / 1e9:.1f} GB" for what, size, _ in entries)
             lines.append(

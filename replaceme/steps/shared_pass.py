@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from replaceme.activations.capture import collect
 from replaceme.activations.rows import DISK_SHARE
 from replaceme.core import files
+from replaceme.core.disk import free_space
 from replaceme.core.errors import ReplaceMeError
-from replaceme.core.files import free_space, move, note_read, noting_apart, read_json, remove, write_json
+from replaceme.core.files import move, note_read, noting_apart, read_json, remove, write_json
 from replaceme.core.memory import free_memory, is_full, release
 from replaceme.core.progress import progress
 from replaceme.steps.common import model_record

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from replaceme.core.disk import check_room
 from replaceme.core.errors import ReplaceMeError
 from replaceme.core.files import (
     RECORD,
-    check_room,
     json_text,
     remove,
     replacing,

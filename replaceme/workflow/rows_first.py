@@ -12,7 +12,7 @@ from typing import Any
 
 from replaceme.activations.rows import DISK_SHARE
 from replaceme.config.result_paths import Names
-from replaceme.core.files import free_space
+from replaceme.core.disk import free_space
 from replaceme.workflow.requests import Requests
 
 

@@ -177,7 +177,7 @@ def test_rows_that_a_gpu_has_no_room_for_any_more_are_read_from_their_files(tmp_
 
 def test_a_full_disk_is_told_before_the_forward_pass(llama, blocks_of, expected, tmp_path, monkeypatch):
     tokens, _, _ = expected
-    monkeypatch.setattr("replaceme.core.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr("replaceme.core.disk.shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     monkeypatch.setattr(module, "collect", lambda *given: pytest.fail("a forward pass"))
     with pytest.raises(ReplaceMeError, match=r"rows need 0.0 GB, 0.0 GB are free; lower `fit_tokens`"):
         write_rows(tmp_path / "rows", *blocks_of(llama, "float64"), tokens, GROUPS, 5)
@@ -188,7 +188,7 @@ def test_rows_of_one_pass_share_the_room(llama, blocks_of, expected, tmp_path, m
     """Each fits the disk, both do not: the second is told before the pass, and may come when the first are done."""
     model, family = blocks_of(llama, "float64")
     free = type("Usage", (), {"free": int(1.5 * expected[0].count * 16 * 2 * 2)})()
-    monkeypatch.setattr("replaceme.core.files.shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr("replaceme.core.disk.shutil.disk_usage", lambda path: free)
     given = (model, family, expected[0].count, GROUPS)
     rows = torch.ones(3, 16).bfloat16()
     with module.writing_rows(tmp_path / "a", *given) as (one,):

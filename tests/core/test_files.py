@@ -7,7 +7,6 @@ import random
 import stat
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -106,19 +105,6 @@ def test_an_old_folder_goes_as_a_whole(old, monkeypatch):
         (old / "folder/kept").touch()
         monkeypatch.setattr(Path, "replace", failing)
     assert [path.name for path in (old / "folder").iterdir()] == ["kept"]
-
-
-def test_room_is_reserved_on_one_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with files.reserving(tmp_path / "a" / "b", 60, "rows", "free some"):
-        assert files.free_space(tmp_path) == 40
-        with pytest.raises(ReplaceMeError, match=r"c: rows need .* are free; free some"):
-            files.check_room(tmp_path / "c", 41, "rows", "free some")
-        elsewhere = SimpleNamespace(stat=lambda: SimpleNamespace(st_dev=-1))
-        with monkeypatch.context() as other:
-            other.setattr(files, "_existing", lambda folder: elsewhere)
-            files.check_room(tmp_path / "c", 100, "states", "free some")
-    assert files.free_space(tmp_path) == 100
 
 
 def test_parents_are_made_and_everything_is_synced(tmp_path, monkeypatch):

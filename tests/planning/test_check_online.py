@@ -8,6 +8,7 @@ import pytest
 
 from replaceme.cli import main
 from replaceme.config.schema import SpeedConfig, parse
+from replaceme.core import disk
 from replaceme.evaluation import task_index
 from replaceme.planning import capacity, hub
 from replaceme.planning import check_online as requisites
@@ -95,7 +96,7 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_here)
     monkeypatch.setattr(datasets, "load_dataset", found.load_dataset)
     monkeypatch.setattr(requisites, "device_memory", lambda device: 10**12)
-    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**14))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**14))
     hub.repository.cache_clear()
     yield found
     hub.repository.cache_clear()
@@ -361,7 +362,7 @@ def test_memory(config):
 
 def test_disk(config, monkeypatch, tmp_path):
     """Two merged models of 24 of 32 blocks, 12.6 GB each, one of which is there already, and the download."""
-    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: SimpleNamespace(free=28_000_000_000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=28_000_000_000))
     two = config({"fits": ["f", "g"]}, fits={"g": {"transform": "identity"}})
     healing = {"train": "full", "text": "c", "steps": 1, "learning_rate": 0.1}
     healed = config({"healings": ["h"]}, healings={"h": healing})

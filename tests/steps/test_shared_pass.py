@@ -200,7 +200,7 @@ def test_rows_of_others_take_half_of_the_disk(made, project, passes, monkeypatch
     other = replace(first, arguments=[one.replace("/rows", "/again") for one in first.arguments])
     write(project, [*planned, other])
     needed = 50 * (16 + 16) * 2
-    monkeypatch.setattr("replaceme.core.files.shutil.disk_usage", lambda _: SimpleNamespace(free=int(free * needed)))
+    monkeypatch.setattr("replaceme.core.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=int(free * needed)))
     run([first.step, *first.arguments])
     assert same(made, project, first) and passes == ["rows"]
     waiting = list((project / ".planned").rglob("index.json"))
