@@ -16,6 +16,7 @@ from types import TracebackType
 
 import replaceme
 from replaceme.core.errors import ReplaceMeError, printable
+from replaceme.core.memory import use_large_pages
 from replaceme.core.offline import set_environment
 from replaceme.core.redaction import RedactedFormatter, redacted
 from replaceme.core.terminal import painted
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # to import torch and transformers makes objects that all stay: looking for garbage among them costs a sixth of it
     gc.set_threshold(100_000, 20, 50)
+    use_large_pages()
     atexit.register(gc.freeze)  # as it ends, Python would look at all of them once more, a second or two
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LogFormatter())

@@ -73,7 +73,7 @@ class RowCollector:
             m, goal, state, added = (tensor[activations.mask][keep] for tensor in (m, *terms))
             target = formed((goal, state, added))
             before = (state.to(target.dtype) - added.to(target.dtype),) if self.with_state else ()
-            self.parts.add(tuple(tensor.to(torch.bfloat16).cpu() for tensor in (m, target, *before)))
+            self.parts.add(tuple(tensor.to(torch.bfloat16) for tensor in (m, target, *before)))
 
 
 @dataclass(frozen=True)

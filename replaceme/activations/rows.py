@@ -140,8 +140,8 @@ class HeldParts:
         self.rows = Rows(folder, (), (0, 0), False, origin, ())
 
     def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
-        """Add a part, (mlp_output, target) or (mlp_output, target, state)."""
-        self._note(tensors, (*self.rows.held, tensors))
+        """Add a part, (mlp_output, target) or (mlp_output, target, state), of any device."""
+        self._note(tensors, (*self.rows.held, tuple(one.cpu() for one in tensors)))
 
     def _note(self, tensors: tuple["torch.Tensor", ...], held: tuple | None) -> None:
         parts = (*self.rows.parts, (f"rows-{len(self.rows.parts):05}.safetensors", len(tensors[0])))
@@ -159,11 +159,12 @@ class Parts(HeldParts):
         self.digests: dict[str, str] = {}
 
     def add(self, tensors: tuple["torch.Tensor", ...]) -> None:
-        """Write a part in the background, while the next is made."""
+        """Fetch a part to the host and write it in the background, while the next is made."""
         self.settle(WRITERS - 1)
         self._note(tensors, None)
         name = self.rows.parts[-1][0]
-        self._pending.append((name, self._writers.submit(_written, self._temporary / name, tensors)))
+        hosted, copied = _hosted(tensors)
+        self._pending.append((name, self._writers.submit(_written, self._temporary / name, hosted, copied)))
 
     def settle(self, left: int = 0) -> None:
         """Wait until no more than `left` parts are being written."""
@@ -172,8 +173,28 @@ class Parts(HeldParts):
             self.digests[name] = digest.result()
 
 
-def _written(path: Path, tensors: tuple["torch.Tensor", ...]) -> str:
-    """Write a part and return its SHA-256, read from memory, before the disk has it."""
+def _hosted(tensors: tuple["torch.Tensor", ...]) -> tuple[tuple["torch.Tensor", ...], list["torch.cuda.Event"]]:
+    """Return copies in host memory, and the events to wait for before they are read.
+
+    A GPU copies beside its next work, to pinned memory, which torch keeps for the next part: new pages for each take
+    ten times as long as the copy.
+    """
+    import torch
+
+    copies, copied = [], []
+    for one in tensors:
+        if one.is_cuda:
+            copies.append(torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True))
+            copied.append(torch.cuda.current_stream(one.device).record_event())
+        else:
+            copies.append(one)
+    return tuple(copies), copied
+
+
+def _written(path: Path, tensors: tuple["torch.Tensor", ...], copied: list["torch.cuda.Event"]) -> str:
+    """Write a part once the device has copied it, and return its SHA-256, read from memory, before the disk has it."""
+    for event in copied:
+        event.synchronize()
     write_safetensors(path, dict(zip(NAMES, tensors, strict=False)), {})
     return sha256(path)
 

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -17,6 +18,13 @@ GROUPS = (
     ("", "", "memory.max", "memory.current", ""),
     ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
+
+
+def use_large_pages() -> None:
+    """Have torch put large tensors of the host on pages of 2 MB where Linux offers them: such memory is filled twice as
+    fast. What the user has set stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at the first large tensor
 
 
 def free_memory(device: str, gpus: int = 1) -> int:

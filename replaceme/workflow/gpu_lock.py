@@ -3,7 +3,9 @@
 Each device has a lock file, locked with `flock` by the process that uses it. The command replaces this process and
 inherits the locks, so a device is free again when the command ends, however it ends, SIGKILL included. Jobs of one
 user on one host share the lock folder (REPLACEME_GPU_LOCKS, else one in the temporary folder), also across workflows;
-they must name devices alike (all by index or all by UUID).
+they must name devices alike (all by index or all by UUID). A device with several names, 0 and 00, takes as many jobs,
+and jobs go where the fewest of their own step are, then the fewest of all: two fits do not share a device while
+evaluations have another.
 
 Under Slurm only the devices that it assigned count, and their names may mean others in the next job (cgroups number
 them from 0), so each of its jobs and steps has locks of its own: a GPU job gets its devices at once, and a whole
@@ -11,6 +13,7 @@ workflow inside an allocation shares that allocation out. A pod of Kubernetes se
 temporary folder.
 """
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from replaceme.core.errors import ReplaceMeError
@@ -26,6 +30,8 @@ from replaceme.core.errors import ReplaceMeError
 DRIVER = Path("/proc/driver/nvidia/gpus")
 USAGE = "usage: python -m replaceme.workflow.gpu_lock N -- COMMAND..."
 NONE_ASSIGNED = "NoDevFiles"  # what Slurm says in CUDA_VISIBLE_DEVICES for a job without GPUs
+CHOOSING = ".choosing"  # beside the locks of devices: that of who looks for a free one
+STEP_BYTES = 64  # at most, of the name of a step in a lock
 
 
 def visible() -> list[str]:
@@ -50,11 +56,12 @@ def in_slurm() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
-def acquire(count: int, folder: str | Path | None = None) -> list[str]:
+def acquire(count: int, folder: str | Path | None = None, step: str = "") -> list[str]:
     """Wait for `count` free devices and return their names; they stay locked until this process ends.
 
-    All or nothing: a process never waits while it holds devices, so two jobs that want two each cannot block each
-    other. The locks survive `exec`. Raises ReplaceMeError when fewer devices are visible at all.
+    `step`: what this job does, for a choice among devices with several names. All or nothing: a process never waits
+    while it holds devices, so two jobs that want two each cannot block each other. The locks survive `exec`. Raises
+    ReplaceMeError when fewer devices are visible at all.
     """
     folder = Path(folder or os.environ.get("REPLACEME_GPU_LOCKS") or _default_folder())
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +71,7 @@ def acquire(count: int, folder: str | Path | None = None) -> list[str]:
             f"{count} GPU(s) asked for, {len(names)} visible; ask for fewer or set CUDA_VISIBLE_DEVICES"
         )
     waiting = False
-    while len(held := _lock_free(names, count, folder)) < count:
-        for descriptor in held.values():
-            os.close(descriptor)
+    while len(held := _lock_free(names, count, folder, step)) < count:
         if not waiting:
             print(f"waiting for {count} of {len(names)} GPU(s) in use by other jobs", file=sys.stderr, flush=True)
             waiting = True
@@ -81,31 +86,54 @@ def _default_folder() -> Path:
     return Path(tempfile.gettempdir()) / "-".join(["replaceme-gpu", str(os.getuid()), *job])
 
 
-def _lock_free(names: list[str], count: int, folder: Path) -> dict[str, int]:
-    """Lock up to `count` devices that are free now; returns their open file descriptors."""
-    held: dict[str, int] = {}
-    for name in _in_turn(names):
-        if len(held) == count:
-            break
-        descriptor = os.open(folder / name.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-        else:
-            held[name] = descriptor
-    return held
+def _lock_free(names: list[str], count: int, folder: Path, step: str) -> dict[str, int]:
+    """Lock `count` devices if so many are free now, and return their open file descriptors; {} otherwise."""
+    with _choosing(folder):
+        descriptors = {name: os.open(folder / name.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600) for name in names}
+        free = [name for name, descriptor in descriptors.items() if _lock(descriptor)]
+        taken = {name: os.pread(descriptors[name], STEP_BYTES, 0) for name in names if name not in free}
+        own, held = step.encode()[:STEP_BYTES], []
+        while len(held) < count <= len(free):
+            held.append(_emptiest([name for name in free if name not in held], taken, own))
+            taken[held[-1]] = own
+        for name in names:
+            if name not in held:
+                os.close(descriptors[name])
+        for name in held:
+            os.truncate(descriptors[name], 0)
+            os.pwrite(descriptors[name], own, 0)
+        return {name: descriptors[name] for name in held}
 
 
-def _in_turn(names: list[str]) -> list[str]:
-    """Return the names in an order that spreads jobs over the devices, of which one may have several: 0, 1, 00, 01."""
-    device = {name: str(int(name)) if name.isascii() and name.isdigit() else name for name in names}
-    before: Counter[str] = Counter()
-    turn = {}
-    for name in names:
-        turn[name] = before[device[name]]
-        before[device[name]] += 1
-    return sorted(names, key=turn.__getitem__)
+@contextlib.contextmanager
+def _choosing(folder: Path) -> Iterator[None]:
+    """Be the only one that looks for free devices, for a moment: who looks locks all that are free."""
+    descriptor = os.open(folder / CHOOSING, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file, and return whether no other process has."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _emptiest(free: list[str], taken: dict[str, bytes], step: bytes) -> str:
+    """Return the name of the device that has the fewest jobs of a step, and among those the fewest jobs."""
+    jobs = Counter(map(_device, taken))
+    alike = Counter(_device(name) for name, other in taken.items() if other == step)
+    return min(free, key=lambda name: (alike[_device(name)], jobs[_device(name)]))
+
+
+def _device(name: str) -> str:
+    """Return what the names of one device have in common: 0 and 00 are the same to CUDA."""
+    return str(int(name)) if name.isascii() and name.isdigit() else name
 
 
 def main(arguments: list[str]) -> None:
@@ -114,13 +142,18 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(USAGE)
     count, command = int(arguments[0]), arguments[2:]
     try:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(acquire(count)) if count else ""
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(acquire(count, step=_step(command))) if count else ""
     except ReplaceMeError as error:
         raise SystemExit(str(error)) from None
     try:
         os.execvp(command[0], command)
     except OSError as error:
         raise SystemExit(f"{command[0]}: {error.strerror}") from None
+
+
+def _step(command: list[str]) -> str:
+    """Return what a command does: the step of `replaceme`, or the program."""
+    return command[1] if Path(command[0]).name == "replaceme" and len(command) > 1 else command[0]
 
 
 if __name__ == "__main__":

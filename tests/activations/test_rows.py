@@ -156,6 +156,24 @@ def test_rows_that_a_loss_of_power_took_are_damaged(tmp_path):
         Rows.open(tmp_path / "rows")
 
 
+@pytest.mark.gpu
+def test_rows_of_a_gpu_are_written_as_they_were(tmp_path):
+    """Parts are copied beside later work, which uses their memory again at once, and copies use that of earlier ones.
+
+    More parts than are written at once, of different sizes.
+    """
+
+    def part(number):
+        rows = torch.arange(2000 + 10 * number, device="cuda")[:, None]
+        return tuple(((rows + number) % 251).expand(-1, width).bfloat16() for width in (2048, 512))
+
+    rows = store(tmp_path / "rows", map(part, range(12)))
+    rows = Rows.open(rows.folder)
+    assert len(rows.parts) == 12
+    for number, found in enumerate(rows.tensors()):
+        assert all(torch.equal(one, wanted.cpu()) for one, wanted in zip(found, part(number), strict=True))
+
+
 def test_rows_that_a_gpu_has_no_room_for_any_more_are_read_from_their_files(tmp_path, monkeypatch):
     """Another job took the room after it was measured."""
     m, r = (torch.arange(10.0 * width).reshape(10, width).bfloat16() for width in (5, 3))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from replaceme.core.errors import ReplaceMeError
+from replaceme.workflow import gpu_lock
 from replaceme.workflow.gpu_lock import acquire, visible
 
 SHOW = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
@@ -169,6 +170,29 @@ def test_jobs_are_spread_over_devices_of_several_names(monkeypatch):
     finally:
         for job in jobs:
             kill(job)
+
+
+def test_jobs_of_a_step_are_spread_over_devices(monkeypatch):
+    """As if one after another had come, the second of them short: a fit is not beside the other fit."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,00,000,1,01,001")
+    program = "import sys; from replaceme.workflow.gpu_lock import acquire; "
+    program += "print(*(acquire(1, step=step)[0] for step in sys.argv[1:]))"
+    steps = ["fit", "gram", "fit", "fit", "gram"]
+    found = subprocess.run([sys.executable, "-c", program, *steps], capture_output=True, check=True)
+    assert found.stdout.split() == [b"0", b"1", b"01", b"00", b"000"]
+
+
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        (["replaceme", "fit", "x"], "fit"),
+        (["/a/replaceme", "gram"], "gram"),
+        (["replaceme"], "replaceme"),
+        (["sh"], "sh"),
+    ],
+)
+def test_the_step_of_a_command(command, step):
+    assert gpu_lock._step(command) == step
 
 
 def test_sigkill_frees_the_device(monkeypatch):
