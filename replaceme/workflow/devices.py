@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from replaceme.config.schema import Config
 from replaceme.core.errors import ReplaceMeError
-from replaceme.workflow.gpu_lock import visible
+from replaceme.workflow.gpu_lock import devices, visible
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Devices:
         """Raise ReplaceMeError where the config needs more GPUs than there are."""
         if self.gpu > self.count:
             raise ReplaceMeError("device: cuda: this machine shows no GPU; use `device: auto`")
+        different = len(devices(visible())) if self.granted is None else self.granted
         for name, model in self.config.models.items():
-            if self.gpu and model.gpus > self.count:
-                raise ReplaceMeError(f"models.{name}.gpus: {model.gpus} asked for, {self.count} visible; ask for fewer")
+            if self.gpu and model.gpus > different:
+                raise ReplaceMeError(f"models.{name}.gpus: {model.gpus} asked for, {different} visible; ask for fewer")

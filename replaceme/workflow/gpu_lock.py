@@ -51,6 +51,15 @@ def visible() -> list[str]:
     return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
+def devices(names: list[str]) -> set[str]:
+    """Return the different devices of some names: to CUDA 0 and 00 are one, and no job may have both."""
+    return set(map(_device, names))
+
+
+def _device(name: str) -> str:
+    return str(int(name)) if name.isascii() and name.isdigit() else name
+
+
 def in_slurm() -> bool:
     """Return whether this process belongs to a job of Slurm, which assigns the devices."""
     return "SLURM_JOB_ID" in os.environ
@@ -66,9 +75,9 @@ def acquire(count: int, folder: str | Path | None = None, step: str = "") -> lis
     folder = Path(folder or os.environ.get("REPLACEME_GPU_LOCKS") or _default_folder())
     folder.mkdir(parents=True, exist_ok=True)
     names = visible()
-    if not 0 <= count <= len(names):
+    if not 0 <= count <= len(devices(names)):
         raise ReplaceMeError(
-            f"{count} GPU(s) asked for, {len(names)} visible; ask for fewer or set CUDA_VISIBLE_DEVICES"
+            f"{count} GPU(s) asked for, {len(devices(names))} visible; ask for fewer or set CUDA_VISIBLE_DEVICES"
         )
     waiting = False
     while len(held := _lock_free(names, count, folder, step)) < count:
@@ -93,9 +102,9 @@ def _lock_free(names: list[str], count: int, folder: Path, step: str) -> dict[st
         free = [name for name, descriptor in descriptors.items() if _lock(descriptor)]
         taken = {name: os.pread(descriptors[name], STEP_BYTES, 0) for name in names if name not in free}
         own, held = step.encode()[:STEP_BYTES], []
-        while len(held) < count <= len(free):
-            held.append(_emptiest([name for name in free if name not in held], taken, own))
-            taken[held[-1]] = own
+        while len(held) < count and (others := [name for name in free if devices([name]) - devices(held)]):
+            held.append(_emptiest(others, taken, own))
+        held = [name for name in names if name in held and len(held) == count]
         for name in names:
             if name not in held:
                 os.close(descriptors[name])
@@ -129,11 +138,6 @@ def _emptiest(free: list[str], taken: dict[str, bytes], step: bytes) -> str:
     jobs = Counter(map(_device, taken))
     alike = Counter(_device(name) for name, other in taken.items() if other == step)
     return min(free, key=lambda name: (alike[_device(name)], jobs[_device(name)]))
-
-
-def _device(name: str) -> str:
-    """Return what the names of one device have in common: 0 and 00 are the same to CUDA."""
-    return str(int(name)) if name.isascii() and name.isdigit() else name
 
 
 def main(arguments: list[str]) -> None:

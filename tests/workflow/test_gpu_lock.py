@@ -182,6 +182,19 @@ def test_jobs_of_a_step_are_spread_over_devices(monkeypatch):
     assert found.stdout.split() == [b"0", b"1", b"01", b"00", b"000"]
 
 
+def test_a_job_never_has_a_device_by_two_names(monkeypatch):
+    """CUDA would show it none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,00,000,1")
+    assert run(2, SHOW)[1] == "0,1"
+    assert run(3, SHOW)[2].startswith("3 GPU(s) asked for, 2 visible")
+    second = holder(1), holder(1)  # 0 and 1
+    job = start(2, SHOW)
+    assert job.stderr.readline() == "waiting for 2 of 4 GPU(s) in use by other jobs\n"
+    kill(second[1])
+    assert job.communicate(timeout=30)[0] == "00,1\n"
+    kill(second[0])
+
+
 @pytest.mark.parametrize(
     ("command", "step"),
     [

@@ -365,8 +365,12 @@ def test_devices(config, monkeypatch):
     assert Devices(config).gpu == 0  # device: cpu
     asking = parse({**CONFIG, "device": "auto"})
     assert Devices(asking).gpu == 1 and Devices(asking, granted=0).gpu == 0
-    with pytest.raises(ReplaceMeError, match=r"models\.a\.gpus: 2 asked for, 1 visible"):
-        Devices(asking).check()
+    for names in (["0"], ["0", "00"]):  # one GPU, that takes one or two jobs at a time
+        monkeypatch.setattr("replaceme.workflow.devices.visible", lambda names=names: names)
+        with pytest.raises(ReplaceMeError, match=r"models\.a\.gpus: 2 asked for, 1 visible"):
+            Devices(asking).check()
+    monkeypatch.setattr("replaceme.workflow.devices.visible", lambda: ["0", "1"])
+    Devices(asking).check()
     monkeypatch.setattr("replaceme.workflow.devices.visible", list)
     Devices(asking).check()
     with pytest.raises(ReplaceMeError, match="this machine shows no GPU"):
