@@ -22,9 +22,9 @@ GROUPS = (
 
 def use_large_pages() -> None:
     """Have torch put large tensors of the host on pages of 2 MB where Linux offers them: such memory is filled twice as
-    fast. What the user has set stays.
+    fast. What the user has set stays. To be called before torch makes a tensor, of any size.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at the first large tensor
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def free_memory(device: str, gpus: int = 1) -> int:

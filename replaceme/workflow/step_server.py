@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 
 from replaceme.core.fresh import mark
+from replaceme.core.memory import use_large_pages
 from replaceme.core.offline import set_environment
 from replaceme.workflow.step_client import LENGTH, PLAIN, VARIABLE
 
@@ -130,6 +131,7 @@ def serve(listener: socket.socket, plain: socket.socket, path: str, parent: int)
     # those are of libraries, which hold nothing that a child waits for
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     set_environment(online=True)  # libraries read it when they are imported; a child may turn the network off later
+    use_large_pages()
     try:
         server.run(parent, server.imports(plain))
     finally:

@@ -1,5 +1,6 @@
 """Steps that run as forks of the step server: they end, write and die as steps of their own process do."""
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -10,8 +11,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import large_pages
 import psutil
 import pytest
+from large_pages import FEW, needs_large_pages
 from workflow.conftest import copy_tree
 
 from replaceme.workflow import step_server
@@ -29,7 +32,17 @@ step_server.PLAIN_LIBRARIES, step_server.PRELOADED = (), ("replaceme.cli", "colo
 check.run = lambda args: (print(args.config, flush=True), time.sleep(float(args.config)))
 model.run = lambda args: print("in the server")
 verify.run = lambda args: print(args.model, fresh.is_as_imported(), "colorsys" in sys.modules)
+"""
+SERVE = """
 step_server.serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:3]), sys.argv[3], int(sys.argv[4]))
+"""
+
+
+# a library makes a tensor when it is imported, and a step a large one
+WITH_TENSORS = """
+from large_pages import faults
+step_server.PLAIN_LIBRARIES = ("makes_a_tensor",)
+check.run = lambda args: print(faults())
 """
 
 
@@ -37,6 +50,12 @@ step_server.serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:3]), sy
 def server(tmp_path, monkeypatch):
     """The path and the process of a server whose step `check` sleeps as many seconds as it is told."""
     monkeypatch.delenv(VARIABLE, raising=False)
+    with serving(tmp_path) as given:
+        yield given
+
+
+@contextlib.contextmanager
+def serving(tmp_path, more=""):
     (tmp_path / "s").mkdir()
     path = str(tmp_path / "s/socket")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as plain:
@@ -45,12 +64,14 @@ def server(tmp_path, monkeypatch):
         listener.listen()
         plain.listen()
         files = [listener.fileno(), plain.fileno()]
-        command = [sys.executable, "-c", LIGHT, *map(str, files), path, str(os.getpid())]
+        command = [sys.executable, "-c", LIGHT + more + SERVE, *map(str, files), path, str(os.getpid())]
         process = subprocess.Popen(command, pass_fds=files)
     waited(lambda: psutil.Process(process.pid).children())  # the server of checks
-    yield path, process
-    process.kill()
-    process.wait()
+    try:
+        yield path, process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def step(server, *arguments, **options):
@@ -83,6 +104,18 @@ def test_a_step_runs_in_the_server_and_ends_as_it_would(server, tmp_path):
     assert (code, out) == (1, "") and "gone.json" in err and err.startswith("replaceme: error:")
     code, _, err = ended(step(server, "check", "--nothing"))
     assert code == 2 and "--nothing" in err
+
+
+@needs_large_pages
+def test_large_tensors_of_a_step_lie_on_large_pages(tmp_path, monkeypatch):
+    """torch decides at the first tensor, which is the server's."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(large_pages.__file__).parent}")
+    (tmp_path / "makes_a_tensor.py").write_text("import torch\n\ntorch.ones(1)\n")
+    with serving(tmp_path, WITH_TENSORS) as server:
+        code, out, err = ended(step(server, "check", "0"))
+    assert code == 0 and int(out) < FEW, err
 
 
 def test_a_check_is_forked_from_a_process_with_nothing_but_plain_libraries(server, tmp_path):
