@@ -101,17 +101,16 @@ def _lock_free(names: list[str], count: int, folder: Path, step: str) -> dict[st
         descriptors = {name: os.open(folder / name.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600) for name in names}
         free = [name for name, descriptor in descriptors.items() if _lock(descriptor)]
         taken = {name: os.pread(descriptors[name], STEP_BYTES, 0) for name in names if name not in free}
-        own, held = step.encode()[:STEP_BYTES], []
-        while len(held) < count and (others := [name for name in free if devices([name]) - devices(held)]):
-            held.append(_emptiest(others, taken, own))
-        held = [name for name in names if name in held and len(held) == count]
-        for name in names:
-            if name not in held:
-                os.close(descriptors[name])
-        for name in held:
-            os.truncate(descriptors[name], 0)
-            os.pwrite(descriptors[name], own, 0)
-        return {name: descriptors[name] for name in held}
+        own = step.encode()[:STEP_BYTES]
+        chosen = _emptiest(free, taken, own)[:count]
+        held = chosen if len(chosen) == count else []
+        for name, descriptor in descriptors.items():
+            if name in held:
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, own, 0)
+            else:
+                os.close(descriptor)
+        return {name: descriptors[name] for name in names if name in held}
 
 
 @contextlib.contextmanager
@@ -133,11 +132,14 @@ def _lock(descriptor: int) -> bool:
     return False
 
 
-def _emptiest(free: list[str], taken: dict[str, bytes], step: bytes) -> str:
-    """Return the name of the device that has the fewest jobs of a step, and among those the fewest jobs."""
+def _emptiest(free: list[str], taken: dict[str, bytes], step: bytes) -> list[str]:
+    """Return a free name of each device, those of the fewest jobs of a step first, among these of the fewest jobs."""
     jobs = Counter(map(_device, taken))
     alike = Counter(_device(name) for name, other in taken.items() if other == step)
-    return min(free, key=lambda name: (alike[_device(name)], jobs[_device(name)]))
+    names: dict[str, str] = {}
+    for name in free:
+        names.setdefault(_device(name), name)
+    return [names[device] for device in sorted(names, key=lambda device: (alike[device], jobs[device]))]
 
 
 def main(arguments: list[str]) -> None:

@@ -187,12 +187,12 @@ def test_a_job_never_has_a_device_by_two_names(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,00,000,1")
     assert run(2, SHOW)[1] == "0,1"
     assert run(3, SHOW)[2].startswith("3 GPU(s) asked for, 2 visible")
-    second = holder(1), holder(1)  # 0 and 1
+    on_0, on_1 = holder(1), holder(1)
     job = start(2, SHOW)
     assert job.stderr.readline() == "waiting for 2 of 4 GPU(s) in use by other jobs\n"
-    kill(second[1])
+    kill(on_1)
     assert job.communicate(timeout=30)[0] == "00,1\n"
-    kill(second[0])
+    kill(on_0)
 
 
 @pytest.mark.parametrize(
